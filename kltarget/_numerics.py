@@ -1,0 +1,107 @@
+"""Log-space helpers shared by the closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def expm1_ratio(x: Array) -> Array:
+    """``(exp(x) − 1)/x``, equal to 1 at 0 and smooth through it."""
+    small = jnp.abs(x) < 1e-2
+    y = jnp.where(small, jnp.ones_like(x), x)
+    series = 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
+    return jnp.where(small, series, jnp.expm1(y) / y)
+
+
+def log1p_ratio(x: Array) -> Array:
+    """``log(1 + x)/x``, equal to 1 at 0 and smooth through it; NaN below −1."""
+    small = jnp.abs(x) < 1e-2
+    y = jnp.where(small, jnp.ones_like(x), x)
+    z = jnp.where(small, x, jnp.zeros_like(x))
+    series = jnp.zeros_like(x)
+    for k in range(9, 0, -1):
+        series = 1 / k - z * series
+    return jnp.where(small, series, jnp.log1p(y) / y)
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum of two floats and its rounding error, so that ``a + b = s + e`` exactly.
+
+    The error is reported as 0 where the sum is not finite.
+    """
+    s = a + b
+    t = s - a
+    e = (a - (s - t)) + (b - t)
+    return s, jnp.where(jnp.isfinite(s), e, jnp.zeros_like(e))
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    """Halves of ``x`` with so few bits each that their products are exact."""
+    kept, integer = (12, jnp.uint32) if x.dtype == jnp.float32 else (27, jnp.uint64)
+    mask = jnp.array((1 << x.dtype.itemsize * 8) - (1 << kept), integer)
+    high = lax.bitcast_convert_type(lax.bitcast_convert_type(x, integer) & mask, x.dtype)
+    return high, x - high
+
+
+def divide_exactly(a: Array, a_low: Array, b: Array) -> tuple[Array, Array]:
+    """The quotient ``(a + a_low)/b`` as a rounded float and a correction to it.
+
+    The remainder ``a − q·b`` is formed without error from split products, which gives the quotient
+    about twice the precision of its type. ``a_low`` must be small against ``a``.
+    """
+    q = a / b
+    qh, ql = _split(q)
+    bh, bl = _split(b)
+    remainder = ((a - qh * bh) - qh * bl - ql * bh) - ql * bl
+    low = (remainder + a_low) / b
+    return q, jnp.where(jnp.isfinite(low) & jnp.isfinite(q), low, jnp.zeros_like(low))
+
+
+def paired_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Sums of two arrays over the last axis, keeping it, in one pass over memory.
+
+    XLA fuses and vectorises one elementwise result per loop, and its variadic reductions run
+    several times slower and accumulate one by one. A complex number is one result with two parts,
+    and XLA sums it in blocks.
+    """
+    total = lax.complex(a, b).sum(-1, keepdims=True)
+    return total.real, total.imag
+
+
+def safe_exp_product(x: Array, log_weight: Array) -> Array:
+    """``exp(log_weight)·x`` with 0 where the weight is 0, whatever ``x`` is."""
+    present = log_weight > -jnp.inf
+    x = jnp.where(present, x, jnp.zeros_like(x))
+    return jnp.where(present, jnp.exp(log_weight) * x, jnp.zeros_like(x))
+
+
+def working_dtype(dtype: Any) -> Any:
+    """The type to compute in: 16-bit inputs are computed in float32."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widest(*dtypes: Any) -> Any:
+    """The float type that holds all of ``dtypes``, whatever promotion the user has configured."""
+    result = jnp.dtype(dtypes[0])
+    for dtype in map(jnp.dtype, dtypes[1:]):
+        bits, most = jnp.finfo(dtype).bits, jnp.finfo(result).bits
+        if bits == most and dtype != result:  # float16 and bfloat16
+            result = jnp.dtype(jnp.float32)
+        elif bits > most:
+            result = dtype
+    return result
+
+
+def as_float(x: object) -> Float[Array, "..."]:
+    """A JAX array of floating type: integers and booleans become the default float."""
+    array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jax.dtypes.float0:
+        raise TypeError(f"expected real numbers, got dtype {array.dtype}")
+    return array.astype(jnp.result_type(float))
