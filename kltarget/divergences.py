@@ -125,7 +125,10 @@ class Divergence(abc.ABC):
         return safe_exp_product(self.f(u) - self.f(u_star) - step, log_q)
 
     _stiff: ClassVar[bool] = True
-    """Whether a change of ``log u_max`` moves other outcomes' ``log u`` by more than itself."""
+    """Whether a change of ``log u_max`` may move other outcomes' ``log u`` by more than itself."""
+
+    _truncates: ClassVar[bool] = True
+    """Whether ``f′(0)`` may be finite, so that the target may be exactly 0 on its support."""
 
     def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
         """``log u`` at an outcome, from that of the best one.
@@ -146,6 +149,15 @@ class Divergence(abc.ABC):
         log_u = jnp.where(v == 0, jnp.broadcast_to(log_u_max, log_u.shape), log_u)
         rho = jnp.exp(self._log_elasticity(log_u) - self._log_elasticity(log_u_max))
         return log_u, jnp.where(jnp.isneginf(log_u), jnp.zeros_like(rho), rho)
+
+    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
+        """``u`` and its logarithmic derivative as in ``_log_ratio``, by the shortest way.
+
+        For steps on the way to a root at moderate ``u_max``, where speed counts and neither
+        overflow nor cancellation threatens.
+        """
+        log_u, rho = self._log_ratio(log_u_max, v)
+        return jnp.exp(log_u), rho
 
     def _f_prime_at(self, log_u: Array) -> Array:
         """``f′(u)`` from ``log u``, also where ``u`` overflows."""
@@ -311,6 +323,10 @@ class _Power(Divergence):
     def _stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _is_array(self._gamma) or self._gamma > 0
 
+    @property
+    def _truncates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stiff
+
     def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
         gamma, scale = self._gamma, self._scale
         if _is_array(scale) or scale != 1:
@@ -323,6 +339,18 @@ class _Power(Divergence):
         far = _log_power(jnp.where(below, gamma, -jnp.ones_like(gamma)), log_u_max, v, v_low)
         near = _log1p_power(jnp.where(below, jnp.ones_like(gamma), gamma), log_u_max, v, v_low)
         return jnp.where(below, far[0], near[0]), jnp.where(below, far[1], near[1])
+
+    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
+        gamma = self._gamma
+        powers = {-2: lax.rsqrt, -1: lambda z: 1 / z, -0.5: lambda z: 1 / (z * z), 1: lambda z: z}
+        if _is_array(gamma) or _is_array(self._scale) or gamma not in powers:
+            return super()._ratio(log_u_max, v)
+        t = jnp.exp(gamma * log_u_max)
+        z = t + (gamma / self._scale) * v
+        if gamma < 0:
+            return powers[gamma](z), t / z
+        u = jnp.maximum(z, 0)
+        return u, jnp.where(u > 0, t / jnp.where(u > 0, u, jnp.ones_like(u)), jnp.zeros_like(u))
 
     def _log_elasticity(self, log_u: Array) -> Array:
         gamma = jnp.asarray(self._gamma, log_u.dtype)
@@ -365,7 +393,10 @@ def _log1p_power(gamma: Any, log_u_max: Array, v: Array, v_low: Array | float) -
     s = jnp.where(huge, jnp.zeros_like(v), _add(s_max, v, v_low))
     inside = (1 + gamma * s > 0) & (v > -jnp.inf)
     s = jnp.where(inside, s, jnp.zeros_like(s))
-    log_u = s * log1p_ratio(gamma * s)
+    if isinstance(gamma, (int, float)) and gamma > 0.5:
+        log_u = jnp.log(1 + gamma * s) / gamma
+    else:
+        log_u = s * log1p_ratio(gamma * s)
     log_u = jnp.where((v == 0) | huge, log_u_max, log_u)
     rho = jnp.where(huge, jnp.ones_like(s), jnp.exp(x) / (1 + gamma * s))
     outside = ~inside & ~(huge & (v > -jnp.inf))
@@ -401,7 +432,7 @@ def _alpha_generator(alpha: Array, y: Array, log_q: Array | None = None) -> Arra
         polynomials.append(1 + alpha * polynomials[-1])
     series = jnp.zeros_like(x)
     for k in range(13, 1, -1):
-        series = polynomials[k - 2] / math.factorial(k) + x * series
+        series = polynomials[k - 2] / float(math.factorial(k)) + x * series
     return jnp.where(small, jnp.exp(q) * x * x * series, closed)
 
 
@@ -659,6 +690,7 @@ class JensenShannon(Divergence):
         )
 
     _stiff: ClassVar[bool] = False
+    _truncates: ClassVar[bool] = False
 
     def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
         del v_low
@@ -667,6 +699,10 @@ class JensenShannon(Divergence):
         gap = jnp.where(tied, jnp.ones_like(v), jnp.log1p(inverse) - v)
         log_u = jnp.where(tied, log_u_max, -gap - jnp.log(-jnp.expm1(-gap)))
         return log_u, (inverse + jnp.exp(log_u - log_u_max)) / (inverse + 1)
+
+    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
+        u = 1 / jnp.expm1(jnp.log1p(jnp.exp(-log_u_max)) - v)
+        return u, (1 + u) * (1 / (1 + jnp.exp(log_u_max)))
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
@@ -697,6 +733,7 @@ class ChiSquaredKL(Divergence):
     """
 
     name: ClassVar[str] = "χ² + KL"
+    _truncates: ClassVar[bool] = False
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -740,9 +777,14 @@ class ChiSquaredKL(Divergence):
         s = _add(u_max + log_u_max, v, v_low)
         s = jnp.where((v == 0) | overflow, jnp.zeros_like(v), s)
         log_u = jnp.where((v == 0) | overflow, log_u_max, _log_lambert(s))
-        return log_u, (jnp.exp(-log_u_max) + 1) / (
-            jnp.exp(-log_u_max) + jnp.exp(log_u - log_u_max)
-        )
+        inverse = jnp.exp(-log_u_max)
+        rho = (inverse + 1) / (inverse + jnp.exp(log_u - log_u_max))
+        return log_u, jnp.where(log_u > -jnp.inf, rho, jnp.zeros_like(rho))
+
+    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
+        u_max = jnp.exp(log_u_max)
+        u = _lambert(u_max + log_u_max + v, 1 if v.dtype == jnp.float32 else 2)
+        return u, (1 + u_max) / (1 + u)
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return -jnp.logaddexp(log_u, jnp.zeros_like(log_u))
@@ -753,16 +795,30 @@ class ChiSquaredKL(Divergence):
         return (u - u_max) + (jnp.log(u) - log_u_max)
 
 
+def _lambert(s: Array, steps: int) -> Array:
+    """``W(e^s)``, the ``w`` with ``w + log w = s``; 0 where it underflows."""
+    low = s < 1
+    x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
+    high = jnp.where(low, jnp.ones_like(s), s)
+    log_high = jnp.log(high)
+    pade = x * (1 + (4 / 3) * x) / (1 + (7 / 3) * x + (5 / 6) * x * x)
+    w = jnp.where(low, pade, high - log_high + log_high / high)
+    w = jnp.maximum(w, jnp.finfo(s.dtype).tiny)
+    for _ in range(steps):
+        # Fritsch, Shafer and Crowley's step, of fourth order: the start's 8 % become 3e-7, then 0.
+        z = s - w - jnp.log(w)
+        a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
+        w = w * (1 + z / (1 + w) * (a - z) / (a - 2 * z))
+    return w
+
+
 def _log_lambert(s: Array) -> Array:
     """``log W(e^s)``, the ``x`` with ``e^x + x = s``."""
-    far = s < -40.0
-    safe = jnp.where(far | jnp.isinf(s), jnp.zeros_like(s), s)
-    # Both starts lie right of the root, from where Newton's steps on a convex function are monotone.
-    x = jnp.where(safe > 1, jnp.log(jnp.maximum(safe, 1)), safe)
-    for _ in range(6):
-        e = jnp.exp(x)
-        x = x - (e + x - safe) / (e + 1)
-    return jnp.where(far, s, jnp.where(jnp.isposinf(s), s, x))
+    near = (s > -20.0) & (s < jnp.inf)
+    w = _lambert(jnp.where(near, s, jnp.zeros_like(s)), 2)
+    # log w loses digits around w = 1, s − w around large w
+    log_w = jnp.where(w < 0.5, jnp.where(near, s, jnp.zeros_like(s)) - w, jnp.log(w))
+    return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
 
 
 @jax.tree_util.register_dataclass
@@ -821,8 +877,8 @@ class FDivergence(Divergence):
         f: a convex function of the density ratio ``u ≥ 0`` with ``f(1) = 0``, written with
             ``jax.numpy``, elementwise; its value at 0 is what a lost outcome costs.
         f_prime_inverse: ``(f′)⁻¹`` elementwise, on arguments between ``f′(0)`` and ``f′(∞)``.
-        slope_at_infinity: ``f′(∞)``. By default read off ``f′`` at large ``u``: the last value if
-            ``f′`` has stopped growing there, else ``inf``.
+        slope_at_infinity: ``f′(∞)``. By default read off ``f′`` at large ``u``: its limit if ``f′``
+            settles there or approaches it at least as fast as ``u^{−1/5}``, else ``inf``.
         name: how reports call it.
 
     Raises:
@@ -907,9 +963,16 @@ class FDivergence(Divergence):
         if self.slope is not None:
             return jnp.asarray(float(self.slope))
         with jax.ensure_compile_time_eval():
-            before, last = (float(self.f_prime(jnp.asarray(x))) for x in (2.0**18, 2.0**20))
-        settled = abs(last - before) <= 1e-4 * max(abs(last), 1e-3)
-        return jnp.asarray(last if settled else float("inf"))
+            first, before, last = (
+                float(self.f_prime(jnp.asarray(x))) for x in (2.0**16, 2.0**18, 2.0**20)
+            )
+        if abs(last - before) <= 1e-4 * max(abs(last), 1e-3):
+            return jnp.asarray(last)
+        # f′ of a power law approaches its limit by steps in a fixed ratio below 1; the logarithm,
+        # which has none, by equal steps.
+        ratio = (last - before) / (before - first)
+        limit = last + (last - before) * ratio / (1 - ratio) if ratio < 0.8 else float("inf")
+        return jnp.asarray(limit)
 
 
 def _elementwise_derivative(f: Callable[[Array], Array]) -> Callable[[Array], Array]:

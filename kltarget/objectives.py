@@ -125,6 +125,10 @@ class Objective:
             ) from None
         if not _traced(self.reward, self.log_ref, self.beta):
             self._check_values()
+            object.__setattr__(self, "_validated", True)
+
+    # Whether the values were seen and found good; an objective rebuilt from leaves starts over.
+    _validated = False
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,52 @@
+"""What ``solve`` has to say about a row."""
+
+from __future__ import annotations
+
+import enum
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+__all__ = ["FAILURES", "Status"]
+
+
+class Status(enum.IntFlag):
+    """What :func:`kltarget.solve` has to say about a row: three remarks, then the failures.
+
+    Example:
+        >>> import kltarget as kt
+        >>> kt.Status(5)
+        <Status.CONDENSED|NOT_UNIQUE: 5>
+    """
+
+    OK = 0
+    CONDENSED = 1
+    """Part of the target stands on outcomes without reference mass."""
+    TRUNCATED = 2
+    """The target is exactly 0 on outcomes that have reference mass and a finite reward."""
+    NOT_UNIQUE = 4
+    """Tied outcomes share a mass of which only the total is determined."""
+    NOT_CONVERGED = 16
+    """The root of the multiplier was not found to the accuracy of the dtype."""
+    INVALID_BETA = 32
+    """beta is not above 0 and finite."""
+    INVALID_REWARD = 64
+    """A reward is NaN or +inf."""
+    INVALID_REFERENCE = 128
+    """The reference is NaN or its masses do not sum to one."""
+    EMPTY_SUPPORT = 256
+    """No outcome has both a finite reward and reference mass."""
+
+
+FAILURES = int(
+    Status.NOT_CONVERGED
+    | Status.INVALID_BETA
+    | Status.INVALID_REWARD
+    | Status.INVALID_REFERENCE
+    | Status.EMPTY_SUPPORT
+)
+
+
+def flag(condition: Array, status: Status) -> Array:
+    """``status`` as an integer where the condition holds, else 0."""
+    return jnp.where(condition, jnp.int32(int(status)), jnp.int32(0))
