@@ -10,6 +10,7 @@ the equation into ``Σ π_ref u(ℓ, v) = 1`` with ``v = (r − r_max)/β``, inc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kltarget._coordinates import Coordinate, coordinate
 from kltarget._numerics import divide_exactly, paired_sum, two_sum
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.status import FAILURES, Status, flag
@@ -173,11 +175,39 @@ def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
 def _root(
     divergence: Divergence, reward: Array, log_ref: Array, beta: Array, highest: Array
 ) -> Solution:
-    eps = float(jnp.finfo(reward.dtype).eps)
+    """The coordinate of the best outcome at which ``Σπ = 1``, and the target there."""
+    gamma = getattr(divergence, "_gamma", 0.0)
+    if not isinstance(gamma, jax.Array):
+        return _search(coordinate(divergence), reward, log_ref, beta, highest)
+    # A swept α may lie on either side of reverse KL, where the two coordinates meet.
+    below = jnp.broadcast_to(gamma < 0, beta.shape)
+
+    def side(is_below: bool) -> Callable[[], Solution]:
+        chosen = coordinate(divergence, below=is_below)
+        beyond = jnp.full_like(gamma, -1.0) if is_below else jnp.zeros_like(gamma)
+        chosen = dataclasses.replace(chosen, gamma=jnp.where((gamma < 0) == is_below, gamma, beyond))
+        return lambda: _search(chosen, reward, log_ref, beta, highest)
+
+    def both() -> Solution:
+        one, other = side(True)(), side(False)()
+        return Solution(*(jnp.where(below, x, y) for x, y in zip(one, other, strict=True)))
+
+    def not_all_below() -> Solution:
+        return lax.cond(jnp.any(below), both, side(False))
+
+    return lax.cond(jnp.all(below), side(True), not_all_below)
+
+
+def _search(
+    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
+) -> Solution:
+    divergence, by_slope = levels.divergence, levels.by_slope
+    finfo = jnp.finfo(reward.dtype)
+    eps = float(finfo.eps)
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
-    stiff = divergence._stiff
     minus_inf = jnp.full_like(log_ref, -jnp.inf)
+    zero = jnp.zeros_like(beta)
 
     def best_refs(best: Array) -> Array:
         return jnp.where((reward - best) / beta >= 0, log_ref, minus_inf)
@@ -199,143 +229,171 @@ def _root(
     )
     empty = jnp.isneginf(best)
 
-    def log_best(log_u_max: Array) -> Array:
-        return (pivot + log_u_max) + log_ties
+    def log_best(at: Array) -> tuple[Array, Array]:
+        """Log target mass of the best outcomes, and its derivative; large parts cancel first."""
+        log_u, rate = levels.place(at, 0.0, zero, 0.0)
+        return (pivot + log_u) + log_ties, rate
 
     def gaps() -> tuple[Array, Array | float]:
         # Better outcomes without reference mass are clipped to 0: their mass below is 0 anyway.
-        if not stiff:
+        if not by_slope:
             return jnp.minimum((reward - best) / beta, 0), 0.0
         v, v_low = _scaled_gaps(reward, best, beta)
         return jnp.minimum(v, 0), v_low
 
-    def rise(log_u_max: Array) -> Array:
-        """How much a relative change of ℓ may be magnified in another outcome's ``log u``."""
-        if not stiff:
-            return jnp.ones_like(log_u_max)
-        lift = divergence._f_prime_at(log_u_max) - divergence._f_prime_at(jnp.zeros_like(log_u_max))
-        return lift * jnp.exp(divergence._log_elasticity(jnp.zeros_like(log_u_max)))
-
-    def rest(log_u_max: Array) -> tuple[Array, Array]:
-        """Target mass on all but the best outcomes, and its derivative in ``log_u_max``."""
+    def rest(at: Array, at_low: Array) -> tuple[Array, Array]:
+        """Target mass on all but the best outcomes, and its derivative in the coordinate."""
 
         def fast() -> tuple[Array, Array]:
             v = jnp.minimum((reward - best) / beta, 0)
-            u, rho = divergence._ratio(log_u_max, v)
+            u, rate = levels.quick(at, v)
             mass = jnp.where(v < 0, jnp.exp(log_ref) * u, jnp.zeros_like(v))
-            return paired_sum(mass, mass * rho)
+            return paired_sum(mass, mass * rate)
 
         def careful() -> tuple[Array, Array]:
             v, v_low = gaps()
-            log_u, rho = divergence._log_ratio(log_u_max, v, v_low)
+            log_u, rate = levels.place(at, at_low, v, v_low)
             mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), jnp.zeros_like(v))
-            return paired_sum(mass, mass * rho)
+            return paired_sum(mass, mass * rate)
 
-        easy = (log_u_max <= -_COMFORTABLE) & (rise(log_u_max) <= 0.3 / eps**0.5)
+        easy = at <= (0.3 / eps**0.5 if by_slope else -_COMFORTABLE)
         return lax.cond(jnp.all(easy), fast, careful)
 
-    # Where the reference lacks a better outcome, ℓ cannot rise above the point at which that
-    # outcome's density ratio is infinite.
-    beyond = (highest > best) & (divergence.slope_at_infinity < jnp.inf)
-    v_out = jnp.where(beyond, (best - highest) / beta, -jnp.ones_like(best))
-    infinite = jnp.full_like(best, jnp.inf)
-    cap = jnp.where(beyond, divergence._log_ratio(infinite, v_out)[0], infinite)
-    high = 0.5 - (pivot + log_ties)  # a little beyond the root, so that no root lies on an end
-    capped = cap <= high
-    high = jnp.where(capped, cap, high)
-    low = jnp.full_like(high, -1.0)
-    low = jnp.minimum(low, high - 1)
-    zero = jnp.zeros_like(best)
-    start = jnp.where(capped, cap, zero)
-    if not stiff:
-        # The first guess: the others as one outcome at their mean distance.
-        mean_gap = jnp.minimum((reward - best) / beta, 0).mean(-1, keepdims=True)
-        log_u, rho = divergence._log_ratio(zero, mean_gap)
-        others = jnp.maximum(1 - jnp.exp(log_best(zero)), 0) * jnp.exp(log_u)
-        guess = _next(divergence, log_best(zero), zero, others, others * rho, low, high, tol=0.0)
-        start = jnp.where(capped | ~jnp.isfinite(guess), start, guess)
+    bottom, top = _bracket(levels, reward, log_ref, beta, best, pivot + log_ties)
+    # Where the reference lacks a better outcome, log u_max cannot rise above the point at which
+    # that outcome's density ratio is infinite.
+    capped = jnp.zeros(best.shape, bool)
+    if not by_slope:
+        beyond = (highest > best) & (divergence.slope_at_infinity < jnp.inf)
+        v_out = jnp.where(beyond, (best - highest) / beta, -jnp.ones_like(best))
+        cap, _ = levels.place(jnp.full_like(best, jnp.inf), 0.0, v_out, 0.0)
+        capped = beyond & (cap <= top)
+        top = jnp.where(capped, cap, top)
+        bottom = jnp.minimum(bottom, top - 1)
 
-    def evaluate(state: _Search) -> _Search:
-        mass, slope = rest(state.at)
-        log_top = log_best(state.at)
-        total = mass + jnp.exp(log_top)
-        short = total < 1
-        low = jnp.where(short, state.at, state.low)
-        high = jnp.where(short, state.high, state.at)
-        condensed = (state.steps == 0) & capped & short
-        step = _next(divergence, log_top, state.at, mass, slope, low, high, tol)
-        # At a kink (truncation) the model's steps can swing forever; bisection ends that.
-        swings = jnp.abs(step) > 0.5 * jnp.abs(state.step)
-        swings = swings & (jnp.abs(step) > tol) & (state.steps > 1)
-        step = jnp.where(swings, 0.5 * (low + high) - state.at, step)
-        step = jnp.where(condensed, jnp.zeros_like(step), step)
-        closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
-        done = condensed | (jnp.abs(step) <= tol) | closed
-        condensed = condensed | state.condensed
-        return _Search(state.at, step, low, high, total, done, condensed, state.steps + 1)
+    # The first guess: the others as one outcome at their mean distance.
+    mean_gap = jnp.minimum((reward - best) / beta, 0).mean(-1, keepdims=True)
+    log_others = jnp.log(jnp.maximum(1 - jnp.exp(pivot + log_ties), 0))
+    far = jnp.isfinite(mean_gap) & (mean_gap < 0)
+    guess, _ = _two_level(
+        levels,
+        zero,
+        pivot + log_ties,
+        jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf)),
+        jnp.where(far, mean_gap, -jnp.ones_like(zero)),
+        jnp.full_like(zero, jnp.nan),
+        bottom,
+        top,
+    )
+    start = jnp.where(capped, top, guess)
 
     def advance(state: _Search) -> _Search:
-        # Rows that are done stay where they are: another evaluation there changes nothing.
-        after = evaluate(
-            dataclasses.replace(state, at=jnp.where(state.done, state.at, state.at + state.step))
-        )
+        at, at_low = two_sum(state.at, state.at_low + state.step)
+        mass, slope = rest(at, at_low)
+        log_top, _ = log_best(at)
+        total = mass + jnp.exp(log_top)
+        short = total < 1
+        low = jnp.where(short, at, state.low)
+        high = jnp.where(short, state.high, at)
+        condensed = (state.steps == 0) & capped & short
+        step, newton = _next(levels, log_top, at, mass, slope, low, high)
+        off = jnp.abs(jnp.log(total))
+        near = (off <= tol) | (jnp.abs(newton) <= tol if not by_slope else off <= tol)
+        # At a kink (truncation) the model's steps can swing forever; bisection ends that.
+        swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
+        step = jnp.where(swings, _between(low, high, by_slope) - at, step)
+        step = jnp.where(near, newton, step)
+        step = jnp.where(condensed, zero, step)
+        closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
+        done = condensed | near | closed
+        condensed = condensed | state.condensed
+        after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
+        # Rows that are done stay where they are.
         return jax.tree.map(
             lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new, after, state
         )
 
     no = jnp.zeros(best.shape, bool)
-    idle = empty | ~(highest < jnp.inf) | ~(beta > 0)
-    state = _Search(start, zero, low, high, zero, idle, no, jnp.int32(0))
+    overwhelmed = ~(top < finfo.max)
+    idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
+    state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
     state = lax.while_loop(lambda s: jnp.any(~s.done) & (s.steps < _MAX_STEPS), advance, state)
+    at, at_low = two_sum(state.at, state.at_low + state.step)
 
-    log_u_max, low_part = two_sum(state.at, state.step)
-
-    def place() -> tuple[Array, Array]:
+    def place(at: Array, at_low: Array) -> tuple[Array, Array]:
         v, v_low = gaps()
-        log_u, rho = divergence._log_ratio(log_u_max, v, v_low)
-        return (log_ref + log_u) + rho * low_part, rho
+        log_u, rate = levels.place(at, at_low, v, v_low)
+        log_probs = log_ref + log_u
+        return (log_probs if by_slope else log_probs + rate * at_low), rate
 
-    def last_step() -> Array:
-        # Rounding of ℓ itself, magnified in the others: one more step from the values as rounded.
-        log_probs, rho = place()
+    if by_slope:
+        # The last step, from all digits of the slopes.
+        log_probs, rate = place(at, at_low)
         probs = jnp.exp(log_probs)
-        total, slope = paired_sum(probs, probs * rho)
-        return jnp.where(state.condensed, zero, -jnp.log(total) * total / slope)
-
-    log_probs, rho = place()
-    if stiff:
-        moved = lax.cond(jnp.any(rise(log_u_max) > 8), last_step, lambda: zero)
-        log_probs = log_probs + jnp.log(1 + jnp.maximum(rho * moved, -0.5))
+        total, slope = paired_sum(probs, probs * rate)
+        at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
+    log_probs, _ = place(at, at_low)
+    if by_slope:
+        # The reference mass of all usable outcomes is so small that rewards count for nothing.
+        usable = jnp.where(reward > -jnp.inf, log_ref, minus_inf)
+        restricted = lax.cond(
+            jnp.any(overwhelmed),
+            lambda: usable - jax.nn.logsumexp(usable, axis=-1, keepdims=True),
+            lambda: log_ref,
+        )
+        log_probs = jnp.where(overwhelmed, restricted, log_probs)
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)
         return atoms.sum(-1, keepdims=True).astype(reward.dtype)
 
-    count = lax.cond(jnp.any(state.condensed), count_atoms, lambda: jnp.ones_like(best))
-    missing = jnp.where(state.condensed, 1 - state.total, jnp.ones_like(best))
-    log_atom = jnp.log(missing) - jnp.log(count)
-    atoms = state.condensed & (reward == highest) & jnp.isneginf(log_ref)
-    log_probs = jnp.where(atoms, jnp.broadcast_to(log_atom, log_probs.shape), log_probs)
-
-    truncated = jnp.zeros(best.shape, bool)
-    if divergence._truncates:
+    slope_of_best = divergence._f_prime_at(at) if not by_slope else (
+        (at + at_low) + divergence._f_prime_at(zero)
+    )
+    multiplier = best - beta * slope_of_best
+    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
+    if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
-        truncated = _anywhere(lost)
-    slope = jnp.asarray(divergence.slope_at_infinity, reward.dtype)
-    slope = jnp.where(slope < jnp.inf, slope, jnp.zeros_like(slope))
-    multiplier = jnp.where(
-        state.condensed,
-        highest - beta * slope,
-        best - beta * divergence._f_prime_at(log_u_max),
-    )
-    status = (
-        flag(empty, Status.EMPTY_SUPPORT)
-        | flag(state.condensed, Status.CONDENSED)
-        | flag(state.condensed & (count > 1), Status.NOT_UNIQUE)
-        | flag(truncated, Status.TRUNCATED)
-        | flag(~state.done, Status.NOT_CONVERGED)
-    )
+        status = status | flag(_anywhere(lost), Status.TRUNCATED)
+    else:
+        count = lax.cond(jnp.any(state.condensed), count_atoms, lambda: jnp.ones_like(best))
+        missing = jnp.where(state.condensed, 1 - state.total, jnp.ones_like(best))
+        log_atom = jnp.log(missing) - jnp.log(count)
+        atoms = state.condensed & (reward == highest) & jnp.isneginf(log_ref)
+        log_probs = jnp.where(atoms, jnp.broadcast_to(log_atom, log_probs.shape), log_probs)
+        slope = jnp.asarray(divergence.slope_at_infinity, reward.dtype)
+        slope = jnp.where(slope < jnp.inf, slope, jnp.zeros_like(slope))
+        multiplier = jnp.where(state.condensed, highest - beta * slope, multiplier)
+        status = (
+            status
+            | flag(state.condensed, Status.CONDENSED)
+            | flag(state.condensed & (count > 1), Status.NOT_UNIQUE)
+        )
     return Solution(log_probs, multiplier, status)
+
+
+def _bracket(
+    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, best: Array, log_m: Array
+) -> tuple[Array, Array]:
+    """Coordinates below and above the root, strictly."""
+    if not levels.by_slope:
+        return jnp.full_like(log_m, -1.0), 0.5 - log_m
+    # Any single outcome bounds the root: its own probability cannot exceed 1. The best one does so
+    # at −log m, the one the reference holds likeliest often much lower.
+    usable = jnp.where(reward > -jnp.inf, log_ref, jnp.full_like(log_ref, -jnp.inf))
+    likeliest = jnp.argmax(usable, axis=-1, keepdims=True)
+    v = (jnp.take_along_axis(reward, likeliest, -1) - best) / beta
+    other = levels.of(-jnp.take_along_axis(usable, likeliest, -1)) - v
+    bound = jnp.fmin(levels.of(-log_m), other)
+    return jnp.full_like(log_m, -1.0), 1 + 1.01 * jnp.maximum(bound, 0)
+
+
+def _between(low: Array, high: Array, by_slope: bool) -> Array:
+    if not by_slope:
+        return 0.5 * (low + high)
+    # Slopes span hundreds of orders of magnitude: halve their logarithms.
+    shift = 2.0
+    return jnp.exp(0.5 * (jnp.log(low + shift) + jnp.log(high + shift))) - shift
 
 
 _MAX_STEPS = 100
@@ -346,6 +404,7 @@ _MAX_STEPS = 100
 @dataclasses.dataclass(frozen=True)
 class _Search:
     at: Array
+    at_low: Array
     step: Array
     low: Array
     high: Array
@@ -356,57 +415,94 @@ class _Search:
 
 
 def _next(
-    divergence: Divergence,
+    levels: Coordinate,
     log_top: Array,
     at: Array,
     mass: Array,
     slope: Array,
     low: Array,
     high: Array,
-    tol: float,
-) -> Array:
-    """The step from ``at`` to the root of a two-level model of the equation.
+) -> tuple[Array, Array]:
+    """The step from ``at`` to the root of a two-level model of the equation, and Newton's step.
 
     The best outcomes are exact in the model; the others act as one outcome, whose mass and distance
     match the value and the slope found at ``at``. For two reward levels (verifiable rewards) the
     model is the problem itself. Outside the bracket the step falls back to bisection.
     """
     present = mass > 0
-    log_mass = jnp.log(jnp.where(present, mass, jnp.ones_like(mass)))
-    rho = jnp.where(present, slope / jnp.where(present, mass, jnp.ones_like(mass)), 1 + 0 * mass)
-    v = divergence._gap(at, rho)
-    level = divergence._log_ratio(at, v)[0]
-    fits = jnp.isfinite(v) & jnp.isfinite(level) & (v < 0) & present
-    safe_v = jnp.where(fits, v, -jnp.ones_like(v))
-    base = jnp.where(fits, level, jnp.zeros_like(level))
+    some = jnp.where(present, mass, jnp.ones_like(mass))
+    rate = jnp.where(present, slope / some, jnp.ones_like(mass))
+    v = levels.gap(at, rate)
+    level, _ = levels.place(at, 0.0, v, 0.0)
+    fits = jnp.isfinite(v) & jnp.isfinite(level) & (v < 0)
+    log_weight = jnp.log(some) - jnp.where(fits, level, jnp.zeros_like(level))
+    return _two_level(
+        levels,
+        at,
+        log_top,
+        jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf)),
+        jnp.where(fits, v, -jnp.ones_like(v)),
+        jnp.where(fits, jnp.full_like(rate, jnp.nan), rate),
+        low,
+        high,
+    )
+
+
+def _two_level(
+    levels: Coordinate,
+    at: Array,
+    log_top: Array,
+    log_weight: Array,
+    v: Array,
+    power: Array,
+    low: Array,
+    high: Array,
+) -> tuple[Array, Array]:
+    """The step from ``at`` to where two levels have total mass 1, and Newton's first step.
+
+    One level is the best outcomes, of log-mass ``log_top`` at ``at``; the other lies at the gap
+    ``v`` and has the reference mass ``log_weight``, or, where ``power`` is not NaN, grows
+    exponentially with the coordinate at that rate.
+    """
+    zero = jnp.zeros_like(at)
+    lawful = ~jnp.isnan(power)
+    exponent = jnp.where(lawful, power, zero)
+    log_u_at, _ = levels.place(at, 0.0, zero, 0.0)
 
     def total_at(step: Array) -> tuple[Array, Array]:
-        """Logarithm of the model's total mass after a step, and its derivative."""
-        log_u, local = divergence._log_ratio(at + step, safe_v)
-        # without such a level: a power law of the same slope
-        log_u = jnp.where(fits, log_u - base, rho * step)
-        local = jnp.where(fits, local, rho)
-        log_rest = jnp.where(present, log_mass + log_u, jnp.full_like(log_u, -jnp.inf))
-        log_total = jnp.logaddexp(log_top + step, log_rest)
+        """Logarithm of the total mass after a step, and its derivative."""
+        to = at + step
+        if levels.by_slope:
+            log_u_max, own = levels.place(to, 0.0, zero, 0.0)
+            log_best = log_top + (log_u_max - log_u_at)
+        else:
+            log_best, own = log_top + step, jnp.ones_like(step)
+        log_u, local = levels.place(to, 0.0, v, 0.0)
+        log_u = jnp.where(lawful, exponent * step, log_u)
+        local = jnp.where(lawful, exponent, local)
+        log_rest = jnp.where(log_weight > -jnp.inf, log_weight + log_u, log_weight)
+        log_total = jnp.logaddexp(log_best, log_rest)
         share = jnp.exp(log_rest - log_total)
-        return log_total, 1 - share + jnp.where(share > 0, share * local, jnp.zeros_like(share))
+        return log_total, (1 - share) * own + jnp.where(share > 0, share * local, zero)
 
     def improve(_: int, search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, low, high = search
         log_total, local = total_at(step)
         low, high = jnp.where(log_total < 0, step, low), jnp.where(log_total < 0, high, step)
-        newton = step - log_total / local
-        inside = ((newton >= low) & (newton <= high)) | (log_total == 0)
-        return jnp.where(inside, newton, 0.5 * (low + high)), low, high
+        # Where mass is proportional to a power of the coordinate, the mass itself is nearly linear.
+        newton = step - (jnp.expm1(jnp.minimum(log_total, 30.0)) if levels.by_slope else log_total) / (
+            local * (jnp.exp(jnp.minimum(log_total, 30.0)) if levels.by_slope else 1)
+        )
+        inside = ((newton > low) & (newton < high)) | (log_total == 0)
+        middle = _between(at + low, at + high, levels.by_slope) - at
+        return jnp.where(inside, newton, middle), low, high
 
-    below, above = low - at, high - at
-    zero = jnp.zeros_like(at)
-    step, _, _ = lax.fori_loop(0, _MODEL_STEPS, improve, (zero, below, above))
     log_total, local = total_at(zero)
-    newton = -log_total / local
+    below, above = low - at, high - at
+    step, _, _ = lax.fori_loop(0, _MODEL_STEPS, improve, (zero, below, above))
     inside = (step > below) & (step < above)
-    step = jnp.where(inside, step, 0.5 * (below + above))
-    return jnp.where(jnp.abs(newton) <= tol, newton, step)
+    step = jnp.where(inside, step, _between(low, high, levels.by_slope) - at)
+    return step, -log_total / local
 
 
-_MODEL_STEPS = 8
+_MODEL_STEPS = 12

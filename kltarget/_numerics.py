@@ -80,6 +80,32 @@ def safe_exp_product(x: Array, log_weight: Array) -> Array:
     return jnp.where(present, jnp.exp(log_weight) * x, jnp.zeros_like(x))
 
 
+def lambert(s: Array, steps: int) -> Array:
+    """``W(e^s)``, the ``w`` with ``w + log w = s``; 0 where it underflows."""
+    low = s < 1
+    x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
+    high = jnp.where(low, jnp.ones_like(s), s)
+    log_high = jnp.log(high)
+    pade = x * (1 + (4 / 3) * x) / (1 + (7 / 3) * x + (5 / 6) * x * x)
+    w = jnp.where(low, pade, high - log_high + log_high / high)
+    w = jnp.maximum(w, jnp.finfo(s.dtype).tiny)
+    for _ in range(steps):
+        # Fritsch, Shafer and Crowley's step, of fourth order: the start's 8 % become 3e-7, then 0.
+        z = s - w - jnp.log(w)
+        a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
+        w = w * (1 + z / (1 + w) * (a - z) / (a - 2 * z))
+    return w
+
+
+def log_lambert(s: Array) -> Array:
+    """``log W(e^s)``, the ``x`` with ``e^x + x = s``."""
+    near = (s > -20.0) & (s < jnp.inf)
+    w = lambert(jnp.where(near, s, jnp.zeros_like(s)), 2)
+    # log w loses digits around w = 1, s − w around large w
+    log_w = jnp.where(w < 0.5, jnp.where(near, s, jnp.zeros_like(s)) - w, jnp.log(w))
+    return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
+
+
 def working_dtype(dtype: Any) -> Any:
     """The type to compute in: 16-bit inputs are computed in float32."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._numerics import as_float, expm1_ratio, log1p_ratio, safe_exp_product, two_sum, widest, working_dtype
+from kltarget._numerics import (
+    as_float,
+    expm1_ratio,
+    log1p_ratio,
+    log_lambert,
+    safe_exp_product,
+    widest,
+    working_dtype,
+)
 
 __all__ = [
     "Alpha",
@@ -48,8 +56,7 @@ class Divergence(abc.ABC):
     swept with ``vmap`` and differentiated.
 
     The public methods act elementwise on the density ratio ``u = π/π_ref ≥ 0`` or, for the inverse,
-    on the scaled reward ``s``. The methods with a leading underscore are the same function in log
-    space, relative to the best outcome; ``solve`` uses only those.
+    on the scaled reward ``s``.
     """
 
     name: ClassVar[str]
@@ -124,41 +131,6 @@ class Divergence(abc.ABC):
         step = jnp.where(u == u_star, jnp.zeros_like(u), f_prime * (u - u_star))
         return safe_exp_product(self.f(u) - self.f(u_star) - step, log_q)
 
-    _stiff: ClassVar[bool] = True
-    """Whether a change of ``log u_max`` may move other outcomes' ``log u`` by more than itself."""
-
-    _truncates: ClassVar[bool] = True
-    """Whether ``f′(0)`` may be finite, so that the target may be exactly 0 on its support."""
-
-    def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
-        """``log u`` at an outcome, from that of the best one.
-
-        Args:
-            log_u_max: ``log u`` of the best outcome, shape ``[*batch, 1]``.
-            v: its scaled reward less the best one's, ``(r − r_max)/β ≤ 0``.
-            v_low: what ``v`` lost to rounding.
-
-        Returns:
-            ``log u``, ``-inf`` where truncated, and its derivative in ``log_u_max``.
-        """
-        endless = jnp.isposinf(log_u_max)
-        s_max = self.f_prime(jnp.exp(jnp.where(endless, jnp.zeros_like(log_u_max), log_u_max)))
-        slope = jnp.asarray(self.slope_at_infinity, log_u_max.dtype)
-        s = _add(jnp.where(endless, slope, s_max), v, v_low)
-        log_u = jnp.log(self.f_prime_inverse(s))
-        log_u = jnp.where(v == 0, jnp.broadcast_to(log_u_max, log_u.shape), log_u)
-        rho = jnp.exp(self._log_elasticity(log_u) - self._log_elasticity(log_u_max))
-        return log_u, jnp.where(jnp.isneginf(log_u), jnp.zeros_like(rho), rho)
-
-    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
-        """``u`` and its logarithmic derivative as in ``_log_ratio``, by the shortest way.
-
-        For steps on the way to a root at moderate ``u_max``, where speed counts and neither
-        overflow nor cancellation threatens.
-        """
-        log_u, rho = self._log_ratio(log_u_max, v)
-        return jnp.exp(log_u), rho
-
     def _f_prime_at(self, log_u: Array) -> Array:
         """``f′(u)`` from ``log u``, also where ``u`` overflows."""
         return self.f_prime(jnp.exp(log_u))
@@ -167,20 +139,6 @@ class Divergence(abc.ABC):
         """``log (d log u/d s) = −log(u f″(u))``."""
         u = jnp.exp(log_u)
         return -jnp.log(u * self.f_second(u))
-
-    def _gap(self, log_u_max: Array, rho: Array) -> Array:
-        """The ``v`` at which ``_log_ratio`` has derivative ``rho``; NaN if there is none."""
-        return jnp.full_like(rho, jnp.nan)
-
-
-LogRatio = tuple[Array, Array]
-
-
-def _add(s_max: Array, v: Array, v_low: Array | float) -> Array:
-    """``s_max + v``, which may cancel, to the last bit."""
-    s, low = two_sum(s_max, v)
-    return s + (low + v_low)
-
 
 def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
     """The Kullback–Leibler divergence ``KL(p‖q) = E_p[log p − log q]``, in nats.
@@ -235,7 +193,38 @@ def _supports(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
     return in_p & in_q, in_p & ~in_q, in_q & ~in_p
 
 
-class _Power(Divergence):
+_Class = TypeVar("_Class", bound=type)
+
+
+def _register(cls: _Class) -> _Class:
+    """Makes a frozen dataclass a pytree whose fields are leaves and whose structure is its class.
+
+    ``register_dataclass`` leaves the class out when two structures are compared: all divergences
+    without parameters would be the same one to a jit cache, and a function compiled for one could
+    be run for another.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+
+    def flatten(divergence: Any) -> tuple[tuple[Any, ...], type]:
+        return tuple(getattr(divergence, name) for name in names), cls
+
+    def flatten_with_keys(divergence: Any) -> tuple[tuple[Any, ...], type]:
+        children, structure = flatten(divergence)
+        keys = (jax.tree_util.GetAttrKey(name) for name in names)
+        return tuple(zip(keys, children, strict=True)), structure
+
+    def unflatten(_: type, children: Iterable[Any]) -> Any:
+        # Transformations carry other things than numbers through trees: no checks on the way back.
+        divergence = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(divergence, name, child)
+        return divergence
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+class PowerDivergence(Divergence):
     """``f = c·f_α(u) + b(u − 1)`` with ``f_α = (u^α − αu + α − 1)/(α(α − 1))``.
 
     The α family and everything that is a multiple of one of its members. α may be a Python number,
@@ -319,39 +308,6 @@ class _Power(Divergence):
             super()._bregman(log_u, log_u_star, log_q),
         )
 
-    @property
-    def _stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _is_array(self._gamma) or self._gamma > 0
-
-    @property
-    def _truncates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._stiff
-
-    def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
-        gamma, scale = self._gamma, self._scale
-        if _is_array(scale) or scale != 1:
-            scale = jnp.asarray(scale, v.dtype)
-            v, v_low = v / scale, v_low / scale
-        if not _is_array(gamma):
-            return (_log_power if gamma < _NEAR_ONE else _log1p_power)(gamma, log_u_max, v, v_low)
-        gamma = jnp.asarray(gamma, v.dtype)
-        below = gamma < _NEAR_ONE
-        far = _log_power(jnp.where(below, gamma, -jnp.ones_like(gamma)), log_u_max, v, v_low)
-        near = _log1p_power(jnp.where(below, jnp.ones_like(gamma), gamma), log_u_max, v, v_low)
-        return jnp.where(below, far[0], near[0]), jnp.where(below, far[1], near[1])
-
-    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
-        gamma = self._gamma
-        powers = {-2: lax.rsqrt, -1: lambda z: 1 / z, -0.5: lambda z: 1 / (z * z), 1: lambda z: z}
-        if _is_array(gamma) or _is_array(self._scale) or gamma not in powers:
-            return super()._ratio(log_u_max, v)
-        t = jnp.exp(gamma * log_u_max)
-        z = t + (gamma / self._scale) * v
-        if gamma < 0:
-            return powers[gamma](z), t / z
-        u = jnp.maximum(z, 0)
-        return u, jnp.where(u > 0, t / jnp.where(u > 0, u, jnp.ones_like(u)), jnp.zeros_like(u))
-
     def _log_elasticity(self, log_u: Array) -> Array:
         gamma = jnp.asarray(self._gamma, log_u.dtype)
         scale = jnp.asarray(self._scale, log_u.dtype)
@@ -359,51 +315,8 @@ class _Power(Divergence):
         power = -jnp.where(flat, jnp.ones_like(gamma), gamma) * log_u
         return jnp.where(flat, jnp.zeros_like(log_u), power) - jnp.log(scale)
 
-    def _gap(self, log_u_max: Array, rho: Array) -> Array:
-        gamma = jnp.asarray(self._gamma, rho.dtype)
-        flat = gamma == 0
-        gamma = jnp.where(flat, jnp.ones_like(gamma), gamma)
-        v = jnp.asarray(self._scale, rho.dtype) * jnp.exp(gamma * log_u_max) * (1 / rho - 1) / gamma
-        return jnp.where(flat, jnp.full_like(v, jnp.nan), v)
-
-
 def _is_array(x: object) -> bool:
     return not isinstance(x, (int, float))
-
-
-_NEAR_ONE = -0.05
-
-
-def _log_power(gamma: Any, log_u_max: Array, v: Array, v_low: Array | float) -> LogRatio:
-    """``log u`` from ``u^γ = u_max^γ + γv`` for γ < 0, a sum of positive terms."""
-    del v_low
-    tied = v == 0
-    t = jnp.exp(gamma * log_u_max)
-    # A gap of 0 stays out of the logarithm: t underflows where the best outcome is very unlikely.
-    z = jnp.where(tied, jnp.ones_like(v), t + gamma * v)
-    log_u = jnp.where(tied, log_u_max, jnp.log(z) / gamma)
-    return log_u, jnp.where(tied, jnp.ones_like(z), t / z)
-
-
-def _log1p_power(gamma: Any, log_u_max: Array, v: Array, v_low: Array | float) -> LogRatio:
-    """``log u = log(1 + γs)/γ`` with ``s = (u_max^γ − 1)/γ + v``, for γ around 0 and above."""
-    x = gamma * log_u_max
-    s_max = log_u_max * expm1_ratio(x)
-    huge = jnp.isinf(s_max)  # no other term counts then
-    s = jnp.where(huge, jnp.zeros_like(v), _add(s_max, v, v_low))
-    inside = (1 + gamma * s > 0) & (v > -jnp.inf)
-    s = jnp.where(inside, s, jnp.zeros_like(s))
-    if isinstance(gamma, (int, float)) and gamma > 0.5:
-        log_u = jnp.log(1 + gamma * s) / gamma
-    else:
-        log_u = s * log1p_ratio(gamma * s)
-    log_u = jnp.where((v == 0) | huge, log_u_max, log_u)
-    rho = jnp.where(huge, jnp.ones_like(s), jnp.exp(x) / (1 + gamma * s))
-    outside = ~inside & ~(huge & (v > -jnp.inf))
-    return (
-        jnp.where(outside, jnp.full_like(log_u, -jnp.inf), log_u),
-        jnp.where(outside, jnp.zeros_like(rho), rho),
-    )
 
 
 def _alpha_generator(alpha: Array, y: Array, log_q: Array | None = None) -> Array:
@@ -446,9 +359,9 @@ def _weighted_ratio(log_weight: Array, x: Array) -> Array:
     )
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class ReverseKL(_Power):
+class ReverseKL(PowerDivergence):
     """Reverse KL, ``KL(π‖π_ref) = E_π log(π/π_ref)``: ``f(u) = u log u − u + 1``.
 
     The divergence of almost every KL-regularised trainer. Its target is
@@ -471,9 +384,9 @@ class ReverseKL(_Power):
     _alpha: ClassVar[float] = 1
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class ForwardKL(_Power):
+class ForwardKL(PowerDivergence):
     """Forward KL, ``KL(π_ref‖π) = E_ref log(π_ref/π)``: ``f(u) = −log u + u − 1``.
 
     Its target is ``π* = β π_ref/(Λ − r)`` with ``Λ = multiplier + β``. ``f″(1) = 1``,
@@ -497,9 +410,9 @@ class ForwardKL(_Power):
     _alpha: ClassVar[float] = 0
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class ChiSquared(_Power):
+class ChiSquared(PowerDivergence):
     """Pearson's χ², ``Σ (π − π_ref)²/π_ref``: ``f(u) = (u − 1)²``.
 
     Its target is piecewise linear in the reward, ``π_ref (1 + (r − λ)/2β)₊``, with exact zeros;
@@ -519,9 +432,9 @@ class ChiSquared(_Power):
     _scale: ClassVar[float] = 2.0
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class NeymanChiSquared(_Power):
+class NeymanChiSquared(PowerDivergence):
     """Neyman's χ², ``Σ (π − π_ref)²/π``: ``f(u) = (1 − u)²/u``.
 
     ``f″(1) = 2``, ``f(0) = ∞``, ``f′(0) = −∞``, ``f′(∞) = 1``. Twice ``Alpha(-1)``; libraries with
@@ -538,9 +451,9 @@ class NeymanChiSquared(_Power):
     _scale: ClassVar[float] = 2.0
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class SquaredHellinger(_Power):
+class SquaredHellinger(PowerDivergence):
     """Squared Hellinger distance, ``Σ (√π − √π_ref)²``: ``f(u) = (√u − 1)²``.
 
     ``f″(1) = ½``, ``f(0) = 1``, ``f′(0) = −∞``, ``f′(∞) = 1``. Half of ``Alpha(0.5)`` (a quarter of
@@ -557,9 +470,9 @@ class SquaredHellinger(_Power):
     _scale: ClassVar[float] = 0.5
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class Alpha(_Power):
+class Alpha(PowerDivergence):
     """The α family, ``f(u) = (u^α − αu + α − 1)/(α(α − 1))`` with ``f″(1) = 1``.
 
     α → 1 is reverse KL and α → 0 forward KL, both reached smoothly in value and derivative; α = 2
@@ -596,9 +509,9 @@ class Alpha(_Power):
         return _parameter(self.alpha)
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
-class Tsallis(_Power):
+class Tsallis(PowerDivergence):
     """Tsallis KL, ``E_π ln_q(π/π_ref)`` with ``ln_q x = (x^{q−1} − 1)/(q − 1)``.
 
     ``f(u) = (u^q − u)/(q − 1)``, which is ``q·f_q(u) + (u − 1)`` in terms of the α family: the
@@ -639,7 +552,7 @@ def _parameter(x: Any) -> Any:
     return x if isinstance(x, (int, float, jax.Array)) else jnp.asarray(x)
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class JensenShannon(Divergence):
     """Jensen–Shannon, ``KL(π‖m) + KL(π_ref‖m)`` with ``m = (π + π_ref)/2``.
@@ -689,31 +602,11 @@ class JensenShannon(Divergence):
             one, -log_m, log_q + log_m
         )
 
-    _stiff: ClassVar[bool] = False
-    _truncates: ClassVar[bool] = False
-
-    def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
-        del v_low
-        inverse = jnp.exp(-log_u_max)
-        tied = v == 0
-        gap = jnp.where(tied, jnp.ones_like(v), jnp.log1p(inverse) - v)
-        log_u = jnp.where(tied, log_u_max, -gap - jnp.log(-jnp.expm1(-gap)))
-        return log_u, (inverse + jnp.exp(log_u - log_u_max)) / (inverse + 1)
-
-    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
-        u = 1 / jnp.expm1(jnp.log1p(jnp.exp(-log_u_max)) - v)
-        return u, (1 + u) * (1 / (1 + jnp.exp(log_u_max)))
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
 
-    def _gap(self, log_u_max: Array, rho: Array) -> Array:
-        inverse = jnp.exp(-log_u_max)
-        u = (rho * (inverse + 1) - inverse) / inverse
-        return jnp.log1p(inverse) - jnp.log1p(1 / u)
-
-
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class ChiSquaredKL(Divergence):
     """χ² plus reverse KL, the regulariser of χPO: ``f(u) = ½(u − 1)² + u log u``.
@@ -733,7 +626,6 @@ class ChiSquaredKL(Divergence):
     """
 
     name: ClassVar[str] = "χ² + KL"
-    _truncates: ClassVar[bool] = False
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -753,7 +645,7 @@ class ChiSquaredKL(Divergence):
         return 1 + 1 / u
 
     def f_prime_inverse(self, s: ArrayLike) -> Array:
-        return jnp.exp(_log_lambert(as_float(s)))
+        return jnp.exp(log_lambert(as_float(s)))
 
     @property
     def slope_at_infinity(self) -> Array:
@@ -771,57 +663,10 @@ class ChiSquaredKL(Divergence):
             log_u, log_u_star, log_q
         )
 
-    def _log_ratio(self, log_u_max: Array, v: Array, v_low: Array | float = 0.0) -> LogRatio:
-        u_max = jnp.exp(log_u_max)
-        overflow = jnp.isposinf(u_max) & (v > -jnp.inf)  # no other term counts then
-        s = _add(u_max + log_u_max, v, v_low)
-        s = jnp.where((v == 0) | overflow, jnp.zeros_like(v), s)
-        log_u = jnp.where((v == 0) | overflow, log_u_max, _log_lambert(s))
-        inverse = jnp.exp(-log_u_max)
-        rho = (inverse + 1) / (inverse + jnp.exp(log_u - log_u_max))
-        return log_u, jnp.where(log_u > -jnp.inf, rho, jnp.zeros_like(rho))
-
-    def _ratio(self, log_u_max: Array, v: Array) -> LogRatio:
-        u_max = jnp.exp(log_u_max)
-        u = _lambert(u_max + log_u_max + v, 1 if v.dtype == jnp.float32 else 2)
-        return u, (1 + u_max) / (1 + u)
-
     def _log_elasticity(self, log_u: Array) -> Array:
         return -jnp.logaddexp(log_u, jnp.zeros_like(log_u))
 
-    def _gap(self, log_u_max: Array, rho: Array) -> Array:
-        u_max = jnp.exp(log_u_max)
-        u = (1 + u_max) / rho - 1
-        return (u - u_max) + (jnp.log(u) - log_u_max)
-
-
-def _lambert(s: Array, steps: int) -> Array:
-    """``W(e^s)``, the ``w`` with ``w + log w = s``; 0 where it underflows."""
-    low = s < 1
-    x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
-    high = jnp.where(low, jnp.ones_like(s), s)
-    log_high = jnp.log(high)
-    pade = x * (1 + (4 / 3) * x) / (1 + (7 / 3) * x + (5 / 6) * x * x)
-    w = jnp.where(low, pade, high - log_high + log_high / high)
-    w = jnp.maximum(w, jnp.finfo(s.dtype).tiny)
-    for _ in range(steps):
-        # Fritsch, Shafer and Crowley's step, of fourth order: the start's 8 % become 3e-7, then 0.
-        z = s - w - jnp.log(w)
-        a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
-        w = w * (1 + z / (1 + w) * (a - z) / (a - 2 * z))
-    return w
-
-
-def _log_lambert(s: Array) -> Array:
-    """``log W(e^s)``, the ``x`` with ``e^x + x = s``."""
-    near = (s > -20.0) & (s < jnp.inf)
-    w = _lambert(jnp.where(near, s, jnp.zeros_like(s)), 2)
-    # log w loses digits around w = 1, s − w around large w
-    log_w = jnp.where(w < 0.5, jnp.where(near, s, jnp.zeros_like(s)) - w, jnp.log(w))
-    return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
-
-
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class TotalVariation(Divergence):
     """Total variation, ``½ Σ |π − π_ref|``: ``f(u) = ½|u − 1|``.

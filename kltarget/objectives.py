@@ -271,7 +271,11 @@ def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Diverge
     log_ref = jnp.broadcast_to(objective.log_ref.astype(dtype), outcomes)
     beta = jnp.broadcast_to(objective.beta.astype(dtype), batch)[..., None]
     divergence = jax.tree.map(
-        lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), batch)[..., None] if jnp.ndim(x) else x,
+        lambda x: (
+            jnp.broadcast_to(x, batch)[..., None].astype(dtype)
+            if jnp.ndim(x)
+            else jnp.asarray(x, dtype)
+        ),
         objective.divergence,
     )
     return reward, log_ref, beta, divergence
