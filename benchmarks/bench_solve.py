@@ -1,9 +1,11 @@
 """``solve`` against ``jax.nn.log_softmax`` on an array of the same size, in the same run.
 
-    pytest benchmarks/bench_solve.py --benchmark-json=solve.json && python benchmarks/report.py solve.json
+    pytest benchmarks/bench_solve.py --benchmark-json=solve.json
+    python benchmarks/report.py solve.json
 
-The figure of interest is ``ratio`` in ``extra_info``: the median over rounds of the pairwise ratio of
-wall times, solve and log_softmax taken in turn, so that a machine whose speed drifts drifts for both.
+The figure of interest is ``ratio`` in ``extra_info``: the median over rounds of the pairwise ratio
+of wall times, solve and log_softmax taken in turn, so that a machine whose speed drifts drifts for
+both.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ REWARDS = ["normal", "binary"]
 ROUNDS = 15
 
 
-def problem(shape: tuple[int, int], rewards: str, dtype: type = np.float32) -> tuple[jax.Array, ...]:
+def problem(
+    shape: tuple[int, int], rewards: str, dtype: type = np.float32
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits of the given shape, and a reward and reference as a trainer would have them."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=shape), dtype)

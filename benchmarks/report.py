@@ -1,4 +1,4 @@
-"""Prints the ``extra_info`` of benchmark JSON files as Markdown tables, one per benchmark function."""
+"""Prints the ``extra_info`` of benchmark JSON files as Markdown tables, one per benchmark."""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Exact target distributions of KL- and f-divergence-regularised reward maximisation."""
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from kltarget.divergences import (
     Alpha,
     ChiSquared,
@@ -27,5 +31,62 @@ from kltarget.modes import (
     pass_at_k_from_counts,
 )
 from kltarget.objectives import Objective, normalize
+from kltarget.rewards import mara, reward_for
 from kltarget.status import Status
+from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
+
+if TYPE_CHECKING:
+    from kltarget import plot, tables, tasks, testing
+
+__all__ = [
+    "Alpha",
+    "ChiSquared",
+    "ChiSquaredKL",
+    "Divergence",
+    "FDivergence",
+    "ForwardKL",
+    "JensenShannon",
+    "NeymanChiSquared",
+    "Objective",
+    "ReverseKL",
+    "SquaredHellinger",
+    "Status",
+    "Summary",
+    "SummaryRow",
+    "Target",
+    "TotalVariation",
+    "Tsallis",
+    "collapse_beta",
+    "coverage",
+    "effective_modes",
+    "entropy",
+    "flip_beta",
+    "greedy_limit",
+    "kl",
+    "log_odds",
+    "mara",
+    "mode_log_mass",
+    "normalize",
+    "pass_at_k",
+    "pass_at_k_from_counts",
+    "plot",
+    "reference_limit",
+    "reward_for",
+    "solve",
+    "summarize",
+    "tables",
+    "tasks",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Loaded when first used: they bring pandas, matplotlib or hypothesis.
+    if name in ("plot", "tables", "tasks", "testing"):
+        return importlib.import_module(f"kltarget.{name}")
+    raise AttributeError(f"module 'kltarget' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,16 +1,15 @@
 """The closed forms behind ``solve``, row by row on ``[*batch, A]`` arrays.
 
-Every f-divergence target has the form ``π_i = π_ref,i · u((r_i − λ)/β)`` with ``u = (f′)⁻¹`` and one
-scalar per problem, the multiplier λ, fixed by ``Σπ = 1``. The scalar used here is ``ℓ = log u_max``,
-the log density ratio of the best supported outcome: it lies between 0 and ``−log m`` with ``m`` the
-reference mass of the best outcomes, knows no unit, survives reference masses of e^−800, and turns
-the equation into ``Σ π_ref u(ℓ, v) = 1`` with ``v = (r − r_max)/β``, increasing in ℓ.
+Every f-divergence target has the form ``π = π_ref · u((r − λ)/β)`` with ``u = (f′)⁻¹`` and one
+scalar per problem, the multiplier λ, fixed by ``Σπ = 1``. The scalar searched here is the place of
+the best supported outcome, its log density ratio or its slope (:mod:`kltarget._coordinates`): free
+of units, at home at reference masses of e^−800, and with ``v = (r − r_max)/β ≤ 0`` the others'
+distances, ``Σ π_ref u(place, v) = 1`` is an equation whose left side increases.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -108,9 +107,7 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Soluti
         return shifted - log_sum, best, top + log_sum
 
     # The comparison is false for NaN, which rows without support produce.
-    log_probs, best, log_sum = lax.cond(
-        jnp.all(log_sum >= _COMFORTABLE), simple, compensated
-    )
+    log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= _COMFORTABLE), simple, compensated)
     return Solution(
         log_probs, best + beta * log_sum, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
     )
@@ -150,9 +147,7 @@ def total_variation(
     status = (
         flag(~_anywhere(in_ref & (reward > -jnp.inf)), Status.EMPTY_SUPPORT)
         | flag(_anywhere((log_probs > -jnp.inf) & ~in_ref), Status.CONDENSED)
-        | flag(
-            _anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED
-        )
+        | flag(_anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED)
         | flag(
             _anywhere((best - reward == beta) & in_ref) | ((lost > 0) & (count > 1)),
             Status.NOT_UNIQUE,
@@ -179,23 +174,19 @@ def _root(
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
         return _search(coordinate(divergence), reward, log_ref, beta, highest)
-    # A swept α may lie on either side of reverse KL, where the two coordinates meet.
-    below = jnp.broadcast_to(gamma < 0, beta.shape)
 
-    def side(is_below: bool) -> Callable[[], Solution]:
+    # α is traced: it may lie on either side of reverse KL, where the two coordinates meet.
+    def side(is_below: bool) -> Solution:
         chosen = coordinate(divergence, below=is_below)
-        beyond = jnp.full_like(gamma, -1.0) if is_below else jnp.zeros_like(gamma)
-        chosen = dataclasses.replace(chosen, gamma=jnp.where((gamma < 0) == is_below, gamma, beyond))
-        return lambda: _search(chosen, reward, log_ref, beta, highest)
+        harmless = jnp.full_like(gamma, -1.0) if is_below else jnp.zeros_like(gamma)
+        here = jnp.where((gamma < 0) == is_below, gamma, harmless)
+        chosen = dataclasses.replace(chosen, gamma=here)
+        return _search(chosen, reward, log_ref, beta, highest)
 
-    def both() -> Solution:
-        one, other = side(True)(), side(False)()
-        return Solution(*(jnp.where(below, x, y) for x, y in zip(one, other, strict=True)))
-
-    def not_all_below() -> Solution:
-        return lax.cond(jnp.any(below), both, side(False))
-
-    return lax.cond(jnp.all(below), side(True), not_all_below)
+    if jnp.ndim(gamma) == 0:
+        return lax.cond(gamma < 0, lambda: side(True), lambda: side(False))
+    one, other = side(True), side(False)
+    return Solution(*(jnp.where(gamma < 0, x, y) for x, y in zip(one, other, strict=True)))
 
 
 def _search(
@@ -224,9 +215,7 @@ def _search(
         pivot = jnp.max(best_refs(best), axis=-1, keepdims=True)
         return best, pivot, jnp.log(jnp.exp(best_refs(best) - pivot).sum(-1, keepdims=True))
 
-    best, pivot, log_ties = lax.cond(
-        jnp.all(jnp.log(plain) >= _COMFORTABLE), simple, compensated
-    )
+    best, pivot, log_ties = lax.cond(jnp.all(jnp.log(plain) >= _COMFORTABLE), simple, compensated)
     empty = jnp.isneginf(best)
 
     def log_best(at: Array) -> tuple[Array, Array]:
@@ -297,8 +286,7 @@ def _search(
         high = jnp.where(short, state.high, at)
         condensed = (state.steps == 0) & capped & short
         step, newton = _next(levels, log_top, at, mass, slope, low, high)
-        off = jnp.abs(jnp.log(total))
-        near = (off <= tol) | (jnp.abs(newton) <= tol if not by_slope else off <= tol)
+        near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
         # At a kink (truncation) the model's steps can swing forever; bisection ends that.
         swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
         step = jnp.where(swings, _between(low, high, by_slope) - at, step)
@@ -347,10 +335,8 @@ def _search(
         atoms = (reward == highest) & jnp.isneginf(log_ref)
         return atoms.sum(-1, keepdims=True).astype(reward.dtype)
 
-    slope_of_best = divergence._f_prime_at(at) if not by_slope else (
-        (at + at_low) + divergence._f_prime_at(zero)
-    )
-    multiplier = best - beta * slope_of_best
+    best_slope = (at + at_low) + divergence._f_prime_at(zero)
+    multiplier = best - beta * (best_slope if by_slope else divergence._f_prime_at(at))
     status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
     if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
@@ -378,22 +364,25 @@ def _bracket(
     """Coordinates below and above the root, strictly."""
     if not levels.by_slope:
         return jnp.full_like(log_m, -1.0), 0.5 - log_m
-    # Any single outcome bounds the root: its own probability cannot exceed 1. The best one does so
-    # at −log m, the one the reference holds likeliest often much lower.
-    usable = jnp.where(reward > -jnp.inf, log_ref, jnp.full_like(log_ref, -jnp.inf))
-    likeliest = jnp.argmax(usable, axis=-1, keepdims=True)
-    v = (jnp.take_along_axis(reward, likeliest, -1) - best) / beta
-    other = levels.of(-jnp.take_along_axis(usable, likeliest, -1)) - v
-    bound = jnp.fmin(levels.of(-log_m), other)
+    bound = levels.of(-log_m)
+
+    def tighter() -> Array:
+        # Any single outcome bounds the root: its own probability cannot exceed 1. Where the best
+        # one is very unlikely, the one the reference holds likeliest does so much earlier.
+        usable = jnp.where(reward > -jnp.inf, log_ref, jnp.full_like(log_ref, -jnp.inf))
+        likeliest = jnp.argmax(usable, axis=-1, keepdims=True)
+        v = (jnp.take_along_axis(reward, likeliest, -1) - best) / beta
+        return jnp.fmin(bound, levels.of(-jnp.take_along_axis(usable, likeliest, -1)) - v)
+
+    bound = lax.cond(jnp.any(log_m < 2 * _COMFORTABLE), tighter, lambda: bound)
     return jnp.full_like(log_m, -1.0), 1 + 1.01 * jnp.maximum(bound, 0)
 
 
 def _between(low: Array, high: Array, by_slope: bool) -> Array:
     if not by_slope:
         return 0.5 * (low + high)
-    # Slopes span hundreds of orders of magnitude: halve their logarithms.
-    shift = 2.0
-    return jnp.exp(0.5 * (jnp.log(low + shift) + jnp.log(high + shift))) - shift
+    # Slopes, all above −1, span hundreds of orders of magnitude: halve their logarithms.
+    return jnp.exp(0.5 * (jnp.log(low + 2) + jnp.log(high + 2))) - 2
 
 
 _MAX_STEPS = 100
@@ -489,10 +478,9 @@ def _two_level(
         step, low, high = search
         log_total, local = total_at(step)
         low, high = jnp.where(log_total < 0, step, low), jnp.where(log_total < 0, high, step)
-        # Where mass is proportional to a power of the coordinate, the mass itself is nearly linear.
-        newton = step - (jnp.expm1(jnp.minimum(log_total, 30.0)) if levels.by_slope else log_total) / (
-            local * (jnp.exp(jnp.minimum(log_total, 30.0)) if levels.by_slope else 1)
-        )
+        # Mass is nearly linear in the slope, its logarithm in the logarithm of the ratio.
+        excess = -jnp.expm1(-jnp.maximum(log_total, -30.0)) if levels.by_slope else log_total
+        newton = step - excess / local
         inside = ((newton > low) & (newton < high)) | (log_total == 0)
         middle = _between(at + low, at + high, levels.by_slope) - at
         return jnp.where(inside, newton, middle), low, high

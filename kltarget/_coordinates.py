@@ -1,12 +1,12 @@
-"""Where outcomes stand relative to the best one: the scalar that ``solve`` searches, per divergence.
+"""Where outcomes stand relative to the best one: the scalar that ``solve`` searches.
 
 The multiplier is found through the density ratio ``u_max`` of the best supported outcome, in the
 coordinate in which the other outcomes keep their digits:
 
 * where ``f′(∞)`` is finite, ``log u_max``: there ``u`` may be e^800 at a slope that differs from
   ``f′(∞)`` by e^−800;
-* where it is infinite, the slope ``s = f′(u_max) − f′(1)``, held as a sum of two floats: the others'
-  slopes ``s + v`` cancel.
+* where it is infinite, the slope ``s = f′(u_max) − f′(1)``, held as a sum of two floats, since the
+  others' slopes ``s + v`` cancel.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Place = tuple[Array, Array]
 class Coordinate:
     """A divergence seen from its best outcome; here for any generator, through its inverse.
 
-    ``v ≤ 0`` is an outcome's scaled reward less the best one's, ``(r − r_max)/β``; ``v_low`` what it
-    lost to rounding.
+    ``v ≤ 0`` is an outcome's scaled reward less the best one's, ``(r − r_max)/β``, and ``v_low``
+    what it lost to rounding.
     """
 
     divergence: Divergence

@@ -1,7 +1,8 @@
 """Derivatives of targets by the implicit function theorem, never through the iterations.
 
-With ``s = (r − λ)/β``, ``κ = d log u/d s`` and weights ``w = πκ``: at fixed λ an outcome's scaled reward
-shifts by ``dη``; ``Σπ = 1`` fixes dλ as a w-weighted mean; and ``d log π = d log π_ref + κ (dη − mean)``.
+With ``s = (r − λ)/β``, ``κ = d log u/d s`` and weights ``w = πκ``: at fixed λ an outcome's scaled
+reward shifts by ``dη``; ``Σπ = 1`` fixes dλ as a w-weighted mean; and ``d log π = d log π_ref +
+κ (dη − mean)``, less the share in what the reference itself gained.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def _implicit(
     relative = jnp.where(on, jnp.exp(log_kappa - top), jnp.zeros_like(log_kappa))
     weight = probs * relative
     total = weight.sum(-1, keepdims=True)
+    total = jnp.where(total > 0, total, jnp.ones_like(total))  # a failed row has no derivatives
     omega = weight / total
     mean = (omega * eta).sum(-1, keepdims=True)
     rest = on & ~tied
@@ -113,14 +115,15 @@ def _implicit(
     slope = jnp.where(slope < jnp.inf, slope, jnp.zeros_like(slope))
     slope_dot = jnp.zeros_like(best)
     if jax.tree.leaves(divergence):
-        finite = lambda d: jnp.where(  # noqa: E731
-            d.slope_at_infinity < jnp.inf, d.slope_at_infinity, 0.0 * d.slope_at_infinity
-        )
-        slope_dot = slope_dot + jax.jvp(finite, (divergence,), (divergence_dot,))[1]
+
+        def finite_slope(d: Divergence) -> Array:
+            return _where(d.slope_at_infinity < jnp.inf, d.slope_at_infinity)
+
+        slope_dot = slope_dot + jax.jvp(finite_slope, (divergence,), (divergence_dot,))[1]
         eta_out = eta_out - slope_dot
     kappa_on = jnp.where(tied, jnp.broadcast_to(kappa_top, kappa.shape), kappa)
     held = ref_dot + kappa_on * (eta - eta_out)
-    atom = jnp.exp(jnp.max(jnp.where(atoms, log_probs, jnp.full_like(log_probs, -jnp.inf)), -1, keepdims=True))
+    atom = jnp.max(jnp.where(atoms, jnp.exp(log_probs), 0 * probs), axis=-1, keepdims=True)
     given = -dot(probs, jnp.where(pinned, held, jnp.zeros_like(held)))
     atom_dot = given / jnp.where(pinned, holders * atom, jnp.ones_like(atom))
 
@@ -165,5 +168,3 @@ def optimal_value_jvp(primals: Any, tangents: Any) -> Any:
         return optimal_value.fun(*args, log_probs)
 
     return jax.jvp(at_target, tuple(explicit), tuple(explicit_dot))
-
-

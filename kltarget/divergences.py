@@ -75,7 +75,7 @@ class Divergence(abc.ABC):
 
     @abc.abstractmethod
     def f_prime_inverse(self, s: ArrayLike) -> Array:
-        """The density ratio ``u`` with ``f′(u) = s``: 0 below ``f′(0)``, ``inf`` from ``f′(∞)`` on."""
+        """The ratio ``u`` with ``f′(u) = s``: 0 below ``f′(0)``, ``inf`` from ``f′(∞)`` on."""
 
     @property
     @abc.abstractmethod
@@ -85,7 +85,7 @@ class Divergence(abc.ABC):
     def __call__(self, log_policy: ArrayLike, log_ref: ArrayLike) -> Float[Array, "*batch"]:
         """The divergence of a policy from a reference, in nats.
 
-        ``D_f(π‖π_ref) = Σ_y π_ref(y) f(π(y)/π_ref(y))``, summed over the last axis. Exact at zeros on
+        ``D_f(π‖π_ref) = Σ_y π_ref(y) f(π(y)/π_ref(y))``, over the last axis. Exact at zeros on
         either side: ``π_ref·f(0)`` where only the policy is 0, ``π·f′(∞)`` where only the reference
         is, 0 where both are, and ``inf`` where one of these is infinite.
 
@@ -140,6 +140,7 @@ class Divergence(abc.ABC):
         u = jnp.exp(log_u)
         return -jnp.log(u * self.f_second(u))
 
+
 def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
     """The Kullback–Leibler divergence ``KL(p‖q) = E_p[log p − log q]``, in nats.
 
@@ -151,7 +152,7 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
         log_q: normalised log-probabilities, shape ``[*batch, A]``.
 
     Returns:
-        The divergence, shape ``[*batch]``; ``inf`` where ``q`` is 0 and ``p`` is not. It is summed as
+        The divergence, shape ``[*batch]``; ``inf`` where ``q`` is 0 and ``p`` is not. Summed as
         ``Σ (p log(p/q) − p + q)``, whose terms are non-negative, so it keeps its relative accuracy
         when the two distributions nearly agree.
 
@@ -315,6 +316,7 @@ class PowerDivergence(Divergence):
         power = -jnp.where(flat, jnp.ones_like(gamma), gamma) * log_u
         return jnp.where(flat, jnp.zeros_like(log_u), power) - jnp.log(scale)
 
+
 def _is_array(x: object) -> bool:
     return not isinstance(x, (int, float))
 
@@ -456,8 +458,8 @@ class NeymanChiSquared(PowerDivergence):
 class SquaredHellinger(PowerDivergence):
     """Squared Hellinger distance, ``Σ (√π − √π_ref)²``: ``f(u) = (√u − 1)²``.
 
-    ``f″(1) = ½``, ``f(0) = 1``, ``f′(0) = −∞``, ``f′(∞) = 1``. Half of ``Alpha(0.5)`` (a quarter of
-    ``4(1 − Σ√(π π_ref))``…); libraries with an extra ½ reach the same target at 2β.
+    ``f″(1) = ½``, ``f(0) = 1``, ``f′(0) = −∞``, ``f′(∞) = 1``. Half of ``Alpha(0.5)``;
+    libraries with an extra ½ reach the same target at 2β.
 
     Example:
         >>> import kltarget as kt
@@ -516,7 +518,8 @@ class Tsallis(PowerDivergence):
 
     ``f(u) = (u^q − u)/(q − 1)``, which is ``q·f_q(u) + (u − 1)`` in terms of the α family: the
     target of ``Alpha(q)`` at coefficient qβ, with the multiplier lower by β. q → 1 is reverse KL
-    (as ``u log u``). The other convention, ``ln_q x = (x^{1−q} − 1)/(1 − q)``, is this one at 2 − q.
+    (as ``u log u``). With the other convention, ``ln_q x = (x^{1−q} − 1)/(1 − q)``, this is
+    ``−E_π ln_q(π_ref/π)``, and ``E_π ln_q(π/π_ref)`` is this one at 2 − q.
 
     Args:
         q: the entropic index, above 0; a number or an array.
@@ -537,7 +540,7 @@ class Tsallis(PowerDivergence):
 
     def __post_init__(self) -> None:
         if isinstance(self.q, (int, float)) and not self.q > 0:
-            raise ValueError(f"q must be above 0, got {self.q}; below it the generator is not convex")
+            raise ValueError(f"q must be above 0, got {self.q}: below, f is not convex")
 
     @property
     def _alpha(self) -> Any:
@@ -602,9 +605,9 @@ class JensenShannon(Divergence):
             one, -log_m, log_q + log_m
         )
 
-
     def _log_elasticity(self, log_u: Array) -> Array:
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
+
 
 @_register
 @dataclasses.dataclass(frozen=True)
@@ -654,9 +657,7 @@ class ChiSquaredKL(Divergence):
     def _scaled(self, log_u: Array, log_q: Array) -> Array:
         one, two = jnp.ones((), log_u.dtype), jnp.full((), 2.0, log_u.dtype)
         linear = jnp.exp(log_q + log_u) - jnp.exp(log_q)
-        return (
-            _alpha_generator(one, log_u, log_q) + _alpha_generator(two, log_u, log_q) + linear
-        )
+        return _alpha_generator(one, log_u, log_q) + _alpha_generator(two, log_u, log_q) + linear
 
     def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
         return ReverseKL()._bregman(log_u, log_u_star, log_q) + 0.5 * ChiSquared()._bregman(
@@ -665,6 +666,7 @@ class ChiSquaredKL(Divergence):
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return -jnp.logaddexp(log_u, jnp.zeros_like(log_u))
+
 
 @_register
 @dataclasses.dataclass(frozen=True)
@@ -822,5 +824,3 @@ class FDivergence(Divergence):
 
 def _elementwise_derivative(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda u: jax.jvp(f, (u,), (jnp.ones_like(u),))[1]
-
-

@@ -315,7 +315,8 @@ def _faults(reward: Array, log_ref: Array, beta: Array, measure: bool) -> dict[s
     wide = log_ref.astype(working_dtype(log_ref.dtype))
     total = jnp.exp(wide).sum(-1)
     shape = jnp.broadcast_shapes(reward.shape, log_ref.shape)
-    usable = jnp.broadcast_to(reward > -jnp.inf, shape) & jnp.broadcast_to(log_ref > -jnp.inf, shape)
+    finite = (reward > -jnp.inf, log_ref > -jnp.inf)
+    usable = jnp.broadcast_to(finite[0], shape) & jnp.broadcast_to(finite[1], shape)
     return {
         "beta": ~((beta > 0) & (beta < jnp.inf)),
         "zero_beta": beta == 0,
@@ -369,9 +370,7 @@ def _common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:
 
 def _require_outcomes(x: Array, name: str) -> None:
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(
-            f"{name} needs a last axis of at least one outcome, got shape {x.shape}"
-        )
+        raise ValueError(f"{name} needs a last axis of at least one outcome, got shape {x.shape}")
 
 
 def _traced(*arrays: Array) -> bool:

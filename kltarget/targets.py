@@ -92,7 +92,9 @@ class Target:
             )
         return self
 
-    def sample(self, *, key: Shaped[Array, ""], num_samples: int) -> Int[Array, "num_samples *batch"]:
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Int[Array, "num_samples *batch"]:
         """Independent draws of outcomes.
 
         Args:
@@ -104,7 +106,8 @@ class Target:
 
         Example:
             >>> import jax, jax.numpy as jnp, kltarget as kt
-            >>> target = kt.solve(kt.Objective(jnp.array([0.0, 9.0]), jnp.log(jnp.full(2, 0.5)), 1.0))
+            >>> even = jnp.log(jnp.full(2, 0.5))
+            >>> target = kt.solve(kt.Objective(jnp.array([0.0, 99.0]), even, 1.0))
             >>> print(target.sample(key=jax.random.key(0), num_samples=4))
             [1 1 1 1]
         """
@@ -132,10 +135,10 @@ def solve(objective: Objective) -> Target:
     Status:
         ``CONDENSED``, ``TRUNCATED``, ``NOT_UNIQUE`` are remarks. Failures (``INVALID_BETA``,
         ``INVALID_REWARD``, ``INVALID_REFERENCE``, ``EMPTY_SUPPORT``, ``NOT_CONVERGED``) come with
-        NaN in every number of the row; :meth:`Target.raise_if_failed` turns them into an exception.
+        NaN in every number of the row; :meth:`Target.raise_if_failed` makes them an exception.
 
-    Where the reward is ``-inf`` or the reference 0 (and not condensed) the target is 0. A NaN in one
-    row does not touch another.
+    Where the reward is ``-inf`` or the reference 0 (and not condensed) the target is 0. A NaN in
+    one row does not touch another.
 
     Differentiable, forward and in reverse, in reward, log_ref, beta and the divergence's parameters
     by the implicit function theorem: ``∂π_i/∂r_j = (w_i δ_ij − w_i w_j/W)/β`` with
@@ -247,7 +250,7 @@ def _limit(objective: Objective, *, greedy: bool) -> Target:
 
 @functools.partial(jax.jit, static_argnames="greedy")
 def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array, Array]:
-    reward, log_ref, beta, divergence = broadcast_fields(objective)
+    reward, log_ref, _, divergence = broadcast_fields(objective)
     dtype = objective.reward.dtype
     in_ref = log_ref > -jnp.inf
     minus_inf = jnp.full_like(log_ref, -jnp.inf)

@@ -1,0 +1,7 @@
+"""`python -m kltarget` is the command `kltarget`."""
+
+import sys
+
+from kltarget.cli import main
+
+sys.exit(main())
