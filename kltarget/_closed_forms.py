@@ -197,15 +197,14 @@ def _search(
     eps = float(finfo.eps)
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
-    minus_inf = jnp.full_like(log_ref, -jnp.inf)
     zero = jnp.zeros_like(beta)
 
     def best_refs(best: Array) -> Array:
-        return jnp.where((reward - best) / beta >= 0, log_ref, minus_inf)
+        return jnp.where((reward - best) / beta >= 0, log_ref, -jnp.inf)
 
     # m, the reference mass of the best outcomes, in two parts: a large logarithm and a small one.
     reached = (reward - highest) / beta >= 0
-    plain = jnp.where(reached, jnp.exp(log_ref), jnp.zeros_like(log_ref)).sum(-1, keepdims=True)
+    plain = jnp.where(reached, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
 
     def simple() -> tuple[Array, Array, Array]:
         return highest, jnp.zeros_like(plain), jnp.log(plain)
@@ -236,13 +235,13 @@ def _search(
         def fast() -> tuple[Array, Array]:
             v = jnp.minimum((reward - best) / beta, 0)
             u, rate = levels.quick(at, v)
-            mass = jnp.where(v < 0, jnp.exp(log_ref) * u, jnp.zeros_like(v))
+            mass = jnp.where(v < 0, jnp.exp(log_ref) * u, 0.0)
             return paired_sum(mass, mass * rate)
 
         def careful() -> tuple[Array, Array]:
             v, v_low = gaps()
             log_u, rate = levels.place(at, at_low, v, v_low)
-            mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), jnp.zeros_like(v))
+            mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), 0.0)
             return paired_sum(mass, mass * rate)
 
         easy = at <= (0.3 / eps**0.5 if by_slope else -_COMFORTABLE)
@@ -261,7 +260,7 @@ def _search(
         bottom = jnp.minimum(bottom, top - 1)
 
     # The first guess: the others as one outcome at their mean distance.
-    mean_gap = jnp.minimum((reward - best) / beta, 0).mean(-1, keepdims=True)
+    mean_gap = (reward.mean(-1, keepdims=True) - best) / beta
     log_others = jnp.log(jnp.maximum(1 - jnp.exp(pivot + log_ties), 0))
     far = jnp.isfinite(mean_gap) & (mean_gap < 0)
     guess, _ = _two_level(
@@ -322,14 +321,16 @@ def _search(
         at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
     log_probs, _ = place(at, at_low)
     if by_slope:
-        # The reference mass of all usable outcomes is so small that rewards count for nothing.
-        usable = jnp.where(reward > -jnp.inf, log_ref, minus_inf)
-        restricted = lax.cond(
+        # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
+        def usable() -> Array:
+            return jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
+
+        log_mass = lax.cond(
             jnp.any(overwhelmed),
-            lambda: usable - jax.nn.logsumexp(usable, axis=-1, keepdims=True),
-            lambda: log_ref,
+            lambda: jax.nn.logsumexp(usable(), axis=-1, keepdims=True),
+            lambda: zero,
         )
-        log_probs = jnp.where(overwhelmed, restricted, log_probs)
+        log_probs = jnp.where(overwhelmed, usable() - log_mass, log_probs)
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)
@@ -369,7 +370,7 @@ def _bracket(
     def tighter() -> Array:
         # Any single outcome bounds the root: its own probability cannot exceed 1. Where the best
         # one is very unlikely, the one the reference holds likeliest does so much earlier.
-        usable = jnp.where(reward > -jnp.inf, log_ref, jnp.full_like(log_ref, -jnp.inf))
+        usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
         likeliest = jnp.argmax(usable, axis=-1, keepdims=True)
         v = (jnp.take_along_axis(reward, likeliest, -1) - best) / beta
         return jnp.fmin(bound, levels.of(-jnp.take_along_axis(usable, likeliest, -1)) - v)

@@ -100,7 +100,7 @@ class _PowerBelow(Coordinate):
         tied = v == 0
         t = jnp.exp(gamma * at)
         # A gap of 0 stays out of the logarithm: t underflows where the best is very unlikely.
-        z = jnp.where(tied, jnp.ones_like(v), t + gamma * v)
+        z = jnp.where(tied, 1.0, t + gamma * v)
         log_u, rho = jnp.log(z) / gamma, t / z
         if isinstance(gamma, jax.Array):
             # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not.
@@ -137,7 +137,7 @@ class _PowerAbove(Coordinate):
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         s = _add(at, at_low, v, v_low) / self.scale
         inside = (1 + self.gamma * s > 0) & (v > -jnp.inf)
-        s = jnp.where(inside, s, jnp.zeros_like(s))
+        s = jnp.where(inside, s, 0.0)
         if isinstance(self.gamma, jax.Array) or self.gamma < 0.5:
             log_u = s * log1p_ratio(self.gamma * s)
         else:
@@ -166,7 +166,7 @@ class _JensenShannon(Coordinate):
         del at_low, v_low
         inverse = jnp.exp(-at)
         tied = v == 0
-        gap = jnp.where(tied, jnp.ones_like(v), jnp.log1p(inverse) - v)
+        gap = jnp.where(tied, 1.0, jnp.log1p(inverse) - v)
         log_u = jnp.where(tied, at, -gap - jnp.log(-jnp.expm1(-gap)))
         finite = jnp.where(jnp.isposinf(at), jnp.zeros_like(at), at)
         return log_u, (inverse + jnp.exp(log_u - finite)) / (inverse + 1)
@@ -220,6 +220,6 @@ def _add(at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Ar
 
 def _present(log_u: Array, rate: Array, present: Array) -> Place:
     return (
-        jnp.where(present, log_u, jnp.full_like(log_u, -jnp.inf)),
-        jnp.where(present, rate, jnp.zeros_like(rate)),
+        jnp.where(present, log_u, -jnp.inf),
+        jnp.where(present, rate, 0.0),
     )

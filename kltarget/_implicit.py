@@ -46,8 +46,9 @@ def _implicit(
     log_probs, multiplier, status = out
     status_dot = np.zeros(status.shape, jax.dtypes.float0)
     if isinstance(divergence, TotalVariation):
+        highest = jnp.max(reward, axis=-1, keepdims=True)
         moved = jax.jvp(
-            lambda *args: total_variation(*args)[:2],
+            lambda *args: total_variation(*args, highest, measure)[:2],
             (reward, log_ref, beta),
             (reward_dot, log_ref_dot, beta_dot),
         )[1]
@@ -90,7 +91,7 @@ def _implicit(
     def dot(a: Array, b: Array) -> Array:
         return (a * b).sum(-1, keepdims=True)
 
-    among = omega * tied
+    among = _where(tied, omega)
     several = jnp.where(count > 1, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0 * kappa_top)
     of_rest = kappa * (eta - mean)
     of_best = (

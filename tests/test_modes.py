@@ -225,7 +225,11 @@ def test_at_the_flip_the_target_is_level(objective):
     target = kt.solve(at)
     odds, size = float(kt.log_odds(target, 0, 1)), float(jnp.abs(target.log_probs[:2]).max())
     gap = abs(float(at.reward[0] - at.reward[1])) / float(beta)
-    assert abs(odds) <= 1e4 * eps(FLOAT) * (1 + size + gap)
+    slack = 1e4 * eps(FLOAT) * (1 + size + gap)
+    if int(target.status) & kt.Status.CONDENSED:
+        # What stands outside the reference is what is missing to one, of which eps is rounding.
+        slack += 64 * eps(FLOAT) * math.exp(size)
+    assert abs(odds) <= slack
 
 
 # flip_beta between modes
@@ -477,7 +481,7 @@ def test_targets_collapse_exactly_below_the_threshold(divergence):
         assert 0 < threshold < INF
         below, above = (
             np.asarray(kt.solve(problem(ref, reward, divergence, threshold * (1 + side))).log_probs)
-            for side in (-1e-3, 1e-3)
+            for side in (-0.02, 0.02)
         )
         assert np.isneginf(below[~best]).all()
         assert (above[~best] > -np.inf).any()
