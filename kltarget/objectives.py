@@ -222,7 +222,7 @@ class Objective:
             at = _first(faults["mass"])
             mass = faults["total"][at]
             raise ValueError(
-                f"log_ref is not normalised: its masses sum to {mass:.6g}{_at(at)}, not 1; "
+                f"log_ref is not normalised: its masses sum to {mass:.10g}{_at(at)}, not 1; "
                 "pass kltarget.normalize(log_ref)"
             )
         if faults["empty"].any():

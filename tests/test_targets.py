@@ -93,8 +93,8 @@ def test_targets_of_the_bank(name, dtype):
         check(got.probs, "pi")
         zeros = np.asarray(expected["pi"]) == 0
         assert np.all(got.log_probs[zeros] == -INF)
-            truncated = np.any(zeros & (log_ref > -INF) & (reward > -INF))
-            assert bool(got.status & kt.Status.TRUNCATED) == truncated
+        truncated = np.any(zeros & (log_ref > -INF) & (reward > -INF))
+        assert bool(got.status & kt.Status.TRUNCATED) == truncated
     if "log_pi" in expected:
         check(got.log_probs, "log_pi")
     if "pi_on_support" in expected:
@@ -295,7 +295,8 @@ def close(got, want, dtype, factor=2 * BAR, case=None, log_ref=None):
             u = np.exp(np.where(both, 0, want - log_ref))
         f_second = np.asarray(case.divergence.f_second(u), np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            magnified = (2 + np.asarray(case.divergence.f_prime(u.max()), np.float64)) / u / f_second
+            steepest = 2 + np.asarray(case.divergence.f_prime(u.max()), np.float64)
+            magnified = steepest / (u * f_second)
         bar = bar * np.where(both, 1, np.maximum(1, magnified))
     assert np.all(error <= bar), (got, want, error / eps(dtype))
 
