@@ -161,10 +161,13 @@ def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
     order = jnp.argsort(-reward, axis=-1)
     mass = jnp.exp(jnp.take_along_axis(log_kept, order, axis=-1))
     before = jnp.cumsum(mass, axis=-1) - mass
-    fitting = jnp.minimum(mass, jnp.maximum(1 - before, 0))
-    fitting = jnp.take_along_axis(fitting, jnp.argsort(order, axis=-1), axis=-1)
-    freed = jnp.maximum(1 - fitting.sum(-1, keepdims=True), 0)
-    return jnp.log(fitting), freed
+    held = mass > 0
+    share = jnp.clip((1 - before) / jnp.where(held, mass, 1.0), 0, 1)
+    share = jnp.take_along_axis(jnp.where(held, share, 0.0), jnp.argsort(order, axis=-1), axis=-1)
+    fits = share > 0
+    log_kept = jnp.where(fits, jnp.where(fits, log_kept, 0.0), -jnp.inf)
+    log_kept = jnp.where(fits, log_kept + jnp.log(jnp.where(fits, share, 1.0)), -jnp.inf)
+    return log_kept, jnp.maximum(1 - jnp.exp(log_kept).sum(-1, keepdims=True), 0)
 
 
 def _root(

@@ -34,12 +34,8 @@ class Coordinate:
     """
 
     divergence: Divergence
-
-    @property
-    def by_slope(self) -> bool:
-        """Whether the coordinate is the slope; otherwise it is ``log u_max``."""
-        with jax.ensure_compile_time_eval():
-            return not bool(jnp.isfinite(self.divergence.slope_at_infinity))
+    by_slope: bool
+    """Whether the coordinate is the slope; otherwise it is ``log u_max``."""
 
     def of(self, log_u_max: Array) -> Array:
         """The coordinate at which the best outcome has a given log density ratio."""
@@ -92,8 +88,6 @@ class _PowerBelow(Coordinate):
     gamma: Any
     scale: Any
 
-    by_slope = False  # pyright: ignore[reportAssignmentType]
-
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         del at_low, v_low
         gamma, v = self.gamma, v / self.scale
@@ -132,8 +126,6 @@ class _PowerAbove(Coordinate):
     gamma: Any
     scale: Any
 
-    by_slope = True  # pyright: ignore[reportAssignmentType]
-
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         s = _add(at, at_low, v, v_low) / self.scale
         inside = (1 + self.gamma * s > 0) & (v > -jnp.inf)
@@ -160,8 +152,6 @@ class _PowerAbove(Coordinate):
 
 @dataclasses.dataclass(frozen=True)
 class _JensenShannon(Coordinate):
-    by_slope = False  # pyright: ignore[reportAssignmentType]
-
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         del at_low, v_low
         inverse = jnp.exp(-at)
@@ -183,8 +173,6 @@ class _JensenShannon(Coordinate):
 
 @dataclasses.dataclass(frozen=True)
 class _ChiSquaredKL(Coordinate):
-    by_slope = True  # pyright: ignore[reportAssignmentType]
-
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         log_u = log_lambert(1 + _add(at, at_low, v, v_low))
         return _present(log_u, 1 / (1 + jnp.exp(log_u)), log_u > -jnp.inf)
@@ -203,13 +191,16 @@ def coordinate(divergence: Divergence, *, below: bool | None = None) -> Coordina
     if isinstance(divergence, PowerDivergence):
         gamma, scale = divergence._gamma, divergence._scale
         if below is None:
-            below = gamma < 0
-        return (_PowerBelow if below else _PowerAbove)(divergence, gamma, scale)
+            below = bool(gamma < 0)
+        kind = _PowerBelow if below else _PowerAbove
+        return kind(divergence, not below, gamma, scale)
     if isinstance(divergence, JensenShannon):
-        return _JensenShannon(divergence)
+        return _JensenShannon(divergence, by_slope=False)
     if isinstance(divergence, ChiSquaredKL):
-        return _ChiSquaredKL(divergence)
-    return Coordinate(divergence)
+        return _ChiSquaredKL(divergence, by_slope=True)
+    with jax.ensure_compile_time_eval():
+        endless = bool(jnp.isposinf(divergence.slope_at_infinity))
+    return Coordinate(divergence, by_slope=endless)
 
 
 def _add(at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Array:

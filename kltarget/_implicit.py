@@ -44,15 +44,17 @@ def _implicit(
     divergence_dot, reward_dot, log_ref_dot, beta_dot = tangents
     out = differentiable_closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure)
     log_probs, multiplier, status = out
-    status_dot = np.zeros(status.shape, jax.dtypes.float0)
+    status_dot: Any = np.zeros(status.shape, jax.dtypes.float0)
     if isinstance(divergence, TotalVariation):
         highest = jnp.max(reward, axis=-1, keepdims=True)
-        moved = jax.jvp(
-            lambda *args: total_variation(*args, highest, measure)[:2],
-            (reward, log_ref, beta),
-            (reward_dot, log_ref_dot, beta_dot),
-        )[1]
-        return out, Solution(*moved, status_dot)
+
+        def closed(reward: Array, log_ref: Array, beta: Array) -> tuple[Array, Array]:
+            found = total_variation(reward, log_ref, beta, highest, measure)
+            return found.log_probs, found.multiplier
+
+        dots = (reward_dot, log_ref_dot, beta_dot)
+        moved, multiplier_dot = jax.jvp(closed, (reward, log_ref, beta), dots)[1]
+        return out, Solution(moved, multiplier_dot, status_dot)
 
     alive = log_probs > -jnp.inf
     on = alive & (log_ref > -jnp.inf)

@@ -232,9 +232,9 @@ class PowerDivergence(Divergence):
     which picks the member's own formula, or an array, which must serve all α at once.
     """
 
-    _alpha: Any
-    _scale: Any = 1.0
-    _slope: float = 0.0
+    _alpha: ClassVar[Any]
+    _scale: ClassVar[Any] = 1.0
+    _slope: ClassVar[float] = 0.0
 
     @property
     def _gamma(self) -> Any:
@@ -507,7 +507,7 @@ class Alpha(PowerDivergence):
     alpha: Any
 
     @property
-    def _alpha(self) -> Any:
+    def _alpha(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _parameter(self.alpha)
 
 
@@ -543,11 +543,11 @@ class Tsallis(PowerDivergence):
             raise ValueError(f"q must be above 0, got {self.q}: below, f is not convex")
 
     @property
-    def _alpha(self) -> Any:
+    def _alpha(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _parameter(self.q)
 
     @property
-    def _scale(self) -> Any:
+    def _scale(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return _parameter(self.q)
 
 

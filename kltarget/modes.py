@@ -844,6 +844,8 @@ def _coverage(log_mass: Array, threshold: Array, *, relative: bool) -> Array:
     slack = 8 * float(jnp.finfo(log_mass.dtype).eps) * (1 + jnp.abs(bar))
     covered = (wide > -jnp.inf) & (wide >= bar - slack)
     fraction = covered.sum(-1).astype(wide.dtype) / wide.shape[-1]
+    # XLA divides by a constant with its rounded reciprocal.
+    fraction = _select(~jnp.all(covered, axis=-1), fraction, 1)
     fraction = _select(~jnp.any(jnp.isnan(wide), axis=-1), fraction, jnp.nan)
     return fraction.astype(log_mass.dtype)
 

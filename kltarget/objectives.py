@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -89,6 +90,18 @@ class Objective:
         >>> print(objective.value(log_ref))  # at the reference only the reward counts
         [0.32 0.32]
     """
+
+    if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
+
+        def __init__(
+            self,
+            reward: ArrayLike | Sequence[Any],
+            log_ref: ArrayLike | Sequence[Any],
+            beta: ArrayLike | Sequence[Any],
+            divergence: Divergence = ...,
+            *,
+            measure: bool = False,
+        ) -> None: ...
 
     reward: Float[Array, "*batch A"]
     log_ref: Float[Array, "*batch A"]
@@ -249,7 +262,7 @@ def _flatten_with_keys(objective: Objective) -> tuple[tuple[Any, ...], bool]:
     return tuple(keyed), measure
 
 
-def _unflatten(measure: bool, children: tuple[Any, ...]) -> Objective:
+def _unflatten(measure: bool, children: Iterable[Any]) -> Objective:
     # Transformations carry other things than arrays through trees: no checks on the way back.
     objective = object.__new__(Objective)
     names = ("reward", "log_ref", "beta", "divergence")
@@ -374,7 +387,7 @@ def _require_outcomes(x: Array, name: str) -> None:
 
 
 def _traced(*arrays: Array) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in arrays)
+    return any(isinstance(x, Tracer) for x in arrays)
 
 
 def _first(bad: Any) -> tuple[int, ...]:

@@ -262,6 +262,7 @@ def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array
         | flag(~(jnp.abs(mass - 1) <= tolerance), Status.INVALID_REFERENCE)
         | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
     )
+    level = best
     if greedy:
         outside = jnp.max(jnp.where(in_ref, minus_inf, reward), axis=-1, keepdims=True)
         beyond = (outside > best) & (divergence.slope_at_infinity < jnp.inf)

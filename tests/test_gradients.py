@@ -1,0 +1,364 @@
+"""Derivatives of the targets: the implicit ones, exact to rounding, finite everywhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import oracles
+import pytest
+from oracles import BY_ID, CASES, DTYPES, INF, X64, eps
+
+import kltarget as kt
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+P5, R5 = np.array([0.4, 0.3, 0.15, 0.1, 0.05]), np.array([0.1, 0.5, 1.0, 0.9, 0.3])
+
+
+def log(x, dtype=np.float64):
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(x, np.float64)).astype(dtype)
+
+
+DEEP = oracles.log_normalised(np.array([-700.0, 0.0, -1.0, -1.5, -0.5, -1.0]), np.float64)
+ROWS = {
+    # reward, log_ref, beta
+    "interior": ([0.1, 0.5, 1.0, 0.9, 0.3, 0.2], log([0.3, 0.3, 0.15, 0.1, 0.05, 0.1]), 0.5),
+    "sharp": ([0.1, 0.5, 1.0, 0.9, 0.3, 0.2], log([0.3, 0.3, 0.15, 0.1, 0.05, 0.1]), 0.125),
+    "tied": ([0.0, 1.0, 1.0, 0.5, 0.0, 1.0], log([0.3, 0.3, 0.15, 0.1, 0.05, 0.1]), 0.25),
+    "impossible": ([0.1, 0.5, 1.0, 0.9, 0.0, 0.2], log([0.4, 0.3, 0.15, 0.15, 0, 0]), 0.5),
+    "forbidden": ([0.1, -INF, 1.0, 0.9, 0.3, -INF], log([0.3, 0.3, 0.15, 0.1, 0.05, 0.1]), 0.5),
+    "condensed": ([0.2, 0.6, 1.0, 1.5, 0.1, 0.0], log([0.5, 0.3, 0.2, 0, 0, 0]), 0.1),
+    "deep": ([1.0, 0.0, 0.5, 0.25, 0.75, 0.5], DEEP, 0.5),
+    "dear": ([0.1, 0.5, 1.0, 0.9, 0.3, 0.2], log([0.3, 0.3, 0.15, 0.1, 0.05, 0.1]), 64.0),
+}
+
+
+def table(dtype):
+    columns = zip(*ROWS.values(), strict=True)
+    return tuple(np.array(column).astype(dtype) for column in columns)
+
+
+ARGUMENTS = ("divergence", "reward", "log_ref", "beta")
+
+
+def outputs(divergence, reward, log_ref, beta):
+    target = kt.solve(kt.Objective(reward, log_ref, beta, divergence))
+    return target.probs, target.log_probs, target.multiplier
+
+
+@functools.partial(jax.jit, static_argnames="mode")
+def jacobians(divergence, reward, log_ref, beta, mode):
+    """Derivatives of probabilities, log-probabilities and multiplier, row by row."""
+    jac = jax.jacfwd if mode == "forward" else jax.jacrev
+    argnums = (0, 1, 2, 3) if jax.tree.leaves(divergence) else (1, 2, 3)
+    rows = jax.vmap(jac(outputs, argnums), in_axes=(None, 0, 0, 0))
+    return rows(divergence, reward, log_ref, beta)
+
+
+@functools.cache
+def exact_jacobians(case_id, dtype):
+    """Central differences of the arbitrary-precision solution, to about twenty digits."""
+    case = BY_ID[case_id]
+    found = []
+    with mp.workdps(700):
+        h = mp.mpf(10) ** -40
+        for reward, log_ref, beta in zip(*table(dtype), strict=True):
+            r = [mp.mpf(float(x)) if x > -INF else -mp.inf for x in reward]
+            q = [mp.mpf(float(x)) if x > -INF else -mp.inf for x in log_ref]
+            b = mp.mpf(float(beta))
+
+            def difference(up, down):
+                return [float((x - y) / (2 * h)) for x, y in zip(up, down, strict=True)]
+
+            def numbers(r, q, b, generator=case.generator):
+                got = oracles.exact_target(r, q, b, generator)
+                return [*got.probs, got.multiplier]
+
+            def moved(x, j, step):
+                return [*x[:j], x[j] + step, *x[j + 1 :]]
+
+            size = range(len(r))
+            by_reward = [
+                difference(numbers(moved(r, j, h), q, b), numbers(moved(r, j, -h), q, b))
+                if r[j] > -mp.inf
+                else [0.0] * (len(r) + 1)
+                for j in size
+            ]
+            by_ref = [
+                difference(numbers(r, moved(q, j, h), b), numbers(r, moved(q, j, -h), b))
+                if q[j] > -mp.inf
+                else [0.0] * (len(r) + 1)
+                for j in size
+            ]
+            by_beta = difference(numbers(r, q, b + h), numbers(r, q, b - h))
+            found.append((np.array(by_reward).T, np.array(by_ref).T, np.array(by_beta)))
+    return found
+
+
+def assert_matches(got, want, dtype, where, ulps=512):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert np.all(np.isfinite(got)), where
+    error = np.abs(got - want)
+    assert error.max() <= ulps * eps(dtype) * np.abs(want).max(), (where, got, want)
+
+
+FORWARD = [case for case in CASES if case.id not in ("tsallis-0.5", "alpha-0", "alpha-0.875")]
+REVERSE = ("reverse-kl", "forward-kl", "chi-squared", "alpha-0.5")
+
+
+@dtypes
+@pytest.mark.parametrize("case", FORWARD, ids=oracles.ids)
+def test_jacobians_in_arbitrary_precision(case, dtype):
+    columns = table(dtype)
+    probs, _, multiplier = jacobians(case.divergence, *columns, mode="forward")
+    for k, name in enumerate(ROWS):
+        want = exact_jacobians(case.id, dtype)[k]
+        for argument, of_probs, of_multiplier, exact in zip(
+            ("reward", "log_ref", "beta"), probs[-3:], multiplier[-3:], want, strict=True
+        ):
+            where = f"{name}: by {argument}"
+            assert_matches(of_probs[k], exact[:-1], dtype, where)
+            scale = max(np.abs(exact[-1]).max(), 1)  # the multiplier moves with the reward
+            error = np.abs(np.asarray(of_multiplier[k], np.float64) - exact[-1]).max()
+            assert error <= 512 * eps(dtype) * scale, (where, of_multiplier[k], exact[-1])
+
+
+@dtypes
+@pytest.mark.parametrize("case", FORWARD, ids=oracles.ids)
+def test_derivatives_at_masked_outcomes_are_exactly_zero(case, dtype):
+    columns = table(dtype)
+    probs, log_probs, multiplier = jacobians(case.divergence, *columns, mode="forward")
+    target = kt.solve(kt.Objective(*columns, case.divergence))
+    for k, name in enumerate(ROWS):
+        reward, log_ref, _ = (column[k] for column in columns)
+        zero = np.isneginf(target.log_probs[k])
+        dead = zero & (np.isneginf(reward) | np.isneginf(log_ref))
+        for kind in (probs, log_probs):
+            for jacobian in kind:
+                for leaf in jax.tree.leaves(jacobian):
+                    assert np.all(np.isfinite(leaf[k])), name
+                    assert np.all(np.asarray(leaf[k])[zero] == 0), name
+            by_reward, by_ref, _ = kind[-3:]
+            assert np.all(np.asarray(by_reward[k])[:, dead] == 0), name
+            assert np.all(np.asarray(by_ref[k])[:, np.isneginf(log_ref)] == 0), name
+        for leaf in jax.tree.leaves(multiplier):
+            assert np.all(np.isfinite(leaf[k])), name
+
+
+@dtypes
+@pytest.mark.parametrize("name", REVERSE)
+def test_forward_and_reverse_mode_agree(name, dtype):
+    case, columns = BY_ID[name], table(dtype)
+    forward = jacobians(case.divergence, *columns, mode="forward")
+    reverse = jacobians(case.divergence, *columns, mode="reverse")
+    for there, back in zip(jax.tree.leaves(forward), jax.tree.leaves(reverse), strict=True):
+        for k, row in enumerate(ROWS):
+            scale = np.abs(np.asarray(there[k], np.float64)).max()
+            error = np.abs(np.asarray(there[k], np.float64) - np.asarray(back[k], np.float64))
+            assert error.max() <= 64 * eps(dtype) * scale, row
+
+
+@dtypes
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.5, 1.0, 1.0 + 2.0**-10, 1.5, 3.0])
+def test_derivative_by_alpha(alpha, dtype):
+    columns = table(dtype)
+    probs, _, _ = jacobians(kt.Alpha(dtype.type(alpha)), *columns, mode="forward")
+    got = np.asarray(probs[0].alpha, np.float64)
+    with mp.workdps(700):
+        h = mp.mpf(2) ** -130
+
+        def at(order, k):
+            # The order has more digits than a float: a generator of its own.
+            def f_prime(u):
+                return (u ** (order - 1) - 1) / (order - 1)
+
+            def inverse(s):
+                base = 1 + (order - 1) * s
+                return base ** (1 / (order - 1)) if base > 0 else mp.mpf(0)
+
+            generator = oracles.Generator(
+                lambda u: mp.nan,
+                f_prime,
+                inverse,
+                lambda: mp.nan,
+                lambda: mp.inf if order >= 1 else 1 / (1 - order),
+                0.5 * (1 + abs(alpha - 1)) + 0.5,
+            )
+            return oracles.exact_target(*(column[k] for column in columns), generator).probs
+
+        for k, row in enumerate(ROWS):
+            if alpha == 1 and row == "condensed":
+                continue  # f′(∞) jumps from infinite to huge: the two one-sided limits meet in ∞
+            up, down = at(mp.mpf(alpha) + h, k), at(mp.mpf(alpha) - h, k)
+            want = [float((x - y) / (2 * h)) for x, y in zip(up, down, strict=True)]
+            assert_matches(got[k], want, dtype, row, ulps=4096)
+
+
+def test_against_central_differences_in_floating_point():
+    if not X64:
+        pytest.skip("differences of float32 results say little")
+    rng = np.random.default_rng(8)
+    point = {"reward": R5, "log_ref": log(P5), "beta": np.float64(0.5)}
+    direction = {"reward": rng.normal(size=5), "log_ref": rng.normal(size=5), "beta": 0.3}
+
+    @functools.partial(jax.jit, static_argnames="argument")
+    def along(step, argument, divergence):
+        moved = dict(point, **{argument: point[argument] + step * direction[argument]})
+        return kt.solve(kt.Objective(*moved.values(), divergence, measure=True)).probs
+
+    for divergence in (kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon(), kt.Alpha(1.5)):
+        for argument in direction:
+            line = functools.partial(along, argument=argument, divergence=divergence)
+            want = oracles.central_difference(line, 0.0, 1e-3)
+            _, jvp = jax.jvp(line, (0.0,), (1.0,))
+            np.testing.assert_allclose(jvp, want, rtol=1e-8, atol=1e-10)
+            cotangent = rng.normal(size=5)
+            (vjp,) = jax.vjp(line, 0.0)[1](jnp.asarray(cotangent))
+            assert float(vjp) == pytest.approx(float(want @ cotangent), rel=1e-8, abs=1e-10)
+
+
+BANK = {
+    "grad-alpha1-p5": kt.ReverseKL(),
+    "grad-alpha0-p5": kt.ForwardKL(),
+    "grad-alpha0.5-p5": kt.Alpha(0.5),
+    "grad-js-p5": kt.JensenShannon(),
+    "grad-chi2kl-p5": kt.ChiSquaredKL(),
+}
+
+
+@dtypes
+@pytest.mark.parametrize("name", BANK)
+def test_gradients_of_the_bank(name, dtype):
+    inputs = oracles.reference(name)["inputs"]
+    arguments = (
+        np.array(inputs["R"], dtype),
+        log(inputs["ref"], dtype),
+        dtype.type(inputs["beta"]),
+    )
+    one_row = (x[None] for x in map(np.asarray, arguments))
+    probs, _, multiplier = jacobians(BANK[name], *one_row, mode="forward")
+    by_reward, by_ref, by_beta = (np.asarray(x[0], np.float64) for x in probs[-3:])
+    check = functools.partial(oracles.assert_reference, name, dtype=dtype, ulps=256)
+    check(multiplier[-3][0], "dlam_dR")
+    check(by_beta, "dpi_dbeta")
+    check(by_reward[0], "dpi0_dR")
+    check(by_ref[0] / np.array(inputs["ref"]), "dpi0_dref")
+
+
+@dtypes
+def test_derivatives_of_the_reverse_path_of_the_bank(dtype):
+    name = "rkl-p5-derivs-b0.5"
+    inputs = oracles.reference(name)["inputs"]
+    reward, log_ref = np.array(inputs["R"], dtype), log(inputs["ref"], dtype)
+
+    @jax.jit
+    @jax.jacfwd
+    def path(beta):
+        target = kt.solve(kt.Objective(reward, log_ref, beta))
+        return target.divergence_value, target.expected_reward, target.value
+
+    derivatives = path(dtype.type(inputs["beta"]))
+    for got, key in zip(derivatives, ("dKL_dbeta", "dER_dbeta", "dvalue_dbeta"), strict=True):
+        oracles.assert_reference(name, got, key, dtype, ulps=128)
+
+
+@dtypes
+@pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "chi-squared", "alpha-1.5"])
+def test_gradient_and_hessian_of_the_value(name, dtype):
+    divergence = BY_ID[name].divergence
+
+    @jax.jit
+    def everything(reward, log_ref, beta):
+        def value(reward, log_ref, beta):
+            return kt.solve(kt.Objective(reward, log_ref, beta, divergence)).value
+
+        target = kt.solve(kt.Objective(reward, log_ref, beta, divergence))
+        policy = jax.lax.stop_gradient(target.log_probs)
+
+        def fixed(log_ref, beta):
+            return kt.Objective(reward, log_ref, beta, divergence).value(policy)
+
+        return {
+            "gradient": jax.grad(value, (0, 1, 2))(reward, log_ref, beta),
+            "envelope": (target.probs, *jax.grad(fixed, (0, 1))(log_ref, beta)),
+            "cost": target.divergence_value,
+            "hessian": jax.hessian(value)(reward, log_ref, beta),
+            "jacobian": jax.jacfwd(
+                lambda r: kt.solve(kt.Objective(r, log_ref, beta, divergence)).probs
+            )(reward),
+        }
+
+    got = everything(R5.astype(dtype), log(P5, dtype), dtype.type(0.5))
+    for x, want in zip(got["gradient"], got["envelope"], strict=True):
+        np.testing.assert_allclose(x, want, rtol=64 * eps(dtype), atol=64 * eps(dtype))
+    assert float(got["gradient"][2]) == pytest.approx(-float(got["cost"]), rel=64 * eps(dtype))
+    np.testing.assert_allclose(
+        got["hessian"], got["jacobian"], rtol=256 * eps(dtype), atol=64 * eps(dtype)
+    )
+    # J* is convex in the reward.
+    curvature = np.linalg.eigvalsh(np.asarray(got["hessian"], np.float64))
+    assert curvature.min() >= -256 * eps(dtype)
+
+
+@dtypes
+def test_second_derivatives_of_the_probabilities(dtype):
+    reward, log_ref = jnp.asarray(R5, dtype), jnp.asarray(log(P5, dtype))
+
+    def first(r):
+        return kt.solve(kt.Objective(r, log_ref, dtype.type(0.5), kt.ForwardKL())).probs[0]
+
+    hessian = np.asarray(jax.jit(jax.hessian(first))(reward), np.float64)
+    np.testing.assert_allclose(hessian, hessian.T, atol=256 * eps(dtype))
+    generator = BY_ID["forward-kl"].generator
+    with mp.workdps(200):
+        h = mp.mpf(10) ** -30
+        exact_ref = [mp.mpf(float(x)) for x in np.asarray(log_ref)]
+
+        def at(*moves):
+            r = [mp.mpf(float(x)) for x in np.asarray(reward)]
+            for index, step in moves:
+                r[index] += step
+            return oracles.exact_target(r, exact_ref, mp.mpf(0.5), generator).probs[0]
+
+        for i, j in ((0, 0), (0, 2), (2, 3), (1, 4)):
+            want = (
+                at((i, h), (j, h))
+                - at((i, h), (j, -h))
+                - at((i, -h), (j, h))
+                + at((i, -h), (j, -h))
+            ) / (4 * h * h)
+            assert hessian[i, j] == pytest.approx(
+                float(want), abs=512 * eps(dtype) * np.abs(hessian).max()
+            )
+
+
+@dtypes
+def test_total_variation_moves_only_what_is_kept(dtype):
+    def probs(reward, log_ref, beta):
+        return kt.solve(kt.Objective(reward, log_ref, beta, kt.TotalVariation())).probs
+
+    by_reward, by_ref, by_beta = jax.jit(jax.jacrev(probs, (0, 1, 2)))(
+        jnp.asarray(R5, dtype), jnp.asarray(log(P5, dtype)), dtype.type(0.75)
+    )
+    # The target is flat between its thresholds: [0, .3, .4 + .15, .1, .05].
+    np.testing.assert_array_equal(by_reward, np.zeros((5, 5)))
+    np.testing.assert_array_equal(by_beta, np.zeros(5))
+    want = np.diag([0, 0.3, 0.15, 0.1, 0.05])
+    want[2, 0] = 0.4
+    np.testing.assert_allclose(by_ref, want, rtol=32 * eps(dtype), atol=32 * eps(dtype))
+
+
+def test_mapping_and_differentiating_commute():
+    reward = np.stack([R5, R5[::-1], R5**2]).astype(np.float32)
+    log_ref = log(P5, np.float32)
+
+    def loss(r):
+        return kt.solve(kt.Objective(r, log_ref, np.float32(0.3), kt.ForwardKL())).log_probs[..., 1]
+
+    mapped = jax.jit(jax.vmap(jax.grad(loss)))(reward)
+    batch = jax.jit(jax.grad(lambda r: loss(r).sum()))(reward)
+    one_by_one = [jax.jit(jax.grad(loss))(r) for r in reward]
+    np.testing.assert_allclose(mapped, one_by_one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(batch, one_by_one, rtol=1e-5, atol=1e-6)
