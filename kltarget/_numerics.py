@@ -82,19 +82,20 @@ def safe_exp_product(x: Array, log_weight: Array) -> Array:
 
 def lambert(s: Array, steps: int) -> Array:
     """``W(e^s)``, the ``w`` with ``w + log w = s``; 0 where it underflows."""
+    deep = s < -40  # W(x) is x to the last bit there
+    given, s = s, jnp.where(deep, -40.0, s)
     low = s < 1
     x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
     high = jnp.where(low, jnp.ones_like(s), s)
     log_high = jnp.log(high)
     pade = x * (1 + (4 / 3) * x) / (1 + (7 / 3) * x + (5 / 6) * x * x)
     w = jnp.where(low, pade, high - log_high + log_high / high)
-    w = jnp.maximum(w, jnp.finfo(s.dtype).tiny)
     for _ in range(steps):
         # Fritsch, Shafer and Crowley's step, of fourth order: the start's 8 % become 3e-7, then 0.
         z = s - w - jnp.log(w)
         a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
-        w = w * (1 + z / (1 + w) * (a - z) / (a - 2 * z))
-    return w
+        w = w * (1 + z / (1 + w) * (1 + z / (a - 2 * z)))
+    return jnp.where(deep, jnp.exp(given), w)
 
 
 def log_lambert(s: Array) -> Array:

@@ -103,7 +103,8 @@ class Divergence(abc.ABC):
             0.5108 0.3681
         """
         log_p, log_q = _pair(log_policy, log_ref)
-        return jnp.sum(self._over_outcomes()._integrand(log_p, log_q), axis=-1)
+        dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
+        return jnp.sum(self._over_outcomes()._integrand(log_p, log_q), axis=-1).astype(dtype)
 
     def _over_outcomes(self) -> Divergence:
         """The same divergence with its batched parameters aligned to arrays ``[*batch, A]``."""

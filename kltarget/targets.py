@@ -199,6 +199,7 @@ def optimality_gap(objective: Objective, log_policy: Array) -> Array:
         zero = jnp.zeros((), reward.dtype)
         slope = jnp.where(in_ref, divergence.f_prime(zero), divergence.slope_at_infinity)
         slack = target.multiplier.astype(reward.dtype)[..., None] + beta * slope - reward
+        slack = jnp.where(jnp.isneginf(reward), jnp.inf, slack)
         used = (log_policy > -jnp.inf) & jnp.isneginf(log_star)
         extra = jnp.exp(log_policy) * jnp.maximum(_where(used, slack), 0)
         gap = beta[..., 0] * _where(in_ref, apart).sum(-1) + extra.sum(-1)

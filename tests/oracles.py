@@ -167,8 +167,8 @@ def ids(case: Any) -> str:
 
 
 def _exact(x: Any) -> mp.mpf:
-    x = float(x)
-    return -mp.inf if x == -INF else mp.mpf(x)
+    """A float as it is, or a number that already has more digits than one."""
+    return x if isinstance(x, mp.mpf) else mp.mpf(float(x))
 
 
 def _digits(generator: Generator, log_ref: Iterable[float]) -> int:

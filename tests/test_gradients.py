@@ -97,11 +97,11 @@ def exact_jacobians(case_id, dtype):
     return found
 
 
-def assert_matches(got, want, dtype, where, ulps=512):
+def assert_matches(got, want, dtype, where, floor=0.0):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert np.all(np.isfinite(got)), where
-    error = np.abs(got - want)
-    assert error.max() <= ulps * eps(dtype) * np.abs(want).max(), (where, got, want)
+    bar = eps(dtype) * (512 * np.abs(want).max() + floor)
+    assert np.abs(got - want).max() <= bar, (where, got, want)
 
 
 FORWARD = [case for case in CASES if case.id not in ("tsallis-0.5", "alpha-0", "alpha-0.875")]
@@ -193,7 +193,8 @@ def test_derivative_by_alpha(alpha, dtype):
                 continue  # f′(∞) jumps from infinite to huge: the two one-sided limits meet in ∞
             up, down = at(mp.mpf(alpha) + h, k), at(mp.mpf(alpha) - h, k)
             want = [float((x - y) / (2 * h)) for x, y in zip(up, down, strict=True)]
-            assert_matches(got[k], want, dtype, row, ulps=4096)
+            # At u near 1 the order hardly counts: what is left of terms of order one cancels.
+            assert_matches(got[k], want, dtype, row, floor=4)
 
 
 def test_against_central_differences_in_floating_point():

@@ -117,7 +117,13 @@ def test_equal_probability_needs_a_known_gap(key, case):
     np.testing.assert_allclose(kt.flip_beta(objective, 0, 1), beta, rtol=256 * eps(FLOAT))
 
 
-@pytest.mark.parametrize("case", CASES, ids=oracles.ids)
+SEARCHED = [
+    pytest.param(case, marks=pytest.mark.slow if case.id in ROOTED else (), id=case.id)
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", SEARCHED)
 def test_flips_are_where_the_exact_odds_change_sign(case):
     rng = np.random.default_rng(7)
     for _ in range(4):
@@ -159,7 +165,13 @@ def test_flips_at_masses_that_underflow():
 
 @pytest.mark.parametrize(
     "divergence",
-    [kt.ReverseKL(), kt.ForwardKL(), kt.ChiSquared(), kt.JensenShannon(), kt.TotalVariation()],
+    [
+        kt.ReverseKL(),
+        kt.ForwardKL(),
+        kt.ChiSquared(),
+        kt.JensenShannon(),
+        pytest.param(kt.TotalVariation(), marks=pytest.mark.slow),
+    ],
     ids=lambda d: d.name,
 )
 def test_no_flip_is_nan(divergence):
@@ -180,6 +192,7 @@ def test_total_variation_flips_where_it_jumps():
     np.testing.assert_allclose(kt.flip_beta(objective, 0, 1), 0.5, rtol=8 * eps(FLOAT))
 
 
+@pytest.mark.slow
 def test_flip_of_a_callers_generator_is_that_of_the_named_one():
     custom = kt.FDivergence(
         lambda u: (u - 1) ** 2, f_prime_inverse=lambda s: 1 + s / 2, name="mine"
@@ -343,9 +356,9 @@ def test_sixteen_bits_are_computed_in_more():
 TRANSFORMED = pytest.mark.parametrize(
     ("divergence", "modes"),
     [
-        (kt.ForwardKL(), None),
         (kt.Alpha(1.5), None),
         (kt.ReverseKL(), PAIRS),
+        pytest.param(kt.ForwardKL(), None, marks=pytest.mark.slow),
         pytest.param(kt.JensenShannon(), None, marks=pytest.mark.slow),
     ],
 )

@@ -54,9 +54,9 @@ VERDICTS = {
         r"equal rewards keep the reference's ratios \(up to 3 : 1\) at every β",
     ),
     "leans among equals": (
-        lambda: kt.summarize(problem([0.4, 0.2, 0.4], [0.5, 1, 1], 0.3), [0, 0, 1]),
-        r"leans to the mode of “0”: 1.8\d effective modes among 2 equally rewarded modes, where "
-        r"the reference has 1.96",
+        lambda: kt.summarize(problem([0.48, 0.02, 0.3, 0.2], [0, 1, 1, 1], 0.6), [0, 0, 1, 1]),
+        r"leans to the mode of “2”: 1.\d\d effective modes among 2 equally rewarded modes, where "
+        r"the reference has 2",
     ),
     "leans to the only best": (
         lambda: kt.summarize(problem([0.3, 0.7], [1, 0], 0.5)),
@@ -69,7 +69,7 @@ VERDICTS = {
     ),
     "stays": (
         lambda: of_task("one-two", 100.0),
-        r"stays at the reference: KL\(π\*‖π_ref\) is 1.1e-05 nats; equal rewards keep .* \(15 : 1\)",
+        r"stays at the reference: KL\(π\*‖π_ref\) is 1.1e-05 nats; equal rewards keep .*15 : 1",
     ),
     "nothing to gain": (
         lambda: kt.summarize(problem([0.7, 0.3], [1, 1], 0.5)),
@@ -85,7 +85,7 @@ VERDICTS = {
     ),
     "a condensed target": (
         lambda: kt.summarize(problem([0.5, 0.5, 0], [0, 0.5, 2], 0.01, kt.ForwardKL())),
-        r"collapses: 99.1 % of the mass is on “2”, which alone has the best reward \(2\); .*",
+        r"collapses: 99.4 % of the mass is on “2”, which alone has the best reward \(2\); .*",
     ),
     "no mode": (
         lambda: kt.summarize(problem([0.5, 0.5, 0], [0, 1, 2], 0.3), [-1, -1, 0]),
@@ -220,7 +220,7 @@ def test_the_dictionary_is_strict_json(summary):
     content = summary().to_dict()
     again = json.loads(json.dumps(content, allow_nan=False))
     assert again == content
-    assert set(content) == {field for field in kt.Summary.__dataclass_fields__}
+    assert set(content) == set(kt.Summary.__dataclass_fields__)
     assert content["rows"][0]["label"] in {"1", "2"}
 
 

@@ -114,7 +114,7 @@ def test_bad_policies_and_objectives():
         assert_optimal(LOG_REF[:2], objective)
     leaves, structure = jax.tree.flatten(objective)
     broken = jax.tree.unflatten(structure, [*leaves[:2], jnp.float32(-1.0)])
-    with pytest.raises(ValueError, match="beta"):
+    with pytest.raises(ValueError, match="INVALID_BETA"):
         assert_optimal(LOG_REF, broken)
 
 
@@ -219,12 +219,6 @@ def test_the_strategies_reach_the_corners():
     assert np.isneginf(finds(log_policies(2), lambda x: np.isneginf(x).any())).any()
     for kind in (kt.ReverseKL, kt.Alpha, kt.Tsallis, kt.TotalVariation):
         assert isinstance(finds(divergences(), lambda d, kind=kind: isinstance(d, kind)), kind)
-
-
-def test_failures_shrink_to_something_readable():
-    smallest = finds(objectives(num_outcomes=2), lambda o: True)
-    assert smallest.divergence == kt.ReverseKL()
-    np.testing.assert_array_equal(smallest.reward, [0, 0])
 
 
 def test_the_assertions_work_without_hypothesis():

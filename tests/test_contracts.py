@@ -1,0 +1,374 @@
+"""What every public name promises, one row of a table per name.
+
+A function of arrays keeps its dtype, gives the same with and without ``jit``, treats a batch as a
+loop over its rows, maps under ``vmap``, has finite derivatives and names what is wrong with bad
+input. A public name that has no row here fails a test.
+"""
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import DTYPES, INF, eps
+
+import kltarget as kt
+
+LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
+LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
+REWARD = np.array([[0.0, 1.0, 0.5, 0.25], [1.0, -1.0, 0.0, 2.0]])
+BETA = np.array([0.5, 2.0])
+MODES = np.array([0, 0, 1, 2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """Input that is refused, with the error and what its message says."""
+
+    call: Callable[[], Any]
+    error: type[Exception]
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """A function of arrays with two rows of arguments, and what it refuses.
+
+    Args:
+        run: the function under test; takes the arrays, returns one array or a tuple.
+        arguments: arrays whose first axis is a batch of two.
+        bad: inputs that raise.
+        differentiable: whether its derivatives say something.
+        narrow: the largest error of bfloat16 results that rounding the inputs explains.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple[np.ndarray, ...]
+    bad: tuple[Bad, ...]
+    differentiable: bool = True
+    narrow: float = 0.05
+
+
+def objective_of(divergence):
+    def make(reward, log_ref, beta):
+        return kt.Objective(reward, log_ref, beta, divergence, measure=True)
+
+    return make
+
+
+def values(target):
+    return target.log_probs, target.multiplier, target.value, target.expected_reward
+
+
+PROBLEM = (REWARD, LOG_REF, BETA)
+POLICIES = (LOG_POLICY, LOG_REF)
+MISFIT = (np.zeros(4), np.zeros(3))
+
+
+def divergence_contract(divergence, *bad):
+    return Contract(
+        lambda p, q: divergence(p, q),
+        POLICIES,
+        (
+            Bad(
+                lambda: divergence(*MISFIT),
+                ValueError,
+                "log_policy has 4 outcomes and log_ref has 3",
+            ),
+            Bad(lambda: divergence(np.zeros(2, complex), np.zeros(2)), TypeError, "complex"),
+            *bad,
+        ),
+    )
+
+
+def target_contract(run, *bad):
+    return Contract(run, PROBLEM, (Bad(lambda: run(*PROBLEM[:2], -BETA), ValueError, "beta"), *bad))
+
+
+FORWARD = objective_of(kt.ForwardKL())
+REVERSE = objective_of(kt.ReverseKL())
+
+CONTRACTS: dict[str, Contract] = {
+    "normalize": Contract(
+        kt.normalize,
+        (REWARD,),
+        (Bad(lambda: kt.normalize([0.0, np.nan]), ValueError, "log_weights .* nan at index 1"),),
+    ),
+    "kl": Contract(
+        kt.kl,
+        POLICIES,
+        (Bad(lambda: kt.kl(*MISFIT), ValueError, "4 outcomes .* 3"),),
+    ),
+    "ReverseKL": divergence_contract(kt.ReverseKL()),
+    "ForwardKL": divergence_contract(kt.ForwardKL()),
+    "ChiSquared": divergence_contract(kt.ChiSquared()),
+    "ChiSquaredKL": divergence_contract(kt.ChiSquaredKL()),
+    "NeymanChiSquared": divergence_contract(kt.NeymanChiSquared()),
+    "SquaredHellinger": divergence_contract(kt.SquaredHellinger()),
+    "JensenShannon": divergence_contract(kt.JensenShannon()),
+    "TotalVariation": divergence_contract(kt.TotalVariation()),
+    "Alpha": divergence_contract(kt.Alpha(0.25)),
+    "Tsallis": divergence_contract(
+        kt.Tsallis(1.5), Bad(lambda: kt.Tsallis(0.0), ValueError, "q must be above 0")
+    ),
+    "FDivergence": divergence_contract(
+        kt.FDivergence(lambda u: (u - 1) ** 2),
+        Bad(lambda: kt.FDivergence(lambda u: u**2), ValueError, r"f\(1\) = 0"),
+    ),
+    "Objective": target_contract(
+        lambda r, q, b: (
+            FORWARD(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
+            FORWARD(r, q, b).gap(LOG_POLICY[0].astype(np.float32)),
+            FORWARD(r, q, b).gradient(LOG_POLICY[0].astype(np.float32)),
+        ),
+        Bad(lambda: kt.Objective(REWARD * np.nan, LOG_REF, 1.0), ValueError, "reward"),
+        Bad(lambda: kt.Objective(REWARD, LOG_REF + 1, 1.0), ValueError, "kltarget.normalize"),
+        Bad(lambda: kt.Objective(REWARD, LOG_REF, 1.0, None), TypeError, "divergence must be"),
+    ),
+    "solve": target_contract(lambda *problem: values(kt.solve(FORWARD(*problem)))),
+    "greedy_limit": target_contract(lambda *problem: values(kt.greedy_limit(REVERSE(*problem)))),
+    "reference_limit": target_contract(
+        lambda *problem: kt.reference_limit(REVERSE(*problem)).log_probs
+    ),
+    "log_odds": Contract(
+        lambda log_probs: kt.log_odds(log_probs, 0, 2),
+        (LOG_POLICY,),
+        (Bad(lambda: kt.log_odds(LOG_POLICY, 0, 9), ValueError, "9"),),
+    ),
+    "flip_beta": Contract(
+        lambda r, q: kt.flip_beta(REVERSE(r, q, r[..., 0] * 0 + 1), 0, 1),
+        (REWARD[:, ::-1].copy(), LOG_REF),
+        (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
+    ),
+    "collapse_beta": Contract(
+        lambda r, q: kt.collapse_beta(objective_of(kt.ChiSquared())(r, q, r[..., 0] * 0 + 1)),
+        (REWARD, LOG_REF),
+        (Bad(lambda: kt.collapse_beta(kt.Objective(REWARD, LOG_REF, -1.0)), ValueError, "beta"),),
+    ),
+    "mode_log_mass": Contract(
+        lambda log_probs: kt.mode_log_mass(log_probs, MODES),
+        (LOG_POLICY,),
+        (Bad(lambda: kt.mode_log_mass(LOG_POLICY, MODES[:2]), ValueError, "modes"),),
+    ),
+    "effective_modes": Contract(
+        lambda log_probs: kt.effective_modes(log_probs, MODES),
+        (LOG_POLICY,),
+        (Bad(lambda: kt.effective_modes(LOG_POLICY, order=-1), ValueError, "order"),),
+    ),
+    "coverage": Contract(
+        lambda log_probs: kt.coverage(log_probs, MODES, threshold=0.15),
+        (LOG_POLICY,),
+        (Bad(lambda: kt.coverage(LOG_POLICY, threshold=2.0), ValueError, "threshold"),),
+        differentiable=False,
+    ),
+    "entropy": Contract(
+        kt.entropy,
+        (LOG_POLICY,),
+        (Bad(lambda: kt.entropy(0.5), ValueError, "log_probs"),),
+    ),
+    "pass_at_k": Contract(
+        lambda p: kt.pass_at_k(p, 4),
+        (np.array([0.05, 0.5]),),
+        (Bad(lambda: kt.pass_at_k(1.5, 4), ValueError, "success_probability"),),
+    ),
+    "pass_at_k_from_counts": Contract(
+        lambda c: kt.pass_at_k_from_counts(c, 20, 5),
+        (np.array([3.0, 7.0]),),
+        (Bad(lambda: kt.pass_at_k_from_counts(3, 20, 21), ValueError, "k"),),
+        differentiable=False,
+    ),
+    "mara": target_contract(
+        lambda *problem: kt.mara(REVERSE(*problem), 0.4).reward,
+        Bad(lambda: kt.mara(REVERSE(*PROBLEM), 0.4, method="both"), ValueError, "method"),
+    ),
+    "reward_for": Contract(
+        kt.reward_for,
+        (LOG_POLICY, LOG_REF, BETA),
+        (Bad(lambda: kt.reward_for(LOG_POLICY, LOG_REF, -BETA), ValueError, "beta"),),
+        narrow=0.2,  # the difference of two rounded logarithms
+    ),
+}
+
+NOT_OF_ARRAYS = {
+    "Divergence": "abstract",
+    "Status": "an enumeration",
+    "Summary": "text for people",
+    "SummaryRow": "a part of that text",
+    "Target": "what solve returns",
+    "summarize": "text for people",
+}
+"""Public names that are no functions of arrays, and what they are instead."""
+
+
+def public_names():
+    return [name for name in dir(kt) if not name.startswith("_")]
+
+
+def callables():
+    found = {name: getattr(kt, name) for name in public_names()}
+    return {name: x for name, x in found.items() if not isinstance(x, types.ModuleType)}
+
+
+def test_every_public_name_has_a_row():
+    assert set(callables()) == set(CONTRACTS) | set(NOT_OF_ARRAYS)
+    assert set(CONTRACTS).isdisjoint(NOT_OF_ARRAYS)
+    assert set(public_names()) == set(kt.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(callables()))
+def test_docstrings_say_what_is_promised(name):
+    documented = callables()[name]
+    text = inspect.getdoc(documented) or ""
+    assert text, "no docstring"
+    first = text.splitlines()[0]
+    assert first.endswith((".", ":")) or ":" in first, first
+    if name not in NOT_OF_ARRAYS:
+        assert "Example:" in text
+        assert ">>>" in text
+    if inspect.isfunction(documented):
+        assert "Args:" in text or name in ("greedy_limit", "reference_limit"), "no Args"
+        for parameter in inspect.signature(documented).parameters:
+            if "Args:" in text:
+                assert f"{parameter}:" in text, f"{parameter} is not documented"
+        annotations = inspect.get_annotations(documented)
+        assert set(annotations) == {*inspect.signature(documented).parameters, "return"}
+
+
+@pytest.mark.parametrize("name", sorted(callables()))
+def test_methods_are_documented(name):
+    documented = callables()[name]
+    if not inspect.isclass(documented) or issubclass(documented, int):
+        pytest.skip("not a class with methods")
+    for method, x in vars(documented).items():
+        if not method.startswith("_") and (inspect.isfunction(x) or isinstance(x, property)):
+            assert inspect.getdoc(getattr(documented, method)), method
+
+
+def test_randomness_wants_a_key_by_name():
+    for name, x in callables().items():
+        functions = [x] if inspect.isfunction(x) else [f for f in vars(x).values() if callable(f)]
+        for function in filter(inspect.isfunction, functions):
+            key = inspect.signature(function).parameters.get("key")
+            if key is not None:
+                assert key.kind is inspect.Parameter.KEYWORD_ONLY, name
+                assert key.default is inspect.Parameter.empty, name
+
+
+def test_options_are_keyword_only():
+    for name in CONTRACTS:
+        function = callables()[name]
+        if inspect.isfunction(function):
+            for parameter in inspect.signature(function).parameters.values():
+                if parameter.default not in (inspect.Parameter.empty, None):
+                    assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, (name, parameter)
+
+
+contracts = pytest.mark.parametrize("name", sorted(CONTRACTS))
+KINDS = [*DTYPES, np.dtype(jnp.bfloat16)]
+
+
+def cast(arguments, dtype):
+    return tuple(x.astype(dtype) for x in arguments)
+
+
+def leaves(result):
+    return [np.asarray(x) for x in jax.tree.leaves(result)]
+
+
+def close(got, want, dtype, ulps=64, floor=0.0):
+    for x, y in zip(leaves(got), leaves(want), strict=True):
+        bound = ulps * eps(dtype)
+        np.testing.assert_allclose(
+            np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=bound, atol=bound + floor
+        )
+
+
+@contracts
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_jit_vmap_and_loops_agree(name, dtype):
+    contract = CONTRACTS[name]
+    arguments = cast(contract.arguments, dtype)
+    eager = contract.run(*arguments)
+    close(jax.jit(contract.run)(*arguments), eager, dtype)
+    close(jax.jit(jax.vmap(contract.run))(*arguments), eager, dtype)
+    one = jax.jit(contract.run)
+    rows = [one(*(x[k] for x in arguments)) for k in range(2)]
+    close(jax.tree.map(lambda *x: np.stack(x), *rows), eager, dtype)
+
+
+@contracts
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_the_dtype_is_kept(name, dtype):
+    contract = CONTRACTS[name]
+    got = contract.run(*cast(contract.arguments, dtype))
+    for x in leaves(got):
+        assert x.dtype == dtype or np.issubdtype(x.dtype, np.integer), x.dtype
+    if dtype == jnp.bfloat16:
+        # 16-bit inputs are computed in float32: only their own rounding shows.
+        wide = contract.run(*cast(contract.arguments, np.float32))
+        for x, y in zip(leaves(got), leaves(wide), strict=True):
+            np.testing.assert_allclose(
+                x.astype(np.float32), y, rtol=contract.narrow, atol=contract.narrow
+            )
+
+
+@pytest.mark.parametrize("name", sorted(x for x in CONTRACTS if CONTRACTS[x].differentiable))
+def test_derivatives_are_finite_and_not_all_zero(name):
+    contract = CONTRACTS[name]
+    arguments = cast(contract.arguments, np.float32)
+
+    def total(*arrays):
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(contract.run(*arrays)))
+
+    gradients = jax.jit(jax.grad(total, tuple(range(len(arguments)))))(*arguments)
+    assert all(np.isfinite(x).all() for x in gradients)
+    assert any(np.any(np.asarray(x) != 0) for x in gradients)
+    for x, argument in zip(gradients, arguments, strict=True):
+        assert x.dtype == argument.dtype
+        assert x.shape == argument.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(name, k) for name in sorted(CONTRACTS) for k in range(len(CONTRACTS[name].bad))],
+)
+def test_bad_input_gives_the_promised_error(name, index):
+    bad = CONTRACTS[name].bad[index]
+    with pytest.raises(bad.error, match=bad.message):
+        bad.call()
+
+
+@contracts
+def test_every_row_refuses_something(name):
+    assert CONTRACTS[name].bad
+    assert np.shape(CONTRACTS[name].arguments[0])[0] == 2
+
+
+def test_impossible_outcomes_keep_derivatives_finite():
+    # For all functions of log-probabilities: -inf on both sides, where sums would make NaNs.
+    masked = cast((LOG_POLICY, LOG_REF, REWARD), np.float32)
+    policy, log_ref, reward = (x.copy() for x in masked)
+    policy[:, 1] = log_ref[:, 1] = reward[:, 2] = -INF
+    policy = oracles.log_normalised(policy.astype(np.float64), np.float32)
+    for name, contract in CONTRACTS.items():
+        replaced = {id(LOG_POLICY): policy, id(LOG_REF): log_ref, id(REWARD): reward}
+        if not contract.differentiable or name in ("reward_for", "normalize", "log_odds"):
+            continue
+        arguments = tuple(
+            replaced[id(x)] if id(x) in replaced else x.astype(np.float32)
+            for x in contract.arguments
+        )
+
+        def total(*arrays, run=contract.run):
+            found = jax.tree.leaves(run(*arrays))
+            return sum(jnp.sum(jnp.where(jnp.isfinite(x), x, 0.0)) for x in found)
+
+        gradients = jax.jit(jax.grad(total, tuple(range(len(arguments)))))(*arguments)
+        for x in gradients:
+            assert np.isfinite(x).all(), name
