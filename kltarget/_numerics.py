@@ -126,6 +126,8 @@ def widest(*dtypes: Any) -> Any:
 
 def as_float(x: object) -> Float[Array, "..."]:
     """A JAX array of floating type: integers and booleans become the default float."""
+    if isinstance(x, (str, bytes)):
+        raise TypeError(f"expected real numbers, got {x!r}")
     array = jnp.asarray(x)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array

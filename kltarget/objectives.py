@@ -51,7 +51,7 @@ def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
 @jax.jit
 def _normalize(w: Array) -> Array:
     wide = w.astype(working_dtype(w.dtype))
-    return (wide - jax.nn.logsumexp(wide, axis=-1, keepdims=True)).astype(w.dtype)
+    return jax.nn.log_softmax(wide, axis=-1).astype(w.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._closed_forms import Solution, supported_max
 from kltarget._implicit import differentiable_closed_form, optimal_value
 from kltarget.divergences import TotalVariation
-from kltarget.objectives import Objective, _value, broadcast_fields, mass_tolerance
+from kltarget.objectives import Objective, broadcast_fields, mass_tolerance
 from kltarget.status import FAILURES, Status, flag
 
 __all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
@@ -190,7 +190,12 @@ def optimality_gap(objective: Objective, log_policy: Array) -> Array:
     log_policy = jnp.broadcast_to(log_policy, reward.shape)
     value = target.value.astype(reward.dtype)
     if isinstance(divergence, TotalVariation):
-        gap = jnp.maximum(value - _value(objective, log_policy), 0)
+        # Outcome by outcome against the multiplier: every term is non-negative.
+        probs, star, ref = jnp.exp(log_policy), jnp.exp(log_star), jnp.exp(log_ref)
+        price = (jnp.max(reward, axis=-1, keepdims=True) - reward) - beta / 2
+        paid = jnp.where(probs == star, jnp.zeros_like(price), price * (probs - star))
+        moved = beta / 2 * (jnp.abs(probs - ref) - jnp.abs(star - ref))
+        gap = jnp.maximum(paid + moved, 0).sum(-1)
     else:
         in_ref = log_ref > -jnp.inf
         log_u = jnp.where(in_ref, log_policy - _where(in_ref, log_ref), jnp.zeros_like(log_ref))
@@ -203,7 +208,8 @@ def optimality_gap(objective: Objective, log_policy: Array) -> Array:
         used = (log_policy > -jnp.inf) & jnp.isneginf(log_star)
         extra = jnp.exp(log_policy) * jnp.maximum(_where(used, slack), 0)
         gap = beta[..., 0] * _where(in_ref, apart).sum(-1) + extra.sum(-1)
-    return jnp.where(jnp.isneginf(value), jnp.zeros_like(gap), gap)
+    gap = jnp.where(jnp.isneginf(value), jnp.zeros_like(gap), gap)
+    return jnp.where(jnp.isnan(value), jnp.full_like(gap, jnp.nan), gap)
 
 
 def greedy_limit(objective: Objective) -> Target:
