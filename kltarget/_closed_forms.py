@@ -232,7 +232,7 @@ def _search(
         v, v_low = _scaled_gaps(reward, best, beta)
         return jnp.minimum(v, 0), v_low
 
-    def rest(at: Array) -> tuple[Array, Array]:
+    def rest(at: Array, at_low: Array) -> tuple[Array, Array]:
         """Target mass on all but the best outcomes, and its derivative in the coordinate."""
 
         def fast() -> tuple[Array, Array]:
@@ -243,7 +243,7 @@ def _search(
 
         def careful() -> tuple[Array, Array]:
             v, v_low = gaps()
-            log_u, rate = levels.place(at, 0.0, v, v_low)
+            log_u, rate = levels.place(at, at_low, v, v_low)
             mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), 0.0)
             return paired_sum(mass, mass * rate)
 
@@ -279,8 +279,9 @@ def _search(
     start = jnp.where(capped, top, guess)
 
     def advance(state: _Search) -> _Search:
-        at = state.at + state.step
-        mass, slope = rest(at)
+        at, at_low = two_sum(state.at, state.at_low + state.step)
+        at_low = at_low if by_slope else zero
+        mass, slope = rest(at, at_low)
         log_top, _ = log_best(at)
         total = mass + jnp.exp(log_top)
         short = total < 1
@@ -297,7 +298,7 @@ def _search(
         closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
         done = condensed | near | closed
         condensed = condensed | state.condensed
-        after = _Search(at, step, low, high, total, done, condensed, state.steps + 1)
+        after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
         # Rows that are done stay where they are.
         return jax.tree.map(
             lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new, after, state
@@ -306,9 +307,9 @@ def _search(
     no = jnp.zeros(best.shape, bool)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
-    state = _Search(start, zero, bottom, top, zero, idle, no, jnp.int32(0))
+    state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
     state = lax.while_loop(lambda s: jnp.any(~s.done) & (s.steps < _MAX_STEPS), advance, state)
-    at, at_low = two_sum(state.at, state.step)
+    at, at_low = two_sum(state.at, state.at_low + state.step)
 
     def place(at: Array, at_low: Array) -> tuple[Array, Array]:
         v, v_low = gaps()
@@ -397,6 +398,7 @@ _MAX_STEPS = 100
 @dataclasses.dataclass(frozen=True)
 class _Search:
     at: Array
+    at_low: Array
     step: Array
     low: Array
     high: Array
@@ -463,13 +465,13 @@ def _two_level(
 
     def total_at(step: Array) -> tuple[Array, Array]:
         """Logarithm of the total mass after a step, and its derivative."""
-        to = at + step
-        if levels.by_slope:
-            log_u_max, own = levels.place(to, 0.0, zero, 0.0)
+        if levels.by_slope:  # a slope of 1e10 must not swallow a step of 1
+            log_u_max, own = levels.place(at, step, zero, 0.0)
             log_best = log_top + (log_u_max - log_u_at)
+            log_u, local = levels.place(at, step, v, 0.0)
         else:
             log_best, own = log_top + step, jnp.ones_like(step)
-        log_u, local = levels.place(to, 0.0, v, 0.0)
+            log_u, local = levels.place(at + step, 0.0, v, 0.0)
         log_u = jnp.where(lawful, exponent * step, log_u)
         local = jnp.where(lawful, exponent, local)
         log_rest = jnp.where(log_weight > -jnp.inf, log_weight + log_u, log_weight)

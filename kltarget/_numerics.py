@@ -126,7 +126,10 @@ def widest(*dtypes: Any) -> Any:
 
 def as_float(x: object) -> Float[Array, "..."]:
     """A JAX array of floating type: integers and booleans become the default float."""
-    if isinstance(x, (str, bytes)):
+    text = (str, bytes)
+    if isinstance(x, text) or (
+        isinstance(x, (list, tuple)) and any(isinstance(i, text) for i in x)
+    ):
         raise TypeError(f"expected real numbers, got {x!r}")
     array = jnp.asarray(x)
     if jnp.issubdtype(array.dtype, jnp.floating):

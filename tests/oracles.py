@@ -434,14 +434,19 @@ def solve_rows(
         for k, (r, q, _) in enumerate(padded):
             reward[k, : len(r)], log_ref[k, : len(q)] = r, q
         beta = np.array([b for *_, b in padded], dtype)
-        solved = kt.solve(kt.Objective(reward, log_ref, beta, divergence))
-        value, log_probs = np.asarray(solved.value), np.asarray(solved.log_probs)
-        multiplier, status = np.asarray(solved.multiplier), np.asarray(solved.status)
+        objective = kt.Objective(reward, log_ref, beta, divergence)
+        log_probs, multiplier, status, value = map(np.asarray, _numbers_of(objective))
         targets += [
             Row(log_probs[k, : len(r)], multiplier[k], int(status[k]), value[k])
             for k, (r, *_) in enumerate(chunk)
         ]
     return targets
+
+
+@jax.jit
+def _numbers_of(objective: kt.Objective) -> tuple[jax.Array, ...]:
+    target = kt.solve(objective)
+    return target.log_probs, target.multiplier, target.status, target.value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,9 +123,9 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "Objective": target_contract(
         lambda r, q, b: (
-            FORWARD(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
-            FORWARD(r, q, b).gap(LOG_POLICY[0].astype(np.float32)),
-            FORWARD(r, q, b).gradient(LOG_POLICY[0].astype(np.float32)),
+            REVERSE(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
+            REVERSE(r, q, b).gap(LOG_POLICY[0].astype(np.float32)),
+            REVERSE(r, q, b).gradient(LOG_POLICY[0].astype(np.float32)),
         ),
         Bad(lambda: kt.Objective(REWARD * np.nan, LOG_REF, 1.0), ValueError, "reward"),
         Bad(lambda: kt.Objective(REWARD, LOG_REF + 1, 1.0), ValueError, "kltarget.normalize"),

@@ -138,13 +138,19 @@ def test_gap_is_the_best_value_minus_this_one(case, dtype):
 @dtypes
 @pytest.mark.parametrize("case", [*CASES, TV], ids=oracles.ids)
 def test_gap_vanishes_quadratically_at_the_target(case, dtype):
-    objective = kt.Objective(R5.astype(dtype), log(P5, dtype), 0.5, case.divergence)
-    target = kt.solve(objective)
-    assert float(gap_of(objective, target.log_probs)) <= 64 * eps(dtype)
-    nudged = oracles.log_normalised(
-        np.asarray(target.log_probs, np.float64) + 1e-2 * np.array([1, -1, 0, 1, -1]), dtype
+    # In the shape of the table above, whose program it shares.
+    rows = len(ROWS)
+    reward, log_ref = np.tile(R5.astype(dtype), (rows, 1)), np.tile(log(P5, dtype), (rows, 1))
+    beta = np.full(rows, 0.5, dtype)
+    objective = kt.Objective(reward, log_ref, beta, case.divergence)
+    best = oracles.solve_rows([(R5, log(P5), 0.5)], case.divergence, dtype)[0].log_probs
+    policy = np.tile(best, (rows, 1))
+    policy[1] = oracles.log_normalised(
+        best.astype(np.float64) + 1e-2 * np.array([1, -1, 0, 1, -1]), dtype
     )
-    assert float(gap_of(objective, nudged)) > 0
+    gap = np.asarray(gap_of(objective, policy))
+    assert gap[0] <= 64 * eps(dtype)
+    assert gap[1] > 0
 
 
 @dtypes
@@ -380,9 +386,7 @@ TRACED = {
 
 @dtypes
 @pytest.mark.parametrize(
-    "divergence",
-    [kt.ReverseKL(), kt.ForwardKL(), kt.Alpha(1.5), kt.TotalVariation()],
-    ids=lambda d: d.name,
+    "divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.TotalVariation()], ids=lambda d: d.name
 )
 def test_under_tracing_only_the_bad_rows_fail(divergence, dtype):
     reward = np.array([row[0] for row in TRACED.values()], dtype)
@@ -410,7 +414,7 @@ def test_under_tracing_only_the_bad_rows_fail(divergence, dtype):
             for number, x in numbers.items():
                 assert np.isnan(x[k]), (name, number)
         else:
-            alone = kt.solve(kt.Objective(reward[k], log_ref[k], beta[k], divergence))
+            (alone,) = oracles.solve_rows([(reward[k], log_ref[k], beta[k])], divergence, dtype)
             np.testing.assert_allclose(
                 target.log_probs[k], alone.log_probs, rtol=4 * eps(dtype), atol=4 * eps(dtype)
             )
@@ -484,9 +488,8 @@ DEFAULT = np.float64 if X64 else np.float32
         (R3.astype(np.float32), UNIFORM.astype(np.float32), np.float32(1), np.float32),
     ],
 )
-@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.Alpha(0.5)])
-def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want, divergence):
-    objective = kt.Objective(reward, log_ref, beta, divergence)
+def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want):
+    objective = kt.Objective(reward, log_ref, beta)
     target = kt.solve(objective)
     for x in (
         objective.reward,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import kltarget as kt
 
 DTYPE = oracles.DTYPES[0]
-DIVERGENCES = [kt.ReverseKL(), kt.ForwardKL(), kt.Alpha(1.5), kt.TotalVariation()]
+DIVERGENCES = [kt.ReverseKL(), kt.ForwardKL(), kt.TotalVariation()]
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="needs more than one device")
 
@@ -27,15 +27,13 @@ def problem():
 
 
 def numbers(reward, log_ref, beta, divergence):
-    objective = kt.Objective(reward, log_ref, beta, divergence)
-    target = kt.solve(objective)
+    target = kt.solve(kt.Objective(reward, log_ref, beta, divergence))
     return {
         "log_probs": target.log_probs,
         "multiplier": target.multiplier,
         "status": target.status,
         "value": target.value,
         "divergence": target.divergence_value,
-        "gap": objective.gap(log_ref),
     }
 
 
