@@ -247,7 +247,7 @@ def _search(
             mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), 0.0)
             return paired_sum(mass, mass * rate)
 
-        easy = at <= (0.3 / eps**0.5 if by_slope else -_COMFORTABLE)
+        easy = jnp.abs(at) <= (0.3 / eps**0.5 if by_slope else -_COMFORTABLE)
         return lax.cond(jnp.all(easy), fast, careful)
 
     bottom, top = _bracket(levels, reward, log_ref, beta, best, pivot + log_ties)

@@ -154,12 +154,13 @@ class _PowerAbove(Coordinate):
 class _JensenShannon(Coordinate):
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         del at_low, v_low
-        inverse = jnp.exp(-at)
         tied = v == 0
-        gap = jnp.where(tied, 1.0, jnp.log1p(inverse) - v)
+        gap = jnp.where(tied, 1.0, jnp.logaddexp(-at, jnp.zeros_like(at)) - v)
         log_u = jnp.where(tied, at, -gap - jnp.log(-jnp.expm1(-gap)))
+        # (1 + u)/(1 + u_max), without overflow at either end
         finite = jnp.where(jnp.isposinf(at), jnp.zeros_like(at), at)
-        return log_u, (inverse + jnp.exp(log_u - finite)) / (inverse + 1)
+        grown = jnp.logaddexp(log_u, jnp.zeros_like(log_u))
+        return log_u, jnp.exp(grown - jnp.logaddexp(finite, jnp.zeros_like(finite)))
 
     def quick(self, at: Array, v: Array) -> Place:
         u = 1 / jnp.expm1(jnp.log1p(jnp.exp(-at)) - v)
