@@ -149,7 +149,7 @@ def assert_targets_close(
         tol = 32 * max(float(jnp.finfo(x.dtype).eps) for x in arrays)
     got, want = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in arrays))
     for name, x in (("actual", got), ("desired", want)):
-        failed = np.isnan(x).any(-1)
+        failed = np.asarray(np.isnan(x).any(-1))
         if failed.any():
             raise AssertionError(f"the {name} target is NaN{_in_row(_first(failed))}")
     both_zero = np.isneginf(got) & np.isneginf(want)
