@@ -11,9 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._divergence_base import slope_at_zero
+from kltarget._mass import log_sum_exp, select
 from kltarget._numerics import as_float, widest
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
-from kltarget.modes import _log_sum_exp, _select, _slope_at_zero
 from kltarget.objectives import (
     Objective,
     _at,
@@ -128,16 +129,16 @@ def _anchored(
     reward, log_ref, beta, _ = broadcast_fields(objective)
     bar = jnp.broadcast_to(threshold, objective.batch_shape)[..., None].astype(reward.dtype)
     good = (reward >= bar) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
-    likely = _select(good, log_ref, -jnp.inf)
-    score = likely if anchor == "reference" else likely + _select(good, reward, 0) / beta
+    likely = select(good, log_ref, -jnp.inf)
+    score = likely if anchor == "reference" else likely + select(good, reward, 0) / beta
     first = good & (score == jnp.max(score, axis=-1, keepdims=True))
     # Of equal scores the best reward decides, and of equal rewards the first.
-    at = jnp.argmax(_select(first, reward, -jnp.inf), axis=-1, keepdims=True)
+    at = jnp.argmax(select(first, reward, -jnp.inf), axis=-1, keepdims=True)
     reward_z = jnp.take_along_axis(reward, at, axis=-1)
     log_ref_z = jnp.take_along_axis(log_ref, at, axis=-1)
     some = jnp.any(good, axis=-1)
     if method == "augment":
-        lift = _select(good, log_ref_z - _select(good, log_ref, 0), 0)
+        lift = select(good, log_ref_z - select(good, log_ref, 0), 0)
         new = jnp.where(good, reward_z + beta * lift, reward)
         new_ref = log_ref
     else:
@@ -251,22 +252,22 @@ def _reward_for(problem: Objective, log_p: Array) -> tuple[Array, Array]:
     in_p, in_q = log_p > -jnp.inf, log_q > -jnp.inf
     both = in_p & in_q
     slope = jnp.asarray(divergence.slope_at_infinity, zeros.dtype)
-    at_zero = _slope_at_zero(divergence, zeros.dtype)
+    at_zero = slope_at_zero(divergence, zeros.dtype)
 
     def there(condition: Array, x: Array, otherwise: Array) -> Array:
         return jnp.where(condition, jnp.broadcast_to(x, condition.shape), otherwise)
 
-    scaled = divergence._f_prime_at(_select(both, log_p, 0) - _select(both, log_q, 0))
+    scaled = divergence._f_prime_at(select(both, log_p, 0) - select(both, log_q, 0))
     scaled = there(both, scaled, jnp.full_like(zeros, -jnp.inf))
     scaled = there(in_q & ~in_p, at_zero, scaled)
     scaled = there(in_p & ~in_q, jnp.where(slope < jnp.inf, slope, jnp.nan * slope), scaled)
     top = jnp.max(scaled, axis=-1, keepdims=True)
     lowest = jnp.isneginf(scaled)
-    reward = jnp.where(lowest, scaled, beta * (_select(~lowest, scaled, 0) - top))
+    reward = jnp.where(lowest, scaled, beta * (select(~lowest, scaled, 0) - top))
 
-    log_total = _log_sum_exp(log_p)
+    log_total = log_sum_exp(log_p)
     normalised = jnp.abs(jnp.expm1(log_total)) <= mass_tolerance(problem.reward.dtype)
     valid = normalised & (beta > 0) & (beta < jnp.inf) & (jnp.abs(top) < jnp.inf)
-    reference = jnp.abs(jnp.expm1(_log_sum_exp(log_q))) <= mass_tolerance(problem.log_ref.dtype)
-    reward = _select(valid & reference, reward, jnp.nan)
+    reference = jnp.abs(jnp.expm1(log_sum_exp(log_q))) <= mass_tolerance(problem.log_ref.dtype)
+    reward = select(valid & reference, reward, jnp.nan)
     return reward.astype(problem.reward.dtype), normalised[..., 0]

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._mass import concrete_labels
 from kltarget.divergences import kl
-from kltarget.modes import _labels, collapse_beta, effective_modes, flip_beta, mode_log_mass
+from kltarget.modes import collapse_beta, effective_modes, flip_beta, mode_log_mass
 from kltarget.objectives import Objective, _traced
 from kltarget.status import Status
 from kltarget.targets import Target, greedy_limit, solve
@@ -286,7 +287,7 @@ def summarize(
     names = tuple(map(str, range(count) if labels is None else labels))
     if len(names) != count:
         raise ValueError(f"there are {len(names)} labels for {count} outcomes: give one for each")
-    mode_labels = _labels(np.arange(count) if modes is None else modes, count)
+    mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
     target = objective_or_target if is_target else solve(objective)
     return _Facts(objective, target, mode_labels, names, top).summary()
 
