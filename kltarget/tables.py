@@ -21,21 +21,32 @@ Example:
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
 import pathlib
-import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from kltarget._raw_table import RawTable, TableError, either, read_raw, shown
 from kltarget.tasks import Task, one_mode_each, right_outcomes
+
+__all__ = [
+    "COUNT_NAMES",
+    "LOG_REF_NAMES",
+    "MODE_NAMES",
+    "OUTCOME_NAMES",
+    "PROB_NAMES",
+    "REWARD_NAMES",
+    "UNSEEN",
+    "Table",
+    "TableError",
+    "read_table",
+]
 
 # Names that are recognised, in order of preference; compared in lower case with `-` and ` ` read as
 # `_`.
@@ -101,21 +112,6 @@ _REFERENCES = {
     ),
 }
 
-_EXTENSIONS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-
-
-class TableError(ValueError):
-    """A table that is no problem; the message is one line naming file, column and row."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table(Task):
@@ -172,7 +168,7 @@ def read_table(
         ImportError: If a Parquet file is read and pyarrow is not installed.
     """
     path = pathlib.Path(path)
-    raw = _read_raw(path)
+    raw = read_raw(path)
     notes = list(raw.notes)
 
     references = {"log_ref": log_ref, "prob": prob, "count": count}
@@ -226,7 +222,8 @@ def read_table(
         )
     else:
         notes.append(source)
-    spare = raw.spare_references(reference_column)
+    known = {name for reference in _REFERENCES.values() for name in reference.names}
+    spare = [column for column in raw.called(known) if column != reference_column]
     if spare:
         notes.append(f"not used for the reference: {', '.join(map(repr, spare))}")
 
@@ -266,99 +263,7 @@ def read_table(
     )
 
 
-@dataclasses.dataclass
-class _Raw:
-    """A table as read: columns of untyped entries, and where in the file each row is."""
-
-    path: pathlib.Path
-    columns: Mapping[str, Sequence[Any]]
-    num_rows: int
-    lines: Sequence[int] | None = None
-    notes: tuple[str, ...] = ()
-
-    def fail(self, column: str, row: int, problem: str) -> NoReturn:
-        raise TableError(f"{self.path}: column {column!r}, {self.row(row)}: {problem}")
-
-    def row(self, row: int) -> str:
-        place = f"row {row + 1}"
-        return place if self.lines is None else f"{place} (line {self.lines[row]})"
-
-    def find(self, role: str, given: str | None, known: Sequence[str]) -> str:
-        """The column of a role: the one that was given, else the first whose name is known."""
-        column = self.find_any(role, given, known)
-        if column is None:
-            raise TableError(
-                f"{self.path}: no {role} column: none of {self.listing()} "
-                f"is called {_either(known[:3])}"
-            )
-        return column
-
-    def find_any(
-        self,
-        role: str,
-        given: str | None,
-        known: Sequence[str],
-        taken: Collection[str | None] = (),
-    ) -> str | None:
-        """As `find`, but None if there is no such column; those taken are not guessed again."""
-        if given is not None:
-            if given not in self.columns:
-                raise TableError(
-                    f"{self.path}: there is no {role} column {given!r}: "
-                    f"the columns are {self.listing()}"
-                )
-            return given
-        simple = {_simple(column): column for column in self.columns if column not in taken}
-        return next((simple[name] for name in known if name in simple), None)
-
-    def spare_references(self, used: str) -> list[str]:
-        known = {name for reference in _REFERENCES.values() for name in reference.names}
-        return [column for column in self.columns if _simple(column) in known and column != used]
-
-    def listing(self) -> str:
-        return ", ".join(map(repr, self.columns))
-
-    def number(self, column: str, row: int) -> float:
-        entry = self.columns[column][row]
-        if entry is None or (isinstance(entry, str) and not entry.strip()):
-            self.fail(column, row, "the entry is empty")
-        try:
-            # float() accepts digit grouping by underscores, which in a table is more likely a
-            # typing error.
-            if isinstance(entry, bool | complex) or (isinstance(entry, str) and "_" in entry):
-                raise ValueError
-            value = float(entry)
-        except (TypeError, ValueError, OverflowError):
-            comma = isinstance(entry, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", entry)
-            hint = ": write a decimal point, not a comma" if comma else ""
-            self.fail(column, row, f"{_shown(entry)} is not a number{hint}")
-        if math.isnan(value):
-            self.fail(column, row, "the entry is NaN")
-        return value
-
-    def reward(self, column: str, row: int) -> float:
-        entry = self.columns[column][row]
-        truth = {"true": 1.0, "false": 0.0}.get(str(entry).strip().lower())
-        value = self.number(column, row) if truth is None else truth
-        if value == math.inf:
-            self.fail(column, row, "a reward of +inf has no target: rewards are finite or -inf")
-        return value
-
-
-def _simple(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
-
-
-def _shown(entry: Any) -> str:
-    text = repr(entry)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _find_reference(raw: _Raw, given: Mapping[str, str | None]) -> tuple[str, str]:
+def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
     for kind, column in given.items():
         if column is not None:
             return kind, raw.find("reference", column, ())
@@ -372,7 +277,7 @@ def _find_reference(raw: _Raw, given: Mapping[str, str | None]) -> tuple[str, st
     )
 
 
-def _log_masses(raw: _Raw, kind: str, column: str) -> np.ndarray:
+def _log_masses(raw: RawTable, kind: str, column: str) -> np.ndarray:
     reference = _REFERENCES[kind]
     values = np.array([raw.number(column, i) for i in range(raw.num_rows)])
     for row in np.flatnonzero((values < reference.low) | (values > reference.high + _ROUNDING)):
@@ -384,7 +289,7 @@ def _log_masses(raw: _Raw, kind: str, column: str) -> np.ndarray:
         return np.log(values)
 
 
-def _only_text_column(raw: _Raw, taken: set[str | None]) -> str:
+def _only_text_column(raw: RawTable, taken: set[str | None]) -> str:
     text = [
         column
         for column, entries in raw.columns.items()
@@ -393,7 +298,7 @@ def _only_text_column(raw: _Raw, taken: set[str | None]) -> str:
     if len(text) != 1:
         raise TableError(
             f"{raw.path}: no outcome column: none of {raw.listing()} "
-            f"is called {_either(OUTCOME_NAMES[:3])}"
+            f"is called {either(OUTCOME_NAMES[:3])}"
         )
     return text[0]
 
@@ -408,7 +313,7 @@ def _is_text(entry: Any) -> bool:
     return False
 
 
-def _labels(raw: _Raw, column: str) -> tuple[str, ...]:
+def _labels(raw: RawTable, column: str) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     for row, entry in enumerate(raw.columns[column]):
         if entry is None:
@@ -420,14 +325,14 @@ def _labels(raw: _Raw, column: str) -> tuple[str, ...]:
             raw.fail(
                 column,
                 row,
-                f"{_shown(label)} is already in {raw.row(seen[label])}: "
+                f"{shown(label)} is already in {raw.row(seen[label])}: "
                 "give each outcome one row (add up its counts or probabilities)",
             )
         seen[label] = row
     return tuple(seen)
 
 
-def _modes(raw: _Raw, column: str | None, rewards: np.ndarray) -> np.ndarray:
+def _modes(raw: RawTable, column: str | None, rewards: np.ndarray) -> np.ndarray:
     if column is None:
         return one_mode_each(right_outcomes(rewards))
     codes: dict[str, int] = {}
@@ -436,146 +341,3 @@ def _modes(raw: _Raw, column: str | None, rewards: np.ndarray) -> np.ndarray:
             raw.fail(column, row, "the entry is empty")
         codes.setdefault(str(entry), len(codes))
     return np.array([codes[str(entry)] for entry in raw.columns[column]])
-
-
-def _read_raw(path: pathlib.Path) -> _Raw:
-    kind = _EXTENSIONS.get(path.suffix.lower())
-    if kind is None:
-        raise TableError(
-            f"{path}: unknown extension {path.suffix!r}: "
-            "a table ends in .csv, .tsv, .json, .jsonl or .parquet"
-        )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not data.strip():
-        raise TableError(f"{path}: the file is empty")
-    if kind == "parquet":
-        raw = _read_parquet(path, data)
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise TableError(
-                f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}): "
-                "save the file as UTF-8"
-            ) from None
-        if kind == "json":
-            raw = _read_json(path, text)
-        elif kind == "jsonl":
-            raw = _read_jsonl(path, text)
-        else:
-            raw = _read_csv(path, text, "," if kind == "csv" else "\t")
-    if not raw.num_rows:
-        raise TableError(f"{path}: there are no rows, only the columns {raw.listing()}")
-    return raw
-
-
-def _read_csv(path: pathlib.Path, text: str, delimiter: str) -> _Raw:
-    notes: tuple[str, ...] = ()
-    header_line = text.lstrip("\r\n").splitlines()[0]
-    if delimiter not in header_line:
-        other = next((d for d in (";", "\t", ",") if d in header_line), None)
-        if other is not None:
-            delimiter, notes = other, (f"columns are separated by {other!r}",)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    last_line = 0
-    try:
-        for row in reader:
-            # A quoted entry may span lines; the reader reports the last of them.
-            line, last_line = last_line + 1, reader.line_num
-            if not any(entry.strip() for entry in row):
-                continue
-            if header is None:
-                header = [entry.strip() for entry in row]
-                _check_header(path, header)
-                continue
-            if len(row) != len(header):
-                raise TableError(
-                    f"{path}: row {len(rows) + 1} (line {line}) has {len(row)} entries, "
-                    f"the header has {len(header)}"
-                )
-            rows.append(row)
-            lines.append(line)
-    except csv.Error as error:
-        raise TableError(f"{path}: line {reader.line_num}: {error}") from None
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header or ())}
-    return _Raw(path, columns, len(rows), lines, notes)
-
-
-def _check_header(path: pathlib.Path, header: Sequence[str]) -> None:
-    for i, name in enumerate(header):
-        if name in header[:i]:
-            raise TableError(f"{path}: two columns are called {name!r}")
-
-
-def _read_json(path: pathlib.Path, text: str) -> _Raw:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TableError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
-    if isinstance(content, dict):
-        for name, entries in content.items():
-            if not isinstance(entries, list):
-                raise TableError(
-                    f"{path}: column {name!r} is not a list: give one entry per outcome"
-                )
-        lengths = {name: len(entries) for name, entries in content.items()}
-        if len(set(lengths.values())) > 1:
-            listing = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
-            raise TableError(f"{path}: the columns differ in length: {listing}")
-        return _Raw(path, content, max(lengths.values(), default=0))
-    if not isinstance(content, list):
-        raise TableError(f"{path}: expected a list of records or an object of columns")
-    return _from_records(path, content)
-
-
-def _read_jsonl(path: pathlib.Path, text: str) -> _Raw:
-    records, lines = [], []
-    # Only \n ends a record: str.splitlines would also split at separators that JSON strings may
-    # contain.
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            try:
-                records.append(json.loads(content))
-            except json.JSONDecodeError as error:
-                raise TableError(
-                    f"{path}: row {len(records) + 1} (line {line}): not JSON: {error.msg}"
-                ) from None
-            lines.append(line)
-    return _from_records(path, records, lines)
-
-
-def _from_records(path: pathlib.Path, records: list[Any], lines: list[int] | None = None) -> _Raw:
-    names: dict[str, None] = {}
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            place = f"row {row + 1}" if lines is None else f"row {row + 1} (line {lines[row]})"
-            raise TableError(f"{path}: {place} is not a record of named entries")
-        names.update(dict.fromkeys(record))
-    columns = {name: [record.get(name) for record in records] for name in names}
-    return _Raw(path, columns, len(records), lines)
-
-
-def _read_parquet(path: pathlib.Path, data: bytes) -> _Raw:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError(
-            f'{path}: reading Parquet needs pyarrow: pip install "kltarget[parquet]"'
-        ) from None
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TableError(f"{path}: not a readable Parquet file: {reason}") from None
-    _check_header(path, table.column_names)
-    return _Raw(
-        path, {name: table[name].to_pylist() for name in table.column_names}, table.num_rows
-    )
