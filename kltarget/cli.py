@@ -21,24 +21,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import os
 import pathlib
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, Any, NoReturn
 
-# What imports JAX is imported where it is used, so that bad options are answered at once.
-if TYPE_CHECKING:
-    import numpy as np
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-    from kltarget.status import Status
-    from kltarget.tasks import Task
+import kltarget as kt
+from kltarget import plot, tables, tasks
+from kltarget._report import Solution, report, set_bits, to_json
+from kltarget._text import aligned
+from kltarget.status import FAILURES
+from kltarget.tasks import Task, one_mode_each, right_outcomes
 
 _DIVERGENCES = {
     "reverse-kl": "ReverseKL",
@@ -53,10 +54,6 @@ _DIVERGENCES = {
     "total-variation": "TotalVariation",
 }
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
-
-# More columns than this do not fit beside the outcomes; the table of β is never cut.
-_MOST_COLUMNS = 5
-_WIDTH = 96
 
 
 class _InputError(Exception):
@@ -261,12 +258,10 @@ def _divergence(text: str) -> tuple[str, str, float | None]:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from kltarget import tasks
-
     known = [tasks.load(name) for name in tasks.names()]
     rows = [["task", "outcomes"], *([task.name, f"{task.num_outcomes:,}"] for task in known)]
     descriptions = ["description", *(task.description for task in known)]
-    lines = zip(_table(rows), descriptions, strict=True)
+    lines = zip(aligned(rows), descriptions, strict=True)
     _say([f"{line}   {description}" for line, description in lines])
     return 0
 
@@ -286,29 +281,25 @@ def _solve(arguments: argparse.Namespace) -> int:
         _check_drawable(arguments.plot)
     with _float64(), _without_device_warnings():
         solution = _solution(task, arguments)
-        _say(_report(solution, read, arguments))
+        _say(report(solution, read, arguments.top))
         if arguments.json is not None:
-            _write(arguments.json, lambda file: file.write(_json(solution)))
+            _write(arguments.json, lambda file: file.write(to_json(solution)))
         if arguments.plot is not None:
             _plot(arguments.plot, solution)
     for path in filter(None, (arguments.json, arguments.plot)):
         _say([f"wrote {path}"])
-    from kltarget.status import FAILURES
-
     failed = 0
     for i, (beta, status) in enumerate(zip(solution.betas, solution.statuses, strict=True)):
         nan = any(map(math.isnan, solution.log_probs[i].tolist()))
         if status & FAILURES or nan:
             failed = 1
-            why = ", ".join(_names(status & FAILURES)) or "the numbers overflow"
+            why = ", ".join(set_bits(status & FAILURES)) or "the numbers overflow"
             print(f"kltarget: {arguments.problem}: β = {beta:g} failed: {why}", file=sys.stderr)
     return failed
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     """The problem and what there is to say about reading it."""
-    from kltarget import tables, tasks
-
     columns = {
         role: getattr(arguments, role)
         for role in ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
@@ -332,31 +323,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     return table, table.notes
 
 
-@dataclasses.dataclass(frozen=True)
-class _Solution:
-    """One problem and its targets, a row per β; the measures begin with those of the reference."""
-
-    task: Task
-    betas: list[float]
-    divergence: str
-    divergence_name: str
-    mara: dict[str, Any] | None
-    right: np.ndarray
-    modes: np.ndarray
-    target: Any
-    log_probs: np.ndarray
-    measures: dict[str, list[float]]
-    statuses: list[Status]
-
-
-def _solution(task: Task, arguments: argparse.Namespace) -> _Solution:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import kltarget as kt
-    from kltarget.tasks import one_mode_each, right_outcomes
-
+def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     text, class_name, parameter = arguments.divergence
     threshold, method = arguments.threshold, arguments.mara_method
     if method is not None and threshold is None:
@@ -393,7 +360,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> _Solution:
     rows = np.vstack([task.log_ref, log_probs])
     measures = measure(rows, *(np.broadcast_to(x, rows.shape) for x in (task.reward, task.log_ref)))
     statuses = [kt.Status(status) for status in np.asarray(target.status).tolist()]
-    return _Solution(
+    return Solution(
         task=task,
         betas=arguments.beta,
         divergence=text,
@@ -406,284 +373,6 @@ def _solution(task: Task, arguments: argparse.Namespace) -> _Solution:
         measures={name: np.asarray(values).tolist() for name, values in measures.items()},
         statuses=statuses,
     )
-
-
-def _names(status: Status) -> list[str]:
-    return [str(bit.name) for bit in type(status) if bit & status]
-
-
-_REMARKS = {
-    "CONDENSED": "part of the target stands on outcomes without reference mass",
-    "TRUNCATED": "the target is exactly 0 on outcomes that the reference can produce",
-    "NOT_UNIQUE": "tied outcomes share a mass of which only the total is determined",
-}
-
-
-def _report(solution: _Solution, notes: Sequence[str], arguments: argparse.Namespace) -> list[str]:
-    import numpy as np
-
-    task, betas = solution.task, solution.betas
-    rewards = task.reward[solution.right]
-    if solution.mara is not None:
-        what = f"reward ≥ {solution.mara['threshold']:g}"
-    elif (rewards == rewards.max()).all():
-        what = f"reward {rewards.max():.4g}"
-    else:
-        what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
-    right_mass = np.logaddexp.reduce(task.log_ref[solution.right])
-    num_modes = len(np.unique(solution.modes[solution.right]))
-    lines = [f"{task.name}: {task.description}", *(f"  {note}" for note in notes)]
-    lines.append(
-        f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
-        f"{_probability(right_mass)}); regularised by {solution.divergence_name}"
-        + (f" with MARA ({solution.mara['method']})" if solution.mara else "")
-    )
-
-    rows = [["β", "expected reward", "KL(π‖π_ref)", "effective modes"]]
-    for i, name in enumerate(["reference", *(f"{beta:g}" for beta in betas)]):
-        row = {measure: values[i] for measure, values in solution.measures.items()}
-        rows.append(
-            [
-                name,
-                _decimal(row["expected_reward"]),
-                _decimal(row["kl_to_reference"]),
-                f"{_decimal(row['effective_modes'], 2)} of {num_modes:,}",
-            ]
-        )
-    lines += ["", *_table(rows)]
-    lines += ["", *_outcomes(solution, arguments.top)]
-    lines.append("")
-    for sentence in _sentences(solution):
-        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent="    ", break_long_words=False)
-    return lines
-
-
-def _sentences(solution: _Solution) -> list[str]:
-    """What happens, in words: the verdict on each β of the tables, or on MARA, and remarks."""
-    import numpy as np
-
-    lines = _mara_verdict(solution) if solution.mara is not None else _verdicts(solution)
-    for status, text in _REMARKS.items():
-        at = [
-            f"{beta:g}"
-            for beta, bits in zip(solution.betas, solution.statuses, strict=True)
-            if status in _names(bits)
-        ]
-        if at:
-            lines.append(f"Note: β = {', '.join(at)}: {text}")
-    task = solution.task
-    beyond = int(np.where(np.isneginf(task.log_ref), task.reward, -np.inf).argmax())
-    others = np.where(np.isneginf(task.log_ref), -np.inf, task.reward)
-    if task.reward[beyond] > others.max() and np.isneginf(solution.log_probs[:, beyond]).all():
-        lines.append(
-            f"Note: {_quoted(task.labels[beyond])} has the highest reward but no reference mass, "
-            f"and {solution.divergence_name} keeps it impossible here"
-        )
-    return lines
-
-
-def _verdicts(solution: _Solution) -> list[str]:
-    import numpy as np
-
-    import kltarget as kt
-
-    task, target = solution.task, solution.target
-    divergence = target.objective.divergence
-    verdicts, flips = [], False
-    for i in _columns(solution):
-        one = kt.Target(
-            task.objective(solution.betas[i], divergence=divergence),
-            target.log_probs[i],
-            target.multiplier[i],
-            target.status[i],
-        )
-        summary = kt.summarize(one, solution.modes, labels=task.labels)
-        verdicts.append(summary.verdict.split("; "))
-        flips = flips or math.isfinite(summary.flip_beta)
-    # What no β can change is said once.
-    ends = {verdict[-1] for verdict in verdicts}
-    common = sorted(ends) if len(verdicts) > 1 and len(ends) == 1 else []
-    if common and common[0].endswith("at every β") and all(len(v) > 1 for v in verdicts):
-        verdicts = [verdict[:-1] for verdict in verdicts]
-    else:
-        common = []
-    lines = [
-        f"β = {solution.betas[i]:g}: {'; '.join(verdict)}"
-        for i, verdict in zip(_columns(solution), verdicts, strict=True)
-    ]
-    lines += common
-    # The summary compares modes; the reference's favourite may be a wrong answer, in none of them.
-    favourite = int(task.log_ref.argmax())
-    possible = np.isfinite(task.log_ref) & np.isfinite(task.reward)
-    best = int(np.lexsort((-task.log_ref, -np.where(possible, task.reward, -np.inf)))[0])
-    if not flips and possible[favourite] and task.reward[favourite] < task.reward[best]:
-        one = task.objective(solution.betas[0], divergence=divergence)
-        flip = float(kt.flip_beta(one, favourite, best))
-        if 0 < flip < math.inf:
-            lines.append(
-                f"{_quoted(task.labels[best])} overtakes the reference's favourite "
-                f"{_quoted(task.labels[favourite])} below β = {flip:.4g}"
-            )
-    return lines
-
-
-def _mara_verdict(solution: _Solution) -> list[str]:
-    import numpy as np
-
-    assert solution.mara is not None
-    raised = solution.log_probs[:, solution.right & np.isfinite(solution.task.log_ref)]
-    spread = np.exp(raised.max(axis=1) - raised.min(axis=1))
-    at = int(spread.argmax())
-    which = f"outcomes of reward {solution.mara['threshold']:g} or more"
-    if spread.max() < 1 + 1e-6:
-        return [f"MARA makes the {raised.shape[1]:,} {which} equally probable"]
-    return [
-        f"MARA leaves {which} unequal, by up to a factor {spread[at]:.3g} at "
-        f"β = {solution.betas[at]:g}: use --mara-method substitute"
-    ]
-
-
-def _columns(solution: _Solution) -> list[int]:
-    """Which β are shown in columns and judged in words: all, or some from end to end."""
-    last = len(solution.betas) - 1
-    count = min(last + 1, _MOST_COLUMNS)
-    return sorted({round(k * last / max(count - 1, 1)) for k in range(count)})
-
-
-def _outcomes(solution: _Solution, top: int) -> list[str]:
-    """The most probable outcomes, and modes if they are not single outcomes, at up to five β."""
-    import numpy as np
-
-    task, betas = solution.task, solution.betas
-    columns = _columns(solution)
-    masses = np.vstack([task.log_ref, solution.log_probs[columns]])
-    heads = ["reference", *(f"β = {betas[i]:g}" for i in columns)]
-
-    chosen = _top(masses, top)
-    labels = [_short(task.labels[i]) for i in chosen]
-    rewards = [f"{task.reward[i]:.4g}" for i in chosen]
-    lines = _mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})
-
-    modes = np.unique(solution.modes[solution.right])
-    if len(modes) < solution.right.sum():
-        members = [np.flatnonzero(solution.modes == mode) for mode in modes]
-        if not solution.right.all():
-            members.append(np.flatnonzero(~solution.right))
-        by_mode = np.stack([np.logaddexp.reduce(masses[:, m], axis=1) for m in members], axis=1)
-        kept = _top(by_mode, top)
-        peaks = [task.labels[members[k][task.log_ref[members[k]].argmax()]] for k in kept]
-        labels = [
-            f"of “{_short(peak, 30)}”" if k < len(modes) else "not right"
-            for k, peak in zip(kept, peaks, strict=True)
-        ]
-        sizes = [f"{len(members[k]):,}" for k in kept]
-        lines += ["", *_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes})]
-    return lines
-
-
-def _top(masses: np.ndarray, top: int) -> np.ndarray:
-    """All columns in their order; of more than `top`, those that some target favours."""
-    import numpy as np
-
-    if masses.shape[1] <= top:
-        return np.arange(masses.shape[1])
-    best = np.where(np.isnan(masses[1:]), -np.inf, masses[1:]).max(axis=0)
-    return np.lexsort((-masses[0], -best))[:top]
-
-
-def _mass_table(
-    masses: np.ndarray, chosen: np.ndarray, heads: Sequence[str], names: dict[str, list[str]]
-) -> list[str]:
-    """Two columns that name the chosen entries, then their mass in each row of `masses`."""
-    import numpy as np
-
-    rows = [[*names, *heads]]
-    for i, *cells in zip(chosen, *names.values(), strict=True):
-        rows.append([*cells, *map(_probability, masses[:, i])])
-    rest = np.delete(masses, chosen, axis=1)
-    if rest.shape[1]:
-        total = np.logaddexp.reduce(rest, axis=1)
-        rows.append([f"({rest.shape[1]:,} more)", "", *map(_probability, total)])
-    return _table(rows)
-
-
-def _short(label: str, room: int = 36) -> str:
-    from kltarget.summary import _short
-
-    return _short(label, room)
-
-
-def _quoted(label: str) -> str:
-    return f"“{_short(label)}”"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    from kltarget.summary import _aligned
-
-    return _aligned([list(row) for row in rows])
-
-
-def _decimal(value: float, digits: int = 4) -> str:
-    if not math.isfinite(value):
-        return f"{value:g}".replace("inf", "∞")
-    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.4g}"
-
-
-def _probability(log_mass: float) -> str:
-    """A probability, also one too small for a float."""
-    if math.isnan(log_mass):
-        return "nan"
-    if log_mass == -math.inf:
-        return "0"
-    if log_mass >= math.log(0.9999e-3):
-        return f"{math.exp(log_mass):.4f}"
-    from kltarget.summary import _scientific
-
-    return _scientific(log_mass)
-
-
-def _json(solution: _Solution) -> str:
-    import numpy as np
-
-    task, target = solution.task, solution.target
-    fields = {
-        **{name: values[1:] for name, values in solution.measures.items()},
-        "value": target.value,
-        "multiplier": target.multiplier,
-        "divergence_value": target.divergence_value,
-    }
-    rows = {name: np.asarray(values).tolist() for name, values in fields.items()}
-    content = {
-        "problem": task.name,
-        "divergence": solution.divergence,
-        "mara": solution.mara,
-        "notes": list(getattr(task, "notes", ())),
-        "missing_mass": getattr(task, "missing_mass", 0.0),
-        "labels": list(task.labels),
-        "reward": task.reward.tolist(),
-        "log_ref": task.log_ref.tolist(),
-        "modes": task.modes.tolist(),
-        "targets": [
-            {
-                "beta": beta,
-                **{name: values[i] for name, values in rows.items()},
-                "status": _names(solution.statuses[i]),
-                "log_probs": solution.log_probs[i].tolist(),
-            }
-            for i, beta in enumerate(solution.betas)
-        ],
-    }
-    return json.dumps(_strict(content), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _strict(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _strict(entry) for name, entry in content.items()}
-    if isinstance(content, list):
-        return [_strict(entry) for entry in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return str(content)
-    return content
 
 
 def _check_drawable(path: pathlib.Path) -> None:
@@ -700,10 +389,8 @@ def _kind(path: pathlib.Path) -> str:
     return path.suffix.lower().removeprefix(".")
 
 
-def _plot(path: pathlib.Path, solution: _Solution) -> None:
+def _plot(path: pathlib.Path, solution: Solution) -> None:
     import matplotlib.style
-
-    from kltarget import plot
 
     ax = plot.target(solution.target, problem=solution.task)
     with matplotlib.style.context(plot.STYLE):
@@ -755,8 +442,6 @@ def _one_line(text: str) -> str:
 
 def _float64() -> contextlib.AbstractContextManager[Any]:
     """Double precision for this command only; a caller of `main` keeps its own setting."""
-    import jax
-
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]

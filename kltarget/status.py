@@ -46,6 +46,17 @@ FAILURES = int(
     | Status.EMPTY_SUPPORT
 )
 
+IN_WORDS = {
+    Status.CONDENSED: "part of the target stands on outcomes without reference mass",
+    Status.TRUNCATED: "the target is exactly 0 on outcomes that the reference can produce",
+    Status.NOT_UNIQUE: "tied outcomes share a mass of which only the total is determined",
+    Status.NOT_CONVERGED: "the root of the multiplier was not found",
+    Status.INVALID_BETA: "beta is not above 0 and finite",
+    Status.INVALID_REWARD: "a reward is NaN or +inf",
+    Status.INVALID_REFERENCE: "the reference is NaN or its masses do not sum to one",
+    Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
+}
+
 
 def flag(condition: Array, status: Status) -> Array:
     """``status`` as an integer where the condition holds, else 0."""

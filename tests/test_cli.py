@@ -14,7 +14,8 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, tasks
-from kltarget.summary import _width
+from kltarget._report import probability
+from kltarget._text import display_width
 
 TABLE = "answer,reward,logp,family\nred,1,-1.2,warm\nblue,1,-3.9,cold\ngrey,0,-0.6,cold\n"
 
@@ -456,7 +457,7 @@ def test_labels_of_any_script_stay_aligned(capsys, tmp_path):
     lines = out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("outcome"))
     block = lines[head : head + 5]
-    assert {_width(line) for line in block} == {_width(block[0])}
+    assert {display_width(line) for line in block} == {display_width(block[0])}
     assert block[3].startswith("two\\nlines ")
     assert "x…x" in block[4]
 
@@ -502,4 +503,4 @@ def test_a_reader_that_leaves_is_no_error():
     ],
 )
 def test_probabilities_are_shown_even_when_floats_underflow(log_mass, shown):
-    assert cli._probability(log_mass) == shown
+    assert probability(log_mass) == shown

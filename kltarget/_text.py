@@ -1,0 +1,119 @@
+"""Words and columns for people: labels, numbers and tables as text."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+
+def quoted(label: str) -> str:
+    return f"“{short(label)}”"
+
+
+def short(label: str, room: int = 36) -> str:
+    """A label for one cell: control characters as escapes, a long middle left out."""
+    label = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
+    if display_width(label) <= room:
+        return label
+    head, tail = label, label
+    while display_width(head) > room - room // 3 - 1:
+        head = head[:-1]
+    while display_width(tail) > room // 3:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal: East Asian characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Text columns: the first to the left, numbers to the right."""
+    widths = [max(map(display_width, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        padding = [
+            " " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True)
+        ]
+        cells = [
+            row[0] + padding[0],
+            *(p + cell for p, cell in zip(padding[1:], row[1:], strict=True)),
+        ]
+        lines.append("   ".join(cells).rstrip())
+    return lines
+
+
+def wrapped(text: str, width: int = 96) -> list[str]:
+    """Lines of at most so many columns; a percent sign stays with its number."""
+    lines = [""]
+    for word in text.replace(" %", "\0%").split(" "):
+        if lines[-1] and display_width(f"{lines[-1]} {word}") > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return [line.replace("\0%", " %") for line in lines]
+
+
+def percent(log_p: float) -> str:
+    """A probability in percent with three digits; 100 only if nothing is left."""
+    if math.isnan(log_p):
+        return "nan"
+    if log_p == -math.inf:
+        return "0 %"
+    share = 100 * math.exp(log_p)
+    if share < 1e-2:
+        return f"{scientific(log_p + math.log(100))} %"
+    if 99.95 <= share < 100 * (1 - 1e-6):
+        return "> 99.9 %"
+    return f"{share:.3g} %"
+
+
+def times(log_p: float, log_q: float) -> str:
+    """How many times as probable as before, ``p/q``."""
+    if math.isnan(log_p):
+        return "nan"
+    if log_q == -math.inf:
+        return "" if log_p == -math.inf else "new"
+    if log_p == -math.inf:
+        return "× 0"
+    log_ratio = log_p - log_q
+    if -7 < log_ratio < 9:
+        return f"× {math.exp(log_ratio):.3g}"
+    return f"× {scientific(log_ratio)}"
+
+
+def ratio(log_ratio: float) -> str:
+    if log_ratio < 9:
+        return f"{math.exp(log_ratio):.3g} : 1"
+    return f"{scientific(log_ratio)} : 1"
+
+
+def scientific(log_x: float) -> str:
+    """``exp(log_x)``, which may be outside the range of a float, with two digits."""
+    exponent = math.floor(log_x / math.log(10))
+    mantissa = math.exp(log_x - exponent * math.log(10))
+    if mantissa >= 9.95:
+        mantissa, exponent = 1.0, exponent + 1
+    return f"{mantissa:.1f}e{exponent:+03d}"
+
+
+def number(x: float, digits: int = 4) -> str:
+    if not math.isfinite(x):
+        return f"{x:g}".replace("inf", "∞")
+    return f"{x:.{digits}g}"
+
+
+def plain(x: Any) -> Any:
+    """Nested content for ``json``, which has no infinities: what is not finite as a string."""
+    if isinstance(x, dict):
+        return {name: plain(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(value) for value in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return str(x)
+    return x
