@@ -65,8 +65,8 @@ def closed_form(
     status = status | found.status
     failed = (status & FAILURES) != 0
     return Solution(
-        jnp.where(failed, jnp.full_like(found.log_probs, jnp.nan), found.log_probs),
-        jnp.where(failed, jnp.full_like(found.multiplier, jnp.nan), found.multiplier),
+        jnp.where(failed, jnp.nan, jnp.minimum(found.log_probs, 0)),
+        jnp.where(failed, jnp.nan, found.multiplier),
         status,
     )
 
@@ -192,6 +192,62 @@ def _root(
     return Solution(*(jnp.where(gamma < 0, x, y) for x, y in zip(one, other, strict=True)))
 
 
+class _LogMass(NamedTuple):
+    """A log reference mass in two parts, a large logarithm and a small one."""
+
+    pivot: Array
+    log_ties: Array
+
+    def times(self, log_u: Array) -> Array:
+        """The log target mass at a log density ratio; large parts cancel first."""
+        return (self.pivot + log_u) + self.log_ties
+
+
+class _Anchor(NamedTuple):
+    best: Array
+    """The best supported reward."""
+    reward: Array
+    """The reward measured from."""
+    log_mass: _LogMass
+    """The reference mass there."""
+    likely: Array
+    """Whether the reference holds the best outcomes likely in every row: then plain sums do."""
+
+
+def _anchor(
+    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
+) -> _Anchor:
+    """The outcomes whose coordinate is searched: those of the best reward, if at all likely.
+
+    Where f′(∞) is infinite and the best outcome very unlikely, its slope may be 1e12 while that of
+    an outcome which the reference holds likely is 1: the sum of two floats cannot tell both. An
+    outcome j alone bounds the best one's slope by ``b_j = f′(1/π_ref(j)) − v_j``, as its own
+    probability cannot exceed 1. From the j where ``b_j + f′(1/π_ref(j))`` is least, every outcome
+    of relevant probability is at most ``O(f′(1/π_ref))`` away: near enough to keep its digits.
+    """
+    plain = jnp.where((reward - highest) / beta >= 0, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
+    likely = jnp.all(jnp.log(plain) >= _COMFORTABLE)
+
+    def simple() -> tuple[Array, Array, Array, Array]:
+        return highest, highest, jnp.zeros_like(plain), jnp.log(plain)
+
+    def compensated() -> tuple[Array, Array, Array, Array]:
+        anchor = best = supported_max(reward, log_ref)
+        if levels.by_slope:
+            usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
+            own = levels.of(-jnp.where(usable, log_ref, 0.0))
+            bound = jnp.minimum(2 * own - (reward - best) / beta, jnp.finfo(reward.dtype).max)
+            nearest = jnp.argmin(jnp.where(usable, bound, jnp.inf), axis=-1, keepdims=True)
+            anchor = jnp.take_along_axis(reward, nearest, axis=-1)
+        tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
+        pivot = jnp.max(tied, axis=-1, keepdims=True)
+        log_ties = jnp.log(jnp.exp(tied - pivot).sum(-1, keepdims=True))
+        return best, anchor, pivot, log_ties
+
+    best, anchor, *parts = lax.cond(likely, simple, compensated)
+    return _Anchor(best, anchor, _LogMass(*parts), likely)
+
+
 def _search(
     levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
 ) -> Solution:
@@ -201,59 +257,45 @@ def _search(
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
     zero = jnp.zeros_like(beta)
-
-    def best_refs(best: Array) -> Array:
-        return jnp.where((reward - best) / beta >= 0, log_ref, -jnp.inf)
-
-    # m, the reference mass of the best outcomes, in two parts: a large logarithm and a small one.
-    reached = (reward - highest) / beta >= 0
-    plain = jnp.where(reached, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
-
-    def simple() -> tuple[Array, Array, Array]:
-        return highest, jnp.zeros_like(plain), jnp.log(plain)
-
-    def compensated() -> tuple[Array, Array, Array]:
-        best = supported_max(reward, log_ref)
-        pivot = jnp.max(best_refs(best), axis=-1, keepdims=True)
-        return best, pivot, jnp.log(jnp.exp(best_refs(best) - pivot).sum(-1, keepdims=True))
-
-    best, pivot, log_ties = lax.cond(jnp.all(jnp.log(plain) >= _COMFORTABLE), simple, compensated)
+    best, anchor, log_mass, likely = _anchor(levels, reward, log_ref, beta, highest)
+    above = (best - anchor) / beta  # where the best outcome stands; 0 if it is the anchor
     empty = jnp.isneginf(best)
 
-    def log_best(at: Array) -> tuple[Array, Array]:
-        """Log target mass of the best outcomes, and its derivative; large parts cancel first."""
-        log_u, rate = levels.place(at, 0.0, zero, 0.0)
-        return (pivot + log_u) + log_ties, rate
-
     def gaps() -> tuple[Array, Array | float]:
-        # Better outcomes without reference mass are clipped to 0: their mass below is 0 anyway.
+        # Better outcomes without reference mass are clipped: their mass is 0 anyway.
         if not by_slope:
-            return jnp.minimum((reward - best) / beta, 0), 0.0
-        v, v_low = _scaled_gaps(reward, best, beta)
-        return jnp.minimum(v, 0), v_low
+            return jnp.minimum((reward - anchor) / beta, above), 0.0
+        v, v_low = _scaled_gaps(reward, anchor, beta)
+        return jnp.minimum(v, above), v_low
 
     def rest(at: Array, at_low: Array) -> tuple[Array, Array]:
-        """Target mass on all but the best outcomes, and its derivative in the coordinate."""
+        """Target mass on all but the anchor's ties, and its derivative in the coordinate."""
 
         def fast() -> tuple[Array, Array]:
-            v = jnp.minimum((reward - best) / beta, 0)
+            v = jnp.minimum((reward - anchor) / beta, above)
             u, rate = levels.quick(at, v)
-            mass = jnp.where(v < 0, jnp.exp(log_ref) * u, 0.0)
+            mass = jnp.where(v != 0, jnp.exp(log_ref) * u, 0.0)
             return paired_sum(mass, mass * rate)
 
         def careful() -> tuple[Array, Array]:
             v, v_low = gaps()
             log_u, rate = levels.place(at, at_low, v, v_low)
-            mass = jnp.where(v < 0, jnp.exp(log_ref + log_u), 0.0)
+            mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
             return paired_sum(mass, mass * rate)
 
-        easy = jnp.abs(at) <= (0.3 / eps**0.5 if by_slope else -_COMFORTABLE)
+        limit = 0.3 / eps**0.5 if by_slope else -_COMFORTABLE
+        easy = (jnp.abs(at) <= limit) & (above <= limit)
         return lax.cond(jnp.all(easy), fast, careful)
 
-    bottom, top = _bracket(levels, reward, log_ref, beta, best, pivot + log_ties)
+    # Coordinates below and above the root, strictly: the best outcome gains, and the anchor's own
+    # probability cannot exceed 1.
+    log_m = log_mass.times(zero)
+    bottom, top = jnp.full_like(log_m, -1.0), 0.5 - log_m
+    if by_slope:
+        bottom, top = -1 - 1.01 * above, 1 + 1.01 * jnp.maximum(levels.of(-log_m), 0)
     # Where the reference lacks a better outcome, log u_max cannot rise above the point at which
     # that outcome's density ratio is infinite.
-    capped = jnp.zeros(best.shape, bool)
+    capped = jnp.zeros_like(empty)
     if not by_slope:
         beyond = (highest > best) & (divergence.slope_at_infinity < jnp.inf)
         v_out = jnp.where(beyond, (best - highest) / beta, -jnp.ones_like(best))
@@ -263,13 +305,13 @@ def _search(
         bottom = jnp.minimum(bottom, top - 1)
 
     # The first guess: the others as one outcome at their mean distance.
-    mean_gap = (reward.mean(-1, keepdims=True) - best) / beta
-    log_others = jnp.log(jnp.maximum(1 - jnp.exp(pivot + log_ties), 0))
+    mean_gap = (reward.mean(-1, keepdims=True) - anchor) / beta
+    log_others = jnp.log(jnp.maximum(1 - jnp.exp(log_m), 0))
     far = jnp.isfinite(mean_gap) & (mean_gap < 0)
     guess, _ = _two_level(
         levels,
         zero,
-        pivot + log_ties,
+        log_mass,
         jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf)),
         jnp.where(far, mean_gap, -jnp.ones_like(zero)),
         jnp.full_like(zero, jnp.nan),
@@ -282,13 +324,13 @@ def _search(
         at, at_low = two_sum(state.at, state.at_low + state.step)
         at_low = at_low if by_slope else zero
         mass, slope = rest(at, at_low)
-        log_top, _ = log_best(at)
-        total = mass + jnp.exp(log_top)
+        log_u, _ = levels.place(at, 0.0, zero, 0.0)
+        total = mass + jnp.exp(log_mass.times(log_u))
         short = total < 1
         low = jnp.where(short, at, state.low)
         high = jnp.where(short, state.high, at)
         condensed = (state.steps == 0) & capped & short
-        step, newton = _next(levels, log_top, at, mass, slope, low, high)
+        step, newton = _next(levels, log_mass, at, mass, slope, low, high)
         near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
         # At a kink (truncation) the model's steps can swing forever; bisection ends that.
         swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
@@ -304,7 +346,7 @@ def _search(
             lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new, after, state
         )
 
-    no = jnp.zeros(best.shape, bool)
+    no = jnp.zeros_like(empty)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
     state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
@@ -325,23 +367,21 @@ def _search(
         at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
     log_probs, _ = place(at, at_low)
     if by_slope:
+        log_probs = lax.cond(likely, lambda: log_probs, lambda: _share_rounding(log_probs, log_ref))
         # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
-        def usable() -> Array:
-            return jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
-
-        log_mass = lax.cond(
+        usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
+        log_probs = lax.cond(
             jnp.any(overwhelmed),
-            lambda: jax.nn.logsumexp(usable(), axis=-1, keepdims=True),
-            lambda: zero,
+            lambda: jnp.where(overwhelmed, jax.nn.log_softmax(usable), log_probs),
+            lambda: log_probs,
         )
-        log_probs = jnp.where(overwhelmed, usable() - log_mass, log_probs)
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)
         return atoms.sum(-1, keepdims=True).astype(reward.dtype)
 
-    best_slope = (at + at_low) + divergence._f_prime_at(zero)
-    multiplier = best - beta * (best_slope if by_slope else divergence._f_prime_at(at))
+    slope = (at + at_low) + divergence._f_prime_at(zero) if by_slope else divergence._f_prime_at(at)
+    multiplier = anchor - beta * slope
     status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
     if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
@@ -363,31 +403,28 @@ def _search(
     return Solution(log_probs, multiplier, status)
 
 
-def _bracket(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, best: Array, log_m: Array
-) -> tuple[Array, Array]:
-    """Coordinates below and above the root, strictly."""
-    if not levels.by_slope:
-        return jnp.full_like(log_m, -1.0), 0.5 - log_m
-    bound = levels.of(-log_m)
-
-    def tighter() -> Array:
-        # Any single outcome bounds the root: its own probability cannot exceed 1. Where the best
-        # one is very unlikely, the one the reference holds likeliest does so much earlier.
-        usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
-        likeliest = jnp.argmax(usable, axis=-1, keepdims=True)
-        v = (jnp.take_along_axis(reward, likeliest, -1) - best) / beta
-        return jnp.fmin(bound, levels.of(-jnp.take_along_axis(usable, likeliest, -1)) - v)
-
-    bound = lax.cond(jnp.any(log_m < 2 * _COMFORTABLE), tighter, lambda: bound)
-    return jnp.full_like(log_m, -1.0), 1 + 1.01 * jnp.maximum(bound, 0)
-
-
 def _between(low: Array, high: Array, by_slope: bool) -> Array:
+    middle = 0.5 * low + 0.5 * high
     if not by_slope:
-        return 0.5 * (low + high)
-    # Slopes, all above −1, span hundreds of orders of magnitude: halve their logarithms.
-    return jnp.exp(0.5 * (jnp.log(low + 2) + jnp.log(high + 2))) - 2
+        return middle
+    # Slopes span hundreds of orders of magnitude, on both sides of 0: halve their logarithms, until
+    # these have no digits left to tell them apart.
+    wide = high - low > jnp.abs(middle)
+    return jnp.where(wide, jnp.sinh(0.5 * (jnp.arcsinh(low) + jnp.arcsinh(high))), middle)
+
+
+def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
+    """Probabilities that sum to 1, by the same relative change of every log ratio.
+
+    Log ratios of several hundred are rounded by more than log-probabilities near 0 may be.
+    """
+    present = log_probs > -jnp.inf
+    log_u = jnp.where(present, log_probs - jnp.where(present, log_ref, 0.0), 0.0)
+    probs = jnp.exp(log_probs)
+    total, divergence = paired_sum(probs, probs * log_u)
+    large = divergence > -_COMFORTABLE
+    excess = jnp.where(large, jnp.log(total) / jnp.where(large, divergence, 1.0), 0.0)
+    return log_probs - excess * log_u
 
 
 _MAX_STEPS = 100
@@ -410,7 +447,7 @@ class _Search:
 
 def _next(
     levels: Coordinate,
-    log_top: Array,
+    log_mass: _LogMass,
     at: Array,
     mass: Array,
     slope: Array,
@@ -419,7 +456,7 @@ def _next(
 ) -> tuple[Array, Array]:
     """The step from ``at`` to the root of a two-level model of the equation, and Newton's step.
 
-    The best outcomes are exact in the model; the others act as one outcome, whose mass and distance
+    The anchor's outcomes are exact in the model; the others act as one outcome, whose mass and distance
     match the value and the slope found at ``at``. For two reward levels (verifiable rewards) the
     model is the problem itself. Outside the bracket the step falls back to bisection.
     """
@@ -428,12 +465,12 @@ def _next(
     rate = jnp.where(present, slope / some, jnp.ones_like(mass))
     v = levels.gap(at, rate)
     level, _ = levels.place(at, 0.0, v, 0.0)
-    fits = jnp.isfinite(v) & jnp.isfinite(level) & (v < 0)
+    fits = jnp.isfinite(v) & jnp.isfinite(level) & ((v < 0) | levels.by_slope)
     log_weight = jnp.log(some) - jnp.where(fits, level, jnp.zeros_like(level))
     return _two_level(
         levels,
         at,
-        log_top,
+        log_mass,
         jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf)),
         jnp.where(fits, v, -jnp.ones_like(v)),
         jnp.where(fits, jnp.full_like(rate, jnp.nan), rate),
@@ -445,7 +482,7 @@ def _next(
 def _two_level(
     levels: Coordinate,
     at: Array,
-    log_top: Array,
+    log_mass: _LogMass,
     log_weight: Array,
     v: Array,
     power: Array,
@@ -454,29 +491,28 @@ def _two_level(
 ) -> tuple[Array, Array]:
     """The step from ``at`` to where two levels have total mass 1, and Newton's first step.
 
-    One level is the best outcomes, of log-mass ``log_top`` at ``at``; the other lies at the gap
-    ``v`` and has the reference mass ``log_weight``, or, where ``power`` is not NaN, grows
-    exponentially with the coordinate at that rate.
+    One level is the anchor's, of reference mass ``log_mass``; the other lies at the gap ``v`` and
+    has the reference mass ``log_weight``, or, where ``power`` is not NaN, the target mass
+    ``log_weight`` at ``at`` and grows exponentially with the coordinate at that rate.
     """
     zero = jnp.zeros_like(at)
     lawful = ~jnp.isnan(power)
     exponent = jnp.where(lawful, power, zero)
-    log_u_at, _ = levels.place(at, 0.0, zero, 0.0)
 
     def total_at(step: Array) -> tuple[Array, Array]:
         """Logarithm of the total mass after a step, and its derivative."""
         if levels.by_slope:  # a slope of 1e10 must not swallow a step of 1
-            log_u_max, own = levels.place(at, step, zero, 0.0)
-            log_best = log_top + (log_u_max - log_u_at)
+            log_u_anchor, own = levels.place(at, step, zero, 0.0)
+            log_best = log_mass.times(log_u_anchor)
             log_u, local = levels.place(at, step, v, 0.0)
         else:
-            log_best, own = log_top + step, jnp.ones_like(step)
+            log_best, own = log_mass.times(at) + step, jnp.ones_like(step)
             log_u, local = levels.place(at + step, 0.0, v, 0.0)
         log_u = jnp.where(lawful, exponent * step, log_u)
         local = jnp.where(lawful, exponent, local)
         log_rest = jnp.where(log_weight > -jnp.inf, log_weight + log_u, log_weight)
         log_total = jnp.logaddexp(log_best, log_rest)
-        share = jnp.exp(log_rest - log_total)
+        share = jnp.where(log_rest > -jnp.inf, jnp.exp(log_rest - log_total), 0.0)
         return log_total, (1 - share) * own + jnp.where(share > 0, share * local, zero)
 
     def improve(_: int, search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -486,7 +522,7 @@ def _two_level(
         # Mass is nearly linear in the slope, its logarithm in the logarithm of the ratio.
         excess = -jnp.expm1(-jnp.maximum(log_total, -30.0)) if levels.by_slope else log_total
         newton = step - excess / local
-        inside = ((newton > low) & (newton < high)) | (log_total == 0)
+        inside = (newton >= low) & (newton <= high)  # it stays where it has converged
         middle = _between(at + low, at + high, levels.by_slope) - at
         return jnp.where(inside, newton, middle), low, high
 

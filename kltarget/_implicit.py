@@ -94,7 +94,7 @@ def _implicit(
         return (a * b).sum(-1, keepdims=True)
 
     among = _where(tied, omega)
-    several = jnp.where(count > 1, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0 * kappa_top)
+    several = jnp.where(count > 1, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0.0)
     of_rest = kappa * (eta - mean)
     of_best = (
         psi.sum(-1, keepdims=True) * eta
@@ -167,7 +167,15 @@ def optimal_value_jvp(primals: Any, tangents: Any) -> Any:
     *explicit, log_probs = primals
     *explicit_dot, _ = tangents
 
-    def at_target(*args: Any) -> Array:
-        return optimal_value.fun(*args, log_probs)
+    # Nor does an outcome whose cost is infinite, such as a forbidden one under forward KL.
+    divergence, _, log_ref, _ = explicit
+    endless = jnp.isinf(divergence._integrand(log_probs, log_ref))
+    log_probs = jnp.where(endless, jnp.zeros_like(log_probs), log_probs)
 
-    return jax.jvp(at_target, tuple(explicit), tuple(explicit_dot))
+    def at_target(divergence: Divergence, reward: Array, log_ref: Array, beta: Array) -> Array:
+        log_ref = jnp.where(endless, jnp.zeros_like(log_ref), log_ref)
+        reward = jnp.where(endless, jnp.zeros_like(reward), reward)
+        return optimal_value.fun(divergence, reward, log_ref, beta, log_probs)
+
+    _, value_dot = jax.jvp(at_target, tuple(explicit), tuple(explicit_dot))
+    return optimal_value(*primals), value_dot

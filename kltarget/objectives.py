@@ -188,7 +188,7 @@ class Objective:
             >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
             >>> objective = kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0)
             >>> print(f"{objective.gap(log_ref):.4f}")
-            0.1180
+            0.1182
         """
         # The optimum is the business of targets.py, which builds on this module.
         from kltarget.targets import optimality_gap
@@ -207,7 +207,7 @@ class Objective:
         Returns:
             One derivative per outcome, shape ``[*batch, A]``, in reward units. Where the reference
             is 0 the slope is ``f′(∞)``; where only the policy is 0 it is ``f′(0)``, which may be
-            infinite.
+            infinite. Where the reward is ``-inf``, so is the derivative.
         """
         return _gradient(self, _policy(self, log_policy)).astype(self.reward.dtype)
 
@@ -306,7 +306,13 @@ def _value(objective: Objective, log_policy: Array) -> Array:
     possible = log_policy > -jnp.inf
     gain = jnp.exp(log_policy) * jnp.where(possible, reward, jnp.zeros_like(reward))
     cost = divergence._integrand(log_policy, log_ref)
-    return gain.sum(-1) - beta[..., 0] * cost.sum(-1)
+    return gain.sum(-1) - charged(beta[..., 0], cost.sum(-1))
+
+
+def charged(beta: Array, cost: Array) -> Array:
+    """``beta·cost``; where the cost is infinite, so is this, with derivatives of 0 and not NaN."""
+    finite = jnp.isfinite(cost)
+    return jnp.where(finite, beta * jnp.where(finite, cost, jnp.zeros_like(cost)), cost)
 
 
 @jax.jit
@@ -320,7 +326,8 @@ def _gradient(objective: Objective, log_policy: Array) -> Array:
         divergence.f_prime(jnp.exp(log_u)),
         jnp.asarray(divergence.slope_at_infinity, reward.dtype),
     )
-    return reward - beta * slope
+    forbidden = jnp.isneginf(reward)  # whatever the regulariser pays for it
+    return jnp.where(forbidden, reward, reward - charged(beta, jnp.where(forbidden, 0.0, slope)))
 
 
 @jax.jit

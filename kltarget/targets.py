@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._closed_forms import Solution, supported_max
 from kltarget._implicit import differentiable_closed_form, optimal_value
 from kltarget.divergences import TotalVariation
-from kltarget.objectives import Objective, broadcast_fields, mass_tolerance
+from kltarget.objectives import Objective, broadcast_fields, charged, mass_tolerance
 from kltarget.status import FAILURES, Status, flag
 
 __all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
@@ -150,10 +150,12 @@ def solve(objective: Objective) -> Target:
         >>> import jax.numpy as jnp, kltarget as kt
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
         >>> reward = jnp.array([1.0, 1.0, 0.0])
-        >>> print(kt.solve(kt.Objective(reward, log_ref, 0.1)).probs.round(4))
-        [0.9374 0.0625 0.0001]
-        >>> print(kt.solve(kt.Objective(reward, log_ref, 0.1, kt.ForwardKL())).probs.round(4))
-        [0.8759 0.0584 0.0657]
+        >>> target = kt.solve(kt.Objective(reward, log_ref, 0.1))
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.9374', '0.0625', '0.0001']
+        >>> target = kt.solve(kt.Objective(reward, log_ref, 0.1, kt.ForwardKL()))
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.8759', '0.0584', '0.0657']
 
     References:
         Korbak et al., 2022, arXiv 2205.11275 (reverse KL). GX-Chen et al., "KL-Regularized
@@ -199,15 +201,20 @@ def optimality_gap(objective: Objective, log_policy: Array) -> Array:
     else:
         in_ref = log_ref > -jnp.inf
         log_u = jnp.where(in_ref, log_policy - _where(in_ref, log_ref), jnp.zeros_like(log_ref))
-        log_u_star = jnp.where(in_ref, log_star - _where(in_ref, log_ref), jnp.zeros_like(log_ref))
-        apart = divergence._bregman(log_u, log_u_star, log_ref)
+        held = in_ref & (log_star > -jnp.inf)
+        gone = jnp.where(in_ref, -jnp.inf, jnp.zeros_like(log_ref))
+        log_u_star = jnp.where(held, log_star - log_ref, gone)
+        # A forbidden outcome costs infinitely much already.
+        counted = in_ref & (held | (reward > -jnp.inf))
+        apart = divergence._bregman(_where(counted, log_u), _where(counted, log_u_star), log_ref)
         zero = jnp.zeros((), reward.dtype)
         slope = jnp.where(in_ref, divergence.f_prime(zero), divergence.slope_at_infinity)
-        slack = target.multiplier.astype(reward.dtype)[..., None] + beta * slope - reward
-        slack = jnp.where(jnp.isneginf(reward), jnp.inf, slack)
+        allowed = (reward > -jnp.inf) & (slope > -jnp.inf)
+        slack = target.multiplier.astype(reward.dtype)[..., None] - _where(allowed, reward)
+        slack = jnp.where(allowed, slack + charged(beta, slope), jnp.inf)
         used = (log_policy > -jnp.inf) & jnp.isneginf(log_star)
         extra = jnp.exp(log_policy) * jnp.maximum(_where(used, slack), 0)
-        gap = beta[..., 0] * _where(in_ref, apart).sum(-1) + extra.sum(-1)
+        gap = charged(beta[..., 0], _where(counted, apart).sum(-1)) + extra.sum(-1)
     gap = jnp.where(jnp.isneginf(value), jnp.zeros_like(gap), gap)
     return jnp.where(jnp.isnan(value), jnp.full_like(gap, jnp.nan), gap)
 
@@ -245,8 +252,9 @@ def reference_limit(objective: Objective) -> Target:
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
-        >>> print(kt.reference_limit(kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0)).probs)
-        [0.3  0.02 0.68]
+        >>> limit = kt.reference_limit(kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0))
+        >>> print([f"{p:.4f}" for p in limit.probs])
+        ['0.3000', '0.0200', '0.6800']
     """
     return _limit(objective, greedy=False)
 
@@ -282,7 +290,8 @@ def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array
     else:
         weights = jnp.where(reward > -jnp.inf, log_ref, minus_inf)
         limit_beta = jnp.full_like(objective.beta, jnp.inf)
-    log_probs = weights - jax.nn.logsumexp(weights, axis=-1, keepdims=True)
+    log_sum = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
+    log_probs = jnp.where(weights > -jnp.inf, weights - log_sum, minus_inf)
     if greedy:
         multiplier = level
     else:
