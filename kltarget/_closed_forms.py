@@ -382,6 +382,8 @@ def _search(
 
     slope = (at + at_low) + divergence._f_prime_at(zero) if by_slope else divergence._f_prime_at(at)
     multiplier = anchor - beta * slope
+    if by_slope:
+        multiplier = jnp.where(overwhelmed, -jnp.inf, multiplier)
     status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
     if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
