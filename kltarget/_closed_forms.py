@@ -1,34 +1,20 @@
 """The closed forms behind ``solve``, row by row on ``[*batch, A]`` arrays.
 
 Every f-divergence target has the form ``π = π_ref · u((r − λ)/β)`` with ``u = (f′)⁻¹`` and one
-scalar per problem, the multiplier λ, fixed by ``Σπ = 1``. The scalar searched here is the place of
-the best supported outcome, its log density ratio or its slope (:mod:`kltarget._coordinates`): free
-of units, at home at reference masses of e^−800, and with ``v = (r − r_max)/β ≤ 0`` the others'
-distances, ``Σ π_ref u(place, v) = 1`` is an equation whose left side increases.
+scalar per problem, the multiplier λ, fixed by ``Σπ = 1``: in closed form for reverse KL, by a rule
+for total variation, as a root for the rest (:mod:`kltarget._root`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._coordinates import Coordinate, coordinate
-from kltarget._numerics import divide_exactly, paired_sum, two_sum
+from kltarget._numerics import two_sum
+from kltarget._root import COMFORTABLE, Solution, anywhere, root, scaled_gaps, supported_max
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.status import FAILURES, Status, flag
-
-
-class Solution(NamedTuple):
-    """Log-probabilities ``[*batch, A]``; multiplier and status bits ``[*batch, 1]``."""
-
-    log_probs: Array
-    multiplier: Array
-    status: Array
 
 
 def closed_form(
@@ -61,7 +47,7 @@ def closed_form(
     elif isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
-        found = _root(divergence, reward, log_ref, beta, highest)
+        found = root(divergence, reward, log_ref, beta, highest)
     status = status | found.status
     failed = (status & FAILURES) != 0
     return Solution(
@@ -69,25 +55,6 @@ def closed_form(
         jnp.where(failed, jnp.nan, found.multiplier),
         status,
     )
-
-
-def supported_max(reward: Array, log_ref: Array) -> Array:
-    """The best reward among outcomes of positive reference mass, ``-inf`` if there is none."""
-    supported = jnp.where(log_ref > -jnp.inf, reward, jnp.full_like(reward, -jnp.inf))
-    return jnp.max(supported, axis=-1, keepdims=True)
-
-
-def _anywhere(condition: Array) -> Array:
-    return jnp.any(condition, axis=-1, keepdims=True)
-
-
-_COMFORTABLE = -16.0
-"""Log-masses above this are summed as they are.
-
-Where the normaliser or the mass of the best outcomes is smaller, log π_ref and r/β can cancel and
-plain sums would lose digits (three of them at a reference mass of e^−800); those rows take a slower
-path with compensated sums. Above it, 1.5·16 eps is what plain sums can lose.
-"""
 
 
 def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Solution:
@@ -99,7 +66,7 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Soluti
 
     def compensated() -> tuple[Array, Array, Array]:
         best = supported_max(reward, log_ref)
-        v, v_low = _scaled_gaps(reward, best, beta)
+        v, v_low = scaled_gaps(reward, best, beta)
         score, low = two_sum(log_ref, v)
         top = jnp.max(score, axis=-1, keepdims=True)
         shifted = (score - top) + (low + v_low)
@@ -107,16 +74,10 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Soluti
         return shifted - log_sum, best, top + log_sum
 
     # The comparison is false for NaN, which rows without support produce.
-    log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= _COMFORTABLE), simple, compensated)
+    log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
     return Solution(
         log_probs, best + beta * log_sum, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
     )
-
-
-def _scaled_gaps(reward: Array, best: Array, beta: Array) -> tuple[Array, Array]:
-    """``v = (r − r_max)/β`` with a correction that doubles its precision."""
-    gap, gap_low = two_sum(reward, -best)
-    return divide_exactly(gap, gap_low, beta)
 
 
 def total_variation(
@@ -145,11 +106,11 @@ def total_variation(
     log_freed = jnp.where(some, log_freed, jnp.full_like(held, -jnp.inf))
     log_probs = jnp.where(argmax, shares + log_freed, log_kept)
     status = (
-        flag(~_anywhere(in_ref & (reward > -jnp.inf)), Status.EMPTY_SUPPORT)
-        | flag(_anywhere((log_probs > -jnp.inf) & ~in_ref), Status.CONDENSED)
-        | flag(_anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED)
+        flag(~anywhere(in_ref & (reward > -jnp.inf)), Status.EMPTY_SUPPORT)
+        | flag(anywhere((log_probs > -jnp.inf) & ~in_ref), Status.CONDENSED)
+        | flag(anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED)
         | flag(
-            _anywhere((best - reward == beta) & in_ref) | ((lost > 0) & (count > 1)),
+            anywhere((best - reward == beta) & in_ref) | ((lost > 0) & (count > 1)),
             Status.NOT_UNIQUE,
         )
     )
@@ -168,372 +129,3 @@ def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
     log_kept = jnp.where(fits, jnp.where(fits, log_kept, 0.0), -jnp.inf)
     log_kept = jnp.where(fits, log_kept + jnp.log(jnp.where(fits, share, 1.0)), -jnp.inf)
     return log_kept, jnp.maximum(1 - jnp.exp(log_kept).sum(-1, keepdims=True), 0)
-
-
-def _root(
-    divergence: Divergence, reward: Array, log_ref: Array, beta: Array, highest: Array
-) -> Solution:
-    """The coordinate of the best outcome at which ``Σπ = 1``, and the target there."""
-    gamma = getattr(divergence, "_gamma", 0.0)
-    if not isinstance(gamma, jax.Array):
-        return _search(coordinate(divergence), reward, log_ref, beta, highest)
-
-    # α is traced: it may lie on either side of reverse KL, where the two coordinates meet.
-    def side(is_below: bool) -> Solution:
-        chosen = coordinate(divergence, below=is_below)
-        harmless = jnp.full_like(gamma, -1.0) if is_below else jnp.zeros_like(gamma)
-        here = jnp.where((gamma < 0) == is_below, gamma, harmless)
-        chosen = dataclasses.replace(chosen, gamma=here)
-        return _search(chosen, reward, log_ref, beta, highest)
-
-    if jnp.ndim(gamma) == 0:
-        return lax.cond(gamma < 0, lambda: side(True), lambda: side(False))
-    one, other = side(True), side(False)
-    return Solution(*(jnp.where(gamma < 0, x, y) for x, y in zip(one, other, strict=True)))
-
-
-class _LogMass(NamedTuple):
-    """A log reference mass in two parts, a large logarithm and a small one."""
-
-    pivot: Array
-    log_ties: Array
-
-    def times(self, log_u: Array) -> Array:
-        """The log target mass at a log density ratio; large parts cancel first."""
-        return (self.pivot + log_u) + self.log_ties
-
-
-class _Anchor(NamedTuple):
-    best: Array
-    """The best supported reward."""
-    reward: Array
-    """The reward measured from."""
-    log_mass: _LogMass
-    """The reference mass there."""
-    likely: Array
-    """Whether the reference holds the best outcomes likely in every row: then plain sums do."""
-
-
-def _anchor(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
-) -> _Anchor:
-    """The outcomes whose coordinate is searched: those of the best reward, if at all likely.
-
-    Where f′(∞) is infinite and the best outcome very unlikely, its slope may be 1e12 while that of
-    an outcome which the reference holds likely is 1: the sum of two floats cannot tell both. An
-    outcome j alone bounds the best one's slope by ``b_j = f′(1/π_ref(j)) − v_j``, as its own
-    probability cannot exceed 1. From the j where ``b_j + f′(1/π_ref(j))`` is least, every outcome
-    of relevant probability is at most ``O(f′(1/π_ref))`` away: near enough to keep its digits.
-    """
-    plain = jnp.where((reward - highest) / beta >= 0, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
-    likely = jnp.all(jnp.log(plain) >= _COMFORTABLE)
-
-    def simple() -> tuple[Array, Array, Array, Array]:
-        return highest, highest, jnp.zeros_like(plain), jnp.log(plain)
-
-    def compensated() -> tuple[Array, Array, Array, Array]:
-        anchor = best = supported_max(reward, log_ref)
-        if levels.by_slope:
-            usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
-            own = levels.of(-jnp.where(usable, log_ref, 0.0))
-            bound = jnp.minimum(2 * own - (reward - best) / beta, jnp.finfo(reward.dtype).max)
-            nearest = jnp.argmin(jnp.where(usable, bound, jnp.inf), axis=-1, keepdims=True)
-            anchor = jnp.take_along_axis(reward, nearest, axis=-1)
-        tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
-        pivot = jnp.max(tied, axis=-1, keepdims=True)
-        log_ties = jnp.log(jnp.exp(tied - pivot).sum(-1, keepdims=True))
-        return best, anchor, pivot, log_ties
-
-    best, anchor, *parts = lax.cond(likely, simple, compensated)
-    return _Anchor(best, anchor, _LogMass(*parts), likely)
-
-
-def _search(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
-) -> Solution:
-    divergence, by_slope = levels.divergence, levels.by_slope
-    finfo = jnp.finfo(reward.dtype)
-    eps = float(finfo.eps)
-    # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
-    tol = 2 * eps**0.5
-    zero = jnp.zeros_like(beta)
-    best, anchor, log_mass, likely = _anchor(levels, reward, log_ref, beta, highest)
-    above = (best - anchor) / beta  # where the best outcome stands; 0 if it is the anchor
-    empty = jnp.isneginf(best)
-
-    def gaps() -> tuple[Array, Array | float]:
-        # Better outcomes without reference mass are clipped: their mass is 0 anyway.
-        if not by_slope:
-            return jnp.minimum((reward - anchor) / beta, above), 0.0
-        v, v_low = _scaled_gaps(reward, anchor, beta)
-        return jnp.minimum(v, above), v_low
-
-    def rest(at: Array, at_low: Array) -> tuple[Array, Array]:
-        """Target mass on all but the anchor's ties, and its derivative in the coordinate."""
-
-        def fast() -> tuple[Array, Array]:
-            v = jnp.minimum((reward - anchor) / beta, above)
-            u, rate = levels.quick(at, v)
-            mass = jnp.where(v != 0, jnp.exp(log_ref) * u, 0.0)
-            return paired_sum(mass, mass * rate)
-
-        def careful() -> tuple[Array, Array]:
-            v, v_low = gaps()
-            log_u, rate = levels.place(at, at_low, v, v_low)
-            mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
-            return paired_sum(mass, mass * rate)
-
-        limit = 0.3 / eps**0.5 if by_slope else -_COMFORTABLE
-        easy = (jnp.abs(at) <= limit) & (above <= limit)
-        return lax.cond(jnp.all(easy), fast, careful)
-
-    # Coordinates below and above the root, strictly: the best outcome gains, and the anchor's own
-    # probability cannot exceed 1.
-    log_m = log_mass.times(zero)
-    bottom, top = jnp.full_like(log_m, -1.0), 0.5 - log_m
-    if by_slope:
-        bottom, top = -1 - 1.01 * above, 1 + 1.01 * jnp.maximum(levels.of(-log_m), 0)
-    # Where the reference lacks a better outcome, log u_max cannot rise above the point at which
-    # that outcome's density ratio is infinite.
-    capped = jnp.zeros_like(empty)
-    if not by_slope:
-        beyond = (highest > best) & (divergence.slope_at_infinity < jnp.inf)
-        v_out = jnp.where(beyond, (best - highest) / beta, -jnp.ones_like(best))
-        cap, _ = levels.place(jnp.full_like(best, jnp.inf), 0.0, v_out, 0.0)
-        capped = beyond & (cap <= top)
-        top = jnp.where(capped, cap, top)
-        bottom = jnp.minimum(bottom, top - 1)
-
-    # The first guess: the others as one outcome at their mean distance.
-    mean_gap = (reward.mean(-1, keepdims=True) - anchor) / beta
-    log_others = jnp.log(jnp.maximum(1 - jnp.exp(log_m), 0))
-    far = jnp.isfinite(mean_gap) & (mean_gap < 0)
-    guess, _ = _two_level(
-        levels,
-        zero,
-        log_mass,
-        jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf)),
-        jnp.where(far, mean_gap, -jnp.ones_like(zero)),
-        jnp.full_like(zero, jnp.nan),
-        bottom,
-        top,
-    )
-    start = jnp.where(capped, top, guess)
-
-    def advance(state: _Search) -> _Search:
-        at, at_low = two_sum(state.at, state.at_low + state.step)
-        at_low = at_low if by_slope else zero
-        mass, slope = rest(at, at_low)
-        log_u, _ = levels.place(at, 0.0, zero, 0.0)
-        total = mass + jnp.exp(log_mass.times(log_u))
-        short = total < 1
-        low = jnp.where(short, at, state.low)
-        high = jnp.where(short, state.high, at)
-        condensed = (state.steps == 0) & capped & short
-        step, newton = _next(levels, log_mass, at, mass, slope, low, high)
-        near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
-        # At a kink (truncation) the model's steps can swing forever; bisection ends that.
-        swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
-        step = jnp.where(swings, _between(low, high, by_slope) - at, step)
-        step = jnp.where(near, newton, step)
-        step = jnp.where(condensed, zero, step)
-        closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
-        done = condensed | near | closed
-        condensed = condensed | state.condensed
-        after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
-        # Rows that are done stay where they are.
-        return jax.tree.map(
-            lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new, after, state
-        )
-
-    no = jnp.zeros_like(empty)
-    overwhelmed = ~(top < finfo.max)
-    idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
-    state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
-    state = lax.while_loop(lambda s: jnp.any(~s.done) & (s.steps < _MAX_STEPS), advance, state)
-    at, at_low = two_sum(state.at, state.at_low + state.step)
-
-    def place(at: Array, at_low: Array) -> tuple[Array, Array]:
-        v, v_low = gaps()
-        log_u, rate = levels.place(at, at_low, v, v_low)
-        log_probs = log_ref + log_u
-        return (log_probs if by_slope else log_probs + rate * at_low), rate
-
-    if by_slope:
-        # The last step, from all digits of the slopes.
-        log_probs, rate = place(at, at_low)
-        probs = jnp.exp(log_probs)
-        total, slope = paired_sum(probs, probs * rate)
-        at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
-    log_probs, _ = place(at, at_low)
-    if by_slope:
-        log_probs = lax.cond(likely, lambda: log_probs, lambda: _share_rounding(log_probs, log_ref))
-        # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
-        usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
-        log_probs = lax.cond(
-            jnp.any(overwhelmed),
-            lambda: jnp.where(overwhelmed, jax.nn.log_softmax(usable), log_probs),
-            lambda: log_probs,
-        )
-
-    def count_atoms() -> Array:
-        atoms = (reward == highest) & jnp.isneginf(log_ref)
-        return atoms.sum(-1, keepdims=True).astype(reward.dtype)
-
-    slope = (at + at_low) + divergence._f_prime_at(zero) if by_slope else divergence._f_prime_at(at)
-    multiplier = anchor - beta * slope
-    if by_slope:
-        multiplier = jnp.where(overwhelmed, -jnp.inf, multiplier)
-    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
-    if by_slope:
-        lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
-        status = status | flag(_anywhere(lost), Status.TRUNCATED)
-    else:
-        count = lax.cond(jnp.any(state.condensed), count_atoms, lambda: jnp.ones_like(best))
-        missing = jnp.where(state.condensed, 1 - state.total, jnp.ones_like(best))
-        log_atom = jnp.log(missing) - jnp.log(count)
-        atoms = state.condensed & (reward == highest) & jnp.isneginf(log_ref)
-        log_probs = jnp.where(atoms, jnp.broadcast_to(log_atom, log_probs.shape), log_probs)
-        slope = jnp.asarray(divergence.slope_at_infinity, reward.dtype)
-        slope = jnp.where(slope < jnp.inf, slope, jnp.zeros_like(slope))
-        multiplier = jnp.where(state.condensed, highest - beta * slope, multiplier)
-        status = (
-            status
-            | flag(state.condensed, Status.CONDENSED)
-            | flag(state.condensed & (count > 1), Status.NOT_UNIQUE)
-        )
-    return Solution(log_probs, multiplier, status)
-
-
-def _between(low: Array, high: Array, by_slope: bool) -> Array:
-    middle = 0.5 * low + 0.5 * high
-    if not by_slope:
-        return middle
-    # Slopes span hundreds of orders of magnitude, on both sides of 0: halve their logarithms, until
-    # these have no digits left to tell them apart.
-    wide = high - low > jnp.abs(middle)
-    return jnp.where(wide, jnp.sinh(0.5 * (jnp.arcsinh(low) + jnp.arcsinh(high))), middle)
-
-
-def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
-    """Probabilities that sum to 1, by the same relative change of every log ratio.
-
-    Log ratios of several hundred are rounded by more than log-probabilities near 0 may be.
-    """
-    present = log_probs > -jnp.inf
-    log_u = jnp.where(present, log_probs - jnp.where(present, log_ref, 0.0), 0.0)
-    probs = jnp.exp(log_probs)
-    total, divergence = paired_sum(probs, probs * log_u)
-    large = divergence > -_COMFORTABLE
-    excess = jnp.where(large, jnp.log(total) / jnp.where(large, divergence, 1.0), 0.0)
-    return log_probs - excess * log_u
-
-
-_MAX_STEPS = 100
-"""Bisection alone closes the widest bracket, e^±1000 to the last bit of a double, in about 65."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    at: Array
-    at_low: Array
-    step: Array
-    low: Array
-    high: Array
-    total: Array
-    done: Array
-    condensed: Array
-    steps: Array
-
-
-def _next(
-    levels: Coordinate,
-    log_mass: _LogMass,
-    at: Array,
-    mass: Array,
-    slope: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array]:
-    """The step from ``at`` to the root of a two-level model of the equation, and Newton's step.
-
-    The anchor's outcomes are exact in the model; the others act as one outcome, whose mass and distance
-    match the value and the slope found at ``at``. For two reward levels (verifiable rewards) the
-    model is the problem itself. Outside the bracket the step falls back to bisection.
-    """
-    present = mass > 0
-    some = jnp.where(present, mass, jnp.ones_like(mass))
-    rate = jnp.where(present, slope / some, jnp.ones_like(mass))
-    v = levels.gap(at, rate)
-    level, _ = levels.place(at, 0.0, v, 0.0)
-    fits = jnp.isfinite(v) & jnp.isfinite(level) & ((v < 0) | levels.by_slope)
-    log_weight = jnp.log(some) - jnp.where(fits, level, jnp.zeros_like(level))
-    return _two_level(
-        levels,
-        at,
-        log_mass,
-        jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf)),
-        jnp.where(fits, v, -jnp.ones_like(v)),
-        jnp.where(fits, jnp.full_like(rate, jnp.nan), rate),
-        low,
-        high,
-    )
-
-
-def _two_level(
-    levels: Coordinate,
-    at: Array,
-    log_mass: _LogMass,
-    log_weight: Array,
-    v: Array,
-    power: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array]:
-    """The step from ``at`` to where two levels have total mass 1, and Newton's first step.
-
-    One level is the anchor's, of reference mass ``log_mass``; the other lies at the gap ``v`` and
-    has the reference mass ``log_weight``, or, where ``power`` is not NaN, the target mass
-    ``log_weight`` at ``at`` and grows exponentially with the coordinate at that rate.
-    """
-    zero = jnp.zeros_like(at)
-    lawful = ~jnp.isnan(power)
-    exponent = jnp.where(lawful, power, zero)
-
-    def total_at(step: Array) -> tuple[Array, Array]:
-        """Logarithm of the total mass after a step, and its derivative."""
-        if levels.by_slope:  # a slope of 1e10 must not swallow a step of 1
-            log_u_anchor, own = levels.place(at, step, zero, 0.0)
-            log_best = log_mass.times(log_u_anchor)
-            log_u, local = levels.place(at, step, v, 0.0)
-        else:
-            log_best, own = log_mass.times(at) + step, jnp.ones_like(step)
-            log_u, local = levels.place(at + step, 0.0, v, 0.0)
-        log_u = jnp.where(lawful, exponent * step, log_u)
-        local = jnp.where(lawful, exponent, local)
-        log_rest = jnp.where(log_weight > -jnp.inf, log_weight + log_u, log_weight)
-        log_total = jnp.logaddexp(log_best, log_rest)
-        share = jnp.where(log_rest > -jnp.inf, jnp.exp(log_rest - log_total), 0.0)
-        return log_total, (1 - share) * own + jnp.where(share > 0, share * local, zero)
-
-    def improve(_: int, search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        step, low, high = search
-        log_total, local = total_at(step)
-        low, high = jnp.where(log_total < 0, step, low), jnp.where(log_total < 0, high, step)
-        # Mass is nearly linear in the slope, its logarithm in the logarithm of the ratio.
-        excess = -jnp.expm1(-jnp.maximum(log_total, -30.0)) if levels.by_slope else log_total
-        newton = step - excess / local
-        inside = (newton >= low) & (newton <= high)  # it stays where it has converged
-        middle = _between(at + low, at + high, levels.by_slope) - at
-        return jnp.where(inside, newton, middle), low, high
-
-    log_total, local = total_at(zero)
-    below, above = low - at, high - at
-    step, _, _ = lax.fori_loop(0, _MODEL_STEPS, improve, (zero, below, above))
-    inside = (step > below) & (step < above)
-    step = jnp.where(inside, step, _between(low, high, levels.by_slope) - at)
-    return step, -log_total / local
-
-
-_MODEL_STEPS = 12

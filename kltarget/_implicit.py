@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kltarget._closed_forms import Solution, closed_form, supported_max, total_variation
+from kltarget._closed_forms import closed_form, total_variation
+from kltarget._root import Solution, supported_max
 from kltarget.divergences import Divergence, TotalVariation
 
 

@@ -1,11 +1,65 @@
-"""Eight simulated CPU devices for the sharding tests.
+"""Eight simulated CPU devices for the sharding tests, and compiled programs that are kept.
 
 Here and not at the root: the benchmarks must time the machine as it is.
 """
 
 import os
+from pathlib import Path
+
+import jax
+import pytest
 
 # XLA reads this when the first array is made, which no conftest does.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 )
+
+# Most of the suite's time is compilation; what one worker or an earlier session compiled is reused.
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+ALIKE = ("hellinger", "neyman", "tsallis", "js_twice", "alpha-0.875")
+"""Multiples of members of other families: the same formulas, compiled once more."""
+
+QUICK = {
+    "test_every_divergence": ("forward-kl", "total-variation"),
+    "test_sharded_inputs_give_the_same_results": ("forward KL-",),
+    "test_jacobians_in_arbitrary_precision": ("reverse-kl", "forward-kl", "jensen", "alpha"),
+    "test_derivatives_at_masked_outcomes_are_exactly_zero": ("forward-kl", "jensen", "alpha"),
+    "test_gradient_and_hessian_of_the_value": ("forward-kl",),
+    "test_forward_and_reverse_mode_agree": ("forward-kl", "reverse-kl"),
+    "test_gradients_of_the_bank": ("alpha0-",),
+    "test_gap_is_the_best_value_minus_this_one": (
+        "reverse-kl",
+        "forward-kl",
+        "chi-squared-float",
+        "tv",
+    ),
+    "test_under_tracing_only_the_bad_rows_fail": ("forward KL",),
+    "test_a_written_generator_has_the_target_of_the_built_in_one": ("forward-kl",),
+    "test_written_generators_equal_the_built_in_ones": ("forward-kl", "chi-squared-float"),
+    "test_substitution_is_uniform_for_every_divergence": ("forward-kl", "chi-squared", "alpha"),
+    "test_gradients_of_flips": ("None",),
+    "test_targets_collapse_exactly_below_the_threshold": ("χ", "total"),
+    "test_limits_in_beta": ("forward-kl", "chi-squared-float", "alpha"),
+    "test_a_million_outcomes": ("reverse-kl", "forward-kl"),
+    "test_the_target_of_the_reward_is_the_wish": ("KL", "χ²"),
+    "test_gradient_is_that_of_the_value": ("reverse-kl", "forward-kl", "chi-squared-float"),
+    "test_results_have_the_dtype_of_the_inputs": ("reward0", "reward6", "reward8"),
+    "test_rewards_under_transformations": ("forward",),
+}
+"""Tests of many programs, and which of them the quick suite compiles; the others are slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves to the slow tests what costs much compilation and says little that is new."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None:
+            continue
+        quick = QUICK.get(getattr(item, "originalname", ""), (callspec.id,))
+        if any(x in callspec.id for x in ALIKE) or not any(x in callspec.id for x in quick):
+            item.add_marker("slow")

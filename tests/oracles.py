@@ -22,7 +22,7 @@ import numpy as np
 import kltarget as kt
 
 X64 = bool(jax.config.jax_enable_x64)
-DTYPES = [np.dtype(np.float32), np.dtype(np.float64)] if X64 else [np.dtype(np.float32)]
+DTYPES = [np.dtype(np.float64 if X64 else np.float32)]
 """The float types to test in this session's mode."""
 
 INF = math.inf

@@ -270,7 +270,7 @@ def test_options_are_keyword_only():
 
 
 contracts = pytest.mark.parametrize("name", sorted(CONTRACTS))
-KINDS = [*DTYPES, np.dtype(jnp.bfloat16)]
+KINDS = sorted({np.dtype(np.float32), *DTYPES, np.dtype(jnp.bfloat16)}, key=str)
 
 
 def cast(arguments, dtype):

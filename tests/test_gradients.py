@@ -12,6 +12,7 @@ from oracles import BY_ID, CASES, DTYPES, INF, X64, eps
 
 import kltarget as kt
 
+cases = pytest.mark.parametrize("case", CASES, ids=oracles.ids)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 P5, R5 = np.array([0.4, 0.3, 0.15, 0.1, 0.05]), np.array([0.1, 0.5, 1.0, 0.9, 0.3])
 
@@ -100,18 +101,11 @@ def assert_matches(got, want, dtype, where, floor=0.0):
     assert np.abs(got - want).max() <= bar, (where, got, want)
 
 
-SAME = ("hellinger", "neyman", "tsallis-0.5", "tsallis-1.5", "alpha-0", "alpha-0.875")
-"""Multiples of other cases, left to the slow tests: each class compiles programs of its own."""
-
-FORWARD = [
-    pytest.param(case, id=case.id, marks=[pytest.mark.slow] if case.id in SAME else [])
-    for case in CASES
-]
 REVERSE = ("reverse-kl", "forward-kl", "chi-squared", "alpha-0.5")
 
 
 @dtypes
-@pytest.mark.parametrize("case", FORWARD)
+@cases
 def test_jacobians_in_arbitrary_precision(case, dtype):
     columns = table(dtype)
     probs, _, multiplier = jacobians(case.divergence, *columns, mode="forward")
@@ -128,7 +122,7 @@ def test_jacobians_in_arbitrary_precision(case, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("case", FORWARD)
+@cases
 def test_derivatives_at_masked_outcomes_are_exactly_zero(case, dtype):
     columns = table(dtype)
     probs, log_probs, multiplier = jacobians(case.divergence, *columns, mode="forward")
