@@ -122,8 +122,9 @@ def _anchor(
             usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
             own = levels.of(-jnp.where(usable, log_ref, 0.0))
             bound = jnp.minimum(2 * own - (reward - best) / beta, jnp.finfo(reward.dtype).max)
-            nearest = jnp.argmin(jnp.where(usable, bound, jnp.inf), axis=-1, keepdims=True)
-            anchor = jnp.take_along_axis(reward, nearest, axis=-1)
+            bound = jnp.where(usable, bound, jnp.inf)
+            nearest = bound == jnp.min(bound, axis=-1, keepdims=True)
+            anchor = jnp.max(jnp.where(nearest, reward, -jnp.inf), axis=-1, keepdims=True)
         tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
         pivot = jnp.max(tied, axis=-1, keepdims=True)
         log_ties = jnp.log(jnp.exp(tied - pivot).sum(-1, keepdims=True))
@@ -250,16 +251,20 @@ def _search(
         probs = jnp.exp(log_probs)
         total, slope = paired_sum(probs, probs * rate)
         at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
-    log_probs, _ = place(at, at_low)
-    if by_slope:
-        log_probs = lax.cond(likely, lambda: log_probs, lambda: _share_rounding(log_probs, log_ref))
+
+    def outcome() -> Array:
+        return place(at, at_low)[0]
+
+    def mended() -> Array:
         # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
         usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
-        log_probs = lax.cond(
-            jnp.any(overwhelmed),
-            lambda: jnp.where(overwhelmed, jax.nn.log_softmax(usable), log_probs),
-            lambda: log_probs,
-        )
+        usable = usable - jnp.max(usable, axis=-1, keepdims=True)
+        return _share_rounding(jnp.where(overwhelmed, usable, outcome()), log_ref)
+
+    if by_slope:
+        log_probs = lax.cond(likely & ~jnp.any(overwhelmed), outcome, mended)
+    else:
+        log_probs = outcome()
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)
@@ -305,13 +310,12 @@ def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
 
     Log ratios of several hundred are rounded by more than log-probabilities near 0 may be.
     """
-    present = log_probs > -jnp.inf
-    log_u = jnp.where(present, log_probs - jnp.where(present, log_ref, 0.0), 0.0)
+    log_u = jnp.where(log_probs > -jnp.inf, log_probs - log_ref, 0.0)
     probs = jnp.exp(log_probs)
-    total, divergence = paired_sum(probs, probs * log_u)
-    large = divergence > -COMFORTABLE
-    excess = jnp.where(large, jnp.log(total) / jnp.where(large, divergence, 1.0), 0.0)
-    return log_probs - excess * log_u
+    total = probs.sum(-1, keepdims=True)
+    mean = (probs * log_u).sum(-1, keepdims=True) / total
+    large = mean > 1
+    return log_probs - jnp.where(large, jnp.log(total) / jnp.where(large, mean, 1.0), 0.0) * log_u
 
 
 _MAX_STEPS = 100
