@@ -2,7 +2,6 @@
 
 import os
 
-import hypothesis
 import jax
 import pytest
 
@@ -12,12 +11,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # broadcasting of ranks is how a batch axis is silently mistaken for the outcomes.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# The first example of every test pays for compilation, which is neither slow data nor a hang.
-_COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, **_COMPILES)
-hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
-hypothesis.settings.load_profile("default")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

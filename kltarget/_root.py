@@ -261,10 +261,8 @@ def _search(
         usable = usable - jnp.max(usable, axis=-1, keepdims=True)
         return _share_rounding(jnp.where(overwhelmed, usable, outcome()), log_ref)
 
-    if by_slope:
-        log_probs = lax.cond(likely & ~jnp.any(overwhelmed), outcome, mended)
-    else:
-        log_probs = outcome()
+    rare = ~likely | jnp.any(overwhelmed)
+    log_probs = lax.cond(rare, mended, outcome) if by_slope else outcome()
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)

@@ -6,6 +6,7 @@ Here and not at the root: the benchmarks must time the machine as it is.
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -19,6 +20,12 @@ jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+# The first example of every test pays for compilation, which is neither slow data nor a hang.
+_COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, **_COMPILES)
+hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
+hypothesis.settings.load_profile("default")
 
 ALIKE = ("hellinger", "neyman", "tsallis", "js_twice", "alpha-0.875")
 """Multiples of members of other families: the same formulas, compiled once more."""
