@@ -9,6 +9,8 @@ side increases.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -142,19 +144,20 @@ def _search(
     eps = float(finfo.eps)
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
+    seek_tol = eps**0.25 if by_slope else tol  # slopes are polished afterwards
     zero = jnp.zeros_like(beta)
     best, anchor, log_mass, likely = _anchor(levels, reward, log_ref, beta, highest)
     above = (best - anchor) / beta  # where the best outcome stands; 0 if it is the anchor
     empty = jnp.isneginf(best)
 
-    def gaps() -> tuple[Array, Array | float]:
+    def gaps(reward: Array) -> tuple[Array, Array | float]:
         # Better outcomes without reference mass are clipped: their mass is 0 anyway.
         if not by_slope:
             return jnp.minimum((reward - anchor) / beta, above), 0.0
         v, v_low = scaled_gaps(reward, anchor, beta)
         return jnp.minimum(v, above), v_low
 
-    def rest(at: Array, at_low: Array) -> tuple[Array, Array]:
+    def rest(reward: Array, log_ref: Array, at: Array, at_low: Array) -> tuple[Array, Array]:
         """Target mass on all but the anchor's ties, and its derivative in the coordinate."""
 
         def fast() -> tuple[Array, Array]:
@@ -164,12 +167,12 @@ def _search(
             return paired_sum(mass, mass * rate)
 
         def careful() -> tuple[Array, Array]:
-            v, v_low = gaps()
+            v, v_low = gaps(reward)
             log_u, rate = levels.place(at, at_low, v, v_low)
             mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
             return paired_sum(mass, mass * rate)
 
-        limit = 0.3 / eps**0.5 if by_slope else -COMFORTABLE
+        limit = 0.3 / eps**0.5 if by_slope else _QUICK
         easy = (jnp.abs(at) <= limit) & (above <= limit)
         return lax.cond(jnp.all(easy), fast, careful)
 
@@ -204,53 +207,94 @@ def _search(
         bottom,
         top,
     )
-    start = jnp.where(capped, top, guess)
-
-    def advance(state: _Search) -> _Search:
-        at, at_low = two_sum(state.at, state.at_low + state.step)
-        at_low = at_low if by_slope else zero
-        mass, slope = rest(at, at_low)
-        log_u, _ = levels.place(at, 0.0, zero, 0.0)
-        total = mass + jnp.exp(log_mass.times(log_u))
-        short = total < 1
-        low = jnp.where(short, at, state.low)
-        high = jnp.where(short, state.high, at)
-        condensed = (state.steps == 0) & capped & short
-        step, newton = _next(levels, log_mass, at, mass, slope, low, high)
-        near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
-        # At a kink (truncation) the model's steps can swing forever; bisection ends that.
-        swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
-        step = jnp.where(swings, _between(low, high, by_slope) - at, step)
-        step = jnp.where(near, newton, step)
-        step = jnp.where(condensed, zero, step)
-        closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
-        done = condensed | near | closed
-        condensed = condensed | state.condensed
-        after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
-        # Rows that are done stay where they are.
-        return jax.tree.map(
-            lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new, after, state
-        )
-
     no = jnp.zeros_like(empty)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
-    state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
-    state = lax.while_loop(lambda s: jnp.any(~s.done) & (s.steps < _MAX_STEPS), advance, state)
+
+    def seek(
+        others: Callable[[Array, Array], tuple[Array, Array]],
+        start: Array,
+        tol: float,
+        max_steps: int,
+    ) -> _Search:
+        """From a start to within a last step of the root, given the mass of the others."""
+
+        def advance(state: _Search) -> _Search:
+            at, at_low = two_sum(state.at, state.at_low + state.step)
+            at_low = at_low if by_slope else zero
+            mass, slope = others(at, at_low)
+            log_u, _ = levels.place(at, 0.0, zero, 0.0)
+            total = mass + jnp.exp(log_mass.times(log_u))
+            short = total < 1
+            low = jnp.where(short, at, state.low)
+            high = jnp.where(short, state.high, at)
+            condensed = (state.steps == 0) & capped & (at == top) & short
+            step, newton = _next(levels, log_mass, at, mass, slope, low, high)
+            near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
+            # At a kink (truncation) the model's steps can swing forever; bisection ends that.
+            swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
+            step = jnp.where(swings, _between(low, high, by_slope) - at, step)
+            step = jnp.where(near, newton, step)
+            step = jnp.where(condensed, zero, step)
+            closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
+            done = condensed | near | closed
+            condensed = condensed | state.condensed
+            after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
+            # Rows that are done stay where they are.
+            return jax.tree.map(
+                lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new,
+                after,
+                state,
+            )
+
+        def unfinished(state: _Search) -> Array:
+            return jnp.any(~state.done) & (state.steps < max_steps)
+
+        state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
+        return lax.while_loop(unfinished, advance, state)
+
+    stride = reward.shape[-1] // _SAMPLE
+    if stride > 1:
+        # A sample of the outcomes gives a start that saves passes over all of them.
+        some_reward, some_ref = reward[..., ::stride], log_ref[..., ::stride]
+        apart = (some_reward - anchor) / beta != 0
+        drawn = jnp.where(apart, jnp.exp(some_ref), 0.0).sum(-1, keepdims=True)
+        scale = jnp.exp(log_others) / jnp.where(drawn > 0, drawn, 1.0)
+
+        def sampled(at: Array, at_low: Array) -> tuple[Array, Array]:
+            mass, slope = rest(some_reward, some_ref, at, at_low)
+            return scale * mass, scale * slope
+
+        rough = seek(sampled, guess, 0.01, 20)
+        guess = jnp.clip(rough.at + rough.step, bottom, top)
+    start = jnp.where(capped, top, guess)
+    state = seek(functools.partial(rest, reward, log_ref), start, seek_tol, _MAX_STEPS)
     at, at_low = two_sum(state.at, state.at_low + state.step)
 
     def place(at: Array, at_low: Array) -> tuple[Array, Array]:
-        v, v_low = gaps()
+        v, v_low = gaps(reward)
         log_u, rate = levels.place(at, at_low, v, v_low)
         log_probs = log_ref + log_u
         return (log_probs if by_slope else log_probs + rate * at_low), rate
 
+    converged = state.done
     if by_slope:
-        # The last step, from all digits of the slopes.
-        log_probs, rate = place(at, at_low)
-        probs = jnp.exp(log_probs)
-        total, slope = paired_sum(probs, probs * rate)
-        at, at_low = two_sum(at, at_low - jnp.log(total) * total / slope)
+
+        def polish(last: _Polish) -> _Polish:
+            log_probs, rate = place(last.at, last.at_low)
+            probs = jnp.exp(log_probs)
+            total, slope = paired_sum(probs, probs * rate)
+            error = jnp.log(total)
+            at, at_low = two_sum(last.at, last.at_low - error * total / slope)
+            return _Polish(at, at_low, jnp.abs(error) <= tol, last.steps + 1)
+
+        # Newton's last steps, from all digits of the slopes; mostly one.
+        last = lax.while_loop(
+            lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH),
+            polish,
+            _Polish(at, at_low, no, jnp.int32(0)),
+        )
+        at, at_low, converged = last.at, last.at_low, last.done | idle
 
     def outcome() -> Array:
         return place(at, at_low)[0]
@@ -272,7 +316,7 @@ def _search(
     multiplier = anchor - beta * slope
     if by_slope:
         multiplier = jnp.where(overwhelmed, -jnp.inf, multiplier)
-    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
+    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~converged, Status.NOT_CONVERGED)
     if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
         status = status | flag(anywhere(lost), Status.TRUNCATED)
@@ -316,6 +360,12 @@ def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
     return log_probs - jnp.where(large, jnp.log(total) / jnp.where(large, mean, 1.0), 0.0) * log_u
 
 
+_QUICK = 40.0
+"""Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
+
+_SAMPLE = 4096
+_MAX_POLISH = 20
+
 _MAX_STEPS = 100
 """Bisection alone closes the widest bracket, e^±1000 to the last bit of a double, in about 65."""
 
@@ -331,6 +381,13 @@ class _Search:
     total: Array
     done: Array
     condensed: Array
+    steps: Array
+
+
+class _Polish(NamedTuple):
+    at: Array
+    at_low: Array
+    done: Array
     steps: Array
 
 
