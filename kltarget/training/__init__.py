@@ -1,0 +1,31 @@
+"""Gradient-based training of small autoregressive policies; knows nothing of closed forms."""
+
+from kltarget.training import estimators
+from kltarget.training.fitting import Fit, fit, load_params, save_params
+from kltarget.training.mirror import MirrorAscent, mirror_ascent
+from kltarget.training.policies import GRUPolicy, Policy, TabularPolicy, TransformerPolicy
+from kltarget.training.recipes import Recipe
+from kltarget.training.runs import History, Run, RunStatus
+from kltarget.training.solver import dpo, f_dpg, fine_tune, sft
+
+__all__ = [
+    "Fit",
+    "GRUPolicy",
+    "History",
+    "MirrorAscent",
+    "Policy",
+    "Recipe",
+    "Run",
+    "RunStatus",
+    "TabularPolicy",
+    "TransformerPolicy",
+    "dpo",
+    "estimators",
+    "f_dpg",
+    "fine_tune",
+    "fit",
+    "load_params",
+    "mirror_ascent",
+    "save_params",
+    "sft",
+]

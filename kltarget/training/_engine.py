@@ -1,0 +1,303 @@
+"""Many gradient runs in one compiled program: what every trainer here shares.
+
+A method says what to ascend; this module initialises, steps, measures, shards and stops. Whether a
+run has converged is read off its own gradient: nothing here knows a closed form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+from kltarget.divergences import Divergence, kl
+from kltarget.spaces._tree import SequenceSpace
+from kltarget.training.estimators import slope
+from kltarget.training.runs import RunStatus
+
+Optimizer = Callable[[Any], optax.GradientTransformation]
+
+
+class Method(Protocol):
+    """A frozen, hashable statement of what a run ascends."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Number of samples per step, None for the exact expectation."""
+        ...
+
+    @property
+    def measured_exactly(self) -> bool:
+        """Whether gradient norms in the history are of the exact gradient."""
+        ...
+
+    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+        """A scalar whose derivative is followed; by exact expectation where ``key`` is None."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """All that is compiled in: runs with the same program share their executable."""
+
+    policy: Any
+    space: SequenceSpace
+    method: Method
+    optimizer: Optimizer
+    steps: int
+    num_modes: int
+    devices: tuple[Any, ...]
+
+
+def sequence_space(policy: Any) -> SequenceSpace:
+    """The sequences of a policy."""
+    return SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
+
+
+def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
+    """The log-probability of every token of every sequence, ``[V**L, L]``."""
+    columns = [
+        jnp.repeat(level.reshape(-1), space.vocab_size ** (space.length - t - 1))
+        for t, level in enumerate(conditionals)
+    ]
+    return jnp.stack(columns, axis=-1)
+
+
+def sequence_log_probs(program: Program, params: Any) -> Array:
+    """Log-probabilities of all sequences under the policy, ``[V**L]``."""
+    conditionals = program.policy.conditionals(params, program.space)
+    return token_table(program.space, conditionals).sum(-1)
+
+
+@dataclasses.dataclass
+class Plan:
+    """What to train: the program, what runs share and what each has of its own."""
+
+    program: Program
+    params: Any
+    shared: Any
+    runs: Any
+    num_steps: int
+    tol: float
+    chunk_runs: int | None
+    progress: bool
+
+
+def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
+    """Final results per run, their history ``[R, H]`` and the steps at which it was taken."""
+    num_runs = jax.tree.leaves(plan.runs)[0].shape[0]
+    width = num_runs if plan.chunk_runs is None else min(plan.chunk_runs, num_runs)
+    devices = plan.program.devices[:width]
+    width = math.ceil(width / len(devices)) * len(devices)
+    program = dataclasses.replace(plan.program, devices=devices)
+    times = [*range(0, plan.num_steps, program.steps), plan.num_steps]
+    bar = None
+    if plan.progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=plan.num_steps * math.ceil(num_runs / width), unit="step")
+    results, histories = [], []
+    for first in range(0, num_runs, width):
+        rows = np.minimum(np.arange(first, first + width), num_runs - 1)
+        runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
+        final, history = _train_chunk(program, plan, runs, times, bar)
+        keep = min(width, num_runs - first)
+        results.append(jax.tree.map(lambda x, keep=keep: x[:keep], final))
+        histories.append({name: x[:keep] for name, x in history.items()})
+    if bar is not None:
+        bar.close()
+    # Runs that stop early stay as they are, and so does what is measured of them.
+    last = max(next(iter(h.values())).shape[1] for h in histories)
+    padded = [
+        {n: np.pad(x, ((0, 0), (0, last - x.shape[1])), mode="edge") for n, x in h.items()}
+        for h in histories
+    ]
+    history = {n: np.concatenate([h[n] for h in padded]) for n in padded[0]}
+    final = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *results)
+    return final, history, np.array(times[:last])
+
+
+def _train_chunk(
+    program: Program, plan: Plan, runs: Any, times: list[int], bar: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    tol = jnp.asarray(plan.tol, runs["learning_rate"].dtype)
+    state = _start(program, plan.params, runs)
+    measured = [_measure(program, state, plan.shared, runs)]
+    for begin, end in itertools.pairwise(times):
+        state = _advance(
+            program, state, plan.shared, runs, tol, jnp.int32(begin), jnp.int32(plan.num_steps)
+        )
+        measured.append(_measure(program, state, plan.shared, runs))
+        if bar is not None:
+            bar.update(end - begin)
+            shown = {"reward": "expected_reward", "KL": "reverse_kl"}
+            bar.set_postfix({k: f"{float(measured[-1][v].mean()):.4g}" for k, v in shown.items()})
+        if not bool(jnp.any(state["active"])):
+            break
+    history = {
+        name: np.stack([np.asarray(m[name]) for m in measured], axis=1)
+        for name in measured[0]
+        if name != "log_probs"
+    }
+    last = measured[-1]
+    finite = jnp.isfinite(last["gradient_norm"]) & ~jnp.any(jnp.isnan(last["log_probs"]), axis=-1)
+    at_rest = last["gradient_norm"] <= tol * runs["scale"]
+    status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
+    status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
+    final = {
+        "params": state["params"],
+        "log_probs": last["log_probs"],
+        "gradient_norm": last["gradient_norm"],
+        "gap": last["gap"],
+        "status": status.astype(jnp.int32),
+        "num_steps": state["taken"],
+    }
+    return final, history
+
+
+def _over_runs(program: Program, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function`` of one run and what is shared, on all runs, which are dealt to the devices.
+
+    The first two arguments are given per run.
+    """
+    mapped = jax.vmap(function, in_axes=(0, 0, *[None] * (len(arguments) - 2)))
+    if len(program.devices) == 1:
+        return mapped(*arguments)
+    mesh = Mesh(np.array(program.devices), ("runs",))
+    per_run, whole = PartitionSpec("runs"), PartitionSpec()
+    specs = (per_run, per_run, *[whole] * (len(arguments) - 2))
+    # The arguments are cut up as they are; every device then trains its runs by itself.
+    cut = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=per_run, check_vma=False)
+    return cut(*arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(program: Program, params: Any, runs: Any) -> Any:
+    num_runs = runs["learning_rate"].shape[0]
+
+    def start(_: Any, run: Any, params: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = program.optimizer(run["learning_rate"]).init(params)
+        return {
+            "params": params,
+            "opt_state": opt_state,
+            "active": jnp.bool_(True),
+            "failed": jnp.bool_(False),
+            "taken": jnp.int32(0),
+        }
+
+    return _over_runs(program, start, jnp.zeros(num_runs), runs, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+    program: Program, state: Any, shared: Any, runs: Any, tol: Any, begin: Any, num_steps: Any
+) -> Any:
+    method = program.method
+
+    def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
+        optimizer = program.optimizer(run["learning_rate"])
+
+        def step(state: Any, time: Any) -> tuple[Any, None]:
+            params = state["params"]
+            # Drawn by the number of the step: the same whatever the chunks.
+            key = None if method.batch_size is None else jax.random.fold_in(run["key"], time)
+            loss = functools.partial(_loss, program, shared=shared, run=run, key=key)
+            gradient = jax.grad(loss)(params)
+            norm = _norm(gradient)
+            failed = ~jnp.isfinite(norm)
+            at_rest = (norm <= tol * run["scale"]) & jnp.bool_(method.batch_size is None)
+            inside = state["active"] & (time < num_steps)
+            go = inside & ~failed & ~at_rest
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer.update(gradient, state["opt_state"], params)
+                updated = optax.apply_updates(params, updates)
+            keep = lambda new, old: jnp.where(go, new, old)  # noqa: E731
+            new_state = {
+                "params": jax.tree.map(keep, updated, params),
+                "opt_state": jax.tree.map(keep, opt_state, state["opt_state"]),
+                "active": jnp.where(inside, go, state["active"]),
+                "failed": state["failed"] | (inside & failed),
+                "taken": state["taken"] + go.astype(jnp.int32),
+            }
+            return new_state, None
+
+        times = begin + jnp.arange(program.steps, dtype=jnp.int32)
+        return lax.scan(step, state, times)[0]
+
+    return _over_runs(program, advance, state, runs, shared, tol, begin, num_steps)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(program: Program, state: Any, shared: Any, runs: Any) -> Any:
+    method = program.method
+
+    def measure(params: Any, run: Any, shared: Any) -> Any:
+        key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
+        loss = functools.partial(_loss, program, shared=shared, run=run, key=key)
+        norm = _norm(jax.grad(loss)(params))
+        return {**_metrics(program, params, shared, run), "gradient_norm": norm}
+
+    return _over_runs(program, measure, state["params"], runs, shared)
+
+
+def _loss(program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+    return -program.method.ascent(program, params, shared, run, key)
+
+
+def _norm(gradient: Any) -> Array:
+    total = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)]
+    return jnp.sqrt(functools.reduce(jnp.add, total))
+
+
+def _metrics(program: Program, params: Any, shared: Any, run: Any) -> dict[str, Array]:
+    log_probs = sequence_log_probs(program, params)
+    log_ref = reference(shared, run).astype(log_probs.dtype)
+    possible, reward = shared["possible"], shared["reward"]
+    probs = jnp.exp(log_probs)
+    modes = shared["modes"]
+    if modes is None:
+        masses = probs
+    else:
+        inside = jnp.where(modes >= 0, probs, jnp.zeros_like(probs))
+        masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
+        masses = masses / masses.sum()
+    metrics = {
+        "log_probs": log_probs,
+        "expected_reward": jnp.sum(probs * reward),
+        "reverse_kl": kl(log_probs, log_ref),
+        "forward_kl": kl(log_ref, log_probs),
+        "entropy": _entropy(probs),
+        "effective_modes": jnp.exp(_entropy(masses)),
+    }
+    gain = reward * run["reward_scale"]
+    divergence: Divergence | None = shared["divergence"]
+    if divergence is not None:
+        cost = run["beta"] * slope(divergence, log_probs, log_ref)
+        gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
+    best = jnp.max(jnp.where(possible, gain, -jnp.inf))
+    missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))
+    metrics["gap"] = jnp.sum(probs * missing)
+    return metrics
+
+
+def reference(shared: Any, run: Any) -> Array:
+    """Log-probabilities of the sequences under the reference, a run's own or the common one."""
+    return run["log_ref"] if "log_ref" in run else shared["log_ref"]
+
+
+def _entropy(probs: Array) -> Array:
+    present = probs > 0
+    log_probs = jnp.log(jnp.where(present, probs, jnp.ones_like(probs)))
+    return -jnp.sum(probs * log_probs)

@@ -1,0 +1,136 @@
+"""What each trainer ascends."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kltarget.training import estimators
+from kltarget.training._engine import Program, sequence_log_probs, token_table
+from kltarget.training.recipes import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient:
+    """The gradient of a recipe: reward by score function, regulariser where the recipe puts it."""
+
+    recipe: Recipe
+    batch_size: int | None
+    group_size: int | None
+    measured_exactly = True
+
+    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        policy, space = program.policy, program.space
+        reward = shared["reward"] * run["reward_scale"]
+        if key is None:
+            table = token_table(space, policy.conditionals(params, space))
+            weights = lax.stop_gradient(jnp.exp(table.sum(-1)))
+            token_log_ref = shared["token_log_ref"]
+        else:
+            tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
+            groups = (-1, self.group_size or self.batch_size)
+            which = space.index(tokens)
+            table = policy.log_probs(params, tokens).reshape(*groups, space.length)
+            token_log_ref = shared["token_log_ref"][which].reshape(table.shape)
+            reward, weights = reward[which].reshape(groups), None
+        return estimators.surrogate(
+            self.recipe, table, token_log_ref, reward, run["beta"], weights
+        ).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class MaximumLikelihood:
+    """Maximum likelihood of a given distribution over sequences."""
+
+    batch_size: int | None
+    measured_exactly = True
+
+    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        log_target = run["log_ref"]
+        if key is None:
+            log_probs = sequence_log_probs(program, params)
+            wanted = log_target > -jnp.inf
+            return jnp.sum(jnp.where(wanted, jnp.exp(log_target) * log_probs, 0.0))
+        which = draw(log_target, key, self.batch_size)
+        tokens = program.space.sequences()[which]
+        return program.policy.log_probs(params, tokens).sum(-1).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoReward:
+    """Descent of ``D_f(π‖p)`` by policy gradient with the reward ``−f′(π/p)``."""
+
+    batch_size: int | None
+    measured_exactly = True
+
+    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        policy, space, log_target = program.policy, program.space, run["log_ref"]
+        if key is None:
+            table = token_table(space, policy.conditionals(params, space))
+        else:
+            tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
+            table, log_target = policy.log_probs(params, tokens), log_target[space.index(tokens)]
+        log_probs = lax.stop_gradient(table.sum(-1))
+        reward = estimators.pseudo_reward(shared["divergence"], log_probs, log_target)
+        recipe = Recipe(place="none", baseline="leave-one-out")
+        weights = jnp.exp(log_probs) if key is None else None
+        return estimators.surrogate(recipe, table, table, reward, 0.0, weights).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+    """Direct preference optimisation on labelled pairs, drawn afresh at every step."""
+
+    batch_size: int | None
+    pairs: str
+
+    @property
+    def measured_exactly(self) -> bool:
+        """All pairs of sequences are more than one wants to sum over where samples would do."""
+        return self.batch_size is None
+
+    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        beta, reward = run["beta"], shared["reward"] * run["reward_scale"]
+        log_ref = shared["log_ref"]
+        if key is None:
+            log_probs = sequence_log_probs(program, params)
+            drawn = lax.stop_gradient(log_probs) if self.pairs == "policy" else log_ref
+            possible = shared["possible"] & (log_ref > -jnp.inf)
+            implied = beta * jnp.where(possible, log_probs - log_ref, 0.0)
+            share = jnp.where(possible, jnp.exp(drawn), 0.0)
+            preferred = jax.nn.sigmoid(reward[:, None] - reward[None])
+            likelihood = jax.nn.log_sigmoid(implied[:, None] - implied[None])
+            # Each pair counts in both orders, of which this sum has one.
+            return 2 * jnp.sum(share[:, None] * share[None] * preferred * likelihood)
+        draw_key, label_key = jax.random.split(key)
+        num = self.batch_size or 0
+        if self.pairs == "policy":
+            tokens = program.policy.sample(
+                lax.stop_gradient(params), key=draw_key, num_samples=2 * num
+            )
+            which = program.space.index(tokens)
+        else:
+            which = draw(log_ref, draw_key, 2 * num)
+            tokens = program.space.sequences()[which]
+        implied = beta * (program.policy.log_probs(params, tokens).sum(-1) - log_ref[which])
+        first, second = reward[which].reshape(2, num)
+        likely = jax.nn.sigmoid(first - second)
+        won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
+        margin = implied[:num] - implied[num:]
+        return jax.nn.log_sigmoid(jnp.where(won, margin, -margin)).mean()
+
+
+def draw(log_probs: Array, key: Any, num_samples: int | None) -> Array:
+    """Indices of sequences from their log-probabilities, by inversion of the cumulative sum."""
+    return jax.random.choice(
+        key, log_probs.shape[-1], (num_samples or 0,), p=jnp.exp(log_probs)
+    ).astype(jnp.int32)

@@ -1,0 +1,219 @@
+"""From what a caller gives a trainer to runs that can be compiled, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from kltarget._numerics import as_float
+from kltarget.divergences import Divergence
+from kltarget.spaces._tree import SequenceSpace
+from kltarget.training._engine import (
+    Method,
+    Optimizer,
+    Plan,
+    Program,
+    sequence_space,
+    token_table,
+    train,
+)
+from kltarget.training.policies import Policy
+from kltarget.training.recipes import Recipe
+from kltarget.training.runs import History, Run
+
+
+def to_target(
+    policy: Policy,
+    params: Any,
+    log_target: Any,
+    divergence: Divergence,
+    method: Method,
+    learning_rate: Any,
+    num_steps: int,
+    key: Any,
+    options: dict[str, Any],
+) -> Run:
+    """Runs towards given distributions, which take the place of the reference."""
+    space = sequence_space(policy)
+    log_target = over_sequences(space, log_target, "log_target")
+    reward = jnp.zeros(space.num_sequences, log_target.dtype)
+    # The reference of what is shared is not looked at: every run has its target.
+    shared = shared_arrays(policy, params, space, reward, None, divergence, None)
+    return train_runs(
+        policy,
+        params,
+        method,
+        shared,
+        {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate},
+        space=space,
+        key=key,
+        num_steps=num_steps,
+        log_target=log_target,
+        **options,
+    )
+
+
+def shared_arrays(
+    policy: Policy,
+    params: Any,
+    space: SequenceSpace,
+    reward: Any,
+    log_ref: Any,
+    divergence: Divergence | None,
+    modes: Any,
+) -> dict[str, Any]:
+    """What all runs have in common, as arrays of the policy's dtype."""
+    conditionals = policy.conditionals(params, space)
+    dtype = conditionals[0].dtype
+    possible = space.possible()
+    reward = over_sequences(space, reward, "reward", batched=False)
+    bad = np.asarray(possible & ~jnp.isfinite(reward))
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"reward must be finite to be followed by gradients, got {np.asarray(reward)[at]} at "
+            f"index {at}; forbid a sequence by a log_ref and a policy that cannot produce it"
+        )
+    if log_ref is not None:
+        log_ref = over_sequences(space, log_ref, "log_ref", batched=False)
+        conditionals = tuple(x.astype(dtype) for x in space.conditionals(log_ref))
+    table = token_table(space, conditionals)
+    if modes is not None:
+        modes = jnp.asarray(modes)
+        if modes.shape != reward.shape or not jnp.issubdtype(modes.dtype, jnp.integer):
+            raise ValueError(
+                f"modes must be integer labels of shape {reward.shape}, got {modes.dtype} of shape "
+                f"{modes.shape}"
+            )
+    return {
+        "reward": jnp.where(possible, reward, jnp.zeros_like(reward)).astype(dtype),
+        "possible": possible,
+        "token_log_ref": table,
+        "log_ref": table.sum(-1),
+        "divergence": divergence,
+        "modes": modes,
+    }
+
+
+def train_runs(
+    policy: Policy,
+    params: Any,
+    method: Method,
+    shared: dict[str, Any],
+    numbers: dict[str, Any],
+    *,
+    space: SequenceSpace,
+    key: Any,
+    num_steps: int,
+    optimizer: Optimizer = optax.adam,
+    history_every: int = 100,
+    tol: float = 1e-5,
+    chunk_runs: int | None = None,
+    devices: Any = None,
+    progress: bool = False,
+    modes: Any = None,
+    log_target: Any = None,
+    recipe: Recipe | None = None,
+    positive_beta: bool = False,
+) -> Run:
+    """Broadcasts the settings, trains one run per entry and shapes the results back."""
+    for name, value in (("num_steps", num_steps), ("history_every", history_every)):
+        positive(name, value)
+    positive("chunk_runs", chunk_runs)
+    if not tol >= 0:
+        raise ValueError(f"tol must be 0 or more, got {tol}")
+    if key is None and method.batch_size is not None:
+        raise ValueError("key is needed with batch_size: pass key=jax.random.key(0), for instance")
+    dtype = shared["reward"].dtype
+    runs = {name: as_float(x).astype(dtype) for name, x in numbers.items()}
+    beta = np.asarray(runs["beta"])
+    if not np.all(np.isfinite(beta) & ((beta > 0) if positive_beta else (beta >= 0))):
+        raise ValueError(f"beta must be {'above 0' if positive_beta else '0 or more'} and finite")
+    shapes = {name: x.shape for name, x in runs.items()}
+    if key is not None:
+        runs["key"] = _typed(key)
+        shapes["key"] = runs["key"].shape
+    if log_target is not None:
+        shapes["log_target"] = log_target.shape[:-1]
+    try:
+        batch = jnp.broadcast_shapes(*shapes.values())
+    except ValueError:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"the batch axes of {listed} do not broadcast") from None
+    runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
+    if log_target is not None:
+        wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, space.num_sequences))
+        runs["log_ref"] = wide.reshape(-1, space.num_sequences)
+    regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
+    runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
+    num_modes = 0 if modes is None else int(np.asarray(modes).max(initial=-1)) + 1
+    program = Program(
+        policy=policy,
+        space=space,
+        method=method,
+        optimizer=optimizer,
+        steps=min(history_every, num_steps),
+        num_modes=num_modes,
+        devices=tuple(jax.devices() if devices is None else devices),
+    )
+    if shared["modes"] is not None:
+        # A negative index would count from the end.
+        labels = shared["modes"]
+        shared["modes"] = jnp.where(labels >= 0, labels, num_modes)
+    final, history, step = train(
+        Plan(program, params, shared, runs, num_steps, tol, chunk_runs, progress)
+    )
+    back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
+    series = {name: x.reshape(*batch, -1) for name, x in history.items()}
+    settings = ("beta", "reward_scale", "learning_rate")
+    return Run(
+        **back,
+        **{name: runs[name].reshape(batch) for name in settings},
+        history=History(step=step, **series),
+        policy=policy,
+        recipe=recipe,
+    )
+
+
+def check_batch(recipe: Recipe, batch_size: int | None, group_size: int | None) -> None:
+    """Raises unless samples can be dealt to groups of the size the baseline needs."""
+    positive("batch_size", batch_size)
+    positive("group_size", group_size)
+    if batch_size is None:
+        if group_size is not None:
+            raise ValueError("group_size needs batch_size: exact gradients have no groups")
+        return
+    group = group_size or batch_size
+    if batch_size % group:
+        raise ValueError(f"group_size={group} must divide batch_size={batch_size}")
+    if recipe.baseline == "leave-one-out" and group < 2:
+        raise ValueError("baseline='leave-one-out' needs a group_size of at least 2")
+
+
+def positive(name: str, value: int | None, least: int = 1) -> int | None:
+    """``value``, or an error that names it if it is neither None nor large enough."""
+    if value is not None and (not isinstance(value, (int, np.integer)) or value < least):
+        raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+    return value
+
+
+def over_sequences(space: SequenceSpace, x: Any, name: str, batched: bool = True) -> Array:
+    """An array of floats over the policy's sequences, or an error that names it."""
+    array = as_float(x)
+    if array.ndim == 0 or array.shape[-1] != space.num_sequences or (array.ndim > 1 > batched):
+        raise ValueError(
+            f"{name} has shape {array.shape}, but the policy has {space.vocab_size}**"
+            f"{space.length} sequences: it needs shape {'[..., ' if batched else '['}"
+            f"{space.num_sequences}]"
+        )
+    return array
+
+
+def _typed(key: Any) -> Array:
+    key = jnp.asarray(key)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -1,0 +1,217 @@
+"""Estimators of the KL divergence and the quantity whose derivative a trainer follows.
+
+Everything here is a pure function of log-probabilities. An expectation over all sequences and an
+average over samples differ by their weights alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._numerics import as_float
+from kltarget.divergences import Divergence
+from kltarget.training.recipes import Recipe
+
+__all__ = ["k1", "k2", "k3", "pseudo_reward", "surrogate", "weighted_k3"]
+
+
+def k1(log_ratio: ArrayLike) -> Array:
+    """The estimator ``ℓ = log π/π_ref``: unbiased for the reverse KL, of either sign.
+
+    Its derivative is the score of the policy, whose expectation is 0: as a loss it regularises
+    nothing.
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(estimators.k1(0.5))
+        0.5
+    """
+    return as_float(log_ratio)
+
+
+def k2(log_ratio: ArrayLike) -> Array:
+    """The estimator ``ℓ²/2``: biased in value, but as a loss its gradient is the reverse KL's.
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(estimators.k2(0.5))
+        0.125
+    """
+    return jnp.square(as_float(log_ratio)) / 2
+
+
+def k3(log_ratio: ArrayLike) -> Array:
+    """The estimator ``e^(−ℓ) − 1 + ℓ``: unbiased and non-negative; as a loss, the forward KL.
+
+    Its derivative ``1 − π_ref/π`` has the expectation of the *forward* KL's gradient, although its
+    value is the reverse KL's.
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(f"{estimators.k3(0.5):.4f}")
+        0.1065
+    """
+    x = as_float(log_ratio)
+    small = jnp.abs(x) < 0.03
+    y = jnp.where(small, x, jnp.zeros_like(x))
+    # expm1(−x) + x cancels near 0, where the target of every run is not far
+    series = y * y * (1 / 2 - y * (1 / 6 - y * (1 / 24 - y * (1 / 120 - y / 720))))
+    return jnp.where(small, series, jnp.expm1(-x) + x)
+
+
+def weighted_k3(log_ratio: ArrayLike, log_probs: ArrayLike) -> Array:
+    """k3 times ``π/sg(π)``: equal to k3, but its derivative includes the sampling's.
+
+    As a loss its expected gradient is ``E_π[(k3 + dk3/dℓ)∇log π]``, that of the reverse KL.
+
+    Args:
+        log_ratio: ``log π/π_ref``.
+        log_probs: ``log π`` of the same tokens or sequences.
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(f"{estimators.weighted_k3(0.5, -1.0):.4f}")
+        0.1065
+    """
+    log_probs = as_float(log_probs)
+    return jnp.exp(log_probs - lax.stop_gradient(log_probs)) * k3(log_ratio)
+
+
+def pseudo_reward(
+    divergence: Divergence, log_policy: ArrayLike, log_target: ArrayLike
+) -> Float[Array, "..."]:
+    """The reward ``−f′(π/p)`` with which policy gradient descends ``D_f(π‖p)``.
+
+    ``∇ D_f(π‖p) = E_π[f′(π/p) ∇log π]``, so maximising this reward as if it did not depend on the
+    policy minimises the divergence to the target p.
+
+    Args:
+        divergence: any f-divergence, the policy first.
+        log_policy: log-probabilities of the samples under the policy.
+        log_target: under the target; the shapes broadcast.
+
+    Returns:
+        Rewards of the broadcast shape. Where the target is impossible, minus the slope of f at
+        infinity.
+
+    Example:
+        >>> import kltarget as kt
+        >>> from kltarget.training import estimators
+        >>> print(f"{estimators.pseudo_reward(kt.ReverseKL(), -1.0, -0.5):.2f}")
+        0.50
+
+    References:
+        Go et al., "Aligning Language Models with Preferences through f-divergence Minimization",
+        2023, arXiv 2302.08215.
+    """
+    return -slope(divergence, as_float(log_policy), as_float(log_target))
+
+
+def slope(divergence: Divergence, log_policy: Array, log_ref: Array) -> Array:
+    """``f′(π/π_ref)``, the derivative of the divergence in the policy's probabilities."""
+    supported = log_ref > -jnp.inf
+    log_u = jnp.where(supported, log_policy - log_ref, jnp.zeros_like(log_ref))
+    # Not through the ratio itself, which overflows where a sequence is all but impossible.
+    inside = divergence._f_prime_at(log_u)
+    outside = jnp.asarray(divergence.slope_at_infinity, inside.dtype)
+    return jnp.where(supported, inside, jnp.broadcast_to(outside, inside.shape))
+
+
+def surrogate(
+    recipe: Recipe,
+    token_log_probs: Float[Array, "*batch N L"],
+    token_log_ref: Float[Array, "*batch N L"],
+    reward: Float[Array, "*batch N"],
+    beta: ArrayLike,
+    weights: Float[Array, "*batch N"] | None = None,
+) -> Float[Array, "*batch N"]:
+    """The contribution of each sequence to what a trainer's gradient ascends.
+
+    Its value means nothing; its derivative is what the recipe follows. With samples it is
+    ``sg(A) log π − β K`` over their number, where A is the return less its baseline and K the
+    estimate that is differentiated, if it is in the loss. No derivative is taken of what is in the
+    return, and none of the sampling is taken for what is in the loss.
+
+    Args:
+        recipe: how the regulariser is estimated and where it is put.
+        token_log_probs: log-probabilities of the tokens under the policy; the last axis runs over
+            positions and the one before over the sequences of a group.
+        token_log_ref: the same under the reference.
+        reward: reward of each sequence.
+        beta: coefficient of the regulariser, in reward units per nat; broadcasts against
+            ``*batch``.
+        weights: ``sg(π)`` for an exact expectation over an enumerated space; then every baseline is
+            the expected return. By default each axis of sequences is a group of samples, which
+            count alike and over which baselines are taken.
+
+    Returns:
+        Contributions whose sum's derivative is the gradient, shape ``[*batch, N]``. Sequences that
+        are impossible under the policy contribute nothing.
+
+    Differentiable in ``token_log_probs``.
+
+    Example:
+        The exact gradient of the expected reward, at a policy over three sequences of one token:
+
+        >>> import jax, jax.numpy as jnp
+        >>> from kltarget.training import Recipe, estimators
+        >>> reward = jnp.array([1.0, 0.0, 0.0])
+        >>> def ascent(logits):
+        ...     log_probs = jax.nn.log_softmax(logits)
+        ...     weights = jax.lax.stop_gradient(jnp.exp(log_probs))
+        ...     tokens = log_probs[:, None]
+        ...     recipe = Recipe(place="none")
+        ...     return estimators.surrogate(recipe, tokens, tokens, reward, 1.0, weights).sum()
+        >>> [f"{x:.4f}" for x in jax.grad(ascent)(jnp.zeros(3))]
+        ['0.2222', '-0.1111', '-0.1111']
+    """
+    possible = token_log_probs > -jnp.inf
+    log_probs = jnp.where(possible, token_log_probs, jnp.zeros_like(token_log_probs))
+    log_ref = jnp.where(possible, token_log_ref, jnp.zeros_like(token_log_ref))
+    whole = possible.all(-1)
+    zero = jnp.zeros_like(reward)
+    reward = jnp.where(whole, reward, zero)
+    if weights is None:
+        share = jnp.full_like(reward, 1 / reward.size)
+    else:
+        share = jnp.where(whole, lax.stop_gradient(weights), zero)
+    beta = jnp.asarray(beta, log_probs.dtype)
+
+    if recipe.level == "sequence":
+        log_probs, log_ref = (x.sum(-1, keepdims=True) for x in (log_probs, log_ref))
+    cost = _estimate(recipe.estimator, log_probs - log_ref, log_probs)
+    beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
+    charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
+
+    returns = jnp.broadcast_to(reward[..., None], cost.shape)
+    if recipe.place == "reward":
+        returns = returns - lax.cumsum(charged, axis=charged.ndim - 1, reverse=True)
+    returns = lax.stop_gradient(returns)
+    advantage = returns - _baseline(recipe.baseline, returns, weights, share)
+    gain = advantage * log_probs
+    if recipe.place == "loss":
+        gain = gain - charged
+    return jnp.where(whole, share * gain.sum(-1), zero)
+
+
+def _estimate(estimator: str, log_ratio: Array, log_probs: Array) -> Array:
+    if estimator == "weighted-k3":
+        return weighted_k3(log_ratio, log_probs)
+    return {"k1": k1, "k2": k2, "k3": k3}[estimator](log_ratio)
+
+
+def _baseline(baseline: str, returns: Array, weights: Any, share: Array) -> Array:
+    """What is subtracted from returns ``[*batch, N, T]``, position by position."""
+    if baseline == "none":
+        return jnp.zeros_like(returns)
+    if weights is not None:
+        mean = (share[..., None] * returns).sum(-2, keepdims=True)
+        return jnp.broadcast_to(mean, returns.shape)
+    group = returns.shape[-2]
+    mean = jnp.broadcast_to(returns.mean(-2, keepdims=True), returns.shape)
+    return mean if baseline == "mean" else (group * mean - returns) / (group - 1)

@@ -1,0 +1,278 @@
+"""Pre-training: maximum likelihood on a corpus, and parameters on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from kltarget._numerics import as_float
+from kltarget.training._engine import Optimizer
+from kltarget.training.policies import Policy
+
+__all__ = ["Fit", "fit", "load_params", "save_params"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """A policy fitted to a corpus and how well it predicts what it has not seen.
+
+    Attributes:
+        params: the final parameters.
+        log_likelihood: mean log-likelihood of a training sequence, in nats.
+        held_out_log_likelihood: of a held-out sequence; NaN if none was held out.
+        step: steps taken before each measurement, int ``[H]``.
+        history: mean log-likelihood of training sequences then, ``[H]``.
+        held_out_history: of held-out ones, ``[H]``.
+    """
+
+    params: Any
+    log_likelihood: float
+    held_out_log_likelihood: float
+    step: np.ndarray
+    history: np.ndarray
+    held_out_history: np.ndarray
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Fit)]
+jax.tree_util.register_dataclass(Fit, data_fields=_FIELDS, meta_fields=[])
+
+
+def fit(
+    policy: Policy,
+    tokens: Int[ArrayLike, "N L"],
+    *,
+    key: PRNGKeyArray,
+    num_steps: int,
+    learning_rate: ArrayLike = 1e-2,
+    optimizer: Optimizer = optax.adam,
+    params: Any = None,
+    weights: Float[ArrayLike, "N"] | None = None,
+    batch_size: int | None = 256,
+    holdout: float | Int[ArrayLike, "M L"] = 0.1,
+    history_every: int = 100,
+    progress: bool = False,
+) -> Fit:
+    """Fits a policy to a corpus by maximum likelihood, ``max Σ_i w_i log π(y_i)``.
+
+    Args:
+        policy: any :class:`Policy`.
+        tokens: sequences, integers ``[N, L]`` from 0 to V − 1.
+        key: random key of the first parameters, of what is held out and of the batches.
+        num_steps: number of gradient steps.
+        learning_rate: what ``optimizer`` is called with.
+        optimizer: makes an optax transformation from a learning rate.
+        params: parameters to start from; by default ``policy.init``.
+        weights: how much each sequence counts, for instance how often it occurs, ``[N]``; 0 or
+            more. By default all count alike.
+        batch_size: sequences per step, drawn in proportion to their weights; None for all.
+        holdout: the share of the sequences that is not trained on, drawn by the key and without
+            regard to weights, or the held-out sequences themselves, ``[M, L]``. 0 for none.
+        history_every: steps between measurements.
+        progress: show a bar with the held-out log-likelihood.
+
+    Returns:
+        Parameters and log-likelihoods, which are weighted means over all sequences of either part.
+
+    Raises:
+        TypeError: tokens that are not integers.
+        ValueError: tokens that are not the policy's, or weights that are not weights.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from kltarget.training import GRUPolicy, fit
+        >>> corpus = np.array([[0, 1, 2], [0, 1, 2], [2, 1, 0]] * 20)
+        >>> fitted = fit(GRUPolicy(3, 3, width=8), corpus, key=jax.random.key(0), num_steps=200)
+        >>> fitted.held_out_log_likelihood > -1.0
+        True
+    """
+    data = _sequences(policy, tokens, "tokens")
+    counts = np.ones(len(data)) if weights is None else np.asarray(weights, np.float64)
+    if counts.shape != (len(data),) or not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError(
+            f"weights must be {len(data)} finite numbers of 0 or more, one per sequence, "
+            f"got shape {counts.shape}"
+        )
+    for name, value in (("num_steps", num_steps), ("history_every", history_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    init_key, split_key, batch_key = jax.random.split(key, 3)
+    params = policy.init(key=init_key) if params is None else params
+    if np.ndim(holdout) == 0:
+        share = float(np.asarray(holdout))
+        if not 0 <= share < 1:
+            raise ValueError(f"holdout must be a share from 0 to below 1, got {share}")
+        order = np.asarray(jax.random.permutation(split_key, len(data)))
+        held = order[: round(share * len(data))]
+        kept = order[round(share * len(data)) :]
+        unseen, unseen_counts = data[held], counts[held]
+        data, counts = data[kept], counts[kept]
+    else:
+        unseen = _sequences(policy, holdout, "holdout")
+        unseen_counts = np.ones(len(unseen))
+    if not counts.sum() > 0:
+        raise ValueError("weights leaves nothing to train on: every training sequence has weight 0")
+    dtype = jax.eval_shape(policy.log_probs, params, jnp.asarray(data[:1])).dtype
+    rate = as_float(learning_rate).astype(dtype)
+    parts = [
+        (jnp.asarray(x), jnp.asarray(c / max(c.sum(), np.finfo(float).tiny), dtype))
+        for x, c in ((data, counts), (unseen, unseen_counts))
+    ]
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = jax.jit(lambda p, rate: optimizer(rate).init(p))(params, rate)
+
+    def measured(params: Any) -> tuple[float, float]:
+        seen = _log_likelihood(policy, params, *parts[0])
+        held_out = _log_likelihood(policy, params, *parts[1]) if len(unseen) else np.nan
+        return float(seen), float(held_out)
+
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=num_steps, unit="step")
+    steps, history = [0], [measured(params)]
+    while steps[-1] < num_steps:
+        length = min(history_every, num_steps - steps[-1])
+        static = (policy, optimizer, batch_size, length)
+        first = jnp.int32(steps[-1])
+        params, opt_state = _fit_steps(static, params, opt_state, *parts[0], rate, batch_key, first)
+        steps.append(steps[-1] + length)
+        history.append(measured(params))
+        if bar is not None:
+            bar.update(length)
+            bar.set_postfix(held_out=f"{history[-1][1]:.4g}")
+    if bar is not None:
+        bar.close()
+    seen, held_out = np.array(history).T
+    last = (float(seen[-1]), float(held_out[-1]))
+    return Fit(params, *last, step=np.array(steps), history=seen, held_out_history=held_out)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit_steps(
+    static: tuple[Any, Optimizer, int | None, int],
+    params: Any,
+    opt_state: Any,
+    tokens: Array,
+    shares: Array,
+    rate: Array,
+    key: Any,
+    first: Array,
+) -> tuple[Any, Any]:
+    policy, optimizer, batch_size, length = static
+    transformation = optimizer(rate)
+
+    def loss(params: Any, batch: Array, shares: Array) -> Array:
+        return -jnp.sum(shares * policy.log_probs(params, batch).sum(-1))
+
+    def step(carry: Any, time: Array) -> tuple[Any, None]:
+        params, opt_state = carry
+        batch, weight = tokens, shares
+        if batch_size is not None:
+            drawn = jax.random.fold_in(key, time)
+            which = jax.random.choice(drawn, len(tokens), (batch_size,), p=shares)
+            batch, weight = tokens[which], jnp.full(batch_size, 1 / batch_size, shares.dtype)
+        gradient = jax.grad(loss)(params, batch, weight)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = transformation.update(gradient, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+    return lax.scan(step, (params, opt_state), first + jnp.arange(length, dtype=jnp.int32))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_likelihood(policy: Any, params: Any, tokens: Array, shares: Array) -> Array:
+    log_probs = policy.log_probs(params, tokens).sum(-1)
+    return jnp.sum(jnp.where(shares > 0, shares * log_probs, jnp.zeros_like(shares)))
+
+
+def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
+    array = np.asarray(tokens)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != policy.length:
+        raise ValueError(
+            f"{name} has shape {array.shape}, but the policy's sequences have {policy.length} "
+            f"tokens: it needs shape (N, {policy.length})"
+        )
+    bad = np.argwhere((array < 0) | (array >= policy.vocab_size))
+    if bad.size:
+        at = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name} must be from 0 to {policy.vocab_size - 1}, got {array[at]} at index {at}"
+        )
+    return array.astype(np.int32)
+
+
+def save_params(path: str | os.PathLike[str], params: Any) -> None:
+    """Writes parameters to an ``.npz`` file, one array per leaf, named by its place in the tree.
+
+    Args:
+        path: where to; the name is taken as it is.
+        params: a pytree of arrays.
+
+    Example:
+        >>> import jax, pathlib, tempfile
+        >>> from kltarget.training import GRUPolicy, load_params, save_params
+        >>> policy = GRUPolicy(3, 4, width=8)
+        >>> params = policy.init(key=jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "reference.npz"
+        ...     save_params(file, params)
+        ...     again = load_params(file, like=policy.init(key=jax.random.key(1)))
+        >>> bool((again["recurrent"] == params["recurrent"]).all())
+        True
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    arrays = {_name(where): np.asarray(leaf) for where, leaf in leaves}
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def load_params(path: str | os.PathLike[str], like: Any) -> Any:
+    """Reads what :func:`save_params` wrote.
+
+    Args:
+        path: the file.
+        like: parameters of the same structure and shapes, for instance fresh ones of the policy.
+
+    Returns:
+        Parameters of the structure of ``like``, in the dtypes of the file.
+
+    Raises:
+        ValueError: leaves that are missing, left over or of another shape; all are named.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {_name(where): leaf for where, leaf in leaves}
+    faults = [f"{name} is missing" for name in wanted if name not in stored]
+    faults += [f"{name} is not a parameter" for name in stored if name not in wanted]
+    faults += [
+        f"{name} has shape {stored[name].shape}, not {jnp.shape(leaf)}"
+        for name, leaf in wanted.items()
+        if name in stored and stored[name].shape != jnp.shape(leaf)
+    ]
+    if faults:
+        raise ValueError(f"{os.fspath(path)} does not fit: {'; '.join(faults)}")
+    arrays = []
+    for name, leaf in wanted.items():
+        array = stored[name]
+        if array.dtype.kind == "V":  # NumPy's format keeps the bits of bfloat16, not its name
+            array = array.view(jnp.asarray(leaf).dtype)
+        arrays.append(jnp.asarray(array))
+    return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def _name(where: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(where, simple=True, separator=".") or "params"
