@@ -1,0 +1,342 @@
+"""Fine-tuning: what it converges to, and that a run depends on nothing but its own settings.
+
+The targets are computed here with NumPy, by recursion and bisection.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import DTYPES, X64
+
+import kltarget as kt
+from kltarget.spaces import SequenceSpace
+from kltarget.training import (
+    GRUPolicy,
+    Recipe,
+    RunStatus,
+    TabularPolicy,
+    dpo,
+    f_dpg,
+    fine_tune,
+    sft,
+)
+
+DTYPE = DTYPES[0]
+POLICY, SPACE = TabularPolicy(3, 3), SequenceSpace(3, 3)
+PARAMS = POLICY.init(key=jax.random.key(0))
+TREE = [np.exp(np.asarray(x, np.float64)) for x in POLICY.conditionals(PARAMS, SPACE)]
+REF = (TREE[0][0][:, None, None] * TREE[1][:, :, None] * TREE[2].reshape(3, 3, 3)).ravel()
+REWARD = np.random.default_rng(5).uniform(size=27)
+BETAS = np.array([0.05, 0.3, 2.0])
+SETTINGS = {"learning_rate": 0.1, "num_steps": 4000, "tol": 1e-5, "history_every": 1000}
+
+
+def tilted(ref, reward, beta):
+    weights = ref * np.exp((reward - reward.max(-1, keepdims=True)) / beta)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def hyperbolic(ref, reward, beta):
+    """``β π_ref/(Λ − r)`` with the Λ at which it sums to one, by bisection."""
+    low, high = reward.max(-1, keepdims=True), reward.max(-1, keepdims=True) + beta
+    for _ in range(200):
+        middle = (low + high) / 2
+        with np.errstate(divide="ignore"):
+            above = (beta * ref / (middle - reward)).sum(-1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    policy = beta * ref / (high - reward)
+    return policy / policy.sum(-1, keepdims=True)
+
+
+def local(solve):
+    """The backward recursion with mean values: every prefix sees the expected reward below it."""
+
+    def target(ref, reward, beta):
+        values, levels = reward, []
+        for given in TREE[::-1]:
+            below = values.reshape(given.shape)
+            levels.append(solve(given, below, beta))
+            values = (levels[-1] * below).sum(-1)
+        last, middle, first = levels
+        return (first[0][:, None, None] * middle[:, :, None] * last.reshape(3, 3, 3)).ravel()
+
+    return target
+
+
+TARGETS = {
+    ("reward", "k1", "sequence"): tilted,
+    ("reward", "k1", "token"): tilted,
+    ("loss", "k2", "sequence"): tilted,
+    ("loss", "weighted-k3", "sequence"): tilted,
+    ("loss", "k3", "sequence"): hyperbolic,
+    ("loss", "k2", "token"): local(tilted),
+    ("loss", "weighted-k3", "token"): local(tilted),
+    ("loss", "k3", "token"): local(hyperbolic),
+}
+MANY = ("reward-k1-token", "loss-k2-sequence", "loss-weighted-k3-token")
+
+
+def distance(run, target):
+    return np.abs(np.exp(np.asarray(run.log_probs, np.float64)) - target).sum(-1) / 2
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(c, id="-".join(c), marks=[pytest.mark.slow] * ("-".join(c) in MANY))
+        for c in TARGETS
+    ],
+)
+def test_tabular_policies_reach_the_target_of_their_recipe(choice):
+    place, estimator, level = choice
+    recipe = Recipe(place=place, estimator=estimator, level=level)
+    run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), recipe, beta=BETAS, **SETTINGS)
+    targets = np.stack([TARGETS[choice](REF, REWARD, beta) for beta in BETAS])
+    assert distance(run, targets).max() < 1e-4
+    assert run.log_probs.dtype == DTYPE
+    if level == "sequence" or place == "reward":
+        # The certificate holds for the optimum of J itself, of which the gap here is a part.
+        f = recipe.divergence
+        objective = kt.Objective(REWARD.astype(DTYPE), np.log(REF).astype(DTYPE), BETAS, f)
+        slack = 1e-5 if DTYPE == np.float32 else 1e-12
+        assert np.all(run.gap >= np.asarray(objective.gap(run.log_probs)) - slack)
+        assert run.gap.max() < 0.02
+
+
+def test_one_step_of_k3_in_the_loss_has_the_forward_kl_target():
+    policy = TabularPolicy(8, 1)
+    params = policy.init(key=jax.random.key(3))
+    ref = np.exp(np.asarray(policy.conditionals(params, SequenceSpace(8, 1))[0][0], np.float64))
+    reward = np.random.default_rng(1).uniform(size=8)
+    recipe = Recipe(place="loss", estimator="k3", level="token")
+    run = fine_tune(policy, params, reward.astype(DTYPE), recipe, beta=BETAS, **SETTINGS)
+    targets = np.stack([hyperbolic(ref, reward, beta) for beta in BETAS])
+    assert distance(run, targets).max() < 1e-4
+
+
+def test_k1_in_the_loss_regularises_nothing():
+    recipe = Recipe(place="loss", estimator="k1", baseline="leave-one-out")
+    options = {"beta": 2.0, "learning_rate": 0.1, "num_steps": 500, "history_every": 500}
+    run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), recipe, **options)
+    assert np.exp(run.log_probs[REWARD.argmax()]) > 0.99
+
+
+def assert_same(first, second, exactly):
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        if exactly:
+            np.testing.assert_array_equal(x, y)
+        else:
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    policy = GRUPolicy(3, 3, width=4)
+    params = policy.init(key=jax.random.key(1))
+    recipe = Recipe(baseline="leave-one-out")
+    arguments = (policy, params, REWARD.astype(DTYPE), recipe)
+    options = {
+        "beta": np.array([0.1, 1.0, 0.3])[:, None],
+        "reward_scale": np.array([1.0, 2.0]),
+        "key": jax.random.split(jax.random.key(2), (3, 1)),
+        "learning_rate": 0.02,
+        "num_steps": 12,
+        "batch_size": 8,
+        "group_size": 4,
+        "history_every": 4,
+        "devices": jax.devices()[:1],
+    }
+    return arguments, options, fine_tune(*arguments, **options)
+
+
+def test_batch_axes_broadcast(sampled):
+    arguments, _, run = sampled
+    assert run.log_probs.shape == (3, 2, 27)
+    assert run.params["recurrent"].shape == (3, 2, 4, 12)
+    assert run.history.gap.shape == (3, 2, 4)
+    assert run.history.step.tolist() == [0, 4, 8, 12]
+    assert run.status.tolist() == [[RunStatus.OUT_OF_STEPS] * 2] * 3
+    np.testing.assert_array_equal(run.num_steps, 12)
+    np.testing.assert_array_equal(run.history.reverse_kl[..., 0], 0)
+    assert jax.tree.structure(run) == jax.tree.structure(jax.tree.map(lambda x: x, run))
+    assert run.policy is arguments[0]
+
+
+def test_the_chunks_do_not_matter(sampled):
+    arguments, options, run = sampled
+    other = fine_tune(*arguments, **{**options, "history_every": 5})
+    assert other.history.step.tolist() == [0, 5, 10, 12]
+    assert_same(run.log_probs, other.log_probs, exactly=True)
+    assert_same(run, fine_tune(*arguments, **options, chunk_runs=4), exactly=False)
+
+
+def test_the_devices_do_not_matter(sampled):
+    arguments, options, run = sampled
+    if jax.device_count() < 2:
+        pytest.skip("needs more than one device")
+    many = fine_tune(*arguments, **{**options, "devices": jax.devices()[:4]})
+    assert_same(run, many, exactly=False)
+
+
+def test_a_run_does_not_see_its_neighbours(sampled):
+    arguments, options, run = sampled
+    alone = fine_tune(
+        *arguments, **{**options, "beta": 1.0, "reward_scale": 2.0, "key": options["key"][1, 0]}
+    )
+    assert_same(jax.tree.map(lambda x: x[1, 1], run.params), alone.params, exactly=False)
+
+
+def test_a_run_that_diverges_is_reported_and_spoils_no_other():
+    rates = np.array([0.1, np.nan, 1e38])
+    options = {"beta": 0.5, "num_steps": 1000, "tol": 1e-4, "optimizer": optax.sgd}
+    run = fine_tune(
+        POLICY, PARAMS, 100 * REWARD.astype(DTYPE), Recipe(), learning_rate=rates, **options
+    )
+    assert run.status[1] == RunStatus.NON_FINITE
+    assert run.num_steps[1] < 1000
+    alone = fine_tune(
+        POLICY, PARAMS, 100 * REWARD.astype(DTYPE), Recipe(), learning_rate=0.1, **options
+    )
+    assert alone.status != RunStatus.NON_FINITE
+    assert_same(run.log_probs[0], alone.log_probs, exactly=False)
+    # Thrown onto one sequence, where the gradient is exactly 0: only the gap tells.
+    assert run.status[2] == RunStatus.NON_FINITE or run.gap[2] > 1
+
+
+def test_converged_runs_stop_where_they_are():
+    options = {**SETTINGS, "tol": 1e-3, "num_steps": 2000}
+    run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), beta=BETAS, **options)
+    assert run.converged.all()
+    assert len(set(run.num_steps.tolist())) == 3
+    assert run.history.step[-1] < 2000
+    assert np.all(run.gradient_norm <= 1e-3 * BETAS)
+    other = fine_tune(
+        POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), beta=BETAS, **options, chunk_runs=1
+    )
+    assert_same(run, other, exactly=False)
+
+
+def test_history_is_measured_exactly():
+    modes = np.arange(27) // 9 - 1
+    options = {"beta": 0.3, "learning_rate": 0.1, "num_steps": 20, "history_every": 20}
+    run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), modes=modes, **options)
+    p, tol = np.exp(np.asarray(run.log_probs, np.float64)), 2e-6
+    history = run.history
+    np.testing.assert_allclose(history.expected_reward[-1], p @ REWARD, rtol=tol)
+    np.testing.assert_allclose(history.reverse_kl[-1], p @ np.log(p / REF), rtol=1e-4)
+    np.testing.assert_allclose(history.forward_kl[-1], REF @ np.log(REF / p), rtol=1e-4)
+    np.testing.assert_allclose(history.entropy[-1], -p @ np.log(p), rtol=1e-5)
+    masses = p[9:].reshape(2, 9).sum(-1) / p[9:].sum()
+    np.testing.assert_allclose(
+        history.effective_modes[-1], np.exp(-masses @ np.log(masses)), rtol=1e-5
+    )
+    gain = REWARD - 0.3 * np.log(p / REF)
+    np.testing.assert_allclose(history.gap[-1], gain.max() - p @ gain, rtol=1e-4)
+    np.testing.assert_allclose(run.gap, history.gap[-1], rtol=1e-6)
+
+
+def test_sequences_that_end():
+    policy = TabularPolicy(3, 3, eos=0)
+    space = SequenceSpace(3, 3, eos=0)
+    params = policy.init(key=jax.random.key(0))
+    log_ref = np.asarray(space.joint(policy.conditionals(params, space)), np.float64)
+    reward = np.where(space.possible(), REWARD, -np.inf)
+    run = fine_tune(policy, params, reward.astype(DTYPE), Recipe(), beta=0.3, **SETTINGS)
+    assert distance(run, tilted(np.exp(log_ref), np.where(space.possible(), REWARD, 0), 0.3)) < 1e-4
+
+
+TARGET = tilted(REF, REWARD, 0.3)
+SHORT = {"learning_rate": 0.1, "num_steps": 1500, "tol": 1e-5, "history_every": 500}
+
+
+def test_sft_reaches_its_targets():
+    targets = np.stack([TARGET, REF[::-1]])
+    run = sft(POLICY, PARAMS, np.log(targets).astype(DTYPE), **SHORT)
+    assert distance(run, targets).max() < 1e-4
+    sampled = sft(
+        POLICY,
+        PARAMS,
+        np.log(TARGET).astype(DTYPE),
+        **{**SHORT, "learning_rate": 0.02, "num_steps": 500},
+        key=jax.random.key(0),
+        batch_size=64,
+    )
+    assert distance(sampled, TARGET) < 0.06
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [kt.JensenShannon(), pytest.param(kt.Alpha(0.5), marks=pytest.mark.slow)],
+    ids=lambda d: d.name,
+)
+def test_f_dpg_reaches_its_target(divergence):
+    run = f_dpg(POLICY, PARAMS, np.log(TARGET).astype(DTYPE), divergence, **SHORT)
+    assert distance(run, TARGET) < 1e-4
+
+
+@pytest.mark.parametrize("pairs", ["reference", pytest.param("policy", marks=pytest.mark.slow)])
+def test_dpo_reaches_the_reverse_kl_target(pairs):
+    reward = REWARD.astype(DTYPE)
+    run = dpo(POLICY, PARAMS, reward, beta=0.3, pairs=pairs, **{**SHORT, "num_steps": 4000})
+    assert distance(run, TARGET) < 1e-3
+    drawn = {"key": jax.random.key(0), "batch_size": 128}
+    options = {**SHORT, "learning_rate": 0.01, "num_steps": 1500}
+    sampled = dpo(POLICY, PARAMS, reward, beta=0.3, pairs=pairs, **options, **drawn)
+    assert distance(sampled, TARGET) < 0.2 < distance(sampled, REF) + 0.1
+
+
+def call(**changes):
+    arguments = {
+        "policy": POLICY,
+        "params": PARAMS,
+        "reward": REWARD.astype(DTYPE),
+        "recipe": Recipe(),
+        "beta": 1.0,
+        "learning_rate": 0.1,
+        "num_steps": 1,
+    }
+    return lambda: fine_tune(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (call(reward=np.zeros(26)), ValueError, r"reward has shape \(26,\).*3\*\*3"),
+        (call(reward=np.full(27, -np.inf)), ValueError, "reward must be finite.*-inf at index 0"),
+        (call(beta=-1.0), ValueError, "beta must be 0 or more"),
+        (call(beta=np.ones(2), learning_rate=np.ones(3)), ValueError, "learning_rate .3,."),
+        (call(batch_size=8), ValueError, "key is needed"),
+        (call(batch_size=8, group_size=3), ValueError, "group_size=3 must divide batch_size=8"),
+        (call(group_size=3), ValueError, "group_size needs batch_size"),
+        (call(num_steps=0), ValueError, "num_steps"),
+        (call(tol=-1.0), ValueError, "tol"),
+        (call(modes=np.zeros(27)), ValueError, "modes must be integer labels"),
+        (call(log_ref=np.zeros((2, 27))), ValueError, "log_ref has shape"),
+        (call(recipe="k1"), TypeError, "recipe must be a kltarget.training.Recipe"),
+        (
+            call(recipe=Recipe(baseline="leave-one-out"), batch_size=4, group_size=1),
+            ValueError,
+            "group_size of at least 2",
+        ),
+        (lambda: dpo(POLICY, PARAMS, REWARD, beta=0.0, **SHORT), ValueError, "above 0"),
+        (
+            lambda: dpo(POLICY, PARAMS, REWARD, beta=1.0, pairs="all", **SHORT),
+            ValueError,
+            "pairs must be one of",
+        ),
+        (lambda: f_dpg(POLICY, PARAMS, REWARD, None, **SHORT), TypeError, "divergence must be"),
+    ],
+)
+def test_errors_name_the_argument(bad, error, message):
+    with pytest.raises(error, match=message):
+        bad()
+
+
+@pytest.mark.skipif(not X64, reason="both precisions in one process")
+def test_float32_parameters_train_in_float32():
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
+    run = fine_tune(POLICY, params, REWARD, Recipe(), beta=0.3, **SETTINGS)
+    assert run.log_probs.dtype == run.params["logits"].dtype == jnp.float32
+    assert distance(run, TARGET) < 1e-4
