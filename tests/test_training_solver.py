@@ -17,6 +17,7 @@ from kltarget.training import (
     Recipe,
     RunStatus,
     TabularPolicy,
+    TransformerPolicy,
     dpo,
     f_dpg,
     fine_tune,
@@ -100,7 +101,7 @@ def test_tabular_policies_reach_the_target_of_their_recipe(choice):
         # The certificate holds for the optimum of J itself, of which the gap here is a part.
         f = recipe.divergence
         objective = kt.Objective(REWARD.astype(DTYPE), np.log(REF).astype(DTYPE), BETAS, f)
-        slack = 1e-5 if DTYPE == np.float32 else 1e-12
+        slack = 1e-12 if X64 else 1e-5
         assert np.all(run.gap >= np.asarray(objective.gap(run.log_probs)) - slack)
         assert run.gap.max() < 0.02
 
@@ -133,10 +134,7 @@ def assert_same(first, second, exactly):
 
 @pytest.fixture(scope="module")
 def sampled():
-    policy = GRUPolicy(3, 3, width=4)
-    params = policy.init(key=jax.random.key(1))
-    recipe = Recipe(baseline="leave-one-out")
-    arguments = (policy, params, REWARD.astype(DTYPE), recipe)
+    arguments = (POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(baseline="leave-one-out"))
     options = {
         "beta": np.array([0.1, 1.0, 0.3])[:, None],
         "reward_scale": np.array([1.0, 2.0]),
@@ -154,7 +152,7 @@ def sampled():
 def test_batch_axes_broadcast(sampled):
     arguments, _, run = sampled
     assert run.log_probs.shape == (3, 2, 27)
-    assert run.params["recurrent"].shape == (3, 2, 4, 12)
+    assert run.params["logits"].shape == (3, 2, 13, 3)
     assert run.history.gap.shape == (3, 2, 4)
     assert run.history.step.tolist() == [0, 4, 8, 12]
     assert run.status.tolist() == [[RunStatus.OUT_OF_STEPS] * 2] * 3
@@ -201,16 +199,16 @@ def test_a_run_that_diverges_is_reported_and_spoils_no_other():
     )
     assert alone.status != RunStatus.NON_FINITE
     assert_same(run.log_probs[0], alone.log_probs, exactly=False)
-    # Thrown onto one sequence, where the gradient is exactly 0: only the gap tells.
+    # In double precision it is thrown onto one sequence, where the gradient is 0: the gap tells.
     assert run.status[2] == RunStatus.NON_FINITE or run.gap[2] > 1
 
 
 def test_converged_runs_stop_where_they_are():
-    options = {**SETTINGS, "tol": 1e-3, "num_steps": 2000}
+    options = {**SETTINGS, "tol": 1e-3, "history_every": 200}
     run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), beta=BETAS, **options)
     assert run.converged.all()
     assert len(set(run.num_steps.tolist())) == 3
-    assert run.history.step[-1] < 2000
+    assert run.history.step[-1] < 4000
     assert np.all(run.gradient_norm <= 1e-3 * BETAS)
     other = fine_tune(
         POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), beta=BETAS, **options, chunk_runs=1
@@ -284,7 +282,26 @@ def test_dpo_reaches_the_reverse_kl_target(pairs):
     drawn = {"key": jax.random.key(0), "batch_size": 128}
     options = {**SHORT, "learning_rate": 0.01, "num_steps": 1500}
     sampled = dpo(POLICY, PARAMS, reward, beta=0.3, pairs=pairs, **options, **drawn)
-    assert distance(sampled, TARGET) < 0.2 < distance(sampled, REF) + 0.1
+    assert distance(sampled, TARGET) < 0.06  # from 0.35 at the reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy",
+    [GRUPolicy(3, 3, width=16), TransformerPolicy(3, 3, width=8, num_heads=2, num_layers=1)],
+    ids=["gru", "transformer"],
+)
+def test_neural_policies_come_close(policy):
+    params = policy.init(key=jax.random.key(1))
+    ref = np.exp(np.asarray(SPACE.joint(policy.conditionals(params, SPACE)), np.float64))
+    target = tilted(ref, REWARD, 0.3)
+    arguments = (policy, params, REWARD.astype(DTYPE), Recipe(baseline="leave-one-out"))
+    options = {"beta": 0.3, "learning_rate": 0.01, "num_steps": 1500, "history_every": 500}
+    exact = fine_tune(*arguments, **options)
+    assert distance(exact, target) < 5e-3
+    key = jax.random.key(0)
+    sampled = fine_tune(*arguments, **options, batch_size=64, group_size=16, key=key)
+    assert distance(sampled, target) < 0.06
 
 
 def call(**changes):
@@ -313,6 +330,7 @@ def call(**changes):
         (call(num_steps=0), ValueError, "num_steps"),
         (call(tol=-1.0), ValueError, "tol"),
         (call(modes=np.zeros(27)), ValueError, "modes must be integer labels"),
+        (call(modes=np.full(27, -1)), ValueError, "modes has no label of 0 or more"),
         (call(log_ref=np.zeros((2, 27))), ValueError, "log_ref has shape"),
         (call(recipe="k1"), TypeError, "recipe must be a kltarget.training.Recipe"),
         (

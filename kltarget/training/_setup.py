@@ -90,6 +90,8 @@ def shared_arrays(
                 f"modes must be integer labels of shape {reward.shape}, got {modes.dtype} of shape "
                 f"{modes.shape}"
             )
+        if not bool((modes >= 0).any()):
+            raise ValueError("modes has no label of 0 or more: every sequence is in no mode")
     return {
         "reward": jnp.where(possible, reward, jnp.zeros_like(reward)).astype(dtype),
         "possible": possible,

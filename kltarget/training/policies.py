@@ -34,7 +34,7 @@ class Policy(Protocol):
         A policy whose tokens do not depend on each other:
 
         >>> import dataclasses, jax, jax.numpy as jnp
-        >>> from kltarget.training import fine_tune, Recipe
+        >>> from kltarget.training import Recipe, fine_tune
         >>> @dataclasses.dataclass(frozen=True)
         ... class Independent:
         ...     vocab_size: int
@@ -56,8 +56,12 @@ class Policy(Protocol):
         ...         levels = range(self.length)
         ...         return tuple(jnp.tile(table[t], (self.vocab_size**t, 1)) for t in levels)
         >>> policy = Independent(2, 2)
-        >>> policy.log_probs(policy.init(key=jax.random.key(0)), jnp.array([[0, 1]])).shape
-        (1, 2)
+        >>> params, reward = policy.init(key=jax.random.key(0)), jnp.array([1.0, 0.0, 0.0, 0.0])
+        >>> run = fine_tune(
+        ...     policy, params, reward, Recipe(), beta=0.2, learning_rate=0.1, num_steps=100
+        ... )
+        >>> bool(run.log_probs[0] > jnp.log(0.9))
+        True
     """
 
     @property
