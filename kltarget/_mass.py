@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from kltarget._numerics import log_sum_exp
 from kltarget.objectives import _traced
 
 
@@ -64,16 +64,6 @@ def members_of(
         return jnp.asarray(labels == index)
 
     return members(i, "i"), members(j, "j")
-
-
-def log_sum_exp(x: Array) -> Array:
-    """Over the last axis, which stays; -inf, with derivatives of 0, where there is nothing."""
-    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
-    none = jnp.isneginf(top)
-    shifted = x - jnp.where(none, jnp.zeros_like(top), top)
-    total = jnp.exp(shifted).sum(-1, keepdims=True)
-    log_total = jnp.log(jnp.where(none, jnp.ones_like(total), total))
-    return jnp.where(none, top, top + log_total)
 
 
 def log_mass_of(log_probs: Array, members: Array) -> Array:

@@ -107,6 +107,16 @@ def log_lambert(s: Array) -> Array:
     return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
 
 
+def log_sum_exp(x: Array) -> Array:
+    """Over the last axis, which stays; -inf, with derivatives of 0, where there is nothing."""
+    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    none = jnp.isneginf(top)
+    shifted = x - jnp.where(none, jnp.zeros_like(top), top)
+    total = jnp.exp(shifted).sum(-1, keepdims=True)
+    log_total = jnp.log(jnp.where(none, jnp.ones_like(total), total))
+    return jnp.where(none, top, top + log_total)
+
+
 def working_dtype(dtype: Any) -> Any:
     """The type to compute in: 16-bit inputs are computed in float32."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
