@@ -32,6 +32,12 @@ from kltarget.modes import (
 )
 from kltarget.objectives import Objective, normalize
 from kltarget.rewards import mara, reward_for
+from kltarget.spaces.sequences import (
+    SequenceSpace,
+    soft_values,
+    token_advantages,
+    token_local_target,
+)
 from kltarget.status import Status
 from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
@@ -50,6 +56,7 @@ __all__ = [
     "NeymanChiSquared",
     "Objective",
     "ReverseKL",
+    "SequenceSpace",
     "SquaredHellinger",
     "Status",
     "Summary",
@@ -73,11 +80,14 @@ __all__ = [
     "plot",
     "reference_limit",
     "reward_for",
+    "soft_values",
     "solve",
     "summarize",
     "tables",
     "tasks",
     "testing",
+    "token_advantages",
+    "token_local_target",
 ]
 
 

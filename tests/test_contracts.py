@@ -69,6 +69,7 @@ def values(target):
 PROBLEM = (REWARD, LOG_REF, BETA)
 POLICIES = (LOG_POLICY, LOG_REF)
 MISFIT = (np.zeros(4), np.zeros(3))
+PAIRS = kt.SequenceSpace(2, 2)
 
 
 def divergence_contract(divergence, *bad):
@@ -192,6 +193,34 @@ CONTRACTS: dict[str, Contract] = {
         (LOG_POLICY, LOG_REF, BETA),
         (Bad(lambda: kt.reward_for(LOG_POLICY, LOG_REF, -BETA), ValueError, "beta"),),
         narrow=0.2,  # the difference of two rounded logarithms
+    ),
+    "SequenceSpace": Contract(
+        lambda log_probs: (
+            *PAIRS.prefix_log_masses(log_probs),
+            *PAIRS.conditionals(log_probs),
+            PAIRS.joint(PAIRS.conditionals(log_probs)),
+        ),
+        (LOG_POLICY,),
+        (
+            Bad(lambda: kt.SequenceSpace(2, 0), ValueError, "length must be at least 1"),
+            Bad(lambda: PAIRS.conditionals(LOG_POLICY[:, :3]), ValueError, "log_probs has shape"),
+        ),
+    ),
+    "soft_values": target_contract(
+        lambda *problem: kt.soft_values(PAIRS, *problem),
+        Bad(lambda: kt.soft_values(PAIRS, *MISFIT, 1.0), ValueError, "log_ref has shape"),
+    ),
+    "token_advantages": target_contract(
+        lambda *problem: kt.token_advantages(PAIRS, *problem),
+        Bad(lambda: kt.token_advantages(PAIRS, *MISFIT, 1.0), ValueError, "log_ref has shape"),
+    ),
+    "token_local_target": target_contract(
+        lambda *problem: values(kt.token_local_target(PAIRS, *problem, kt.ForwardKL())),
+        Bad(
+            lambda: kt.token_local_target(PAIRS, *MISFIT, 1.0, kt.ForwardKL()),
+            ValueError,
+            "log_ref has shape",
+        ),
     ),
 }
 
