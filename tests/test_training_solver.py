@@ -18,6 +18,7 @@ from kltarget.training import (
     RunStatus,
     TabularPolicy,
     TransformerPolicy,
+    _engine,
     dpo,
     f_dpg,
     fine_tune,
@@ -168,6 +169,18 @@ def test_the_chunks_do_not_matter(sampled):
     assert other.history.step.tolist() == [0, 5, 10, 12]
     assert_same(run.log_probs, other.log_probs, exactly=True)
     assert_same(run, fine_tune(*arguments, **options, chunk_runs=4), exactly=False)
+
+
+def test_measuring_does_not_matter(sampled, monkeypatch):
+    arguments, options, run = sampled
+    last = fine_tune(*arguments, **{**options, "history_every": None})
+    assert last.history.step.tolist() == [12]
+    assert last.history.gap.shape == (3, 2, 1)
+    assert_same(run.params, last.params, exactly=False)
+    # Two runs at a time; another number of steps, so that nothing compiled before is used.
+    monkeypatch.setattr(_engine, "_ENUMERATED_AT_ONCE", 2 * 27)
+    fewer = fine_tune(*arguments, **{**options, "history_every": 3})
+    assert_same(run.gap, fewer.gap, exactly=False)
 
 
 def test_the_devices_do_not_matter(sampled):

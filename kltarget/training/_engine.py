@@ -26,6 +26,9 @@ from kltarget.spaces._tree import SequenceSpace
 from kltarget.training.estimators import slope
 from kltarget.training.runs import RunStatus
 
+_ENUMERATED_AT_ONCE = 2**20
+"""Sequences whose activations are held at a time when runs are measured."""
+
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
 
@@ -92,6 +95,7 @@ class Plan:
     tol: float
     chunk_runs: int | None
     progress: bool
+    only_last: bool
 
 
 def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
@@ -102,6 +106,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     width = math.ceil(width / len(devices)) * len(devices)
     program = dataclasses.replace(plan.program, devices=devices)
     times = [*range(0, plan.num_steps, program.steps), plan.num_steps]
+    measured = [plan.num_steps] if plan.only_last else times
     bar = None
     if plan.progress:
         from tqdm.auto import tqdm
@@ -125,7 +130,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     ]
     history = {n: np.concatenate([h[n] for h in padded]) for n in padded[0]}
     final = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *results)
-    return final, history, np.array(times[:last])
+    return final, history, np.array(measured[:last])
 
 
 def _train_chunk(
@@ -133,18 +138,22 @@ def _train_chunk(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     tol = jnp.asarray(plan.tol, runs["learning_rate"].dtype)
     state = _start(program, plan.params, runs)
-    measured = [_measure(program, state, plan.shared, runs)]
+    measured = [] if plan.only_last else [_measure(program, state, plan.shared, runs)]
     for begin, end in itertools.pairwise(times):
         state = _advance(
             program, state, plan.shared, runs, tol, jnp.int32(begin), jnp.int32(plan.num_steps)
         )
-        measured.append(_measure(program, state, plan.shared, runs))
+        if end == plan.num_steps or not plan.only_last:
+            measured.append(_measure(program, state, plan.shared, runs))
         if bar is not None:
             bar.update(end - begin)
+        if bar is not None and measured:
             shown = {"reward": "expected_reward", "KL": "reverse_kl"}
             bar.set_postfix({k: f"{float(measured[-1][v].mean()):.4g}" for k, v in shown.items()})
         if not bool(jnp.any(state["active"])):
             break
+    if not measured:
+        measured = [_measure(program, state, plan.shared, runs)]
     history = {
         name: np.stack([np.asarray(m[name]) for m in measured], axis=1)
         for name in measured[0]
@@ -166,12 +175,22 @@ def _train_chunk(
     return final, history
 
 
-def _over_runs(program: Program, function: Callable[..., Any], *arguments: Any) -> Any:
+def _over_runs(
+    program: Program, function: Callable[..., Any], *arguments: Any, at_once: int | None = None
+) -> Any:
     """``function`` of one run and what is shared, on all runs, which are dealt to the devices.
 
-    The first two arguments are given per run.
+    The first two arguments are given per run. A device works on all of its runs together or, to
+    save memory, on at most ``at_once`` of them.
     """
-    mapped = jax.vmap(function, in_axes=(0, 0, *[None] * (len(arguments) - 2)))
+
+    def mapped(first: Any, second: Any, *rest: Any) -> Any:
+        own = jax.tree.leaves(second)[0].shape[0]
+        if at_once is None or own <= at_once:
+            return jax.vmap(function, in_axes=(0, 0, *[None] * len(rest)))(first, second, *rest)
+        size = max(n for n in range(1, at_once + 1) if own % n == 0)
+        return lax.map(lambda x: function(*x, *rest), (first, second), batch_size=size)
+
     if len(program.devices) == 1:
         return mapped(*arguments)
     mesh = Mesh(np.array(program.devices), ("runs",))
@@ -249,7 +268,8 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> Any:
         norm = _norm(jax.grad(loss)(params))
         return {**_metrics(program, params, shared, run), "gradient_norm": norm}
 
-    return _over_runs(program, measure, state["params"], runs, shared)
+    at_once = max(1, _ENUMERATED_AT_ONCE // program.space.num_sequences)
+    return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
 def _loss(program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:

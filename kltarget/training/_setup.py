@@ -113,7 +113,7 @@ def train_runs(
     key: Any,
     num_steps: int,
     optimizer: Optimizer = optax.adam,
-    history_every: int = 100,
+    history_every: int | None = 100,
     tol: float = 1e-5,
     chunk_runs: int | None = None,
     devices: Any = None,
@@ -159,7 +159,7 @@ def train_runs(
         space=space,
         method=method,
         optimizer=optimizer,
-        steps=min(history_every, num_steps),
+        steps=min(history_every or 100, num_steps),
         num_modes=num_modes,
         devices=tuple(jax.devices() if devices is None else devices),
     )
@@ -168,7 +168,17 @@ def train_runs(
         labels = shared["modes"]
         shared["modes"] = jnp.where(labels >= 0, labels, num_modes)
     final, history, step = train(
-        Plan(program, params, shared, runs, num_steps, tol, chunk_runs, progress)
+        Plan(
+            program,
+            params,
+            shared,
+            runs,
+            num_steps,
+            tol,
+            chunk_runs,
+            progress,
+            history_every is None,
+        )
     )
     back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
     series = {name: x.reshape(*batch, -1) for name, x in history.items()}

@@ -51,7 +51,7 @@ def fine_tune(
     log_ref: ArrayLike | None = None,
     divergence: Divergence | None = None,
     modes: ArrayLike | None = None,
-    history_every: int = 100,
+    history_every: int | None = 100,
     tol: float = 1e-5,
     chunk_runs: int | None = None,
     devices: Any = None,
@@ -88,7 +88,8 @@ def fine_tune(
             level or, where it follows none, reverse KL, which all its estimators estimate.
         modes: integer mode label of every sequence, ``[V**L]``, negative in no mode, for the
             effective modes of the history; by default each sequence is a mode.
-        history_every: steps between measurements.
+        history_every: steps between measurements, which sum over all sequences whatever the
+            ``batch_size``; None measures at the end alone.
         tol: a run has converged when its exact gradient's norm is at most this times beta (times 1
             where beta is 0). With exact gradients it then stops.
         chunk_runs: how many runs are trained at a time, to fit memory; by default all.
