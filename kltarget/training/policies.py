@@ -341,7 +341,7 @@ class TransformerPolicy(Sequential):
     def _read(self, params: Any, state: Any, tokens: Array, position: Array) -> Any:
         """The state after one more token, whose keys and values join those already there."""
         x = self._embed(params, tokens) + params["positions"].at[position].get(mode="clip")[None]
-        visible = (jnp.arange(self.length) <= position)[None, None]
+        visible = (jnp.arange(self.length, dtype=jnp.int32) <= position)[None, None]
         keys, values = [], []
         for i, layer in enumerate(params["layers"]):
             query, key, value = self._query_key_value(layer, x)

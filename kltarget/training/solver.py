@@ -123,7 +123,7 @@ def fine_tune(
         ...     num_steps=300,
         ...     tol=1e-3,
         ... )
-        >>> run.converged.tolist(), bool((run.gap < 0.01).all())
+        >>> run.converged.tolist(), bool((run.gap < 0.05).all())
         ([True, True], True)
 
     References:
