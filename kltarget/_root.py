@@ -277,8 +277,6 @@ def _search(
         return (log_probs if by_slope else log_probs + rate * at_low), rate
 
     if by_slope:
-        # One outcome next to its truncation bends the equation; among many it counts for little.
-        polish_tol = tol if stride > 1 else eps**0.75
 
         def polish(last: _Polish) -> _Polish:
             log_probs, rate = place(last.at, last.at_low)
@@ -288,14 +286,17 @@ def _search(
             size = jnp.abs(error)
             at, at_low = two_sum(last.at, last.at_low - error * total / slope)
             settled = (size <= tol) & (size > 0.5 * last.error)  # only rounding is left
-            return _Polish(at, at_low, size, (size <= polish_tol) | settled, last.steps + 1)
+            return _Polish(at, at_low, size, (size <= eps**0.75) | settled, last.steps + 1)
 
-        # Newton's last steps, from all digits of the slopes; mostly one.
-        last = lax.while_loop(
-            lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH),
-            polish,
-            _Polish(at, at_low, jnp.full_like(zero, jnp.inf), no, jnp.int32(0)),
-        )
+        # Newton's last steps, from all digits of the slopes. One outcome next to its truncation
+        # bends the equation; among many it counts for little, and one step does.
+        last = _Polish(at, at_low, jnp.full_like(zero, jnp.inf), no, jnp.int32(0))
+        if stride > 1:
+            last = polish(last)
+        else:
+            last = lax.while_loop(
+                lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH), polish, last
+            )
         at, at_low = last.at, last.at_low
 
     def outcome() -> Array:
