@@ -142,12 +142,14 @@ CONTRACTS: dict[str, Contract] = {
         (Bad(lambda: kt.log_odds(LOG_POLICY, 0, 9), ValueError, "9"),),
     ),
     "flip_beta": Contract(
-        lambda r, q: kt.flip_beta(REVERSE(r, q, r[..., 0] * 0 + 1), 0, 1),
+        lambda r, q: kt.flip_beta(REVERSE(r, q, jnp.ones_like(r[..., 0])), 0, 1),
         (REWARD[:, ::-1].copy(), LOG_REF),
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
     ),
     "collapse_beta": Contract(
-        lambda r, q: kt.collapse_beta(objective_of(kt.ChiSquared())(r, q, r[..., 0] * 0 + 1)),
+        lambda r, q: kt.collapse_beta(
+            objective_of(kt.ChiSquared())(r, q, jnp.ones_like(r[..., 0]))
+        ),
         (REWARD, LOG_REF),
         (Bad(lambda: kt.collapse_beta(kt.Objective(REWARD, LOG_REF, -1.0)), ValueError, "beta"),),
     ),
