@@ -452,7 +452,10 @@ def test_divergences_are_immutable_pytrees():
     assert kt.Alpha(0.5) == kt.Alpha(0.5) != kt.Alpha(0.25)
     assert kt.Alpha(0.5) != kt.Tsallis(0.5)
     assert len({kt.ReverseKL(), kt.ReverseKL(), kt.Alpha(0.5), kt.Alpha(0.5)}) == 2
-    f = lambda u: (u - 1) ** 2  # noqa: E731
+
+    def f(u):
+        return (u - 1) ** 2
+
     assert kt.FDivergence(f) == kt.FDivergence(f)
     assert hash(kt.FDivergence(f)) == hash(kt.FDivergence(f))
     assert kt.FDivergence(f) != kt.FDivergence(f, name="other")
