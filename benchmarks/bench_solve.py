@@ -10,6 +10,7 @@ both.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -102,8 +103,9 @@ def test_memory_and_growth(benchmark, name: str) -> None:
                 + memory.output_size_in_bytes
             )
             arrays = max(arrays, used / (4 * size))
-        seconds(lambda: solver(objective))  # noqa: B023
-        times[size] = min(seconds(lambda: solver(objective)) for _ in range(3))  # noqa: B023
+        run = functools.partial(solver, objective)
+        seconds(run)
+        times[size] = min(seconds(run) for _ in range(3))
     benchmark.pedantic(lambda: jax.block_until_ready(solver(objective)), rounds=1)
     benchmark.extra_info.update(
         divergence=name, arrays_of_input_size=arrays, seconds_by_outcomes=times

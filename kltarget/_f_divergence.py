@@ -113,10 +113,12 @@ class FDivergence(Divergence):
         if self.slope is not None:
             return jnp.asarray(float(self.slope))
         with jax.ensure_compile_time_eval():
+            one = jnp.ones(())
             first, before, last = (
                 float(self.f_prime(jnp.asarray(x))) for x in (2.0**16, 2.0**18, 2.0**20)
             )
-        if abs(last - before) <= 1e-4 * max(abs(last), 1e-3):
+            noise = 8 * float(jnp.finfo(one.dtype).eps) * abs(last)
+        if abs(last - before) <= noise:
             return jnp.asarray(last)
         # f′ of a power law approaches its limit by steps in a fixed ratio below 1; the logarithm,
         # which has none, by equal steps.

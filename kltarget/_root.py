@@ -144,7 +144,6 @@ def _search(
     eps = float(finfo.eps)
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
-    seek_tol = eps**0.25 if by_slope else tol  # slopes are polished afterwards
     zero = jnp.zeros_like(beta)
     best, anchor, log_mass, likely = _anchor(levels, reward, log_ref, beta, highest)
     above = (best - anchor) / beta  # where the best outcome stands; 0 if it is the anchor
@@ -268,7 +267,7 @@ def _search(
         rough = seek(sampled, guess, 0.01, 20)
         guess = jnp.clip(rough.at + rough.step, bottom, top)
     start = jnp.where(capped, top, guess)
-    state = seek(functools.partial(rest, reward, log_ref), start, seek_tol, _MAX_STEPS)
+    state = seek(functools.partial(rest, reward, log_ref), start, tol, _MAX_STEPS)
     at, at_low = two_sum(state.at, state.at_low + state.step)
 
     def place(at: Array, at_low: Array) -> tuple[Array, Array]:
@@ -277,7 +276,6 @@ def _search(
         log_probs = log_ref + log_u
         return (log_probs if by_slope else log_probs + rate * at_low), rate
 
-    converged = state.done
     if by_slope:
 
         def polish(last: _Polish) -> _Polish:
@@ -285,16 +283,21 @@ def _search(
             probs = jnp.exp(log_probs)
             total, slope = paired_sum(probs, probs * rate)
             error = jnp.log(total)
+            size = jnp.abs(error)
             at, at_low = two_sum(last.at, last.at_low - error * total / slope)
-            return _Polish(at, at_low, jnp.abs(error) <= tol, last.steps + 1)
+            settled = (size <= tol) & (size > 0.5 * last.error)  # only rounding is left
+            return _Polish(at, at_low, size, (size <= eps**0.75) | settled, last.steps + 1)
 
-        # Newton's last steps, from all digits of the slopes; mostly one.
-        last = lax.while_loop(
-            lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH),
-            polish,
-            _Polish(at, at_low, no, jnp.int32(0)),
-        )
-        at, at_low, converged = last.at, last.at_low, last.done | idle
+        # Newton's last steps, from all digits of the slopes. One outcome next to its truncation
+        # bends the equation; among many it counts for little, and one step does.
+        last = _Polish(at, at_low, jnp.full_like(zero, jnp.inf), no, jnp.int32(0))
+        if stride > 1:
+            last = polish(last)
+        else:
+            last = lax.while_loop(
+                lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH), polish, last
+            )
+        at, at_low = last.at, last.at_low
 
     def outcome() -> Array:
         return place(at, at_low)[0]
@@ -316,7 +319,7 @@ def _search(
     multiplier = anchor - beta * slope
     if by_slope:
         multiplier = jnp.where(overwhelmed, -jnp.inf, multiplier)
-    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~converged, Status.NOT_CONVERGED)
+    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
     if by_slope:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
         status = status | flag(anywhere(lost), Status.TRUNCATED)
@@ -364,7 +367,7 @@ _QUICK = 40.0
 """Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
 
 _SAMPLE = 4096
-_MAX_POLISH = 20
+_MAX_POLISH = 4
 
 _MAX_STEPS = 100
 """Bisection alone closes the widest bracket, e^±1000 to the last bit of a double, in about 65."""
@@ -387,6 +390,7 @@ class _Search:
 class _Polish(NamedTuple):
     at: Array
     at_low: Array
+    error: Array
     done: Array
     steps: Array
 

@@ -227,8 +227,8 @@ class Tsallis(PowerDivergence):
 
     Example:
         >>> import kltarget as kt
-        >>> print(kt.Tsallis(2.0).f(3.0))
-        6.0
+        >>> print(f"{kt.Tsallis(2.0).f(3.0):.4f}")
+        6.0000
 
     References:
         Zhu, Chen, Schlegel, White, "Generalized Munchausen Reinforcement Learning using Tsallis KL

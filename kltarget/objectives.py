@@ -87,8 +87,8 @@ class Objective:
         >>> objective = kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, jnp.array([0.1, 1.0]))
         >>> objective.batch_shape
         (2,)
-        >>> print(objective.value(log_ref))  # at the reference only the reward counts
-        [0.32 0.32]
+        >>> [f"{value:.4f}" for value in objective.value(log_ref)]  # only the reward counts there
+        ['0.3200', '0.3200']
     """
 
     if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept

@@ -84,7 +84,9 @@ def test_generator_and_derivative_are_accurate(case, dtype):
     u = RATIOS.astype(dtype)
     # Tsallis adds two parts of order one that cancel where the ratio is small.
     floor = 4 if isinstance(case.divergence, kt.Tsallis) else 0
-    assert_accurate(case.divergence.f(u), exactly(case.generator.f, u), dtype, floor=floor)
+    # Powers are exponentials of α log u, which rounding makes that many ulps uncertain.
+    ulps = max(32, 3 * np.log(RATIOS.max())) if case.id == "alpha-3" else 32
+    assert_accurate(case.divergence.f(u), exactly(case.generator.f, u), dtype, ulps, floor)
     if case.id != "total-variation":
         # Near u = 1 the derivative passes through 0: absolute accuracy there.
         assert_accurate(
@@ -450,7 +452,10 @@ def test_divergences_are_immutable_pytrees():
     assert kt.Alpha(0.5) == kt.Alpha(0.5) != kt.Alpha(0.25)
     assert kt.Alpha(0.5) != kt.Tsallis(0.5)
     assert len({kt.ReverseKL(), kt.ReverseKL(), kt.Alpha(0.5), kt.Alpha(0.5)}) == 2
-    f = lambda u: (u - 1) ** 2  # noqa: E731
+
+    def f(u):
+        return (u - 1) ** 2
+
     assert kt.FDivergence(f) == kt.FDivergence(f)
     assert hash(kt.FDivergence(f)) == hash(kt.FDivergence(f))
     assert kt.FDivergence(f) != kt.FDivergence(f, name="other")
