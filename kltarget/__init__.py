@@ -1,8 +1,7 @@
 """Exact target distributions of KL- and f-divergence-regularised reward maximisation."""
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kltarget.divergences import (
     Alpha,
@@ -34,6 +33,7 @@ from kltarget.objectives import Objective, normalize
 from kltarget.rewards import mara, reward_for
 from kltarget.spaces.sequences import (
     SequenceSpace,
+    TokenLocalTarget,
     soft_values,
     token_advantages,
     token_local_target,
@@ -43,7 +43,50 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import plot, tables, tasks, testing
+    from kltarget import plot, tables, tasks, testing, training
+    from kltarget.training import (
+        Fit,
+        GRUPolicy,
+        History,
+        MirrorAscent,
+        Policy,
+        Recipe,
+        Run,
+        RunStatus,
+        TabularPolicy,
+        TransformerPolicy,
+        dpo,
+        f_dpg,
+        fine_tune,
+        fit,
+        load_params,
+        mirror_ascent,
+        save_params,
+        sft,
+    )
+
+# Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
+_MODULES = ("plot", "tables", "tasks", "testing", "training")
+_TRAINING = (
+    "Fit",
+    "GRUPolicy",
+    "History",
+    "MirrorAscent",
+    "Policy",
+    "Recipe",
+    "Run",
+    "RunStatus",
+    "TabularPolicy",
+    "TransformerPolicy",
+    "dpo",
+    "f_dpg",
+    "fine_tune",
+    "fit",
+    "load_params",
+    "mirror_ascent",
+    "save_params",
+    "sft",
+)
 
 __all__ = [
     "Alpha",
@@ -51,28 +94,45 @@ __all__ = [
     "ChiSquaredKL",
     "Divergence",
     "FDivergence",
+    "Fit",
     "ForwardKL",
+    "GRUPolicy",
+    "History",
     "JensenShannon",
+    "MirrorAscent",
     "NeymanChiSquared",
     "Objective",
+    "Policy",
+    "Recipe",
     "ReverseKL",
+    "Run",
+    "RunStatus",
     "SequenceSpace",
     "SquaredHellinger",
     "Status",
     "Summary",
     "SummaryRow",
+    "TabularPolicy",
     "Target",
+    "TokenLocalTarget",
     "TotalVariation",
+    "TransformerPolicy",
     "Tsallis",
     "collapse_beta",
     "coverage",
+    "dpo",
     "effective_modes",
     "entropy",
+    "f_dpg",
+    "fine_tune",
+    "fit",
     "flip_beta",
     "greedy_limit",
     "kl",
+    "load_params",
     "log_odds",
     "mara",
+    "mirror_ascent",
     "mode_log_mass",
     "normalize",
     "pass_at_k",
@@ -80,6 +140,8 @@ __all__ = [
     "plot",
     "reference_limit",
     "reward_for",
+    "save_params",
+    "sft",
     "soft_values",
     "solve",
     "summarize",
@@ -88,13 +150,17 @@ __all__ = [
     "testing",
     "token_advantages",
     "token_local_target",
+    "training",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    # Loaded when first used: they bring pandas, matplotlib or hypothesis.
-    if name in ("plot", "tables", "tasks", "testing"):
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
         return importlib.import_module(f"kltarget.{name}")
+    if name in _TRAINING:
+        found = getattr(importlib.import_module("kltarget.training"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'kltarget' has no attribute {name!r}")
 
 

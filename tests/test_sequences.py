@@ -24,6 +24,9 @@ TREES = {"tree2": TWO, "tree3": THREE, "tree3bin": THREE}
 KLS = {"k2": kt.ReverseKL(), "k3": kt.ForwardKL()}
 
 token_local = jax.jit(kt.token_local_target, static_argnums=0)
+token_summed = jax.jit(
+    functools.partial(kt.token_local_target, full_gradient=True), static_argnums=0
+)
 solve = jax.jit(kt.solve)
 
 
@@ -306,9 +309,13 @@ def test_targets_of_the_bank(name):
             apart = np.abs(np.asarray(target.probs, np.float64) - reverse).sum() / 2
             close(apart, expected[f"tok_local_{estimator}"]["to_seq_reverse"])
     else:
-        assert "tok_forward_full" in name  # full-gradient: another target, not of this library
-        target = local(space, reward, log_ref, case["inputs"]["beta"], "k3")
-        assert np.abs(target.probs - np.array(expected["pi"])).max() > 1e-4
+        assert "tok_forward_full" in name
+        beta = DTYPE.type(case["inputs"]["beta"])
+        target = token_summed(space, reward, log_ref, beta, kt.ForwardKL())
+        check(target.probs, "pi")
+        check(target.expected_reward, "mean_reward")
+        objective = summed_objective(space, reward, log_ref, beta, kt.ForwardKL())
+        check(objective(space.conditionals(target.log_probs)), "value")
 
 
 def local(space, reward, log_ref, beta, estimator):
@@ -364,6 +371,44 @@ def test_advantages_telescope_and_are_the_token_log_ratios():
     for t, (pi, ref) in enumerate(pairs):
         row = 1  # where neither β nor 1/β is large
         close((pi - ref)[row] * BETAS[row], advantages[t][row], ulps=256)
+
+
+def summed_objective(space, reward, log_ref, beta, divergence):
+    """``E_π[reward − beta Σ_t D(π(·|s_t), π_ref(·|s_t))]`` as a function of a logit per token."""
+    refs = space.conditionals(log_ref)
+
+    def value(logits):
+        mass, cost, levels = jnp.ones(1, DTYPE), 0.0, []
+        for x, ref in zip(logits, refs, strict=True):
+            levels.append(jax.nn.log_softmax(x))
+            cost = cost + jnp.sum(mass * divergence(levels[-1], ref))
+            mass = (mass[:, None] * jnp.exp(levels[-1])).ravel()
+        return jnp.sum(mass * reward) - beta * cost
+
+    return value
+
+
+@pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.JensenShannon()], ids=lambda d: d.name)
+def test_the_full_gradient_of_a_divergence_summed_over_tokens_vanishes(divergence):
+    reward, log_ref = random_tree(THREE, 17)
+    beta = DTYPE.type(0.3)
+    target = token_summed(THREE, reward, log_ref, beta, divergence)
+    objective = jax.jit(jax.grad(summed_objective(THREE, reward, log_ref, beta, divergence)))
+    gradient = objective(THREE.conditionals(target.log_probs))
+    assert max(np.abs(x).max() for x in gradient) < 64 * EPS
+    local = token_local(THREE, reward, log_ref, beta, divergence)
+    gradient = objective(THREE.conditionals(local.log_probs))
+    assert max(np.abs(x).max() for x in gradient) > 1e-3
+
+
+def test_reverse_kl_summed_over_tokens_is_that_of_sequences():
+    reward, log_ref = random_tree(THREE, 18, 2)
+    reward[0, :9] = reward[1, 4] = -INF
+    beta = np.array([0.2, 3.0], DTYPE)
+    target = token_summed(THREE, reward, log_ref, beta, kt.ReverseKL())
+    whole = solve(kt.Objective(reward, log_ref, beta))
+    close(target.log_probs, whole.log_probs, ulps=128)
+    close(target.value, whole.value, ulps=128)
 
 
 def per_prefix(space, seed, last):
@@ -658,6 +703,7 @@ def test_the_dtype_is_kept(dtype):
     assert {x.dtype for x in found} == {dtype}
 
 
+@pytest.mark.slow
 def test_a_million_sequences():
     space = kt.SequenceSpace(10, 6)
     reward, log_ref = (x.astype(np.float32) for x in random_tree(space, 31))

@@ -11,8 +11,10 @@ import kltarget as kt
 from kltarget.spaces import SequenceSpace
 from kltarget.training import (
     GRUPolicy,
+    Recipe,
     TabularPolicy,
     TransformerPolicy,
+    fine_tune,
     fit,
     load_params,
     mirror_ascent,
@@ -101,6 +103,67 @@ def test_parameters_survive_the_disk(tmp_path, dtype):
         load_params(tmp_path / "params.npz", like=GRUPolicy(3, 2).init(key=jax.random.key(0)))
 
 
+def test_a_saved_model_is_trained_on(tmp_path):
+    """Twenty steps, through the disk, and thirty more are fifty steps."""
+    params = POLICY.init(key=jax.random.key(1))
+    log_ref = SPACE.joint(POLICY.conditionals(params, SPACE))
+    reward = np.linspace(-1, 1, 9).astype(DTYPE)
+    options = {
+        "beta": 0.3,
+        "learning_rate": 0.5,
+        "optimizer": optax.sgd,
+        "log_ref": kt.normalize(log_ref),
+        "history_every": 10,
+        "tol": 0.0,
+    }
+    whole = fine_tune(POLICY, params, reward, Recipe(), num_steps=50, **options)
+    first = fine_tune(POLICY, params, reward, Recipe(), num_steps=20, **options)
+    save_params(tmp_path / "run.npz", first.params)
+    loaded = load_params(tmp_path / "run.npz", like=params)
+    np.testing.assert_array_equal(loaded["logits"], first.params["logits"])
+    second = fine_tune(POLICY, loaded, reward, Recipe(), num_steps=30, **options)
+    np.testing.assert_allclose(second.history.gap[0], first.history.gap[-1], rtol=1e-5)
+    np.testing.assert_allclose(second.history.gap, whole.history.gap[2:], rtol=1e-4)
+    np.testing.assert_allclose(second.log_probs, whole.log_probs, atol=64 * eps(DTYPE))
+    assert np.abs(second.log_probs - first.log_probs).max() > 0.05
+
+    data = np.asarray(SPACE.sequences())
+    plain = {"weights": COUNTS, "batch_size": None, "holdout": 0, "optimizer": optax.sgd}
+    plain |= {"key": jax.random.key(0), "learning_rate": 1.0}
+    save_params(tmp_path / "fit.npz", fit(POLICY, data, num_steps=20, **plain).params)
+    loaded = load_params(tmp_path / "fit.npz", like=params)
+    again = fit(POLICY, data, num_steps=30, params=loaded, **plain)
+    want = fit(POLICY, data, num_steps=50, **plain)
+    np.testing.assert_allclose(again.params["logits"], want.params["logits"], atol=64 * eps(DTYPE))
+
+
+def test_fitting_shows_its_progress_where_asked(capsys):
+    options = {"key": jax.random.key(0), "num_steps": 4, "batch_size": None, "holdout": 0.3}
+    data = np.asarray(SPACE.sequences())
+    fit(POLICY, data, **options)
+    assert capsys.readouterr() == ("", "")
+    fitted = fit(POLICY, data, **options, progress=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "4/4" in last
+    assert f"log-likelihood={fitted.log_likelihood:.4g}" in last
+    assert f"held out={fitted.held_out_log_likelihood:.4g}" in last
+
+
+def test_fitting_that_diverges_says_so():
+    options = {"key": jax.random.key(0), "num_steps": 4, "batch_size": None, "holdout": 0}
+    fitted = fit(POLICY, np.asarray(SPACE.sequences()), **options, learning_rate=np.inf)
+    assert np.isnan(fitted.log_likelihood)
+    assert np.isfinite(fitted.history[0])
+
+
+def test_nothing_follows_the_end_of_a_sequence():
+    ending = TabularPolicy(3, 2, eos=0)
+    options = {"key": jax.random.key(0), "num_steps": 1, "holdout": 0}
+    assert np.isfinite(fit(ending, np.array([[0, 0], [1, 0], [1, 2]]), **options).log_likelihood)
+    with pytest.raises(ValueError, match=r"eos=0 after the first eos, got 2 at index \(1, 1\)"):
+        fit(ending, np.array([[0, 0], [0, 2]]), **options)
+
+
 REWARD = np.random.default_rng(0).uniform(size=6)
 REF = np.random.default_rng(1).dirichlet(np.ones(6))
 
@@ -168,3 +231,21 @@ def test_mirror_ascent_at_the_edges():
         mirror_ascent(REWARD, np.log(REF), np.ones(2), learning_rate=np.ones(3), num_steps=1)
     with pytest.raises(ValueError, match="num_steps"):
         mirror_ascent(REWARD, np.log(REF), 1.0, learning_rate=1.0, num_steps=-1)
+
+
+def test_mirror_ascent_under_tracing_marks_the_bad_rows():
+    reward, log_ref = (np.tile(x, (6, 1)).astype(DTYPE) for x in (REWARD, np.log(REF)))
+    beta = np.ones(6, DTYPE)
+    beta[1] = -1
+    reward[2, 3] = np.nan
+    log_ref[3] += 1
+    reward[4] = -np.inf
+    log_ref[5, 0] = np.nan
+    found = jax.jit(
+        lambda *problem: mirror_ascent(*problem, learning_rate=np.full((2, 6), 0.5), num_steps=3)
+    )(reward, log_ref, beta)
+    for x in (found.log_probs[0], found.gap[0]):
+        assert np.isfinite(x[0]).all()
+        assert np.isnan(x[1:]).all()
+    assert found.gap.shape == (2, 6)
+    assert not found.converged[0, 1:].any()

@@ -6,6 +6,7 @@ run has converged is read off its own gradient: nothing here knows a closed form
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,13 +22,14 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from kltarget._numerics import widest, working_dtype
 from kltarget.divergences import Divergence, kl
 from kltarget.spaces._tree import SequenceSpace
 from kltarget.training.estimators import slope
 from kltarget.training.runs import RunStatus
 
-_ENUMERATED_AT_ONCE = 2**20
-"""Sequences whose activations are held at a time when runs are measured."""
+_AT_ONCE = 2**20
+"""Sequences of all runs together whose activations a device holds at a time."""
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -64,15 +66,24 @@ class Program:
 
 
 def sequence_space(policy: Any) -> SequenceSpace:
-    """The sequences of a policy."""
+    """The sequences of a policy, or an error if it is none."""
+    for name in ("vocab_size", "length", "log_probs", "sample", "conditionals"):
+        if not hasattr(policy, name):
+            raise TypeError(f"policy must be a kltarget.Policy, but {policy!r} has no {name}")
+    try:
+        hash(policy)
+    except TypeError:
+        raise TypeError(
+            f"policy must be hashable, with its arrays in params: make {type(policy).__name__} a "
+            "frozen dataclass of plain numbers, for instance"
+        ) from None
     return SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
 
 
 def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     """The log-probability of every token of every sequence, ``[V**L, L]``."""
     columns = [
-        jnp.repeat(level.reshape(-1), space.vocab_size ** (space.length - t - 1))
-        for t, level in enumerate(conditionals)
+        jnp.repeat(level.reshape(-1), space.num_sequences // level.size) for level in conditionals
     ]
     return jnp.stack(columns, axis=-1)
 
@@ -83,7 +94,7 @@ def sequence_log_probs(program: Program, params: Any) -> Array:
     return token_table(program.space, conditionals).sum(-1)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What to train: the program, what runs share and what each has of its own."""
 
@@ -97,31 +108,40 @@ class Plan:
     progress: bool
     only_last: bool
 
+    def chunks(self) -> tuple[Plan, list[np.ndarray], int]:
+        """This plan on the devices it can use, the runs of each chunk, and how many there are.
+
+        Chunks are of one size, so that one program does them all: a multiple of the number of
+        devices, filled up with repetitions of the last run.
+        """
+        total = jax.tree.leaves(self.runs)[0].shape[0]
+        devices = self.program.devices[: min(total, self.chunk_runs or total)]
+        if self.chunk_runs is None:
+            each = self.program.method.batch_size or self.program.space.num_sequences
+            each_device = max(1, _AT_ONCE // each)
+        else:
+            each_device = max(1, self.chunk_runs // len(devices))
+        num_chunks = math.ceil(total / (each_device * len(devices)))
+        width = math.ceil(total / (num_chunks * len(devices))) * len(devices)
+        firsts = range(0, total, width)
+        rows = [np.minimum(np.arange(first, first + width), total - 1) for first in firsts]
+        program = dataclasses.replace(self.program, devices=devices)
+        return dataclasses.replace(self, program=program), rows, total
+
 
 def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
     """Final results per run, their history ``[R, H]`` and the steps at which it was taken."""
-    num_runs = jax.tree.leaves(plan.runs)[0].shape[0]
-    width = num_runs if plan.chunk_runs is None else min(plan.chunk_runs, num_runs)
-    devices = plan.program.devices[:width]
-    width = math.ceil(width / len(devices)) * len(devices)
-    program = dataclasses.replace(plan.program, devices=devices)
-    times = [*range(0, plan.num_steps, program.steps), plan.num_steps]
+    plan, chunks, num_runs = plan.chunks()
+    times = [*range(0, plan.num_steps, plan.program.steps), plan.num_steps]
     measured = [plan.num_steps] if plan.only_last else times
-    bar = None
-    if plan.progress:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=plan.num_steps * math.ceil(num_runs / width), unit="step")
     results, histories = [], []
-    for first in range(0, num_runs, width):
-        rows = np.minimum(np.arange(first, first + width), num_runs - 1)
-        runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
-        final, history = _train_chunk(program, plan, runs, times, bar)
-        keep = min(width, num_runs - first)
-        results.append(jax.tree.map(lambda x, keep=keep: x[:keep], final))
-        histories.append({name: x[:keep] for name, x in history.items()})
-    if bar is not None:
-        bar.close()
+    with progress_bar(plan.progress, plan.num_steps * len(chunks)) as bar:
+        for rows in chunks:
+            runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
+            final, history = _train_chunk(plan, runs, times, bar)
+            keep = min(len(rows), num_runs - rows[0])
+            results.append(jax.tree.map(lambda x, keep=keep: x[:keep], final))
+            histories.append({name: x[:keep] for name, x in history.items()})
     # Runs that stop early stay as they are, and so does what is measured of them.
     last = max(next(iter(h.values())).shape[1] for h in histories)
     padded = [
@@ -134,45 +154,73 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
 
 
 def _train_chunk(
-    program: Program, plan: Plan, runs: Any, times: list[int], bar: Any
+    plan: Plan, runs: Any, times: list[int], bar: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    tol = jnp.asarray(plan.tol, runs["learning_rate"].dtype)
+    program, shared = plan.program, plan.shared
+    tol, num_steps = jnp.asarray(plan.tol, runs["learning_rate"].dtype), jnp.int32(plan.num_steps)
     state = _start(program, plan.params, runs)
-    measured = [] if plan.only_last else [_measure(program, state, plan.shared, runs)]
+    measured, taken = [], 0
+    if not plan.only_last:
+        measured.append(_measure(program, state, shared, runs)[0])
     for begin, end in itertools.pairwise(times):
-        state = _advance(
-            program, state, plan.shared, runs, tol, jnp.int32(begin), jnp.int32(plan.num_steps)
-        )
-        if end == plan.num_steps or not plan.only_last:
-            measured.append(_measure(program, state, plan.shared, runs))
-        if bar is not None:
-            bar.update(end - begin)
-        if bar is not None and measured:
-            shown = {"reward": "expected_reward", "KL": "reverse_kl"}
-            bar.set_postfix({k: f"{float(measured[-1][v].mean()):.4g}" for k, v in shown.items()})
-        if not bool(jnp.any(state["active"])):
+        state = _advance(program, state, shared, runs, tol, jnp.int32(begin), num_steps)
+        if end == plan.num_steps or not bool(jnp.any(state["active"])):
             break
-    if not measured:
-        measured = [_measure(program, state, plan.shared, runs)]
-    history = {
-        name: np.stack([np.asarray(m[name]) for m in measured], axis=1)
-        for name in measured[0]
-        if name != "log_probs"
-    }
+        if not plan.only_last:
+            # Of the distributions, which are large, only the last are kept.
+            measured.append(_measure(program, state, shared, runs)[0])
+        show_progress(bar, end - begin, _of_runs(measured))
+        taken = end
+    metrics, log_probs = _measure(program, state, shared, runs)
+    measured.append(metrics)
+    show_progress(bar, plan.num_steps - taken, _of_runs(measured))
+    history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in measured[0]}
     last = measured[-1]
-    finite = jnp.isfinite(last["gradient_norm"]) & ~jnp.any(jnp.isnan(last["log_probs"]), axis=-1)
+    finite = jnp.isfinite(last["gradient_norm"]) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
     at_rest = last["gradient_norm"] <= tol * runs["scale"]
+    if not program.method.measured_exactly:
+        at_rest = jnp.zeros_like(at_rest)
     status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
     status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
     final = {
         "params": state["params"],
-        "log_probs": last["log_probs"],
+        "log_probs": log_probs,
         "gradient_norm": last["gradient_norm"],
         "gap": last["gap"],
         "status": status.astype(jnp.int32),
         "num_steps": state["taken"],
     }
     return final, history
+
+
+def progress_bar(shown: bool, num_steps: int) -> Any:
+    """A context of a tqdm bar over steps with the time that is left, or of None."""
+    if not shown:
+        return contextlib.nullcontext()
+    from tqdm.auto import tqdm
+
+    return tqdm(total=num_steps, unit="step")
+
+
+def show_progress(bar: Any, num_steps: int, numbers: dict[str, Any]) -> None:
+    """Moves a bar on and shows means over the runs where they are finite."""
+    if bar is None:
+        return
+    shown = {}
+    for name, x in numbers.items():
+        finite = np.asarray(x)[np.isfinite(x)]
+        shown[name] = f"{finite.mean():.4g}" if finite.size else "nan"
+    bar.set_postfix(shown, refresh=False)
+    bar.update(num_steps)
+
+
+def _of_runs(measured: list[dict[str, Array]]) -> dict[str, Array]:
+    """What a progress bar says of training, as far as it has been measured."""
+    return {
+        label: metrics[name]
+        for metrics in measured[-1:]
+        for label, name in (("reward", "expected_reward"), ("KL", "reverse_kl"))
+    }
 
 
 def _over_runs(
@@ -259,16 +307,18 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(program: Program, state: Any, shared: Any, runs: Any) -> Any:
+def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any, Array]:
+    """What the history is made of, and the log-probabilities of all sequences."""
     method = program.method
 
     def measure(params: Any, run: Any, shared: Any) -> Any:
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
         loss = functools.partial(_loss, program, shared=shared, run=run, key=key)
-        norm = _norm(jax.grad(loss)(params))
-        return {**_metrics(program, params, shared, run), "gradient_norm": norm}
+        log_probs = sequence_log_probs(program, params)
+        metrics = _metrics(program, log_probs, shared, run)
+        return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
-    at_once = max(1, _ENUMERATED_AT_ONCE // program.space.num_sequences)
+    at_once = max(1, _AT_ONCE // program.space.num_sequences)
     return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
@@ -277,12 +327,13 @@ def _loss(program: Program, params: Any, shared: Any, run: Any, key: Any) -> Arr
 
 
 def _norm(gradient: Any) -> Array:
-    total = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)]
+    leaves = jax.tree.leaves(gradient)
+    dtype = working_dtype(widest(*(x.dtype for x in leaves)))
+    total = [jnp.sum(jnp.square(x.astype(dtype))) for x in leaves]
     return jnp.sqrt(functools.reduce(jnp.add, total))
 
 
-def _metrics(program: Program, params: Any, shared: Any, run: Any) -> dict[str, Array]:
-    log_probs = sequence_log_probs(program, params)
+def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[str, Array]:
     log_ref = reference(shared, run).astype(log_probs.dtype)
     possible, reward = shared["possible"], shared["reward"]
     probs = jnp.exp(log_probs)
@@ -294,7 +345,6 @@ def _metrics(program: Program, params: Any, shared: Any, run: Any) -> dict[str, 
         masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
         masses = masses / masses.sum()
     metrics = {
-        "log_probs": log_probs,
         "expected_reward": jnp.sum(probs * reward),
         "reverse_kl": kl(log_probs, log_ref),
         "forward_kl": kl(log_ref, log_probs),

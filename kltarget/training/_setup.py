@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from kltarget._numerics import as_float
+from kltarget._numerics import as_float, working_dtype
 from kltarget.divergences import Divergence
+from kltarget.objectives import mass_tolerance
 from kltarget.spaces._tree import SequenceSpace
 from kltarget.training._engine import (
     Method,
@@ -27,6 +29,31 @@ from kltarget.training.recipes import Recipe
 from kltarget.training.runs import History, Run
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every trainer takes, as documented in :func:`kltarget.training.fine_tune`."""
+
+    optimizer: Optimizer = optax.adam
+    history_every: int | None = 100
+    tol: float = 1e-5
+    chunk_runs: int | None = None
+    devices: Any = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.optimizer):
+            raise TypeError(
+                "optimizer must be a function of a learning rate, such as optax.adam, got "
+                f"{type(self.optimizer).__name__}"
+            )
+        positive("history_every", self.history_every)
+        positive("chunk_runs", self.chunk_runs)
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or more, got {self.tol}")
+        if self.devices is not None and not len(self.devices):
+            raise ValueError("devices must name at least one device, or be None for all")
+
+
 def to_target(
     policy: Policy,
     params: Any,
@@ -36,14 +63,14 @@ def to_target(
     learning_rate: Any,
     num_steps: int,
     key: Any,
-    options: dict[str, Any],
+    options: Options,
 ) -> Run:
     """Runs towards given distributions, which take the place of the reference."""
     space = sequence_space(policy)
-    log_target = over_sequences(space, log_target, "log_target")
+    log_target = distribution(space, log_target, "log_target")
     reward = jnp.zeros(space.num_sequences, log_target.dtype)
     # The reference of what is shared is not looked at: every run has its target.
-    shared = shared_arrays(policy, params, space, reward, None, divergence, None)
+    shared, _ = shared_arrays(policy, params, space, reward, None, divergence, None)
     return train_runs(
         policy,
         params,
@@ -54,7 +81,7 @@ def to_target(
         key=key,
         num_steps=num_steps,
         log_target=log_target,
-        **options,
+        options=options,
     )
 
 
@@ -66,8 +93,8 @@ def shared_arrays(
     log_ref: Any,
     divergence: Divergence | None,
     modes: Any,
-) -> dict[str, Any]:
-    """What all runs have in common, as arrays of the policy's dtype."""
+) -> tuple[dict[str, Any], int]:
+    """What all runs have in common, as arrays of the policy's dtype, and the number of modes."""
     conditionals = policy.conditionals(params, space)
     dtype = conditionals[0].dtype
     possible = space.possible()
@@ -80,9 +107,10 @@ def shared_arrays(
             f"index {at}; forbid a sequence by a log_ref and a policy that cannot produce it"
         )
     if log_ref is not None:
-        log_ref = over_sequences(space, log_ref, "log_ref", batched=False)
+        log_ref = distribution(space, log_ref, "log_ref", batched=False)
         conditionals = tuple(x.astype(dtype) for x in space.conditionals(log_ref))
     table = token_table(space, conditionals)
+    num_modes = 0
     if modes is not None:
         modes = jnp.asarray(modes)
         if modes.shape != reward.shape or not jnp.issubdtype(modes.dtype, jnp.integer):
@@ -92,7 +120,10 @@ def shared_arrays(
             )
         if not bool((modes >= 0).any()):
             raise ValueError("modes has no label of 0 or more: every sequence is in no mode")
-    return {
+        num_modes = int(modes.max()) + 1
+        # A negative index would count from the end.
+        modes = jnp.where(modes >= 0, modes, num_modes)
+    shared = {
         "reward": jnp.where(possible, reward, jnp.zeros_like(reward)).astype(dtype),
         "possible": possible,
         "token_log_ref": table,
@@ -100,6 +131,7 @@ def shared_arrays(
         "divergence": divergence,
         "modes": modes,
     }
+    return shared, num_modes
 
 
 def train_runs(
@@ -112,23 +144,14 @@ def train_runs(
     space: SequenceSpace,
     key: Any,
     num_steps: int,
-    optimizer: Optimizer = optax.adam,
-    history_every: int | None = 100,
-    tol: float = 1e-5,
-    chunk_runs: int | None = None,
-    devices: Any = None,
-    progress: bool = False,
-    modes: Any = None,
+    options: Options,
+    num_modes: int = 0,
     log_target: Any = None,
     recipe: Recipe | None = None,
     positive_beta: bool = False,
 ) -> Run:
     """Broadcasts the settings, trains one run per entry and shapes the results back."""
-    for name, value in (("num_steps", num_steps), ("history_every", history_every)):
-        positive(name, value)
-    positive("chunk_runs", chunk_runs)
-    if not tol >= 0:
-        raise ValueError(f"tol must be 0 or more, got {tol}")
+    positive("num_steps", num_steps)
     if key is None and method.batch_size is not None:
         raise ValueError("key is needed with batch_size: pass key=jax.random.key(0), for instance")
     dtype = shared["reward"].dtype
@@ -153,33 +176,27 @@ def train_runs(
         runs["log_ref"] = wide.reshape(-1, space.num_sequences)
     regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
     runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
-    num_modes = 0 if modes is None else int(np.asarray(modes).max(initial=-1)) + 1
     program = Program(
         policy=policy,
         space=space,
         method=method,
-        optimizer=optimizer,
-        steps=min(history_every or 100, num_steps),
+        optimizer=options.optimizer,
+        steps=min(options.history_every or 100, num_steps),
         num_modes=num_modes,
-        devices=tuple(jax.devices() if devices is None else devices),
+        devices=tuple(jax.devices() if options.devices is None else options.devices),
     )
-    if shared["modes"] is not None:
-        # A negative index would count from the end.
-        labels = shared["modes"]
-        shared["modes"] = jnp.where(labels >= 0, labels, num_modes)
-    final, history, step = train(
-        Plan(
-            program,
-            params,
-            shared,
-            runs,
-            num_steps,
-            tol,
-            chunk_runs,
-            progress,
-            history_every is None,
-        )
+    plan = Plan(
+        program=program,
+        params=params,
+        shared=shared,
+        runs=runs,
+        num_steps=num_steps,
+        tol=options.tol,
+        chunk_runs=options.chunk_runs,
+        progress=options.progress,
+        only_last=options.history_every is None,
     )
+    final, history, step = train(plan)
     back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
     series = {name: x.reshape(*batch, -1) for name, x in history.items()}
     settings = ("beta", "reward_scale", "learning_rate")
@@ -209,7 +226,8 @@ def check_batch(recipe: Recipe, batch_size: int | None, group_size: int | None) 
 
 def positive(name: str, value: int | None, least: int = 1) -> int | None:
     """``value``, or an error that names it if it is neither None nor large enough."""
-    if value is not None and (not isinstance(value, (int, np.integer)) or value < least):
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and (not whole or value < least):
         raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
     return value
 
@@ -219,11 +237,19 @@ def over_sequences(space: SequenceSpace, x: Any, name: str, batched: bool = True
     array = as_float(x)
     if array.ndim == 0 or array.shape[-1] != space.num_sequences or (array.ndim > 1 > batched):
         raise ValueError(
-            f"{name} has shape {array.shape}, but the policy has {space.vocab_size}**"
-            f"{space.length} sequences: it needs shape {'[..., ' if batched else '['}"
-            f"{space.num_sequences}]"
+            f"{name} has shape {array.shape}, but the policy has {space.num_sequences} sequences: "
+            f"it needs shape {'[..., ' if batched else '['}{space.num_sequences}]"
         )
     return array
+
+
+def distribution(space: SequenceSpace, x: Any, name: str, batched: bool = True) -> Array:
+    """Log-probabilities over the policy's sequences, or an error that names them."""
+    x = space.require_log_probs(over_sequences(space, x, name, batched), name)
+    off = np.asarray(jnp.abs(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1) - 1))
+    if not (off <= mass_tolerance(x.dtype)).all():
+        raise ValueError(f"{name} is not normalised: pass kltarget.normalize({name})")
+    return x
 
 
 def _typed(key: Any) -> Array:

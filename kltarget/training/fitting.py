@@ -16,12 +16,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._numerics import as_float
-from kltarget.training._engine import Optimizer
+from kltarget.training._engine import Optimizer, progress_bar, show_progress
+from kltarget.training._setup import positive
 from kltarget.training.policies import Policy
 
 __all__ = ["Fit", "fit", "load_params", "save_params"]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
     """A policy fitted to a corpus and how well it predicts what it has not seen.
@@ -41,10 +43,6 @@ class Fit:
     step: np.ndarray
     history: np.ndarray
     held_out_history: np.ndarray
-
-
-_FIELDS = [field.name for field in dataclasses.fields(Fit)]
-jax.tree_util.register_dataclass(Fit, data_fields=_FIELDS, meta_fields=[])
 
 
 def fit(
@@ -78,14 +76,16 @@ def fit(
         holdout: the share of the sequences that is not trained on, drawn by the key and without
             regard to weights, or the held-out sequences themselves, ``[M, L]``. 0 for none.
         history_every: steps between measurements.
-        progress: show a bar with the held-out log-likelihood.
+        progress: show a tqdm bar with the time left and both log-likelihoods.
 
     Returns:
-        Parameters and log-likelihoods, which are weighted means over all sequences of either part.
+        Parameters and log-likelihoods, which are weighted means over all sequences of either part;
+        NaN from where training diverged.
 
     Raises:
         TypeError: tokens that are not integers.
-        ValueError: tokens that are not the policy's, or weights that are not weights.
+        ValueError: tokens that are not the policy's, or go on after its ``eos``; weights that are
+            not weights; options out of range.
 
     Example:
         >>> import jax, numpy as np
@@ -102,9 +102,9 @@ def fit(
             f"weights must be {len(data)} finite numbers of 0 or more, one per sequence, "
             f"got shape {counts.shape}"
         )
-    for name, value in (("num_steps", num_steps), ("history_every", history_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    positive("num_steps", num_steps)
+    positive("history_every", history_every)
+    positive("batch_size", batch_size)
     init_key, split_key, batch_key = jax.random.split(key, 3)
     params = policy.init(key=init_key) if params is None else params
     if np.ndim(holdout) == 0:
@@ -135,24 +135,19 @@ def fit(
         held_out = _log_likelihood(policy, params, *parts[1]) if len(unseen) else np.nan
         return float(seen), float(held_out)
 
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=num_steps, unit="step")
     steps, history = [0], [measured(params)]
-    while steps[-1] < num_steps:
-        length = min(history_every, num_steps - steps[-1])
-        static = (policy, optimizer, batch_size, length)
-        first = jnp.int32(steps[-1])
-        params, opt_state = _fit_steps(static, params, opt_state, *parts[0], rate, batch_key, first)
-        steps.append(steps[-1] + length)
-        history.append(measured(params))
-        if bar is not None:
-            bar.update(length)
-            bar.set_postfix(held_out=f"{history[-1][1]:.4g}")
-    if bar is not None:
-        bar.close()
+    with progress_bar(progress, num_steps) as bar:
+        while steps[-1] < num_steps:
+            length = min(history_every, num_steps - steps[-1])
+            static = (policy, optimizer, batch_size, length)
+            params, opt_state = _fit_steps(
+                static, params, opt_state, *parts[0], rate, batch_key, jnp.int32(steps[-1])
+            )
+            steps.append(steps[-1] + length)
+            history.append(measured(params))
+            show_progress(
+                bar, length, {"log-likelihood": history[-1][0], "held out": history[-1][1]}
+            )
     seen, held_out = np.array(history).T
     last = (float(seen[-1]), float(held_out[-1]))
     return Fit(params, *last, step=np.array(steps), history=seen, held_out_history=held_out)
@@ -211,6 +206,16 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} must be from 0 to {policy.vocab_size - 1}, got {array[at]} at index {at}"
         )
+    eos = getattr(policy, "eos", None)
+    if eos is not None:
+        over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)
+        bad = np.argwhere(over & (array[:, 1:] != eos))
+        if bad.size:
+            row, column = (int(i) for i in bad[0])
+            raise ValueError(
+                f"{name} must have only eos={eos} after the first eos, got "
+                f"{array[row, column + 1]} at index {(row, column + 1)}"
+            )
     return array.astype(np.int32)
 
 

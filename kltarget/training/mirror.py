@@ -14,12 +14,14 @@ from jaxtyping import Array, Float, Int
 
 from kltarget._numerics import safe_exp_product
 from kltarget.divergences import Divergence, ReverseKL
-from kltarget.objectives import Objective, broadcast_fields
+from kltarget.objectives import Objective, _faults, broadcast_fields
+from kltarget.training._setup import positive
 from kltarget.training.estimators import slope
 
 __all__ = ["MirrorAscent", "mirror_ascent"]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MirrorAscent:
     """Where mirror ascent arrived.
@@ -36,13 +38,6 @@ class MirrorAscent:
     gap: Float[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
     converged: Array
-
-
-jax.tree_util.register_dataclass(
-    MirrorAscent,
-    data_fields=["log_probs", "gap", "num_steps", "converged"],
-    meta_fields=[],
-)
 
 
 def mirror_ascent(
@@ -75,7 +70,8 @@ def mirror_ascent(
         tol: a row stops when its Frank–Wolfe gap is at most this, in reward units.
 
     Returns:
-        Policies with their gaps, in the dtype of the inputs; NaN in rows that became so.
+        Policies with their gaps, in the dtype of the inputs; NaN in rows that became so and, under
+        a trace, where :class:`kltarget.Objective` would have raised.
 
     Raises:
         TypeError, ValueError: as :class:`kltarget.Objective`, and shapes that do not broadcast.
@@ -97,8 +93,7 @@ def mirror_ascent(
         optimization", 2003.
     """
     objective = Objective(reward, log_ref, beta, ReverseKL() if divergence is None else divergence)
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
+    positive("num_steps", num_steps, 0)
     rate = jnp.asarray(learning_rate, objective.reward.dtype)
     batch = objective.batch_shape
     try:
@@ -108,15 +103,13 @@ def mirror_ascent(
             f"learning_rate has shape {rate.shape}, which does not broadcast against the "
             f"objective's batch axes {batch}"
         ) from None
+    objective = dataclasses.replace(objective, beta=jnp.broadcast_to(objective.beta, batch))
     return _mirror_ascent(objective, jnp.broadcast_to(rate, batch), num_steps, tol)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) -> MirrorAscent:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
-    shape = (*rate.shape, reward.shape[-1])
-    reward, log_ref = jnp.broadcast_to(reward, shape), jnp.broadcast_to(log_ref, shape)
-    beta = jnp.broadcast_to(beta, (*rate.shape, 1))
     rate = rate.astype(reward.dtype)[..., None]
     tol = jnp.asarray(tol, reward.dtype)
     inside = (log_ref > -jnp.inf) & (reward > -jnp.inf)
@@ -126,7 +119,7 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
         cost = slope(
             divergence, jnp.where(inside, log_policy, 0.0), jnp.where(inside, log_ref, 0.0)
         )
-        cost = jnp.broadcast_to(cost, shape)
+        cost = jnp.broadcast_to(cost, reward.shape)
         return jnp.where(inside, jnp.where(inside, reward, 0.0) - beta * cost, 0.0)
 
     def gap(log_policy: Array, gain: Array) -> Array:
@@ -145,5 +138,11 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     carry = (start, jnp.zeros(rate.shape[:-1], jnp.int32), jnp.zeros(rate.shape[:-1], bool))
     (log_policy, taken, _), _ = lax.scan(step, carry, None, length=num_steps)
     last = gap(log_policy, slopes(log_policy))
+    faults = _faults(objective.reward, objective.log_ref, objective.beta, objective.measure)
+    bad = [faults["reward"].any(-1), faults["nan_ref"].any(-1)]
+    bad += [faults[name] for name in ("beta", "mass", "empty")]
+    failed = functools.reduce(jnp.logical_or, (jnp.broadcast_to(x, last.shape) for x in bad))
+    last = jnp.where(failed, jnp.nan, last)
+    log_policy = jnp.where(failed[..., None], jnp.nan, log_policy)
     dtype = objective.reward.dtype
     return MirrorAscent(log_policy.astype(dtype), last.astype(dtype), taken, last <= tol)

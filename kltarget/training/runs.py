@@ -30,9 +30,11 @@ class RunStatus(enum.IntEnum):
     OUT_OF_STEPS = 1
     """All steps were taken and the gradient had not vanished."""
     NON_FINITE = 2
-    """The gradient or the policy became infinite or NaN; the run stopped there."""
+    """The gradient or the policy became infinite or NaN; the run stopped there. Its parameters are
+    those that made it so."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class History:
     """What was measured of each run on its way, by exact sums over all sequences.
@@ -60,6 +62,7 @@ class History:
     gap: np.ndarray
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """Trained policies and how their training went; leading axes ``*batch`` run over the runs.
@@ -91,20 +94,10 @@ class Run:
     reward_scale: Float[Array, "*batch"]
     learning_rate: Float[Array, "*batch"]
     history: History
-    policy: Any
-    recipe: Recipe | None
+    policy: Any = dataclasses.field(metadata={"static": True})
+    recipe: Recipe | None = dataclasses.field(metadata={"static": True})
 
     @property
     def converged(self) -> Array:
         """Which runs converged, booleans ``[*batch]``."""
         return self.status == int(RunStatus.CONVERGED)
-
-
-def _register(cls: type, *static: str) -> None:
-    names = [field.name for field in dataclasses.fields(cls)]
-    data = [name for name in names if name not in static]
-    jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=list(static))
-
-
-_register(History)
-_register(Run, "policy", "recipe")

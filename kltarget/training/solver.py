@@ -21,6 +21,7 @@ from kltarget.training._methods import (
     PseudoReward,
 )
 from kltarget.training._setup import (
+    Options,
     check_batch,
     positive,
     shared_arrays,
@@ -92,9 +93,11 @@ def fine_tune(
             ``batch_size``; None measures at the end alone.
         tol: a run has converged when its exact gradient's norm is at most this times beta (times 1
             where beta is 0). With exact gradients it then stops.
-        chunk_runs: how many runs are trained at a time, to fit memory; by default all.
+        chunk_runs: how many runs are trained at a time, to fit memory, at least one per device; by
+            default as many as have 2^20 sequences at hand per device and step.
         devices: the devices that the runs are dealt to, ``jax.devices()`` by default.
-        progress: show a bar with the mean reward and KL of the runs in work.
+        progress: show a tqdm bar with the time left and, as often as runs are measured, the mean
+            reward and reverse KL of those in work.
 
     Returns:
         The runs. A run depends on nothing but its own settings: not on its neighbours, on how often
@@ -102,6 +105,7 @@ def fine_tune(
         is stopped and says so in its status.
 
     Raises:
+        TypeError: a policy, recipe or optimiser that is none.
         ValueError: shapes that do not fit, values out of range, a missing key; the message names
             the argument.
 
@@ -136,10 +140,11 @@ def fine_tune(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
     check_batch(recipe, batch_size, group_size)
+    options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
     method = PolicyGradient(recipe, batch_size, group_size)
     if divergence is None and recipe.place != "none":
         divergence = recipe.divergence or ReverseKL()
-    shared = shared_arrays(policy, params, space, reward, log_ref, divergence, modes)
+    shared, num_modes = shared_arrays(policy, params, space, reward, log_ref, divergence, modes)
     return train_runs(
         policy,
         params,
@@ -148,14 +153,9 @@ def fine_tune(
         {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate},
         space=space,
         key=key,
-        optimizer=optimizer,
         num_steps=num_steps,
-        history_every=history_every,
-        tol=tol,
-        chunk_runs=chunk_runs,
-        devices=devices,
-        progress=progress,
-        modes=modes,
+        options=options,
+        num_modes=num_modes,
         recipe=recipe,
     )
 
@@ -212,7 +212,15 @@ def sft(
     """
     method = MaximumLikelihood(positive("batch_size", batch_size))
     return to_target(
-        policy, params, log_target, ForwardKL(), method, learning_rate, num_steps, key, options
+        policy,
+        params,
+        log_target,
+        ForwardKL(),
+        method,
+        learning_rate,
+        num_steps,
+        key,
+        Options(**options),
     )
 
 
@@ -278,7 +286,15 @@ def f_dpg(
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
     method = PseudoReward(positive("batch_size", batch_size, 2))
     return to_target(
-        policy, params, log_target, divergence, method, learning_rate, num_steps, key, options
+        policy,
+        params,
+        log_target,
+        divergence,
+        method,
+        learning_rate,
+        num_steps,
+        key,
+        Options(**options),
     )
 
 
@@ -353,7 +369,7 @@ def dpo(
     if pairs not in ("reference", "policy"):
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
     space = sequence_space(policy)
-    shared = shared_arrays(policy, params, space, reward, log_ref, ReverseKL(), modes)
+    shared, num_modes = shared_arrays(policy, params, space, reward, log_ref, ReverseKL(), modes)
     return train_runs(
         policy,
         params,
@@ -363,7 +379,7 @@ def dpo(
         space=space,
         key=key,
         num_steps=num_steps,
-        modes=modes,
+        options=Options(**options),
+        num_modes=num_modes,
         positive_beta=True,
-        **options,
     )
