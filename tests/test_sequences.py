@@ -401,6 +401,7 @@ def test_the_full_gradient_of_a_divergence_summed_over_tokens_vanishes(divergenc
     assert max(np.abs(x).max() for x in gradient) > 1e-3
 
 
+@pytest.mark.slow
 def test_reverse_kl_summed_over_tokens_is_that_of_sequences():
     reward, log_ref = random_tree(THREE, 18, 2)
     reward[0, :9] = reward[1, 4] = -INF
@@ -670,6 +671,7 @@ def test_gradients_of_soft_values():
         np.testing.assert_allclose(gradients[2], -cost, rtol=1e-6, atol=64 * EPS)
 
 
+@pytest.mark.slow
 def test_derivatives_are_finite_where_things_are_impossible():
     reward, log_ref = random_tree(THREE, 21)
     reward[:9] = reward[12] = -INF

@@ -83,20 +83,13 @@ TARGETS = {
     ("loss", "weighted-k3", "token"): local(tilted),
     ("loss", "k3", "token"): local(hyperbolic),
 }
-MANY = ("reward-k1-token", "loss-k2-sequence", "loss-weighted-k3-token")
 
 
 def distance(run, target):
     return np.abs(np.exp(np.asarray(run.log_probs, np.float64)) - target).sum(-1) / 2
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        pytest.param(c, id="-".join(c), marks=[pytest.mark.slow] * ("-".join(c) in MANY))
-        for c in TARGETS
-    ],
-)
+@pytest.mark.parametrize("choice", TARGETS, ids="-".join)
 def test_tabular_policies_reach_the_target_of_their_recipe(choice):
     place, estimator, level = choice
     recipe = Recipe(place=place, estimator=estimator, level=level)
@@ -119,6 +112,7 @@ def test_tabular_policies_reach_the_target_of_their_recipe(choice):
         assert run.gap.max() < 0.02
 
 
+@pytest.mark.slow
 def test_one_step_of_k3_in_the_loss_has_the_forward_kl_target():
     policy = TabularPolicy(8, 1)
     params = policy.init(key=jax.random.key(3))
@@ -294,6 +288,7 @@ def test_the_mean_of_sampled_steps_is_the_exact_step(name):
     assert np.abs(exact).max() > 20 * error.max()
 
 
+@pytest.mark.slow
 def test_sampled_gradients_certify_no_convergence():
     options = {"learning_rate": 0.01, "num_steps": 2, "tol": 1e6, "history_every": None}
     sampled = {"key": jax.random.key(0), "batch_size": 2}
