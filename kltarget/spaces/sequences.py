@@ -32,6 +32,7 @@ from kltarget.spaces._tree import (
     after_eos,
     children,
     conditionals,
+    counted,
     ended,
     floats,
     joint,
@@ -334,29 +335,18 @@ def _node(q: Array, log_ref: Array, beta: Array, divergence: Divergence) -> tupl
 def _token_local(space: SequenceSpace, objective: Objective) -> tuple[Array, Array, Array]:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     given = conditionals(space, log_ref)
-    batch, size = reward.shape[:-1], space.vocab_size
-    shallow = sum(size**t <= SHALLOW for t in range(space.length))
+    batch, size = reward.shape[:-1], space.sizes[0]
+    # Every shape is a program to compile: near the root they are padded to one, which takes nodes
+    # of one size.
+    shallow = sum(
+        space.num_prefixes(t) <= SHALLOW and set(space.sizes) == {size} for t in range(space.length)
+    )
     value, nodes = reward, []
     for t in reversed(range(shallow, space.length)):
-        value, found = _node(children(space, value), given[t], beta, divergence)
+        value, found = _node(children(space, value, t), given[t], beta, divergence)
         nodes.append(found)
-
-    # Every shape is a program to compile: near the root they are padded to one.
-    width = size ** (shallow - 1)
-
-    def widened(x: Array, axis: int) -> Array:
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, width - x.shape[axis])
-        return jnp.pad(x, padding, constant_values=-math.log(size))
-
-    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
-        value, found = _node(children(space, value), ref, beta, divergence)
-        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
-
-    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
-    _, stacked = lax.scan(step, value, refs)
-    for k, t in enumerate(reversed(range(shallow))):
-        nodes.append(jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked))
+    if shallow:
+        nodes += _shallow_nodes(space, value, given[:shallow], beta, divergence)
     nodes = nodes[::-1]
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
 
@@ -376,6 +366,34 @@ def _token_local(space: SequenceSpace, objective: Objective) -> tuple[Array, Arr
     log_probs = jnp.where(gone, jnp.nan, log_probs)
     multiplier = jnp.where(failed, jnp.nan, nodes[0].multiplier[..., 0])
     return log_probs.astype(dtype), multiplier.astype(dtype), status
+
+
+def _shallow_nodes(
+    space: SequenceSpace,
+    value: Array,
+    given: tuple[Array, ...],
+    beta: Array,
+    divergence: Divergence,
+) -> list[_Node]:
+    """The problems of the depths of ``given``, the last first, in one compiled step."""
+    shallow, size = len(given), space.sizes[0]
+    width = space.num_prefixes(shallow - 1)
+
+    def widened(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, width - x.shape[axis])
+        return jnp.pad(x, padding, constant_values=-math.log(size))
+
+    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
+        value, found = _node(children(space, value, 0), ref, beta, divergence)
+        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
+
+    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
+    _, stacked = lax.scan(step, value, refs)
+    return [
+        jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked)
+        for k, t in enumerate(reversed(range(shallow)))
+    ]
 
 
 def _possible_mass(space: SequenceSpace, log_ref: Array) -> Array:
@@ -465,20 +483,26 @@ def _whole_reward(space: SequenceSpace, reward: Any) -> Array:
     x = floats(reward, "reward")
     if x.ndim == 0 or x.shape[-1] != space.num_sequences:
         raise ValueError(
-            f"reward has shape {x.shape}, but there are {space.vocab_size}**{space.length} = "
+            f"reward has shape {x.shape}, but there are {counted(space)} = "
             f"{space.num_sequences} sequences: the last axis must be {space.num_sequences}"
         )
     return x
 
 
 def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: int) -> None:
-    powers = {space.vocab_size**k for k in range(t + 1)}
-    vocabulary = own == 1 or x.shape[-1:] == (space.vocab_size,)
-    if x.ndim < own or not vocabulary or x.shape[-own] not in powers:
-        wanted = f"{space.vocab_size}**{t}" + (f", {space.vocab_size}" if own == 2 else "")
+    sizes = space.sizes
+    counts = {math.prod(sizes[t - k : t]) for k in range(t + 1)}
+    vocabulary = own == 1 or x.shape[-1:] == (sizes[t],)
+    if x.ndim < own or not vocabulary or x.shape[-own] not in counts:
+        if isinstance(space.vocab_size, tuple):
+            nodes, fewer = str(space.num_prefixes(t)), f"one of {sorted(counts)}"
+        else:
+            nodes = f"{space.vocab_size}**{t}"
+            fewer = f"a smaller power of {space.vocab_size}"
+        wanted = nodes + (f", {sizes[t]}" if own == 2 else "")
         raise ValueError(
             f"{name} has shape {x.shape}, but must end in [{wanted}] for the prefixes of {t} "
-            f"tokens, or in a smaller power of {space.vocab_size} if only the last tokens count"
+            f"tokens, or in {fewer} if only the last tokens count"
         )
 
 
@@ -548,7 +572,7 @@ def _soft_values(
     t = len(earned) - 1
     while t >= 0:
         run = 1
-        if t > 0 and _num_nodes(space, value, given[t], earned[t]) == value.shape[-1]:
+        if t > 0 and _num_nodes(space, value, given[t], earned[t], t) == value.shape[-1]:
             while t - run > 0 and _alike(given, earned, t, t - run):
                 run += 1
         if run == 1:
@@ -567,9 +591,11 @@ def _soft_values(
     return _Values(tuple(values[::-1]), tuple(advantages[::-1]))
 
 
-def _num_nodes(space: SequenceSpace, value: Array, given: Array, earned: Array | None) -> int:
+def _num_nodes(
+    space: SequenceSpace, value: Array, given: Array, earned: Array | None, t: int
+) -> int:
     """For how many prefixes there are values after a step."""
-    size = max(1, value.shape[-1] // space.vocab_size)
+    size = max(1, value.shape[-1] // space.sizes[t])
     return max(size, given.shape[-2], 1 if earned is None else earned.shape[-1])
 
 
@@ -583,7 +609,7 @@ def _step(
     space: SequenceSpace, value: Array, given: Array, earned: Array | None, beta: Array, t: int
 ) -> tuple[Array, Array]:
     """Values of prefixes of t tokens from those of t + 1, and the advantages of the next token."""
-    q, before = _backed_up(space, value, given, beta[..., None, None])
+    q, before = _backed_up(space, value, given, beta[..., None, None], t)
     nothing = jnp.isneginf(before)[..., None]
     advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
     if earned is not None:
@@ -596,13 +622,13 @@ def _step(
 
 
 def _backed_up(
-    space: SequenceSpace, value: Array, given: Array, beta: Array
+    space: SequenceSpace, value: Array, given: Array, beta: Array, t: int
 ) -> tuple[Array, Array]:
     """The values after each token, ``[..., nodes, V]``, and what they are worth before it."""
-    if value.shape[-1] < space.vocab_size:
-        q = jnp.broadcast_to(value[..., None], (*value.shape, space.vocab_size))
+    if value.shape[-1] < space.sizes[t]:
+        q = jnp.broadcast_to(value[..., None], (*value.shape, space.sizes[t]))
     else:
-        q = children(space, value)
+        q = children(space, value, t)
     q, given = _of_one_size(q, given, -2)
     alive = ~jnp.isneginf(q) & ~jnp.isneginf(given)
     best = jnp.max(jnp.where(alive, q, -jnp.inf), axis=-1, keepdims=True)
@@ -623,9 +649,10 @@ def _backed_up(
 
 def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
     """Conditionals that can tell whether a prefix of t tokens has ended."""
-    if space.eos is None or t == 0 or given.shape[-2] >= space.vocab_size:
+    vocab_size = given.shape[-1]
+    if space.eos is None or t == 0 or given.shape[-2] >= vocab_size:
         return given
-    return jnp.broadcast_to(given, (*given.shape[:-2], space.vocab_size, space.vocab_size))
+    return jnp.broadcast_to(given, (*given.shape[:-2], vocab_size, vocab_size))
 
 
 def _of_one_size(x: Array, y: Array, axis: int) -> tuple[Array, Array]:

@@ -71,8 +71,7 @@ def sequence_space(policy: Any) -> SequenceSpace:
 def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     """The log-probability of every token of every sequence, ``[V**L, L]``."""
     columns = [
-        jnp.repeat(level.reshape(-1), space.vocab_size ** (space.length - t - 1))
-        for t, level in enumerate(conditionals)
+        jnp.repeat(level.reshape(-1), space.num_sequences // level.size) for level in conditionals
     ]
     return jnp.stack(columns, axis=-1)
 

@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._numerics import as_float
-from kltarget.training._engine import Optimizer
+from kltarget.spaces._tree import require_tokens
+from kltarget.training._engine import Optimizer, sequence_space
 from kltarget.training.policies import Policy
 
 __all__ = ["Fit", "fit", "load_params", "save_params"]
@@ -205,12 +206,7 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
             f"{name} has shape {array.shape}, but the policy's sequences have {policy.length} "
             f"tokens: it needs shape (N, {policy.length})"
         )
-    bad = np.argwhere((array < 0) | (array >= policy.vocab_size))
-    if bad.size:
-        at = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"{name} must be from 0 to {policy.vocab_size - 1}, got {array[at]} at index {at}"
-        )
+    require_tokens(sequence_space(policy), array, name)
     return array.astype(np.int32)
 
 
