@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -126,8 +127,7 @@ def of_position(policy: Sequential, logits: Array, depth: Any) -> Array:
     """Logits ``[..., max_size]`` with ``-inf`` at tokens that their position does not have."""
     if not isinstance(policy.vocab_size, tuple):
         return logits
-    sizes = jnp.array(policy.sizes, jnp.int32)[depth]
-    own = jnp.arange(policy.max_size, dtype=jnp.int32) < sizes[..., None]
+    own = jnp.array(np.arange(policy.max_size) < np.array(policy.sizes)[:, None])[depth]
     return jnp.where(jnp.broadcast_to(own, logits.shape), logits, jnp.full_like(logits, -jnp.inf))
 
 
