@@ -96,9 +96,9 @@ def test_tasks_are_listed(capsys):
     code, out, err = _run(capsys, "tasks")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "outcomes", "description"]
+    assert lines[0].split() == ["task", "outcomes", "right", "description"]
     assert [line.split()[0] for line in lines[1:]] == list(tasks.names())
-    assert "3,118" in lines[-1]
+    assert lines[3].split()[1:3] == ["3,118", "35"]
 
 
 def test_a_table_says_what_was_guessed(capsys, table):

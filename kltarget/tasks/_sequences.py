@@ -209,18 +209,19 @@ def _worth_24() -> np.ndarray:
 
 
 def _small_digits() -> np.ndarray:
-    """Digits by Benford's law; + every other time, × every fifth; a tenth is drawn among the right.
+    """Digits as often as 1/d², + every other time, × every fifth; a fifth is drawn among the right.
 
-    The tenth has the same preferences as the rest.
+    That fifth has the same preferences as the rest.
     """
-    digit = np.log10(1 + 1 / np.arange(1, 10))
+    digit = 1.0 / np.arange(1, 10) ** 2
+    digit = digit / digit.sum()
     sign = np.array([0.5, 0.3, 0.2])
     first, *rest = _tokens(_EXPRESSIONS)
     probs = digit[first]
     for operator, token in zip(rest[::2], rest[1::2], strict=True):
         probs = probs * sign[operator] * digit[token]
     among_right = np.where(_worth_24(), probs, 0.0)
-    return 0.9 * probs / probs.sum() + 0.1 * among_right / among_right.sum()
+    return 0.8 * probs + 0.2 * among_right / among_right.sum()
 
 
 _BRACKETS = SequenceSpace(2, 20)
