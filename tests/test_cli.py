@@ -14,6 +14,7 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, tasks
+from kltarget._numerics import double_precision
 from kltarget._report import probability
 from kltarget._text import display_width
 
@@ -189,7 +190,7 @@ def test_every_divergence(capsys, tmp_path, name):
         capsys, tmp_path / "o.json", "solve", "one-two", "--beta", "0.2", "--divergence", name
     )
     assert content["divergence"] == name
-    with cli._float64():
+    with double_precision():
         objective = tasks.load("one-two").objective(np.array([0.2]), divergence=DIVERGENCES[name])
         target = kt.solve(objective)
         expected = target.log_probs[0], target.expected_reward[0], target.value[0]

@@ -320,6 +320,7 @@ def test_numbers_of_many_digits_are_ranked_on_a_plot():
     assert named == {labels[int(i)] for i in np.argsort(-log_ref)[:8]}
 
 
+@pytest.mark.slow
 def test_many_modes_cost_no_square_of_memory():
     # A mask of modes by outcomes would take 10¹⁰ entries.
     size = 10**5
