@@ -75,7 +75,10 @@ def names() -> tuple[str, ...]:
 
 
 def listing() -> tuple[Listing, ...]:
-    """All tasks in the order of `names`, none of more than a few thousand outcomes being built.
+    """What tasks there are, without building those of more than a few thousand outcomes.
+
+    Returns:
+        One `Listing` per task, in the order of `names`.
 
     Example:
         >>> from kltarget import tasks
