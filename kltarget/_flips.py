@@ -160,6 +160,8 @@ class _Support:
     """Outcomes the reference lacks and that are better than any it has, at a finite price."""
     best: Array
     outside: Array
+    beyond: Array
+    """Whether there are any atoms."""
 
     @staticmethod
     def of(divergence: Divergence, reward: Array, log_ref: Array) -> _Support:
@@ -168,7 +170,7 @@ class _Support:
         best = jnp.max(select(usable, reward, -jnp.inf), axis=-1, keepdims=True)
         outside = jnp.max(select(~in_ref, reward, -jnp.inf), axis=-1, keepdims=True)
         beyond = (outside > best) & (divergence.slope_at_infinity < jnp.inf)
-        return _Support(usable, ~in_ref & (reward == outside) & beyond, best, outside)
+        return _Support(usable, ~in_ref & (reward == outside) & beyond, best, outside, beyond)
 
 
 @jax.jit
@@ -354,7 +356,7 @@ def _collapse_beta(objective: Objective) -> Array:
     reward, log_ref, _, divergence = broadcast_fields(objective)
     dtype = reward.dtype
     support = _Support.of(divergence, reward, log_ref)
-    outside = jnp.any(support.atoms, axis=-1, keepdims=True)
+    outside = support.beyond
     tied = support.usable & (reward == support.best)
     best = jnp.where(outside, support.outside, support.best)
     rival = support.usable & (outside | ~tied)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """64-bit floats inside a ``with`` block, whatever the user's setting, which is kept."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+    return enable_x64(True)
 
 
 def expm1_ratio(x: Array) -> Array:

@@ -173,7 +173,7 @@ def _outcomes(solution: Solution, top: int) -> list[str]:
     heads = ["reference", *(f"β = {betas[i]:g}" for i in columns)]
 
     chosen = _top(masses, top)
-    labels = [short(task.labels[i]) for i in chosen]
+    labels = [short(task.labels[int(i)]) for i in chosen]
     rewards = [f"{task.reward[i]:.4g}" for i in chosen]
     lines = _mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})
 
@@ -184,7 +184,7 @@ def _outcomes(solution: Solution, top: int) -> list[str]:
             members.append(np.flatnonzero(~solution.right))
         by_mode = np.stack([np.logaddexp.reduce(masses[:, m], axis=1) for m in members], axis=1)
         kept = _top(by_mode, top)
-        peaks = [task.labels[members[k][task.log_ref[members[k]].argmax()]] for k in kept]
+        peaks = [task.labels[int(members[k][task.log_ref[members[k]].argmax()])] for k in kept]
         labels = [
             f"of “{short(peak, 30)}”" if k < len(modes) else "not right"
             for k, peak in zip(kept, peaks, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Facts:
         objective: Objective,
         target: Target,
         modes: np.ndarray,
-        names: tuple[str, ...],
+        names: Sequence[str],
         top: int,
     ) -> None:
         def host(x: Any) -> np.ndarray:
@@ -48,11 +49,11 @@ class Facts:
         self.log_probs = host(target.log_probs)
         self.status = Status(int(target.status))
         self.failed = bool(np.isnan(self.log_probs).any())
-        self.mode_labels = np.unique(modes[modes >= 0])
+        self.mode_labels, sizes = np.unique(modes[modes >= 0], return_counts=True)
         self.mode_ref = host(mode_log_mass(objective.log_ref, modes))
         self.mode_log = host(mode_log_mass(target.log_probs, modes))
-        self.mode_reward = np.array([self.reward[modes == m].max() for m in self.mode_labels])
-        self.grouped = bool((np.unique(modes[modes >= 0], return_counts=True)[1] > 1).any())
+        self.mode_reward = self.by_mode(np.maximum, self.reward, modes >= 0, -math.inf)
+        self.grouped = bool((sizes > 1).any())
 
         usable = (self.log_ref > -np.inf) & (self.reward > -np.inf)
         self.possible = usable
@@ -63,13 +64,19 @@ class Facts:
         counted = self.possible & (modes >= 0)
         self.highest = float(self.reward[counted].max()) if counted.any() else math.nan
         on_top = counted & (self.reward == self.highest)
-        self.is_best = np.array([bool((on_top & (modes == m)).any()) for m in self.mode_labels])
+        self.is_best = np.isin(self.mode_labels, modes[on_top])
+
+    def by_mode(self, ufunc: np.ufunc, x: np.ndarray, members: np.ndarray, start: Any) -> Any:
+        """``ufunc`` over the members of each mode, in time that does not grow with their number."""
+        result = np.full(len(self.mode_labels), start)
+        ufunc.at(result, np.searchsorted(self.mode_labels, self.modes[members]), x[members])
+        return result
 
     def name_of(self, mode: int) -> str:
         """A mode goes by its likeliest outcome."""
         members = np.flatnonzero(self.modes == self.mode_labels[mode])
         best = members[self.log_ref[members].argmax()] if len(members) else 0
-        return self.names[best]
+        return self.names[int(best)]
 
     def quoted(self, mode: int) -> str:
         return ("the mode of " if self.grouped else "") + quoted(self.name_of(mode))
@@ -77,8 +84,7 @@ class Facts:
     def numbers(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The fields of a summary that are measured, and the modes whose flip is among them."""
         target, modes = self.target, self.modes
-        best = modes[:, None] == self.mode_labels[self.is_best][None, :]
-        among = np.where(best.any(axis=1), modes, -1)
+        among = np.where(np.isin(modes, self.mode_labels[self.is_best]), modes, -1)
 
         def hill(log_probs: Any, labels: np.ndarray) -> float:
             if not (labels >= 0).any():
@@ -210,15 +216,14 @@ class Facts:
 
     def kept_ratios(self, best: np.ndarray) -> str:
         """Which ratios no β can change: those of equally rewarded modes that the reference has."""
-        uniform = []
-        for k in best:
-            members = self.possible & (self.modes == self.mode_labels[k])
-            in_ref = self.log_ref[members] > -np.inf
-            if in_ref.all() and len(np.unique(self.reward[members])) == 1:
-                uniform.append(self.mode_ref[k])
+        members = self.possible & (self.modes >= 0)
+        in_ref = self.by_mode(np.logical_and, self.log_ref > -np.inf, members, True)
+        least = self.by_mode(np.minimum, self.reward, members, math.inf)
+        most = self.by_mode(np.maximum, self.reward, members, -math.inf)
+        uniform = self.mode_ref[best][(in_ref & (least == most))[best]]
         if len(uniform) < 2:
             return ""
-        log_ratio = max(uniform) - min(uniform)
+        log_ratio = uniform.max() - uniform.min()
         if len(uniform) == 2:
             return f"equal rewards keep the reference's ratio ({ratio(log_ratio)}) at every β"
         return f"equal rewards keep the reference's ratios (up to {ratio(log_ratio)}) at every β"

@@ -36,6 +36,7 @@ import numpy as np
 
 import kltarget as kt
 from kltarget import plot, tables, tasks
+from kltarget._numerics import double_precision
 from kltarget._report import Solution, report, set_bits, to_json
 from kltarget._text import aligned
 from kltarget.status import FAILURES
@@ -258,8 +259,9 @@ def _divergence(text: str) -> tuple[str, str, float | None]:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    known = [tasks.load(name) for name in tasks.names()]
-    rows = [["task", "outcomes"], *([task.name, f"{task.num_outcomes:,}"] for task in known)]
+    known = tasks.listing()
+    rows = [["task", "outcomes", "right"]]
+    rows += [[task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}"] for task in known]
     descriptions = ["description", *(task.description for task in known)]
     lines = zip(aligned(rows), descriptions, strict=True)
     _say([f"{line}   {description}" for line, description in lines])
@@ -279,7 +281,7 @@ def _solve(arguments: argparse.Namespace) -> int:
             raise _InputError(f"{path}: this is the table itself: write elsewhere")
     if arguments.plot is not None:
         _check_drawable(arguments.plot)
-    with _float64(), _without_device_warnings():
+    with double_precision(), _without_device_warnings():
         solution = _solution(task, arguments)
         _say(report(solution, read, arguments.top))
         if arguments.json is not None:
@@ -438,15 +440,6 @@ def _say(lines: Sequence[str]) -> None:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _float64() -> contextlib.AbstractContextManager[Any]:
-    """Double precision for this command only; a caller of `main` keeps its own setting."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-
-    return enable_x64(True)
 
 
 @contextlib.contextmanager

@@ -328,6 +328,8 @@ def _blocks(labels: np.ndarray) -> tuple[np.ndarray, ...]:
     order = np.argsort(labels, kind="stable")
     order = order[np.searchsorted(labels[order], 0) :]
     sizes = np.unique(labels[order], return_counts=True)[1]
+    if sizes.size == order.size:
+        return (order[:, None].astype(np.int32),)
     width = math.isqrt(int(sizes.max()) - 1) + 1
     per_mode = -(-sizes // width)
     members = np.split(order, np.cumsum(sizes)[:-1])

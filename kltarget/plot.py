@@ -31,6 +31,7 @@ STYLE = pathlib.Path(__file__).with_name("kltarget.mplstyle")
 _REFERENCE = "#9a9a9a"
 # Bars stay countable and their labels level up to here; beyond it outcomes are ranked on an axis.
 _MOST_BARS = 12
+_MOST_POSITIONS = 1000
 _MOST_LEGEND_ENTRIES = 6
 _LONGEST_LABEL = 26
 _MOST_TICK_CHARACTERS = 64
@@ -49,8 +50,8 @@ def target(
 
     Up to 12 outcomes are drawn as groups of bars in the given order. More are drawn as points on a
     logarithmic scale, ranked by reference mass with the rewards as a strip above and the `top` most
-    probable outcomes named. Labels that count upwards, such as token positions, keep their order
-    instead of being ranked.
+    probable outcomes named. Up to 1,000 labels that count upwards, such as token positions, keep
+    their order instead of being ranked.
 
     Args:
         data: A target, whose batch may hold several β; a sequence of targets; an objective, which
@@ -101,9 +102,9 @@ def target(
     if labels is None:
         labels = next((x.labels for x in (problem, data) if isinstance(x, Task)), None)
     # Indices that stand in for labels name points but say nothing of an order worth keeping.
-    keep_order = labels is not None and _counts_upwards(labels)
-    labels = [str(label) for label in (range(reward.size) if labels is None else labels)]
-    for name, size in (("labels", len(labels)), *((f"{c.name}", c.log_probs.size) for c in curves)):
+    keep_order = labels is not None and reward.size <= _MOST_POSITIONS and _counts_upwards(labels)
+    names: Sequence[Any] = range(reward.size) if labels is None else labels
+    for name, size in (("labels", len(names)), *((f"{c.name}", c.log_probs.size) for c in curves)):
         if size != reward.size:
             raise ValueError(f"{name}: {size} outcomes, but the reward has {reward.size}")
 
@@ -111,11 +112,9 @@ def target(
         if ax is None:
             ax = Figure().add_subplot()
         if reward.size <= _MOST_BARS:
-            _bars(ax, labels, reward, log_ref, curves, style)
+            _bars(ax, list(map(str, names)), reward, log_ref, curves, style)
         else:
-            _points(
-                ax, labels, reward, log_ref, curves, 0 if keep_order else top, style, keep_order
-            )
+            _points(ax, names, reward, log_ref, curves, 0 if keep_order else top, style, keep_order)
     return ax
 
 
@@ -218,7 +217,7 @@ def _bars(
 
 def _points(
     ax: Axes,
-    labels: list[str],
+    labels: Sequence[Any],
     reward: np.ndarray,
     log_ref: np.ndarray,
     curves: list[_Curve],
@@ -259,7 +258,7 @@ def _points(
     _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.0)
     _reward_strip(ax, x, reward)
     best = np.max(rows if rows else [log_ref], axis=0)
-    _name_points(ax, x, [labels[i] for i in order], best, top)
+    _name_points(ax, x, labels, order, best, top)
     ax.set_ylabel("probability")
     ax.set_xlabel("outcome" if keep_order else "rank of the outcome under the reference")
     _legend(ax, curves, reward)
@@ -313,7 +312,14 @@ def _reward_colors() -> Any:
     return LinearSegmentedColormap.from_list("reward", ["#f4f1ea", "#d55e00"])
 
 
-def _name_points(ax: Axes, x: np.ndarray, names: list[str], log_mass: np.ndarray, top: int) -> None:
+def _name_points(
+    ax: Axes,
+    x: np.ndarray,
+    labels: Sequence[Any],
+    order: np.ndarray,
+    log_mass: np.ndarray,
+    top: int,
+) -> None:
     """Names the most probable outcomes on a rail above the points, so that names cannot overlap."""
     chosen = np.sort(np.argsort(-log_mass, kind="stable")[:top])
     if not chosen.size:
@@ -328,7 +334,7 @@ def _name_points(ax: Axes, x: np.ndarray, names: list[str], log_mass: np.ndarray
     placed = _spread(wanted, gap=13 / room, low=0.01, high=1 - 50 / room)
     for i, place in zip(chosen, placed, strict=True):
         ax.annotate(
-            _short(names[i], 12),
+            _short(str(labels[int(order[i])]), 12),
             xy=(x[i], math.exp(log_mass[i])),
             xytext=(place, 0.77),
             textcoords="axes fraction",

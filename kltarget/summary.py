@@ -260,7 +260,8 @@ def summarize(
     if top < 1:
         raise ValueError(f"top must be 1 or more, got {top}")
     count = objective.num_outcomes
-    names = tuple(map(str, range(count) if labels is None else labels))
+    # A million labels may be spelt only when read: they are not copied.
+    names = tuple(map(str, range(count))) if labels is None else labels
     if len(names) != count:
         raise ValueError(f"there are {len(names)} labels for {count} outcomes: give one for each")
     mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
@@ -284,7 +285,7 @@ def _summary(facts: Facts) -> Summary:
 def _outcome_rows(facts: Facts) -> tuple[SummaryRow, ...]:
     return tuple(
         SummaryRow(
-            label=facts.names[i],
+            label=facts.names[int(i)],
             reward=float(facts.reward[i]),
             log_ref=float(facts.log_ref[i]),
             log_prob=float(facts.log_probs[i]),

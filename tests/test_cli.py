@@ -14,6 +14,7 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, tasks
+from kltarget._numerics import double_precision
 from kltarget._report import probability
 from kltarget._text import display_width
 
@@ -96,9 +97,9 @@ def test_tasks_are_listed(capsys):
     code, out, err = _run(capsys, "tasks")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "outcomes", "description"]
+    assert lines[0].split() == ["task", "outcomes", "right", "description"]
     assert [line.split()[0] for line in lines[1:]] == list(tasks.names())
-    assert "3,118" in lines[-1]
+    assert lines[3].split()[1:3] == ["3,118", "35"]
 
 
 def test_a_table_says_what_was_guessed(capsys, table):
@@ -189,7 +190,7 @@ def test_every_divergence(capsys, tmp_path, name):
         capsys, tmp_path / "o.json", "solve", "one-two", "--beta", "0.2", "--divergence", name
     )
     assert content["divergence"] == name
-    with cli._float64():
+    with double_precision():
         objective = tasks.load("one-two").objective(np.array([0.2]), divergence=DIVERGENCES[name])
         target = kt.solve(objective)
         expected = target.log_probs[0], target.expected_reward[0], target.value[0]

@@ -9,8 +9,13 @@ import pytest
 import kltarget as kt
 from kltarget import tasks
 
+LARGE = ("words-4", "brackets", "primes")
 
-@pytest.mark.parametrize("name", tasks.names())
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in tasks.names()],
+)
 def test_every_task_is_a_normalised_problem(name):
     task = tasks.load(name)
     assert task.name == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from kltarget.spaces._tree import (
     after_eos,
     children,
     conditionals,
+    counted,
     ended,
     floats,
     only_possible,
@@ -246,20 +248,26 @@ def whole_reward(space: SequenceSpace, reward: Any) -> Array:
     x = floats(reward, "reward")
     if x.ndim == 0 or x.shape[-1] != space.num_sequences:
         raise ValueError(
-            f"reward has shape {x.shape}, but there are {space.vocab_size}**{space.length} = "
+            f"reward has shape {x.shape}, but there are {counted(space)} = "
             f"{space.num_sequences} sequences: the last axis must be {space.num_sequences}"
         )
     return x
 
 
 def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: int) -> None:
-    powers = {space.vocab_size**k for k in range(t + 1)}
-    vocabulary = own == 1 or x.shape[-1:] == (space.vocab_size,)
-    if x.ndim < own or not vocabulary or x.shape[-own] not in powers:
-        wanted = f"{space.vocab_size}**{t}" + (f", {space.vocab_size}" if own == 2 else "")
+    sizes = space.sizes
+    counts = {math.prod(sizes[t - k : t]) for k in range(t + 1)}
+    vocabulary = own == 1 or x.shape[-1:] == (sizes[t],)
+    if x.ndim < own or not vocabulary or x.shape[-own] not in counts:
+        if isinstance(space.vocab_size, tuple):
+            nodes, fewer = str(space.num_prefixes(t)), f"one of {sorted(counts)}"
+        else:
+            nodes = f"{space.vocab_size}**{t}"
+            fewer = f"a smaller power of {space.vocab_size}"
+        wanted = nodes + (f", {sizes[t]}" if own == 2 else "")
         raise ValueError(
             f"{name} has shape {x.shape}, but must end in [{wanted}] for the prefixes of {t} "
-            f"tokens, or in a smaller power of {space.vocab_size} if only the last tokens count"
+            f"tokens, or in {fewer} if only the last tokens count"
         )
 
 
@@ -329,7 +337,7 @@ def _soft_values(
     t = len(earned) - 1
     while t >= 0:
         run = 1
-        if t > 0 and _num_nodes(space, value, given[t], earned[t]) == value.shape[-1]:
+        if t > 0 and _num_nodes(space, value, given[t], earned[t], t) == value.shape[-1]:
             while t - run > 0 and _alike(given, earned, t, t - run):
                 run += 1
         if run == 1:
@@ -348,9 +356,11 @@ def _soft_values(
     return _Values(tuple(values[::-1]), tuple(advantages[::-1]))
 
 
-def _num_nodes(space: SequenceSpace, value: Array, given: Array, earned: Array | None) -> int:
+def _num_nodes(
+    space: SequenceSpace, value: Array, given: Array, earned: Array | None, t: int
+) -> int:
     """For how many prefixes there are values after a step."""
-    size = max(1, value.shape[-1] // space.vocab_size)
+    size = max(1, value.shape[-1] // space.sizes[t])
     return max(size, given.shape[-2], 1 if earned is None else earned.shape[-1])
 
 
@@ -364,7 +374,7 @@ def _step(
     space: SequenceSpace, value: Array, given: Array, earned: Array | None, beta: Array, t: int
 ) -> tuple[Array, Array]:
     """Values of prefixes of t tokens from those of t + 1, and the advantages of the next token."""
-    q, before = _backed_up(space, value, given, beta[..., None, None])
+    q, before = _backed_up(space, value, given, beta[..., None, None], t)
     nothing = jnp.isneginf(before)[..., None]
     advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
     if earned is not None:
@@ -377,13 +387,13 @@ def _step(
 
 
 def _backed_up(
-    space: SequenceSpace, value: Array, given: Array, beta: Array
+    space: SequenceSpace, value: Array, given: Array, beta: Array, t: int
 ) -> tuple[Array, Array]:
     """The values after each token, ``[..., nodes, V]``, and what they are worth before it."""
-    if value.shape[-1] < space.vocab_size:
-        q = jnp.broadcast_to(value[..., None], (*value.shape, space.vocab_size))
+    if value.shape[-1] < space.sizes[t]:
+        q = jnp.broadcast_to(value[..., None], (*value.shape, space.sizes[t]))
     else:
-        q = children(space, value)
+        q = children(space, value, t)
     q, given = _of_one_size(q, given, -2)
     alive = ~jnp.isneginf(q) & ~jnp.isneginf(given)
     best = jnp.max(jnp.where(alive, q, -jnp.inf), axis=-1, keepdims=True)
@@ -404,9 +414,10 @@ def _backed_up(
 
 def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
     """Conditionals that can tell whether a prefix of t tokens has ended."""
-    if space.eos is None or t == 0 or given.shape[-2] >= space.vocab_size:
+    vocab_size = given.shape[-1]
+    if space.eos is None or t == 0 or given.shape[-2] >= vocab_size:
         return given
-    return jnp.broadcast_to(given, (*given.shape[:-2], space.vocab_size, space.vocab_size))
+    return jnp.broadcast_to(given, (*given.shape[:-2], vocab_size, vocab_size))
 
 
 def _of_one_size(x: Array, y: Array, axis: int) -> tuple[Array, Array]:

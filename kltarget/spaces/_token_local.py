@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -191,29 +192,18 @@ def _token_local(
 ) -> tuple[Array, Array, Array]:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     given = conditionals(space, log_ref)
-    batch, size = reward.shape[:-1], space.vocab_size
-    shallow = sum(size**t <= SHALLOW for t in range(space.length))
+    batch, size = reward.shape[:-1], space.sizes[0]
+    # Every shape is a program to compile: near the root they are padded to one, which takes nodes
+    # of one size.
+    alike = set(space.sizes) == {size}
+    shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
+    node = functools.partial(_node, beta=beta, divergence=divergence, full_gradient=full_gradient)
     value, nodes = reward, []
     for t in reversed(range(shallow, space.length)):
-        value, found = _node(children(space, value), given[t], beta, divergence, full_gradient)
+        value, found = node(children(space, value, t), given[t])
         nodes.append(found)
-
-    # Every shape is a program to compile: near the root they are padded to one.
-    width = size ** (shallow - 1)
-
-    def widened(x: Array, axis: int) -> Array:
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, width - x.shape[axis])
-        return jnp.pad(x, padding, constant_values=-math.log(size))
-
-    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
-        value, found = _node(children(space, value), ref, beta, divergence, full_gradient)
-        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
-
-    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
-    _, stacked = lax.scan(step, value, refs)
-    for k, t in enumerate(reversed(range(shallow))):
-        nodes.append(jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked))
+    if shallow:
+        nodes += _shallow_nodes(space, value, given[:shallow], node)
     nodes = nodes[::-1]
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
 
@@ -233,3 +223,30 @@ def _token_local(
     log_probs = jnp.where(gone, jnp.nan, log_probs)
     multiplier = jnp.where(failed, jnp.nan, nodes[0].multiplier[..., 0])
     return log_probs.astype(dtype), multiplier.astype(dtype), status
+
+
+def _shallow_nodes(
+    space: SequenceSpace,
+    value: Array,
+    given: tuple[Array, ...],
+    node: Callable[[Array, Array], tuple[Array, _Node]],
+) -> list[_Node]:
+    """The problems of the depths of ``given``, the last first, in one compiled step."""
+    shallow, size = len(given), space.sizes[0]
+    width = space.num_prefixes(shallow - 1)
+
+    def widened(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, width - x.shape[axis])
+        return jnp.pad(x, padding, constant_values=-math.log(size))
+
+    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
+        value, found = node(children(space, value, 0), ref)
+        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
+
+    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
+    _, stacked = lax.scan(step, value, refs)
+    return [
+        jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked)
+        for k, t in enumerate(reversed(range(shallow)))
+    ]

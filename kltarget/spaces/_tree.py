@@ -33,6 +33,10 @@ class SequenceSpace:
     ``a_1…a_L`` has index ``Σ_t a_t V^(L−t)``, so that reshaping to ``[..., V, V, …]`` gives the
     tree, and the ``V**t`` prefixes of t tokens are in lexicographic order too.
 
+    Where the choice of tokens depends on the position, ``vocab_size`` is a tuple with one size per
+    position: then ``V_1·V_2⋯V_t`` stands for every ``V**t`` below, and ``V_{t+1}`` for the V of the
+    tokens that may follow t others.
+
     With ``eos`` sequences vary in length: one ends at its first ``eos``, which only more of them
     may follow up to ``length``. Arrays still have ``V**L`` entries; those that continue after their
     end are impossible, log-probability ``-inf`` (:meth:`possible`).
@@ -41,9 +45,10 @@ class SequenceSpace:
     ``jax.jit`` and as an ordinary one.
 
     Args:
-        vocab_size: the number V of tokens, at least 1.
+        vocab_size: the number V of tokens, at least 1; or a tuple of L such numbers, one per
+            position.
         length: the number L of tokens in a sequence, at least 1.
-        eos: the token that ends a sequence, if one does.
+        eos: the token that ends a sequence, if one does; only with a single ``vocab_size``.
 
     Raises:
         TypeError: an argument is not an integer.
@@ -60,33 +65,46 @@ class SequenceSpace:
         ['0.70', '0.30']
         >>> [[f"{p:.2f}" for p in row] for row in jnp.exp(after)]
         [['0.60', '0.40'], ['0.20', '0.80']]
+
+        A digit, a sign and a digit:
+
+        >>> sums = kt.SequenceSpace((9, 2, 9), 3)
+        >>> sums.num_sequences, int(sums.index([8, 1, 8]))
+        (162, 161)
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     eos: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "length", "eos"):
-            given = getattr(self, name)
-            if name == "eos" and given is None:
-                continue
-            try:
-                object.__setattr__(self, name, operator.index(given))
-            except TypeError:
-                raise TypeError(f"{name} must be an integer, got {given!r}") from None
-        for name in ("vocab_size", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.eos is not None and not 0 <= self.eos < self.vocab_size:
-            raise ValueError(
-                f"eos must be a token, from 0 to {self.vocab_size - 1}, or None; got {self.eos}"
-            )
+        vocab_size = self.vocab_size
+        if isinstance(vocab_size, tuple | list):
+            vocab_size = tuple(_integer("vocab_size", size) for size in vocab_size)
+        else:
+            vocab_size = _integer("vocab_size", vocab_size)
+        object.__setattr__(self, "vocab_size", vocab_size)
+        object.__setattr__(self, "length", _integer("length", self.length))
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        require_sizes(vocab_size, self.length)
+        if self.eos is not None:
+            object.__setattr__(self, "eos", _integer("eos", self.eos))
+            require_eos(vocab_size, self.eos)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of tokens to choose from at each position, L integers."""
+        return position_sizes(self.vocab_size, self.length)
 
     @property
     def num_sequences(self) -> int:
         """The size ``V**L`` of arrays over the sequences, impossible ones included."""
-        return self.vocab_size**self.length
+        return self.num_prefixes(self.length)
+
+    def num_prefixes(self, t: int) -> int:
+        """The number ``V**t`` of prefixes of t tokens, impossible ones included."""
+        return math.prod(self.sizes[:t])
 
     def sequences(self) -> Int[Array, "sequences length"]:
         """All sequences in order, int32 ``[V**L, L]``, impossible ones included.
@@ -126,12 +144,7 @@ class SequenceSpace:
                 f"the last axis must be {self.length}"
             )
         if not isinstance(array, Tracer):
-            bad = np.argwhere((np.asarray(array) < 0) | (np.asarray(array) >= self.vocab_size))
-            if bad.size:
-                at = tuple(int(i) for i in bad[0])
-                raise ValueError(
-                    f"tokens must be from 0 to {self.vocab_size - 1}, got {array[at]} at index {at}"
-                )
+            require_tokens(self, np.asarray(array), "tokens")
         return _index(self, array)
 
     def possible(self) -> Bool[Array, " sequences"]:
@@ -248,7 +261,7 @@ class SequenceSpace:
             )
         arrays = [floats(x, f"conditionals[{t}]") for t, x in enumerate(conditionals)]
         for t, x in enumerate(arrays):
-            nodes = (self.vocab_size**t, self.vocab_size)
+            nodes = (self.num_prefixes(t), self.sizes[t])
             if x.shape[-2:] != nodes:
                 raise ValueError(
                     f"conditionals[{t}] has shape {x.shape}, but its last two axes must be "
@@ -269,9 +282,9 @@ class SequenceSpace:
     def require_enumerable(self) -> None:
         """Raises a ``ValueError`` if there are more sequences than one can list."""
         if self.num_sequences > MAX_SEQUENCES:
-            digits = self.length * math.log10(self.vocab_size)
+            digits = sum(map(math.log10, self.sizes))
             raise ValueError(
-                f"there are {self.vocab_size}**{self.length} sequences, about 1e{digits:.0f}, "
+                f"there are {counted(self)} sequences, about 1e{digits:.0f}, "
                 f"and at most {MAX_SEQUENCES:,} can be listed: shorten length or vocab_size, or "
                 "give rewards per prefix to kltarget.soft_values, which lists only the prefixes"
             )
@@ -282,7 +295,7 @@ class SequenceSpace:
         x = floats(log_probs, name)
         if x.ndim == 0 or x.shape[-1] != self.num_sequences:
             raise ValueError(
-                f"{name} has shape {x.shape}, but there are {self.vocab_size}**{self.length} = "
+                f"{name} has shape {x.shape}, but there are {counted(self)} = "
                 f"{self.num_sequences} sequences: the last axis must be {self.num_sequences}"
             )
         if self.eos is not None and not isinstance(x, Tracer) and _has_impossible_mass(self, x):
@@ -294,6 +307,59 @@ class SequenceSpace:
                 f"{shown}; space.possible() says which they are"
             )
         return x
+
+
+def _integer(name: str, given: object) -> int:
+    try:
+        return operator.index(given)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {given!r}") from None
+
+
+def position_sizes(vocab_size: int | tuple[int, ...], length: int) -> tuple[int, ...]:
+    """The number of tokens to choose from at each position."""
+    return vocab_size if isinstance(vocab_size, tuple) else (vocab_size,) * length
+
+
+def require_sizes(vocab_size: int | tuple[int, ...], length: int) -> None:
+    """Raises unless there is a number of tokens, at least 1, for every position."""
+    if isinstance(vocab_size, tuple) and len(vocab_size) != length:
+        raise ValueError(
+            f"vocab_size has {len(vocab_size)} entries, but sequences have {length} tokens: give "
+            "one size per position, or one integer for all"
+        )
+    if min(position_sizes(vocab_size, length)) < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+
+
+def require_eos(vocab_size: int | tuple[int, ...], eos: int) -> None:
+    """Raises unless ``eos`` is a token, the same at every position."""
+    if isinstance(vocab_size, tuple):
+        raise ValueError(
+            f"eos must be None where vocab_size is a tuple, got {eos}: what ends a sequence at "
+            "one position is no token, or another, at the next"
+        )
+    if not 0 <= eos < vocab_size:
+        raise ValueError(f"eos must be a token, from 0 to {vocab_size - 1}, or None; got {eos}")
+
+
+def require_tokens(space: SequenceSpace, tokens: np.ndarray, name: str) -> None:
+    """Raises unless integers ``[..., L]`` are tokens of their positions."""
+    bad = np.argwhere((tokens < 0) | (tokens >= np.array(space.sizes)))
+    if bad.size:
+        at = tuple(int(i) for i in bad[0])
+        where = f" at position {at[-1]}" if isinstance(space.vocab_size, tuple) else ""
+        raise ValueError(
+            f"{name} must be from 0 to {space.sizes[at[-1]] - 1}{where}, "
+            f"got {tokens[at]} at index {at}"
+        )
+
+
+def counted(space: SequenceSpace) -> str:
+    """The number of sequences as a power or a product."""
+    if isinstance(space.vocab_size, tuple):
+        return "·".join(map(str, space.vocab_size))
+    return f"{space.vocab_size}**{space.length}"
 
 
 def floats(x: ArrayLike, name: str) -> Array:
@@ -308,19 +374,20 @@ def floats(x: ArrayLike, name: str) -> Array:
 def _sequences(space: SequenceSpace) -> Array:
     each = jnp.arange(space.num_sequences, dtype=jnp.int32)
     tokens = []
-    for _ in range(space.length):
-        tokens.append(each % space.vocab_size)
-        each = each // space.vocab_size
+    for size in reversed(space.sizes):
+        tokens.append(each % size)
+        each = each // size
     return jnp.stack(tokens[::-1], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _index(space: SequenceSpace, tokens: Array) -> Array:
-    inside = jnp.all((tokens >= 0) & (tokens < space.vocab_size), axis=-1)
-    tokens = tokens.astype(jnp.int32)
+    inside = jnp.ones(tokens.shape[:-1], bool)
     index = jnp.zeros(tokens.shape[:-1], jnp.int32)
-    for t in range(space.length):
-        index = index * space.vocab_size + tokens[..., t]
+    for t, size in enumerate(space.sizes):
+        token = tokens[..., t]
+        inside = inside & (token >= 0) & (token < size)
+        index = index * size + token.astype(jnp.int32)
     return jnp.where(inside, index, -1)
 
 
@@ -329,10 +396,10 @@ def _walk(space: SequenceSpace) -> tuple[Array, Array]:
     """Which sequences exist, and how many tokens they have."""
     exists, ended = jnp.ones((1,), bool), jnp.zeros((1,), bool)
     length = jnp.zeros((1,), jnp.int32)
-    ends = jnp.arange(space.vocab_size) == (-1 if space.eos is None else space.eos)
-    for _ in range(space.length):
+    for size in space.sizes:
+        ends = jnp.arange(size) == (-1 if space.eos is None else space.eos)
         exists = (exists[:, None] & (~ended[:, None] | ends[None])).ravel()
-        length = jnp.repeat(length + (~ended).astype(jnp.int32), space.vocab_size)
+        length = jnp.repeat(length + (~ended).astype(jnp.int32), size)
         ended = (ended[:, None] | ends[None]).ravel()
     return exists, length
 
@@ -352,15 +419,16 @@ def only_possible(space: SequenceSpace, x: Array) -> Array:
 
 def ended(space: SequenceSpace, num_nodes: int) -> Array:
     """Whether prefixes end in ``eos``, from their last tokens, shape ``[num_nodes]``."""
-    return jnp.arange(num_nodes, dtype=jnp.int32) % space.vocab_size == space.eos
+    return jnp.arange(num_nodes, dtype=jnp.int32) % space.sizes[0] == space.eos
 
 
 def after_eos(space: SequenceSpace, given: Array) -> Array:
     """An array ``[..., nodes, V]``, with 0 at ``eos`` and ``-inf`` elsewhere after ``eos``."""
-    if space.eos is None or given.shape[-2] < space.vocab_size:
+    vocab_size = given.shape[-1]
+    if space.eos is None or given.shape[-2] < vocab_size:
         return given
     over = jnp.broadcast_to(ended(space, given.shape[-2])[:, None], given.shape)
-    more = jnp.arange(space.vocab_size, dtype=jnp.int32) == space.eos
+    more = jnp.arange(vocab_size, dtype=jnp.int32) == space.eos
     forced = jnp.where(more, jnp.zeros((), given.dtype), jnp.asarray(-jnp.inf, given.dtype))
     return jnp.where(over, jnp.broadcast_to(forced, given.shape), given)
 
@@ -369,15 +437,15 @@ def after_eos(space: SequenceSpace, given: Array) -> Array:
 def _prefix_log_masses(space: SequenceSpace, log_probs: Array) -> tuple[Array, ...]:
     mass = only_possible(space, log_probs.astype(working_dtype(log_probs.dtype)))
     masses = [mass]
-    for _ in range(space.length):
-        mass = log_sum_exp(children(space, mass))[..., 0]
+    for t in reversed(range(space.length)):
+        mass = log_sum_exp(children(space, mass, t))[..., 0]
         masses.append(mass)
     return tuple(masses[::-1])
 
 
-def children(space: SequenceSpace, x: Array) -> Array:
+def children(space: SequenceSpace, x: Array, t: int) -> Array:
     """An array over prefixes ``[..., V**(t+1)]`` as one over their parents ``[..., V**t, V]``."""
-    return x.reshape(*x.shape[:-1], x.shape[-1] // space.vocab_size, space.vocab_size)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // space.sizes[t], space.sizes[t])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -385,13 +453,13 @@ def conditionals(space: SequenceSpace, log_probs: Array) -> tuple[Array, ...]:
     """:meth:`SequenceSpace.conditionals` of a checked array, in the working dtype."""
     masses = _prefix_log_masses(space, log_probs)
     found = []
-    for mass, below in itertools.pairwise(masses):
-        child = children(space, below)
+    for t, (mass, below) in enumerate(itertools.pairwise(masses)):
+        child = children(space, below, t)
         parent = jnp.broadcast_to(mass[..., None], child.shape)
         empty, gone = jnp.isneginf(parent), jnp.isneginf(child)
         ratio = jnp.where(gone, 0.0, child) - jnp.where(empty, 0.0, parent)
         ratio = jnp.where(gone, -jnp.inf, ratio)
-        uniform = jnp.full_like(ratio, -math.log(space.vocab_size))
+        uniform = jnp.full_like(ratio, -math.log(space.sizes[t]))
         found.append(after_eos(space, jnp.where(empty, uniform, ratio)))
     return tuple(found)
 
@@ -403,6 +471,6 @@ def joint(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     log_probs = jnp.zeros((*batch, 1), conditionals[0].dtype)
     for t, given in enumerate(conditionals):
         log_probs = (log_probs[..., None] + after_eos(space, given)).reshape(
-            *batch, space.vocab_size ** (t + 1)
+            *batch, space.num_prefixes(t + 1)
         )
     return log_probs

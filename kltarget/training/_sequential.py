@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._numerics import working_dtype
+from kltarget.spaces._tree import position_sizes, require_eos, require_sizes
 
 
 class Sequential:
@@ -22,9 +24,19 @@ class Sequential:
     pytree of arrays whose first axis runs over prefixes.
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     eos: int | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of tokens to choose from at each position, L integers."""
+        return position_sizes(self.vocab_size, self.length)
+
+    @property
+    def max_size(self) -> int:
+        """The largest of ``sizes``: the number of tokens that layers read and score."""
+        return max(self.sizes)
 
     def _start(self, params: Any) -> Any:
         raise NotImplementedError
@@ -36,16 +48,16 @@ class Sequential:
         raise NotImplementedError
 
     def _teacher_forced(self, params: Any, tokens: Array) -> Array:
-        """Logits ``[N, L, V]`` at every prefix of sequences ``[N, L]``."""
+        """Logits ``[N, L, max_size]`` at every prefix of sequences ``[N, L]``."""
         raise NotImplementedError
 
     def _tree_of_logits(self, params: Any) -> list[Array]:
-        """Logits ``[V**t, V]`` at every prefix of every depth t."""
+        """Logits ``[V**t, max_size]`` at every prefix of every depth t."""
         state = self._start(params)
         levels = [self._logits(params, state)]
-        for depth in range(self.length - 1):
-            state = jax.tree.map(lambda x: jnp.repeat(x, self.vocab_size, axis=0), state)
-            tokens = jnp.tile(jnp.arange(self.vocab_size, dtype=jnp.int32), self.vocab_size**depth)
+        for depth, size in enumerate(self.sizes[:-1]):
+            state = jax.tree.map(lambda x, size=size: jnp.repeat(x, size, axis=0), state)
+            tokens = jnp.tile(jnp.arange(size, dtype=jnp.int32), math.prod(self.sizes[:depth]))
             state = self._advance(params, state, tokens, jnp.int32(depth))
             levels.append(self._logits(params, state))
         return levels
@@ -71,7 +83,8 @@ class Sequential:
     def conditionals(self, params: Any, space: Any) -> tuple[Float[Array, "prefixes V"], ...]:
         """Next-token log-probabilities at every prefix: for each depth t an array ``[V**t, V]``.
 
-        What is computed at a prefix is computed once and reused by all of its continuations.
+        With one vocabulary size per position ``V**t`` stands for the product of the first t and V
+        for the next. What is computed at a prefix is reused by all of its continuations.
 
         Args:
             params: the policy's parameters.
@@ -89,9 +102,9 @@ class Sequential:
 
 def check_space(policy: Any, space: Any) -> None:
     """Raises unless the sequences of a space are those of a policy."""
-    for name in ("vocab_size", "length", "eos"):
-        own, given = getattr(policy, name, None), getattr(space, name, None)
-        if own != given:
+    for name, part in (("length", "length"), ("vocab_size", "sizes"), ("eos", "eos")):
+        if getattr(policy, part) != getattr(space, part):
+            own, given = getattr(policy, name), getattr(space, name)
             raise ValueError(
                 f"the space has {name}={given} and the policy {name}={own}: "
                 "both must describe the same sequences"
@@ -102,13 +115,20 @@ def check_sizes(policy: Any, *names: str) -> None:
     """Raises unless the named fields are whole numbers above 0 and ``eos`` is a token."""
     for name in ("vocab_size", "length", *names):
         value = getattr(policy, name)
-        if not isinstance(value, int) or value < 1:
+        each = value if name == "vocab_size" and isinstance(value, tuple) else (value,)
+        if not all(isinstance(x, int) and x >= 1 for x in each):
             raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
-    if policy.eos is not None and not 0 <= policy.eos < policy.vocab_size:
-        raise ValueError(
-            f"eos must be a token, from 0 to vocab_size − 1 = {policy.vocab_size - 1}, or None; "
-            f"got {policy.eos!r}"
-        )
+    require_sizes(policy.vocab_size, policy.length)
+    if policy.eos is not None:
+        require_eos(policy.vocab_size, policy.eos)
+
+
+def of_position(policy: Sequential, logits: Array, depth: Any) -> Array:
+    """Logits ``[..., max_size]`` with ``-inf`` at tokens that their position does not have."""
+    if not isinstance(policy.vocab_size, tuple):
+        return logits
+    own = jnp.array(np.arange(policy.max_size) < np.array(policy.sizes)[:, None])[depth]
+    return jnp.where(jnp.broadcast_to(own, logits.shape), logits, jnp.full_like(logits, -jnp.inf))
 
 
 def next_token(policy: Any, logits: Array, finished: Array) -> Array:
@@ -116,7 +136,7 @@ def next_token(policy: Any, logits: Array, finished: Array) -> Array:
     log_probs = jax.nn.log_softmax(logits.astype(working_dtype(logits.dtype)), axis=-1)
     if policy.eos is None:
         return log_probs
-    is_eos = jnp.arange(policy.vocab_size) == policy.eos
+    is_eos = jnp.arange(logits.shape[-1]) == policy.eos
     after = jnp.where(is_eos, 0.0, -jnp.inf).astype(log_probs.dtype)
     after = jnp.broadcast_to(after, log_probs.shape)
     return jnp.where(finished[..., None], after, log_probs)
@@ -134,7 +154,8 @@ def _log_probs(policy: Any, params: Any, tokens: Array) -> Array:
     if policy.eos is not None:
         ended = jnp.cumsum((flat == policy.eos).astype(jnp.int32), axis=-1) > 0
         before = jnp.concatenate([before[:, :1], ended[:, :-1]], axis=-1)
-    log_probs = next_token(policy, policy._teacher_forced(params, flat), before)
+    logits = of_position(policy, policy._teacher_forced(params, flat), jnp.arange(policy.length))
+    log_probs = next_token(policy, logits, before)
     chosen = jnp.take_along_axis(log_probs, flat[..., None], axis=-1)
     return chosen.reshape(tokens.shape)
 
@@ -148,7 +169,8 @@ def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> Ar
     def step(carry: Any, xs: Any) -> Any:
         state, finished = carry
         key, depth = xs
-        log_probs = next_token(policy, policy._logits(params, state), finished)
+        logits = of_position(policy, policy._logits(params, state), depth)
+        log_probs = next_token(policy, logits, finished)
         token = jax.random.categorical(key, log_probs, axis=-1).astype(jnp.int32)
         finished = finished if policy.eos is None else finished | (token == policy.eos)
         return (policy._advance(params, state, token, depth), finished), token
@@ -161,11 +183,10 @@ def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> Ar
 
 @functools.partial(jax.jit, static_argnums=0)
 def _conditionals(policy: Any, params: Any) -> tuple[Array, ...]:
-    vocab = policy.vocab_size
     finished, levels = jnp.zeros(1, bool), []
-    for logits in policy._tree_of_logits(params):
-        levels.append(next_token(policy, logits, finished))
-        finished = jnp.repeat(finished, vocab)
+    for size, logits in zip(policy.sizes, policy._tree_of_logits(params), strict=True):
+        levels.append(next_token(policy, logits[..., :size], finished))
+        finished = jnp.repeat(finished, size)
         if policy.eos is not None:
-            finished = finished | (jnp.arange(finished.size) % vocab == policy.eos)
+            finished = finished | (jnp.arange(finished.size) % size == policy.eos)
     return tuple(levels)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from kltarget._numerics import as_float, working_dtype
 from kltarget.divergences import Divergence
 from kltarget.objectives import mass_tolerance
-from kltarget.spaces._tree import SequenceSpace
+from kltarget.spaces._tree import SequenceSpace, counted
 from kltarget.training._engine import (
     Method,
     Optimizer,
@@ -237,7 +237,7 @@ def over_sequences(space: SequenceSpace, x: Any, name: str, batched: bool = True
     array = as_float(x)
     if array.ndim == 0 or array.shape[-1] != space.num_sequences or (array.ndim > 1 > batched):
         raise ValueError(
-            f"{name} has shape {array.shape}, but the policy has {space.num_sequences} sequences: "
+            f"{name} has shape {array.shape}, but the policy has {counted(space)} sequences: "
             f"it needs shape {'[..., ' if batched else '['}{space.num_sequences}]"
         )
     return array

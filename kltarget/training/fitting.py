@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._numerics import as_float
-from kltarget.training._engine import Optimizer, progress_bar, show_progress
+from kltarget.spaces._tree import require_tokens
+from kltarget.training._engine import Optimizer, progress_bar, sequence_space, show_progress
 from kltarget.training._setup import positive
 from kltarget.training.policies import Policy
 
@@ -200,22 +201,7 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
             f"{name} has shape {array.shape}, but the policy's sequences have {policy.length} "
             f"tokens: it needs shape (N, {policy.length})"
         )
-    bad = np.argwhere((array < 0) | (array >= policy.vocab_size))
-    if bad.size:
-        at = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"{name} must be from 0 to {policy.vocab_size - 1}, got {array[at]} at index {at}"
-        )
-    eos = getattr(policy, "eos", None)
-    if eos is not None:
-        over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)
-        bad = np.argwhere(over & (array[:, 1:] != eos))
-        if bad.size:
-            row, column = (int(i) for i in bad[0])
-            raise ValueError(
-                f"{name} must have only eos={eos} after the first eos, got "
-                f"{array[row, column + 1]} at index {(row, column + 1)}"
-            )
+    require_tokens(sequence_space(policy), array, name)
     return array.astype(np.int32)
 
 

@@ -8,6 +8,8 @@ library its layers come from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -65,8 +67,8 @@ class Policy(Protocol):
     """
 
     @property
-    def vocab_size(self) -> int:
-        """Number of tokens V."""
+    def vocab_size(self) -> int | tuple[int, ...]:
+        """Number of tokens V, or a tuple with the number of each position."""
         ...
 
     @property
@@ -98,13 +100,14 @@ class TabularPolicy(Sequential):
     """A logit for every prefix and next token: it can represent every distribution.
 
     Args:
-        vocab_size: number of tokens V.
+        vocab_size: number of tokens V, or a tuple with the number of each position.
         length: number of tokens L of every sequence.
         eos: the token after which only itself follows, if any.
         init_scale: standard deviation of the initial logits.
 
     Its parameters are ``{"logits": [(V**L − 1)/(V − 1), V]}``, prefixes by length and then in
-    lexicographic order.
+    lexicographic order; with one vocabulary size per position ``[num_prefixes, max_size]``, where a
+    row's entries past the size of its position are not looked at.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,7 +120,7 @@ class TabularPolicy(Sequential):
         (5, 2)
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     eos: int | None = None
     init_scale: float = 1.0
@@ -128,11 +131,17 @@ class TabularPolicy(Sequential):
     @property
     def num_prefixes(self) -> int:
         """Number of prefixes shorter than L, ``1 + V + … + V**(L − 1)``."""
-        return sum(self.vocab_size**t for t in range(self.length))
+        return self._first[-1]
+
+    @property
+    def _first(self) -> list[int]:
+        """The row of the first prefix of t = 0…L tokens."""
+        nodes = [math.prod(self.sizes[:t]) for t in range(self.length)]
+        return list(itertools.accumulate(nodes, initial=0))
 
     def init(self, *, key: PRNGKeyArray) -> dict[str, Array]:
         """Normally distributed logits of standard deviation ``init_scale``."""
-        logits = jax.random.normal(key, (self.num_prefixes, self.vocab_size))
+        logits = jax.random.normal(key, (self.num_prefixes, self.max_size))
         return {"logits": self.init_scale * logits}
 
     def from_conditionals(self, conditionals: Sequence[ArrayLike]) -> dict[str, Array]:
@@ -158,27 +167,28 @@ class TabularPolicy(Sequential):
             [0.7 0.5]
         """
         levels = [as_float(x) for x in conditionals]
-        want = [(self.vocab_size**t, self.vocab_size) for t in range(self.length)]
+        want = [(math.prod(self.sizes[:t]), size) for t, size in enumerate(self.sizes)]
         if [x.shape for x in levels] != want:
             raise ValueError(
                 f"conditionals has shapes {[x.shape for x in levels]}, this policy's tree "
                 f"{want}: one array [V**t, V] per depth t"
             )
-        return {"logits": jnp.concatenate(levels)}
+        unused = [((0, 0), (0, self.max_size - size)) for size in self.sizes]
+        return {"logits": jnp.concatenate(list(map(jnp.pad, levels, unused)))}
 
     def _start(self, params: Any) -> Array:
         return jnp.zeros(1, jnp.int32)
 
     def _advance(self, params: Any, state: Array, tokens: Array, depth: Any) -> Array:
-        return state * self.vocab_size + tokens + 1
+        first = jnp.array(self._first, jnp.int32)
+        size = jnp.array(self.sizes, jnp.int32)[depth]
+        return first[depth + 1] + (state - first[depth]) * size + tokens
 
     def _logits(self, params: Any, state: Array) -> Array:
         return params["logits"].at[state].get(mode="clip")
 
     def _tree_of_logits(self, params: Any) -> list[Array]:
-        sizes = [self.vocab_size**t for t in range(self.length)]
-        first = [sum(sizes[:t]) for t in range(self.length)]
-        return [params["logits"][i : i + n] for i, n in zip(first, sizes, strict=True)]
+        return [params["logits"][i:j] for i, j in itertools.pairwise(self._first)]
 
     def _teacher_forced(self, params: Any, tokens: Array) -> Array:
         nodes = [jnp.zeros(tokens.shape[0], jnp.int32)]
@@ -192,7 +202,7 @@ class GRUPolicy(Sequential):
     """A gated recurrent unit with one hidden layer and a linear read-out.
 
     Args:
-        vocab_size: number of tokens V.
+        vocab_size: number of tokens V, or a tuple with the number of each position.
         length: number of tokens L of every sequence.
         width: number of hidden units.
         eos: the token after which only itself follows, if any.
@@ -211,7 +221,7 @@ class GRUPolicy(Sequential):
         product, as in the fused implementations.
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     width: int = 32
     eos: int | None = None
@@ -223,13 +233,13 @@ class GRUPolicy(Sequential):
         """Normal weights of variance one over the number of inputs; biases and first state 0."""
         inputs, recurrent, output = jax.random.split(key, 3)
         return {
-            "inputs": normal(inputs, (self.vocab_size, 3 * self.width), 1),
+            "inputs": normal(inputs, (self.max_size, 3 * self.width), 1),
             "recurrent": normal(recurrent, (self.width, 3 * self.width), self.width),
             "bias": jnp.zeros(3 * self.width),
             "recurrent_bias": jnp.zeros(self.width),
             "start": jnp.zeros(self.width),
-            "output": normal(output, (self.width, self.vocab_size), self.width),
-            "output_bias": jnp.zeros(self.vocab_size),
+            "output": normal(output, (self.width, self.max_size), self.width),
+            "output_bias": jnp.zeros(self.max_size),
         }
 
     def _start(self, params: Any) -> Array:
@@ -237,7 +247,7 @@ class GRUPolicy(Sequential):
 
     def _advance(self, params: Any, state: Array, tokens: Array, depth: Any) -> Array:
         # A product with one-hot rows: its derivative is a product too, not a scatter.
-        one_hot = jax.nn.one_hot(tokens, self.vocab_size, dtype=state.dtype)
+        one_hot = jax.nn.one_hot(tokens, self.max_size, dtype=state.dtype)
         given = one_hot @ params["inputs"] + params["bias"][None]
         recurrent = state @ params["recurrent"]
         reset, update, new = jnp.split(given, 3, axis=-1)
@@ -259,7 +269,7 @@ class GRUPolicy(Sequential):
         _, later = lax.scan(step, start, tokens[:, :-1].T)
         states = jnp.concatenate([start[None], later]).swapaxes(0, 1)
         logits = self._logits(params, states.reshape(-1, self.width))
-        return logits.reshape(*tokens.shape, self.vocab_size)
+        return logits.reshape(*tokens.shape, self.max_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +277,7 @@ class TransformerPolicy(Sequential):
     """A causal Transformer with layer normalisation before each block and learned positions.
 
     Args:
-        vocab_size: number of tokens V.
+        vocab_size: number of tokens V, or a tuple with the number of each position.
         length: number of tokens L of every sequence.
         width: size of the residual stream, a multiple of ``num_heads``.
         num_layers: number of attention blocks, each followed by a perceptron of four times the
@@ -288,7 +298,7 @@ class TransformerPolicy(Sequential):
         Layer Normalization in the Transformer Architecture", 2020, arXiv 2002.04745.
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     width: int = 32
     num_layers: int = 2
@@ -321,19 +331,19 @@ class TransformerPolicy(Sequential):
 
         return {
             # The last row stands for the beginning of a sequence.
-            "tokens": normal(keys[0], (self.vocab_size + 1, width), 1),
+            "tokens": normal(keys[0], (self.max_size + 1, width), 1),
             "positions": normal(keys[1], (self.length, width), 1),
             "layers": [layer(k) for k in keys[3:]],
             "norm": _unit_norm(width),
-            "output": normal(keys[2], (width, self.vocab_size), width),
-            "output_bias": jnp.zeros(self.vocab_size),
+            "output": normal(keys[2], (width, self.max_size), width),
+            "output_bias": jnp.zeros(self.max_size),
         }
 
     def _start(self, params: Any) -> Any:
         heads = (self.num_heads, self.width // self.num_heads)
         empty = jnp.zeros((1, self.num_layers, self.length, *heads), params["tokens"].dtype)
         state = {"keys": empty, "values": empty, "last": jnp.zeros((1, self.width), empty.dtype)}
-        return self._read(params, state, jnp.full(1, self.vocab_size, jnp.int32), jnp.int32(0))
+        return self._read(params, state, jnp.full(1, self.max_size, jnp.int32), jnp.int32(0))
 
     def _advance(self, params: Any, state: Any, tokens: Array, depth: Any) -> Any:
         return self._read(params, state, tokens, depth + 1)
@@ -361,7 +371,7 @@ class TransformerPolicy(Sequential):
         return self._read_out(params, state["last"])
 
     def _teacher_forced(self, params: Any, tokens: Array) -> Array:
-        begin = jnp.full((tokens.shape[0], 1), self.vocab_size, tokens.dtype)
+        begin = jnp.full((tokens.shape[0], 1), self.max_size, tokens.dtype)
         x = self._embed(params, jnp.concatenate([begin, tokens[:, :-1]], axis=1))
         x = x + params["positions"][None]
         visible = jnp.tril(jnp.ones((self.length, self.length), bool))[None]
@@ -370,7 +380,7 @@ class TransformerPolicy(Sequential):
         return self._read_out(params, x)
 
     def _embed(self, params: Any, tokens: Array) -> Array:
-        one_hot = jax.nn.one_hot(tokens, self.vocab_size + 1, dtype=params["tokens"].dtype)
+        one_hot = jax.nn.one_hot(tokens, self.max_size + 1, dtype=params["tokens"].dtype)
         return one_hot @ params["tokens"]
 
     def _query_key_value(self, layer: Any, x: Array) -> tuple[Array, Array, Array]:
