@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -147,3 +148,12 @@ def as_float(x: object) -> Float[Array, "..."]:
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jax.dtypes.float0:
         raise TypeError(f"expected real numbers, got dtype {array.dtype}")
     return array.astype(jnp.result_type(float))
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Double precision in this thread alone; a caller keeps its own setting."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+    return enable_x64(True)
