@@ -49,6 +49,12 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="all recipes, six β, three reward scales, three seeds, and a Transformer",
     )
+    verify.add_argument(
+        "--policies",
+        type=option(_policy_list),
+        metavar="NAMES",
+        help="of tabular, gru and transformer (default: tabular,gru)",
+    )
     verify.add_argument("--beta", type=option(beta_list), metavar="β", help="as for solve")
     verify.add_argument("--seeds", type=option(whole), metavar="N", help="runs of each setting")
     verify.add_argument(
@@ -59,6 +65,15 @@ def add_to(commands: Any) -> None:
         help="where to write (default: kltarget-verify)",
     )
     verify.set_defaults(run=_verify)
+
+
+def _policy_list(text: str) -> tuple[str, ...]:
+    known = ("tabular", "gru", "transformer")
+    chosen = tuple(text.split(","))
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"there is no policy {name!r}: choose of {', '.join(known)}")
+    return chosen
 
 
 def _task_list(text: str) -> list[str]:
@@ -113,6 +128,8 @@ def _one(name: str | None, folder: pathlib.Path, arguments: argparse.Namespace, 
             "reward_scale": (0.5, 1.0, 2.0),
             "num_seeds": 3,
         }
+    if arguments.policies is not None:
+        options["policies"] = arguments.policies
     if arguments.beta is not None:
         options["beta"] = arguments.beta
     if arguments.seeds is not None:

@@ -25,7 +25,7 @@ def described(recipe: Recipe) -> str:
     """A recipe in words."""
     if recipe.place == "none":
         return "no regulariser"
-    return f"{recipe.estimator} in the {recipe.place}, per {recipe.level}"
+    return f"{recipe.estimator} in {recipe.place}, {recipe.level}"
 
 
 @dataclasses.dataclass(eq=False)
@@ -127,6 +127,8 @@ class Judge:
         forward = isinstance(recipe.divergence, ForwardKL)
         cost = kl(problem.log_ref, log_probs) if forward else backward
         best = float(self.value["forward" if forward else "reverse"][at])
+        if recipe.place == "none":
+            best, cost = scale * float(problem.reward[np.isfinite(problem.log_ref)].max()), 0.0
         gap = best - (scale * reward - beta * cost)
         short = float(self.value["reverse"][at]) - (scale * reward - beta * backward)
         product = beta * kl(log_probs, targets["sequence_reverse"])

@@ -24,7 +24,7 @@ from kltarget.targets import solve
 from kltarget.training import Recipe, estimators
 from kltarget.training._engine import token_table
 
-_NATURAL_STEPS = 50
+_NATURAL_STEPS = 100
 
 
 def own_target(recipe: Recipe) -> str | None:
@@ -37,7 +37,7 @@ def own_target(recipe: Recipe) -> str | None:
 
 
 def exact_targets(
-    space: SequenceSpace, reward: np.ndarray, log_ref: np.ndarray, beta: Any, scale: Any
+    space: SequenceSpace, reward: np.ndarray, log_ref: Any, beta: Any, scale: Any
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Log-probabilities `[B, S, V**L]` and values `[B, S]` of the four targets, in float64."""
     with double_precision():
@@ -64,14 +64,14 @@ def followable(
     scale: np.ndarray,
     wanted: np.ndarray,
 ) -> np.ndarray:
-    """What share of the remaining pull the parameters could still follow, per run `[R]`; NaN unless `wanted`.
+    """The share of the remaining pull that the parameters could still follow, per run `[R]`.
 
     The recipe pulls at the logits of every prefix, with a strength ``δ(s, a)`` that vanishes
     everywhere at its target alone. In the norm ``Σ π(s) π(a|s) δ²``, which to leading order is
     ``2β²`` times the divergence that is left, δ splits by Pythagoras into what some change of the
     parameters produces and a rest that none does. A natural-gradient step is that projection; here
     conjugate gradients take it, and the few steps they are given bound the share from below. Near
-    1 training was not finished, at 0 the policy's family ends here.
+    1 training was not finished, at 0 the policy's family ends here. NaN for runs not ``wanted``.
     """
     shares = np.full(len(log_probs), np.nan)
     for row in np.flatnonzero(wanted):

@@ -140,6 +140,13 @@ def training(
 
 def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -> np.ndarray:
     log_probs = normalised(target.log_probs)
+    try:
+        np.broadcast_to(np.empty(log_probs.shape[:-1]), batch)
+    except ValueError:
+        raise ValueError(
+            f"target has batch shape {log_probs.shape[:-1]}, which does not broadcast to the "
+            f"runs' {batch}"
+        ) from None
     if metric == "expected_reward":
         gain = np.where(np.isneginf(log_probs), 0, np.asarray(target.objective.reward, float))
         ends = (np.exp(log_probs) * gain).sum(-1)
@@ -153,13 +160,7 @@ def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -
             "entropy": lambda p, q: -kl(p, np.zeros_like(p)),
         }[metric]
         ends = np.reshape([measure(p, q) for p, q in rows], log_probs.shape[:-1])
-    try:
-        return np.broadcast_to(ends, batch).reshape(-1)
-    except ValueError:
-        raise ValueError(
-            f"target has batch shape {log_probs.shape[:-1]}, which does not broadcast to the "
-            f"runs' {batch}"
-        ) from None
+    return np.broadcast_to(ends, batch).reshape(-1)
 
 
 def _lines(
@@ -254,7 +255,7 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
         names = [name.replace(" ", "\n", 1) for name in TARGETS.values()]
         ax.set_xticks(range(len(TARGETS)), names)
-        rows = [f"{policy}: {recipe.replace(' the', '')}" for policy, recipe, _ in groups]
+        rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
         ax.tick_params(length=0)
         ax.grid(False)
@@ -283,7 +284,7 @@ def overview(report: Report) -> Figure:
         ends = np.array([run.target_expected_reward for run in runs])
         beta = np.array([run.beta for run in runs])
         _lines(longest, np.array(values), ends, beta, "expected_reward", right, {})
-        right.set_title(f"{policy}: {recipe}")
+        right.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
         figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
     return figure
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Report", "VerifiedRun"]
 
+_LEGEND = (
+    "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "
+    "to 1 (disjoint), at the start and after training. nearest: how many runs ended nearer to that "
+    "target than to any of the other three."
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VerifiedRun:
@@ -152,7 +158,7 @@ class Report:
             yield policy, recipe, list(runs)
 
     def __str__(self) -> str:
-        lines = [*self.description, "", *aligned(self._table()), ""]
+        lines = [*self.description, "", *aligned(self._table()), "", *wrapped(_LEGEND), ""]
         for check in self.checks:
             mark = "ok  " if check.passed else "FAIL"
             lines += [f"{mark}  {check.name}: {check.detail}"]
@@ -161,8 +167,8 @@ class Report:
 
     def _table(self) -> list[list[str]]:
         head = [
-            *("policy", "recipe", "its target", "TV of the start", "median TV", "worst TV"),
-            *("nearest to it", "the rest is"),
+            *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
+            *("nearest", "what is left"),
         ]
         rows = []
         for policy, recipe, runs in self.groups():

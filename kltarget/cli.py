@@ -1,6 +1,7 @@
 """The command `kltarget`: targets of a table or of a shipped task, and their verification.
 
-Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says where.
+Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
+where.
 
 `kltarget solve … --json OUT` writes these keys:
 
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name. Default: those of the process.
 
     Returns:
-        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to stderr.
+        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
+        stderr.
     """
     try:
         arguments = _parser().parse_args(argv)

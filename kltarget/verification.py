@@ -55,8 +55,8 @@ def verify(
     modes: Int[ArrayLike, "A"] | None = None,
     policies: Sequence[str] | Mapping[str, tuple[Policy, Any]] = ("tabular", "gru"),
     recipes: Sequence[Recipe] = RECIPES,
-    beta: Float[ArrayLike, "B"] = (0.1, 0.3, 1.0),
-    reward_scale: Float[ArrayLike, "S"] = (1.0, 2.0),
+    beta: ArrayLike | Sequence[float] = (0.1, 0.3, 1.0),
+    reward_scale: ArrayLike | Sequence[float] = (1.0, 2.0),
     num_seeds: int = 2,
     num_steps: int | Mapping[str, int] | None = None,
     learning_rate: float | Mapping[str, float] | None = None,
@@ -115,7 +115,10 @@ def verify(
         and at least half of that pull, in the squared norm that the policy weighs, is either
         something a natural-gradient step could follow (``"optimisation"``: the training was not
         finished) or not (``"family"``: the gradient has vanished where the policy can move at all,
-        the target is not in its family). The step is that of 50 conjugate-gradient iterations.
+        the target is not in its family). The step is that of 100
+        conjugate-gradient iterations, whose share is a lower bound: with more of them, or more
+        training, some of what counts as family may turn out to be optimisation along directions
+        that gradients hardly feel.
 
     Raises:
         ValueError: arrays that do not fit or are not finite, unknown names, no runs.
@@ -229,8 +232,8 @@ def _of(setting: Any, name: str, default: Any) -> Any:
 def _annealed(num_steps: int) -> Any:
     """Adam whose learning rate falls to 0: one function object, so that seeds share a program.
 
-    A short memory of squared gradients and an ε far below them matter at small β: the target starves
-    most branches of probability, and what is left of their gradients must still move them.
+    A short memory of squared gradients and an ε far below them matter at small β: the target
+    starves most branches of probability, and what is left of their gradients must still move them.
     """
 
     def optimizer(rate: Any) -> optax.GradientTransformation:
@@ -253,9 +256,10 @@ def _perturbed(params: Any, key: Any) -> Any:
 def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
     space = problem.space
     right = problem.modes >= 0
+    share = np.exp(problem.log_ref[right]).sum()
     counted = (
         f"{space.num_sequences:,} sequences ({space.vocab_size} tokens, length {space.length}), "
-        f"{right.sum():,} right; the reference gives those {np.exp(problem.log_ref[right]).sum():.1%}"
+        f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
     sizes = [
         (len(settings["policies"]), "policies"),
