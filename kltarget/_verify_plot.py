@@ -44,10 +44,9 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
     Example:
         >>> import jax
         >>> from kltarget import plot
-        >>> from kltarget.verification import verify
-        >>> report = verify(
-        ...     "one-two", key=jax.random.key(0), policies=["tabular"], beta=[0.5], num_seeds=1
-        ... )
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
         >>> plot.predicted_vs_reached(report).get_xlabel()
         'mode probability in the target'
     """
@@ -215,11 +214,10 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
     Example:
         >>> import jax
         >>> from kltarget import plot
-        >>> from kltarget.verification import verify
-        >>> report = verify(
-        ...     "one-two", key=jax.random.key(0), policies=["tabular"], beta=[0.5], num_seeds=1
-        ... )
-        >>> plot.distances(report).get_title()
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
+        >>> plot.distances(report).get_title(loc="left")
         'total variation from each target'
     """
     import matplotlib.style

@@ -127,17 +127,11 @@ def verify(
 
     Example:
         >>> import jax
-        >>> from kltarget.verification import verify
-        >>> report = verify(
-        ...     "one-two",
-        ...     key=jax.random.key(0),
-        ...     policies=["tabular"],
-        ...     beta=[0.5],
-        ...     reward_scale=[1.0],
-        ...     num_seeds=1,
-        ... )
-        >>> report.passed, [run.remains for run in report.runs]
-        (True, ['nothing', 'nothing', 'nothing', 'nothing'])
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
+        >>> report.passed, report.runs[0].target, report.runs[0].remains
+        (True, 'sequence_reverse', 'nothing')
 
     References:
         Frank and Wolfe, "An algorithm for quadratic programming", 1956 (the bound). Amari,
