@@ -1,6 +1,7 @@
-"""The command `kltarget`: targets of a table or of a shipped task.
+"""The command `kltarget`: targets of a table or of a shipped task, and their verification.
 
-Exit codes: 0 fine, 1 a solution failed, 2 bad input, with one line on stderr that says where.
+Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
+where.
 
 `kltarget solve … --json OUT` writes these keys:
 
@@ -20,22 +21,32 @@ Logarithms are natural. JSON has no infinities: they are the strings `"inf"` and
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import math
 import os
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import kltarget as kt
-from kltarget import plot, tables, tasks
+from kltarget import _cli_verify, plot, tables, tasks
+from kltarget._command import (
+    InputError,
+    beta_list,
+    check_drawable,
+    file_kind,
+    one_line,
+    option,
+    real,
+    say,
+    whole,
+    without_device_warnings,
+    write,
+)
 from kltarget._numerics import double_precision
 from kltarget._report import Solution, report, set_bits, to_json
 from kltarget._text import aligned
@@ -57,10 +68,6 @@ _DIVERGENCES = {
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
 
 
-class _InputError(Exception):
-    """What the user gave cannot be used; the message is one line."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -68,15 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name. Default: those of the process.
 
     Returns:
-        The exit code: 0 fine, 1 a solution failed, 2 bad input. Errors are written to stderr.
+        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
+        stderr.
     """
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
-    except _InputError as error:
-        print(f"kltarget: {_one_line(str(error))}", file=sys.stderr)
+    except InputError as error:
+        print(f"kltarget: {one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as `head`, has gone; without this Python complains when it flushes at
@@ -88,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
-            _say(message.splitlines())
+            say(message.splitlines())
 
     def error(self, message: str) -> NoReturn:
-        raise _InputError(f"{message} (see {self.prog} --help)")
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="kltarget",
         description="Exact targets of regularised reward maximisation, "
         "max over π of E_π[r] − β·D(π, π_ref).",
-        epilog="Exit codes: 0 fine, 1 a solution failed, 2 bad input.",
+        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
@@ -126,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument(
         "--beta",
         required=True,
-        type=_option(_betas),
+        type=option(beta_list),
         metavar="β",
         help="regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced "
         "FROM:TO:COUNT",
@@ -134,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument(
         "--divergence",
         default="reverse-kl",
-        type=_option(_divergence),
+        type=option(_divergence),
         metavar="NAME",
         help=", ".join(
             f"{name}:{_WITH_PARAMETER[name]}" if name in _WITH_PARAMETER else name
@@ -144,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     solve.add_argument(
         "--threshold",
-        type=_option(_number),
+        type=option(real),
         metavar="τ",
         help="apply MARA: all outcomes of reward τ or more become equally probable",
     )
@@ -156,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "augment for reverse-kl, substitute for the others, which augmenting does not equalise",
     )
     solve.add_argument(
-        "--top", type=_option(_count), default=10, metavar="K", help="outcomes to print"
+        "--top", type=option(whole), default=10, metavar="K", help="outcomes to print"
     )
     solve.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
     solve.add_argument("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the targets")
@@ -173,11 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     columns.add_argument("--modes", metavar="COLUMN", help="equal entries are one mode")
     columns.add_argument(
         "--unseen-reward",
-        type=_option(_number),
+        type=option(real),
         metavar="R",
         help="keep reference mass that the rows leave out as one more outcome with this reward",
     )
     solve.set_defaults(run=_solve)
+
+    _cli_verify.add_to(commands)
     return parser
 
 
@@ -192,55 +202,6 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _option(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Lets a parser of option values say what is wrong, where argparse would name the function."""
-
-    def parse_option(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_option
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if math.isnan(value):
-        raise ValueError(f"{text!r} is not a number")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _betas(text: str) -> list[float]:
-    span = text.split(":")
-    if len(span) == 3:
-        low, high, count = _number(span[0]), _number(span[1]), _count(span[2])
-        betas = [_positive(low, span[0]), _positive(high, span[1])]
-        if count > 1:
-            step = math.log(high / low) / (count - 1)
-            # The ends are exactly what was asked for.
-            betas[1:1] = [low * math.exp(k * step) for k in range(1, count - 1)]
-        return betas if count > 1 else betas[:1]
-    if len(span) != 1:
-        raise ValueError(f"{text!r} is neither a list such as 0.01,0.1,1 nor FROM:TO:COUNT")
-    return [_positive(_number(part), part) for part in text.split(",")]
-
-
-def _positive(value: float, text: str) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is not a finite number above 0")
-    return value
-
-
 def _divergence(text: str) -> tuple[str, str, float | None]:
     """The name as given, the class in `kltarget` and its parameter."""
     name, colon, parameter = text.partition(":")
@@ -249,7 +210,7 @@ def _divergence(text: str) -> tuple[str, str, float | None]:
     if name in _WITH_PARAMETER:
         if not colon:
             raise ValueError(f"{name} needs its parameter, such as {name}:{_WITH_PARAMETER[name]}")
-        value = _number(parameter)
+        value = real(parameter)
         if math.isinf(value):
             raise ValueError(f"{parameter!r} is not a finite number")
         return text, _DIVERGENCES[name], value
@@ -264,7 +225,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
     rows += [[task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}"] for task in known]
     descriptions = ["description", *(task.description for task in known)]
     lines = zip(aligned(rows), descriptions, strict=True)
-    _say([f"{line}   {description}" for line, description in lines])
+    say([f"{line}   {description}" for line, description in lines])
     return 0
 
 
@@ -272,24 +233,24 @@ def _solve(arguments: argparse.Namespace) -> int:
     task, read = _load(arguments)
     for path in (arguments.json, arguments.plot):
         if path is not None and not path.parent.is_dir():
-            raise _InputError(f"{path}: there is no folder {str(path.parent)!r}")
+            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
         if (
             path is not None
             and path.exists()
             and os.path.realpath(arguments.problem) == str(path.resolve())
         ):
-            raise _InputError(f"{path}: this is the table itself: write elsewhere")
+            raise InputError(f"{path}: this is the table itself: write elsewhere")
     if arguments.plot is not None:
-        _check_drawable(arguments.plot)
-    with double_precision(), _without_device_warnings():
+        check_drawable(arguments.plot)
+    with double_precision(), without_device_warnings():
         solution = _solution(task, arguments)
-        _say(report(solution, read, arguments.top))
+        say(report(solution, read, arguments.top))
         if arguments.json is not None:
-            _write(arguments.json, lambda file: file.write(to_json(solution)))
+            write(arguments.json, lambda file: file.write(to_json(solution)))
         if arguments.plot is not None:
             _plot(arguments.plot, solution)
     for path in filter(None, (arguments.json, arguments.plot)):
-        _say([f"wrote {path}"])
+        say([f"wrote {path}"])
     failed = 0
     for i, (beta, status) in enumerate(zip(solution.betas, solution.statuses, strict=True)):
         nan = any(map(math.isnan, solution.log_probs[i].tolist()))
@@ -310,18 +271,18 @@ def _load(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
         for role, column in columns.items():
             if column is not None:
                 option = role.replace("_", "-")
-                raise _InputError(f"--{option} is for tables, but {arguments.problem!r} is a task")
+                raise InputError(f"--{option} is for tables, but {arguments.problem!r} is a task")
         return tasks.load(arguments.problem), ()
     path = pathlib.Path(arguments.problem)
     if not path.suffix and not path.exists():
-        raise _InputError(
+        raise InputError(
             f"{arguments.problem!r} is neither a file nor a task: "
             f"the tasks are {', '.join(tasks.names())}"
         )
     try:
         table = tables.read_table(path, **columns)
     except (tables.TableError, ImportError) as error:
-        raise _InputError(str(error)) from None
+        raise InputError(str(error)) from None
     return table, table.notes
 
 
@@ -329,7 +290,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     text, class_name, parameter = arguments.divergence
     threshold, method = arguments.threshold, arguments.mara_method
     if method is not None and threshold is None:
-        raise _InputError("--mara-method needs --threshold")
+        raise InputError("--mara-method needs --threshold")
     try:
         divergence = getattr(kt, class_name)(*(() if parameter is None else (parameter,)))
         objective = task.objective(np.array(arguments.beta), divergence=divergence)
@@ -339,7 +300,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
             solved = kt.mara(objective, threshold, method=method)
         target = kt.solve(solved)
     except ValueError as error:
-        raise _InputError(f"{arguments.problem}: {error}") from None
+        raise InputError(f"{arguments.problem}: {error}") from None
 
     right = task.reward >= threshold if threshold is not None else right_outcomes(task.reward)
     # Right outcomes that the table puts in no mode, which a threshold may add, are a mode each.
@@ -377,20 +338,6 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     )
 
 
-def _check_drawable(path: pathlib.Path) -> None:
-    from matplotlib.figure import Figure
-
-    if _kind(path) not in Figure().canvas.get_supported_filetypes():
-        raise _InputError(
-            f"{path}: cannot draw a {path.suffix or 'file without extension'}: "
-            "use .png, .pdf or .svg"
-        )
-
-
-def _kind(path: pathlib.Path) -> str:
-    return path.suffix.lower().removeprefix(".")
-
-
 def _plot(path: pathlib.Path, solution: Solution) -> None:
     import matplotlib.style
 
@@ -398,57 +345,4 @@ def _plot(path: pathlib.Path, solution: Solution) -> None:
     with matplotlib.style.context(plot.STYLE):
         ax.set_title(solution.task.name)
     figure: Any = ax.figure
-    _write(path, lambda file: figure.savefig(file, format=_kind(path)), binary=True)
-
-
-def _write(path: pathlib.Path, fill: Callable[[IO[Any]], Any], *, binary: bool = False) -> None:
-    """Writes a file that appears complete or not at all."""
-    mode, encoding = ("wb", None) if binary else ("w", "utf-8")
-    try:
-        with tempfile.NamedTemporaryFile(
-            mode, encoding=encoding, dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                fill(file)
-                file.close()
-                # The temporary file is private; the result gets the permissions of any new file.
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(file.name, 0o666 & ~umask)
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise _InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _say(lines: Sequence[str]) -> None:
-    text = "\n".join(lines) + "\n"
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        # A terminal without Greek still gets every number.
-        for sign, plain in {"β": "b", "π": "pi", "‖": "||", "∞": "inf", "…": "~", "−": "-"}.items():
-            text = text.replace(sign, plain)
-        text = text.encode(encoding, "replace").decode(encoding)
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-@contextlib.contextmanager
-def _without_device_warnings() -> Iterator[None]:
-    """JAX remarks on accelerators that it finds and cannot use; here that is noise."""
-    logger = logging.getLogger("jax")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    write(path, lambda file: figure.savefig(file, format=file_kind(path)), binary=True)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from kltarget._plot_style import REFERENCE_COLOR, STYLE
+from kltarget._verify_plot import distances, predicted_vs_reached, training
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.targets import Target, solve
@@ -26,9 +27,8 @@ from kltarget.tasks import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLE = pathlib.Path(__file__).with_name("kltarget.mplstyle")
+__all__ = ["STYLE", "distances", "predicted_vs_reached", "target", "training"]
 
-_REFERENCE = "#9a9a9a"
 # Bars stay countable and their labels level up to here; beyond it outcomes are ranked on an axis.
 _MOST_BARS = 12
 _MOST_POSITIONS = 1000
@@ -189,7 +189,7 @@ def _bars(
     width = 0.84 / (len(curves) + 1)
     in_legend = _legend_entries(curves)
     for k, (name, color, log_probs) in enumerate(
-        [("reference", _REFERENCE, log_ref), *((c.name, c.color, c.log_probs) for c in curves)]
+        [("reference", REFERENCE_COLOR, log_ref), *((c.name, c.color, c.log_probs) for c in curves)]
     ):
         shown = name if k == 0 or curves[k - 1] in in_legend else "_nolegend_"
         options = {"color": color, "label": shown, **(style if k else {})}
@@ -234,7 +234,7 @@ def _points(
     if not keep_order and size > 60:
         ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.plot(x, _mass(log_ref), color=_REFERENCE, lw=2.2, label="reference", zorder=2)
+    ax.plot(x, _mass(log_ref), color=REFERENCE_COLOR, lw=2.2, label="reference", zorder=2)
     in_legend = _legend_entries(curves)
     # Well rewarded outcomes are large, the fourth power keeps the many middling ones of a graded
     # reward small.

@@ -1,0 +1,239 @@
+"""Trained runs held against the targets of their β and reward scale, and what must be true."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kltarget._verify_measures import followable, own_target
+from kltarget._verify_numbers import effective, kl, mode_masses, normalised, total_variation
+from kltarget._verify_problem import Problem
+from kltarget._verify_report import Check, VerifiedRun
+from kltarget.divergences import ForwardKL
+from kltarget.training import Recipe, Run, RunStatus, TabularPolicy
+
+_MOST_MODES = 20
+_ALLOWED_ERRORS = 3.0
+_IDENTITY_BAR = 1e-9
+
+
+def described(recipe: Recipe) -> str:
+    """A recipe in words."""
+    if recipe.place == "none":
+        return "no regulariser"
+    return f"{recipe.estimator} in {recipe.place}, {recipe.level}"
+
+
+@dataclasses.dataclass(eq=False)
+class _Cloud:
+    """Policies of the same settings and other random numbers, as running sums."""
+
+    tabular: bool
+    log_target: np.ndarray
+    count: int = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, probs: np.ndarray) -> None:
+        self.count += 1
+        self.total = self.total + probs
+        self.squares = self.squares + probs**2
+
+    def distance(self) -> float:
+        """Total variation of the mean policy from the target."""
+        return float(np.abs(self.total / self.count - np.exp(self.log_target)).sum() / 2)
+
+    def error(self) -> float:
+        """Half the summed standard errors of the mean: the size of a total variation by chance."""
+        mean = self.total / self.count
+        variance = np.maximum(self.squares / self.count - mean**2, 0) / (self.count - 1)
+        return float(np.sqrt(variance).sum() / 2)
+
+
+class Judge:
+    """Collects runs of one problem."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        targets: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        beta: np.ndarray,
+        scale: np.ndarray,
+        bar: float,
+        sampled: bool,
+    ) -> None:
+        self.problem, self.beta, self.scale = problem, beta, scale
+        self.bar, self.sampled = bar, sampled
+        self.log_probs = {name: log_probs for name, (log_probs, _) in targets.items()}
+        self.value = {name: targets[f"sequence_{name}"][1] for name in ("reverse", "forward")}
+        self.clouds: dict[tuple[Any, ...], _Cloud] = {}
+
+    def verified(self, policy: str, recipe: Recipe, seed: int, run: Run) -> list[VerifiedRun]:
+        """A row for every β and reward scale of a run."""
+        log_probs = normalised(run.log_probs)
+        grid = list(np.ndindex(log_probs.shape[:-1]))
+        found = [self._row(policy, recipe, seed, run, at, log_probs[at]) for at in grid]
+        if any(row.remains == "unknown" for row in found):
+            shares = followable(
+                run.policy,
+                self.problem.space,
+                recipe,
+                jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run.params),
+                log_probs.reshape(-1, log_probs.shape[-1]),
+                self.problem.log_ref,
+                self.problem.reward,
+                np.repeat(self.beta, self.scale.size),
+                np.tile(self.scale, self.beta.size),
+                np.array([row.remains == "unknown" for row in found]),
+            )
+            found = [
+                dataclasses.replace(
+                    row,
+                    followable=float(share),
+                    remains="optimisation" if share >= 0.5 else "family",
+                )
+                if row.remains == "unknown"
+                else row
+                for row, share in zip(found, shares, strict=True)
+            ]
+        return found
+
+    def _row(
+        self,
+        policy: str,
+        recipe: Recipe,
+        seed: int,
+        run: Run,
+        at: tuple[int, ...],
+        log_probs: np.ndarray,
+    ) -> VerifiedRun:
+        problem, own = self.problem, own_target(recipe)
+        beta, scale = float(self.beta[at[0]]), float(self.scale[at[1]])
+        targets = {name: x[at] for name, x in self.log_probs.items()}
+        # Recipes without a target are shown beside that of reverse KL, which all estimators mean.
+        goal = targets[own or "sequence_reverse"]
+        tv = {name: total_variation(log_probs, x) for name, x in targets.items()}
+        closest = min(tv, key=lambda name: tv[name])
+        # Targets may coincide, as they all do for a single token.
+        if own is not None and tv[own] <= tv[closest] * (1 + 1e-9) + 1e-12:
+            closest = own
+
+        reward = float(np.exp(log_probs) @ problem.reward)
+        backward = kl(log_probs, problem.log_ref)
+        forward = isinstance(recipe.divergence, ForwardKL)
+        cost = kl(problem.log_ref, log_probs) if forward else backward
+        best = float(self.value["forward" if forward else "reverse"][at])
+        if recipe.place == "none":
+            best, cost = scale * float(problem.reward[np.isfinite(problem.log_ref)].max()), 0.0
+        gap = best - (scale * reward - beta * cost)
+        short = float(self.value["reverse"][at]) - (scale * reward - beta * backward)
+        product = beta * kl(log_probs, targets["sequence_reverse"])
+        size = abs(float(self.value["reverse"][at])) + scale * abs(reward) + beta * backward
+        bound = float(np.asarray(run.gap)[at])
+        largest = scale * float(np.abs(problem.reward).max())
+        spread = float(np.abs(log_probs - problem.log_ref)[np.exp(log_probs) > 0].max(initial=0.0))
+        rounding = 64 * float(np.finfo(run.gap.dtype).eps) * (largest + beta * (1 + spread))
+
+        masses = mode_masses(log_probs, problem.modes)
+        expected = mode_masses(goal, problem.modes)
+        shown = np.argsort(-expected, kind="stable")[:_MOST_MODES]
+        shown = shown[expected[shown] > 0]
+        status = RunStatus(int(np.asarray(run.status)[at])).name
+        distance = np.nan if own is None else tv[own]
+        if status == "NON_FINITE" or not np.isfinite(log_probs).any():
+            remains = "diverged"
+        elif own is None:
+            remains = "no target"
+        elif distance <= self.bar:
+            remains = "nothing"
+        else:
+            remains = "sampling" if self.sampled else "unknown"
+        if self.sampled and own is not None:
+            cell = (policy, described(recipe), beta, scale)
+            tabular = isinstance(run.policy, TabularPolicy)
+            self.clouds.setdefault(cell, _Cloud(tabular, goal)).add(np.exp(log_probs))
+        return VerifiedRun(
+            policy=policy,
+            recipe=described(recipe),
+            tabular=isinstance(run.policy, TabularPolicy),
+            beta=beta,
+            reward_scale=scale,
+            seed=seed,
+            target=own,
+            status=status,
+            num_steps=int(np.asarray(run.num_steps)[at]),
+            gradient_norm=float(np.asarray(run.gradient_norm)[at]),
+            tv=tv,
+            reverse_kl={name: kl(log_probs, x) for name, x in targets.items()},
+            forward_kl={name: kl(x, log_probs) for name, x in targets.items()},
+            target_tv={name: total_variation(goal, x) for name, x in targets.items()},
+            start_tv=total_variation(problem.log_ref, goal),
+            nearest=closest,
+            value=best,
+            gap=gap,
+            bound=bound,
+            bound_holds=bool(bound >= gap - rounding),
+            identity_error=abs(short - product) / max(size, np.finfo(float).tiny),
+            expected_reward=reward,
+            target_expected_reward=float(np.exp(goal) @ problem.reward),
+            effective_modes=effective(masses),
+            target_effective_modes=effective(expected),
+            mode_labels=tuple(self._mode_label(int(mode), goal) for mode in shown),
+            mode_mass=masses[shown],
+            target_mode_mass=expected[shown],
+            followable=float("nan"),
+            remains=remains,
+            step=run.history.step,
+            history=np.asarray(run.history.expected_reward)[at].astype(float),
+        )
+
+    def _mode_label(self, mode: int, log_probs: np.ndarray) -> str:
+        members = np.flatnonzero(self.problem.modes == mode)
+        return self.problem.label(int(members[log_probs[members].argmax()]))
+
+    def checks(self, runs: Sequence[VerifiedRun]) -> tuple[Check, ...]:
+        """What must be true of any policy, and of those that can represent everything."""
+        diverged = sum(run.remains == "diverged" for run in runs)
+        kept = [run for run in runs if run.remains != "diverged"]
+        checks = [Check("no run diverged", not diverged, f"{diverged} of {len(runs)} did")]
+        aimed = [run for run in kept if run.target is not None]
+        exact = [] if self.sampled else [run for run in aimed if run.tabular]
+        if exact:
+            worst = max(run.distance for run in exact)
+            name = f"tabular policies end within TV {self.bar:g} of the target of their recipe"
+            detail = f"at most {worst:.1e} in {len(exact)} runs"
+            checks.append(Check(name, worst <= self.bar, detail))
+        clouds = [cloud for cloud in self.clouds.values() if cloud.tabular]
+        if clouds:
+            allowed = [self.bar + _ALLOWED_ERRORS * cloud.error() for cloud in clouds]
+            used = max(c.distance() / a for c, a in zip(clouds, allowed, strict=True))
+            name = (
+                "the mean sampled tabular policy is within "
+                f"{_ALLOWED_ERRORS:g} standard errors of its target"
+            )
+            detail = (
+                f"at most {used:.0%} of the allowed TV, {min(allowed):.1e} to {max(allowed):.1e}"
+            )
+            checks.append(Check(name, used <= 1, detail))
+        if kept:
+            worst = max(run.identity_error for run in kept)
+            checks.append(
+                Check(
+                    "J* − J(π) = β·KL(π‖π*) for reverse KL, the arithmetic",
+                    worst <= _IDENTITY_BAR,
+                    f"relative error at most {worst:.1e}",
+                )
+            )
+            broken = sum(not run.bound_holds for run in kept)
+            checks.append(
+                Check(
+                    "training's own bound on J* − J(π) is no less than the truth",
+                    broken == 0,
+                    f"in {len(kept) - broken} of {len(kept)} runs",
+                )
+            )
+        return tuple(checks)

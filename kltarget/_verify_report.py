@@ -1,0 +1,302 @@
+"""What a verification found: a row per run, the checks it passed, and both in words."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget._text import aligned, plain, wrapped
+from kltarget._verify_numbers import TARGETS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Check", "Report", "VerifiedRun"]
+
+_LEGEND = (
+    "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "
+    "to 1 (disjoint), at the start and after training. nearest: how many runs ended nearer to that "
+    "target than to any of the other three."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VerifiedRun:
+    """One trained policy beside the targets computed for its problem.
+
+    Attributes:
+        policy: name of the policy.
+        recipe: how the regulariser was applied, in words.
+        tabular: whether the policy has a logit per prefix and token: it can represent everything.
+        beta: coefficient of the regulariser, in reward units per nat.
+        reward_scale: factor of the reward.
+        seed: 0 starts at the reference, others next to it; with sampled gradients the seeds differ
+            in their random numbers instead.
+        target: the target of the recipe, a key of the three distances; None if it has none.
+        status: how training ended, a name of :class:`kltarget.training.RunStatus`.
+        num_steps: steps taken.
+        gradient_norm: Euclidean norm of the last gradient.
+        tv: total variation to each target, by its name.
+        reverse_kl: ``KL(π‖target)`` in nats.
+        forward_kl: ``KL(target‖π)`` in nats.
+        target_tv: total variation of the recipe's own target from the others, which says how
+            hard they are to tell apart.
+        start_tv: total variation of the reference from the recipe's own target.
+        nearest: the target of least total variation.
+        value: the maximum J* of the sequence-level objective with the recipe's divergence.
+        gap: ``J* − J(π)`` in reward units. The token-local targets do not maximise J either.
+        bound: the Frank–Wolfe bound on the gap, which training found without knowing J*.
+        bound_holds: whether it is no less than the gap, up to the rounding of the training.
+        identity_error: relative error of ``J* − J(π) = β·KL(π‖π*)`` for reverse KL.
+        expected_reward: ``E_π[reward]``, without its scale.
+        target_expected_reward: the same of the recipe's own target.
+        effective_modes: ``exp`` of the entropy over the modes, given that a sequence is in one.
+        target_effective_modes: the same of the recipe's own target.
+        mode_labels: the likeliest sequence of each of the target's largest modes.
+        mode_mass: probability of those modes.
+        target_mode_mass: the same under the recipe's own target.
+        followable: share of the remaining pull that the parameters could follow, from 0 to 1; NaN
+            where it was not needed. See :func:`kltarget.verification.verify`.
+        remains: what keeps the policy from its target: "nothing", "optimisation", "family",
+            "sampling", "diverged", or "no target".
+        step: numbers of steps at which the history was measured, ``[H]``.
+        history: ``E_π[reward]`` then, ``[H]``.
+    """
+
+    policy: str
+    recipe: str
+    tabular: bool
+    beta: float
+    reward_scale: float
+    seed: int
+    target: str | None
+    status: str
+    num_steps: int
+    gradient_norm: float
+    tv: dict[str, float]
+    reverse_kl: dict[str, float]
+    forward_kl: dict[str, float]
+    target_tv: dict[str, float]
+    start_tv: float
+    nearest: str
+    value: float
+    gap: float
+    bound: float
+    bound_holds: bool
+    identity_error: float
+    expected_reward: float
+    target_expected_reward: float
+    effective_modes: float
+    target_effective_modes: float
+    mode_labels: tuple[str, ...]
+    mode_mass: np.ndarray
+    target_mode_mass: np.ndarray
+    followable: float
+    remains: str
+    step: np.ndarray
+    history: np.ndarray
+
+    @property
+    def distance(self) -> float:
+        """Total variation to the recipe's own target; NaN if it has none."""
+        return float("nan") if self.target is None else self.tv[self.target]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Something that must hold, and whether it did.
+
+    Attributes:
+        name: what must hold.
+        passed: whether it did.
+        detail: by how much.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What :func:`kltarget.verification.verify` found. Prints as a table.
+
+    Attributes:
+        problem: name of the problem.
+        description: the problem and how it was set up, a few lines.
+        settings: what was trained, plain values.
+        runs: a :class:`VerifiedRun` each.
+        checks: a :class:`Check` each.
+    """
+
+    problem: str
+    description: tuple[str, ...]
+    settings: dict[str, Any]
+    runs: tuple[VerifiedRun, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def groups(self) -> Iterator[tuple[str, str, list[VerifiedRun]]]:
+        """Policy, recipe and their runs, in the order in which they were trained."""
+        for (policy, recipe), runs in itertools.groupby(
+            self.runs, key=lambda run: (run.policy, run.recipe)
+        ):
+            yield policy, recipe, list(runs)
+
+    def __str__(self) -> str:
+        lines = [*self.description, "", *aligned(self._table()), "", *wrapped(_LEGEND), ""]
+        for check in self.checks:
+            mark = "ok  " if check.passed else "FAIL"
+            lines += [f"{mark}  {check.name}: {check.detail}"]
+        lines += ["", *wrapped(self.verdict)]
+        return "\n".join(lines)
+
+    def _table(self) -> list[list[str]]:
+        head = [
+            *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
+            *("nearest", "what is left"),
+        ]
+        rows = []
+        for policy, recipe, runs in self.groups():
+            target = runs[0].target
+            distances = [run.distance for run in runs]
+            near = sum(run.nearest == target for run in runs)
+            rows.append(
+                [
+                    policy,
+                    recipe,
+                    "none" if target is None else TARGETS[target],
+                    _short(statistics.median(run.start_tv for run in runs)),
+                    _short(statistics.median(distances)),
+                    _short(max(distances)),
+                    "" if target is None else f"{near} of {len(runs)}",
+                    _counted([run.remains for run in runs]),
+                ]
+            )
+        return _left([head, *rows], (0, 1, 2, 7))
+
+    @property
+    def verdict(self) -> str:
+        """What follows, in plain words."""
+        failed = [check.name for check in self.checks if not check.passed]
+        if failed:
+            return f"Verdict: NOT confirmed. Failed: {'; '.join(failed)}."
+        aimed = [run for run in self.runs if run.target is not None and run.remains != "diverged"]
+        told = [run for run in aimed if min(_others(run), default=0.0) > 2 * run.distance]
+        away = [run for run in told if run.nearest != run.target]
+        reached = [run for run in aimed if run.remains == "nothing"]
+        short = [run for run in aimed if run.remains in ("optimisation", "family")]
+        sentences = [
+            "Verdict: confirmed. Training never saw a closed form, and "
+            + (
+                f"{len(reached)} of {len(aimed)} runs ended on the distribution that was computed "
+                f"beforehand for their recipe, to a total variation of {self.settings['bar']:g}"
+                if reached
+                else f"{len(aimed)} runs went towards the distribution that was computed for them"
+            )
+            + "."
+        ]
+        if told:
+            sentences.append(
+                f"In {len(told)} runs the targets of other recipes are far enough to be told "
+                f"apart: {len(told) - len(away) or 'none'} of them ended nearest to their own."
+            )
+        if short:
+            worst = max(run.distance for run in short)
+            by = _counted([run.remains for run in short])
+            sentences.append(
+                f"{len(short)} runs stopped short, by at most {_short(worst)}; the reason is "
+                f"{by} (optimisation: more or better steps would help; family: this policy cannot "
+                "represent the target)."
+            )
+        return " ".join(sentences)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per run, a column per number; mode masses and histories are left to the JSON."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        nested = ("tv", "reverse_kl", "forward_kl")
+        left_out = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
+        rows = []
+        for run in self.runs:
+            row: dict[str, Any] = {}
+            for field in dataclasses.fields(run):
+                value = getattr(run, field.name)
+                if field.name in nested:
+                    row.update({f"{field.name}_{name}": x for name, x in value.items()})
+                elif field.name not in left_out:
+                    row[field.name] = value
+            rows.append(row)
+        return rows
+
+    def to_csv(self) -> str:
+        """The rows of :meth:`to_dataframe` as comma-separated text."""
+        rows = self._rows()
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue()
+
+    def to_json(self) -> str:
+        """Everything, as JSON; what is not finite is a string."""
+        content = dataclasses.asdict(self)
+        content["passed"], content["verdict"] = self.passed, self.verdict
+        for run in content["runs"]:
+            for name, value in run.items():
+                if isinstance(value, np.ndarray):
+                    run[name] = value.tolist()
+        return json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes :meth:`to_json` to a file."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.to_json())
+
+    def plot(self) -> Figure:
+        """Three panels: modes predicted and reached, targets told apart, rewards on their way."""
+        from kltarget._verify_plot import overview
+
+        return overview(self)
+
+
+def _others(run: VerifiedRun) -> list[float]:
+    """How far the recipe's own target is from those that differ from it at all."""
+    return [x for name, x in run.target_tv.items() if name != run.target]
+
+
+def _counted(words: list[str]) -> str:
+    counts = {word: words.count(word) for word in sorted(set(words), key=words.index)}
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{word} {count}" for word, count in counts.items())
+
+
+def _left(rows: list[list[str]], columns: tuple[int, ...]) -> list[list[str]]:
+    """Pads columns of words, which `aligned` would set to the right."""
+    for column in columns:
+        width = max(len(row[column]) for row in rows)
+        for row in rows:
+            row[column] = row[column].ljust(width)
+    return rows
+
+
+def _short(x: float) -> str:
+    return f"{x:.2g}" if not 0 < x < 1e-3 else f"{x:.0e}"

@@ -1,0 +1,273 @@
+"""``verify``: targets computed in closed form beside what gradient-based training reaches.
+
+This is the one place where the two sides of the package meet. Training knows no closed form, and
+the targets know no training; what both say about the same problem is compared here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, PRNGKeyArray
+
+from kltarget._verify_judge import Judge, described
+from kltarget._verify_measures import exact_targets
+from kltarget._verify_problem import Problem, problem_of
+from kltarget._verify_report import Check, Report, VerifiedRun
+from kltarget.spaces._tree import SequenceSpace, counted
+from kltarget.training import Policy, Recipe, TabularPolicy, fine_tune
+
+__all__ = ["ALL_RECIPES", "RECIPES", "Check", "Report", "VerifiedRun", "verify"]
+
+RECIPES = (
+    Recipe("reward", "k1", "sequence", "leave-one-out"),
+    Recipe("loss", "k3", "sequence", "leave-one-out"),
+    Recipe("loss", "k2", "token", "leave-one-out"),
+    Recipe("loss", "k3", "token", "leave-one-out"),
+)
+"""One recipe for each of the four targets."""
+ALL_RECIPES = (
+    *RECIPES,
+    Recipe("reward", "k1", "token", "leave-one-out"),
+    Recipe("loss", "k2", "sequence", "leave-one-out"),
+    Recipe("loss", "weighted-k3", "sequence", "leave-one-out"),
+    Recipe("loss", "weighted-k3", "token", "leave-one-out"),
+)
+"""Every recipe that has a target."""
+
+_JITTER = 0.1
+
+
+def verify(
+    task: Any = None,
+    *,
+    key: PRNGKeyArray,
+    space: SequenceSpace | None = None,
+    reward: Float[ArrayLike, "A"] | None = None,
+    log_ref: Float[ArrayLike, "A"] | None = None,
+    modes: Int[ArrayLike, "A"] | None = None,
+    policies: Sequence[str] | Mapping[str, tuple[Policy, Any]] = ("tabular", "gru"),
+    recipes: Sequence[Recipe] = RECIPES,
+    beta: ArrayLike | Sequence[float] = (0.1, 0.3, 1.0),
+    reward_scale: ArrayLike | Sequence[float] = (1.0, 2.0),
+    num_seeds: int = 2,
+    num_steps: int | Mapping[str, int] | None = None,
+    learning_rate: float | Mapping[str, float] | None = None,
+    batch_size: int | None = None,
+    bar: float = 1e-4,
+    progress: bool = False,
+) -> Report:
+    """Fine-tunes policies on ``E_π[reward_scale · reward] − beta · D(π, π_ref)`` and compares.
+
+    For every policy, recipe, beta, reward scale and seed a copy is trained by gradients and then
+    held against four targets: the maximisers of the objective on whole sequences with reverse and
+    with forward KL (:func:`kltarget.solve`), and the fixed points of per-token losses with either
+    (:func:`kltarget.token_local_target`). Which one a recipe aims at follows from its gradient:
+    k1 in the reward from the sequence's reverse KL; in the loss, k2 and weighted k3 from reverse
+    and k3 from forward KL, at the level at which they are applied.
+
+    All β and reward scales of a policy and a recipe train at once in one compiled program, which
+    every seed runs again. Training has the precision of the parameters, comparisons are made in
+    float64.
+
+    Args:
+        task: a :class:`kltarget.tasks.Task` or the name of a shipped one. Its ``space`` says how
+            outcomes are sequences, without one each is a sequence of one token; its ``policy`` and
+            ``params``, if any, are the trained reference. By default a small GRU is trained on the
+            words of three letters in the shipped list and is the reference; right is a listed word.
+        key: random key of everything that is random.
+        space: instead of a task: the sequences.
+        reward: instead of a task: their rewards, shape ``[V**L]``, any real unit; finite wherever
+            the reference has mass.
+        log_ref: instead of a task: log-probabilities of the reference, shape ``[V**L]``.
+        modes: instead of a task: integer mode labels, negative in no mode, shape ``[V**L]``; by
+            default each right sequence is one.
+        policies: of ``"tabular"``, which starts exactly at the reference, ``"gru"`` and
+            ``"transformer"``, which are the task's own or learn to imitate the reference first; or
+            a mapping from names of your own to ``(policy, params)``.
+        recipes: how the regulariser is applied, by default one recipe per target.
+        beta: coefficients of the regulariser, in reward units per nat, shape ``[B]``.
+        reward_scale: factors of the reward, shape ``[S]``.
+        num_seeds: how many times to train each. With exact gradients the first seed starts at the
+            policy's parameters and every other with noise of a tenth of each array's root mean
+            square; with sampled gradients they differ in what is drawn.
+        num_steps: most steps of a run, or by policy; by default 500 of a tabular policy and 300 of
+            others. The learning rate falls to 0 along half a cosine.
+        learning_rate: of Adam, or by policy; by default 0.3 of a tabular policy and 0.02 of others.
+        batch_size: samples per step; None follows the exact gradient.
+        bar: total variation within which a tabular policy must end at its target with exact
+            gradients. With sampled ones the mean policy over the seeds must be within this plus
+            three standard errors, summed over the sequences; this needs at least 4 seeds.
+        progress: show a bar.
+
+    Returns:
+        The report. Its checks are: no run diverged; tabular policies within the bar; ``J* − J(π) =
+        β·KL(π‖π*)`` for reverse KL to a relative 1e-9; the Frank–Wolfe bound of training no less
+        than the true gap ``J* − J(π)``. Runs that end further than ``bar`` from their target are
+        told apart by what keeps them there: the recipe still pulls at each token of each prefix,
+        and at least half of that pull, in the squared norm that the policy weighs, is either
+        something a natural-gradient step could follow (``"optimisation"``: the training was not
+        finished) or not (``"family"``: the gradient has vanished where the policy can move at all,
+        the target is not in its family). The step is that of 100
+        conjugate-gradient iterations, whose share is a lower bound: with more of them, or more
+        training, some of what counts as family may turn out to be optimisation along directions
+        that gradients hardly feel.
+
+    Raises:
+        ValueError: arrays that do not fit or are not finite, unknown names, no runs.
+
+    Not to be called under a trace.
+
+    Example:
+        >>> import jax
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
+        >>> report.passed, report.runs[0].target, report.runs[0].remains
+        (True, 'sequence_reverse', 'nothing')
+
+    References:
+        Frank and Wolfe, "An algorithm for quadratic programming", 1956 (the bound). Amari,
+        "Natural gradient works efficiently in learning", 1998 (the projection). Tang and Munos,
+        "On a few pitfalls in KL divergence gradient estimation for RL", 2025, arXiv 2506.09477
+        (what the estimators' gradients are).
+    """
+    beta, reward_scale = (np.atleast_1d(np.asarray(x, float)) for x in (beta, reward_scale))
+    if not recipes or not policies or num_seeds < 1 or not beta.size or not reward_scale.size:
+        raise ValueError("policies, recipes, beta, reward_scale and num_seeds ask for no run")
+    if batch_size is not None and num_seeds < 4:
+        raise ValueError(
+            f"num_seeds must be at least 4 with batch_size, got {num_seeds}: the allowance for "
+            "sampling is measured over seeds"
+        )
+    for name, x in (("beta", beta), ("reward_scale", reward_scale)):
+        if x.ndim != 1 or not (np.isfinite(x) & (x > 0)).all():
+            raise ValueError(f"{name} must be finite numbers above 0, got {x.tolist()}")
+    problem_key, run_key = jax.random.split(key)
+    problem = problem_of(
+        task,
+        space=space,
+        reward=reward,
+        log_ref=log_ref,
+        modes=modes,
+        policies=policies,
+        key=problem_key,
+    )
+    targets = exact_targets(problem.space, problem.reward, problem.log_ref, beta, reward_scale)
+    judge = Judge(problem, targets, beta, reward_scale, bar, batch_size is not None)
+
+    bar_shown = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        count = len(problem.policies) * len(recipes) * num_seeds * beta.size * reward_scale.size
+        bar_shown = tqdm(total=count, unit="run")
+    runs: list[VerifiedRun] = []
+    for name, (policy, params) in problem.policies.items():
+        tabular = isinstance(policy, TabularPolicy)
+        steps = _of(num_steps, name, 500 if tabular else 300)
+        rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
+        for recipe in recipes:
+            if bar_shown is not None:
+                bar_shown.set_postfix_str(f"{name}, {described(recipe)}")
+            for seed in range(num_seeds):
+                keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
+                sampled = batch_size is not None
+                start = params if seed == 0 or sampled else _perturbed(params, keys[0])
+                run = fine_tune(
+                    policy,
+                    start,
+                    jnp.asarray(problem.reward),
+                    recipe,
+                    beta=jnp.asarray(beta)[:, None],
+                    reward_scale=jnp.asarray(reward_scale),
+                    learning_rate=rate,
+                    num_steps=int(steps),
+                    key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
+                    optimizer=_annealed(int(steps)),
+                    batch_size=batch_size,
+                    log_ref=jnp.asarray(problem.log_ref),
+                    history_every=max(1, int(steps) // 10),
+                    tol=1e-5,
+                )
+                runs += judge.verified(name, recipe, seed, run)
+                if bar_shown is not None:
+                    bar_shown.update(beta.size * reward_scale.size)
+    if bar_shown is not None:
+        bar_shown.set_postfix_str("")
+        bar_shown.close()
+    checks = judge.checks(runs)
+    settings = {
+        "policies": list(problem.policies),
+        "recipes": [described(recipe) for recipe in recipes],
+        "beta": beta.tolist(),
+        "reward_scale": reward_scale.tolist(),
+        "num_seeds": num_seeds,
+        "batch_size": batch_size,
+        "bar": bar,
+    }
+    return Report(problem.name, _description(problem, settings), settings, tuple(runs), checks)
+
+
+def _of(setting: Any, name: str, default: Any) -> Any:
+    if isinstance(setting, Mapping):
+        return setting.get(name, default)
+    return default if setting is None else setting
+
+
+@functools.cache
+def _annealed(num_steps: int) -> Any:
+    """Adam whose learning rate falls to 0: one function object, so that seeds share a program.
+
+    A short memory of squared gradients and an ε far below them matter at small β: the target
+    starves most branches of probability, and what is left of their gradients must still move them.
+    """
+
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(rate, num_steps)
+        return optax.adam(schedule, b2=0.95, eps=1e-15)
+
+    return optimizer
+
+
+def _perturbed(params: Any, key: Any) -> Any:
+    leaves, structure = jax.tree.flatten(params)
+    noisy = []
+    for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+        size = jnp.sqrt(jnp.mean(jnp.square(jnp.where(jnp.isfinite(leaf), leaf, 0.0))))
+        noise = jax.random.normal(one, leaf.shape, leaf.dtype)
+        noisy.append(leaf + jnp.broadcast_to(_JITTER * size, leaf.shape).astype(leaf.dtype) * noise)
+    return jax.tree.unflatten(structure, noisy)
+
+
+def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
+    space = problem.space
+    right = problem.modes >= 0
+    share = np.exp(problem.log_ref[right]).sum()
+    counted = (
+        f"{counted(space)} = {space.num_sequences:,} sequences, "
+        f"{right.sum():,} right; the reference gives those {share:.1%}"
+    )
+    sizes = [
+        (len(settings["policies"]), "policies"),
+        (len(settings["recipes"]), "recipes"),
+        (len(settings["beta"]), "β"),
+        (len(settings["reward_scale"]), "reward scales"),
+        (settings["num_seeds"], "seeds"),
+    ]
+    batch = settings["batch_size"]
+    gradients = "exact gradients" if batch is None else f"{batch} samples a step"
+    grid = " × ".join(f"{n} {what}" for n, what in sizes)
+    return (
+        f"{problem.name}: {problem.description}",
+        counted,
+        *problem.notes,
+        f"{np.prod([n for n, _ in sizes]):,} runs: {grid}; {gradients}",
+    )

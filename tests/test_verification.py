@@ -1,0 +1,417 @@
+"""Verification: its targets, what it says of runs that do and do not arrive, and the command.
+
+Targets are recomputed here with NumPy, by recursion and bisection.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import DTYPES
+
+import kltarget as kt
+from kltarget import _verify_measures, cli, plot, verification
+from kltarget._verify_numbers import TARGETS
+from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
+from kltarget.verification import ALL_RECIPES, RECIPES, verify
+
+DTYPE = DTYPES[0]
+KEY = jax.random.key(0)
+
+
+def tree(vocab_size, seed, length=3):
+    """A random reference and reward over all sequences."""
+    space = kt.SequenceSpace(vocab_size, length)
+    policy = TabularPolicy(vocab_size, length)
+    params = policy.init(key=jax.random.key(seed))
+    log_ref = np.asarray(space.joint(policy.conditionals(params, space)), np.float64)
+    reward = np.random.default_rng(seed).uniform(size=space.num_sequences)
+    return {"space": space, "reward": reward, "log_ref": log_ref - np.logaddexp.reduce(log_ref)}
+
+
+def tilted(ref, reward, beta):
+    weights = ref * np.exp((reward - reward.max(-1, keepdims=True)) / beta)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def hyperbolic(ref, reward, beta):
+    low, high = reward.max(-1, keepdims=True), reward.max(-1, keepdims=True) + beta
+    for _ in range(200):
+        middle = (low + high) / 2
+        with np.errstate(divide="ignore"):
+            above = (beta * ref / (middle - reward)).sum(-1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    policy = beta * ref / (high - reward)
+    return policy / policy.sum(-1, keepdims=True)
+
+
+def local(solve, ref, reward, beta, size):
+    """The backward recursion with mean values."""
+    mass, values, probs = ref, reward, np.ones_like(ref)
+    while mass.size > 1:
+        above = mass.reshape(-1, size).sum(-1)
+        given = mass.reshape(-1, size) / above[:, None]
+        chosen = solve(given, values.reshape(-1, size), beta)
+        values = (chosen * values.reshape(-1, size)).sum(-1)
+        probs = probs * np.repeat(chosen.ravel(), probs.size // chosen.size)
+        mass = above
+    return probs
+
+
+@pytest.mark.parametrize("beta", [0.05, 2.0])
+def test_the_four_targets(beta):
+    problem = tree(3, 4)
+    ref, reward = np.exp(problem["log_ref"]), problem["reward"]
+    found = _verify_measures.exact_targets(
+        problem["space"], reward, problem["log_ref"], np.array([beta]), np.array([1.0, 2.0])
+    )
+    for s, scale in enumerate((1.0, 2.0)):
+        arguments = (ref, scale * reward, beta)
+        expected = {
+            "sequence_reverse": tilted(*arguments),
+            "sequence_forward": hyperbolic(*arguments),
+            "token_reverse": local(tilted, *arguments, 3),
+            "token_forward": local(hyperbolic, *arguments, 3),
+        }
+        for name, probs in expected.items():
+            np.testing.assert_allclose(np.exp(found[name][0][0, s]), probs, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return verify(
+        **tree(3, 1),
+        key=KEY,
+        policies=["tabular"],
+        beta=[0.05, 0.5],
+        reward_scale=[1.0],
+        num_steps=600,
+    )
+
+
+def test_tabular_policies_reach_their_targets(report):
+    assert report.passed, str(report)
+    assert len(report.runs) == 4 * 2 * 2
+    assert {run.target for run in report.runs} == set(TARGETS)
+    for run in report.runs:
+        assert run.distance < 1e-4
+        assert (run.nearest, run.remains) == (run.target, "nothing")
+        assert run.start_tv > 0.02, "a start at the target would say nothing"
+        assert min(x for name, x in run.target_tv.items() if name != run.target) > 1e-3
+        np.testing.assert_allclose(run.mode_mass, run.target_mode_mass, atol=2e-4)
+
+
+def test_numbers_are_those_of_the_run():
+    problem = tree(3, 1)
+    ref, reward = np.exp(problem["log_ref"]), problem["reward"]
+    options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [2.0], "num_seeds": 1}
+    (run,) = verify(**problem, key=KEY, recipes=RECIPES[:1], **options, num_steps=6).runs
+    # The same training, seen by NumPy.
+    policy = TabularPolicy(3, 3)
+    params = policy.from_conditionals(
+        problem["space"].conditionals(jnp.asarray(problem["log_ref"]))
+    )
+    trained = fine_tune(
+        policy,
+        params,
+        jnp.asarray(reward),
+        RECIPES[0],
+        beta=0.5,
+        reward_scale=2.0,
+        learning_rate=0.3,
+        num_steps=6,
+        optimizer=verification._annealed(6),
+        history_every=1,
+        log_ref=jnp.asarray(problem["log_ref"]),
+    )
+    p = np.exp(np.asarray(trained.log_probs, np.float64))
+    p = p / p.sum()
+    target = tilted(ref, 2 * reward, 0.5)
+    best = 0.5 * np.log(ref @ np.exp(2 * reward / 0.5))
+    tol = {"rtol": 2e-4}
+    np.testing.assert_allclose(run.distance, np.abs(p - target).sum() / 2, **tol)
+    np.testing.assert_allclose(run.reverse_kl["sequence_reverse"], p @ np.log(p / target), **tol)
+    np.testing.assert_allclose(
+        run.forward_kl["sequence_reverse"], target @ np.log(target / p), **tol
+    )
+    np.testing.assert_allclose(run.value, best, rtol=1e-9)
+    np.testing.assert_allclose(run.gap, best - (2 * p @ reward - 0.5 * p @ np.log(p / ref)), **tol)
+    np.testing.assert_allclose(run.expected_reward, p @ reward, **tol)
+    np.testing.assert_allclose(run.target_expected_reward, target @ reward, rtol=1e-9)
+    np.testing.assert_allclose(run.start_tv, np.abs(ref - target).sum() / 2, rtol=1e-9)
+    assert run.bound >= run.gap > 0
+    assert run.bound_holds
+    assert run.identity_error < 1e-12
+
+
+def test_unfinished_training_is_called_so():
+    options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
+    report = verify(**tree(3, 1), key=KEY, **options, num_steps=6, recipes=RECIPES[::2])
+    assert not report.passed
+    assert "NOT confirmed" in str(report)
+    for run in report.runs:
+        assert run.remains == "optimisation"
+        # A logit per prefix and token can follow whatever pulls at it.
+        np.testing.assert_allclose(run.followable, 1, atol=2e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Independent:
+    """Tokens that do not know of each other: most distributions are not of this kind."""
+
+    vocab_size: int
+    length: int
+
+    def init(self, *, key):
+        return jnp.zeros((self.length, self.vocab_size))
+
+    def log_probs(self, params, tokens):
+        return jax.nn.log_softmax(params)[jnp.arange(self.length), tokens]
+
+    def sample(self, params, *, key, num_samples):
+        shape = (num_samples, self.length)
+        return jax.random.categorical(key, params, shape=shape).astype(jnp.int32)
+
+    def conditionals(self, params, space):
+        table = jax.nn.log_softmax(params)
+        return tuple(jnp.tile(table[t], (self.vocab_size**t, 1)) for t in range(self.length))
+
+
+def test_what_a_family_cannot_represent_is_called_so():
+    policy = Independent(3, 3)
+    policies = {"independent": (policy, policy.init(key=KEY))}
+    options = {"beta": [0.5], "reward_scale": [1.0], "num_seeds": 1, "recipes": RECIPES[:1]}
+    # Tokens earn by themselves, which the family can follow, and a little together.
+    space, tokens = kt.SequenceSpace(3, 3), np.indices((3, 3, 3)).reshape(3, -1)
+    reward = tokens.sum(0) / 2 + 0.3 * (tokens[0] == tokens[1])
+    problem = {"space": space, "reward": reward, "log_ref": np.full(27, -np.log(27))}
+    (run,) = verify(**problem, key=KEY, policies=policies, **options, num_steps=600).runs
+    assert run.distance > 0.02
+    assert run.followable < 1e-3
+    assert run.remains == "family"
+    (run,) = verify(**problem, key=KEY, policies=policies, **options, num_steps=2).runs
+    assert run.remains == "optimisation"
+    assert 0.8 < run.followable < 0.999
+
+
+def test_a_wrong_prediction_fails(monkeypatch):
+    def wrong(space, reward, log_ref, beta, scale):
+        return _verify_measures.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
+
+    monkeypatch.setattr(verification, "exact_targets", wrong)
+    options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
+    report = verify("one-two", key=KEY, recipes=RECIPES[:1], **options)
+    failed = [check.name for check in report.checks if not check.passed]
+    assert len(failed) == 2
+    assert failed[0].startswith("tabular policies end within TV 0.0001")
+    assert failed[1].startswith("J* − J(π) = β·KL(π‖π*)")
+
+
+def test_diverged_runs_are_reported():
+    options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
+    options["recipes"] = RECIPES[:1]
+    report = verify("one-two", key=KEY, learning_rate=float("inf"), **options)
+    assert {run.status for run in report.runs} == {RunStatus.NON_FINITE.name}
+    assert {run.remains for run in report.runs} == {"diverged"}
+    assert not report.passed
+
+
+def test_recipes_without_a_target_are_shown_beside_the_others():
+    recipes = [Recipe("loss", "k1"), Recipe("none", "k1")]
+    options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
+    report = verify("one-two", key=KEY, recipes=recipes, **options, num_steps=20)
+    assert [run.remains for run in report.runs] == ["no target"] * 2
+    assert [run.recipe for run in report.runs] == ["k1 in loss, sequence", "no regulariser"]
+    assert report.passed
+    assert "none" in str(report)
+
+
+SAMPLED = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "batch_size": 64}
+
+
+def test_sampled_gradients_stay_within_their_variance(monkeypatch):
+    arguments = {**SAMPLED, "recipes": RECIPES[3:], "num_seeds": 8, "learning_rate": 0.03}
+    report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
+    assert report.passed, str(report)
+    assert {run.remains for run in report.runs} == {"sampling"}
+    assert max(run.distance for run in report.runs) < 0.1
+    assert any("standard errors" in check.name for check in report.checks)
+
+    def wrong(space, reward, log_ref, beta, scale):
+        return _verify_measures.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
+
+    monkeypatch.setattr(verification, "exact_targets", wrong)
+    report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
+    assert not next(c for c in report.checks if "standard errors" in c.name).passed
+
+
+def test_report_as_data(report, tmp_path):
+    frame = report.to_dataframe()
+    assert len(frame) == len(report.runs)
+    assert set(frame.recipe) == {verification.described(recipe) for recipe in RECIPES}
+    row, run = frame.iloc[5], report.runs[5]
+    assert row.tv_token_reverse == run.tv["token_reverse"]
+    assert row.gap == run.gap
+    csv = report.to_csv().splitlines()
+    assert csv[0].split(",") == list(frame.columns)
+    assert len(csv) == len(report.runs) + 1
+    report.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert content["passed"] is True
+    assert content["runs"][5]["mode_mass"] == run.mode_mass.tolist()
+    assert content["verdict"] == report.verdict
+    table = str(report)
+    assert "token-local forward KL" in table
+    assert "Verdict: confirmed." in table
+
+
+def test_figures_of_a_report(report):
+    ax = plot.predicted_vs_reached(report)
+    points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
+    np.testing.assert_allclose(points[:, 0], points[:, 1], atol=2e-4)
+    assert len(points) == sum((run.target_mode_mass >= 1e-4).sum() for run in report.runs)
+    ax = plot.distances(report)
+    assert ax.images[0].get_array().shape == (4, 4)
+    assert len(ax.patches) == 4
+    assert len(report.plot().axes) == 3
+
+
+def test_training_curves_end_at_their_targets():
+    problem = tree(3, 1)
+    policy = TabularPolicy(3, 3)
+    space, log_ref = problem["space"], jnp.asarray(problem["log_ref"])
+    reward = jnp.asarray(problem["reward"])
+    beta = jnp.asarray([0.5, 2.0])
+    run = fine_tune(
+        policy,
+        policy.from_conditionals(space.conditionals(log_ref)),
+        reward,
+        Recipe(),
+        beta=beta,
+        reward_scale=2.0,
+        learning_rate=0.1,
+        num_steps=300,
+        history_every=50,
+        tol=1e-3,
+    )
+    target = kt.solve(kt.Objective(2 * reward, log_ref, beta))
+    for metric in ("expected_reward", "reverse_kl", "forward_kl", "entropy"):
+        ax = plot.training(run, target=target, metric=metric)
+        ends = [line.get_ydata() for line in ax.lines if line.get_linestyle() == "--"]
+        curves = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) > 2]
+        assert len(curves) == 2
+        for curve, end in zip(curves, [e for e in ends if len(e)], strict=True):
+            assert abs(curve[-1] - end[0]) < 0.05 * abs(curve[0] - end[0])
+    assert plot.training(run, metric="gap").get_yscale() == "log"
+    with pytest.raises(ValueError, match="metric must be one of"):
+        plot.training(run, metric="loss")
+    with pytest.raises(ValueError, match="does not broadcast"):
+        plot.training(run, target=kt.solve(kt.Objective(reward, log_ref, jnp.ones(3))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "one-three"}, "there is no task"),
+        ({"task": "one-two", "reward": np.zeros(3)}, "give a task or reward, not both"),
+        ({"space": kt.SequenceSpace(2, 2)}, "reward and log_ref is missing"),
+        ({**tree(3, 1), "reward": np.zeros(3)}, r"reward has shape \(3,\)"),
+        ({**tree(3, 1), "reward": np.full(27, -np.inf)}, "reward must be finite"),
+        ({**tree(3, 1), "log_ref": np.zeros(27)}, "log_ref has mass 27"),
+        ({"task": "one-two", "policies": ["lstm"]}, "policies has 'lstm'"),
+        ({"task": "one-two", "beta": [-1.0]}, "beta must be finite numbers above 0"),
+        ({"task": "one-two", "recipes": []}, "ask for no run"),
+        ({"task": "one-two", "batch_size": 8}, "num_seeds must be at least 4"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        verify(**arguments, key=KEY)
+
+
+def run_command(capsys, *arguments):
+    code = cli.main(["verify", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "a" / "b"
+    options = ("one-two", "--policies", "tabular", "--beta", "0.5", "--seeds", "1", "--out", out)
+    code, printed, _ = run_command(capsys, *options)
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report.csv",
+        "report.json",
+        "verify.png",
+    ]
+    assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["passed"] is True
+    assert "Verdict: confirmed." in printed
+    assert str(out / "verify.png") in printed
+
+    monkeypatch.setattr(verification, "exact_targets", lambda *x: _wrong(*x))
+    code, printed, _ = run_command(capsys, *options)
+    assert code == 1
+    assert "NOT confirmed" in printed
+
+
+def _wrong(space, reward, log_ref, beta, scale):
+    return _verify_measures.exact_targets(space, reward, log_ref, 2 * beta, scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one-three"], "there is no task 'one-three'"),
+        (["one-two", "--tasks", "all"], "not both"),
+        (["--tasks", "one-two,none"], "there is no task 'none'"),
+        (["--policies", "lstm"], "there is no policy 'lstm'"),
+        (["--beta", "-1"], "argument --beta"),
+        (["one-two", "--out", "/dev/null/x"], "cannot be made"),
+    ],
+)
+def test_bad_options_of_the_command(capsys, arguments, message):
+    code, _, error = run_command(capsys, *arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["one-two", (3, 1), (3, 2), (4, 3)], ids=str)
+def test_every_recipe_at_every_beta(problem):
+    arguments = {"task": problem} if isinstance(problem, str) else tree(*problem)
+    report = verify(
+        **arguments,
+        key=KEY,
+        policies=["tabular"],
+        recipes=ALL_RECIPES,
+        beta=[0.05, 0.1, 0.2, 0.5, 1.0, 2.0],
+        reward_scale=[1.0],
+        num_steps=1000,
+    )
+    assert report.passed, str(report)
+    assert max(run.distance for run in report.runs) < 1e-4
+
+
+@pytest.mark.slow
+def test_networks_are_split_into_optimisation_and_family():
+    report = verify(
+        **tree(3, 1), key=KEY, policies=["gru", "transformer"], beta=[0.2, 1.0], num_seeds=1
+    )
+    assert report.passed, str(report)
+    assert {run.remains for run in report.runs} <= {"nothing", "optimisation", "family"}
+    assert all(run.distance < 0.2 * run.start_tv + 0.01 for run in report.runs)
+
+
+@pytest.mark.slow
+def test_the_words():
+    report = verify(key=KEY)
+    assert report.passed, str(report)
+    assert all(run.distance < 1e-4 for run in report.runs if run.tabular)
+    assert all(run.distance < run.start_tv for run in report.runs)
+    assert "held-out log-likelihood" in str(report)
