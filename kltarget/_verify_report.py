@@ -220,8 +220,9 @@ class Report:
             by = _counted([run.remains for run in short])
             sentences.append(
                 f"{len(short)} runs stopped short, by at most {_short(worst)}; the reason is "
-                f"{by} (optimisation: more or better steps would help; family: this policy cannot "
-                "represent the target)."
+                f"{by} (optimisation: the parameters could still follow most of what pulls them to "
+                "the target, so better training would help; family: no change of them that was "
+                "found follows it)."
             )
         return " ".join(sentences)
 
