@@ -251,7 +251,7 @@ def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
     space = problem.space
     right = problem.modes >= 0
     share = np.exp(problem.log_ref[right]).sum()
-    counted = (
+    size = (
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
@@ -267,7 +267,7 @@ def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
     grid = " × ".join(f"{n} {what}" for n, what in sizes)
     return (
         f"{problem.name}: {problem.description}",
-        counted,
+        size,
         *problem.notes,
         f"{np.prod([n for n, _ in sizes]):,} runs: {grid}; {gradients}",
     )
