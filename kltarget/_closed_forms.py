@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kltarget._anchor import COMFORTABLE, anywhere, scaled_gaps, supported_max
 from kltarget._numerics import two_sum
-from kltarget._root import COMFORTABLE, Solution, anywhere, root, scaled_gaps, supported_max
+from kltarget._root import Solution, root
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.status import FAILURES, Status, flag
 

@@ -179,7 +179,7 @@ class _ChiSquaredKL(Coordinate):
         return _present(log_u, 1 / (1 + jnp.exp(log_u)), log_u > -jnp.inf)
 
     def quick(self, at: Array, v: Array) -> Place:
-        u = lambert(1 + (at + v), 1 if v.dtype == jnp.float32 else 2)
+        u = lambert(1 + (at + v), 0 if v.dtype == jnp.float32 else 1)  # steps are polished later
         return u, 1 / (1 + u)
 
     def gap(self, at: Array, rate: Array) -> Array:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kltarget._anchor import supported_max
 from kltarget._closed_forms import closed_form, total_variation
-from kltarget._root import Solution, supported_max
+from kltarget._root import Solution
 from kltarget.divergences import Divergence, TotalVariation
 
 

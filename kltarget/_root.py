@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kltarget._anchor import LogMass, anywhere, find_anchor, scaled_gaps
 from kltarget._coordinates import Coordinate, coordinate
-from kltarget._numerics import divide_exactly, paired_sum, two_sum
+from kltarget._numerics import paired_sum, two_sum
 from kltarget.divergences import Divergence
 from kltarget.status import Status, flag
 
@@ -30,31 +31,6 @@ class Solution(NamedTuple):
     log_probs: Array
     multiplier: Array
     status: Array
-
-
-def supported_max(reward: Array, log_ref: Array) -> Array:
-    """The best reward among outcomes of positive reference mass, ``-inf`` if there is none."""
-    supported = jnp.where(log_ref > -jnp.inf, reward, jnp.full_like(reward, -jnp.inf))
-    return jnp.max(supported, axis=-1, keepdims=True)
-
-
-def anywhere(condition: Array) -> Array:
-    return jnp.any(condition, axis=-1, keepdims=True)
-
-
-COMFORTABLE = -16.0
-"""Log-masses above this are summed as they are.
-
-Where the normaliser or the mass of the best outcomes is smaller, log π_ref and r/β can cancel and
-plain sums would lose digits (three of them at a reference mass of e^−800); those rows take a slower
-path with compensated sums. Above it, 1.5·16 eps is what plain sums can lose.
-"""
-
-
-def scaled_gaps(reward: Array, best: Array, beta: Array) -> tuple[Array, Array]:
-    """``v = (r − r_max)/β`` with a correction that doubles its precision."""
-    gap, gap_low = two_sum(reward, -best)
-    return divide_exactly(gap, gap_low, beta)
 
 
 def root(
@@ -79,63 +55,6 @@ def root(
     return Solution(*(jnp.where(gamma < 0, x, y) for x, y in zip(one, other, strict=True)))
 
 
-class _LogMass(NamedTuple):
-    """A log reference mass in two parts, a large logarithm and a small one."""
-
-    pivot: Array
-    log_ties: Array
-
-    def times(self, log_u: Array) -> Array:
-        """The log target mass at a log density ratio; large parts cancel first."""
-        return (self.pivot + log_u) + self.log_ties
-
-
-class _Anchor(NamedTuple):
-    best: Array
-    """The best supported reward."""
-    reward: Array
-    """The reward measured from."""
-    log_mass: _LogMass
-    """The reference mass there."""
-    likely: Array
-    """Whether the reference holds the best outcomes likely in every row: then plain sums do."""
-
-
-def _anchor(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
-) -> _Anchor:
-    """The outcomes whose coordinate is searched: those of the best reward, if at all likely.
-
-    Where f′(∞) is infinite and the best outcome very unlikely, its slope may be 1e12 while that of
-    an outcome which the reference holds likely is 1: the sum of two floats cannot tell both. An
-    outcome j alone bounds the best one's slope by ``b_j = f′(1/π_ref(j)) − v_j``, as its own
-    probability cannot exceed 1. From the j where ``b_j + f′(1/π_ref(j))`` is least, every outcome
-    of relevant probability is at most ``O(f′(1/π_ref))`` away: near enough to keep its digits.
-    """
-    plain = jnp.where((reward - highest) / beta >= 0, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
-    likely = jnp.all(jnp.log(plain) >= COMFORTABLE)
-
-    def simple() -> tuple[Array, Array, Array, Array]:
-        return highest, highest, jnp.zeros_like(plain), jnp.log(plain)
-
-    def compensated() -> tuple[Array, Array, Array, Array]:
-        anchor = best = supported_max(reward, log_ref)
-        if levels.by_slope:
-            usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
-            own = levels.of(-jnp.where(usable, log_ref, 0.0))
-            bound = jnp.minimum(2 * own - (reward - best) / beta, jnp.finfo(reward.dtype).max)
-            bound = jnp.where(usable, bound, jnp.inf)
-            nearest = bound == jnp.min(bound, axis=-1, keepdims=True)
-            anchor = jnp.max(jnp.where(nearest, reward, -jnp.inf), axis=-1, keepdims=True)
-        tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
-        pivot = jnp.max(tied, axis=-1, keepdims=True)
-        log_ties = jnp.log(jnp.exp(tied - pivot).sum(-1, keepdims=True))
-        return best, anchor, pivot, log_ties
-
-    best, anchor, *parts = lax.cond(likely, simple, compensated)
-    return _Anchor(best, anchor, _LogMass(*parts), likely)
-
-
 def _search(
     levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
 ) -> Solution:
@@ -145,7 +64,7 @@ def _search(
     # A step of size d leaves an error of about d²/4; the last one is not checked by another pass.
     tol = 2 * eps**0.5
     zero = jnp.zeros_like(beta)
-    best, anchor, log_mass, likely = _anchor(levels, reward, log_ref, beta, highest)
+    best, anchor, log_mass, log_best, bound = find_anchor(levels, reward, log_ref, beta, highest)
     above = (best - anchor) / beta  # where the best outcome stands; 0 if it is the anchor
     empty = jnp.isneginf(best)
 
@@ -180,7 +99,8 @@ def _search(
     log_m = log_mass.times(zero)
     bottom, top = jnp.full_like(log_m, -1.0), 0.5 - log_m
     if by_slope:
-        bottom, top = -1 - 1.01 * above, 1 + 1.01 * jnp.maximum(levels.of(-log_m), 0)
+        bottom = -1 - 1.01 * above
+        top = 1 + 1.01 * jnp.maximum(jnp.minimum(levels.of(-log_m), bound), 0)
     # Where the reference lacks a better outcome, log u_max cannot rise above the point at which
     # that outcome's density ratio is infinite.
     capped = jnp.zeros_like(empty)
@@ -308,7 +228,7 @@ def _search(
         usable = usable - jnp.max(usable, axis=-1, keepdims=True)
         return _share_rounding(jnp.where(overwhelmed, usable, outcome()), log_ref)
 
-    rare = ~likely | jnp.any(overwhelmed)
+    rare = jnp.any(overwhelmed | ~(log_best >= _FINE))
     log_probs = lax.cond(rare, mended, outcome) if by_slope else outcome()
 
     def count_atoms() -> Array:
@@ -363,6 +283,9 @@ def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
     return log_probs - jnp.where(large, jnp.log(total) / jnp.where(large, mean, 1.0), 0.0) * log_u
 
 
+_FINE = -32.0
+"""Log ratios up to this size are rounded by no more than half of the accuracy that is promised."""
+
 _QUICK = 40.0
 """Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
 
@@ -397,7 +320,7 @@ class _Polish(NamedTuple):
 
 def _next(
     levels: Coordinate,
-    log_mass: _LogMass,
+    log_mass: LogMass,
     at: Array,
     mass: Array,
     slope: Array,
@@ -432,7 +355,7 @@ def _next(
 def _two_level(
     levels: Coordinate,
     at: Array,
-    log_mass: _LogMass,
+    log_mass: LogMass,
     log_weight: Array,
     v: Array,
     power: Array,

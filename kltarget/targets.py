@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from kltarget._anchor import supported_max
 from kltarget._implicit import differentiable_closed_form, optimal_value
-from kltarget._root import Solution, supported_max
+from kltarget._root import Solution
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective, broadcast_fields, charged, mass_tolerance
 from kltarget.status import FAILURES, Status, flag
