@@ -43,7 +43,7 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import plot, tables, tasks, testing, training
+    from kltarget import plot, tables, tasks, testing, training, verification
     from kltarget.training import (
         Fit,
         GRUPolicy,
@@ -64,29 +64,33 @@ if TYPE_CHECKING:
         save_params,
         sft,
     )
+    from kltarget.verification import Report, verify
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = ("plot", "tables", "tasks", "testing", "training")
-_TRAINING = (
-    "Fit",
-    "GRUPolicy",
-    "History",
-    "MirrorAscent",
-    "Policy",
-    "Recipe",
-    "Run",
-    "RunStatus",
-    "TabularPolicy",
-    "TransformerPolicy",
-    "dpo",
-    "f_dpg",
-    "fine_tune",
-    "fit",
-    "load_params",
-    "mirror_ascent",
-    "save_params",
-    "sft",
-)
+_MODULES = ("plot", "tables", "tasks", "testing", "training", "verification")
+_LAZY = {
+    "training": (
+        "Fit",
+        "GRUPolicy",
+        "History",
+        "MirrorAscent",
+        "Policy",
+        "Recipe",
+        "Run",
+        "RunStatus",
+        "TabularPolicy",
+        "TransformerPolicy",
+        "dpo",
+        "f_dpg",
+        "fine_tune",
+        "fit",
+        "load_params",
+        "mirror_ascent",
+        "save_params",
+        "sft",
+    ),
+    "verification": ("Report", "verify"),
+}
 
 __all__ = [
     "Alpha",
@@ -104,6 +108,7 @@ __all__ = [
     "Objective",
     "Policy",
     "Recipe",
+    "Report",
     "ReverseKL",
     "Run",
     "RunStatus",
@@ -151,16 +156,19 @@ __all__ = [
     "token_advantages",
     "token_local_target",
     "training",
+    "verification",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"kltarget.{name}")
-    if name in _TRAINING:
-        found = getattr(importlib.import_module("kltarget.training"), name)
-        globals()[name] = found
-        return found
+    for module, names in _LAZY.items():
+        if name in names:
+            found = getattr(importlib.import_module(f"kltarget.{module}"), name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module 'kltarget' has no attribute {name!r}")
 
 

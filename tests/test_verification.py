@@ -13,10 +13,10 @@ import pytest
 from oracles import DTYPES
 
 import kltarget as kt
-from kltarget import _verify_measures, cli, plot, verification
-from kltarget._verify_numbers import TARGETS
+from kltarget import cli, plot, verification
+from kltarget._comparison import TARGETS
 from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
-from kltarget.verification import ALL_RECIPES, RECIPES, verify
+from kltarget.verification import ALL_RECIPES, RECIPES, _measures, verify
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -65,7 +65,7 @@ def local(solve, ref, reward, beta, size):
 def test_the_four_targets(beta):
     problem = tree(3, 4)
     ref, reward = np.exp(problem["log_ref"]), problem["reward"]
-    found = _verify_measures.exact_targets(
+    found = _measures.exact_targets(
         problem["space"], reward, problem["log_ref"], np.array([beta]), np.array([1.0, 2.0])
     )
     for s, scale in enumerate((1.0, 2.0)):
@@ -199,7 +199,7 @@ def test_what_a_family_cannot_represent_is_called_so():
 
 def test_a_wrong_prediction_fails(monkeypatch):
     def wrong(space, reward, log_ref, beta, scale):
-        return _verify_measures.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
+        return _measures.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
 
     monkeypatch.setattr(verification, "exact_targets", wrong)
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
@@ -241,7 +241,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     assert any("standard errors" in check.name for check in report.checks)
 
     def wrong(space, reward, log_ref, beta, scale):
-        return _verify_measures.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
+        return _measures.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
 
     monkeypatch.setattr(verification, "exact_targets", wrong)
     report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
@@ -360,7 +360,7 @@ def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
 
 
 def _wrong(space, reward, log_ref, beta, scale):
-    return _verify_measures.exact_targets(space, reward, log_ref, 2 * beta, scale)
+    return _measures.exact_targets(space, reward, log_ref, 2 * beta, scale)
 
 
 @pytest.mark.parametrize(

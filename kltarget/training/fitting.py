@@ -202,6 +202,16 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
             f"tokens: it needs shape (N, {policy.length})"
         )
     require_tokens(sequence_space(policy), array, name)
+    eos = getattr(policy, "eos", None)
+    if eos is not None:
+        over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)
+        bad = np.argwhere(over & (array[:, 1:] != eos))
+        if bad.size:
+            row, column = (int(i) for i in bad[0])
+            raise ValueError(
+                f"{name} must have only eos={eos} after the first eos, got "
+                f"{array[row, column + 1]} at index {(row, column + 1)}"
+            )
     return array.astype(np.int32)
 
 

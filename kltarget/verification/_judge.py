@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from kltarget._verify_measures import followable, own_target
-from kltarget._verify_numbers import effective, kl, mode_masses, normalised, total_variation
-from kltarget._verify_problem import Problem
-from kltarget._verify_report import Check, VerifiedRun
+from kltarget._comparison import effective, kl, mode_masses, normalised, total_variation
 from kltarget.divergences import ForwardKL
 from kltarget.training import Recipe, Run, RunStatus, TabularPolicy
+from kltarget.verification._measures import followable, own_target
+from kltarget.verification._problem import Problem
+from kltarget.verification._report import Check, VerifiedRun
 
 _MOST_MODES = 20
 _ALLOWED_ERRORS = 3.0

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._comparison import TARGETS
 from kltarget._text import aligned, plain, wrapped
-from kltarget._verify_numbers import TARGETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,7 +273,7 @@ class Report:
 
     def plot(self) -> Figure:
         """Three panels: modes predicted and reached, targets told apart, rewards on their way."""
-        from kltarget._verify_plot import overview
+        from kltarget.plot._verification import overview
 
         return overview(self)
 

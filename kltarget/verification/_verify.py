@@ -1,8 +1,4 @@
-"""``verify``: targets computed in closed form beside what gradient-based training reaches.
-
-This is the one place where the two sides of the package meet. Training knows no closed form, and
-the targets know no training; what both say about the same problem is compared here.
-"""
+"""The comparison itself: every policy, recipe, β, reward scale and seed."""
 
 from __future__ import annotations
 
@@ -17,14 +13,14 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from kltarget._verify_judge import Judge, described
-from kltarget._verify_measures import exact_targets
-from kltarget._verify_problem import Problem, problem_of
-from kltarget._verify_report import Check, Report, VerifiedRun
 from kltarget.spaces._tree import SequenceSpace, counted
 from kltarget.training import Policy, Recipe, TabularPolicy, fine_tune
+from kltarget.verification._judge import Judge, described
+from kltarget.verification._measures import exact_targets
+from kltarget.verification._problem import Problem, problem_of
+from kltarget.verification._report import Report, VerifiedRun
 
-__all__ = ["ALL_RECIPES", "RECIPES", "Check", "Report", "VerifiedRun", "verify"]
+__all__ = ["ALL_RECIPES", "RECIPES", "verify"]
 
 RECIPES = (
     Recipe("reward", "k1", "sequence", "leave-one-out"),

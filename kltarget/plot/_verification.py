@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._plot_style import REFERENCE_COLOR, STYLE
-from kltarget._verify_numbers import TARGETS, kl, normalised
+from kltarget._comparison import TARGETS, kl, normalised
+from kltarget.plot._style import REFERENCE_COLOR, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,4 @@
-"""Figures. Every function has the form `plot.<noun>(data, *, ax=None, …) -> Axes`.
-
-Without `ax` a figure is made that pyplot does not know of: show it as `ax.figure` in a notebook or
-write it with `ax.figure.savefig(…)`. The style sheet `kltarget.mplstyle` is in force while a figure
-is drawn and never outside; use it for figures of your own with
-`matplotlib.style.context(kltarget.plot.STYLE)`.
-"""
+"""The figure of a target beside its reference."""
 
 from __future__ import annotations
 
@@ -17,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from kltarget._plot_style import REFERENCE_COLOR, STYLE
-from kltarget._verify_plot import distances, predicted_vs_reached, training
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
+from kltarget.plot._style import REFERENCE_COLOR, STYLE
 from kltarget.targets import Target, solve
 from kltarget.tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["STYLE", "distances", "predicted_vs_reached", "target", "training"]
 
 # Bars stay countable and their labels level up to here; beyond it outcomes are ranked on an axis.
 _MOST_BARS = 12

@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from kltarget._comparison import TARGETS
 from kltarget._numerics import double_precision
-from kltarget._verify_numbers import TARGETS
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.spaces._tree import SequenceSpace

@@ -1,0 +1,10 @@
+"""``verify``: targets computed in closed form beside what gradient-based training reaches.
+
+This is the one place where the two sides of the package meet. Training knows no closed form, and
+the targets know no training; what both say about the same problem is compared here.
+"""
+
+from kltarget.verification._report import Check, Report, VerifiedRun
+from kltarget.verification._verify import ALL_RECIPES, RECIPES, verify
+
+__all__ = ["ALL_RECIPES", "RECIPES", "Check", "Report", "VerifiedRun", "verify"]
