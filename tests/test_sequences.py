@@ -388,6 +388,7 @@ def summed_objective(space, reward, log_ref, beta, divergence):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.JensenShannon()], ids=lambda d: d.name)
 def test_the_full_gradient_of_a_divergence_summed_over_tokens_vanishes(divergence):
     reward, log_ref = random_tree(THREE, 17)

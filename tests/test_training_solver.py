@@ -177,6 +177,7 @@ def test_the_chunks_do_not_matter(sampled):
     assert_same(run, fine_tune(*arguments, **options, chunk_runs=4), exactly=False)
 
 
+@pytest.mark.slow
 def test_measuring_does_not_matter(sampled, monkeypatch):
     arguments, options, run = sampled
     last = fine_tune(*arguments, **{**options, "history_every": None})
@@ -401,7 +402,8 @@ def test_f_dpg_reaches_its_target(divergence):
     assert distance(run, TARGET) < 1e-4
 
 
-@pytest.mark.parametrize("pairs", ["reference", pytest.param("policy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", ["reference", "policy"])
 def test_dpo_reaches_the_reverse_kl_target(pairs):
     reward = REWARD.astype(DTYPE)
     run = dpo(POLICY, PARAMS, reward, beta=0.3, pairs=pairs, **{**SHORT, "num_steps": 4000})
