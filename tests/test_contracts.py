@@ -364,6 +364,7 @@ NOT_OF_ARRAYS = {
     "MirrorAscent": "what mirror_ascent returns",
     "Policy": "a protocol",
     "Recipe": "choices, as data",
+    "Report": "what verify returns",
     "Run": "what trainers return",
     "RunStatus": "an enumeration",
     "Status": "an enumeration",
@@ -374,6 +375,7 @@ NOT_OF_ARRAYS = {
     "load_params": "files",
     "save_params": "files",
     "summarize": "text for people",
+    "verify": "a report on many runs",
 }
 """Public names that are no functions of arrays, and what they are instead."""
 
@@ -444,7 +446,8 @@ def test_randomness_wants_a_key_by_name():
             if key is not None:
                 assert key.kind is inspect.Parameter.KEYWORD_ONLY, name
                 # Exact gradients are not random: where samples are an option, so is the key.
-                chosen = "batch_size" in inspect.signature(function).parameters and name != "fit"
+                chosen = "batch_size" in inspect.signature(function).parameters
+                chosen = chosen and name not in ("fit", "verify")
                 assert key.default is (None if chosen else inspect.Parameter.empty), name
 
 

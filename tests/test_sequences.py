@@ -262,7 +262,7 @@ def test_soft_values_on_sequences_that_end():
 
 
 @pytest.mark.parametrize("name", oracles.reference_ids("tree"))
-def test_targets_of_the_bank(name):
+def test_targets_of_the_bank_on_trees(name):
     case = oracles.reference(name)
     space, reward, depths, log_ref = bank_tree(name)
     expected, check = case["expected"], functools.partial(oracles.assert_reference, name)

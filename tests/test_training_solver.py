@@ -453,7 +453,7 @@ def call(**changes):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (call(reward=np.zeros(26)), ValueError, r"reward has shape \(26,\).* has 27 sequences"),
+        (call(reward=np.zeros(26)), ValueError, r"reward has shape \(26,\).* needs shape \[27\]"),
         (call(reward=np.full(27, -np.inf)), ValueError, "reward must be finite.*-inf at index 0"),
         (call(beta=-1.0), ValueError, "beta must be 0 or more"),
         (call(beta=np.ones(2), learning_rate=np.ones(3)), ValueError, "learning_rate .3,."),

@@ -13,10 +13,10 @@ import pytest
 from oracles import DTYPES
 
 import kltarget as kt
-from kltarget import cli, plot, verification
+from kltarget import cli, plot
 from kltarget._comparison import TARGETS
 from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
-from kltarget.verification import ALL_RECIPES, RECIPES, _measures, verify
+from kltarget.verification import ALL_RECIPES, RECIPES, _measures, _verify, verify
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -123,7 +123,7 @@ def test_numbers_are_those_of_the_run():
         reward_scale=2.0,
         learning_rate=0.3,
         num_steps=6,
-        optimizer=verification._annealed(6),
+        optimizer=_verify._annealed(6),
         history_every=1,
         log_ref=jnp.asarray(problem["log_ref"]),
     )
@@ -201,7 +201,7 @@ def test_a_wrong_prediction_fails(monkeypatch):
     def wrong(space, reward, log_ref, beta, scale):
         return _measures.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
 
-    monkeypatch.setattr(verification, "exact_targets", wrong)
+    monkeypatch.setattr(_verify, "exact_targets", wrong)
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
     report = verify("one-two", key=KEY, recipes=RECIPES[:1], **options)
     failed = [check.name for check in report.checks if not check.passed]
@@ -243,7 +243,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     def wrong(space, reward, log_ref, beta, scale):
         return _measures.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
 
-    monkeypatch.setattr(verification, "exact_targets", wrong)
+    monkeypatch.setattr(_verify, "exact_targets", wrong)
     report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
     assert not next(c for c in report.checks if "standard errors" in c.name).passed
 
@@ -251,7 +251,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
 def test_report_as_data(report, tmp_path):
     frame = report.to_dataframe()
     assert len(frame) == len(report.runs)
-    assert set(frame.recipe) == {verification.described(recipe) for recipe in RECIPES}
+    assert set(frame.recipe) == {_verify.described(recipe) for recipe in RECIPES}
     row, run = frame.iloc[5], report.runs[5]
     assert row.tv_token_reverse == run.tv["token_reverse"]
     assert row.gap == run.gap
@@ -353,7 +353,7 @@ def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
     assert "Verdict: confirmed." in printed
     assert str(out / "verify.png") in printed
 
-    monkeypatch.setattr(verification, "exact_targets", lambda *x: _wrong(*x))
+    monkeypatch.setattr(_verify, "exact_targets", lambda *x: _wrong(*x))
     code, printed, _ = run_command(capsys, *options)
     assert code == 1
     assert "NOT confirmed" in printed

@@ -137,6 +137,14 @@ class Report:
         settings: what was trained, plain values.
         runs: a :class:`VerifiedRun` each.
         checks: a :class:`Check` each.
+
+    Example:
+        >>> import jax, kltarget as kt
+        >>> from kltarget.verification import RECIPES
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = kt.verify("one-two", key=jax.random.key(0), **options)
+        >>> report.passed, len(report.to_dataframe())
+        (True, 6)
     """
 
     problem: str
