@@ -28,7 +28,10 @@ hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
 hypothesis.settings.load_profile("default")
 
 ALIKE = ("hellinger", "neyman", "tsallis", "js_twice", "alpha-0.875", "alpha--0.5")
-"""Multiples of members of other families: the same formulas, compiled once more."""
+"""Multiples of members of other families: the same formulas, compiled once more.
+
+Where targets and divergences themselves are tested they are slow tests, elsewhere left out.
+"""
 
 QUICK = {
     "test_every_divergence": ("forward-kl", "total-variation"),
@@ -126,14 +129,23 @@ SLOW = {
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves to the slow tests what costs much compilation and says little that is new."""
+    kept, left_out = [], []
     for item in items:
-        if getattr(item, "originalname", item.name) in SLOW or item.name in SLOW:
-            item.add_marker("slow")
         callspec = getattr(item, "callspec", None)
-        if callspec is None:
-            continue
-        quick = QUICK.get(getattr(item, "originalname", ""), (callspec.id,))
-        if any(x in callspec.id for x in ALIKE) or not any(x in callspec.id for x in quick):
+        name, case = getattr(item, "originalname", item.name), getattr(callspec, "id", "")
+        alike = any(x in case for x in ALIKE)
+        formulas = item.path.name in ("test_targets.py", "test_divergences.py")
+        (left_out if alike and not formulas else kept).append(item)
+        if alike or name in SLOW or not any(x in case for x in QUICK.get(name, ("",))):
             item.add_marker("slow")
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_runtest_teardown() -> None:
+    """Lets go of compiled programs before their memory maps reach the kernel's limit of 65,530."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
