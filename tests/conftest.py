@@ -23,7 +23,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 # The first example of every test pays for compilation, which is neither slow data nor a hang.
 _COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, **_COMPILES)
+hypothesis.settings.register_profile("default", max_examples=30, derandomize=True, **_COMPILES)
 hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
 hypothesis.settings.load_profile("default")
 

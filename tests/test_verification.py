@@ -382,14 +382,18 @@ def test_bad_options_of_the_command(capsys, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ["one-two", (3, 1), (4, 3)], ids=str)
-def test_every_recipe_at_every_beta(problem):
+@pytest.mark.parametrize(
+    ("problem", "recipes"),
+    [("one-two", RECIPES), ((3, 1), ALL_RECIPES), ((4, 3), RECIPES)],
+    ids=["one-two", "three tokens", "four tokens"],
+)
+def test_every_recipe_at_every_beta(problem, recipes):
     arguments = {"task": problem} if isinstance(problem, str) else tree(*problem)
     report = verify(
         **arguments,
         key=KEY,
         policies=["tabular"],
-        recipes=ALL_RECIPES,
+        recipes=recipes,
         beta=[0.05, 0.1, 0.2, 0.5, 1.0, 2.0],
         reward_scale=[1.0],
         num_seeds=1,
