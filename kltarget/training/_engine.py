@@ -290,7 +290,10 @@ def _advance(
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer.update(gradient, state["opt_state"], params)
                 updated = optax.apply_updates(params, updates)
-            keep = lambda new, old: jnp.where(go, new, old)  # noqa: E731
+
+            def keep(new: Array, old: Array) -> Array:
+                return jnp.where(go, new, old)
+
             new_state = {
                 "params": jax.tree.map(keep, updated, params),
                 "opt_state": jax.tree.map(keep, opt_state, state["opt_state"]),
