@@ -4,16 +4,12 @@ Here and not at the root: the benchmarks must time the machine as it is.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
-
-# XLA reads this when the first array is made, which no conftest does.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-)
 
 # Most of the suite's time is compilation; what one worker or an earlier session compiled is reused.
 jax.config.update(
@@ -126,6 +122,29 @@ SLOW = {
     "test_zeros_of_the_wish",
 }
 """Tests that train or compile for several seconds."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets XLA's flags, which it reads when the first array is made."""
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    if config.option.markexpr == "not slow":
+        # The quick suite compiles faster; with the slow tests, programs are those that users run.
+        flags.append("--xla_backend_optimization_level=0")
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+
+
+@pytest.fixture(scope="session")
+def all_devices() -> list[jax.Device]:
+    """All simulated devices."""
+    return jax.local_devices()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_device(all_devices: list[jax.Device]) -> Iterator[None]:
+    """Trains on one device by default: eight on two cores take several times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: all_devices[:1])
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -43,8 +43,8 @@ def loss(reward, log_ref, beta, divergence):
 
 @pytest.mark.parametrize("axis", ["batch", "outcomes"])
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
-def test_sharded_inputs_give_the_same_results(problem, divergence, axis):
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
+def test_sharded_inputs_give_the_same_results(problem, divergence, axis, all_devices):
+    mesh = Mesh(np.array(all_devices), ("devices",))
     spec = PartitionSpec("devices", None) if axis == "batch" else PartitionSpec(None, "devices")
     beta_spec = PartitionSpec("devices") if axis == "batch" else PartitionSpec(None)
     specs = (spec, spec, beta_spec)
@@ -67,8 +67,8 @@ def test_sharded_inputs_give_the_same_results(problem, divergence, axis):
         np.testing.assert_allclose(x, y, rtol=64 * oracles.eps(DTYPE), atol=64 * oracles.eps(DTYPE))
 
 
-def test_outside_jit_too(problem):
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
+def test_outside_jit_too(problem, all_devices):
+    mesh = Mesh(np.array(all_devices), ("devices",))
     reward, log_ref, beta = (
         jax.device_put(x, NamedSharding(mesh, PartitionSpec("devices"))) for x in problem
     )
@@ -78,8 +78,8 @@ def test_outside_jit_too(problem):
     assert len(got.log_probs.sharding.device_set) == jax.device_count()
 
 
-def test_under_shard_map(problem):
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
+def test_under_shard_map(problem, all_devices):
+    mesh = Mesh(np.array(all_devices), ("devices",))
     rows = PartitionSpec("devices")
     local = jax.jit(
         jax.shard_map(

@@ -151,7 +151,6 @@ def sampled():
         "batch_size": 8,
         "group_size": 4,
         "history_every": 4,
-        "devices": jax.devices()[:1],
     }
     return arguments, options, fine_tune(*arguments, **options)
 
@@ -222,11 +221,11 @@ def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, s
     np.testing.assert_array_equal(kept, np.arange(total))
 
 
-def test_the_devices_do_not_matter(sampled):
+def test_the_devices_do_not_matter(sampled, all_devices):
     arguments, options, run = sampled
     if jax.device_count() < 2:
         pytest.skip("needs more than one device")
-    many = fine_tune(*arguments, **{**options, "devices": jax.devices()[:4]})
+    many = fine_tune(*arguments, **{**options, "devices": all_devices[:4]})
     assert_same(run, many, exactly=False)
     assert len(many.log_probs.sharding.device_set) > 1
 
@@ -260,7 +259,6 @@ def test_progress_is_shown_where_it_is_asked_for(sampled, capsys, every):
 def one_step(trainer, *arguments, **options):
     """What one step of plain gradient descent adds to the logits."""
     options = {"learning_rate": 1.0, "num_steps": 1, "optimizer": optax.sgd, **options}
-    options["devices"] = jax.devices()[:1]
     run = trainer(POLICY, PARAMS, *arguments, **options, history_every=None)
     return np.asarray(run.params["logits"], np.float64) - np.asarray(PARAMS["logits"], np.float64)
 

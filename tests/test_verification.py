@@ -19,15 +19,6 @@ from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
 from kltarget.verification import ALL_RECIPES, RECIPES, _measures, _verify, verify
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """Eight simulated devices on two cores train small problems several times slower than one."""
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda: first)
-        yield
-
-
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
 

@@ -90,8 +90,11 @@ def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
 
 def sequence_log_probs(program: Program, params: Any) -> Array:
     """Log-probabilities of all sequences under the policy, ``[V**L]``."""
-    conditionals = program.policy.conditionals(params, program.space)
-    return token_table(program.space, conditionals).sum(-1)
+    total = jnp.zeros(1)
+    # Level by level: a prefix is added up once for all of its continuations.
+    for level in program.policy.conditionals(params, program.space):
+        total = (total.astype(level.dtype)[:, None] + level).reshape(-1)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

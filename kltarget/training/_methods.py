@@ -29,9 +29,13 @@ class PolicyGradient:
         policy, space = program.policy, program.space
         reward = shared["reward"] * run["reward_scale"]
         if key is None:
-            table = token_table(space, policy.conditionals(params, space))
+            if self.recipe.level == "token":
+                table = token_table(space, policy.conditionals(params, space))
+                token_log_ref = shared["token_log_ref"]
+            else:
+                table = sequence_log_probs(program, params)[:, None]
+                token_log_ref = shared["log_ref"][:, None]
             weights = lax.stop_gradient(jnp.exp(table.sum(-1)))
-            token_log_ref = shared["token_log_ref"]
         else:
             tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
             groups = (-1, self.group_size or self.batch_size)
@@ -74,7 +78,7 @@ class PseudoReward:
         """See :class:`kltarget.training._engine.Method`."""
         policy, space, log_target = program.policy, program.space, run["log_ref"]
         if key is None:
-            table = token_table(space, policy.conditionals(params, space))
+            table = sequence_log_probs(program, params)[:, None]
         else:
             tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
             table, log_target = policy.log_probs(params, tokens), log_target[space.index(tokens)]

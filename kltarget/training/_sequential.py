@@ -166,19 +166,22 @@ def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> Ar
         lambda x: jnp.broadcast_to(x, (num_samples, *x.shape[1:])), policy._start(params)
     )
 
-    def step(carry: Any, xs: Any) -> Any:
-        state, finished = carry
-        key, depth = xs
+    def draw(state: Any, finished: Array, key: Any, depth: Any) -> tuple[Array, Array]:
         logits = of_position(policy, policy._logits(params, state), depth)
         log_probs = next_token(policy, logits, finished)
         token = jax.random.categorical(key, log_probs, axis=-1).astype(jnp.int32)
-        finished = finished if policy.eos is None else finished | (token == policy.eos)
-        return (policy._advance(params, state, token, depth), finished), token
+        return token, finished if policy.eos is None else finished | (token == policy.eos)
+
+    def step(carry: Any, xs: Any) -> Any:
+        token, finished = draw(*carry, *xs)
+        return (policy._advance(params, carry[0], token, xs[1]), finished), token
 
     keys = jax.random.split(key, policy.length)
     depths = jnp.arange(policy.length, dtype=jnp.int32)
     carry = (start, jnp.zeros(num_samples, bool))
-    return lax.scan(step, carry, (keys, depths))[1].T
+    # Nothing reads the last token.
+    carry, tokens = lax.scan(step, carry, (keys[:-1], depths[:-1]))
+    return jnp.concatenate([tokens, draw(*carry, keys[-1], depths[-1])[0][None]]).T
 
 
 @functools.partial(jax.jit, static_argnums=0)
