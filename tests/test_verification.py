@@ -18,7 +18,6 @@ from kltarget._comparison import TARGETS
 from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
 from kltarget.verification import ALL_RECIPES, RECIPES, _measures, _verify, verify
 
-
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
 
