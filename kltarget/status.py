@@ -1,4 +1,4 @@
-"""What ``solve`` has to say about a row."""
+"""What is to be said about a row of a target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FAILURES", "Status"]
 
 
 class Status(enum.IntFlag):
-    """What :func:`kltarget.solve` has to say about a row: three remarks, then the failures.
+    """What is to be said about a row of a target: remarks, then the failures.
 
     Example:
         >>> import kltarget as kt
@@ -26,6 +26,8 @@ class Status(enum.IntFlag):
     """The target is exactly 0 on outcomes that have reference mass and a finite reward."""
     NOT_UNIQUE = 4
     """Tied outcomes share a mass of which only the total is determined."""
+    NO_TARGET = 8
+    """Nothing regularises: every policy on the best outcomes is optimal, the path decides."""
     NOT_CONVERGED = 16
     """The root of the multiplier was not found to the accuracy of the dtype."""
     INVALID_BETA = 32
@@ -36,6 +38,10 @@ class Status(enum.IntFlag):
     """The reference is NaN or its masses do not sum to one."""
     EMPTY_SUPPORT = 256
     """No outcome has both a finite reward and reference mass."""
+    SATURATED = 512
+    """No fixed point holds training back: normalised rewards drive it onto the best outcomes."""
+    SEVERAL = 1024
+    """There are further fixed points; this is the one that training from the reference reaches."""
 
 
 FAILURES = int(
@@ -50,6 +56,9 @@ IN_WORDS = {
     Status.CONDENSED: "part of the target stands on outcomes without reference mass",
     Status.TRUNCATED: "the target is exactly 0 on outcomes that the reference can produce",
     Status.NOT_UNIQUE: "tied outcomes share a mass of which only the total is determined",
+    Status.NO_TARGET: "nothing regularises, so the path of training decides",
+    Status.SATURATED: "normalised rewards drive it onto the best outcomes",
+    Status.SEVERAL: "there are further fixed points",
     Status.NOT_CONVERGED: "the root of the multiplier was not found",
     Status.INVALID_BETA: "beta is not above 0 and finite",
     Status.INVALID_REWARD: "a reward is NaN or +inf",

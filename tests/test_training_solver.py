@@ -141,7 +141,12 @@ def assert_same(first, second, exactly):
 
 @pytest.fixture(scope="module")
 def sampled():
-    arguments = (POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(baseline="leave-one-out"))
+    arguments = (
+        POLICY,
+        PARAMS,
+        REWARD.astype(DTYPE),
+        Recipe(baseline="leave-one-out", group_size=4),
+    )
     options = {
         "beta": np.array([0.1, 1.0, 0.3])[:, None],
         "reward_scale": np.array([1.0, 2.0]),
@@ -149,7 +154,6 @@ def sampled():
         "learning_rate": 0.02,
         "num_steps": 12,
         "batch_size": 8,
-        "group_size": 4,
         "history_every": 4,
     }
     return arguments, options, fine_tune(*arguments, **options)
@@ -205,7 +209,7 @@ def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, s
     program = _engine.Program(
         policy=POLICY,
         space=SPACE,
-        method=PolicyGradient(Recipe(), batch_size=32, group_size=None),
+        method=PolicyGradient(Recipe(), batch_size=32),
         optimizer=optax.sgd,
         steps=1,
         num_modes=0,
@@ -268,9 +272,9 @@ def test_the_mean_of_sampled_steps_is_the_exact_step(name):
     target = np.log(np.roll(REF, 5)).astype(DTYPE)
     arguments, options, sizes = {
         "fine_tune": (
-            (REWARD.astype(DTYPE), Recipe("loss", "k3", "token", "leave-one-out")),
+            (REWARD.astype(DTYPE), Recipe("loss", "k3", "token", "leave-one-out", group_size=4)),
             {"beta": 0.5, "reward_scale": 2.0},
-            {"batch_size": 8, "group_size": 4},
+            {"batch_size": 8},
         ),
         "sft": ((target,), {}, {"batch_size": 4}),
         "f_dpg": ((target, kt.JensenShannon()), {}, {"batch_size": 4}),
@@ -422,12 +426,17 @@ def test_neural_policies_come_close(policy):
     params = policy.init(key=jax.random.key(1))
     ref = np.exp(np.asarray(SPACE.joint(policy.conditionals(params, SPACE)), np.float64))
     target = tilted(ref, REWARD, 0.3)
-    arguments = (policy, params, REWARD.astype(DTYPE), Recipe(baseline="leave-one-out"))
+    arguments = (
+        policy,
+        params,
+        REWARD.astype(DTYPE),
+        Recipe(baseline="leave-one-out", group_size=16),
+    )
     options = {"beta": 0.3, "learning_rate": 0.01, "num_steps": 1500, "history_every": 500}
     exact = fine_tune(*arguments, **options)
     assert distance(exact, target) < 5e-3
     key = jax.random.key(0)
-    sampled = fine_tune(*arguments, **options, batch_size=64, group_size=16, key=key)
+    sampled = fine_tune(*arguments, **options, batch_size=64, key=key)
     assert distance(sampled, target) < 0.06
 
 
@@ -456,8 +465,17 @@ def call(**changes):
         (call(beta=-1.0), ValueError, "beta must be 0 or more"),
         (call(beta=np.ones(2), learning_rate=np.ones(3)), ValueError, "learning_rate .3,."),
         (call(batch_size=8), ValueError, "key is needed"),
-        (call(batch_size=8, group_size=3), ValueError, "group_size=3 must divide batch_size=8"),
-        (call(group_size=3), ValueError, "group_size needs batch_size"),
+        (
+            call(batch_size=8, recipe=Recipe(group_size=3)),
+            ValueError,
+            "group_size=3 must divide batch_size=8",
+        ),
+        (call(beta=None), ValueError, "beta is needed"),
+        (
+            call(recipe=Recipe(normalise="group-std", group_size=8)),
+            ValueError,
+            "group_size=8 and 27 different returns sum over 4,272,048 groups",
+        ),
         (call(num_steps=0), ValueError, "num_steps"),
         (call(tol=-1.0), ValueError, "tol"),
         (call(modes=np.zeros(27)), ValueError, "modes must be integer labels"),
@@ -473,9 +491,9 @@ def call(**changes):
         (lambda: sft(POLICY, PARAMS, np.log(REF), steps=3, **SHORT), TypeError, "'steps'"),
         (call(recipe="k1"), TypeError, "recipe must be a kltarget.training.Recipe"),
         (
-            call(recipe=Recipe(baseline="leave-one-out"), batch_size=4, group_size=1),
+            call(recipe=Recipe(baseline="leave-one-out"), batch_size=1),
             ValueError,
-            "group_size of at least 2",
+            "needs groups of at least 2 samples, got 1",
         ),
         (lambda: dpo(POLICY, PARAMS, REWARD, beta=0.0, **SHORT), ValueError, "above 0"),
         (

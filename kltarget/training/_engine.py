@@ -47,8 +47,19 @@ class Method(Protocol):
         """Whether gradient norms in the history are of the exact gradient."""
         ...
 
-    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
-        """A scalar whose derivative is followed; by exact expectation where ``key`` is None."""
+    @property
+    def updates_per_batch(self) -> int:
+        """Steps taken with the samples of one policy."""
+        ...
+
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
+        """A scalar whose derivative in ``params`` is followed.
+
+        ``sampler`` are the parameters that samples are drawn with; where ``key`` is None the
+        expectation over them is exact.
+        """
         ...
 
 
@@ -259,8 +270,10 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
     def start(_: Any, run: Any, params: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
             opt_state = program.optimizer(run["learning_rate"]).init(params)
+        reused = program.method.updates_per_batch > 1
         return {
             "params": params,
+            "sampler": params if reused else None,
             "opt_state": opt_state,
             "active": jnp.bool_(True),
             "failed": jnp.bool_(False),
@@ -274,16 +287,23 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
 def _advance(
     program: Program, state: Any, shared: Any, runs: Any, tol: Any, begin: Any, num_steps: Any
 ) -> Any:
-    method = program.method
+    method, uses = program.method, program.method.updates_per_batch
 
     def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
         optimizer = program.optimizer(run["learning_rate"])
 
         def step(state: Any, time: Any) -> tuple[Any, None]:
-            params = state["params"]
-            # Drawn by the number of the step: the same whatever the chunks.
-            key = None if method.batch_size is None else jax.random.fold_in(run["key"], time)
-            loss = functools.partial(_loss, program, shared=shared, run=run, key=key)
+            params = sampler = state["params"]
+            if uses > 1:
+                sampler = jax.tree.map(
+                    functools.partial(jnp.where, time % uses == 0), params, state["sampler"]
+                )
+            # Drawn by the number of the batch: the same whatever the chunks.
+            batch = time // uses
+            key = None if method.batch_size is None else jax.random.fold_in(run["key"], batch)
+            loss = functools.partial(
+                _loss, program, sampler=sampler, shared=shared, run=run, key=key
+            )
             gradient = jax.grad(loss)(params)
             norm = _norm(gradient)
             failed = ~jnp.isfinite(norm)
@@ -299,6 +319,7 @@ def _advance(
 
             new_state = {
                 "params": jax.tree.map(keep, updated, params),
+                "sampler": sampler if uses > 1 else None,
                 "opt_state": jax.tree.map(keep, opt_state, state["opt_state"]),
                 "active": jnp.where(inside, go, state["active"]),
                 "failed": state["failed"] | (inside & failed),
@@ -319,7 +340,7 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
 
     def measure(params: Any, run: Any, shared: Any) -> Any:
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
-        loss = functools.partial(_loss, program, shared=shared, run=run, key=key)
+        loss = functools.partial(_loss, program, sampler=params, shared=shared, run=run, key=key)
         log_probs = sequence_log_probs(program, params)
         metrics = _metrics(program, log_probs, shared, run)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
@@ -328,8 +349,9 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
     return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
-def _loss(program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
-    return -program.method.ascent(program, params, shared, run, key)
+def _loss(program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any) -> Array:
+    sampler = lax.stop_gradient(sampler)
+    return -program.method.ascent(program, params, sampler, shared, run, key)
 
 
 def _norm(gradient: Any) -> Array:

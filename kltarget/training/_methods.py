@@ -21,31 +21,61 @@ class PolicyGradient:
 
     recipe: Recipe
     batch_size: int | None
-    group_size: int | None
     measured_exactly = True
 
-    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+    @property
+    def updates_per_batch(self) -> int:
+        """Steps taken with the samples of one policy."""
+        return self.recipe.updates_per_batch
+
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        policy, space = program.policy, program.space
+        recipe, space = self.recipe, program.space
         reward = shared["reward"] * run["reward_scale"]
-        if key is None:
-            if self.recipe.level == "token":
-                table = token_table(space, policy.conditionals(params, space))
-                token_log_ref = shared["token_log_ref"]
-            else:
-                table = sequence_log_probs(program, params)[:, None]
-                token_log_ref = shared["log_ref"][:, None]
-            weights = lax.stop_gradient(jnp.exp(table.sum(-1)))
-        else:
-            tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
-            groups = (-1, self.group_size or self.batch_size)
+        groups = (-1, recipe.group_size or self.batch_size or 0)
+        tokens = which = None
+        if key is not None:
+            tokens = program.policy.sample(
+                lax.stop_gradient(sampler), key=key, num_samples=self.batch_size
+            )
             which = space.index(tokens)
-            table = policy.log_probs(params, tokens).reshape(*groups, space.length)
-            token_log_ref = shared["token_log_ref"][which].reshape(table.shape)
-            reward, weights = reward[which].reshape(groups), None
+            reward = reward[which].reshape(groups)
+
+        def table(params: Any) -> Array:
+            """Log-probabilities of what was sampled, or of everything."""
+            if tokens is not None:
+                return program.policy.log_probs(params, tokens).reshape(*reward.shape, -1)
+            if self._by_token:
+                return token_table(space, program.policy.conditionals(params, space))
+            return sequence_log_probs(program, params)[:, None]
+
+        def of_samples(x: Array) -> Array:
+            return x if which is None else x[which].reshape(*reward.shape, *x.shape[1:])
+
+        log_probs = table(params)
+        fresh = self.updates_per_batch == 1
+        log_sampler = lax.stop_gradient(log_probs if fresh else table(sampler))
+        by_token = self._by_token or tokens is not None
+        log_ref = of_samples(shared["token_log_ref"] if by_token else shared["log_ref"][:, None])
         return estimators.surrogate(
-            self.recipe, table, token_log_ref, reward, run["beta"], weights
+            recipe,
+            log_probs,
+            log_ref,
+            reward,
+            run["beta"],
+            jnp.exp(log_sampler.sum(-1)) if key is None else None,
+            log_sampler=None if fresh else log_sampler,
+            lengths=of_samples(shared["lengths"]) if "lengths" in shared else None,
+            groups=shared.get("groups"),
         ).sum()
+
+    @property
+    def _by_token(self) -> bool:
+        """Whether exact gradients need the tokens of every sequence, or only their sum."""
+        recipe = self.recipe
+        return recipe.level == "token" or recipe.entropy_bonus > 0 or recipe.updates_per_batch > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +83,12 @@ class MaximumLikelihood:
     """Maximum likelihood of a given distribution over sequences."""
 
     batch_size: int | None
+    updates_per_batch = 1
     measured_exactly = True
 
-    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
         log_target = run["log_ref"]
         if key is None:
@@ -72,9 +105,12 @@ class PseudoReward:
     """Descent of ``D_f(π‖p)`` by policy gradient with the reward ``−f′(π/p)``."""
 
     batch_size: int | None
+    updates_per_batch = 1
     measured_exactly = True
 
-    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
         policy, space, log_target = program.policy, program.space, run["log_ref"]
         if key is None:
@@ -95,13 +131,16 @@ class Preferences:
 
     batch_size: int | None
     pairs: str
+    updates_per_batch = 1
 
     @property
     def measured_exactly(self) -> bool:
         """All pairs of sequences are more than one wants to sum over where samples would do."""
         return self.batch_size is None
 
-    def ascent(self, program: Program, params: Any, shared: Any, run: Any, key: Any) -> Array:
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
         beta, reward = run["beta"], shared["reward"] * run["reward_scale"]
         log_ref = shared["log_ref"]

@@ -15,6 +15,7 @@ from kltarget._numerics import as_float, working_dtype
 from kltarget.divergences import Divergence
 from kltarget.objectives import mass_tolerance
 from kltarget.spaces._tree import SequenceSpace, counted
+from kltarget.training._advantages import all_groups, needs_groups
 from kltarget.training._engine import (
     Method,
     Optimizer,
@@ -209,19 +210,34 @@ def train_runs(
     )
 
 
-def check_batch(recipe: Recipe, batch_size: int | None, group_size: int | None) -> None:
-    """Raises unless samples can be dealt to groups of the size the baseline needs."""
-    positive("batch_size", batch_size)
-    positive("group_size", group_size)
-    if batch_size is None:
-        if group_size is not None:
-            raise ValueError("group_size needs batch_size: exact gradients have no groups")
+def check_batch(recipe: Recipe, batch_size: int | None) -> None:
+    """Raises unless samples can be dealt to groups of the size the recipe needs."""
+    if positive("batch_size", batch_size) is None:
         return
-    group = group_size or batch_size
+    group = recipe.group_size or batch_size
     if batch_size % group:
-        raise ValueError(f"group_size={group} must divide batch_size={batch_size}")
-    if recipe.baseline == "leave-one-out" and group < 2:
-        raise ValueError("baseline='leave-one-out' needs a group_size of at least 2")
+        raise ValueError(f"the recipe's group_size={group} must divide batch_size={batch_size}")
+    others = recipe.baseline == "leave-one-out" or recipe.normalise == "others-std"
+    least = 1 + others + (recipe.ddof if recipe.normalise != "none" else 0)
+    if group < least:
+        raise ValueError(
+            f"baseline={recipe.baseline!r} with normalise={recipe.normalise!r} needs groups of at "
+            f"least {least} samples, got {group}"
+        )
+
+
+def of_recipe(recipe: Recipe, space: SequenceSpace, reward: Array, exactly: bool) -> dict[str, Any]:
+    """What a recipe's gradient looks up beside rewards and references."""
+    extra: dict[str, Any] = {}
+    if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
+        extra["lengths"] = space.lengths().astype(reward.dtype)
+    if exactly and needs_groups(recipe):
+        whole = recipe.reward_scale * np.asarray(reward, np.float64)
+        if recipe.reward_clip is not None:
+            whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)
+        groups = all_groups(recipe, whole, np.asarray(space.possible()))
+        extra["groups"] = jax.tree.map(jnp.asarray, groups)
+    return extra
 
 
 def positive(name: str, value: int | None, least: int = 1) -> int | None:

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from kltarget._numerics import as_float
 from kltarget.divergences import Divergence
+from kltarget.training._advantages import in_expectation, of_samples, shaped
 from kltarget.training.recipes import Recipe
 
-__all__ = ["k1", "k2", "k3", "pseudo_reward", "surrogate", "weighted_k3"]
+__all__ = ["absolute", "k1", "k2", "k3", "pseudo_reward", "surrogate", "weighted_k3"]
 
 
 def k1(log_ratio: ArrayLike) -> Array:
@@ -122,6 +123,17 @@ def slope(divergence: Divergence, log_policy: Array, log_ref: Array) -> Array:
     return jnp.where(supported, inside, jnp.broadcast_to(outside, inside.shape))
 
 
+def absolute(log_ratio: ArrayLike) -> Array:
+    """The estimator ``|ℓ|``: as a loss its gradient is that of twice the total variation.
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(estimators.absolute(-0.5))
+        0.5
+    """
+    return jnp.abs(as_float(log_ratio))
+
+
 def surrogate(
     recipe: Recipe,
     token_log_probs: Float[Array, "*batch N L"],
@@ -129,25 +141,34 @@ def surrogate(
     reward: Float[Array, "*batch N"],
     beta: ArrayLike,
     weights: Float[Array, "*batch N"] | None = None,
+    *,
+    log_sampler: Float[Array, "*batch N L"] | None = None,
+    lengths: Float[Array, "*batch N"] | None = None,
+    groups: Any = None,
 ) -> Float[Array, "*batch N"]:
     """The contribution of each sequence to what a trainer's gradient ascends.
 
     Its value means nothing; its derivative is what the recipe follows. With samples it is
-    ``sg(A) log π − β K`` over their number, where A is the return less its baseline and K the
+    ``w sg(A) log π − β w_KL K`` over their number, where A is the normalised advantage and K the
     estimate that is differentiated, if it is in the loss. No derivative is taken of what is in the
     return, and none of the sampling is taken for what is in the loss.
 
     Args:
-        recipe: how the regulariser is estimated and where it is put.
+        recipe: how the regulariser is estimated and where it is put, and how returns become
+            advantages. Its ``beta`` and ``group_size`` are not looked at where samples are given.
         token_log_probs: log-probabilities of the tokens under the policy; the last axis runs over
             positions and the one before over the sequences of a group.
         token_log_ref: the same under the reference.
-        reward: reward of each sequence.
+        reward: reward of each sequence, before the recipe's ``reward_scale``.
         beta: coefficient of the regulariser, in reward units per nat; broadcasts against
             ``*batch``.
-        weights: ``sg(π)`` for an exact expectation over an enumerated space; then every baseline is
-            the expected return. By default each axis of sequences is a group of samples, which
-            count alike and over which baselines are taken.
+        weights: probabilities of the sequences under the sampler for an exact expectation over an
+            enumerated space; then baselines and deviations are expected ones. By default each axis
+            of sequences is a group of samples, which count alike and are compared with each other.
+        log_sampler: log-probabilities of the tokens under the policy that drew them, for more than
+            one update per batch; by default the policy itself.
+        lengths: number of tokens of each sequence, for recipes that divide by it.
+        groups: what an exact expectation over finite groups runs over.
 
     Returns:
         Contributions whose sum's derivative is the gradient, shape ``[*batch, N]``. Sequences that
@@ -173,45 +194,86 @@ def surrogate(
     possible = token_log_probs > -jnp.inf
     log_probs = jnp.where(possible, token_log_probs, jnp.zeros_like(token_log_probs))
     log_ref = jnp.where(possible, token_log_ref, jnp.zeros_like(token_log_ref))
+    sampler = log_probs if log_sampler is None else jnp.where(possible, log_sampler, log_probs)
+    sampler = lax.stop_gradient(sampler)
     whole = possible.all(-1)
     zero = jnp.zeros_like(reward)
-    reward = jnp.where(whole, reward, zero)
+    reward = jnp.where(whole, shaped(recipe, reward), zero)
     if weights is None:
         share = jnp.full_like(reward, 1 / reward.size)
     else:
         share = jnp.where(whole, lax.stop_gradient(weights), zero)
-    beta = jnp.asarray(beta, log_probs.dtype)
 
-    if recipe.level == "sequence":
-        log_probs, log_ref = (x.sum(-1, keepdims=True) for x in (log_probs, log_ref))
-    cost = _estimate(recipe.estimator, log_probs - log_ref, log_probs)
+    cost = _cost(recipe, log_probs, log_ref, sampler)
+    beta = jnp.asarray(beta, log_probs.dtype)
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
 
     returns = jnp.broadcast_to(reward[..., None], cost.shape)
+    toll = jnp.zeros_like(cost)
     if recipe.place == "reward":
-        returns = returns - lax.cumsum(charged, axis=charged.ndim - 1, reverse=True)
-    returns = lax.stop_gradient(returns)
-    advantage = returns - _baseline(recipe.baseline, returns, weights, share)
-    gain = advantage * log_probs
+        toll = lax.cumsum(charged, axis=charged.ndim - 1, reverse=True)
+    before = recipe.normalise_when == "before"
+    advantage, kept = _advantages(
+        recipe, lax.stop_gradient(returns if before else returns - toll), share, weights, groups
+    )
+    if before:
+        advantage = advantage - toll
+    advantage = lax.stop_gradient(jnp.broadcast_to(advantage, log_probs.shape))
+    gain = _policy_term(recipe, advantage, log_probs, sampler, log_sampler is None).sum(-1)
+    if recipe.entropy_bonus:
+        # ½ log² π has the expected derivative of −H, as k2 that of the reverse KL.
+        gain = gain - recipe.entropy_bonus / 2 * (kept * jnp.square(log_probs)).sum(-1)
+    gain = gain * _length_weight(recipe.length, lengths, share, gain)
     if recipe.place == "loss":
-        gain = gain - charged
-    return jnp.where(whole, share * gain.sum(-1), zero)
+        counted = _length_weight(recipe.kl_length or recipe.length, lengths, share, gain)
+        gain = gain - counted * (kept * charged).sum(-1)
+    return jnp.where(whole, share * gain, zero)
 
 
-def _estimate(estimator: str, log_ratio: Array, log_probs: Array) -> Array:
-    if estimator == "weighted-k3":
-        return weighted_k3(log_ratio, log_probs)
-    return {"k1": k1, "k2": k2, "k3": k3}[estimator](log_ratio)
+def _cost(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -> Array:
+    """The estimate of the divergence, per sequence or per token."""
+    if recipe.level == "sequence":
+        log_probs, log_ref, sampler = (
+            x.sum(-1, keepdims=True) for x in (log_probs, log_ref, sampler)
+        )
+    log_ratio = log_probs - (sampler if recipe.estimator == "sampler" else log_ref)
+    if recipe.log_ratio_clip is not None:
+        log_ratio = jnp.clip(log_ratio, -recipe.log_ratio_clip, recipe.log_ratio_clip)
+    simple = {"k1": k1, "k2": k2, "k3": k3, "absolute": absolute, "sampler": k2}
+    if recipe.estimator in simple:
+        cost = simple[recipe.estimator](log_ratio)
+    else:
+        cost = jnp.exp(log_probs - sampler) * k3(log_ratio)
+    return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
-def _baseline(baseline: str, returns: Array, weights: Any, share: Array) -> Array:
-    """What is subtracted from returns ``[*batch, N, T]``, position by position."""
-    if baseline == "none":
-        return jnp.zeros_like(returns)
-    if weights is not None:
-        mean = (share[..., None] * returns).sum(-2, keepdims=True)
-        return jnp.broadcast_to(mean, returns.shape)
-    group = returns.shape[-2]
-    mean = jnp.broadcast_to(returns.mean(-2, keepdims=True), returns.shape)
-    return mean if baseline == "mean" else (group * mean - returns) / (group - 1)
+def _advantages(
+    recipe: Recipe, returns: Array, share: Array, weights: Any, groups: Any
+) -> tuple[Array, Array]:
+    if weights is None:
+        return of_samples(recipe, returns)
+    return in_expectation(recipe, returns, share, groups)
+
+
+def _policy_term(
+    recipe: Recipe, advantage: Array, log_probs: Array, sampler: Array, fresh: bool
+) -> Array:
+    """What the score function weighs; with samples of another policy, by their clipped ratio."""
+    if fresh:
+        return advantage * log_probs
+    ratio = jnp.exp(log_probs - sampler)
+    if recipe.clip is None:
+        return advantage * ratio
+    high = recipe.clip if recipe.clip_high is None else recipe.clip_high
+    return jnp.minimum(advantage * ratio, advantage * jnp.clip(ratio, 1 - recipe.clip, 1 + high))
+
+
+def _length_weight(kind: str, lengths: Array | None, share: Array, like: Array) -> Array:
+    if kind == "sum" or lengths is None:
+        return jnp.ones_like(like)
+    counts = lengths.astype(like.dtype)
+    if kind == "mean":
+        return 1 / counts
+    mean = (share * counts).sum() / share.sum()
+    return jnp.broadcast_to(1 / mean, like.shape)

@@ -6,6 +6,7 @@ against what these trainers reach.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import optax
@@ -23,6 +24,7 @@ from kltarget.training._methods import (
 from kltarget.training._setup import (
     Options,
     check_batch,
+    of_recipe,
     positive,
     shared_arrays,
     to_target,
@@ -41,14 +43,13 @@ def fine_tune(
     reward: Float[Array, "A"],
     recipe: Recipe,
     *,
-    beta: ArrayLike,
+    beta: ArrayLike | None = None,
     learning_rate: ArrayLike,
     num_steps: int,
     reward_scale: ArrayLike = 1.0,
     key: PRNGKeyArray | None = None,
     optimizer: Optimizer = optax.adam,
     batch_size: int | None = None,
-    group_size: int | None = None,
     log_ref: ArrayLike | None = None,
     divergence: Divergence | None = None,
     modes: ArrayLike | None = None,
@@ -70,19 +71,22 @@ def fine_tune(
         params: its parameters, from which every run starts; floating-point leaves.
         reward: of every sequence, in the order of the policy's sequence space, shape ``[V**L]``;
             finite wherever a sequence is possible.
-        recipe: how the regulariser is estimated and where it is put.
-        beta: coefficient of the regulariser, in reward units per nat, 0 or more.
+        recipe: how the regulariser is estimated and where it is put, and how rewards become
+            advantages. Without a ``group_size`` a batch is one group; exact gradients are then
+            those of infinitely large groups. With one they are expectations over all groups, for
+            which rewards may take only a few different values.
+        beta: coefficient of the regulariser, in reward units per nat, 0 or more; by default the
+            recipe's.
         learning_rate: what ``optimizer`` is called with.
         num_steps: number of gradient steps.
-        reward_scale: factor of the reward.
+        reward_scale: factor of the reward, beside the recipe's own.
         key: random keys; needed with ``batch_size``. Runs that share a key share their random
             numbers.
         optimizer: makes an optax transformation from a learning rate, such as ``optax.sgd`` or
             ``lambda rate: optax.chain(optax.clip(1.0), optax.adam(rate))``. A new function object
             is compiled anew.
-        batch_size: samples per step; None follows the exact gradient, summed over all sequences.
-        group_size: samples that share a baseline, a divisor of ``batch_size``, which is the
-            default.
+        batch_size: samples per step, a multiple of the recipe's ``group_size``; None follows the
+            exact gradient, summed over all sequences.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``.
         divergence: what the reported gap is of; by default what the recipe follows at sequence
@@ -139,12 +143,17 @@ def fine_tune(
     space = sequence_space(policy)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
-    check_batch(recipe, batch_size, group_size)
+    check_batch(recipe, batch_size)
+    beta = recipe.beta if beta is None else beta
+    if beta is None:
+        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
     options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
-    method = PolicyGradient(recipe, batch_size, group_size)
+    # Recipes that differ in beta share a program.
+    method = PolicyGradient(dataclasses.replace(recipe, beta=None), batch_size)
     if divergence is None and recipe.place != "none":
         divergence = recipe.divergence or ReverseKL()
     shared, num_modes = shared_arrays(policy, params, space, reward, log_ref, divergence, modes)
+    shared |= of_recipe(recipe, space, shared["reward"], batch_size is None)
     return train_runs(
         policy,
         params,

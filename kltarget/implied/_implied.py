@@ -1,0 +1,377 @@
+"""``implied_target``: from a trainer's recipe to the policy its expected gradient vanishes at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._numerics import as_float
+from kltarget.divergences import ForwardKL, ReverseKL, TotalVariation
+from kltarget.implied._fixed_points import FixedPoint, Problem, find, smallest_coefficient
+from kltarget.objectives import Objective
+from kltarget.rewards import reward_for
+from kltarget.spaces._token_local import TokenLocalTarget
+from kltarget.spaces.sequences import SequenceSpace, token_local_target
+from kltarget.status import Status
+from kltarget.targets import solve
+from kltarget.training._recipe import Recipe
+
+__all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImpliedTarget(TokenLocalTarget):
+    """The policy at which a recipe's expected gradient vanishes.
+
+    Attributes:
+        objective: the plain objective of which it is the target: at sequence level its maximiser,
+            for a token-local recipe its token-local target. Where advantages are divided by an
+            expected deviation this has the trainer's own reward and the ``effective_beta``; in
+            finite groups its reward is the expected advantage.
+        log_probs: log π, shape ``[*batch, A]``.
+        multiplier: λ of the objective, or of the first token's problem.
+        status: :class:`Status` bits, shape ``[*batch]``. ``NO_TARGET``, ``SATURATED`` and
+            ``SEVERAL`` say where there is no policy that the regulariser holds, or more than one.
+        effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
+            objective's divergence and that reward it would give this target or, in finite groups,
+            one as close as the deviation of the rewards allows.
+        other_rewards: expected rewards (after the recipe's scaling) at the further fixed points
+            that were found, ``[*batch, R]``, padded with NaN.
+        error: standard error of the total variation, 0 unless groups had to be sampled.
+    """
+
+    effective_beta: Float[Array, "*batch"]
+    other_rewards: Float[Array, "*batch R"]
+    error: Float[Array, "*batch"]
+
+
+def implied_target(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+    beta: ArrayLike | None = None,
+) -> ImpliedTarget:
+    """The policy at which the expected gradient of a trainer's recipe vanishes.
+
+    What a recipe ascends is ``E_π[A(y)] − beta · K(π, π_ref)`` with advantages A that may depend on
+    the policy and a regulariser whose *gradient* decides which divergence K is:
+
+    - k1 in the reward, k2 or weighted k3 in the loss: reverse KL, ``π = π_ref e^{A/β}/Z``;
+    - k3 in the loss: forward KL, ``π = β π_ref/(Λ − A)``;
+    - the same per token in the loss: the token-local versions, see
+      :func:`kltarget.token_local_target`;
+    - k1 in the loss, or ``beta = 0``: nothing holds the policy, ``NO_TARGET``.
+
+    Advantages divided by the standard deviation σ of the rewards under the policy itself give a
+    fixed point with ``effective_beta = β (σ + ε)``, ε the recipe's ``epsilon``; in groups of G
+    samples it is that of ``u_a = E[A | a]``, expected over the multinomial of the other G − 1
+    rewards. A mean over the group that includes the sample shortens the reward's gradient by
+    ``(G − 1)/G`` and so multiplies the coefficient of a KL in the loss by ``G/(G − 1)``. A KL in
+    the reward that is normalised along with it keeps the target of β itself, for there all
+    regularised rewards are equal.
+
+    Args:
+        recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
+        reward: of every outcome, in the units that the trainer's reward function returns, shape
+            ``[*batch, A]``; finite where the reference has mass.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``.
+        space: the sequences that the outcomes are. Without it an outcome is one token, and token
+            and sequence level are the same.
+        beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
+            more, shape ``[*batch]``.
+
+    Returns:
+        The target that training from the reference is drawn to. Where there is none, what training
+        ends in: for ``SATURATED`` the best outcomes in the reference's proportions; for
+        ``NO_TARGET`` the likeliest of the best outcomes, onto which exact policy gradients of a
+        softmax over outcomes collapse (:func:`kltarget.implied.unregularised_path`), and with a
+        ``space`` of several tokens the best in the reference's proportions, since there no
+        conserved quantity is known.
+
+    Raises:
+        TypeError: a recipe or a space that is none.
+        ValueError: shapes that do not fit, a missing beta, values out of range, or a recipe whose
+            fixed points no formula is known for; the message names the argument.
+
+    Assumptions: on-policy (no clip of the ratio is active), no clip of the estimate is active,
+    averages over many prompts and groups, a policy that can represent the target. Not to be called
+    under a trace: fixed points are searched for on the host, in float64.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import implied_target
+        >>> from kltarget.training import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+        >>> reward = jnp.array([1.0, 1.0, 0.0])
+        >>> grpo = Recipe("loss", "k3", "token", "mean", normalise="group-std", group_size=8)
+        >>> target = implied_target(grpo, reward, log_ref, beta=0.2)
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.8871', '0.0591', '0.0538']
+
+    References:
+        Vojnovic and Yun, "What is the Alignment Objective of GRPO?", 2025, arXiv 2502.18548 (k3 in
+        the loss with large groups and groups of two). Mroueh, "Reinforcement Learning with
+        Verifiable Rewards: GRPO's Effective Loss", 2025, arXiv 2503.06639 (fixed points of the
+        success probability). The rest is derived from the conditions above.
+    """
+    rows = _rows(recipe, reward, log_ref, space, beta)
+    found = [_find(row) for row in rows.problems]
+    return _assemble(rows, found)
+
+
+def effective_beta(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+    beta: ArrayLike | None = None,
+) -> Float[Array, "*batch"]:
+    """The coefficient that a recipe amounts to, per prompt, in units of its reward.
+
+    ``E_π[reward] − effective_beta · D(π, π_ref)`` has the recipe's target, where D is the
+    divergence whose gradient the recipe follows; 0 where there is no target. In finite groups with
+    a standard deviation no such number exists exactly unless there are two rewards: it is then the
+    one that matches the spread of the advantages.
+
+    Args and errors are those of :func:`implied_target`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import effective_beta
+        >>> from kltarget.training import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
+        >>> recipe = Recipe("loss", "k3", baseline="mean", group_size=8, beta=0.35)
+        >>> print(f"{effective_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.3f}")
+        0.400
+    """
+    return implied_target(recipe, reward, log_ref, space=space, beta=beta).effective_beta
+
+
+def saturation_beta(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+) -> Float[Array, "*batch"]:
+    """The coefficient below which rewards normalised in large groups saturate.
+
+    With advantages ``(r − E r)/(σ + ε)`` a fixed point needs ``s = β (σ(s) + ε)``, where σ(s) is
+    the deviation under the target of coefficient s. Below ``min_s s/(σ(s) + ε)`` there is none
+    short of saturation. For two rewards, reverse KL and ε = 0 it is
+    :func:`kltarget.implied.critical_beta`; for the forward KL it is 0.
+
+    Args:
+        recipe: with a standard deviation in its advantages; its ``group_size`` is taken as infinite
+            and its ``beta`` is not used.
+        reward: of every outcome, ``[*batch, A]``.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``.
+        space: the sequences that the outcomes are.
+
+    Returns:
+        Coefficients of shape ``[*batch]``, of normalised reward per nat.
+
+    Raises:
+        ValueError: a recipe whose normalisation has no such coefficient, shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import saturation_beta
+        >>> from kltarget.training import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
+        >>> recipe = Recipe("loss", "k2", baseline="mean", normalise="group-std")
+        >>> print(f"{saturation_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.4f}")
+        1.0819
+    """
+    large = dataclasses.replace(recipe, group_size=None)
+    rows = _rows(large, reward, log_ref, space, 1.0)
+    if recipe.normalise == "none" or not all(x.normalised and x.regularised for x in rows.problems):
+        raise ValueError(
+            "saturation needs advantages that are divided by a standard deviation with the "
+            f"regulariser outside: this recipe has normalise={recipe.normalise!r}, "
+            f"place={recipe.place!r} and normalise_when={recipe.normalise_when!r}"
+        )
+    if any(x.lengths is not None for x in rows.problems):
+        raise ValueError("saturation_beta knows no sequences that count by their lengths")
+    values = [
+        0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient(x)
+        for x in rows.problems
+    ]
+    return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """The prompts of a batch, one problem each."""
+
+    recipe: Recipe
+    space: SequenceSpace | None
+    reward: np.ndarray
+    log_ref: np.ndarray
+    beta: np.ndarray
+    problems: list[Problem]
+    batch: tuple[int, ...]
+    dtype: Any
+
+
+def _rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> _Rows:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
+    if space is not None and not isinstance(space, SequenceSpace):
+        raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
+    beta = recipe.beta if beta is None else beta
+    if beta is None:
+        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
+    beta = np.asarray(beta, np.float64)
+    if not np.all(np.isfinite(beta) & (beta >= 0)):
+        raise ValueError(f"beta must be 0 or more and finite, got {beta}")
+    # Checks shapes, rewards and the reference; which beta, does not matter to it.
+    checked = Objective(as_float(reward), log_ref, np.where(beta > 0, beta, 1.0))
+    dtype, batch = checked.reward.dtype, checked.batch_shape
+    size = checked.reward.shape[-1]
+    if space is not None and space.num_sequences != size:
+        raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
+    wide_reward = np.broadcast_to(np.asarray(checked.reward, np.float64), (*batch, size))
+    wide_ref = np.broadcast_to(np.asarray(checked.log_ref, np.float64), (*batch, size))
+    wide_beta = np.broadcast_to(beta, batch)
+    _check_known(recipe, space)
+    rows = [_row(recipe, space, *x) for x in _flat(wide_reward, wide_ref, wide_beta, size)]
+    return _Rows(recipe, space, wide_reward, wide_ref, wide_beta, rows, batch, dtype)
+
+
+def _flat(reward: np.ndarray, log_ref: np.ndarray, beta: np.ndarray, size: int) -> Any:
+    return zip(reward.reshape(-1, size), log_ref.reshape(-1, size), beta.reshape(-1), strict=True)
+
+
+def _several_tokens(space: SequenceSpace | None) -> bool:
+    return space is not None and space.length > 1
+
+
+def _check_known(recipe: Recipe, space: SequenceSpace | None) -> None:
+    """Raises for what no fixed point is known of."""
+    in_reward_after = recipe.place == "reward" and recipe.normalise_when == "after"
+    in_sequence_loss = recipe.place == "loss" and recipe.level == "sequence"
+    several = _several_tokens(space)
+    unknown = None
+    if recipe.entropy_bonus and in_reward_after and recipe.normalise != "none":
+        unknown = "an entropy bonus beside a KL that is normalised with the reward"
+    elif recipe.entropy_bonus and in_sequence_loss and several:
+        unknown = "an entropy bonus per token beside a loss on whole sequences"
+    elif recipe.zero_std == "drop" and recipe.place == "reward":
+        unknown = "dropped groups with a KL in the reward"
+    elif recipe.estimator == "absolute" and recipe.place == "loss" and recipe.normalise != "none":
+        unknown = "the absolute log-ratio with normalised rewards"
+    if unknown:
+        raise ValueError(f"no fixed point is known for {unknown}")
+
+
+def _row(
+    recipe: Recipe,
+    space: SequenceSpace | None,
+    reward: np.ndarray,
+    log_ref: np.ndarray,
+    beta: float,
+) -> Problem:
+    possible = log_ref > -np.inf
+    reward = recipe.reward_scale * np.where(possible, reward, 0.0)
+    if recipe.reward_clip is not None:
+        reward = np.clip(reward, -recipe.reward_clip, recipe.reward_clip)
+    if not np.isfinite(reward).all():
+        raise ValueError("reward must be finite wherever the reference has mass")
+    log_ref = log_ref - np.logaddexp.reduce(log_ref)
+    divergence = recipe.divergence
+    by_token = recipe.place == "loss" and recipe.level == "token"
+    lengths = None
+    kinds = {recipe.length, recipe.kl_length or recipe.length}
+    if space is not None and space.eos is not None and kinds != {"sum"}:
+        counts = np.asarray(space.lengths(), np.float64)
+        # With a baseline the length weighs what is equal at the target of a KL in the reward.
+        cancels = recipe.place == "reward" and recipe.baseline != "none"
+        if np.ptp(counts[possible]) > 0 and kinds != {"batch-mean"} and not cancels:
+            lengths = counts
+    sizes = space.sizes if space is not None and _several_tokens(space) else None
+    if not by_token and not recipe.entropy_bonus:
+        sizes = None
+    return Problem(
+        recipe=recipe,
+        beta=float(beta),
+        reward=reward,
+        log_ref=log_ref,
+        forward=isinstance(divergence, ForwardKL),
+        regularised=divergence is not None and beta > 0,
+        sizes=sizes,
+        lengths=lengths,
+    )
+
+
+def _find(problem: Problem) -> FixedPoint:
+    recipe = problem.recipe
+    if recipe.estimator == "absolute" and recipe.place == "loss" and problem.beta > 0:
+        # Both have the target of total variation, computed when all rows are put together.
+        beta = 2 * problem.beta / problem.baseline_factor
+        return FixedPoint(problem.log_ref, problem.reward, beta, beta)
+    if problem.regularised or recipe.entropy_bonus:
+        return find(problem)
+    best = problem.log_ref > -np.inf
+    best &= problem.reward == problem.levels[-1]
+    log_probs = np.where(best, problem.log_ref, -np.inf)
+    if problem.sizes is None:
+        log_probs = np.where(log_probs == log_probs.max(), 0.0, -np.inf)
+    log_probs = log_probs - np.logaddexp.reduce(log_probs)
+    return FixedPoint(log_probs, None, 0.0, 0.0, Status.NO_TARGET)
+
+
+def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:
+    """One batched target from the fixed points of its rows."""
+    size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
+    plain = all(x.reward is not None for x in found)
+    divergence = rows.recipe.divergence or ReverseKL()
+    if rows.recipe.estimator == "absolute":
+        divergence = TotalVariation()
+
+    def batched(values: Any) -> Array:
+        return jnp.asarray(np.reshape(np.array(values, np.float64), batch), dtype)
+
+    log_probs = jnp.asarray(np.array([x.log_probs for x in found]).reshape(*batch, size), dtype)
+    log_ref = jnp.asarray(rows.log_ref, dtype)
+    remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
+    width = max(len(x.others) for x in found) if found else 0
+    others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
+    by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
+    if plain:
+        reward = np.array([x.reward for x in found]).reshape(*batch, size)
+        reward = np.where(rows.log_ref > -np.inf, reward, rows.reward)
+        beta = batched([x.beta for x in found])
+        if by_token and _several_tokens(rows.space):
+            target = token_local_target(
+                rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
+            )
+        else:
+            target = solve(Objective(jnp.asarray(reward, dtype), log_ref, beta, divergence))
+        objective, log_probs = target.objective, target.log_probs
+        multiplier, status = target.multiplier, target.status | remarks
+    else:
+        positive = np.where(rows.beta > 0, rows.beta, 1.0)
+        beta = jnp.asarray(positive, dtype)
+        wish = reward_for(log_probs, log_ref, beta, ReverseKL())
+        objective = Objective(wish, log_ref, beta, ReverseKL())
+        multiplier, status = solve(objective).multiplier, remarks
+    return ImpliedTarget(
+        objective=objective,
+        log_probs=log_probs,
+        multiplier=multiplier,
+        status=status,
+        effective_beta=batched([x.effective_beta for x in found]),
+        other_rewards=jnp.asarray(others.reshape(*batch, width), dtype),
+        error=batched([x.error for x in found]),
+    )
