@@ -153,7 +153,7 @@ def _jsonl(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, int, Row
             continue
         position += 1
         try:
-            row = json.loads(line.decode())
+            row = json.loads(line.decode().strip())
         except UnicodeDecodeError as error:
             reading.bad(path, number, _not_utf8(error))
         except (json.JSONDecodeError, RecursionError) as error:

@@ -77,6 +77,7 @@ class Format:
         grouping: Where rows do not name their group: whether groups are consecutive blocks, or all
             completions of one prompt at one step.
         notes: What its users should know.
+        without: Columns of which it has none.
     """
 
     name: str
@@ -181,7 +182,7 @@ def _open_instruct(path: pathlib.Path) -> Reader:
             logp=total(row.get("logprobs")),
             num_tokens=float(len(row["response_tokens"])),
             advantage=number(row, "advantage"),
-            group=(run, row["prompt_idx"]),
+            group=(run, str(row["prompt_idx"])),
         )
 
     return read
@@ -377,15 +378,25 @@ FORMATS = (
     ),
     Format("skyrl", ("jsonl",), frozenset({"input_prompt", "output_response", "score"}), _skyrl),
     Format("verl", ("jsonl",), frozenset({"input", "output", "score"}), _verl),
+    *(
+        Format(
+            "trl-logp",
+            ("parquet", "jsonl"),
+            _TRL_COLUMNS | {"advantage", logged},
+            _trl,
+            "blocks",
+            without=OWN,
+        )
+        for logged in ("logp", "ref_logp")
+    ),
     Format(
-        "trl-logp",
-        ("parquet", "jsonl"),
-        _TRL_COLUMNS | {"advantage", "logp"},
+        "trl",
+        ("parquet",),
+        _TRL_COLUMNS | {"advantage"},
         _trl,
         "blocks",
-        without=OWN,
+        without=OWN | {"logp", "ref_logp"},
     ),
-    Format("trl", ("parquet",), _TRL_COLUMNS | {"advantage"}, _trl, "blocks", without=OWN),
     Format("trl-table", ("json",), _TRL_COLUMNS, _trl, "blocks"),
 )
 

@@ -107,7 +107,8 @@ class Columns:
             whole: whether all rows of the files are here, so that no block is cut short.
         """
         if self.groups:
-            return np.array(self.group, dtype=np.int32), "groups as the files name them"
+            unused = "" if num_generations is None else ", so num_generations is not used"
+            return np.array(self.group), f"groups as the files name them{unused}"
         source, prompt, position = map(np.asarray, (self.source, self.prompt, self.position))
         step = np.asarray(self.step)
         if num_generations is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 _PICKLES = (".pkl", ".pickle", ".pt")
-FORMAT_NAMES = (*(format.name for format in FORMATS), "generic")
+FORMAT_NAMES = (*dict.fromkeys(format.name for format in FORMATS), "generic")
 
 
 def read_rollouts(
