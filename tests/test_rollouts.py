@@ -754,6 +754,16 @@ def test_mixed_folders():
         read_rollouts(both)
 
 
+def test_runs_with_and_without_log_probabilities_are_not_mixed(tmp_path):
+    rows = trl_rows("ab", 4)
+    write(tmp_path / "one" / "rollouts_logp.parquet", [{**row, "logp": -1.0} for row in rows])
+    write(tmp_path / "one" / "completions" / "completions_00001.parquet", rows)
+    assert len(read_rollouts(tmp_path)) == 8
+    write(tmp_path / "two" / "completions" / "completions_00001.parquet", rows)
+    with pytest.raises(RolloutError, match="files of several formats, trl, trl-logp"):
+        read_rollouts(tmp_path)
+
+
 def test_every_format_is_documented():
     import kltarget.rollouts
 

@@ -46,7 +46,8 @@ for i, sampled in enumerate(batch["response_mask"].bool()):
 ```
 """
 
-from kltarget.rollouts._read import FORMAT_NAMES, read_rollouts
+from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts._select import FORMAT_NAMES
 
 __all__ = ["FORMAT_NAMES", "RolloutError", "read_rollouts"]

@@ -31,7 +31,7 @@ class Reading:
         first: What was wrong with the first of them.
         broken: What was wrong with files that could not be read, or not to their end.
         repeated: The number of rows left out because they were logged twice.
-        seen: The steps of tables as they were read, as text.
+        seen: Hashes of the steps of tables as they were read.
     """
 
     skip_bad: bool = False
@@ -40,7 +40,7 @@ class Reading:
     first: str = ""
     broken: list[str] = dataclasses.field(default_factory=list)
     repeated: int = 0
-    seen: set[str] = dataclasses.field(default_factory=set)
+    seen: set[int] = dataclasses.field(default_factory=set)
 
     def bad(self, path: pathlib.Path, number: int, problem: str) -> None:
         """Raises what is wrong with a row, or counts it."""
@@ -257,10 +257,10 @@ def _table(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, int, Row
     for block in blocks:
         # TRL logs its last step once more when training ends, in this table or in the next.
         once = block[: len(block) // 2] if block is blocks[-1] and _is_twice(block) else block
-        text = json.dumps(once)
-        if text in reading.seen:
+        content = hash(json.dumps(once))
+        if content in reading.seen:
             once = []
-        reading.seen.add(text)
+        reading.seen.add(content)
         reading.repeated += len(block) - len(once)
         for i, row in enumerate(once, start=position):
             if row is None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from kltarget.rollouts._files import Row
 from kltarget.rollouts._rollout import (
     NAN,
-    UNREAD,
     BadRow,
     Rollout,
     completion_text,
@@ -415,7 +414,7 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
     by_id = prompt not in present and "prompt_id" in present
     named = [column for column in names.values() if isinstance(column, str)]
     # In other files, what is called the answer is more likely the right one than the completion's.
-    answers = set(present) >= OWN or "answer" in names
+    answered = set(present) >= OWN or "answer" in names
 
     def read(row: Row) -> Rollout:
         if by_id:
@@ -438,7 +437,8 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
             advantage=number(row, columns["advantage"]),
             parts=amounts,
             group=_hashable(row.get(columns["group_id"])),
-            answer=_answer(row.get(columns["answer"]), text) if answers else UNREAD,
+            answer=_answer(row.get(columns["answer"]), text) if answered else None,
+            answered=answered,
             ref_logp=ref_logp,
             logp=logp,
             num_tokens=num_tokens,

@@ -1,4 +1,4 @@
-"""Which files are read, as what, and in which order."""
+"""Files of rollouts as one frame, and what was guessed, skipped and left out on the way."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kltarget.rollouts._answers import Rule, answer_rule
-from kltarget.rollouts._files import Reading, columns_of, kind_of, rows_of
-from kltarget.rollouts._formats import CANONICAL, FORMATS, Format, generic
+from kltarget.rollouts._files import Reading, rows_of
+from kltarget.rollouts._formats import Format
 from kltarget.rollouts._frame import Columns
-from kltarget.rollouts._rollout import UNREAD, BadRow, RolloutError
+from kltarget.rollouts._rollout import BadRow, RolloutError
+from kltarget.rollouts._select import Path, listed, select, some
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Path = str | os.PathLike[str]
-
-_PICKLES = (".pkl", ".pickle", ".pt")
-FORMAT_NAMES = (*dict.fromkeys(format.name for format in FORMATS), "generic")
 
 
 def read_rollouts(
@@ -109,7 +105,7 @@ def read_rollouts(
         raise RolloutError(f"num_generations is {num_generations}: it must be 1 or more")
     reading = Reading(skip_bad)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    files, ignored = _select(_listed(given), format, columns or {}, reading, _some(given))
+    files, ignored = select(listed(given), format, columns or {}, reading, some(given))
     found = next(iter(files.values()))
 
     gathered = Columns()
@@ -125,13 +121,13 @@ def read_rollouts(
                     raise
                 reading.broken.append(str(error))
     if not len(gathered):
-        raise RolloutError(f"{_some(files)}: no rows{_why_none(reading)}")
+        raise RolloutError(f"{some(files)}: no rows{_why_none(reading)}")
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     frame = gathered.frame(group_id)
 
     if gathered.parts:
-        notes.append(f"reward from {_some(map(repr, gathered.parts))}")
+        notes.append(f"reward from {some(map(repr, gathered.parts))}")
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(frame):,} rows have no reward")
     notes.append(grouped)
@@ -145,7 +141,7 @@ def read_rollouts(
         notes.append(f"{_count(reading.skipped, 'bad row')} skipped, the first: {reading.first}")
     notes += [f"not read to its end: {problem}" for problem in reading.broken]
     if ignored:
-        notes.append(f"left out: {_some(ignored)}")
+        notes.append(f"left out: {some(ignored)}")
     frame.attrs = {"format": found.name, "notes": notes}
     return frame
 
@@ -168,158 +164,17 @@ def _gather(
         except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
             reading.bad(path, number, f"not as {format.name!r} writes it: {error}")
             continue
-        answer = rule(rollout.completion) if rollout.answer is UNREAD else rollout.answer
+        answer = rollout.answer if rollout.answered else rule(rollout.completion)
         try:
             gathered.add(rollout, answer, source, position)
         except BadRow as error:
             reading.bad(path, number, str(error))
 
 
-def _listed(given: Iterable[Path]) -> dict[pathlib.Path, bool]:
-    """All files, and whether each was named, not found in a folder."""
-    files: dict[pathlib.Path, bool] = {}
-    for path in map(pathlib.Path, given):
-        if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.is_file()]
-            hidden = [file for file in inside if _is_hidden(file.relative_to(path))]
-            for file in sorted(set(inside) - set(hidden), key=_in_order):
-                files.setdefault(file, False)
-            if len(inside) == len(hidden):
-                raise RolloutError(f"{path}: the folder is empty")
-        elif path.exists():
-            files[path] = True
-        else:
-            raise RolloutError(f"{path}: there is no such file or folder")
-    if not files:
-        raise RolloutError("no paths were given")
-    return files
-
-
-def _is_hidden(path: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _in_order(path: pathlib.Path) -> list[str | int]:
-    """A key by which step 10 comes after step 9."""
-    parts = re.split(r"(\d+)", path.as_posix())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _select(
-    listed: Mapping[pathlib.Path, bool],
-    format: str,
-    columns: Mapping[str, str | Sequence[str]],
-    reading: Reading,
-    where: str,
-) -> tuple[dict[pathlib.Path, Format], list[str]]:
-    """The files to read, all of one format, and the names of those left out."""
-    if format not in ("auto", *FORMAT_NAMES):
-        raise RolloutError(
-            f"format={format!r} is none of 'auto', {', '.join(map(repr, FORMAT_NAMES))}"
-        )
-    if columns and format not in ("auto", "generic"):
-        raise RolloutError(f"columns are for files of your own, not for format={format!r}")
-    strange = [name for name in columns if name not in CANONICAL]
-    if strange:
-        raise RolloutError(f"columns: {strange[0]!r} is none of {', '.join(map(repr, CANONICAL))}")
-    found: dict[pathlib.Path, Format] = {}
-    left_out: list[pathlib.Path] = []
-    for path, named in listed.items():
-        try:
-            match = _match(path, named, "generic" if columns else format, columns, reading)
-        except RolloutError as error:
-            if not reading.skip_bad or len(listed) == 1:
-                raise
-            reading.broken.append(str(error))
-            continue
-        if match is None:
-            left_out.append(path)
-        else:
-            found[path] = match
-    names = {match.name for match in found.values()}
-    for better, worse in (("trl-logp", "trl"), *((name, "generic") for name in FORMAT_NAMES[:-1])):
-        if better in names and worse in names:
-            spare = [p for p in found if found[p].name == worse and not listed[p]]
-            left_out += spare
-            found = {path: match for path, match in found.items() if path not in spare}
-            names = {match.name for match in found.values()}
-    if len(names) > 1:
-        raise RolloutError(
-            f"{where}: files of several formats, {', '.join(sorted(names))}: "
-            "read them one by one, or give the format"
-        )
-    if not found:
-        pickles = [path for path in left_out if path.suffix in _PICKLES]
-        if pickles:
-            raise _pickled(pickles[0])
-        raise RolloutError(
-            f"{where}: nothing to read: {_some([path.name for path in left_out])}: not of "
-            f"{'any known format' if format == 'auto' else f'format {format!r}'}"
-        )
-    return found, [path.name for path in left_out]
-
-
-def _match(
-    path: pathlib.Path,
-    named: bool,
-    format: str,
-    columns: Mapping[str, str | Sequence[str]],
-    reading: Reading,
-) -> Format | None:
-    """The format of a file, None for one in a folder that is none; named files have to be one."""
-    kind = kind_of(path)
-    if kind is None:
-        if not named:
-            return None
-        if path.suffix in _PICKLES:
-            raise _pickled(path)
-        raise RolloutError(
-            f"{path}: unknown extension {path.suffix!r}: "
-            "rollouts end in .parquet, .jsonl, .csv, .tsv or .json"
-        )
-    try:
-        present = columns_of(path, reading)
-    except RolloutError:
-        # Trainers write JSON files of other kinds too; a broken file of rows is one of rollouts.
-        if kind == "json" and not named:
-            return None
-        raise
-    own = generic(columns, present)
-    for candidate in (*FORMATS, own):
-        if format in ("auto", candidate.name) and candidate.matches(kind, present):
-            return candidate
-    if not named:
-        return None
-    if not present:
-        raise RolloutError(f"{path}: the file is empty, or has no row that can be read")
-    listing = ", ".join(map(repr, present))
-    if columns and kind in own.kinds:
-        missing = ", ".join(map(repr, sorted(own.columns - set(present))))
-        raise RolloutError(f"{path}: there is no column {missing}: the columns are {listing}")
-    raise RolloutError(
-        f"{path}: not of {'any known format' if format == 'auto' else f'format {format!r}'}: "
-        f"the columns are {listing}; name those of a file of your own by columns="
-        "{'prompt': …, 'completion': …, 'reward': …}"
-    )
-
-
-def _pickled(path: pathlib.Path) -> RolloutError:
-    return RolloutError(
-        f"{path}: opening a pickle can run any code, so it is never opened here: convert it where "
-        "it was written, as shown in help(kltarget.rollouts)"
-    )
-
-
 def _why_none(reading: Reading) -> str:
     if not reading.skipped:
         return ""
     return f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
-
-
-def _some(names: Iterable[Any], most: int = 5) -> str:
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _count(number: int, noun: str) -> str:

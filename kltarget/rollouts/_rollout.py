@@ -11,7 +11,6 @@ from typing import Any
 from kltarget._raw_table import as_number, as_reward
 
 NAN = math.nan
-UNREAD = "\0unread"
 
 # Log-probabilities of long completions are sums of rounded terms.
 _ROUNDING = 0.01
@@ -36,7 +35,8 @@ class Rollout:
         parts: The rewards of which `reward` is made, by name.
         group: What completions of one generation group share, besides the step.
         index: Place in the file where groups are blocks, if it is not the row's.
-        answer: The answer; `UNREAD` if it is to be found in the completion.
+        answer: The answer, if the file says it.
+        answered: Whether it does; otherwise the answer is to be found in the completion.
     """
 
     prompt: str
@@ -50,7 +50,8 @@ class Rollout:
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     group: Hashable = None
     index: int | None = None
-    answer: str | None = UNREAD
+    answer: str | None = None
+    answered: bool = False
 
     def check(self) -> None:
         """Refuses what cannot be a reward, a log-probability or a text."""
