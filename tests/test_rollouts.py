@@ -635,7 +635,7 @@ def test_broken_lines(tmp_path, bad, problem):
         ({**VERL, "score": {}}, "column 'score': no reward: {} is not a number"),
         (
             {**INSTRUCT, "prompt_idx": None, "response_tokens": 2},
-            "not as 'open-instruct' writes it",
+            "2 is not a list of token ids",
         ),
         ({k: v for k, v in INSTRUCT.items() if k != "prompt_idx"}, "no 'prompt_idx', which 'open-"),
     ],
@@ -647,6 +647,44 @@ def test_broken_rows_of_trainers(tmp_path, row, problem):
         read_rollouts(path)
     assert str(caught.value).startswith(f"{path}: line 2: ")
     assert len(read_rollouts(path, skip_bad=True)) == 1
+
+
+def first_row(pattern):
+    return json.loads(next(OTHER.glob(pattern)).read_text().splitlines()[0])
+
+
+WRITTEN = {
+    "generic": ROWS[0],
+    "nemo-rl": first_row("nemo_rl/*.jsonl"),
+    "open-instruct": first_row("open_instruct/*_rollouts_*.jsonl"),
+    "prime-rl": trace({"key": "sum"}, "2", {"right": {"score": 1.0, "weight": 1.0}}),
+    "prime-rl-tokens": first_row("prime_rl/**/*.jsonl"),
+    "skyrl": first_row("skyrl/*/digits.jsonl"),
+    "trl-logp": {**trl_rows("a", 1)[0], "logp": -1.0, "token_ids": [1]},
+    "verl": first_row("verl_v1/*.jsonl"),
+}
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_whatever_a_row_holds_is_read_or_refused_in_one_line(tmp_path_factory, name, data):
+    good = WRITTEN[name]
+    bad = {**good, data.draw(st.sampled_from(sorted(good))): data.draw(ANY_JSON)}
+    path = write(tmp_path_factory.mktemp("any") / "step_1.jsonl", [good, bad])
+    problem = ""
+    try:
+        read = read_rollouts(path, format=name)
+    except RolloutError as error:
+        problem = str(error)
+        read = read_rollouts(path, skip_bad=True)
+    assert len(read) == (1 if problem else 2)
+    assert not problem or problem.startswith(f"{path}: line 2: ")
+    assert "\n" not in problem
 
 
 def test_rewards_of_trl_that_are_all_nan(tmp_path):
@@ -695,6 +733,9 @@ def test_truncated_parquet(tmp_path):
     rollouts = read_rollouts(tmp_path, skip_bad=True)
     assert len(rollouts) == 8
     assert noted(rollouts, f"not read to its end: {broken}")
+    whole.write_bytes(broken.read_bytes())
+    with pytest.raises(RolloutError, match="not a readable Parquet file"):
+        read_rollouts(tmp_path, skip_bad=True)
 
 
 def test_files_that_are_none(tmp_path):

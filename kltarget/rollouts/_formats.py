@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from kltarget._raw_table import shown
 from kltarget.rollouts._files import Row
 from kltarget.rollouts._rollout import (
     NAN,
@@ -188,6 +189,8 @@ def _open_instruct(path: pathlib.Path) -> Reader:
 
 
 def _ids(tokens: Sequence[int]) -> str:
+    if not isinstance(tokens, list):
+        raise BadRow(f"{shown(tokens)} is not a list of token ids")
     return " ".join(map(str, tokens))
 
 

@@ -93,6 +93,8 @@ def select(
         pickles = [path for path in left_out if path.suffix in _PICKLES]
         if pickles:
             raise _pickled(pickles[0])
+        if reading.broken:
+            raise RolloutError(reading.broken[0])
         raise RolloutError(
             f"{where}: nothing to read: {some([path.name for path in left_out])}: not of "
             f"{'any known format' if format == 'auto' else f'format {format!r}'}"
