@@ -43,7 +43,7 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import plot, tables, tasks, testing, training, verification
+    from kltarget import plot, rollouts, tables, tasks, testing, training, verification
     from kltarget.training import (
         Fit,
         GRUPolicy,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from kltarget.verification import Report, verify
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = ("plot", "tables", "tasks", "testing", "training", "verification")
+_MODULES = ("plot", "rollouts", "tables", "tasks", "testing", "training", "verification")
 _LAZY = {
     "training": (
         "Fit",
@@ -145,6 +145,7 @@ __all__ = [
     "plot",
     "reference_limit",
     "reward_for",
+    "rollouts",
     "save_params",
     "sft",
     "soft_values",

@@ -9,10 +9,11 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
-_EXTENSIONS = {
+EXTENSIONS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".tab": "tsv",
@@ -82,30 +83,44 @@ class RawTable:
         return ", ".join(map(repr, self.columns))
 
     def number(self, column: str, row: int) -> float:
-        entry = self.columns[column][row]
-        if entry is None or (isinstance(entry, str) and not entry.strip()):
-            self.fail(column, row, "the entry is empty")
-        try:
-            # float() accepts digit grouping by underscores, which in a table is more likely a
-            # typing error.
-            if isinstance(entry, bool | complex) or (isinstance(entry, str) and "_" in entry):
-                raise ValueError
-            value = float(entry)
-        except (TypeError, ValueError, OverflowError):
-            comma = isinstance(entry, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", entry)
-            hint = ": write a decimal point, not a comma" if comma else ""
-            self.fail(column, row, f"{shown(entry)} is not a number{hint}")
-        if math.isnan(value):
-            self.fail(column, row, "the entry is NaN")
-        return value
+        return self._entry(as_number, column, row)
 
     def reward(self, column: str, row: int) -> float:
-        entry = self.columns[column][row]
-        truth = {"true": 1.0, "false": 0.0}.get(str(entry).strip().lower())
-        value = self.number(column, row) if truth is None else truth
-        if value == math.inf:
-            self.fail(column, row, "a reward of +inf has no target: rewards are finite or -inf")
-        return value
+        return self._entry(as_reward, column, row)
+
+    def _entry(self, convert: Callable[[Any], float], column: str, row: int) -> float:
+        try:
+            return convert(self.columns[column][row])
+        except ValueError as error:
+            self.fail(column, row, str(error))
+
+
+def as_number(entry: Any) -> float:
+    """The number that an entry of a table is; a ValueError says why it is none."""
+    if entry is None or (isinstance(entry, str) and not entry.strip()):
+        raise ValueError("the entry is empty")
+    try:
+        # float() accepts digit grouping by underscores, which in a table is more likely a
+        # typing error.
+        if isinstance(entry, bool | complex) or (isinstance(entry, str) and "_" in entry):
+            raise ValueError
+        value = float(entry)
+    except (TypeError, ValueError, OverflowError):
+        comma = isinstance(entry, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", entry)
+        hint = ": write a decimal point, not a comma" if comma else ""
+        raise ValueError(f"{shown(entry)} is not a number{hint}") from None
+    if math.isnan(value):
+        raise ValueError("the entry is NaN")
+    return value
+
+
+def as_reward(entry: Any) -> float:
+    """As `as_number`, with true and false for 1 and 0; infinite rewards are `-inf`."""
+    truth = {"true": 1.0, "false": 0.0}.get(str(entry).strip().lower())
+    value = as_number(entry) if truth is None else truth
+    if value == math.inf:
+        raise ValueError("a reward of +inf has no target: rewards are finite or -inf")
+    return value
 
 
 def _place(row: int, lines: Sequence[int] | None) -> str:
@@ -127,7 +142,7 @@ def shown(entry: Any) -> str:
 
 
 def read_raw(path: pathlib.Path) -> RawTable:
-    kind = _EXTENSIONS.get(path.suffix.lower())
+    kind = EXTENSIONS.get(path.suffix.lower())
     if kind is None:
         raise TableError(
             f"{path}: unknown extension {path.suffix!r}: "
@@ -251,7 +266,8 @@ def _from_records(
     return RawTable(path, columns, len(records), lines)
 
 
-def _read_parquet(path: pathlib.Path, data: bytes) -> RawTable:
+def import_pyarrow(path: pathlib.Path) -> ModuleType:
+    """Pyarrow with its Parquet module; without it, the error says how to get it."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -259,6 +275,11 @@ def _read_parquet(path: pathlib.Path, data: bytes) -> RawTable:
         raise ImportError(
             f'{path}: reading Parquet needs pyarrow: pip install "kltarget[parquet]"'
         ) from None
+    return pyarrow
+
+
+def _read_parquet(path: pathlib.Path, data: bytes) -> RawTable:
+    pyarrow = import_pyarrow(path)
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
