@@ -39,7 +39,7 @@ class Status(enum.IntFlag):
     EMPTY_SUPPORT = 256
     """No outcome has both a finite reward and reference mass."""
     SATURATED = 512
-    """No fixed point holds training back: normalised rewards drive it onto the best outcomes."""
+    """Normalised rewards drive all but one in a million onto the best outcomes."""
     SEVERAL = 1024
     """There are further fixed points; this is the one that training from the reference reaches."""
 

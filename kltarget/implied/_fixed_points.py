@@ -21,7 +21,10 @@ from kltarget.training._advantages import needs_groups
 from kltarget.training._recipe import Recipe
 
 _MOST_AT_ONCE = 2**22
-_FINE, _COARSE = 801, 65
+_FINE, _COARSE = 401, 65
+_PARTS = 8
+_RARE = 1e-6
+"""Where less than this is left of all but the best outcomes, training has saturated."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +128,10 @@ class Problem:
         return np.sqrt((probs * (self.reward - mean) ** 2).sum(-1))
 
     def masses(self, log_probs: np.ndarray) -> np.ndarray:
-        """How likely each reward is, ``[K]``."""
-        return np.bincount(self.level, np.exp(log_probs), minlength=self.levels.size)
+        """How likely each reward is, ``[..., K]``."""
+        each = np.zeros((*log_probs.shape[:-1], self.levels.size))
+        np.add.at(each, (..., self.level), np.exp(log_probs))
+        return each
 
     def expected_reward(self, log_probs: np.ndarray) -> float:
         """``E_π[reward]``."""
@@ -135,6 +140,19 @@ class Problem:
 
 def find(problem: Problem) -> FixedPoint:
     """The fixed point that training from the reference is drawn to."""
+    flat = problem.sizes is None and problem.lengths is None
+    if not flat or problem.recipe.entropy_bonus or problem.levels.size == problem.reward.size:
+        return _find(problem)
+    # Outcomes of equal reward keep the reference's proportions: one outcome stands for them.
+    masses = problem.masses(problem.log_ref)
+    found = _find(dataclasses.replace(problem, reward=problem.levels, log_ref=np.log(masses)))
+    share = np.where(problem.log_ref > -np.inf, problem.log_ref - np.log(masses)[problem.level], 0)
+    log_probs = np.where(problem.log_ref > -np.inf, share + found.log_probs[problem.level], -np.inf)
+    reward = None if found.reward is None else found.reward[problem.level]
+    return dataclasses.replace(found, log_probs=log_probs, reward=reward)
+
+
+def _find(problem: Problem) -> FixedPoint:
     if problem.levels.size == 1 and problem.lengths is None and not problem.recipe.entropy_bonus:
         return FixedPoint(problem.log_ref, problem.reward, problem.beta, problem.beta)
     if problem.lengths is not None:
@@ -179,6 +197,13 @@ def _at(problem: Problem, scale: float, **remarks: object) -> FixedPoint:
     )
 
 
+def _remarks(problem: Problem, log_probs: np.ndarray, others: tuple[float, ...]) -> Status:
+    """What is to be said of a fixed point of normalised rewards."""
+    short = 1 - problem.masses(log_probs)[-1]
+    status = Status.SEVERAL if others else Status.OK
+    return status | Status.SATURATED if short < _RARE and problem.normalised else status
+
+
 def _saturated(problem: Problem) -> FixedPoint:
     """The limit of a vanishing coefficient: the best outcomes in the reference's proportions."""
     possible = problem.log_ref > -np.inf
@@ -218,21 +243,24 @@ def _of_deviation(problem: Problem) -> FixedPoint:
         return _saturated(problem)
     policies = problem.at_scale(np.array(roots) / factor)
     others = tuple(problem.expected_reward(x) for x in policies[1:])
-    status = Status.SEVERAL if others else Status.OK
-    if roots[0] - epsilon <= 10 * epsilon:
-        status |= Status.SATURATED
+    status = _remarks(problem, policies[0], others)
     return _at(problem, roots[0] / factor, status=status, others=others)
 
 
-def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> FixedPoint:
-    """The policy of the advantages that a policy with these masses would see."""
+def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.ndarray:
+    """The policies ``[..., A]`` of the advantages that policies with these masses would see."""
     advantage, kept = groups.expected(masses)
-    gain, counts = advantage[problem.level], kept[problem.level]
-    cost = problem.beta * counts if problem.regularised else np.zeros_like(gain)
+    counts = kept[..., problem.level]
+    cost = problem.beta * counts if problem.regularised else np.zeros_like(counts)
     if problem.recipe.place == "reward":
-        cost = np.full_like(gain, problem.beta)
+        cost = np.full_like(counts, problem.beta)
     entropy = problem.recipe.entropy_bonus * counts
-    log_probs = problem.policy(gain, cost, entropy)
+    return problem.policy(advantage[..., problem.level], cost, entropy)
+
+
+def _in_groups(problem: Problem, groups: Groups, log_probs: np.ndarray) -> FixedPoint:
+    """A fixed point as what its advantages ask for."""
+    gain = groups.expected(problem.masses(log_probs))[0][problem.level]
     plain = problem.recipe.entropy_bonus == 0 and problem.recipe.zero_std == "keep"
     # In units of the reward: by how much its spread exceeds that of the advantages.
     spread = dataclasses.replace(problem, reward=gain).deviation(log_probs)
@@ -251,54 +279,50 @@ def _of_masses(problem: Problem) -> FixedPoint:
 
     def update(masses: np.ndarray) -> np.ndarray:
         masses = np.maximum(masses, 0)
-        return problem.masses(_of_advantages(problem, groups, masses / masses.sum()).log_probs)
+        return problem.masses(_of_advantages(problem, groups, masses / masses.sum()))
 
-    found = _of_advantages(problem, groups, _iterate(update, start, exactly))
     greedy = np.full_like(start, 1e-6 / start.size)
     greedy[-1] = 1 - greedy[:-1].sum()
-    other = _of_advantages(problem, groups, _iterate(update, greedy, exactly))
-    remarks: dict[str, object] = {}
-    if np.abs(np.exp(found.log_probs) - np.exp(other.log_probs)).sum() > 1e-3:
-        remarks = {
-            "status": Status.SEVERAL,
-            "others": (problem.expected_reward(other.log_probs),),
-        }
-    if not exactly:
-        parts = 4
-        apart = []
-        for i in range(parts):
-            part = dataclasses.replace(groups, uniforms=groups.uniforms[i::parts])  # type: ignore[index]
-            probs = np.exp(_of_advantages(problem, part, problem.masses(found.log_probs)).log_probs)
-            apart.append(probs)
-        spread = np.abs(np.array(apart) - np.exp(found.log_probs)).sum(-1) / 2
-        remarks["error"] = float(np.sqrt((spread**2).mean() / parts))
-    return dataclasses.replace(found, **remarks)  # type: ignore[arg-type]
+    reached, other = (
+        _of_advantages(problem, groups, _iterate(update, x, exactly)) for x in (start, greedy)
+    )
+    apart = np.abs(np.exp(reached) - np.exp(other)).sum() > 1e-3
+    others = (problem.expected_reward(other),) if apart else ()
+    found = _in_groups(problem, groups, reached)
+    status = _remarks(problem, reached, others)
+    found = dataclasses.replace(found, status=status, others=others)
+    if exactly:
+        return found
+    parts = [groups.part(i, _PARTS) for i in range(_PARTS)]
+    apart = [_of_advantages(problem, part, problem.masses(reached)) for part in parts]
+    spread = np.abs(np.exp(apart) - np.exp(reached)).sum(-1) / 2
+    return dataclasses.replace(found, error=float(np.sqrt((spread**2).mean() / _PARTS)))
 
 
 def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
     """Two rewards: all fixed points in the probability of the better one."""
 
-    def success(logit: float) -> np.ndarray:
-        return np.array([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))])
+    def success(logit: np.ndarray) -> np.ndarray:
+        return np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], axis=-1)
 
-    def excess(logit: float) -> float:
-        there = _of_advantages(problem, groups, success(logit)).log_probs
+    def excess(logit: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            mass = np.log(problem.masses(there))
-        return float(np.clip(mass[1] - mass[0], -800, 800) - logit)
+            mass = np.log(problem.masses(_of_advantages(problem, groups, success(logit))))
+        return np.clip(mass[..., 1] - mass[..., 0], -800, 800) - logit
 
-    begin = problem.masses(problem.log_ref)
-    begin = float(np.log(begin[1]) - np.log(begin[0]))
-    grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 60, 400)])
-    values = np.array([excess(x) for x in grid])
+    begin = np.log(problem.masses(problem.log_ref)) @ np.array([-1.0, 1.0])
+    grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 700, _FINE)])
+    rows = max(1, _MOST_AT_ONCE // problem.reward.size)
+    values = np.concatenate([excess(grid[i : i + rows]) for i in range(0, grid.size, rows)])
     crossings = np.flatnonzero((values[:-1] > 0) != (values[1:] > 0))
-    roots = [float(brentq(excess, *grid[[i, i + 1]], xtol=1e-14)) for i in crossings]
+    roots = [brentq(lambda x: float(excess(x)), *grid[[i, i + 1]], xtol=1e-14) for i in crossings]
     if not roots:
         return _saturated(problem)
-    found = [_of_advantages(problem, groups, success(x)) for x in roots]
-    others = tuple(problem.expected_reward(x.log_probs) for x in found[1:])
-    status = Status.SEVERAL if others else Status.OK
-    return dataclasses.replace(found[0], status=status, others=others)
+    policies = _of_advantages(problem, groups, success(np.array(roots)))
+    others = tuple(problem.expected_reward(x) for x in policies[1:])
+    status = _remarks(problem, policies[0], others)
+    found = _in_groups(problem, groups, policies[0])
+    return dataclasses.replace(found, status=status, others=others)
 
 
 def _of_statistics(problem: Problem) -> FixedPoint:

@@ -7,6 +7,7 @@ Its advantage depends on those counts alone, so its expectation ``u_a = E[A | a]
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -41,23 +42,31 @@ class Groups:
         return dataclasses.replace(self, uniforms=self.uniforms[index::of])
 
     def expected(self, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``E[A | level]`` and the chance that its group counts, ``[K]`` each, given ``[K]``."""
-        counts = self.counts
-        if counts is not None:
+        """``E[A | level]`` and the chance that its group counts, given ``[..., K]`` masses."""
+        if self.counts is not None:
+            advantage, kept = self._table
             with np.errstate(divide="ignore"):
-                logs = np.where(counts > 0, np.log(masses), 0.0)
-            size = gammaln(counts.sum(1) + 1) - gammaln(counts + 1).sum(1)
-            chance = np.exp(size + np.where(counts > 0, counts * logs, 0.0).sum(1))
-        else:
-            assert self.uniforms is not None
-            drawn = np.searchsorted(np.cumsum(masses) / masses.sum(), self.uniforms)
-            drawn = np.minimum(drawn, self.levels.size - 1)
-            rows = np.arange(len(drawn))[:, None]
-            counts = np.zeros((len(drawn), self.levels.size))
-            np.add.at(counts, (rows, drawn), 1)
-            chance = np.full(len(drawn), 1 / len(drawn))
+                logs = np.log(masses)[..., None, :]
+            weighed = np.where(self.counts > 0, self.counts * np.where(self.counts, logs, 0), 0)
+            size = gammaln(self.counts.sum(1) + 1) - gammaln(self.counts + 1).sum(1)
+            chance = np.exp(size + weighed.sum(-1))
+            return chance @ advantage, chance @ kept
+        if masses.ndim > 1:
+            each = [self.expected(row) for row in masses.reshape(-1, masses.shape[-1])]
+            advantage, kept = (np.reshape(x, masses.shape) for x in zip(*each, strict=True))
+            return advantage, kept
+        assert self.uniforms is not None
+        drawn = np.searchsorted(np.cumsum(masses) / masses.sum(), self.uniforms)
+        drawn = np.minimum(drawn, self.levels.size - 1)
+        counts = np.zeros((len(drawn), self.levels.size))
+        np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
         advantage, kept = self._advantages(counts)
-        return chance @ advantage, chance @ kept
+        return advantage.mean(0), kept.mean(0)
+
+    @functools.cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.counts is not None
+        return self._advantages(self.counts)
 
     def _advantages(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Advantage of each level among each set of others ``[C, K]``, and whether it counts."""

@@ -60,7 +60,8 @@ def stationary(
         low, high = (np.where(some, x, 0.0) for x in (low, high))
         for _ in range(_BISECTIONS):
             middle = low + (high - low) / 2
-            more = logsumexp(log_policy(middle), axis=-1, keepdims=True) > 0
+            # Inside the bracket no outcome has much more than probability 1.
+            more = np.exp(log_policy(middle)).sum(-1, keepdims=True) > 1
             low, high = np.where(more, middle, low), np.where(more, high, middle)
         found = log_policy(high)
         return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
@@ -80,15 +81,14 @@ def over_tree(
     Sees from a prefix the expected gain below it; ``charged`` also what the cost takes there. Log-
     probabilities of whole sequences, ``[..., A]``.
     """
-    batch = np.broadcast_shapes(*(x.shape[:-1] for x in (gain, cost, log_ref, entropy)))
-    masses, levels = np.broadcast_to(log_ref, (*batch, log_ref.shape[-1])), []
+    gain, cost, entropy, masses = np.broadcast_arrays(gain, cost, entropy, log_ref)
+    batch, levels = gain.shape[:-1], []
     for size in sizes[::-1]:
         given = masses.reshape(*masses.shape[:-1], -1, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             masses = logsumexp(given, axis=-1)
             levels.append(np.where(given > -np.inf, given - masses[..., None], -np.inf))
     policy = []
-    gain, cost, entropy = (np.broadcast_to(x, (*batch, x.shape[-1])) for x in (gain, cost, entropy))
     for given in levels:
         gain, cost, entropy = (x.reshape(given.shape) for x in (gain, cost, entropy))
         found = stationary(gain, cost, given, entropy, forward)
