@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import warnings
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from kltarget._divergence_base import slope_at_zero
 from kltarget._mass import log_sum_exp, select
 from kltarget._numerics import as_float, widest
-from kltarget.divergences import Divergence, ReverseKL, TotalVariation
+from kltarget.divergences import Divergence, ForwardKL, ReverseKL, TotalVariation
 from kltarget.objectives import (
     Objective,
     _at,
@@ -23,6 +24,9 @@ from kltarget.objectives import (
     broadcast_fields,
     mass_tolerance,
 )
+
+if TYPE_CHECKING:
+    from kltarget.training import Recipe
 
 __all__ = ["mara", "reward_for"]
 
@@ -33,6 +37,7 @@ def mara(
     *,
     method: Literal["augment", "substitute"] = "augment",
     anchor: Literal["reference", "best"] = "reference",
+    recipe: Recipe | None = None,
 ) -> Objective:
     """Mode-anchored reward augmentation: an objective whose target is uniform on the good outcomes.
 
@@ -69,6 +74,8 @@ def mara(
         method: which of the paper's algorithms: 1 is ``"augment"``, 2 is ``"substitute"``.
         anchor: ``"reference"`` for the most likely member of S (the best-rewarded of several), or
             ``"best"``.
+        recipe: what the trainer that is to use it does. A ``UserWarning`` then says which of the
+            points above keeps its target from being uniform.
 
     Returns:
         A new objective of the same batch shape, divergence and beta. Judge its target by the
@@ -101,6 +108,9 @@ def mara(
         raise ValueError(f"method must be 'augment' or 'substitute', got {method!r}")
     if anchor not in ("reference", "best"):
         raise ValueError(f"anchor must be 'reference' or 'best', got {anchor!r}")
+    if recipe is not None:
+        for remark in _defeated_by(recipe, method):
+            warnings.warn(remark, stacklevel=2)
     threshold = as_float(threshold).astype(objective.reward.dtype)
     try:
         fits = jnp.broadcast_shapes(threshold.shape, objective.batch_shape) == objective.batch_shape
@@ -121,6 +131,35 @@ def mara(
     if method == "augment":
         return dataclasses.replace(objective, reward=reward)
     return dataclasses.replace(objective, reward=reward, log_ref=log_ref, measure=True)
+
+
+def _defeated_by(recipe: Recipe, method: str) -> list[str]:
+    """Why a trainer's target is not uniform although its rewards were augmented."""
+    outside = recipe.place == "loss" or recipe.normalise_when == "before"
+    remarks = []
+    if recipe.divergence is None:
+        remarks.append(
+            f"{recipe.estimator} in place={recipe.place!r} holds no policy to its reference: there "
+            "is nothing for the augmentation to undo"
+        )
+    elif recipe.normalise != "none" and outside:
+        remarks.append(
+            f"normalise={recipe.normalise!r} divides the augmentation by the standard deviation "
+            "but not the regulariser: the order of the reference is reversed and the policy "
+            "collapses on the least likely good outcome; train without it"
+        )
+    elif recipe.baseline == "mean" and recipe.group_size and recipe.place == "loss":
+        remarks.append(
+            f"baseline='mean' over groups of {recipe.group_size} shortens the augmentation but not "
+            f"the regulariser: ratios keep the power 1/{recipe.group_size} of the reference's; use "
+            "'leave-one-out'"
+        )
+    if isinstance(recipe.divergence, ForwardKL) and method == "augment":
+        remarks.append(
+            f"{recipe.estimator} in the loss follows the forward KL, for which 'augment' "
+            "over-corrects: the least likely good outcome gets the most; use method='substitute'"
+        )
+    return remarks
 
 
 def _anchored(

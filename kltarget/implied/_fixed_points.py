@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar, root
+from scipy.optimize import minimize_scalar, root, root_scalar
 
 from kltarget.implied._groups import Groups, make_groups
 from kltarget.implied._nodes import over_tree, stationary
@@ -129,9 +129,9 @@ class Problem:
 
     def masses(self, log_probs: np.ndarray) -> np.ndarray:
         """How likely each reward is, ``[..., K]``."""
-        each = np.zeros((*log_probs.shape[:-1], self.levels.size))
-        np.add.at(each, (..., self.level), np.exp(log_probs))
-        return each
+        order = np.argsort(self.level, kind="stable")
+        first = np.searchsorted(self.level[order], np.arange(self.levels.size))
+        return np.add.reduceat(np.exp(log_probs)[..., order], first, axis=-1)
 
     def expected_reward(self, log_probs: np.ndarray) -> float:
         """``E_π[reward]``."""
@@ -197,6 +197,11 @@ def _at(problem: Problem, scale: float, **remarks: object) -> FixedPoint:
     )
 
 
+def crossing(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function changes its sign, to the last bits."""
+    return root_scalar(function, bracket=(low, high), method="brentq", xtol=1e-15).root
+
+
 def _remarks(problem: Problem, log_probs: np.ndarray, others: tuple[float, ...]) -> Status:
     """What is to be said of a fixed point of normalised rewards."""
     short = 1 - problem.masses(log_probs)[-1]
@@ -238,7 +243,7 @@ def _of_deviation(problem: Problem) -> FixedPoint:
 
     values = _deviations(problem, scales / factor) + epsilon - scales
     crossings = np.flatnonzero((values[:-1] > 0) != (values[1:] > 0))[::-1]
-    roots = [float(brentq(excess, *scales[[i, i + 1]], xtol=1e-15)) for i in crossings]
+    roots = [crossing(excess, *scales[[i, i + 1]]) for i in crossings]
     if not roots:
         return _saturated(problem)
     policies = problem.at_scale(np.array(roots) / factor)
@@ -315,7 +320,7 @@ def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
     rows = max(1, _MOST_AT_ONCE // problem.reward.size)
     values = np.concatenate([excess(grid[i : i + rows]) for i in range(0, grid.size, rows)])
     crossings = np.flatnonzero((values[:-1] > 0) != (values[1:] > 0))
-    roots = [brentq(lambda x: float(excess(x)), *grid[[i, i + 1]], xtol=1e-14) for i in crossings]
+    roots = [crossing(lambda x: float(excess(np.asarray(x))), *grid[[i, i + 1]]) for i in crossings]
     if not roots:
         return _saturated(problem)
     policies = _of_advantages(problem, groups, success(np.array(roots)))

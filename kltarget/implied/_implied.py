@@ -352,7 +352,7 @@ def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:
         reward = np.array([x.reward for x in found]).reshape(*batch, size)
         reward = np.where(rows.log_ref > -np.inf, reward, rows.reward)
         beta = batched([x.beta for x in found])
-        if by_token and _several_tokens(rows.space):
+        if rows.space is not None and by_token and _several_tokens(rows.space):
             target = token_local_target(
                 rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
 
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 
@@ -20,7 +20,7 @@ _CHOICES = {
     "kl_length": (None, "sum", "mean", "batch-mean"),
 }
 # Number fields: whether None is allowed, and what is asked of the others.
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[bool, str, Callable[[float], bool]]] = {
     "beta": (True, "0 or more", lambda x: x >= 0),
     "epsilon": (False, "0 or more", lambda x: x >= 0),
     "reward_scale": (False, "above 0", lambda x: x > 0),
@@ -137,7 +137,8 @@ class Recipe:
             value = getattr(self, name)
             if value is None and optional:
                 continue
-            if not _is_number(value) or not math.isfinite(value) or not holds(value):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and holds(value)):
                 raise ValueError(f"{name} must be a number {asked}, got {value!r}")
         for name, (least, optional) in _WHOLE.items():
             value = getattr(self, name)
@@ -173,7 +174,3 @@ class Recipe:
             return None
         in_loss = {"k2": ReverseKL(), "weighted-k3": ReverseKL(), "k3": ForwardKL()}
         return in_loss.get(self.estimator)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -212,7 +212,8 @@ def train_runs(
 
 def check_batch(recipe: Recipe, batch_size: int | None) -> None:
     """Raises unless samples can be dealt to groups of the size the recipe needs."""
-    if positive("batch_size", batch_size) is None:
+    positive("batch_size", batch_size)
+    if batch_size is None:
         return
     group = recipe.group_size or batch_size
     if batch_size % group:
