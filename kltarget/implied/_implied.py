@@ -350,7 +350,8 @@ def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:
     by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
     if plain:
         reward = np.array([x.reward for x in found]).reshape(*batch, size)
-        reward = np.where(rows.log_ref > -np.inf, reward, rows.reward)
+        # What the reference cannot produce is never sampled, however well it were rewarded.
+        reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
         beta = batched([x.beta for x in found])
         if rows.space is not None and by_token and _several_tokens(rows.space):
             target = token_local_target(

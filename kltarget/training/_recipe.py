@@ -137,8 +137,11 @@ class Recipe:
             value = getattr(self, name)
             if value is None and optional:
                 continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and holds(value)):
+            if (
+                not isinstance(value, (int, float))
+                or isinstance(value, bool)
+                or not (math.isfinite(value) and holds(value))
+            ):
                 raise ValueError(f"{name} must be a number {asked}, got {value!r}")
         for name, (least, optional) in _WHOLE.items():
             value = getattr(self, name)

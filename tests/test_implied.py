@@ -1,0 +1,653 @@
+"""Implied targets: against published numbers, enumerated and simulated groups, and training.
+
+What is compared with is computed here from the definitions, by NumPy loops over whole groups, by
+integrating the flow of the gradients, or by training with the trainers' own advantages.
+"""
+
+import itertools
+import json
+import pathlib
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import assume, given
+from oracles import DTYPES, assert_reference, eps, reference, reference_ids
+from scipy.integrate import solve_ivp
+
+import kltarget as kt
+from kltarget.implied import (
+    _groups,
+    effective_beta,
+    equivalent_beta,
+    implied_target,
+    saturation_beta,
+    unregularised_path,
+)
+from kltarget.training import Recipe, TabularPolicy, fine_tune
+
+DTYPE = DTYPES[0]
+FINE = 64 * eps(DTYPE)
+SUCCESS = np.array([1.0, 0.0], DTYPE)
+T3 = np.log(np.array([0.3, 0.02, 0.68])).astype(DTYPE)
+T3_REWARD = np.array([1.0, 1.0, 0.0], DTYPE)
+P5 = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05])).astype(DTYPE)
+P5_REWARD = np.array([0.1, 0.5, 1.0, 0.9, 0.3], DTYPE)
+GRPO = {"level": "token", "baseline": "mean", "normalise": "group-std"}
+K3, K2 = Recipe("loss", "k3", **GRPO), Recipe("loss", "k2", **GRPO)
+
+
+def of_group(recipe, group_size):
+    return Recipe(**{**vars(recipe), "group_size": group_size})
+
+
+def binary(p_ref):
+    return np.log(np.array([p_ref, 1 - p_ref])).astype(DTYPE)
+
+
+def variation(log_p, log_q):
+    return np.abs(np.exp(np.asarray(log_p)) - np.exp(np.asarray(log_q))).sum(-1) / 2
+
+
+@pytest.mark.parametrize("name", reference_ids("grpo-k3-", "grpo-rev-p"))
+def test_success_in_groups(name):
+    case = reference(name)
+    recipe = K3 if "k3" in name else K2
+    for key in case["expected"]:
+        size = None if key == "Ginf" else int(key[1:])
+        log_ref = binary(case["inputs"]["p_ref"])
+        target = implied_target(
+            of_group(recipe, size), SUCCESS, log_ref, beta=case["inputs"]["beta"]
+        )
+        assert_reference(name, target.probs[0], key, DTYPE)
+
+
+@pytest.mark.parametrize("name", reference_ids("grpo-rev-inf"))
+def test_large_groups_have_two_fixed_points(name):
+    beta = reference(name)["inputs"]["beta"]
+    target = implied_target(K2, SUCCESS, binary(0.3), beta=beta)
+    assert_reference(name, target.probs[0], "lower", DTYPE)
+    assert_reference(name, target.other_rewards[0], "upper", DTYPE)
+    assert target.status == kt.Status.SEVERAL
+    p = float(target.probs[0])
+    np.testing.assert_allclose(target.effective_beta, beta * np.sqrt(p * (1 - p)), rtol=FINE)
+
+
+def test_a_large_finite_group_has_three():
+    target = implied_target(of_group(K2, 64), SUCCESS, binary(0.3), beta=1.2)
+    found = [target.probs[0], *target.other_rewards]
+    assert_reference("grpo-rev-G64-multi", np.array(found), "roots", DTYPE)
+
+
+@pytest.mark.parametrize("name", reference_ids("grpo-t3-"))
+def test_equal_rewards_keep_their_ratio(name):
+    beta = reference(name)["inputs"]["beta"]
+    for recipe, key in ((K3, "k3_loss"), (K2, "reverse")):
+        target = implied_target(of_group(recipe, 8), T3_REWARD, T3, beta=beta)
+        assert_reference(name, target.probs, key, DTYPE)
+        np.testing.assert_allclose(target.probs[0] / target.probs[1], 15, rtol=FINE)
+
+
+@pytest.mark.parametrize("name", reference_ids("grpo-dropzero"))
+def test_dropped_groups(name):
+    case = reference(name)
+    for key in case["expected"]:
+        recipe = Recipe(**{**vars(K3), "group_size": int(key[1:]), "zero_std": "drop"})
+        target = implied_target(recipe, SUCCESS, binary(0.3), beta=case["inputs"]["beta"])
+        assert_reference(name, target.probs[0], key, DTYPE)
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("drgrpo-k3", "k3"), ("drgrpo-rev", "k2")])
+def test_a_mean_over_all_of_the_group(name, estimator):
+    for baseline, key in (("leave-one-out", "leave_one_out"), ("mean", "self_inclusive")):
+        recipe = Recipe("loss", estimator, "token", baseline, group_size=8, beta=0.5)
+        target = implied_target(recipe, SUCCESS, binary(0.3))
+        assert_reference(name, target.probs[0], key, DTYPE)
+        share = 7 / 8 if baseline == "mean" else 1
+        np.testing.assert_allclose(target.effective_beta, 0.5 / share, rtol=FINE)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward"])
+def test_rewards_of_many_values(kind):
+    name = f"std-general-{kind}"
+    case = reference(name)
+    recipe = K2 if kind == "reverse" else K3
+    target = implied_target(recipe, P5_REWARD, P5, beta=case["inputs"]["beta"])
+    assert_reference(name, target.probs, "pi", DTYPE, ulps=256)
+    assert_reference(name, target.effective_beta, "roots_beta_eff", DTYPE) if kind == "x" else None
+    np.testing.assert_allclose(
+        target.effective_beta, case["expected"]["roots_beta_eff"][-1], rtol=FINE
+    )
+    assert target.other_rewards.shape == (len(case["expected"]["roots_beta_eff"]) - 1,)
+
+
+def tree_of(case):
+    space = kt.SequenceSpace(case["inputs"]["V"], case["inputs"]["L"])
+    rows = case["inputs"].get("ref_by_node") or case["inputs"]["ref_row_weights"]
+    rows = np.array(rows, np.float64)
+    rows /= rows.sum(-1, keepdims=True)
+    levels, first = [], 0
+    for depth in range(space.length):
+        nodes = space.vocab_size**depth
+        levels.append(np.log(rows[first : first + nodes]).astype(DTYPE))
+        first += nodes
+    return space, np.asarray(space.joint(levels)), np.array(case["inputs"]["r"], DTYPE)
+
+
+@pytest.mark.parametrize("name", reference_ids("tree2-std-k", "tree3bin-std-k"))
+def test_trees_with_normalised_rewards(name):
+    case = reference(name)
+    space, log_ref, reward = tree_of(case)
+    recipe = K2 if "-k2-" in name else K3
+    if name.endswith("critical"):
+        least = saturation_beta(recipe, reward, log_ref, space=space)
+        np.testing.assert_allclose(least, case["expected"]["beta_c"], rtol=max(1e-8, FINE))
+        return
+    target = implied_target(recipe, reward, log_ref, space=space, beta=case["inputs"]["beta"])
+    assert_reference(name, target.effective_beta, "beta_eff", DTYPE)
+    assert_reference(name, target.probs, "pi", DTYPE, ulps=512)
+
+
+@pytest.mark.parametrize("name", reference_ids("std-general-critical"))
+def test_where_normalised_rewards_saturate(name):
+    least = float(saturation_beta(K2, P5_REWARD, P5))
+    np.testing.assert_allclose(least, reference(name)["expected"]["beta_c"], rtol=max(1e-8, FINE))
+    above, below = (implied_target(K2, P5_REWARD, P5, beta=least * x) for x in (1 + 1e-3, 1 - 1e-3))
+    assert above.status == kt.Status.SEVERAL
+    assert below.status == kt.Status.SATURATED
+    np.testing.assert_allclose(below.probs, [0, 0, 1, 0, 0], atol=FINE)
+    assert below.effective_beta == 0
+    assert saturation_beta(K3, P5_REWARD, P5) == 0
+
+
+ADVANTAGES = [
+    Recipe("loss", "k3", baseline="mean", normalise="group-std"),
+    Recipe("loss", "k3", baseline="mean", normalise="group-std", epsilon=0.1, ddof=1),
+    Recipe("loss", "k3", baseline="leave-one-out", normalise="others-std", epsilon=1e-3, ddof=1),
+    Recipe("loss", "k3", baseline="leave-one-out", normalise="group-std"),
+    Recipe("loss", "k3", baseline="mean", zero_std="drop"),
+    Recipe("loss", "k3", baseline="none", normalise="group-std"),
+]
+
+
+def advantage_in(recipe, group):
+    """Of the first of a group of rewards, and whether the group counts; as one would write it."""
+    own, others = group[0], group[1:]
+    equal = len(set(group)) == 1
+    centre = {"none": 0.0, "mean": np.mean(group), "leave-one-out": np.mean(others)}
+    value = own - centre[recipe.baseline]
+    if recipe.normalise == "group-std":
+        value = 0.0 if equal else value / (np.std(group, ddof=recipe.ddof) + recipe.epsilon)
+    if recipe.normalise == "others-std" and len(set(others)) > 1:
+        value = value / (np.std(others, ddof=recipe.ddof) + recipe.epsilon)
+    kept = not (recipe.zero_std == "drop" and equal)
+    return value * kept, float(kept)
+
+
+@pytest.mark.parametrize("recipe", ADVANTAGES, ids=range(len(ADVANTAGES)))
+def test_expected_advantages_by_enumeration(recipe):
+    levels, masses = np.array([-0.5, 0.0, 2.0]), np.array([0.2, 0.5, 0.3])
+    recipe = of_group(recipe, 5)
+    advantage, kept = _groups.make_groups(recipe, levels).expected(masses)
+    for own, level in enumerate(levels):
+        want = np.zeros(2)
+        for others in itertools.product(range(3), repeat=4):
+            group = [level, *levels[list(others)]]
+            want += np.prod(masses[list(others)]) * np.array(advantage_in(recipe, group))
+        np.testing.assert_allclose([advantage[own], kept[own]], want, rtol=1e-12, atol=1e-14)
+
+
+def test_expected_advantages_by_simulation():
+    recipe = of_group(ADVANTAGES[1], 16)
+    levels, masses = np.array([0.0, 0.3, 0.5, 1.0]), np.array([0.4, 0.3, 0.2, 0.1])
+    advantage, _ = _groups.make_groups(recipe, levels).expected(masses)
+    drawn = np.random.default_rng(0).choice(levels, p=masses, size=(100_000, 16))
+    std = drawn.std(1, ddof=1, keepdims=True)
+    each = ((drawn - drawn.mean(1, keepdims=True)) / (std + 0.1))[:, 0]
+    for own, level in enumerate(levels):
+        seen = each[drawn[:, 0] == level]
+        error = seen.std() / len(seen) ** 0.5
+        assert abs(seen.mean() - advantage[own]) < 4.5 * error
+
+
+def test_too_many_groups_are_sampled(monkeypatch):
+    reward = np.random.default_rng(1).uniform(size=12).astype(DTYPE)
+    log_ref = np.full(12, -np.log(12), DTYPE)
+    recipe = of_group(K3, 5)
+    exactly = implied_target(recipe, reward, log_ref, beta=0.5)
+    assert exactly.error == 0
+    monkeypatch.setattr(_groups, "_MOST_GROUPS", 10)
+    sampled = implied_target(recipe, reward, log_ref, beta=0.5)
+    assert 0 < sampled.error < 0.01
+    assert variation(sampled.log_probs, exactly.log_probs) < 4 * sampled.error
+
+
+def small_tree(seed, num_levels, eos=None):
+    policy, space = TabularPolicy(3, 3, eos=eos), kt.SequenceSpace(3, 3, eos=eos)
+    params = policy.init(key=jax.random.key(seed))
+    log_ref = np.asarray(space.joint(policy.conditionals(params, space)))
+    reward = np.random.default_rng(seed).integers(0, num_levels, 27) / (num_levels - 1)
+    return policy, params, space, log_ref, reward.astype(DTYPE)
+
+
+def one_two():
+    policy, space = TabularPolicy(3, 1), kt.SequenceSpace(3, 1)
+    return policy, policy.from_conditionals([T3[None]]), space, T3, T3_REWARD
+
+
+PROBLEMS = {
+    "one-two": one_two,
+    "tree": lambda: small_tree(0, 2),
+    "graded": lambda: small_tree(1, 3),
+    "lengths": lambda: small_tree(2, 2, eos=0),
+}
+TRAINED = {
+    "k3 in groups": (Recipe("loss", "k3", **GRPO, group_size=8, ddof=1, epsilon=1e-4), 1.0),
+    "weighted k3 in groups": (Recipe("loss", "weighted-k3", **GRPO, group_size=8), 1.7),
+    "mean over the group": (Recipe("loss", "k3", "token", "mean", group_size=4), 0.5),
+    "dropped groups": (
+        Recipe("loss", "k3", "token", "mean", zero_std="drop", group_size=8, reward_scale=10),
+        4.0,
+    ),
+    "deviation of the others": (
+        Recipe("loss", "k3", "token", "leave-one-out", "others-std", ddof=1, group_size=8),
+        1.0,
+    ),
+    "large groups": (Recipe("loss", "k2", **GRPO), 2.5),
+    "whitened with the KL": (Recipe("reward", "k1", "sequence", "mean", "batch-std"), 0.5),
+    "whitened before the KL": (
+        Recipe("reward", "k1", "sequence", "mean", "group-std", "before", 1e-9, group_size=8),
+        2.0,
+    ),
+    "entropy beside k3": (Recipe("loss", "k3", "token", "mean", entropy_bonus=0.2), 0.5),
+    "entropy beside k1 in the reward": (Recipe("reward", "k1", "token", entropy_bonus=0.2), 0.5),
+    "entropy alone": (Recipe("none", "k1", "token", entropy_bonus=0.5), 1.0),
+    "lengths": (Recipe("loss", "k3", "token", "mean", length="mean"), 0.5),
+    "lengths of the KL alone": (
+        Recipe("loss", "k3", **GRPO, group_size=8, length="batch-mean", kl_length="mean"),
+        1.0,
+    ),
+    "lengths without a baseline": (Recipe("reward", "k1", length="mean"), 1.0),
+    "lengths in large groups": (Recipe("loss", "k2", **GRPO, length="mean"), 2.5),
+    "clipped rewards": (Recipe("loss", "k2", reward_scale=3, reward_clip=0.8), 0.5),
+    "two updates per batch": (
+        Recipe("loss", "weighted-k3", "token", "mean", clip=0.2, updates_per_batch=2),
+        0.5,
+    ),
+}
+QUICKLY = {"k3 in groups", "dropped groups", "lengths of the KL alone", "entropy beside k3"}
+
+
+def trained(problem, recipe, beta, num_steps=4000):
+    """The policy that exact gradients reach, with steps that shrink to nothing."""
+    policy, params, _, _, reward = problem
+    return fine_tune(
+        policy,
+        params,
+        reward,
+        recipe,
+        beta=beta,
+        learning_rate=0.05,
+        num_steps=num_steps,
+        history_every=None,
+        optimizer=lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
+        tol=0.0,
+    )
+
+
+def assert_reached(problem, recipe, beta):
+    _, _, space, log_ref, reward = problem
+    target = implied_target(recipe, reward, log_ref, space=space, beta=beta)
+    run = trained(problem, recipe, beta)
+    assert np.all(variation(run.log_probs, target.log_probs) < 1e-4)
+    # Far enough from where it began for that to say something.
+    assert np.all(variation(log_ref, target.log_probs) > 0.02)
+    return target
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_reaches_the_implied_target(name, where):
+    recipe, beta = TRAINED[name]
+    assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
+
+
+def test_real_runs_end_at_their_implied_target():
+    folder = pathlib.Path(__file__).parent / "data" / "rollouts"
+    recipe = Recipe("loss", "k3", "token", "mean", group_size=8)
+    for name in ("k3_b02_long", "k3_b03_long_logp"):
+        truth = json.loads((folder / f"trl116_grpo_graded_noscale_{name}/truth.json").read_text())
+        answers = truth["exact"][0]["answers"]
+        log_ref, final = (np.array([x[key] for x in answers]) for key in ("ref_logp", "final_logp"))
+        reward = np.array([sum(x["rewards"].values()) for x in answers])
+        log_ref = (log_ref - np.logaddexp.reduce(log_ref)).astype(DTYPE)
+        target = implied_target(recipe, reward, log_ref, beta=truth["config"]["beta"])
+        assert variation(final, target.log_probs) < 0.01
+        assert variation(final, log_ref) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "beta"),
+    [(Recipe("loss", "k1"), 0.5), (Recipe("loss", "k3"), 0.0), (Recipe("none"), 0.5),
+     (Recipe("loss", "sampler"), 0.5), (Recipe("reward", "k3"), 0.5)],
+    ids=["k1 in the loss", "beta 0", "none", "sampler", "k3 in the reward"],
+)  # fmt: skip
+def test_nothing_regularises(recipe, beta):
+    target = implied_target(recipe, T3_REWARD, T3, beta=beta)
+    assert target.status == kt.Status.NO_TARGET
+    assert target.effective_beta == 0
+    np.testing.assert_allclose(target.probs, [1, 0, 0], atol=FINE)
+
+
+def test_collapse_without_a_regulariser_follows_the_conserved_quantity():
+    problem = one_two()
+    run = trained(problem, Recipe("loss", "k1", "token", "mean"), 0.5, num_steps=20)
+    gradient_flow = fine_tune(
+        *problem[:2], problem[-1], Recipe("none"), beta=0.0, learning_rate=0.05,
+        num_steps=4000, history_every=None, optimizer=optax.sgd, tol=0.0,
+    )  # fmt: skip
+    failure = float(np.exp(gradient_flow.log_probs[2]))
+    path = unregularised_path(T3_REWARD, T3, failure)
+    assert variation(path, gradient_flow.log_probs) < 1e-3
+    assert np.exp(path[0] - path[1]) > 20 > 15
+    assert run.log_probs[0] > T3[0]
+
+
+@pytest.mark.parametrize("name", reference_ids("pg-invariant"))
+def test_the_unregularised_path(name):
+    failure = reference(name)["inputs"]["p_bad"]
+    path = np.asarray(unregularised_path(T3_REWARD, T3, failure), np.float64)
+    assert_reference(name, np.exp(path[0] - path[1]), "ratio", DTYPE, ulps=256)
+    np.testing.assert_allclose(np.exp(path[2]), failure, rtol=256 * eps(DTYPE))
+
+
+def test_the_path_of_many_outcomes_by_integration():
+    rng = np.random.default_rng(3)
+    logits, reward = rng.normal(size=8), np.array([1, 0, 1, 0, 0, 1, 0, 0.0])
+
+    def flow(_, theta):
+        pi = np.exp(theta - np.logaddexp.reduce(theta))
+        return pi * (reward - pi @ reward)
+
+    start = logits - np.logaddexp.reduce(logits)
+    end = solve_ivp(flow, (0, 60), start, rtol=1e-11, atol=1e-13).y[:, -1]
+    end -= np.logaddexp.reduce(end)
+    failure = np.exp(end)[reward == 0].sum()
+    path = unregularised_path(reward.astype(DTYPE), start.astype(DTYPE), failure)
+    np.testing.assert_allclose(np.exp(path), np.exp(end), atol=max(1e-8, 32 * eps(DTYPE)))
+
+
+def test_total_variation_with_twice_the_coefficient():
+    recipe = Recipe("loss", "absolute", baseline="leave-one-out", group_size=4)
+    target = implied_target(recipe, P5_REWARD, P5, beta=0.15)
+    want = kt.solve(kt.Objective(P5_REWARD, P5, 0.3, kt.TotalVariation()))
+    np.testing.assert_allclose(target.probs, want.probs, atol=FINE)
+    np.testing.assert_allclose(target.effective_beta, 0.3, rtol=FINE)
+
+
+def good_ratio(recipe, beta, method="augment"):
+    """``log π_1/π_2`` of two equal rewards under MARA, in units of the reference's."""
+    objective = kt.mara(kt.Objective(T3_REWARD, T3, beta), 1.0, method=method)
+    reward = np.asarray(objective.reward, np.float64)
+    # What a trainer is given: it centres rewards, so their level is free.
+    target = implied_target(recipe, reward.astype(DTYPE), T3, beta=beta)
+    log_ratio = np.asarray(target.log_probs, np.float64)
+    return (log_ratio[0] - log_ratio[1]) / np.log(15), target, reward
+
+
+def test_mara_is_uniform_without_a_bias_of_the_baseline():
+    for recipe in (
+        Recipe("reward", "k1", "sequence", "leave-one-out", group_size=4),
+        Recipe("loss", "weighted-k3", "token", "leave-one-out", group_size=4),
+        Recipe("reward", "k1", "sequence", "mean", "group-std", group_size=4),
+    ):
+        assert abs(good_ratio(recipe, 0.5)[0]) < 1e4 * eps(DTYPE)
+
+
+def test_mara_is_biased_by_a_mean_over_the_group():
+    for size in (4, 16):
+        recipe = Recipe("loss", "weighted-k3", "token", "mean", group_size=size)
+        np.testing.assert_allclose(good_ratio(recipe, 0.5)[0], 1 / size, rtol=1e3 * FINE)
+
+
+def test_mara_reverses_the_order_where_rewards_are_normalised():
+    # math: log(π_1/π_2) = log(π_ref,1/π_ref,2)(1 − 1/σ), σ of the augmented reward
+    left, target, reward = good_ratio(K2, 1.5)
+    probs = np.asarray(target.probs, np.float64)
+    deviation = np.sqrt(probs @ (reward - probs @ reward) ** 2)
+    np.testing.assert_allclose(left, 1 - 1 / deviation, rtol=1e3 * FINE)
+    beta = 0.1
+    collapsed = good_ratio(K2, beta)[1]
+    assert collapsed.probs[1] > 0.99
+
+
+def test_mara_over_corrects_the_forward_kl():
+    left, _, _ = good_ratio(Recipe("loss", "k3"), 0.1)
+    assert left < -0.5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method", "message"),
+    [
+        (K2, "augment", "collapses on the least likely"),
+        (Recipe("loss", "k2", "token", "mean", group_size=8), "augment", "power 1/8"),
+        (Recipe("loss", "k3"), "augment", "over-corrects"),
+        (Recipe("loss", "k1"), "augment", "nothing for the augmentation to undo"),
+    ],
+)
+def test_mara_warns_of_recipes_that_defeat_it(recipe, method, message):
+    objective = kt.Objective(T3_REWARD, T3, 0.1)
+    with pytest.warns(UserWarning, match=message):
+        kt.mara(objective, 1.0, method=method, recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [
+        (Recipe("reward", "k1", "sequence", "leave-one-out", group_size=4), "augment"),
+        (Recipe("reward", "k1", "sequence", "mean", "group-std", group_size=4), "augment"),
+        (Recipe("loss", "k3", "token", "leave-one-out", group_size=4), "substitute"),
+    ],
+)
+def test_mara_is_silent_of_recipes_that_do_not(recipe, method):
+    kt.mara(kt.Objective(T3_REWARD, T3, 0.1), 1.0, method=method, recipe=recipe)
+
+
+RECIPES = st.sampled_from(
+    [
+        Recipe("reward", "k1"),
+        Recipe("loss", "k3", baseline="mean", group_size=4),
+        K2,
+        K3,
+        of_group(K3, 6),
+        of_group(K2, 3),
+        Recipe("loss", "k3", "token", "mean", zero_std="drop", group_size=4),
+    ]
+)
+
+
+@st.composite
+def prompts(draw):
+    size = draw(st.integers(2, 6))
+    numbers = st.integers(0, 2)
+    reward = np.array(draw(st.lists(numbers, min_size=size, max_size=size)), DTYPE) / 2
+    weights = st.lists(st.floats(-3, 1, width=32), min_size=size, max_size=size)
+    logits = np.array(draw(weights))
+    assume(np.ptp(reward) > 0)
+    return reward, (logits - np.logaddexp.reduce(logits)).astype(DTYPE)
+
+
+BETAS = st.floats(1.0, 4.0, width=32)
+
+
+@given(recipe=RECIPES, prompt=prompts(), beta=BETAS, seed=st.integers(0, 9))
+def test_the_order_of_outcomes_does_not_matter(recipe, prompt, beta, seed):
+    reward, log_ref = prompt
+    order = np.random.default_rng(seed).permutation(reward.size)
+    target = implied_target(recipe, reward, log_ref, beta=beta)
+    permuted = implied_target(recipe, reward[order], log_ref[order], beta=beta)
+    np.testing.assert_allclose(permuted.probs, target.probs[order], atol=1e3 * eps(DTYPE))
+
+
+@given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
+def test_a_constant_reward_changes_nothing(recipe, prompt, beta):
+    reward, log_ref = prompt
+    target = implied_target(recipe, reward, log_ref, beta=beta)
+    shifted = implied_target(recipe, reward + 2, log_ref, beta=beta)
+    np.testing.assert_allclose(shifted.probs, target.probs, atol=1e3 * eps(DTYPE))
+
+
+@given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
+def test_the_scale_of_normalised_rewards_does_not_matter(recipe, prompt, beta):
+    reward, log_ref = prompt
+    scaled = implied_target(recipe, 4 * reward, log_ref, beta=beta)
+    factor = 1 if recipe.normalise != "none" else 4
+    target = implied_target(recipe, reward, log_ref, beta=beta / factor)
+    np.testing.assert_allclose(scaled.probs, target.probs, atol=1e3 * eps(DTYPE))
+
+
+@given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
+def test_outcomes_of_equal_reward_can_be_merged(recipe, prompt, beta):
+    reward, log_ref = prompt
+    target = implied_target(recipe, reward, log_ref, beta=beta)
+    levels = np.unique(reward)
+    sums = [np.logaddexp.reduce(log_ref[reward == x].astype(np.float64)) for x in levels]
+    merged = implied_target(recipe, levels, np.array(sums, DTYPE), beta=beta)
+    whole = [np.asarray(target.probs)[reward == x].sum() for x in levels]
+    np.testing.assert_allclose(merged.probs, whole, atol=1e3 * eps(DTYPE))
+
+
+@given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
+def test_the_objective_of_the_target_has_it(recipe, prompt, beta):
+    reward, log_ref = prompt
+    target = implied_target(recipe, reward, log_ref, beta=beta)
+    again = kt.solve(target.objective)
+    np.testing.assert_allclose(again.probs, target.probs, atol=1e3 * eps(DTYPE))
+
+
+def test_batches_are_loops_and_pytrees():
+    reward, log_ref = np.stack([P5_REWARD, P5_REWARD[::-1]]), np.stack([P5, P5])
+    beta = np.array([[0.8], [1.6], [3.2]], DTYPE)
+    recipe = of_group(K3, 4)
+    batch = implied_target(recipe, reward, log_ref, beta=beta)
+    assert batch.log_probs.shape == (3, 2, 5)
+    assert batch.effective_beta.shape == batch.status.shape == batch.error.shape == (3, 2)
+    for i, j in np.ndindex(3, 2):
+        one = implied_target(recipe, reward[j], log_ref[j], beta=beta[i, 0])
+        np.testing.assert_array_equal(one.log_probs, batch.log_probs[i, j])
+    copy = jax.tree.map(lambda x: x, batch)
+    np.testing.assert_array_equal(copy.value, batch.value)
+    assert batch.log_probs.dtype == DTYPE
+    empty = implied_target(recipe, reward[:0], log_ref[:0], beta=1.0)
+    assert empty.log_probs.shape == (0, 5)
+
+
+def test_degenerate_prompts():
+    with_zero = np.array([np.log(0.5), -np.inf, np.log(0.5)], DTYPE)
+    for recipe in (K3, of_group(K3, 4), Recipe("reward", "k1")):
+        target = implied_target(recipe, np.array([1.0, 5.0, 0.0], DTYPE), with_zero, beta=2.0)
+        assert target.probs[1] == 0
+        assert target.probs[0] > 0.5
+        equal = implied_target(recipe, np.ones(3, DTYPE), T3, beta=0.1)
+        np.testing.assert_allclose(equal.probs, np.exp(T3), rtol=FINE)
+        single = implied_target(recipe, np.ones(1, DTYPE), np.zeros(1, DTYPE), beta=0.1)
+        np.testing.assert_allclose(single.probs, [1], rtol=FINE)
+        tiny = np.array([-300.0, np.log1p(-np.exp(-300.0))], DTYPE)
+        rare = implied_target(recipe, SUCCESS, tiny, beta=2.0)
+        assert np.isfinite(rare.log_probs).all()
+
+
+@pytest.mark.parametrize("match", ["reward", "kl"])
+@pytest.mark.parametrize(
+    "other", [kt.ReverseKL(), kt.ForwardKL(), of_group(K2, 8)], ids=["reverse", "forward", "recipe"]
+)
+def test_equivalent_coefficients_are_equivalent(other, match):
+    recipe = Recipe("loss", "k3", "token", "mean", group_size=8, beta=0.4)
+    beta = equivalent_beta(recipe, P5_REWARD, P5, other, match=match)
+    if isinstance(other, Recipe):
+        found = implied_target(other, P5_REWARD, P5, beta=beta)
+    else:
+        found = kt.solve(kt.Objective(P5_REWARD, P5, beta, other))
+    wanted = implied_target(recipe, P5_REWARD, P5)
+
+    def measure(target):
+        if match == "kl":
+            return kt.kl(target.log_probs, P5)
+        return (target.probs * P5_REWARD).sum(-1)
+
+    np.testing.assert_allclose(measure(found), measure(wanted), rtol=1e4 * eps(DTYPE))
+
+
+def test_some_coefficients_have_no_equivalent():
+    beta = equivalent_beta(Recipe("loss", "k1"), T3_REWARD, T3, kt.ReverseKL(), beta=0.1)
+    assert np.isnan(beta)
+
+
+def test_the_effective_coefficient_of_normalised_rewards():
+    target = implied_target(Recipe("loss", "k3", **GRPO, epsilon=0.05), P5_REWARD, P5, beta=0.5)
+    probs = np.asarray(target.probs, np.float64)
+    deviation = np.sqrt(probs @ (P5_REWARD - probs @ P5_REWARD) ** 2)
+    np.testing.assert_allclose(target.effective_beta, 0.5 * (deviation + 0.05), rtol=1e2 * FINE)
+    same = effective_beta(Recipe("loss", "k3", **GRPO, epsilon=0.05), P5_REWARD, P5, beta=0.5)
+    np.testing.assert_array_equal(same, target.effective_beta)
+    # In finite groups of two rewards the coefficient gives the same target.
+    target = implied_target(of_group(K3, 8), T3_REWARD, T3, beta=0.5)
+    want = kt.solve(kt.Objective(T3_REWARD, T3, target.effective_beta, kt.ForwardKL()))
+    np.testing.assert_allclose(want.probs, target.probs, rtol=1e2 * FINE)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: implied_target("grpo", SUCCESS, binary(0.3)), TypeError, "recipe must be"),
+        (lambda: implied_target(K3, SUCCESS, binary(0.3)), ValueError, "beta is needed"),
+        (lambda: implied_target(K3, SUCCESS, binary(0.3), beta=-1), ValueError, "beta must be 0"),
+        (lambda: implied_target(K3, SUCCESS[:1], binary(0.3), beta=1), ValueError, "reward"),
+        (
+            lambda: implied_target(K3, SUCCESS, binary(0.3), beta=1, space=kt.SequenceSpace(3, 1)),
+            ValueError,
+            "2 outcomes, but the space 3",
+        ),
+        (
+            lambda: implied_target(K3, SUCCESS, binary(0.3), beta=1, space=3),
+            TypeError,
+            "space must be",
+        ),
+        (
+            lambda: implied_target(
+                Recipe("reward", "k1", zero_std="drop"), SUCCESS, binary(0.3), beta=1
+            ),
+            ValueError,
+            "no fixed point is known for dropped groups with a KL in the reward",
+        ),
+        (
+            lambda: saturation_beta(Recipe("loss", "k2"), SUCCESS, binary(0.3)),
+            ValueError,
+            "divided by a standard deviation",
+        ),
+        (lambda: unregularised_path(P5_REWARD, P5, 0.1), ValueError, "two different values"),
+        (lambda: unregularised_path(T3_REWARD, T3, 0.9), ValueError, "failure_mass"),
+        (lambda: unregularised_path(T3_REWARD[None], T3, 0.1), ValueError, "one prompt"),
+        (lambda: equivalent_beta(K3, SUCCESS, binary(0.3), 1.0, beta=1), TypeError, "other must"),
+        (
+            lambda: equivalent_beta(K3, SUCCESS, binary(0.3), K2, beta=1, match="x"),
+            ValueError,
+            "match must be",
+        ),
+    ],
+)
+def test_errors_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_values_are_those_of_the_objective():
+    target = implied_target(Recipe("loss", "k3", baseline="mean", group_size=8), T3_REWARD, T3,
+                            beta=0.35)  # fmt: skip
+    want = target.objective.value(target.log_probs)
+    np.testing.assert_allclose(target.value, want, rtol=1e2 * FINE)
+    np.testing.assert_allclose(target.effective_beta, 0.4, rtol=FINE)
+    assert jnp.shape(target.expected_reward) == ()
