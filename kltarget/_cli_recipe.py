@@ -5,8 +5,9 @@
 - `name`, `trainer`, `versions`, `file`, `checked`, `notes`: the preset that was asked for;
 - `recipe`: every field of the recipe, the arguments of `kltarget.training.Recipe`;
 - `keys`: for fields of the recipe, the key of the trainer's configuration;
-- `objective`, `advantage`, `direction`, `unused`, `why`, `level`, `beta`, `effective`, `effective_beta`,
-  `effective_text`, `critical`, `critical_text`, `family`, `target`, `caveats`: what it optimises.
+- `objective`, `advantage`, `direction`, `unused`, `why`, `level`, `beta`, `effective`,
+  `effective_beta`, `effective_text`, `critical`, `critical_text`, `family`, `target`, `caveats`:
+  what it optimises.
   `effective_beta` is `null` where it depends on a standard deviation that was not given, `critical`
   where there is no critical β, `unused` where β is not 0.
 """
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 from kltarget._command import InputError, option, positive, real, say, write
@@ -29,6 +31,8 @@ from kltarget.training.recipes import Preset
 _WIDTH = 96
 _LABEL = 14
 _COLUMN = 38
+# Fields that a page names even at their defaults.
+_ALWAYS = ("place", "estimator", "level", "baseline", "normalise")
 
 
 def add_to(commands: Any) -> None:
@@ -148,7 +152,9 @@ def _entries(reading: Reading) -> list[tuple[str, str]]:
 
 
 def _labelled(label: str, text: str) -> list[str]:
-    first, *rest = wrapped(text, _WIDTH - _LABEL)
+    # “β = 0.1” stays on one line.
+    text = re.sub(r"([βσ]) = (?=\S)", "\\1\0=\0", text)
+    first, *rest = (line.replace("\0", " ") for line in wrapped(text, _WIDTH - _LABEL))
     return [f"{label:<{_LABEL}}{first}", *(" " * _LABEL + line for line in rest)]
 
 
@@ -158,9 +164,9 @@ def _fields(preset: Preset, recipe: Recipe) -> list[str]:
     rows, sources = [["field", "value"]], ["set by"]
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
-        if value == getattr(defaults, field.name) and field.name not in preset.keys:
-            if field.name not in ("place", "estimator", "level", "baseline", "normalise"):
-                continue
+        told = field.name in preset.keys or field.name in _ALWAYS
+        if not told and value == getattr(defaults, field.name):
+            continue
         rows.append([field.name, _value(value)])
         sources.append(preset.keys.get(field.name, "–"))
     lines = aligned(rows)

@@ -13,14 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-
 # For terminals without Greek.
 _PLAIN = {
     "β": "b",
     "π": "pi",
-    "σ": "s",
+    "σ": "sigma",
     "Σ": "sum",
-    "Λ": "L",
+    "Λ": "Lambda",
     "′": "'",
     "‖": "||",
     "∞": "inf",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from kltarget.divergences import ForwardKL
 from kltarget._text import number as short_number
+from kltarget.divergences import ForwardKL
 from kltarget.implied._critical import critical_beta
 from kltarget.training import Recipe
 
@@ -171,8 +171,9 @@ def _objective(recipe: Recipe, direction: str) -> str:
     return f"maximise E_π[A(y)]{name}, A = {advantage}"
 
 
-def _reward(recipe: Recipe) -> str:
-    reward = "r" if recipe.reward_scale == 1 else f"{number(recipe.reward_scale)} r"
+def _reward(recipe: Recipe, reward: str = "r") -> str:
+    if recipe.reward_scale != 1:
+        reward = f"{number(recipe.reward_scale)} {reward}"
     if recipe.reward_clip is not None:
         reward = f"clip({reward}, ±{number(recipe.reward_clip)})"
     return reward
@@ -231,9 +232,6 @@ def _level(recipe: Recipe) -> str:
 def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     if direction == "none":
         return "none", "none: the path of training decides where it ends"
-    reward = "r" if recipe.place == "reward" and recipe.normalise_when == "after" else "A"
-    if reward == "r" and recipe.reward_scale != 1:
-        reward = f"{recipe.reward_scale:g} r"
     if direction == "total variation":
         return "total variation", (
             "total variation: mass moves from answers whose advantage is more than 2β below the "
@@ -242,17 +240,20 @@ def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     if _token_local(recipe):
         if direction == "reverse":
             return "token-local exponential tilt", (
-                "token-local exponential tilt, π(a|s) = π_ref(a|s) exp(Q(s,a)/β)/Z_s, with Q(s,a) the "
-                "mean advantage after token a"
+                "token-local exponential tilt, π(a|s) = π_ref(a|s) exp(Q(s,a)/β)/Z_s, with Q(s,a) "
+                "the mean advantage after token a"
             )
         return "token-local hyperbolic", (
             "token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a)), with Q(s,a) the mean "
             "advantage after token a"
         )
-    mean = ", with A(y) its mean advantage" if reward == "A" else ""
+    if recipe.place == "reward" and recipe.normalise_when == "after":
+        reward = _reward(recipe, "r(y)")
+        return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp({reward}/β)/Z"
+    mean = ", with A(y) its mean advantage"
     if direction == "reverse":
-        return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp({reward}(y)/β)/Z{mean}"
-    return "hyperbolic", f"hyperbolic, π(y) = β π_ref(y)/(Λ − {reward}(y)){mean}"
+        return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp(A(y)/β)/Z{mean}"
+    return "hyperbolic", f"hyperbolic, π(y) = β π_ref(y)/(Λ − A(y)){mean}"
 
 
 def _effective(
@@ -398,12 +399,13 @@ def _general(recipe: Recipe, pulls: str) -> list[str]:
             found.append(f"The KL has no gradient at {' or '.join(filter(None, clips))} nats.")
     elif recipe.place == "reward" and recipe.log_ratio_clip and recipe.beta != 0:
         found.append(
-            f"Log-ratios are cut at ±{number(recipe.log_ratio_clip)} nats: beyond, straying costs no more."
+            f"Log-ratios are cut at ±{number(recipe.log_ratio_clip)} nats: straying further costs "
+            "no more."
         )
     if recipe.updates_per_batch > 1:
         found.append(
-            f"{recipe.updates_per_batch} updates per batch: all but the first are off-policy, which "
-            "these statements leave out."
+            f"{recipe.updates_per_batch} updates per batch: all but the first are off-policy, "
+            "which these statements leave out."
         )
     return found
 
@@ -429,10 +431,16 @@ def in_words(before: Reading, after: Reading, same_keys: bool) -> str:
         unused = before.unused, after.unused
         if None not in unused and unused[0] != unused[1]:
             first, second = (kind(str(direction)) for direction in unused)
-            return f"no target either way at β = 0; with β above 0, {same}other target: {first} → {second}"
+            return (
+                f"no target either way at β = 0; with β above 0, {same}other target: "
+                f"{first} → {second}"
+            )
         return "no target either way: the path of training decides"
     if before.family != after.family:
-        return f"{same}other target: the same {kind(before.direction)}, of {where(before)} → of {where(after)}"
+        return (
+            f"{same}other target: the same {kind(before.direction)}, "
+            f"of {where(before)} → of {where(after)}"
+        )
     if before.effective != after.effective:
         first, second = before.effective, after.effective
         return f"same family of targets, another effective β: {first} → {second}"

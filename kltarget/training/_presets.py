@@ -7,6 +7,7 @@ import datetime
 import difflib
 import functools
 import importlib.resources
+import itertools
 import math
 import re
 import tomllib
@@ -116,7 +117,7 @@ def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
         >>> recipe("opnrlhf")
         Traceback (most recent call last):
         ...
-        ValueError: there is no preset 'opnrlhf': did you mean 'openrlhf' or ...?
+        ValueError: there is no preset 'opnrlhf': did you mean 'openrlhf'?
     """
     for field in fields:
         if field not in _FIELDS:
@@ -187,7 +188,7 @@ def parse(text: str) -> Presets:
     entries = [_entry(i, table) for i, table in enumerate(document["preset"], start=1)]
     order = list(dict.fromkeys(entry.name for entry in entries))
     entries.sort(key=lambda entry: (order.index(entry.name), _Range.parse(entry.versions).low))
-    for older, newer in zip(entries, entries[1:], strict=False):
+    for older, newer in itertools.pairwise(entries):
         if older.name == newer.name and _Range.parse(older.versions).overlaps(
             _Range.parse(newer.versions)
         ):
