@@ -1,4 +1,4 @@
-"""The command `kltarget`: targets of a table or of a shipped task, and their verification.
+"""The command `kltarget`: targets of a table or of a task, their verification, trainers' recipes.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
 where.
