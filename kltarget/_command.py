@@ -13,6 +13,25 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+# For terminals without Greek.
+_PLAIN = {
+    "β": "b",
+    "π": "pi",
+    "σ": "sigma",
+    "Σ": "sum",
+    "Λ": "Lambda",
+    "′": "'",
+    "‖": "||",
+    "∞": "inf",
+    "…": "~",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "→": "->",
+    "≠": "*",
+    "±": "+-",
+}
+
 
 class InputError(Exception):
     """What the user gave cannot be used; the message is one line."""
@@ -118,7 +137,7 @@ def say(lines: Sequence[str]) -> None:
         text.encode(encoding)
     except UnicodeEncodeError:
         # A terminal without Greek still gets every number.
-        for sign, plain in {"β": "b", "π": "pi", "‖": "||", "∞": "inf", "…": "~", "−": "-"}.items():
+        for sign, plain in _PLAIN.items():
             text = text.replace(sign, plain)
         text = text.encode(encoding, "replace").decode(encoding)
     sys.stdout.write(text)

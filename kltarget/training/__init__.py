@@ -4,7 +4,7 @@ from kltarget.training import estimators
 from kltarget.training.fitting import Fit, fit, load_params, save_params
 from kltarget.training.mirror import MirrorAscent, mirror_ascent
 from kltarget.training.policies import GRUPolicy, Policy, TabularPolicy, TransformerPolicy
-from kltarget.training.recipes import Recipe
+from kltarget.training.recipes import Recipe, recipe
 from kltarget.training.runs import History, Run, RunStatus
 from kltarget.training.solver import dpo, f_dpg, fine_tune, sft
 
@@ -26,6 +26,7 @@ __all__ = [
     "fit",
     "load_params",
     "mirror_ascent",
+    "recipe",
     "save_params",
     "sft",
 ]

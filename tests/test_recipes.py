@@ -1,0 +1,477 @@
+"""Presets of public trainers: what they say, how versions are resolved, and how they are read."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from kltarget import cli
+from kltarget._recipe_reading import in_words, number, read
+from kltarget.divergences import ForwardKL, ReverseKL
+from kltarget.implied._critical import critical_beta
+from kltarget.training import Recipe, _presets, recipe, recipes
+
+ALL = [pytest.param(entry, id=entry.title) for entry in recipes.list()]
+
+ENTRY = """
+[[preset]]
+name = "a"
+trainer = "A"
+versions = "{versions}"
+file = "a.py"
+checked = 2026-11-21
+[preset.recipe]
+{recipe}
+[preset.keys]
+beta = "kl"
+"""
+
+
+def _entry(versions="*", recipe="beta = 0.1"):
+    return ENTRY.format(versions=versions, recipe=recipe)
+
+
+def _run(capsys, *arguments):
+    code = cli.main(["recipe", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("entry", ALL)
+def test_every_preset_is_complete(entry):
+    assert isinstance(entry.recipe, Recipe)
+    assert entry.recipe.beta is not None
+    assert entry.file
+    assert entry.checked.year >= 2026
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    assert set(entry.keys) <= fields
+    assert all(note.endswith(".") for note in entry.notes)
+    assert str(entry).startswith(f"{entry.name}   {entry.versions}   ")
+    assert hash(entry) == hash(entry)
+    with pytest.raises(TypeError):
+        entry.keys["beta"] = "other"
+
+
+def test_the_wanted_trainers_are_there():
+    names = {entry.name for entry in recipes.list()}
+    assert names == {
+        *("trl-grpo", "trl-rloo", "trl-ppo", "verl", "verl-grpo", "verl-kl-in-reward"),
+        *("openrlhf", "openrlhf-group-norm", "open-instruct", "nemo-rl", "skyrl", "tunix"),
+        *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo"),
+    }
+    table = str(recipes.list()).splitlines()
+    assert len(table) == 1 + len(recipes.list())
+    assert table[0].split() == ["name", "versions", "trainer", "β", "KL"]
+    assert repr(recipes.list()) == str(recipes.list())
+
+
+FACTS = [
+    ("trl-grpo==1.9.2", {"beta": 0.0, "place": "loss", "estimator": "k3", "level": "token"}),
+    ("trl-grpo==1.10.0", {"beta": 0.0, "place": "loss", "estimator": "weighted-k3"}),
+    ("trl-grpo==1.16.0", {"normalise": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
+    ("trl-grpo==1.16.0", {"baseline": "mean", "length": "batch-mean", "level": "token"}),
+    ("trl-rloo", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "sequence"}),
+    ("trl-rloo", {"baseline": "leave-one-out", "normalise": "none", "group_size": 2}),
+    ("trl-ppo==1.15", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "token"}),
+    ("verl", {"place": "none", "beta": 0.0}),
+    ("verl-grpo", {"place": "loss", "estimator": "k3", "level": "token", "beta": 0.001}),
+    ("verl-grpo", {"normalise": "group-std", "epsilon": 1e-6, "ddof": 1}),
+    ("verl-grpo", {"log_ratio_clip": 20.0, "kl_clip": 10.0}),
+    ("verl-kl-in-reward", {"place": "reward", "estimator": "k1", "beta": 0.001}),
+    ("verl-kl-in-reward", {"normalise": "group-std", "normalise_when": "after"}),
+    ("openrlhf", {"place": "reward", "estimator": "k1", "beta": 0.01, "log_ratio_clip": 10.0}),
+    ("openrlhf", {"reward_clip": 10.0, "normalise": "batch-std", "normalise_when": "after"}),
+    ("openrlhf-group-norm", {"normalise": "group-std", "normalise_when": "before"}),
+    ("openrlhf-group-norm", {"epsilon": 1e-9, "beta": 0.01, "place": "reward"}),
+    ("open-instruct", {"place": "loss", "estimator": "k3", "beta": 0.05, "reward_scale": 10.0}),
+    ("open-instruct", {"baseline": "mean", "normalise": "none", "zero_std": "drop"}),
+    ("open-instruct", {"log_ratio_clip": 40.0, "level": "token"}),
+    ("nemo-rl==0.6.0", {"place": "loss", "estimator": "k3", "beta": 0.01, "level": "token"}),
+    ("nemo-rl==0.7.0", {"place": "loss", "estimator": "weighted-k3", "beta": 0.01}),
+    ("nemo-rl", {"baseline": "leave-one-out", "normalise": "others-std", "ddof": 1}),
+    ("nemo-rl", {"epsilon": 1e-6, "log_ratio_clip": 20.0, "kl_clip": 10.0}),
+    ("skyrl", {"place": "loss", "estimator": "k3", "beta": 0.001, "epsilon": 1e-6}),
+    ("skyrl", {"length": "batch-mean", "kl_length": "mean", "normalise": "group-std"}),
+    ("tunix==0.1.6", {"place": "loss", "estimator": "k3", "beta": 0.04}),
+    ("tunix==0.1.7", {"place": "loss", "estimator": "k1", "beta": 0.04}),
+    ("tunix", {"normalise": "group-std", "ddof": 1, "epsilon": 1e-6}),
+    ("maxtext", {"estimator": "k1", "beta": 0.08}),
+    ("prime-rl", {"place": "loss", "estimator": "sampler", "beta": 1e-3, "baseline": "mean"}),
+    ("deepseek-r1", {"place": "loss", "estimator": "k3", "level": "token", "length": "mean"}),
+    ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalise": "group-std"}),
+    ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalise": "group-std"}),
+    ("dr-grpo", {"place": "none", "normalise": "none", "length": "sum", "beta": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "facts"), FACTS, ids=[f"{n}-{'-'.join(f)}" for n, f in FACTS])
+def test_what_trainers_do(name, facts):
+    found = recipe(name)
+    assert {field: getattr(found, field) for field in facts} == facts
+
+
+READINGS = [
+    ("trl-grpo==1.9.2", {}, "none", "none"),
+    ("trl-grpo==1.9.2", {"beta": 0.001}, "forward", "token-local hyperbolic"),
+    ("trl-grpo==1.10", {"beta": 0.001}, "reverse", "token-local exponential tilt"),
+    ("trl-rloo", {}, "reverse", "exponential tilt"),
+    ("trl-ppo", {}, "reverse", "exponential tilt"),
+    ("verl", {}, "none", "none"),
+    ("verl-grpo", {}, "forward", "token-local hyperbolic"),
+    ("verl-grpo", {"level": "sequence"}, "forward", "hyperbolic"),
+    ("verl-kl-in-reward", {}, "reverse", "exponential tilt"),
+    ("openrlhf", {}, "reverse", "exponential tilt"),
+    ("openrlhf-group-norm", {}, "reverse", "exponential tilt"),
+    ("open-instruct", {}, "forward", "token-local hyperbolic"),
+    ("nemo-rl==0.6", {}, "forward", "token-local hyperbolic"),
+    ("nemo-rl==0.7", {}, "reverse", "token-local exponential tilt"),
+    ("skyrl", {}, "forward", "token-local hyperbolic"),
+    ("tunix==0.1.6", {}, "forward", "token-local hyperbolic"),
+    ("tunix==0.1.7", {}, "none", "none"),
+    ("maxtext", {}, "none", "none"),
+    ("prime-rl", {}, "none", "none"),
+    ("verl-grpo", {"estimator": "absolute"}, "total variation", "total variation"),
+    ("trl-rloo", {"estimator": "k3"}, "none", "none"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "direction", "family"), READINGS)
+def test_direction_and_family(name, fields, direction, family):
+    found = read(recipe(name, **fields))
+    assert (found.direction, found.family) == (direction, family)
+    expected = {"reverse": ReverseKL(), "forward": ForwardKL()}.get(direction)
+    if recipe(name, **fields).beta:
+        assert recipe(name, **fields).divergence == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "formula", "value"),
+    [
+        ("trl-rloo", {}, "β", 0.05),
+        ("trl-rloo", {"baseline": "mean"}, "β", 0.05),
+        ("verl-kl-in-reward", {}, "β", 0.001),
+        ("openrlhf", {}, "β", 0.01),
+        ("openrlhf-group-norm", {}, "β(σ + 1e-9)", 0.01 * (0.3 + 1e-9)),
+        ("trl-grpo", {"beta": 0.04}, "β(σ + 1e-4)", 0.04 * 0.3001),
+        ("nemo-rl", {}, "β(σ + 1e-6)", 0.01 * 0.300001),
+        ("deepseek-r1", {}, "βσ", 0.0003),
+        ("trl-grpo", {"beta": 0.2, "normalise": "none"}, "β G/(G − 1)", 0.2 * 8 / 7),
+        ("open-instruct", {}, "β G/(G − 1)/10", 0.05 * 4 / 3 / 10),
+        ("open-instruct", {"baseline": "leave-one-out"}, "β/10", 0.005),
+        ("openrlhf-group-norm", {"normalise": "none", "group_size": 4}, "β G/(G − 1)", 0.04 / 3),
+        ("verl-grpo", {"normalise": "none"}, "β", 0.001),
+        ("tunix", {}, None, None),
+        ("verl", {}, None, None),
+    ],
+)
+def test_effective_beta(name, fields, formula, value):
+    found = read(recipe(name, **fields), 0.3)
+    assert found.effective == formula
+    assert found.effective_beta == (value if value is None else pytest.approx(value, rel=1e-12))
+
+
+def test_effective_beta_without_a_std_is_a_formula():
+    found = read(recipe("trl-grpo", beta=0.04))
+    assert found.effective_beta is None
+    assert "0.02, for rewards 0 and 1 and a success rate of 0.5" in found.effective_text
+    assert "0.5001 β" in read(recipe("trl-grpo")).effective_text
+
+
+def test_where_there_is_a_critical_beta():
+    with_one = {entry.title for entry in recipes.list() if read(entry.recipe).critical}
+    assert with_one == {"trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm"}
+    found = read(recipe("trl-grpo", beta=1.2))
+    assert found.critical is not None
+    assert list(found.critical) == ["0.1", "0.3", "0.5"]
+    assert "β = 1.2 is below that of 0.5." in found.critical_text
+    assert "above all" in read(recipe("trl-grpo", beta=2)).critical_text
+
+
+# From p_ref to β_c: roots of the equation at 50 digits.
+CRITICAL = {
+    0.001: 0.2784190785710623,
+    0.01: 0.40074215335019925,
+    0.1: 0.6970060106388144,
+    0.3: 1.0818781421140757,
+    0.5: 1.50887956153832,
+    0.605: 1.8105639541869405,
+    0.9: 4.136987229619472,
+}
+
+
+def test_critical_beta_reference_values():
+    found = critical_beta(list(CRITICAL))
+    np.testing.assert_allclose(found, list(CRITICAL.values()), rtol=1e-13)
+    assert found.dtype == np.float64
+    assert critical_beta(np.full((2, 3), 0.1)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("p_ref", [1e-300, 1e-12, 1e-5, 0.2, 0.7, 0.99, 1 - 1e-6, 1 - 1e-12])
+def test_critical_beta_to_thirty_digits(p_ref):
+    with mpmath.workdps(40):
+        p = mpmath.mpf(p_ref)
+        logit = mpmath.log(p) - mpmath.log1p(-p)
+        low, high = mpmath.mpf("1e-6"), abs(logit) + 20
+
+        def excess(x):
+            return x - logit - 2 * mpmath.coth(x / 2)
+
+        for _ in range(120):
+            middle = (low + high) / 2
+            low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+        p_c = 1 / (1 + mpmath.exp(-low))
+        expected = (2 * p_c - 1) / (2 * mpmath.sqrt(p_c * (1 - p_c)))
+    assert critical_beta(p_ref) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_critical_beta_is_where_the_fixed_points_meet():
+    p = np.linspace(0.31, 1 - 1e-6, 200_001)
+    beta = 1 / (np.sqrt(p * (1 - p)) * (np.log(p / (1 - p)) - math.log(3 / 7)))
+    assert beta.min() == pytest.approx(critical_beta(0.3), rel=1e-6)
+
+
+def test_critical_beta_keeps_kind_and_dtype():
+    found = critical_beta(jnp.array([0.1, 0.5], jnp.float32))
+    assert isinstance(found, jax.Array)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [0.697006, 1.50888], rtol=1e-6)
+    assert critical_beta(np.float32(0.3)).dtype == np.float32
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, math.nan, [0.5, 2.0]])
+def test_critical_beta_needs_probabilities(bad):
+    with pytest.raises(ValueError, match="p_ref must be between 0 and 1"):
+        critical_beta(bad)
+
+
+def test_versions_are_compared_by_release():
+    old, new = recipe("trl-grpo==1.9.2"), recipe("trl-grpo==1.10")
+    assert old != new
+    assert recipe("trl-grpo") == new
+    for same in ("1.10.0", "v1.10", "1.10.0rc1", "1.10.post1", "1.10.0+cu12", "2", "1.16.0"):
+        assert recipe(f"trl-grpo=={same}") == new, same
+    for same in ("1.9.2.0", "1.9", "0.1", "1.9.2.dev0", "1.8.10"):
+        assert recipe(f"trl-grpo == {same}") == old, same
+    assert recipe("nemo-rl==0.6.99") == recipe("nemo-rl==0.6")
+    assert recipe("trl-rloo==0.0.1") == recipe("trl-rloo")
+
+
+@pytest.mark.parametrize("entry", ALL)
+def test_an_entry_is_found_by_the_versions_it_names(entry):
+    bound = entry.versions.lstrip("<>= ")
+    if entry.versions.startswith(("<=", ">=")):
+        assert recipes.preset(f"{entry.name}=={bound}") is entry
+    newest = [other for other in recipes.list() if other.name == entry.name][-1]
+    assert recipes.preset(entry.name) is newest
+
+
+def test_fields_are_overridden():
+    changed = recipe("trl-grpo", beta=0.1, group_size=16, normalise="none")
+    assert changed == dataclasses.replace(
+        recipe("trl-grpo"), beta=0.1, group_size=16, normalise="none"
+    )
+    assert recipe("trl-rloo", beta=None).beta == 0.05
+    assert recipe("trl-rloo", beta=0).beta == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("opnrlhf", {}, "there is no preset 'opnrlhf': did you mean 'openrlhf'"),
+        ("nothing-like-it", {}, "there is no preset 'nothing-like-it': choose of trl-grpo, "),
+        (
+            "trl-grpo==1.9.3",
+            {},
+            "no preset 'trl-grpo' covers version 1.9.3: they cover <=1.9.2 and",
+        ),
+        ("trl-ppo==1.16", {}, "no preset 'trl-ppo' covers version 1.16: they cover <1.16"),
+        ("trl-grpo==new", {}, "'new' in 'trl-grpo==new' is not a version such as 1.9.2"),
+        ("trl-grpo==", {}, "'' in 'trl-grpo==' is not a version"),
+        ("trl-rloo", {"bta": 1}, "a recipe has no field 'bta': did you mean 'beta'"),
+        ("trl-rloo", {"estimator": "k4"}, "estimator must be one of"),
+        ("trl-rloo", {"beta": -1}, "beta must be a number 0 or more, got -1"),
+    ],
+)
+def test_what_is_refused(name, fields, message):
+    with pytest.raises(ValueError, match=f"^{message.replace('?', '[?]')}") as caught:
+        recipe(name, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_entry().replace('file = "a.py"', ""), r"preset 1 \('a'\): 'file' is missing"),
+        (_entry().replace('"A"', "3"), r"preset 1 \('a'\): 'trainer' must be a str, got 3"),
+        (_entry().replace("file", "files"), r"unknown key 'files': did you mean 'file'\?"),
+        (_entry(recipe="gamma = 1"), r"preset 1 \('a'\): recipe: no field 'gamma'"),
+        (_entry(recipe='place = "loss"'), r"preset 1 \('a'\): recipe: 'beta' is missing"),
+        (_entry(recipe="beta = -1"), r"preset 1 \('a'\): beta must be a number 0 or more"),
+        (_entry().replace('beta = "kl"', 'bta = "kl"'), "keys: no field 'bta'"),
+        (_entry().replace('beta = "kl"', "beta = 3"), "'keys' must name a string"),
+        (_entry().replace("[preset.recipe]", "note = [1]\n[preset.recipe]"), "list of strings"),
+        (_entry(">1.0 <2"), "neither '[*]' nor bounds"),
+        (_entry("~=1.0"), "neither '[*]' nor bounds"),
+        (_entry(">2, <1"), "leaves no version"),
+        (_entry("<=1") + _entry(">=1"), "versions <=1 and >=1 of 'a' overlap"),
+        (_entry("*") + _entry(">=7"), "overlap"),
+        ("[other]", "only .* belong here"),
+    ],
+)
+def test_mistakes_in_the_data_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        _presets.parse(text)
+
+
+def test_ranges_are_sorted_and_may_be_closed():
+    found = _presets.parse(_entry(">=2") + _entry(">1, <2") + _entry("==1.0") + _entry("<1"))
+    assert [entry.versions for entry in found] == ["<1", "==1.0", ">1, <2", ">=2"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "summary"),
+    [
+        ("tunix==0.1.6", "tunix==0.1.7", "same YAML, other target: forward KL → no KL"),
+        ("nemo-rl==0.6", "nemo-rl", "same YAML, other target: forward KL → reverse KL"),
+        ("trl-grpo==1", "trl-grpo", "no target either way at β = 0; with β above 0, same YAML, "),
+        ("trl-rloo", "trl-rloo", "same target"),
+        ("tunix", "maxtext", "no target either way: the path of training decides"),
+        ("trl-rloo", "openrlhf", "same family of targets, another effective β: ratio 0.2"),
+        ("trl-rloo", "openrlhf-group-norm", "same family of targets, another effective β: β → β("),
+        ("trl-rloo", "nemo-rl", "other target: the same reverse KL, of sequences → of tokens"),
+        ("trl-rloo", "skyrl", "other target: reverse KL → forward KL, of sequences → of tokens"),
+    ],
+)
+def test_comparison_in_words(before, after, summary):
+    same = recipes.preset(before).trainer == recipes.preset(after).trainer
+    found = in_words(read(recipe(before)), read(recipe(after)), same_keys=same)
+    assert found.startswith(summary)
+
+
+@pytest.mark.parametrize(
+    ("x", "text"), [(1e-4, "1e-4"), (1e-6, "1e-6"), (0.001, "0.001"), (5e-4, "5e-4"), (0.0, "0")]
+)
+def test_numbers_as_people_write_them(x, text):
+    assert number(x) == text
+
+
+def test_page_of_a_trainer_that_divides_by_the_std(capsys):
+    code, out, err = _run(capsys, "trl-grpo==1.9.2", "--beta", 0.04)
+    assert (code, err) == (0, "")
+    for phrase in (
+        "trl-grpo: TRL GRPO, versions <=1.9.2\n",
+        "maximise E_π[A(y)] − β E_π[Σ_t KL(π_ref‖π)(s_t)], A = (r − mean)/(std + 1e-4)\n",
+        "KL            forward, KL(π_ref‖π): ",
+        "effective β   β(σ + 1e-4) = 0.02, ",
+        "target        token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a))",
+        "estimator                   k3   use_bias_correction_kl = False\n",
+        "beta                      0.04   beta\n",
+        "group_size                   8   num_generations\n",
+    ):
+        assert phrase in out, phrase
+    assert "critical β" not in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_page_of_a_trainer_with_a_critical_beta(capsys):
+    code, out, _ = _run(capsys, "nemo-rl", "--reward-std", 0.25)
+    assert code == 0
+    flat = " ".join(out.split())
+    assert "reverse, KL(π‖π_ref): k3 carries the probability of its sample" in flat
+    assert "β(σ + 1e-6) = 0.0025, for σ = 0.25." in flat
+    assert "0.697, 1.082, 1.509 if the reference succeeds with probability 0.1, 0.3, 0.5." in flat
+    assert "β = 0.01 is below all of them." in flat
+    assert "Do not combine MARA with this division by a standard deviation" in flat
+
+
+def test_page_of_a_trainer_without_target(capsys):
+    code, out, _ = _run(capsys, "tunix")
+    assert code == 0
+    flat = " ".join(out.split())
+    assert "maximise E_π[A(y)], A = (r − mean)/(std + 1e-6) β" in flat
+    assert "k1 in the loss has no expected gradient" in flat
+    assert "none: the path of training decides" in flat
+    assert "effective β" not in out
+
+
+@pytest.mark.parametrize("entry", ALL)
+def test_every_page_fits(capsys, entry):
+    version = entry.versions.lstrip("<>= ").replace("*", "")
+    version = "" if entry.versions.startswith("<") and "=" not in entry.versions else version
+    name = f"{entry.name}=={version}" if version else entry.name
+    code, out, err = _run(capsys, name)
+    assert (code, err) == (0, "")
+    words = out.partition("\nfield")[0]
+    assert max(map(len, words.splitlines())) <= 96
+    assert not any(line != line.rstrip() for line in out.splitlines())
+
+
+def test_two_side_by_side(capsys):
+    code, out, err = _run(
+        capsys, "trl-grpo==1.9.2", "--compare", "trl-grpo==1.10", "--beta", "0.04"
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["trl-grpo", "<=1.9.2", "trl-grpo", ">=1.10"]
+    marked = [line[2:].split("  ")[0] for line in lines if line.startswith("≠ ")]
+    assert marked == [
+        *("objective", "KL", "critical β", "target", "estimator"),
+        "marks what differs.",
+    ]
+    assert lines[-1] == "Same YAML, other target: forward KL → reverse KL."
+    assert max(map(len, lines)) <= 100
+
+
+def test_nothing_differs(capsys):
+    code, out, _ = _run(capsys, "trl-rloo", "--compare", "trl-rloo")
+    assert code == 0
+    assert "≠" not in out
+    assert out.endswith("Same target.\n")
+
+
+def test_list(capsys):
+    code, out, err = _run(capsys, "--list")
+    assert (code, out, err) == (0, f"{recipes.list()}\n", "")
+
+
+def test_json_round_trip(capsys, tmp_path):
+    path = tmp_path / "recipe.json"
+    code, out, _ = _run(capsys, "openrlhf-group-norm", "--reward-std", "0.5", "--json", path)
+    assert code == 0
+    assert out.endswith(f"wrote {path}\n")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert Recipe(**content["recipe"]) == recipe("openrlhf-group-norm")
+    assert content["keys"] == dict(recipes.preset("openrlhf-group-norm").keys)
+    assert content["direction"] == "reverse"
+    assert content["effective_beta"] == pytest.approx(0.005)
+    assert content["critical"]["0.3"] == pytest.approx(CRITICAL[0.3])
+    assert content["checked"] == "2026-08-01"
+    code, _, _ = _run(capsys, "trl-rloo", "--compare", "skyrl", "--json", path)
+    pair = json.loads(path.read_text(encoding="utf-8"))
+    assert [Recipe(**one["recipe"]) for one in pair] == [recipe("trl-rloo"), recipe("skyrl")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trl-gpro"], "there is no preset 'trl-gpro': did you mean"),
+        (["trl-grpo==1.9.3"], "no preset 'trl-grpo' covers version 1.9.3"),
+        (["trl-grpo", "--compare", "nope"], "there is no preset 'nope'"),
+        (["trl-grpo", "--beta", "-1"], "'-1' is not a finite number, 0 or more"),
+        (["trl-grpo", "--reward-std", "0"], "'0' is not a finite number above 0"),
+        ([], "give a NAME, or --list"),
+        (["trl-grpo", "--list"], "--list lists all trainers"),
+        (["--list", "--json", "a.json"], "--json writes one trainer"),
+        (["trl-grpo", "--json", "no/such/folder.json"], "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, arguments, message):
+    code, out, err = _run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
