@@ -246,14 +246,26 @@ def is_forward(recipe: Recipe) -> bool:
     return isinstance(recipe.divergence, ForwardKL)
 
 
+def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
+    """Log-masses of the last policy and the target; what was not sampled lately is one outcome."""
+    known = aim.prompt.log_now[:-1] > -np.inf
+    target = aim.log_target[:-1]
+    rest = np.logaddexp.reduce(np.append(target[~known], aim.log_target[-1]))
+    now = np.append(aim.prompt.log_now[:-1][known], aim.prompt.log_now[-1])
+    return now, np.append(target[known], rest)
+
+
 def distance(aim: Aim) -> float:
-    """Total variation of the last policy from the target; what neither names is one outcome."""
-    target, now = np.exp(aim.log_target), np.exp(aim.prompt.log_now)
-    if not np.isfinite(target).all() or now.sum() == 0:
-        return float("nan")
-    known = now[:-1] > 0
-    apart = np.abs(target[:-1] - now[:-1])[known].sum()
-    return 0.5 * float(apart + abs(target[:-1][known].sum() - now[:-1].sum()))
+    """Total variation of the last policy from the target."""
+    now, target = _side_by_side(aim)
+    return 0.5 * float(np.abs(np.exp(now) - np.exp(target)).sum())
+
+
+def divergence(aim: Aim) -> float:
+    """``KL(π‖target)`` of the last policy in nats, no less than that."""
+    now, target = _side_by_side(aim)
+    some = now > -np.inf
+    return float((np.exp(now[some]) * (now[some] - target[some])).sum())
 
 
 __all__ = ["UNSEEN", "Aim", "Flip", "affordable", "aims_of", "flips_of"]

@@ -130,7 +130,7 @@ def diagnose(
         aims, unknown = _aims(case, reference, max_prompts)
         notes += unknown
         right, late = num_right(log, threshold), num_right(log, threshold, late=True)
-        statements = [*reward_statements(case), right_answers(right, late)]
+        statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
         featured, tier = None, 1
         if aims:
             tier = 2

@@ -18,6 +18,7 @@ TIERS = {
     3: "From the policy's log-probabilities",
 }
 _MOST_ROWS = 10
+_SHARES = {"zero_std_groups", "reference"}
 _BARS = "▁▂▃▄▅▆▇█"
 _LEGENDS = {
     "reward": "mean reward",
@@ -32,7 +33,7 @@ def text_page(diagnosis: Diagnosis) -> list[str]:
     lines = [*wrapped(f"kltarget diagnose · {diagnosis.title}", WIDTH), recipe_line(diagnosis), ""]
     lines += ["In short"]
     for sentence in diagnosis.verdict:
-        lines += _hanging(sentence[:1].upper() + sentence[1:] + ".", "  • ")
+        lines += _hanging(sentence_of(sentence), "  • ")
     if len(diagnosis.history["step"]) > 1:
         lines += ["", *aligned(sparklines(diagnosis))]
     letters = assumption_letters(diagnosis.statements)
@@ -78,12 +79,25 @@ def evidence(statement: Statement, letters: dict[str, str]) -> str:
     parts = []
     if statement.interval is not None:
         low, high = statement.interval
-        parts.append(f"95 %: {number(low, 3)} to {number(high, 3)}")
+        if statement.name in _SHARES:
+            parts.append(f"95 %: {100 * low:.3g} to {100 * high:.3g} %")
+        else:
+            parts.append(f"95 %: {number(low, 3)} to {number(high, 3)}")
     if statement.sample_size:
-        parts.append(f"n = {statement.sample_size:,} {statement.unit}")
+        one = statement.sample_size == 1
+        parts.append(f"n = {statement.sample_size:,} {_singular(statement.unit, one)}")
     if statement.assumption:
-        parts.append(" ".join(letters[text] for text in statement.assumption.split("; ")))
+        parts.append(" ".join(sorted(letters[text] for text in statement.assumption.split("; "))))
     return f"  [{'; '.join(parts)}]" if parts else ""
+
+
+def sentence_of(text: str) -> str:
+    """With a capital, unless it begins with a symbol, and a full stop."""
+    return (text[0].upper() if text[0].isascii() else text[0]) + text[1:] + "."
+
+
+def _singular(unit: str, one: bool) -> str:
+    return unit[:-1] if one and unit.endswith("s") else unit
 
 
 def sparklines(diagnosis: Diagnosis) -> list[list[str]]:

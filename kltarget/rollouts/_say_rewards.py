@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from kltarget._text import number as short_number
 from kltarget.divergences import ForwardKL
 from kltarget.rollouts._diagnosis import Statement
 from kltarget.rollouts._statistics import (
@@ -28,11 +27,10 @@ PRESENT = "σ is that of the present policy, not of the target"
 SOURCE = "the recipe is what the run did"
 
 _WHY = {
-    ("reward", "k1"): "k1 is charged to the reward, which follows the gradient of the",
+    ("reward", "k1"): "charging k1 to the reward follows the gradient of the",
     ("loss", "k2"): "the gradient of k2 in the loss is that of the",
-    ("loss", "weighted-k3"): "k3 in the loss is weighted by the samples' score function, which "
-    "gives the gradient of the",
-    ("loss", "k3"): "k3 stands in the loss without weights, and its gradient is that of the",
+    ("loss", "weighted-k3"): "the gradient of k3 in the loss, weighted by π/sg(π), is that of the",
+    ("loss", "k3"): "the gradient of k3 in the loss, not weighted by π/sg(π), is that of the",
 }
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
@@ -107,8 +105,8 @@ def _equal_groups(case: Case) -> Statement:
     else:
         what = "only the KL acts there"
     text = (
-        f"{share(equal / total)} of the late groups have equal rewards (σ = 0): {what}; over the "
-        f"whole log {share(case.groups.equal.mean())}"
+        f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
+        f"{what}; over the whole log {share(case.groups.equal.mean())}"
     )
     return Statement(
         "zero_std_groups",
@@ -191,7 +189,7 @@ def _passes(case: Case) -> list[Statement]:
         now, interval = mean_interval(values, case.rng, case.number)
         before, _ = mean_interval(pass_at(case.groups, early, k), case.rng, 2)
         then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
-        text = f"pass@{k} is {now:.3g} in the last third of the steps{then}"
+        text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
         found.append(
@@ -209,28 +207,27 @@ def _diversity(case: Case) -> Statement:
     moved = log.num_times > 1
     before, _ = mean_interval(groups.differ[groups.time == 0], case.rng, 2)
     then = f", {before:.3g} at the first logged step" if moved else ""
-    drop = f", then {ends[1]:.3g}" if moved else ""
+    drop = f", {ends[1]:.3g} then" if moved else ""
     text = (
-        f"two completions of a group have different answers with probability {now:.3g}{then}; the "
-        f"entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+        f"two completions of a group have different answers with probability {now:.3g} in "
+        f"{log.late_span}{then}; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
     )
     return Statement(
         "diversity", text, now, interval, INDEPENDENT, int(np.isfinite(values).sum()), "groups"
     )
 
 
-def right_answers(counts: np.ndarray, late: np.ndarray) -> Statement:
+def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     """How many different right answers prompts have, and how many are left."""
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
     text = (
-        f"{several:,} of {len(counts):,} prompts have two or more different right answers in the "
-        f"log, {len(counts) - some:,} none"
+        f"two or more different right answers were seen for {several:,} of {len(counts):,} prompts, "
+        f"none for {len(counts) - some:,}"
     )
     if several:
         left = float((late[counts > 1] < 2).mean())
         text += (
-            f"; the last third shows at most one of them in {share(left)} of those (fewer rollouts "
-            "show fewer answers)"
+            f"; in {span} {share(left)} of those show at most one (fewer rollouts show fewer answers)"
         )
     value = float(counts[counts > 0].mean()) if some else 0.0
     return Statement(
@@ -259,4 +256,3 @@ def share(x: float) -> str:
     return f"{100 * x:.3g} %"
 
 
-__all__ = ["Case", "reward_statements", "short_number"]

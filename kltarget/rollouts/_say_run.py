@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kltarget._text import number
-from kltarget.rollouts._aims import Aim, distance, is_forward
+from kltarget.rollouts._aims import Aim, distance, divergence, is_forward
 from kltarget.rollouts._diagnosis import Statement
 from kltarget.rollouts._evidence import LEAST_SEEN
 from kltarget.rollouts._family import (
@@ -23,7 +23,7 @@ from kltarget.rollouts._say_targets import assumptions
 from kltarget.rollouts._statistics import Log
 from kltarget.status import Status
 
-# A policy whose total variation from its target is more than this is called far from it.
+# A policy is far from its target from here on, in total variation or in nats of KL(π‖π*).
 FAR = 0.1
 STANDS = "the run stands at its fixed point"
 DISTINCT = "deviations of different completions, and of different blocks of steps, are independent"
@@ -108,7 +108,7 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
     )
     ahead, behind = (forward, reverse) if forward.miss < reverse.miss else (reverse, forward)
     share = better if ahead.family == "reverse" else 1 - better
-    distant = any(x.name == "distance" and (x.value or 0) > FAR for x in far)
+    distant = any(x.name == "distance" and "far" in x.text for x in far)
     sure = (
         can_tell(cells)
         and behind.miss > MARGIN * ahead.miss
@@ -124,8 +124,9 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
         times = behind.miss / max(ahead.miss, 1e-12)
         told = "more than 1,000" if times > 1000 else number(times, 2)
         verdict = (
-            f"the log follows the {ahead.family} KL: the other misses {told} times as much, in "
-            f"{100 * share:.3g} % of the resamples (asked for: {MARGIN:g} times in {100 * SHARE:g} %)"
+            f"the log follows the {ahead.family} KL: the {behind.family} KL misses {told} times as "
+            f"much; it misses more in {100 * share:.3g} % of the resamples ({MARGIN:g} times and "
+            f"{100 * SHARE:g} % are asked for)"
         )
     else:
         verdict = (
@@ -137,7 +138,7 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
     statements = [
         Statement(
             name,
-            f"{verdict}; {both}",
+            f"{verdict}. The {both}",
             float(ahead.family == "forward") if sure else None,
             None,
             assumption,
@@ -189,13 +190,16 @@ def _far(case: Case, aims: list[Aim]) -> list[Statement]:
     apart = np.array([distance(aim) for aim in known])
     moves = np.array([x for aim in known if (x := _drift(case.log, aim)) is not None])
     value = float(np.nanmean(apart))
-    text = f"the last policy is {number(value, 2)} away from the target (total variation)"
+    nats = float(np.mean([divergence(aim) for aim in known]))
+    text = (
+        f"the last policy is {number(value, 2)} away from the target in total variation, "
+        f"{number(nats, 2)} nats in KL(π‖target)"
+    )
+    text = f"the run is far from its target: {text}" if max(value, nats) > FAR else f"{text}: close"
     if moves.size:
-        text += f" and moved by {number(float(moves.mean()), 2)} between the last two logged steps"
-    if value > FAR:
-        text += ": far. The run was too short, or the path, the recipe or β are not what is assumed"
-    else:
-        text += ": close to it"
+        text += f"; it moved by {number(float(moves.mean()), 2)} between the last two logged steps"
+    if max(value, nats) > FAR:
+        text += "; it was too short, or the path, the recipe or β are not what is assumed"
     return [
         Statement(
             "distance",

@@ -402,9 +402,13 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     named: dict[str, Statement] = {}
     for statement in statements:
         named.setdefault(statement.name, statement)
-    wanted = ["favoured", "family", "implied_beta", "distance", "reference_ratio"]
+    wanted = ["distance", "reference_ratio"]
     if not aims or case.beta == 0 or case.recipe.divergence is None:
-        wanted.insert(0, "direction")
+        wanted = ["direction", "favoured", *wanted]
+    else:
+        wanted = ["family", "implied_beta", *wanted]
+    if not aims:
+        wanted += ["effective_beta", "pass@1"]
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
