@@ -1,4 +1,4 @@
-"""The command `kltarget`: targets of a table or of a shipped task, and their verification.
+"""The command `kltarget`: targets of tables and shipped tasks, verification, logged rollouts.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
 where.
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kltarget as kt
-from kltarget import _cli_verify, plot, tables, tasks
+from kltarget import _cli_diagnose, _cli_verify, plot, tables, tasks
 from kltarget._command import (
     InputError,
     beta_list,
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.set_defaults(run=_solve)
 
     _cli_verify.add_to(commands)
+    _cli_diagnose.add_to(commands)
     return parser
 
 

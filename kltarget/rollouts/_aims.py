@@ -120,7 +120,10 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
     good = np.flatnonzero((reward > reward.min()) & (log_ref > -np.inf))
     good = good[np.argsort(-log_ref[good], kind="stable")][:_MOST_SHOWN]
     found = [
-        (int(i), int(j)) for j in good for i in good if reward[i] > reward[j] and log_ref[i] < log_ref[j]
+        (int(i), int(j))
+        for j in good
+        for i in good
+        if reward[i] > reward[j] and log_ref[i] < log_ref[j]
     ]
     # The best answer against each favourite says most.
     return sorted(found, key=lambda pair: (-reward[pair[0]], -log_ref[pair[0]]))[:_MOST_PAIRS]
@@ -140,12 +143,10 @@ def flips_of(
     """Where the recipe's target changes its favourite of two good answers."""
     prompt, scale = aim.prompt, scale_of(recipe, beta, aim)
     pairs = pairs_of(prompt)
-    if not pairs or recipe.divergence is None:
+    if not pairs or beta == 0 or recipe.divergence is None:
         return ()
     if scale is None:
-        found = [
-            (np.nan, _search(recipe, prompt, pair), None, np.nan) for pair in pairs
-        ]
+        found = [(np.nan, _search(recipe, prompt, pair), None, np.nan) for pair in pairs]
     else:
         best = prompt.reward.copy()
         best[-1] = prompt.reward.max()
@@ -170,6 +171,7 @@ def flips_of(
 def _closed(recipe: Recipe, reward: np.ndarray, log_ref: np.ndarray, pair: tuple[int, int]) -> Any:
     log_ref = log_ref - np.logaddexp.reduce(log_ref, -1)[..., None]
     reward = np.broadcast_to(reward, log_ref.shape)
+    assert recipe.divergence is not None
     objective = kt.Objective(reward, log_ref, np.ones(log_ref.shape[:-1]), recipe.divergence)
     return np.asarray(kt.flip_beta(objective, *pair))
 

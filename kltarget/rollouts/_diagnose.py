@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._numerics import double_precision
-from kltarget.rollouts._aims import Aim, affordable, aims_of
+from kltarget.rollouts._aims import Aim, affordable, aims_of, flips_of
 from kltarget.rollouts._diagnosis import Diagnosis, Statement
 from kltarget.rollouts._evidence import (
     disagreements,
@@ -24,8 +24,9 @@ from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._say_rewards import Case, refusal, reward_statements, right_answers
 from kltarget.rollouts._say_run import run_statements
-from kltarget.rollouts._say_targets import featured_of, target_statements, verdict_of
+from kltarget.rollouts._say_targets import target_statements
 from kltarget.rollouts._statistics import Log, groups_of, history, log_of
+from kltarget.rollouts._summary import featured_of, verdict_of
 from kltarget.training import Recipe
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def diagnose(
     Example:
         >>> import pandas as pd
         >>> from kltarget.rollouts import diagnose
-        >>> from kltarget.training import Recipe
+        >>> from kltarget.rollouts._summary import featured_of, verdict_of
+    from kltarget.training import Recipe
         >>> answers, rewards = ["1", "2", "1", "7"], [1.0, 1.0, 1.0, 0.0]
         >>> frame = pd.DataFrame({"answer": answers, "completion": answers, "reward": rewards})
         >>> frame = frame.assign(prompt="a digit?", step=1, group_id=0, logp=None, ref_logp=None)
@@ -113,7 +115,10 @@ def diagnose(
         raise ValueError("beta is needed: pass beta=0.04, for instance, or give it to the recipe")
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
-    for option, value, least in (("max_prompts", max_prompts, 1), ("num_bootstrap", num_bootstrap, 2)):
+    for option, value, least in (
+        ("max_prompts", max_prompts, 1),
+        ("num_bootstrap", num_bootstrap, 2),
+    ):
         if value < least:
             raise ValueError(f"{option} must be {least} or more, got {value}")
     frame: Any = rollouts
@@ -134,13 +139,13 @@ def diagnose(
         featured, tier = None, 1
         if aims:
             tier = 2
-            found = target_statements(case, aims)
-            statements += found
+            flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
+            statements += target_statements(case, aims, flips)
             run = run_statements(case, aims)
             if any(not statement.refused for statement in run):
                 tier = 3
             statements += run
-            featured = featured_of(case, aims[0].prompt, aims[0])
+            featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
             statements.append(refusal(case))
             shown = prompts_of(log, order_of(log, threshold)[:1], "none")[0]
@@ -171,10 +176,11 @@ def diagnose(
 
 def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     if isinstance(recipe, str):
-        from kltarget.training import recipes
+        from kltarget.training.recipes import (
+            recipe as preset,  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
-        # Presets of trainers come with their versions' defaults.
-        return recipes.recipe(recipe, beta=beta), recipe  # pyright: ignore
+        return preset(recipe, beta=beta), recipe
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.training.Recipe or a name, got {recipe!r}")
     return recipe, in_words(recipe)
@@ -186,7 +192,9 @@ def in_words(recipe: Recipe) -> str:
         parts = ["no KL"]
     else:
         parts = [f"{recipe.estimator} in the {recipe.place} per {recipe.level}"]
-    parts.append({"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline))
+    parts.append(
+        {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
+    )
     parts.append("no std" if recipe.normalise == "none" else recipe.normalise)
     return ", ".join(parts)
 
@@ -196,7 +204,9 @@ def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]
     sizes = np.bincount(log.group)
     size, notes = int(np.median(sizes)), []
     if (sizes != size).any():
-        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: the median, {size}, counts")
+        notes.append(
+            f"groups of {sizes.min()} to {sizes.max()} rollouts: the median, {size}, counts"
+        )
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
     matters = recipe.baseline != "none" or recipe.normalise in ("group-std", "others-std")
@@ -207,13 +217,13 @@ def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]
     except ValueError:
         return recipe, notes
     if recipe.group_size is not None:
-        notes.append(f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used")
+        notes.append(
+            f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used"
+        )
     return completed, notes
 
 
-def _aims(
-    case: Case, reference: str | None, most: int
-) -> tuple[list[Aim], list[str]]:
+def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
     """Targets of the most informative prompts, and what there is to note."""
     log, notes = case.log, []
     kind = reference_kind(log, reference)
@@ -221,8 +231,8 @@ def _aims(
         return [], notes
     if kind == "first-step" and log.steps[0] > 1:
         notes.append(
-            f"the first logged step is {log.steps[0]:,}: whether the policy was still the reference "
-            "then, the log does not say"
+            f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
+            "reference then, the log does not say"
         )
     odd = disagreements(log) if kind == "logged" else 0
     if odd:
@@ -260,7 +270,9 @@ def _title(log: Log, size: dict[str, int], format: str | None) -> str:
 
     steps = ""
     if len(log.steps):
-        steps = f", {counted(len(log.steps), 'logged step')} ({log.steps[0]:,} to {log.steps[-1]:,})"
+        steps = (
+            f", {counted(len(log.steps), 'logged step')} ({log.steps[0]:,} to {log.steps[-1]:,})"
+        )
     written = f"{format}: " if format else ""
     return (
         f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
@@ -268,7 +280,9 @@ def _title(log: Log, size: dict[str, int], format: str | None) -> str:
     )
 
 
-def _columns(case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray) -> dict[str, list[Any]]:
+def _columns(
+    case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray
+) -> dict[str, list[Any]]:
     """A number per prompt and column."""
     log, groups = case.log, case.groups
     size = len(log.prompts)
@@ -286,7 +300,13 @@ def _columns(case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray) -
             "right_answers": right,
             "late_right_answers": late,
         }
-    names = ("effective_beta", "reference_modes", "target_modes", "modes_now", "seen_reference_mass")
+    names = (
+        "effective_beta",
+        "reference_modes",
+        "target_modes",
+        "modes_now",
+        "seen_reference_mass",
+    )
     extra = {name: np.full(size, np.nan) for name in names}
     for aim in aims:
         at, prompt = aim.prompt.code, aim.prompt

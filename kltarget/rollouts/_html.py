@@ -105,6 +105,5 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     head, *body = rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = [f"<table><tr>{cells}</tr>"]
-    for row in body:
-        lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
+    lines += [f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>" for row in body]
     return [*lines, "</table>"]

@@ -68,9 +68,7 @@ def recipe_line(diagnosis: Diagnosis) -> str:
 
 def assumption_letters(statements: Iterable[Statement]) -> dict[str, str]:
     """A letter for every assumption, in the order in which they are first made."""
-    texts = [
-        text for x in statements for text in x.assumption.split("; ") if x.assumption
-    ]
+    texts = [text for x in statements for text in x.assumption.split("; ") if x.assumption]
     return {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(texts))}
 
 
@@ -105,7 +103,12 @@ def sparklines(diagnosis: Diagnosis) -> list[list[str]]:
     steps = diagnosis.history["step"]
     width = max(map(len, _LEGENDS.values()))
     rows = [
-        ["along the steps".ljust(width), f"{steps[0]:,.0f}", "…".center(len(steps)), f"{steps[-1]:,.0f}"]
+        [
+            "along the steps".ljust(width),
+            f"{steps[0]:,.0f}",
+            "…".center(len(steps)),
+            f"{steps[-1]:,.0f}",
+        ]
     ]
     for name, legend in _LEGENDS.items():
         values = diagnosis.history[name]
@@ -142,11 +145,17 @@ def featured_rows(featured: Featured) -> list[list[str]]:
     key = featured.target or featured.now
     order = sorted(range(size - 1), key=lambda i: (-_or_zero(key[i]), -featured.counts[i]))
     paid = featured.mara_reward
-    if paid is not None and all(abs(a - b) < 1e-12 for a, b in zip(paid, featured.reward, strict=True)):
+    if paid is not None and all(
+        abs(a - b) < 1e-12 for a, b in zip(paid, featured.reward, strict=True)
+    ):
         paid = None
     rows = [["answer", "seen", "reward", *given, *(["MARA would pay"] if paid else [])]]
     for i in order[:_MOST_ROWS]:
-        cells = [short(featured.names[i], 30), f"{featured.counts[i]:,}", f"{featured.reward[i]:.4g}"]
+        cells = [
+            short(featured.names[i], 30),
+            f"{featured.counts[i]:,}",
+            f"{featured.reward[i]:.4g}",
+        ]
         cells += [probability(x[i]) for x in given.values()]
         rows.append([*cells, *([f"{paid[i]:.4g}"] if paid else [])])
     hidden = order[_MOST_ROWS:]
@@ -156,7 +165,9 @@ def featured_rows(featured: Featured) -> list[list[str]]:
         rows.append([*cells, *([""] if paid else [])])
     if featured.reference is not None:
         cells = [featured.names[-1], "0", f"{featured.reward[-1]:.4g}?"]
-        rows.append([*cells, *(probability(x[-1]) for x in given.values()), *([""] if paid else [])])
+        rows.append(
+            [*cells, *(probability(x[-1]) for x in given.values()), *([""] if paid else [])]
+        )
     return rows
 
 

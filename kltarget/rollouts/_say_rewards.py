@@ -69,9 +69,11 @@ def direction(case: Case) -> Statement:
     recipe = case.recipe
     key = (recipe.place, recipe.estimator)
     if case.beta == 0 or recipe.place == "none":
+        what = "β = 0" if case.beta == 0 else "the recipe has no KL"
         text = (
-            "β = 0: nothing holds the policy to the reference, so there is no target; the path of "
-            "training decides"
+            f"{what}: nothing holds the policy to the reference, so there is no target; the path "
+            "of training decides, and exact policy gradients favour the best answer that the "
+            "reference makes likeliest"
         )
     elif recipe.divergence is not None:
         forward = isinstance(recipe.divergence, ForwardKL)
@@ -174,9 +176,7 @@ def _coefficient(case: Case) -> list[Statement]:
     assumption = f"{SOURCE}; {PRESENT}; {INDEPENDENT}"
     value, interval = median_interval(values)
     unit = "groups" if values.size > 1 else "batches"
-    return [
-        Statement("effective_beta", text, value, interval, assumption, values.size, unit)
-    ]
+    return [Statement("effective_beta", text, value, interval, assumption, values.size, unit)]
 
 
 def _passes(case: Case) -> list[Statement]:
@@ -221,25 +221,30 @@ def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     """How many different right answers prompts have, and how many are left."""
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
     text = (
-        f"two or more different right answers were seen for {several:,} of {len(counts):,} prompts, "
-        f"none for {len(counts) - some:,}"
+        f"two or more different right answers were seen for {several:,} of {len(counts):,} "
+        f"prompts, none for {len(counts) - some:,}"
     )
     if several:
         left = float((late[counts > 1] < 2).mean())
-        text += (
-            f"; in {span} {share(left)} of those show at most one (fewer rollouts show fewer answers)"
-        )
+        text += f"; in {span} {share(left)} of those show at most one"
+        text += " (fewer rollouts show fewer answers)"
     value = float(counts[counts > 0].mean()) if some else 0.0
     return Statement(
-        "right_answers", text, value, None, "answers are told apart by the rule", len(counts), "prompts"
+        "right_answers",
+        text,
+        value,
+        None,
+        "answers are told apart by the rule",
+        len(counts),
+        "prompts",
     )
 
 
 def refusal(case: Case) -> Statement:
     """Why rewards alone give no flip β, and what would."""
     text = (
-        "no flip β and no target: which of two answers is ahead at which β depends on how likely the "
-        f"reference makes them, and the log does not say. Log {HOW_TO_LOG}"
+        "no flip β and no target: which of two answers is ahead at which β depends on how likely "
+        f"the reference makes them, and the log does not say. Log {HOW_TO_LOG}"
     )
     if len(case.log.steps) and case.log.steps[0] <= 1:
         text += (
@@ -254,5 +259,3 @@ def share(x: float) -> str:
     if math.isnan(x):
         return "nan"
     return f"{100 * x:.3g} %"
-
-

@@ -1,4 +1,4 @@
-"""Statements that need the policy's own log-probabilities: the family, its β, and how far it got."""
+"""Statements that need the policy's own log-probabilities: family, β, and how far it got."""
 
 from __future__ import annotations
 
@@ -103,8 +103,9 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
     differ = scaled and np.ptp([aim.effective_beta for aim in aims]) > 1e-6 * unit
     assumption = f"{STANDS}; {ON_POLICY}; {LARGE}; {DISTINCT}"
     both = (
-        f"reverse KL fits log π/π_ref with β = {_beta(reverse, unit)} to {number(reverse.miss, 2)} "
-        f"nats, forward KL π_ref/π with β = {_beta(forward, unit)} to {number(forward.miss, 2)} nats"
+        f"reverse KL fits log π/π_ref with β = {_beta(reverse, unit)} to "
+        f"{number(reverse.miss, 2)} nats, the forward KL π_ref/π with β = {_beta(forward, unit)} "
+        f"to {number(forward.miss, 2)} nats"
     )
     ahead, behind = (forward, reverse) if forward.miss < reverse.miss else (reverse, forward)
     share = better if ahead.family == "reverse" else 1 - better
@@ -117,8 +118,8 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
     )
     if not can_tell(cells):
         verdict = (
-            "cannot tell the family: no prompt's late completions have three different rewards, and "
-            "both pass through two"
+            "cannot tell the family: no prompt's late completions have three different rewards, "
+            "and both pass through two"
         )
     elif sure:
         times = behind.miss / max(ahead.miss, 1e-12)
@@ -155,8 +156,8 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
     inside = interval[0] <= unit <= interval[1]
     what = "median effective" if differ else "effective"
     text = (
-        f"the implied effective β is {number(value, 3)}, the configured {what} β {number(unit, 3)}: "
-        + ("inside the interval" if inside else "outside the interval")
+        f"the implied effective β is {number(value, 3)}, the configured {what} β "
+        f"{number(unit, 3)}: {'inside' if inside else 'outside'} the interval"
     )
     if used.family != configured:
         text += f" (by the {used.family} KL, which the log follows but the recipe does not)"
@@ -233,9 +234,7 @@ def _drift(log: Log, aim: Aim) -> float | None:
 def _path(case: Case, aims: list[Aim]) -> list[Statement]:
     """How much of the lost diversity the target takes, and how much the way to it."""
     known = [
-        aim
-        for aim in aims
-        if aim.prompt.exact_now and aim.prompt.right(case.threshold).sum() > 1
+        aim for aim in aims if aim.prompt.exact_now and aim.prompt.right(case.threshold).sum() > 1
     ]
     if not known or aims[0].status & Status.NO_TARGET:
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,8 @@ NO_ANSWER = "(no answer)"
 LEVEL = 0.95
 _Z = 1.959963984540054
 _MOST_BINS = 12
+# The mean of so many different values is normal, and resampling it would take long.
+_MOST_LEVELS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,29 +98,36 @@ def log_of(frame: pd.DataFrame) -> Log:
     Raises:
         RolloutError: a frame without rows, rewards or one of the columns.
     """
+    table: Any = frame
     needed = ("prompt", "completion", "answer", "reward", "step", "group_id", "ref_logp", "logp")
-    missing = [name for name in needed if name not in getattr(frame, "columns", ())]
+    missing = [name for name in needed if name not in getattr(table, "columns", ())]
     if missing:
-        raise RolloutError(f"the rollouts have no column {missing[0]!r}: read them by read_rollouts")
+        raise RolloutError(
+            f"the rollouts have no column {missing[0]!r}: read them by read_rollouts"
+        )
     notes = []
-    reward = frame["reward"].to_numpy(np.float64)
+    reward = table["reward"].to_numpy(np.float64)
     kept = np.isfinite(reward)
     if not kept.any():
-        raise RolloutError("the rollouts have no rewards" if len(frame) else "there are no rollouts")
+        raise RolloutError(
+            "the rollouts have no rewards" if len(table) else "there are no rollouts"
+        )
     if not kept.all():
-        frame, reward = frame[kept], reward[kept]
-        notes.append(f"{(~kept).sum():,} of {kept.size:,} rollouts without a finite reward left out")
-    prompt, prompts = _codes(frame["prompt"])
-    text, texts = _codes(frame["answer"])
-    said, _ = _codes(frame["completion"])
+        table, reward = table[kept], reward[kept]
+        notes.append(
+            f"{(~kept).sum():,} of {kept.size:,} rollouts without a finite reward left out"
+        )
+    prompt, prompts = _codes(table["prompt"])
+    text, texts = _codes(table["answer"])
+    said, _ = _codes(table["completion"])
     pair, answer = np.unique(
         prompt.astype(np.int64) * (len(texts) + 1) + text + 1, return_inverse=True
     )
     _, completion = np.unique(
         prompt.astype(np.int64) * (said.max() + 2) + said + 1, return_inverse=True
     )
-    _, group = np.unique(frame["group_id"].to_numpy(), return_inverse=True)
-    step = frame["step"]
+    _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
+    step = table["step"]
     steps, time = np.empty(0, np.int64), np.zeros(len(reward), np.int64)
     if not step.isna().any():
         steps, time = np.unique(step.to_numpy(np.int64), return_inverse=True)
@@ -133,8 +142,8 @@ def log_of(frame: pd.DataFrame) -> Log:
         time=time,
         steps=steps,
         reward=reward,
-        ref_logp=frame["ref_logp"].to_numpy(np.float64),
-        logp=frame["logp"].to_numpy(np.float64),
+        ref_logp=table["ref_logp"].to_numpy(np.float64),
+        logp=table["logp"].to_numpy(np.float64),
         prompts=tuple(map(str, prompts)),
         answer_names=names[pair % (len(texts) + 1) - 1],
         answer_prompt=pair // (len(texts) + 1),
@@ -142,7 +151,7 @@ def log_of(frame: pd.DataFrame) -> Log:
     )
 
 
-def _codes(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
     """Codes without gaps, in the order of appearance; missing texts are -1."""
     import pandas as pd
 
@@ -183,9 +192,7 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     total, squares = np.bincount(log.group, apart), np.bincount(log.group, apart**2)
     left = np.maximum(squares - total**2 / size, 0) / np.maximum(size - ddof, 1)
     equal = squares == 0
-    pairs = np.unique(
-        log.group * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True
-    )
+    pairs = np.unique(log.group * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True)
     owner = pairs[0] // (np.int64(log.answer.max()) + 1)
     same = np.bincount(owner, pairs[1] * (pairs[1] - 1.0), minlength=len(size))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -226,7 +233,9 @@ def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cell_of = log.prompt * width + log.time
     cells, cell = np.unique(cell_of, return_inverse=True)
     size = np.bincount(cell)
-    pair, count = np.unique(cell * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True)
+    pair, count = np.unique(
+        cell * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True
+    )
     owner = pair // (np.int64(log.answer.max()) + 1)
     share = count / size[owner]
     plain = -np.bincount(owner, share * np.log(share), minlength=len(cells))
@@ -277,6 +286,9 @@ def mean_interval(
         return float(values[0]), None
     # Resampled means of many values need their distinct ones only, with how often each occurs.
     levels, counts = np.unique(values, return_counts=True)
+    if levels.size > _MOST_LEVELS:
+        half = _Z * values.std(ddof=1) / math.sqrt(values.size)
+        return float(values.mean()), (float(values.mean() - half), float(values.mean() + half))
     drawn = rng.multinomial(values.size, counts / values.size, size=number) @ levels / values.size
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(values.mean()), (float(low), float(high))
