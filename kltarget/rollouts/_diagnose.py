@@ -106,8 +106,7 @@ def diagnose(
     References:
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817 (targets, ratios, MARA). Chen et al., "Evaluating Large Language Models
-        Trained on Code", 2021, arXiv 2107.03374 (pass@k). Owen, "The Pigeonhole Bootstrap", 2007,
-        arXiv 0712.1111 (the intervals of implied coefficients).
+        Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
     recipe, name = _recipe(recipe, beta)
     beta = recipe.beta if beta is None else beta

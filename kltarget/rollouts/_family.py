@@ -80,36 +80,45 @@ def some_slope(cells: Cells) -> bool:
 def fit_families(
     cells: Cells, rng: np.random.Generator, number: int
 ) -> tuple[Fit, Fit, float, int]:
-    """Both families, the share of resamples in which the reverse misses less, and how many units.
+    """Both families, in how many of the resamples the better one stays so, and how many
+    different completions there are.
 
-    Resampled are completions and, independently, blocks of steps, by random weights: whatever makes
-    all answers of a block deviate together, or one answer at all steps, is in the interval, which
-    is conservative for what does neither (Owen, "The Pigeonhole Bootstrap", 2007, arXiv 0712.1111).
-    The width is Student's for the smaller number of units.
+    Resampled by random weights are the completions, and the blocks of steps: so one answer may
+    deviate at all steps, or all answers in one block. Both variances count, which is conservative
+    for what does neither, and the width is Student's with Satterthwaite's degrees of freedom.
     """
-    estimates = {name: _fit(name, cells, cells.count) for name in ("reverse", "forward")}
-    _, block = np.unique(cells.block, return_inverse=True)
-    _, completion = np.unique(cells.completion, return_inverse=True)
-    units = [n for n in (int(block.max()) + 1, int(completion.max()) + 1) if n > 1]
-    drawn: dict[str, list[tuple[float, float]]] = {"reverse": [], "forward": []}
-    for _ in range(number):
-        weight = cells.count * rng.exponential(size=int(completion.max()) + 1)[completion]
-        if block.max() > 0:
-            weight = weight * rng.exponential(size=int(block.max()) + 1)[block]
+    names = ("reverse", "forward")
+    estimates = {name: _fit(name, cells, cells.count) for name in names}
+    better = min(names, key=lambda name: estimates[name][1])
+    variances: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+    shares = []
+    for label in (cells.completion, cells.block):
+        _, unit = np.unique(label, return_inverse=True)
+        few = int(unit.max()) + 1
+        if few < 2:
+            continue
+        weights = [cells.count * rng.exponential(size=few)[unit] for _ in range(number)]
+        drawn = {name: np.array([_fit(name, cells, w) for w in weights]) for name in names}
         for name, values in drawn.items():
-            values.append(_fit(name, cells, weight))
+            # Random exponential weights of n units scatter less than n independent ones by this.
+            scatter = values[:, 0].var() * (few + 1) / (few - 1)
+            variances[name].append((float(scatter), few - 1))
+        worse = names[1 - names.index(better)]
+        shares.append(float((drawn[better][:, 1] < drawn[worse][:, 1]).mean()))
     fits = []
-    few = min(units, default=1)
     for name, (slope, miss) in estimates.items():
-        slopes = np.array([x for x, _ in drawn[name]])
-        # Random exponential weights of n units scatter less than n independent ones by this.
-        wider = np.sqrt((few + 1) / max(few - 1, 1))
-        half = student.ppf((1 + LEVEL) / 2, max(few - 1, 1)) * wider * slopes.std()
-        half += _ROUNDING * abs(slope)
+        half = _half_width(variances[name]) + _ROUNDING * abs(slope)
         fits.append(Fit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
-    misses = {name: np.array([miss for _, miss in values]) for name, values in drawn.items()}
-    better = float((misses["reverse"] < misses["forward"]).mean()) if number else float("nan")
-    return fits[0], fits[1], better, few
+    return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
+
+
+def _half_width(variances: list[tuple[float, int]]) -> float:
+    """Half a 95 % interval from variances with their degrees of freedom."""
+    total = sum(variance for variance, _ in variances)
+    if not total:
+        return 0.0 if variances else np.inf
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances)
+    return float(student.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(total))
 
 
 def _inverse(slope: float) -> float:

@@ -98,7 +98,7 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
             "of a prompt have equal rewards"
         )
         return [Statement(name, text, None, None, "", size, "late rollouts", tier=3)]
-    reverse, forward, better, units = fit_families(cells, case.rng, case.number)
+    reverse, forward, share, units = fit_families(cells, case.rng, case.number)
     unit = 1.0 if not scaled else float(np.median([aim.effective_beta for aim in aims]))
     differ = scaled and np.ptp([aim.effective_beta for aim in aims]) > 1e-6 * unit
     assumption = f"{STANDS}; {ON_POLICY}; {LARGE}; {DISTINCT}"
@@ -108,7 +108,6 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
         f"to {number(forward.miss, 2)} nats"
     )
     ahead, behind = (forward, reverse) if forward.miss < reverse.miss else (reverse, forward)
-    share = better if ahead.family == "reverse" else 1 - better
     distant = any(x.name == "distance" and "far" in x.text for x in far)
     sure = (
         can_tell(cells)
@@ -173,7 +172,7 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
             (interval[0], interval[1]),
             assumption,
             units,
-            "independent completions or blocks",
+            "completions",
             tier=3,
         )
     )

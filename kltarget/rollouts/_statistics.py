@@ -68,8 +68,9 @@ class Log:
 
     @property
     def late_from(self) -> int:
-        """The first rank of the last third of the logged steps."""
-        return self.num_times - max(1, math.ceil(self.num_times / 3))
+        """The first rank of the last third of the logged steps, or of half of a few."""
+        most = min(3, self.num_times // 2)
+        return self.num_times - max(1, math.ceil(self.num_times / 3), most)
 
     @functools.cached_property
     def late(self) -> np.ndarray:
