@@ -119,7 +119,7 @@ def target_over_beta(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: A
             ax.plot(betas, shares[:, i], **options)
         rest = np.delete(shares, lines, axis=1).sum(1)
         ax.plot(betas, rest, color="#bbbbbb", lw=1.2, label="all others", zorder=2)
-        top = float(shares[:, lines].max()) * 1.05
+        top = float(shares[:, lines].max()) * 1.18
         ax.set(xscale="log", xlim=(betas[0], betas[-1]), ylim=(0, max(top, _LEAST_SHARE)))
         ax.axvline(diagnosis.beta, color="#222222", lw=1.4, zorder=4)
         ax.annotate(

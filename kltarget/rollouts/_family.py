@@ -17,6 +17,7 @@ from kltarget.rollouts._statistics import LEVEL
 MARGIN, SHARE = 1.5, 0.95
 _ROUNDS = 8
 _MOST_BLOCKS = 10
+_MOST_AT_ONCE = 2**21
 # Log-probabilities are logged with seven digits.
 _ROUNDING = 1e-6
 
@@ -80,16 +81,17 @@ def some_slope(cells: Cells) -> bool:
 def fit_families(
     cells: Cells, rng: np.random.Generator, number: int
 ) -> tuple[Fit, Fit, float, int]:
-    """Both families, in how many of the resamples the better one stays so, and how many
-    different completions there are.
+    """Both families, the share of resamples in which the better stays so, and how many completions.
 
     Resampled by random weights are the completions, and the blocks of steps: so one answer may
     deviate at all steps, or all answers in one block. Both variances count, which is conservative
     for what does neither, and the width is Student's with Satterthwaite's degrees of freedom.
     """
+    cells = _by_line(cells)
     names = ("reverse", "forward")
-    estimates = {name: _fit(name, cells, cells.count) for name in names}
-    better = min(names, key=lambda name: estimates[name][1])
+    estimates = {name: _fit(name, cells, cells.count[None]) for name in names}
+    better = min(names, key=lambda name: estimates[name][1, 0])
+    worse = names[1 - names.index(better)]
     variances: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     shares = []
     for label in (cells.completion, cells.block):
@@ -97,19 +99,37 @@ def fit_families(
         few = int(unit.max()) + 1
         if few < 2:
             continue
-        weights = [cells.count * rng.exponential(size=few)[unit] for _ in range(number)]
-        drawn = {name: np.array([_fit(name, cells, w) for w in weights]) for name in names}
+        drawn = _resampled(cells, unit, few, rng, number)
         for name, values in drawn.items():
             # Random exponential weights of n units scatter less than n independent ones by this.
-            scatter = values[:, 0].var() * (few + 1) / (few - 1)
+            scatter = values[0].var() * (few + 1) / (few - 1)
             variances[name].append((float(scatter), few - 1))
-        worse = names[1 - names.index(better)]
-        shares.append(float((drawn[better][:, 1] < drawn[worse][:, 1]).mean()))
+        shares.append(float((drawn[better][1] < drawn[worse][1]).mean()))
     fits = []
-    for name, (slope, miss) in estimates.items():
+    for name in names:
+        slope, miss = (float(x) for x in estimates[name][:, 0])
         half = _half_width(variances[name]) + _ROUNDING * abs(slope)
         fits.append(Fit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
     return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
+
+
+def _by_line(cells: Cells) -> Cells:
+    order = np.argsort(cells.line, kind="stable")
+    return Cells(**{f.name: getattr(cells, f.name)[order] for f in dataclasses.fields(Cells)})
+
+
+def _resampled(
+    cells: Cells, unit: np.ndarray, few: int, rng: np.random.Generator, number: int
+) -> dict[str, np.ndarray]:
+    """Slopes and misses of both families under random weights of the units, ``[2, R]`` each."""
+    at_once = max(1, _MOST_AT_ONCE // len(unit))
+    parts: dict[str, list[np.ndarray]] = {"reverse": [], "forward": []}
+    for start in range(0, number, at_once):
+        rows = min(at_once, number - start)
+        weight = cells.count * rng.exponential(size=(rows, few))[:, unit]
+        for name, values in parts.items():
+            values.append(_fit(name, cells, weight))
+    return {name: np.concatenate(values, axis=1) for name, values in parts.items()}
 
 
 def _half_width(variances: list[tuple[float, int]]) -> float:
@@ -129,34 +149,38 @@ def _inverted(low: float, high: float) -> tuple[float, float]:
     return _inverse(high), _inverse(low)
 
 
-def _fit(family: str, cells: Cells, weight: np.ndarray) -> tuple[float, float]:
-    """The slope of a family in 1/β, and what it misses by."""
+def _fit(family: str, cells: Cells, weight: np.ndarray) -> np.ndarray:
+    """The slopes of a family in 1/β and what they miss by, ``[2, R]``, of weights ``[R, N]``."""
     if family == "reverse":
         slope, fitted = _line(cells, cells.log_ratio, weight)
-        miss = cells.log_ratio - fitted
-        return slope, _mean_square(miss, weight)
+        return np.stack([slope, _mean_square(cells.log_ratio - fitted, weight)])
     # Deviations of log π/π_ref are what is even, so those of its inverse count by its square.
     inverse, relative = np.exp(-cells.log_ratio), weight * np.exp(2 * cells.log_ratio)
-    slope, fitted = 0.0, inverse
+    slope, fitted = _line(cells, inverse, relative)
     for _ in range(_ROUNDS):
-        slope, fitted = _line(cells, inverse, relative)
         fitted = np.maximum(fitted, 1e-3 * inverse)
-        relative = weight / fitted**2
-    return -slope, _mean_square(-cells.log_ratio - np.log(fitted), weight)
+        slope, fitted = _line(cells, inverse, weight / fitted**2)
+    fitted = np.maximum(fitted, 1e-3 * inverse)
+    return np.stack([-slope, _mean_square(-cells.log_ratio - np.log(fitted), weight)])
 
 
-def _line(cells: Cells, y: np.ndarray, weight: np.ndarray) -> tuple[float, np.ndarray]:
-    """Weighted least squares with one slope and an intercept per line."""
-    total = np.bincount(cells.line, weight)
-    mean_x = (np.bincount(cells.line, weight * cells.x) / total)[cells.line]
-    mean_y = (np.bincount(cells.line, weight * y) / total)[cells.line]
-    dx = cells.x - mean_x
-    slope = float((weight * dx * y).sum() / (weight * dx**2).sum())
-    return slope, mean_y + slope * dx
+def _line(cells: Cells, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted least squares with one slope and an intercept per line, of sorted lines."""
+    starts = np.flatnonzero(np.diff(cells.line, prepend=-1))
+    sizes = np.diff(np.append(starts, len(cells.line)))
+    total = np.add.reduceat(weight, starts, axis=1)
+
+    def centre(values: np.ndarray) -> np.ndarray:
+        sums = np.add.reduceat(weight * values, starts, axis=1)
+        return np.repeat(sums / total, sizes, axis=1)
+
+    dx = cells.x - centre(cells.x)
+    slope = (weight * dx * y).sum(1) / (weight * dx**2).sum(1)
+    return slope, centre(y) + slope[:, None] * dx
 
 
-def _mean_square(miss: np.ndarray, weight: np.ndarray) -> float:
-    return float(np.sqrt((weight * miss**2).sum() / weight.sum()))
+def _mean_square(miss: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return np.sqrt((weight * miss**2).sum(1) / weight.sum(1))
 
 
 def blocks(times: np.ndarray, groups: np.ndarray) -> np.ndarray:
