@@ -69,8 +69,8 @@ def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]
 
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     """Targets of many prompts at once."""
-    rows = padded(prompts)
-    target = implied_target(recipe, rows["reward"], rows["log_ref"], beta=beta)
+    rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
+    target = implied_target(recipe, rewards, log_refs, beta=beta)
     log_probs, status = np.asarray(target.log_probs), np.asarray(target.status)
     coefficient = np.asarray(target.effective_beta)
     shared = np.broadcast_to(np.asarray(target.objective.beta), coefficient.shape)
@@ -169,11 +169,11 @@ def flips_of(
 
 
 def _closed(recipe: Recipe, reward: np.ndarray, log_ref: np.ndarray, pair: tuple[int, int]) -> Any:
-    log_ref = log_ref - np.logaddexp.reduce(log_ref, -1)[..., None]
-    reward = np.broadcast_to(reward, log_ref.shape)
+    rows = np.atleast_2d(log_ref)
+    rewards, log_refs = padded([reward] * len(rows), list(rows))
     assert recipe.divergence is not None
-    objective = kt.Objective(reward, log_ref, np.ones(log_ref.shape[:-1]), recipe.divergence)
-    return np.asarray(kt.flip_beta(objective, *pair))
+    objective = kt.Objective(rewards, log_refs, np.ones(len(rows)), recipe.divergence)
+    return np.asarray(kt.flip_beta(objective, *pair)).reshape(log_ref.shape[:-1])
 
 
 def _draws(prompt: Prompt, rng: np.random.Generator, number: int) -> np.ndarray:
@@ -202,7 +202,7 @@ def _search(recipe: Recipe, prompt: Prompt, pair: tuple[int, int]) -> float:
     """The trainer's β at which two answers are level, by halving of a bracket; NaN if none is."""
 
     def leads(betas: np.ndarray) -> np.ndarray:
-        log_probs = np.asarray(_targets(recipe, prompt, betas))
+        log_probs = _targets(recipe, prompt, betas)
         return log_probs[:, pair[0]] - log_probs[:, pair[1]]
 
     betas = np.geomspace(1e-4, 1e2, 13)
@@ -223,25 +223,28 @@ def _search(recipe: Recipe, prompt: Prompt, pair: tuple[int, int]) -> float:
 
 
 def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> Any:
-    return implied_target(recipe, prompt.reward, prompt.log_ref, beta=betas).log_probs
+    reward, log_ref = padded([prompt.reward], [prompt.log_ref])
+    log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
+    return np.asarray(log_probs)[:, : len(prompt.names)]
 
 
 def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Target masses ``[B, A]`` over two decades of β on each side of the configured one."""
     betas = np.geomspace(beta / 100, beta * 100, _NUM_BETAS)
-    return betas, np.exp(np.asarray(_targets(recipe, prompt, betas)))
+    return betas, np.exp(_targets(recipe, prompt, betas))
 
 
 def mara_rewards(aim: Aim) -> np.ndarray | None:
     """What MARA would give instead of the logged rewards, with the best of them as threshold."""
     if aim.effective_beta <= 0:
         return None
-    objective = kt.Objective(aim.prompt.reward, aim.prompt.log_ref, aim.effective_beta)
+    reward, log_ref = padded([aim.prompt.reward], [aim.prompt.log_ref])
+    objective = kt.Objective(reward, log_ref, np.array([aim.effective_beta]))
     seen = aim.prompt.log_ref[:-1] > -np.inf
     best = aim.prompt.reward[:-1][seen].max(initial=-np.inf)
     if not np.isfinite(best) or aim.prompt.reward[-1] >= best:
         return None
-    return np.asarray(kt.mara(objective, best).reward)
+    return np.asarray(kt.mara(objective, best).reward)[0, : len(aim.prompt.names)]
 
 
 def is_forward(recipe: Recipe) -> bool:

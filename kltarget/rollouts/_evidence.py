@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ UNSEEN = "(unseen)"
 LEAST_SEEN = 0.5
 _LEAST_SAMPLES = 20.0
 _FOUND_TWICE = 0.01
+_STEP = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,12 +208,17 @@ def disagreements(log: Log) -> int:
     return int((high - low > _FOUND_TWICE).sum())
 
 
-def padded(prompts: list[Prompt]) -> dict[str, Any]:
-    """Rewards and references of prompts as rows of one length; what is added is impossible."""
-    width = max(len(prompt.names) for prompt in prompts)
-    reward = np.zeros((len(prompts), width))
-    log_ref = np.full((len(prompts), width), -np.inf)
-    for row, prompt in enumerate(prompts):
-        reward[row, : len(prompt.names)] = prompt.reward
-        log_ref[row, : len(prompt.names)] = prompt.log_ref
-    return {"reward": reward, "log_ref": log_ref - np.logaddexp.reduce(log_ref, 1)[:, None]}
+def padded(
+    rewards: Sequence[np.ndarray], log_refs: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and references as rows of one length; what is added is impossible.
+
+    Lengths come in steps, so that prompts of other sizes find programs that are compiled already.
+    """
+    width = -(-max(map(len, rewards)) // _STEP) * _STEP
+    reward = np.zeros((len(rewards), width))
+    log_ref = np.full((len(rewards), width), -np.inf)
+    for row, (values, masses) in enumerate(zip(rewards, log_refs, strict=True)):
+        reward[row, : len(values)] = values
+        log_ref[row, : len(masses)] = masses
+    return reward, log_ref - np.logaddexp.reduce(log_ref, 1)[:, None]
