@@ -1,4 +1,4 @@
-"""The command `kltarget`: targets of a table or of a task, their verification, trainers' recipes.
+"""The command `kltarget`: targets, their verification, trainers' recipes, logged rollouts.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
 where.
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kltarget as kt
-from kltarget import _cli_recipe, _cli_verify, plot, tables, tasks
+from kltarget import _cli_diagnose, _cli_recipe, _cli_verify, plot, tables, tasks
 from kltarget._command import (
     InputError,
     beta_list,
@@ -189,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _cli_verify.add_to(commands)
     _cli_recipe.add_to(commands)
+    _cli_diagnose.add_to(commands)
     return parser
 
 

@@ -6,8 +6,17 @@ is drawn and never outside; use it for figures of your own with
 `matplotlib.style.context(kltarget.plot.STYLE)`.
 """
 
+from kltarget.plot._diagnosis import answers, target_over_beta
 from kltarget.plot._style import STYLE
 from kltarget.plot._target import target
 from kltarget.plot._verification import distances, predicted_vs_reached, training
 
-__all__ = ["STYLE", "distances", "predicted_vs_reached", "target", "training"]
+__all__ = [
+    "STYLE",
+    "answers",
+    "distances",
+    "predicted_vs_reached",
+    "target",
+    "target_over_beta",
+    "training",
+]

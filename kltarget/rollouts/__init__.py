@@ -46,8 +46,18 @@ for i, sampled in enumerate(batch["response_mask"].bool()):
 ```
 """
 
+from kltarget.rollouts._diagnose import diagnose
+from kltarget.rollouts._diagnosis import Diagnosis, Featured, Statement
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import FORMAT_NAMES
 
-__all__ = ["FORMAT_NAMES", "RolloutError", "read_rollouts"]
+__all__ = [
+    "FORMAT_NAMES",
+    "Diagnosis",
+    "Featured",
+    "RolloutError",
+    "Statement",
+    "diagnose",
+    "read_rollouts",
+]

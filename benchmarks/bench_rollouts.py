@@ -1,0 +1,70 @@
+"""A million rollouts of ten thousand prompts, read from one Parquet file and diagnosed.
+
+In a fresh interpreter, so that imports, compilation and the peak of memory are in the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CODE = """
+import json, resource, sys, time
+start = time.perf_counter()
+from kltarget.rollouts import diagnose, read_rollouts
+from kltarget.training import Recipe
+frame = read_rollouts(sys.argv[1])
+read = time.perf_counter() - start
+recipe = Recipe("loss", "k3", baseline="mean", normalise="group-std", ddof=1, group_size=8)
+found = diagnose(frame, recipe, beta=0.04)
+str(found)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"seconds": seconds, "reading": read, "peak_gib": peak, "tier": found.tier}))
+"""
+
+
+def make(path: Path, num_rollouts: int, num_prompts: int, group_size: int = 8) -> None:
+    """Rollouts whose log-probabilities are those of a target, over twenty answers a prompt."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    num_groups, num_answers = num_rollouts // group_size, 20
+    log_ref = np.log(rng.dirichlet(np.full(num_answers, 0.4) + 0.01, num_prompts))
+    right = rng.random((num_prompts, num_answers)) < 0.15
+    log_policy = log_ref + 2.0 * right
+    log_policy -= np.logaddexp.reduce(log_policy, 1)[:, None]
+    prompt = np.repeat(np.arange(num_groups) % num_prompts, group_size)
+    levels = np.cumsum(np.exp(log_policy), 1)[prompt]
+    answer = (rng.random((len(prompt), 1)) > levels).sum(1).clip(max=num_answers - 1)
+    frame = pd.DataFrame(
+        {
+            "prompt": [f"question {i}: what is it?" for i in prompt],
+            "completion": [f"I think that it is {i}" for i in answer],
+            "reward": right[prompt, answer].astype(float),
+            "step": np.repeat(np.arange(num_groups) * 100 // num_groups, group_size),
+            "group_id": np.repeat(np.arange(num_groups), group_size),
+            "logp": log_policy[prompt, answer],
+            "ref_logp": log_ref[prompt, answer],
+        }
+    )
+    frame.to_parquet(path)
+
+
+def measure(path: Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", _CODE, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_million_rollouts(benchmark: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.parquet"
+    # Untimed, a small log shows that the benchmark runs.
+    make(path, *((2_000, 20) if benchmark.disabled else (1_000_000, 10_000)))
+    found = benchmark.pedantic(lambda: measure(path), rounds=1)
+    benchmark.extra_info.update(found)

@@ -1,0 +1,70 @@
+"""The page in a few sentences, and the numbers of its most informative prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kltarget.rollouts._aims import Aim, Flip, mara_rewards, shares_over_beta
+from kltarget.rollouts._diagnosis import Featured, Statement
+from kltarget.rollouts._evidence import Prompt
+from kltarget.rollouts._say_rewards import Case
+from kltarget.status import Status
+
+
+def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> tuple[str, ...]:
+    """The page in a few sentences."""
+    named: dict[str, Statement] = {}
+    for statement in statements:
+        named.setdefault(statement.name, statement)
+    wanted = ["distance", "reference_ratio"]
+    if not aims or case.beta == 0 or case.recipe.divergence is None:
+        wanted = ["direction", "favoured", *wanted]
+    else:
+        wanted = ["family", "implied_beta", *wanted]
+    if not aims:
+        wanted += ["effective_beta", "pass@1"]
+    flips = named.get("flip_beta")
+    if flips is not None and flips.value is not None:
+        wanted.append("flip_beta")
+    chosen = [named[name].text for name in wanted if name in named and not named[name].refused]
+    equal = named["zero_std_groups"]
+    if (equal.value or 0) > 0.5:
+        chosen.append(equal.text)
+    if flips is not None and flips.refused:
+        chosen.append(flips.text.split(". ")[0])
+    return tuple(text.split("; ")[0] for text in chosen)
+
+
+def featured_of(
+    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[Flip, ...] = ()
+) -> Featured:
+    """Numbers of the most informative prompt."""
+    base = Featured(
+        prompt=prompt.text,
+        names=prompt.names,
+        reward=_floats(prompt.reward),
+        counts=tuple(int(x) for x in prompt.counts),
+        reference=None if aim is None else _floats(np.exp(prompt.log_ref)),
+        target=None,
+        now=_floats(np.exp(prompt.log_now)),
+    )
+    if aim is None or aim.status & Status.NO_TARGET:
+        return base
+    betas, shares = shares_over_beta(case.recipe, prompt, case.beta)
+    rewards = mara_rewards(aim)
+    return dataclasses.replace(
+        base,
+        target=_floats(np.exp(aim.log_target)),
+        mara_reward=None if rewards is None else _floats(rewards),
+        flips=tuple(dataclasses.asdict(flip) for flip in flips),
+        betas=_floats(betas),
+        shares=tuple(map(_floats, shares)),
+        effective_beta=aim.effective_beta,
+    )
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(x) for x in values)

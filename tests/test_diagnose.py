@@ -1,0 +1,650 @@
+"""What `diagnose` reads from a log is what the log was made from, and nothing it does not hold.
+
+Files under `data/rollouts` were written by trainers, with the exact probabilities of reference and
+last policy beside them; the other frames are sampled here from targets that are known.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import resource
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import kltarget as kt
+from kltarget import _cli_diagnose, cli, plot
+from kltarget._numerics import double_precision
+from kltarget._text import display_width
+from kltarget.implied import implied_target
+from kltarget.rollouts import Diagnosis, RolloutError, diagnose, read_rollouts
+from kltarget.rollouts._family import MARGIN, SHARE, Cells, fit_families
+from kltarget.rollouts._statistics import groups_of, log_of, median_interval, pass_at, wilson
+from kltarget.training import Recipe, recipes
+
+DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
+GRADED = DATA / "trl116_grpo_graded_noscale_k3_b03_long_logp"
+GRADED_REWARDS = DATA / "trl116_grpo_graded_noscale_k3_b02_long"
+SHORT = DATA / "trl116_grpo_digit_b004_logp"
+AT_ZERO = DATA / "trl116_grpo_digit_b0"
+
+K3 = Recipe("loss", "k3", "token", "mean", group_size=8)
+GRPO = Recipe(
+    *("loss", "weighted-k3", "token", "mean"),
+    normalise="group-std",
+    ddof=1,
+    epsilon=1e-4,
+    group_size=8,
+)
+AS_OPTION = "place=loss,estimator=k3,level=token,baseline=mean"
+
+
+@pytest.fixture(scope="module")
+def graded():
+    return diagnose(GRADED, K3, beta=0.3)
+
+
+@pytest.fixture(scope="module")
+def short():
+    return diagnose(SHORT, GRPO, beta=0.04)
+
+
+def exact(folder, prompt=0):
+    """Texts, rewards and reference log-probabilities of every token, as they truly are."""
+    answers = json.loads((folder / "truth.json").read_text())["exact"][prompt]["answers"]
+    reward = np.array([next(iter(x["rewards"].values())) for x in answers])
+    log_ref = np.array([x["ref_logp"] for x in answers])
+    return [x["text"] for x in answers], reward, log_ref - np.logaddexp.reduce(log_ref)
+
+
+def exact_flip(folder, better, worse, divergence):
+    names, reward, log_ref = exact(folder)
+    with double_precision():
+        objective = kt.Objective(reward, log_ref, 1.0, divergence)
+        return float(kt.flip_beta(objective, names.index(better), names.index(worse)))
+
+
+def sampled(family, beta, seed, prompts=4, steps=6, groups=4, size=8, jitter=0.05):
+    """Rollouts of the target, its log-probabilities moved a little at every step."""
+    rng = np.random.default_rng(seed)
+    divergence = kt.ForwardKL() if family == "forward" else kt.ReverseKL()
+    log_ref = np.log(rng.dirichlet(np.ones(8), prompts))
+    reward = rng.choice([0.0, 0.5, 1.0], (prompts, 8))
+    reward[:, :3] = [0, 0.5, 1]
+    with double_precision():
+        problem = kt.Objective(reward, log_ref, np.full(prompts, beta), divergence)
+        target = np.asarray(kt.solve(problem).log_probs)
+    rows = []
+    for step in range(steps):
+        log_probs = target + jitter * rng.normal(size=target.shape)
+        log_probs -= np.logaddexp.reduce(log_probs, 1)[:, None]
+        for group in range(prompts * groups):
+            p = group // groups
+            for a in rng.choice(8, size, p=np.exp(log_probs[p])):
+                rows.append(
+                    (f"prompt {p}", f"a{a}", f"a{a}", reward[p, a], step, step * 999 + group)
+                )
+                rows[-1] += (log_ref[p, a], log_probs[p, a])
+    names = ["prompt", "completion", "answer", "reward", "step", "group_id", "ref_logp", "logp"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_a_real_run_shows_its_family_and_its_beta(graded):
+    truth = 0.3 * 8 / 7
+    assert graded.tier == 3
+    assert graded["effective_beta"].value == pytest.approx(truth, rel=1e-12)
+    assert graded["family"].value == 1.0  # forward
+    assert graded["family"].text.startswith("the log follows the forward KL")
+    low, high = graded["implied_beta"].interval
+    assert low < truth < high
+    assert high / low < 1.6
+    assert graded["distance"].value < 0.03
+    assert "close" in graded["distance"].text
+
+
+def test_the_wrong_recipe_is_told_from_the_right_one(graded):
+    wrong = diagnose(GRADED, Recipe("reward", "k1", baseline="leave-one-out"), beta=0.3)
+    assert wrong["family"].value == 1.0
+    assert "which the log follows but the recipe does not" in wrong["implied_beta"].text
+    assert wrong["distance"].value > 5 * graded["distance"].value
+
+
+@pytest.mark.parametrize(("better", "worse"), [("2", "7"), ("1", "7"), ("1", "4")])
+def test_flips_are_those_of_all_51_tokens(better, worse):
+    names, reward, log_ref = exact(GRADED)
+    frame = read_rollouts(GRADED)
+    # The trainer logged float32 numbers of the same.
+    known = dict(zip(names, log_ref, strict=True))
+    frame["ref_logp"] = frame["answer"].map(known).astype(float)
+    found = diagnose(frame, K3, beta=0.3)
+    flips = {(x["better"], x["worse"]): x for x in found.featured.flips}
+    effective = exact_flip(GRADED, better, worse, kt.ForwardKL())
+    assert flips[better, worse]["effective_beta"] == pytest.approx(effective, rel=1e-6)
+    assert flips[better, worse]["beta"] == pytest.approx(effective * 7 / 8, rel=1e-6)
+    assert flips[better, worse]["interval"] is None
+    # At the flip the recipe's own target is level.
+    level = implied_target(K3, reward, log_ref, beta=flips[better, worse]["beta"]).log_probs
+    i, j = names.index(better), names.index(worse)
+    assert float(level[i] - level[j]) == pytest.approx(0, abs=1e-4)
+
+
+def test_logged_references_give_the_same_to_their_rounding(graded):
+    ratio = graded["reference_ratio"]
+    names, _, log_ref = exact(GRADED)
+    true = np.exp(log_ref[names.index("2")] - log_ref[names.index("1")])
+    assert ratio.value == pytest.approx(true, rel=1e-6)
+    assert ratio.text.startswith("“2” and “1” have equal rewards: the target's ratio stays the")
+    assert "3.12 : 1, at every β" in ratio.text
+    for flip in graded.featured.flips:
+        effective = exact_flip(GRADED, flip["better"], flip["worse"], kt.ForwardKL())
+        assert flip["effective_beta"] == pytest.approx(effective, rel=2e-5)
+
+
+@pytest.mark.parametrize(("folder", "beta"), [(GRADED, 0.3), (GRADED_REWARDS, 0.2)])
+def test_the_first_step_stands_in_for_the_reference(folder, beta):
+    frame = read_rollouts(folder)
+    frame[["ref_logp", "logp"]] = np.nan
+    found = diagnose(frame, K3, beta=beta, reference="first-step", num_bootstrap=1000)
+    assert found.tier == 2
+    names, _, log_ref = exact(folder)
+    ratio = found["reference_ratio"]
+    low, high = ratio.interval
+    assert low < np.exp(log_ref[names.index("2")] - log_ref[names.index("1")]) < high
+    flips = [x for x in found.featured.flips if (x["better"], x["worse"]) == ("2", "7")]
+    assert len(flips) == 1
+    effective = exact_flip(folder, "2", "7", kt.ForwardKL())
+    assert flips[0]["interval"][0] < effective * 7 / 8 < flips[0]["interval"][1]
+    assert "the policy was still the reference at the first logged step" in ratio.assumption
+    assert ratio.sample_size == (frame["step"] == 1).sum()
+
+
+def test_rewards_alone_refuse_what_they_cannot_say():
+    found = diagnose(GRADED_REWARDS, K3, beta=0.2)
+    assert found.tier == 1
+    flip = found["flip_beta"]
+    assert flip.refused
+    assert flip.value is None
+    for what in ("ref_logp", "ref_per_token_logps", "verl", "--reference-from-first-step"):
+        assert what in flip.text
+    assert found.featured.target is None
+    assert found.featured.flips == ()
+    for absent in ("reference_ratio", "family", "implied_beta", "mara", "expected_reward"):
+        assert absent not in found
+    assert found["effective_beta"].value == pytest.approx(0.2 * 8 / 7)
+    assert "✗ no flip β" in str(found)
+
+
+def test_without_a_regulariser_the_path_decides():
+    found = diagnose(AT_ZERO, GRPO, beta=0)
+    assert found.tier == 1
+    assert found["direction"].text.startswith("β = 0: nothing holds the policy")
+    assert "effective_beta" not in found
+    assert found["zero_std_groups"].value == 1.0
+    page = str(found)
+    assert "In short\n  • β = 0" in page
+    assert "no target" in page
+    found = diagnose(SHORT, GRPO, beta=0.0)
+    assert "end on the likeliest of them alone, “2”" in found["favoured"].text
+    assert found.featured.target is None
+    assert "flip_beta" not in found
+    assert found.plot().axes[1].texts[0].get_text() == "β = 0: no target"
+
+
+def test_a_short_run_is_called_one(short):
+    assert "the run is far from its target" in short["distance"].text
+    assert "too short" in short["distance"].text
+    assert "cannot tell" in short["family"].text
+    assert short["family"].value is None
+    assert "on its way" in short["implied_beta"].text
+    # The target keeps the reference's ratio, so what is lost of it was lost on the way.
+    assert short["path"].value > 0.1
+    assert "the target takes 0, the path" in short["path"].text
+    assert short["saturated"].value == 4
+
+
+@pytest.mark.parametrize("family", ["reverse", "forward"])
+def test_known_targets_are_recovered(family):
+    recipe = Recipe("reward", "k1") if family == "reverse" else Recipe("loss", "k3")
+    found = diagnose(sampled(family, 0.4, 0), recipe, beta=0.4)
+    low, high = found["implied_beta"].interval
+    assert low <= 0.4 <= high < 1.5 * low
+    assert found["family"].value == float(family == "forward")
+    assert "inside the interval" in found["implied_beta"].text
+    assert found["distance"].value < 0.05
+
+
+def jittered_cells(family, rng, prompts=3, steps=4, jitter=0.1, common=0.0):
+    """Log-ratios of known targets with noise of every answer and step, and of every step."""
+    divergence = kt.ForwardKL() if family == "forward" else kt.ReverseKL()
+    log_ref = np.log(np.random.default_rng(5).dirichlet(np.ones(8), prompts))
+    x = np.tile([0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0], (prompts, 1)) / 0.4
+    factor = np.exp(common * rng.normal(size=(steps, 1)))
+    with double_precision():
+        problem = kt.Objective(x, log_ref, np.broadcast_to(factor, (steps, prompts)), divergence)
+        ratio = np.asarray(kt.solve(problem).log_probs) - log_ref
+    count = np.array([rng.multinomial(48, p / p.sum(-1)) for p in np.exp(ratio + log_ref)[0]])
+    line = np.arange(steps * prompts).reshape(steps, prompts, 1)
+    completion = np.arange(prompts * 8).reshape(prompts, 8)
+    block = np.arange(steps).reshape(steps, 1, 1)
+    ratio = ratio + jitter * rng.normal(size=ratio.shape)
+    columns = np.broadcast_arrays(ratio, x, count.astype(float), line, completion, block)
+    kept = columns[2].reshape(-1) > 0
+    return Cells(*(column.reshape(-1)[kept] for column in columns))
+
+
+@pytest.mark.parametrize("common", [0.0, 0.08])
+@pytest.mark.parametrize("family", ["reverse", "forward"])
+def test_intervals_cover_as_often_as_they_say(family, common):
+    covered = wrong = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        cells = jittered_cells(family, rng, common=common)
+        reverse, forward, share, _ = fit_families(cells, rng, 60)
+        fit = forward if family == "forward" else reverse
+        other = reverse if family == "forward" else forward
+        covered += fit.interval[0] <= 1 <= fit.interval[1]
+        wrong += other.miss * MARGIN < fit.miss and share >= SHARE
+    # Of 100 intervals of 95 %, ninety or more hold it with a chance of 99 %.
+    assert covered >= 90
+    assert wrong == 0
+
+
+def test_exact_log_probabilities_give_exact_betas():
+    found = diagnose(sampled("forward", 0.4, 0, jitter=0.0), Recipe("loss", "k3"), beta=0.1)
+    assert found["implied_beta"].value == pytest.approx(0.4, rel=1e-6)
+    assert "outside the interval" in found["implied_beta"].text
+    assert "far" in found["distance"].text
+
+
+def test_two_rewards_cannot_tell_the_family():
+    frame = sampled("reverse", 0.4, 1)
+    frame = frame[frame["reward"] != 0.5]
+    found = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
+    assert found["family"].value is None
+    assert "both pass through two" in found["family"].text
+
+
+def test_long_completions_are_weighed():
+    rng = np.random.default_rng(0)
+    frame = sampled("reverse", 0.4, 2, jitter=0.0)
+    # Every completion is one of very many that end in its answer.
+    extra = -40.0 - rng.random(len(frame))
+    frame["completion"] = [f"thought {i}: {a}" for i, a in enumerate(frame["answer"])]
+    frame["ref_logp"] += extra
+    frame["logp"] += extra
+    found = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
+    assert found.tier == 3
+    assert any("weighed by π_ref/π" in note for note in found.notes)
+    assert found["implied_beta"].value == pytest.approx(0.4, rel=1e-6)
+    plain = diagnose(sampled("reverse", 0.4, 2, jitter=0.0), Recipe("reward", "k1"), beta=0.4)
+    for name, p in zip(found.featured.names[:-1], found.featured.reference[:-1], strict=True):
+        if name in plain.featured.names and found.featured.prompt == plain.featured.prompt:
+            q = plain.featured.reference[plain.featured.names.index(name)]
+            assert p == pytest.approx(q, abs=0.08)
+    frame["logp"] = np.nan
+    found = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
+    assert found.tier == 1
+    assert any("less than half of the reference's mass" in note for note in found.notes)
+
+
+def test_group_statistics_are_those_of_pandas():
+    frame = sampled("reverse", 0.4, 3)
+    log = log_of(frame)
+    groups = groups_of(log, 1.0, 1)
+    by = frame.groupby("group_id")
+    assert groups.deviation == pytest.approx(by["reward"].std().to_numpy())
+    assert groups.equal.tolist() == (by["reward"].nunique() == 1).tolist()
+    assert groups.right.tolist() == by["reward"].apply(lambda r: (r >= 1).sum()).tolist()
+    pairs = by["answer"].apply(
+        lambda a: np.mean([x != y for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
+    )
+    assert groups.differ == pytest.approx(pairs.to_numpy())
+    expected = [float(kt.pass_at_k_from_counts(int(c), 8, 4)) for c in groups.right]
+    assert pass_at(groups, np.ones(len(groups.size), bool), 4) == pytest.approx(expected, abs=1e-6)
+
+
+def test_intervals():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    middle, (low, high) = median_interval(np.arange(101.0))
+    assert (low, middle, high) == (40.0, 50.0, 61.0)
+
+
+def test_an_effective_beta_per_group(short):
+    statement = short["effective_beta"]
+    assert statement.value == pytest.approx(0.04 * 8 / 7 * (np.sqrt(1 / 8) + 1e-4), rel=1e-6)
+    assert "differ by group" in statement.text
+    large = diagnose(SHORT, Recipe("reward", "k1", normalise="group-std"), beta=0.04)
+    assert large["effective_beta"].value == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (Recipe("loss", "k1"), "no expected gradient"),
+        (Recipe("loss", "sampler"), "the policy that sampled"),
+        (Recipe("none"), "the recipe has no KL"),
+        (Recipe("loss", "absolute"), "total variation"),
+        (Recipe("reward", "k3"), "no divergence"),
+        (Recipe("loss", "k2"), "reverse KL(π‖π_ref)"),
+        (Recipe("reward", "k1", normalise="batch-std"), "reverse KL(π‖π_ref)"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_every_recipe_has_a_page(recipe, words):
+    found = diagnose(SHORT, recipe, beta=0.2)
+    assert words in found["direction"].text
+    assert len(str(found)) > 1000
+    assert Diagnosis.from_dict(json.loads(found.to_json())).to_json() == found.to_json()
+
+
+def test_every_statement_says_on_what_it_rests(graded, short):
+    for found in (graded, short):
+        for statement in found.statements:
+            assert statement.text
+            assert statement.tier in (1, 2, 3)
+            assert statement.refused or statement.assumption, statement.name
+            if statement.interval is not None:
+                low, high = statement.interval
+                assert low <= statement.value <= high, statement.name
+                assert statement.sample_size > 0
+
+
+def test_the_page(graded, short):
+    for found in (graded, short):
+        page = str(found)
+        assert max(map(display_width, page.splitlines())) <= 100
+        for heading in (
+            *("In short", "From the rewards", "From the reference's log-probabilities"),
+            *("From the policy's log-probabilities", "Assumptions", "Notes", "along the steps"),
+        ):
+            assert heading in page
+        letters = set(re.findall(r"^  ([a-z])  ", page, re.MULTILINE))
+        used = re.findall(r"(?:; |\[)((?:[a-z]\s+)*[a-z])\s*\]", page)
+        assert {x for group in used for x in group.split()} == letters
+    page = str(graded)
+    assert "“2” overtakes “7” below β = 0.6912 (effective 0.7899)" in page
+    assert "MARA would pay" in page
+    assert "ratio^(1/8)" in page
+    assert "least likely answer gets most" in page
+
+
+def test_mara_makes_the_best_answers_equal(graded):
+    featured = graded.featured
+    paid = jnp.asarray(featured.mara_reward)
+    log_ref = jnp.log(jnp.asarray(featured.reference))
+    log_ref = log_ref - jnp.log(jnp.exp(log_ref).sum())
+    target = kt.solve(kt.Objective(paid, log_ref, featured.effective_beta)).probs
+    i, j = featured.names.index("2"), featured.names.index("1")
+    assert float(target[i]) == pytest.approx(float(target[j]), rel=1e-4)
+
+
+def test_json_round_trip(graded, short, tmp_path):
+    for found in (graded, short, diagnose(AT_ZERO, GRPO, beta=0)):
+        found.save(tmp_path / "found.json")
+        again = Diagnosis.load(tmp_path / "found.json")
+        assert str(again) == str(found)
+        assert again.to_json() == found.to_json()
+        assert again.recipe == found.recipe
+        assert again.statements[0] == found.statements[0]
+        assert len(again.to_html()) == pytest.approx(len(found.to_html()), rel=0.01)
+
+
+def test_the_table_of_prompts(short):
+    table = short.to_dataframe()
+    assert len(table) == 4
+    assert table["rollouts"].sum() == 960
+    assert table["effective_beta"].notna().all()
+    several = table["right_answers"] > 1
+    assert table.loc[several, "target_modes"].to_numpy() == pytest.approx(
+        table.loc[several, "reference_modes"].to_numpy(), rel=1e-5
+    )
+
+
+def test_html(graded):
+    page = graded.to_html()
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("data:image/png;base64,") == 1
+    assert "http" not in page.replace("http-equiv", "")
+    for words in ("In short", "“digit:”", "the log follows the forward KL", "Assumptions"):
+        assert words in page
+    assert "<img" not in graded._repr_html_()
+    frame = sampled("reverse", 0.4, 0)
+    frame["prompt"] = "<script>alert(1)</script>"
+    found = diagnose(frame[frame["group_id"] < 4], Recipe("reward", "k1"), beta=0.4)
+    assert "<script>" not in found.to_html()
+
+
+def test_the_figure(graded):
+    left, right = graded.plot().axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == [
+        *("reference", "target", "now")
+    ]
+    assert len(left.patches) == 27
+    heights = [bar.get_height() for bar in left.patches[9:18]]
+    assert heights == sorted(heights, reverse=True)
+    assert [line.get_xdata()[0] for line in right.lines if len(set(line.get_xdata())) == 1] == [
+        *(0.3, *(flip["beta"] for flip in graded.featured.flips))
+    ]
+    assert right.get_xscale() == "log"
+    assert right.texts[0].get_text() == "configured 0.3"
+    assert plot.answers(graded).get_title(loc="left") == "“digit:”"
+    assert plot.target_over_beta(graded).get_xlabel() == "β of the trainer"
+
+
+def test_the_same_call_gives_the_same_numbers(graded):
+    assert diagnose(GRADED, K3, beta=0.3).to_json() == graded.to_json()
+    assert diagnose(GRADED, K3, beta=0.3, seed=1).to_json() != graded.to_json()
+
+
+def test_group_sizes_come_from_the_log():
+    found = diagnose(SHORT, Recipe("loss", "k3", baseline="mean", group_size=16), beta=0.1)
+    assert found.recipe.group_size == 8
+    assert "groups of 8 in the log, 16 in the recipe: 8 is used" in found.notes
+
+
+def test_a_preset_by_its_name(monkeypatch):
+    monkeypatch.setattr(
+        *(recipes, "recipe"),
+        lambda name, beta: Recipe("loss", "k3", beta=0.25 if beta is None else beta),
+        raising=False,
+    )
+    found = diagnose(GRADED, "some-trainer==1.0")
+    assert (found.beta, found.recipe_name) == (0.25, "some-trainer==1.0")
+    assert "recipe: some-trainer==1.0" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda f: f.iloc[:0], RolloutError, "there are no rollouts"),
+        (lambda f: f.assign(reward=np.nan), RolloutError, "no rewards"),
+        (lambda f: f.drop(columns="answer"), RolloutError, "no column 'answer'"),
+    ],
+)
+def test_frames_that_say_nothing(change, error, words):
+    with pytest.raises(error, match=words):
+        diagnose(change(sampled("reverse", 0.4, 0)), K3, beta=0.1)
+
+
+def test_frames_with_holes():
+    frame = sampled("reverse", 0.4, 0).astype({"answer": object})
+    frame.loc[::7, "reward"] = np.nan
+    frame.loc[::5, "answer"] = None
+    frame.loc[::3, "ref_logp"] = np.nan
+    frame.loc[::4, "logp"] = np.nan
+    frame["step"] = pd.array([None] * len(frame), dtype="Int64")
+    found = diagnose(frame, K3, beta=0.1)
+    assert any("without a finite reward left out" in note for note in found.notes)
+    assert "(no answer)" in str(found)
+    assert found.size["steps"] == 0
+    with pytest.raises(RolloutError, match="do not say the steps"):
+        diagnose(frame, K3, beta=0.1, reference="first-step")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, ValueError, "beta is needed"),
+        ({"beta": -0.1}, ValueError, "0 or more"),
+        ({"beta": float("nan")}, ValueError, "finite"),
+        ({"beta": 0.1, "reference": "last"}, ValueError, "'first-step'"),
+        ({"beta": 0.1, "max_prompts": 0}, ValueError, "max_prompts"),
+        ({"beta": 0.1, "num_bootstrap": 0}, ValueError, "num_bootstrap"),
+    ],
+)
+def test_bad_options(options, error, words):
+    with pytest.raises(error, match=words):
+        diagnose(sampled("reverse", 0.4, 0, steps=1), Recipe("reward", "k1"), **options)
+    with pytest.raises(TypeError, match="recipe"):
+        diagnose(sampled("reverse", 0.4, 0, steps=1), None, beta=0.1)
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command(capsys, tmp_path):
+    files = {"--json": "found.json", "--html": "report.html", "--plot": "out.png"}
+    options = [x for name, file in files.items() for x in (name, tmp_path / file)]
+    code, out, err = run(
+        *(capsys, "diagnose", GRADED, "--recipe", AS_OPTION, "--beta", "0.3", *options)
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("kltarget diagnose · trl-logp: 1,120 rollouts of 1 prompt")
+    assert f"wrote {tmp_path / 'report.html'}" in out
+    found = Diagnosis.load(tmp_path / "found.json")
+    assert str(found) in out
+    assert found.recipe == Recipe("loss", "k3", "token", "mean", group_size=8, beta=0.3)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_reads_files_of_ones_own(capsys, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("q,a,r\none?,so 1,1\none?,so 2,0\none?,or 1,1\none?,,0\n")
+    options = ["--columns", "prompt=q,completion=a,reward=r", "--answer", "number"]
+    options += ["--group-size", "4", "--skip-bad", "--recipe", "place=reward", "--beta", "1"]
+    code, out, err = run(capsys, "diagnose", path, *options)
+    assert (code, err) == (0, "")
+    assert re.search(r"^  1 +2 +1 ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (None, [], "no such file"),
+        ("", [], "empty"),
+        ("prompt,completion,reward\n", [], "empty, or has no row"),
+        ("prompt,completion,reward\na,b,nan\n", [], "reward"),
+        ("prompt,completion,reward\na,b,inf\n", [], "reward"),
+        ("prompt,completion,reward\na,b,one\n", [], "reward"),
+        ("prompt,completion,reward,ref_logp\na,b,1,0.5\n", [], "no log-probability"),
+        ("x,y\n1,2\n", [], "columns"),
+        ("prompt,completion,reward\na,b,1\n", ["--beta", "-1"], "--beta"),
+        ("prompt,completion,reward\na,b,1\n", ["--beta", "nan"], "--beta"),
+        ("prompt,completion,reward\na,b,1\n", ["--answer", "best"], "no rule"),
+        ("prompt,completion,reward\na,b,1\n", ["--columns", "a"], "name=column"),
+        ("prompt,completion,reward\na,b,1\n", ["--group-size", "0"], "--group-size"),
+        ("prompt,completion,reward\na,b,1\n", ["--recipe", "place=los"], "place"),
+        ("prompt,completion,reward\na,b,1\n", ["--recipe", "kl=1"], "fields"),
+        ("prompt,completion,reward\na,b,1\n", ["--trainer", "x"], "not allowed with"),
+        ("prompt,completion,reward\na,b,1\n", ["--reference-from-first-step"], "steps"),
+        ("prompt,completion,reward\na,b,1\n", ["--plot", "no/where.png"], "no folder"),
+        ("prompt,completion,reward\na,b,1\n", ["--plot", "x.doc"], "cannot draw"),
+        ("prompt,completion,reward\na,b,1\n", ["--watch", "0"], "--watch"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, tmp_path, content, options, words):
+    path = tmp_path / "rollouts.csv"
+    if content is not None:
+        path.write_text(content)
+    base = ["--recipe", "place=reward"] if "--recipe" not in options else []
+    base += ["--beta", "0.1"] if "--beta" not in options else []
+    code, out, err = run(capsys, "diagnose", path, *base, *options)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("kltarget: ")
+    assert words in err
+
+
+def test_no_beta_is_one_line(capsys):
+    code, out, err = run(capsys, "diagnose", GRADED, "--recipe", AS_OPTION)
+    assert (code, out) == (2, "")
+    assert "beta is needed" in err
+
+
+def watching(path, **changes):
+    arguments = {
+        "paths": [path],
+        "trainer": None,
+        "recipe": Recipe("reward", "k1"),
+        "beta": 0.1,
+        "answer": "text",
+        "threshold": None,
+        "reference_from_first_step": False,
+        "max_prompts": 10,
+        "group_size": None,
+        "columns": None,
+        "skip_bad": False,
+        "json": None,
+        "html": None,
+        "plot": None,
+        "watch": 0.01,
+    }
+    return argparse.Namespace(**{**arguments, **changes})
+
+
+def test_watching_a_folder(capsys, tmp_path, monkeypatch):
+    rows = '{"prompt": "a?", "completion": "1", "reward": 1.0, "step": %d}\n'
+    steps = iter(range(1, 4))
+
+    def arrives(seconds):
+        assert seconds == 0.01
+        step = next(steps)
+        if step < 3:
+            (tmp_path / f"{step}.jsonl").write_text(rows % step)
+
+    monkeypatch.setattr(_cli_diagnose.time, "sleep", arrives)
+    assert _cli_diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("waiting: ")
+    assert "1 logged step (1 to 1)" in out
+    assert "2 logged steps (1 to 2)" in out
+    # Nothing came in the last round, so nothing was printed.
+    assert out.count("kltarget diagnose ·") == 2
+
+
+def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cli_diagnose.time, "sleep", stop)
+    assert _cli_diagnose.run_diagnose(watching(GRADED, recipe=K3)) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("kltarget diagnose ·")
+    assert out.endswith("stopped\n")
+
+
+@pytest.mark.slow
+def test_a_million_rollouts(tmp_path):
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import bench_rollouts
+    finally:
+        sys.path.pop(0)
+    path = tmp_path / "rollouts.parquet"
+    bench_rollouts.make(path, 1_000_000, 10_000)
+    start = time.perf_counter()
+    found = bench_rollouts.measure(path)
+    assert found["tier"] == 3
+    assert found["seconds"] <= time.perf_counter() - start < 60
+    assert found["peak_gib"] < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
