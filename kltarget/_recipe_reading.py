@@ -7,7 +7,7 @@ import math
 
 from kltarget._text import number as short_number
 from kltarget.divergences import ForwardKL
-from kltarget.implied._critical import critical_beta
+from kltarget.implied import critical_beta
 from kltarget.training import Recipe
 
 P_REF = (0.1, 0.3, 0.5)

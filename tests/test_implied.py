@@ -117,7 +117,6 @@ def test_rewards_of_many_values(kind):
     recipe = K2 if kind == "reverse" else K3
     target = implied_target(recipe, P5_REWARD, P5, beta=case["inputs"]["beta"])
     assert_reference(name, target.probs, "pi", DTYPE, ulps=256)
-    assert_reference(name, target.effective_beta, "roots_beta_eff", DTYPE) if kind == "x" else None
     np.testing.assert_allclose(
         target.effective_beta, case["expected"]["roots_beta_eff"][-1], rtol=FINE
     )
@@ -214,8 +213,8 @@ def test_expected_advantages_by_simulation():
 
 
 def test_too_many_groups_are_sampled(monkeypatch):
-    reward = np.random.default_rng(1).uniform(size=12).astype(DTYPE)
-    log_ref = np.full(12, -np.log(12), DTYPE)
+    reward = np.random.default_rng(1).uniform(size=6).astype(DTYPE)
+    log_ref = np.full(6, -np.log(6), DTYPE)
     recipe = of_group(K3, 5)
     exactly = implied_target(recipe, reward, log_ref, beta=0.5)
     assert exactly.error == 0

@@ -13,7 +13,7 @@ import pytest
 from kltarget import cli
 from kltarget._recipe_reading import in_words, number, read
 from kltarget.divergences import ForwardKL, ReverseKL
-from kltarget.implied._critical import critical_beta
+from kltarget.implied import critical_beta
 from kltarget.training import Recipe, _presets, recipe, recipes
 
 ALL = [pytest.param(entry, id=entry.title) for entry in recipes.list()]

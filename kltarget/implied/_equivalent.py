@@ -96,7 +96,7 @@ def equivalent_beta(
         inside = np.where(logs > -np.inf, rewards, np.nan)
         spread = np.maximum(np.nanmax(inside, -1) - np.nanmin(inside, -1), np.finfo(float).tiny)
         low, high = (np.broadcast_to(np.log(x * spread), batch) for x in _RANGE)
-        within = sign * (at(np.exp(low)) - goal) >= 0
+        within = sign * (at(np.exp(low)) - goal) > 0
         within &= sign * (at(np.exp(high)) - goal) <= 0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2

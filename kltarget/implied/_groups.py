@@ -43,6 +43,8 @@ class Groups:
 
     def expected(self, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``E[A | level]`` and the chance that its group counts, given ``[..., K]`` masses."""
+        masses = np.maximum(masses, 0)
+        masses = masses / masses.sum(-1, keepdims=True)
         if self.counts is not None:
             advantage, kept = self._table
             with np.errstate(divide="ignore"):
@@ -56,7 +58,7 @@ class Groups:
             advantage, kept = (np.reshape(x, masses.shape) for x in zip(*each, strict=True))
             return advantage, kept
         assert self.uniforms is not None
-        drawn = np.searchsorted(np.cumsum(masses) / masses.sum(), self.uniforms)
+        drawn = np.searchsorted(np.cumsum(masses), self.uniforms)
         drawn = np.minimum(drawn, self.levels.size - 1)
         counts = np.zeros((len(drawn), self.levels.size))
         np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)

@@ -6,6 +6,8 @@ they are compared by has to be more accurate than what is reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import logsumexp, wrightomega
 
@@ -26,45 +28,86 @@ def stationary(
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inside = log_ref > -np.inf
+        gain, cost, entropy, log_ref = np.broadcast_arrays(gain, cost, entropy, log_ref)
+        log_ref = np.where(inside, log_ref, 0.0)
+        numbers = (inside, gain, cost, log_ref, entropy)
+        if not forward:
+            found = _tilted(*numbers)
+        else:
+            found = _hyperbolic_and_tilted(*numbers) if entropy.any() else _hyperbolic(*numbers)
+        found = np.where(inside, found, -np.inf)
         some = inside.any(-1, keepdims=True)
-        count = np.maximum(inside.sum(-1, keepdims=True), 1)
-        safe_ref = np.where(inside, log_ref, 0.0)
-
-        def log_policy(level: np.ndarray) -> np.ndarray:
-            left = gain - level
-            if not forward:
-                found = (left + cost * safe_ref) / (cost + entropy)
-            elif not entropy.any():
-                found = np.log(cost) + safe_ref - np.log(cost - left)
-            else:
-                # cost (1 − π_ref/π) + entropy log π = left, by z = cost π_ref/(entropy π).
-                scale = np.log(cost / entropy) + safe_ref
-                found = scale - np.log(wrightomega(scale + (cost - left) / entropy))
-            return np.where(inside, found, -np.inf)
-
-        def level_where(log_probability: np.ndarray) -> np.ndarray:
-            """The level at which an outcome has a probability, where it is highest."""
-            ratio = log_probability - safe_ref
-            slope = -np.expm1(-ratio) if forward else ratio
-            each = gain - cost * slope - entropy * log_probability
-            return np.where(inside, each, -np.inf).max(-1, keepdims=True)
-
-        total = np.where(inside, cost + entropy, np.inf)
-        if not forward and np.all(~inside | (total == total.min(-1, keepdims=True))):
-            found = log_policy(np.zeros_like(count, float))
-            return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
-
-        # One outcome alone has probability 1 at the lower, none has more than 1/V at the upper.
-        low = level_where(np.zeros_like(count, float))
-        high = level_where(-np.log(count))
-        low, high = (np.where(some, x, 0.0) for x in (low, high))
-        for _ in range(_BISECTIONS):
-            middle = low + (high - low) / 2
-            # Inside the bracket no outcome has much more than probability 1.
-            more = np.exp(log_policy(middle)).sum(-1, keepdims=True) > 1
-            low, high = np.where(more, middle, low), np.where(more, high, middle)
-        found = log_policy(high)
         return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
+
+
+def _tilted(
+    inside: np.ndarray, gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray
+) -> np.ndarray:
+    total = np.where(inside, cost + entropy, 1.0)
+
+    def log_policy(level: np.ndarray) -> np.ndarray:
+        return (gain - level + cost * log_ref) / total
+
+    same = np.where(inside, total, np.inf).min(-1, keepdims=True)
+    if np.all(~inside | (total == same)):
+        return log_policy(np.zeros_like(same))  # up to normalisation
+    # One outcome alone has probability 1 at the lower level, none more than 1/V at the upper.
+    each = np.where(inside, gain + cost * log_ref, -np.inf)
+    crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
+    high = (each + total * crowd).max(-1, keepdims=True)
+    return _normalised(log_policy, each.max(-1, keepdims=True), high, inside)
+
+
+def _hyperbolic(
+    inside: np.ndarray, gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray
+) -> np.ndarray:
+    """``π = cost π_ref/(g + d)`` by the logarithm of g, which may be as small as a mass is."""
+    weight = np.where(inside, np.log(cost) + log_ref, -np.inf)
+    apart = np.where(inside, cost - gain, np.inf)
+    apart = apart - apart.min(-1, keepdims=True)
+
+    def log_policy(log_gap: np.ndarray) -> np.ndarray:
+        return weight - np.log(np.exp(log_gap) + apart)
+
+    low = np.where(apart == 0, weight, -np.inf).max(-1, keepdims=True)
+    crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
+    return _normalised(log_policy, low, weight.max(-1, keepdims=True) + crowd, inside)
+
+
+def _hyperbolic_and_tilted(
+    inside: np.ndarray, gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray
+) -> np.ndarray:
+    """``cost (1 − π_ref/π) + entropy log π = gain − level``, by ``z = cost π_ref/(entropy π)``."""
+    scale = np.log(cost / entropy) + log_ref
+
+    def log_policy(level: np.ndarray) -> np.ndarray:
+        return scale - np.log(wrightomega(scale + (cost - gain + level) / entropy))
+
+    def level_where(log_probability: np.ndarray) -> np.ndarray:
+        """The highest level at which an outcome has this probability."""
+        slope = -np.expm1(log_ref - log_probability)
+        each = gain - cost * slope - entropy * log_probability
+        return np.where(inside, each, -np.inf).max(-1, keepdims=True)
+
+    crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
+    return _normalised(log_policy, level_where(0 * crowd), level_where(-crowd), inside)
+
+
+def _normalised(
+    log_policy: Callable[[np.ndarray], np.ndarray],
+    low: np.ndarray,
+    high: np.ndarray,
+    inside: np.ndarray,
+) -> np.ndarray:
+    """The policy whose probabilities, which fall from ``low`` to ``high``, add up to 1."""
+    some = inside.any(-1, keepdims=True)
+    low, high = (np.where(some, x, 0.0) for x in (low, high))
+    for _ in range(_BISECTIONS):
+        middle = low + (high - low) / 2
+        probs = np.where(inside, np.exp(log_policy(middle)), 0.0)
+        more = probs.sum(-1, keepdims=True) > 1
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    return log_policy(high)
 
 
 def over_tree(
