@@ -139,7 +139,8 @@ def over_tree(
         probs = np.exp(found)
         below = gain
         if charged:
-            below = gain - np.where(probs > 0, cost * (found - np.where(probs > 0, given, 0)), 0)
+            log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
+            below = gain - cost * log_ratio
         gain, cost, entropy = (
             np.where(probs > 0, probs * x, 0).sum(-1) for x in (below, cost, entropy)
         )
