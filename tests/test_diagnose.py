@@ -392,7 +392,6 @@ def test_json_round_trip(graded, short, tmp_path):
         assert again.to_json() == found.to_json()
         assert again.recipe == found.recipe
         assert again.statements[0] == found.statements[0]
-        assert len(again.to_html()) == pytest.approx(len(found.to_html()), rel=0.01)
 
 
 def test_the_table_of_prompts(short):
@@ -616,8 +615,8 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
     assert _cli_diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
     out = capsys.readouterr().out
     assert out.startswith("waiting: ")
-    assert "1 logged step (1 to 1)" in out
-    assert "2 logged steps (1 to 2)" in out
+    assert "1 logged step, 1 to 1" in out
+    assert "2 logged steps, 1 to 2" in out
     # Nothing came in the last round, so nothing was printed.
     assert out.count("kltarget diagnose ·") == 2
 

@@ -70,7 +70,9 @@ def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     """Targets of many prompts at once."""
     rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
-    target = implied_target(recipe, rewards, log_refs, beta=beta)
+    # Searches for fixed points may step outside of what is possible and come back.
+    with np.errstate(invalid="ignore"):
+        target = implied_target(recipe, rewards, log_refs, beta=beta)
     log_probs, status = np.asarray(target.log_probs), np.asarray(target.status)
     coefficient = np.asarray(target.effective_beta)
     shared = np.broadcast_to(np.asarray(target.objective.beta), coefficient.shape)
@@ -224,12 +226,15 @@ def _search(recipe: Recipe, prompt: Prompt, pair: tuple[int, int]) -> float:
 
 def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> Any:
     reward, log_ref = padded([prompt.reward], [prompt.log_ref])
-    log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
+    with np.errstate(invalid="ignore"):
+        log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
     return np.asarray(log_probs)[:, : len(prompt.names)]
 
 
 def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Target masses ``[B, A]`` over two decades of β on each side of the configured one."""
+    if beta == 0:
+        return np.empty(0), np.empty((0, len(prompt.names)))
     betas = np.geomspace(beta / 100, beta * 100, _NUM_BETAS)
     return betas, np.exp(_targets(recipe, prompt, betas))
 

@@ -269,9 +269,7 @@ def _title(log: Log, size: dict[str, int], format: str | None) -> str:
 
     steps = ""
     if len(log.steps):
-        steps = (
-            f", {counted(len(log.steps), 'logged step')} ({log.steps[0]:,} to {log.steps[-1]:,})"
-        )
+        steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
     written = f"{format}: " if format else ""
     return (
         f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
