@@ -163,6 +163,18 @@ def test_the_first_step_stands_in_for_the_reference(folder, beta):
     assert ratio.sample_size == (frame["step"] == 1).sum()
 
 
+def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
+    found = diagnose(GRADED, GRPO, beta=1.0)
+    flips = {(x["better"], x["worse"]): x for x in found.featured.flips}
+    flip = flips["2", "7"]
+    assert np.isnan(flip["effective_beta"])
+    names, reward, log_ref = exact(GRADED)
+    with double_precision():
+        level = implied_target(GRPO, reward, log_ref, beta=flip["beta"]).log_probs
+    assert float(level[names.index("2")] - level[names.index("7")]) == pytest.approx(0, abs=1e-3)
+    assert "Not with this recipe: dividing by the deviation" in found["mara"].text
+
+
 def test_rewards_alone_refuse_what_they_cannot_say():
     found = diagnose(GRADED_REWARDS, K3, beta=0.2)
     assert found.tier == 1
