@@ -163,6 +163,18 @@ def test_the_first_step_stands_in_for_the_reference(folder, beta):
     assert ratio.sample_size == (frame["step"] == 1).sum()
 
 
+def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
+    found = diagnose(GRADED, GRPO, beta=1.0)
+    flips = {(x["better"], x["worse"]): x for x in found.featured.flips}
+    flip = flips["2", "7"]
+    assert np.isnan(flip["effective_beta"])
+    names, reward, log_ref = exact(GRADED)
+    with double_precision():
+        level = implied_target(GRPO, reward, log_ref, beta=flip["beta"]).log_probs
+    assert float(level[names.index("2")] - level[names.index("7")]) == pytest.approx(0, abs=1e-3)
+    assert "Not with this recipe: dividing by the deviation" in found["mara"].text
+
+
 def test_rewards_alone_refuse_what_they_cannot_say():
     found = diagnose(GRADED_REWARDS, K3, beta=0.2)
     assert found.tier == 1
@@ -392,7 +404,6 @@ def test_json_round_trip(graded, short, tmp_path):
         assert again.to_json() == found.to_json()
         assert again.recipe == found.recipe
         assert again.statements[0] == found.statements[0]
-        assert len(again.to_html()) == pytest.approx(len(found.to_html()), rel=0.01)
 
 
 def test_the_table_of_prompts(short):
@@ -616,8 +627,8 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
     assert _cli_diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
     out = capsys.readouterr().out
     assert out.startswith("waiting: ")
-    assert "1 logged step (1 to 1)" in out
-    assert "2 logged steps (1 to 2)" in out
+    assert "1 logged step, 1 to 1" in out
+    assert "2 logged steps, 1 to 2" in out
     # Nothing came in the last round, so nothing was printed.
     assert out.count("kltarget diagnose ·") == 2
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 import kltarget as kt
 from kltarget.divergences import ForwardKL
@@ -17,7 +18,6 @@ from kltarget.training import Recipe
 _NUM_BETAS = 25
 _MOST_SHOWN = 8
 _MOST_PAIRS = 4
-_HALVINGS = 40
 # Finding a fixed point of finite groups takes this many times as long with several rewards.
 _SEVERAL_REWARDS = 10
 
@@ -70,7 +70,9 @@ def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     """Targets of many prompts at once."""
     rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
-    target = implied_target(recipe, rewards, log_refs, beta=beta)
+    # Searches for fixed points may step outside of what is possible and come back.
+    with np.errstate(invalid="ignore"):
+        target = implied_target(recipe, rewards, log_refs, beta=beta)
     log_probs, status = np.asarray(target.log_probs), np.asarray(target.status)
     coefficient = np.asarray(target.effective_beta)
     shared = np.broadcast_to(np.asarray(target.objective.beta), coefficient.shape)
@@ -146,7 +148,10 @@ def flips_of(
     if not pairs or beta == 0 or recipe.divergence is None:
         return ()
     if scale is None:
-        found = [(np.nan, _search(recipe, prompt, pair), None, np.nan) for pair in pairs]
+        betas = np.geomspace(1e-4, 1e2, 13)
+        rows = _targets(recipe, prompt, betas)
+        levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
+        found = [(np.nan, level, None, np.nan) for level in levels]
     else:
         best = prompt.reward.copy()
         best[-1] = prompt.reward.max()
@@ -198,38 +203,42 @@ def reference_ratio(
     return value, _quantiles(np.exp(np.minimum(drawn[:, i] - drawn[:, j], 700)))
 
 
-def _search(recipe: Recipe, prompt: Prompt, pair: tuple[int, int]) -> float:
-    """The trainer's β at which two answers are level, by halving of a bracket; NaN if none is."""
-
-    def leads(betas: np.ndarray) -> np.ndarray:
-        log_probs = _targets(recipe, prompt, betas)
-        return log_probs[:, pair[0]] - log_probs[:, pair[1]]
-
-    betas = np.geomspace(1e-4, 1e2, 13)
-    lead = leads(betas)
+def _search(
+    recipe: Recipe, prompt: Prompt, betas: np.ndarray, log_probs: np.ndarray, pair: tuple[int, int]
+) -> float:
+    """The trainer's β at which two answers are level, NaN if none is, given targets of some β."""
+    i, j = pair
+    lead = log_probs[:, i] - log_probs[:, j]
     change = np.flatnonzero((lead[:-1] > 0) & (lead[1:] <= 0))
     if not change.size:
         return float("nan")
-    low, high = np.log(betas[change[-1]]), np.log(betas[change[-1] + 1])
-    for _ in range(_HALVINGS // 3):
-        # Eight at once cost little more than one.
-        inner = np.linspace(low, high, 9)
-        above = np.flatnonzero(leads(np.exp(inner[1:-1])) <= 0)
-        at = int(above[0]) + 1 if above.size else 8
-        low, high = inner[at - 1], inner[at]
-        if high - low < 1e-10:
-            break
-    return float(np.exp((low + high) / 2))
+
+    def leads(log_beta: float) -> float:
+        row = _targets(recipe, prompt, np.exp([log_beta]))[0]
+        return float(np.nan_to_num(row[i] - row[j]))
+
+    low, high = (float(x) for x in np.log(betas[change[-1] : change[-1] + 2]))
+    root: Any = brentq(leads, low, high, xtol=1e-8)
+    return float(np.exp(root))
 
 
-def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> Any:
+def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
+    """Log-probabilities at every β, NaN where no target is found."""
     reward, log_ref = padded([prompt.reward], [prompt.log_ref])
-    log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
+    try:
+        with np.errstate(invalid="ignore"):
+            log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
+    except ValueError:
+        if len(betas) == 1:
+            return np.full((1, len(prompt.names)), np.nan)
+        return np.concatenate([_targets(recipe, prompt, betas[[k]]) for k in range(len(betas))])
     return np.asarray(log_probs)[:, : len(prompt.names)]
 
 
 def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Target masses ``[B, A]`` over two decades of β on each side of the configured one."""
+    if beta == 0:
+        return np.empty(0), np.empty((0, len(prompt.names)))
     betas = np.geomspace(beta / 100, beta * 100, _NUM_BETAS)
     return betas, np.exp(_targets(recipe, prompt, betas))
 

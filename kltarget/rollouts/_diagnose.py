@@ -94,8 +94,7 @@ def diagnose(
     Example:
         >>> import pandas as pd
         >>> from kltarget.rollouts import diagnose
-        >>> from kltarget.rollouts._summary import featured_of, verdict_of
-    from kltarget.training import Recipe
+        >>> from kltarget.training import Recipe
         >>> answers, rewards = ["1", "2", "1", "7"], [1.0, 1.0, 1.0, 0.0]
         >>> frame = pd.DataFrame({"answer": answers, "completion": answers, "reward": rewards})
         >>> frame = frame.assign(prompt="a digit?", step=1, group_id=0, logp=None, ref_logp=None)
@@ -269,9 +268,7 @@ def _title(log: Log, size: dict[str, int], format: str | None) -> str:
 
     steps = ""
     if len(log.steps):
-        steps = (
-            f", {counted(len(log.steps), 'logged step')} ({log.steps[0]:,} to {log.steps[-1]:,})"
-        )
+        steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
     written = f"{format}: " if format else ""
     return (
         f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "

@@ -120,10 +120,10 @@ class Diagnosis:
         ... )
         >>> diagnosis = diagnose(frame, Recipe("reward", "k1"), beta=0.5)
         >>> diagnosis.tier, [round(p, 3) for p in diagnosis.featured.target]
-        (2, [0.669, 0.246, 0.085, 0.0])
-        >>> print(diagnosis["reference_ratio"].text)
-        “1” and “2” have equal rewards: the target's ratio stays the reference's, 2.72 : 1, at every β
-    """  # noqa: E501
+        (2, [0.645, 0.237, 0.118, 0.0])
+        >>> print(f"{diagnosis['reference_ratio'].value:.2f}")
+        2.72
+    """
 
     title: str
     recipe: Recipe

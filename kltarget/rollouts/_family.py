@@ -18,6 +18,8 @@ MARGIN, SHARE = 1.5, 0.95
 _ROUNDS = 8
 _MOST_BLOCKS = 10
 _MOST_AT_ONCE = 2**21
+# Beyond this log-ratios are those of a policy that has nothing to do with the reference.
+_MOST_NATS = 100.0
 # Log-probabilities are logged with seven digits.
 _ROUNDING = 1e-6
 
@@ -155,13 +157,14 @@ def _fit(family: str, cells: Cells, weight: np.ndarray) -> np.ndarray:
         slope, fitted = _line(cells, cells.log_ratio, weight)
         return np.stack([slope, _mean_square(cells.log_ratio - fitted, weight)])
     # Deviations of log π/π_ref are what is even, so those of its inverse count by its square.
-    inverse, relative = np.exp(-cells.log_ratio), weight * np.exp(2 * cells.log_ratio)
+    tame = np.clip(cells.log_ratio, -_MOST_NATS, _MOST_NATS)
+    inverse, relative = np.exp(-tame), weight * np.exp(2 * tame)
     slope, fitted = _line(cells, inverse, relative)
     for _ in range(_ROUNDS):
         fitted = np.maximum(fitted, 1e-3 * inverse)
         slope, fitted = _line(cells, inverse, weight / fitted**2)
     fitted = np.maximum(fitted, 1e-3 * inverse)
-    return np.stack([-slope, _mean_square(-cells.log_ratio - np.log(fitted), weight)])
+    return np.stack([-slope, _mean_square(-tame - np.log(fitted), weight)])
 
 
 def _line(cells: Cells, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -120,7 +120,8 @@ def sparklines(diagnosis: Diagnosis) -> list[list[str]]:
         bars = "".join(
             _BARS[min(int((x - low) / step * 8), 7)] if math.isfinite(x) else " " for x in values
         )
-        rows.append([legend.ljust(width), number(values[0], 3), bars, number(values[-1], 3)])
+        first, last = (number(x, 3) if math.isfinite(x) else "–" for x in (values[0], values[-1]))
+        rows.append([legend.ljust(width), first, bars, last])
     return rows
 
 

@@ -17,6 +17,8 @@ def modes_statements(case: Case, aims: list[Aim], assumed: str) -> list[Statemen
     if not several:
         return []
     now, interval, groups = modes_now(case, several)
+    if not groups:
+        return []
     before = np.mean([aim.modes(aim.prompt.log_ref, case.threshold) for aim in several])
     text = f"effective right answers per prompt: {number(now, 3)} now, "
     text += f"{number(float(before), 3)} of the reference"

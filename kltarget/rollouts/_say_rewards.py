@@ -132,6 +132,7 @@ def coefficients(case: Case) -> np.ndarray | None:
     if recipe.normalise == "batch-std":
         late = case.log.reward[case.log.late]
         deviation = np.array([late.std(ddof=min(recipe.ddof, late.size - 1))])
+        deviation = deviation[deviation > 0]
     return case.beta * (deviation + recipe.epsilon / recipe.reward_scale) * _own(recipe)
 
 
@@ -201,12 +202,15 @@ def _passes(case: Case) -> list[Statement]:
 def _diversity(case: Case) -> Statement:
     log, groups = case.log, case.groups
     values = groups.differ[case.late]
+    if not np.isfinite(values).any():
+        text = "groups of one rollout say nothing of how much answers differ"
+        return Statement("diversity", text, None, None, INDEPENDENT, 0, "groups")
     now, interval = mean_interval(values, case.rng, case.number)
     entropy, time, _ = answer_entropy(log)
     ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
     moved = log.num_times > 1
     before, _ = mean_interval(groups.differ[groups.time == 0], case.rng, 2)
-    then = f", {before:.3g} at the first logged step" if moved else ""
+    then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
     drop = f", {ends[1]:.3g} then" if moved else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "

@@ -48,7 +48,7 @@ def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> l
         found.append(_favoured(case, featured))
     else:
         found += _remarks(case, aims)
-    found += [*_ratio(case, featured), *_flips(case, featured, flips), _gain(case, aims)]
+    found += [*_ratio(case, featured), *_flips(case, featured, flips), *_gain(case, aims)]
     found += modes_statements(case, aims, assumptions(case, featured.prompt))
     found += _mara(case, featured)
     return found
@@ -156,9 +156,9 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
             f"{names} have equal rewards: the target's ratio stays the reference's, "
             f"{ratio(np.log(value))}, at every β"
         )
-    now = prompt.log_now[i] - prompt.log_now[j]
-    if np.isfinite(now):
-        text += f"; now it is {ratio(float(now))}"
+    now = prompt.log_now[[i, j]]
+    if np.isfinite(now).all():
+        text += f"; now it is {ratio(float(now[0] - now[1]))}"
     counts = prompt.first_counts if prompt.known == "first-step" else prompt.counts
     return [
         Statement(
@@ -224,7 +224,7 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
     return found
 
 
-def _gain(case: Case, aims: list[Aim]) -> Statement:
+def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
     """Expected rewards: of the reference, now, and of the target."""
 
     def mean(rows: list[np.ndarray]) -> float:
@@ -233,6 +233,8 @@ def _gain(case: Case, aims: list[Aim]) -> Statement:
         )
 
     wanted = np.isin(case.log.prompt, [aim.prompt.code for aim in aims]) & case.log.late
+    if not wanted.any():
+        return []
     groups, rows = np.unique(case.log.group[wanted], return_inverse=True)
     sums = np.bincount(rows, case.log.reward[wanted]) / np.bincount(rows)
     now, interval = mean_interval(sums, case.rng, case.number)
@@ -241,7 +243,7 @@ def _gain(case: Case, aims: list[Aim]) -> Statement:
     held = not aims[0].status & Status.NO_TARGET
     if held:
         text += f", of the target {number(mean([aim.log_target for aim in aims]), 3)}"
-    return Statement(
+    found = Statement(
         "expected_reward",
         text,
         now,
@@ -251,6 +253,7 @@ def _gain(case: Case, aims: list[Aim]) -> Statement:
         "late groups",
         tier=2,
     )
+    return [found]
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:

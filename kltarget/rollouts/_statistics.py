@@ -167,7 +167,7 @@ class Groups:
     Attributes:
         size: number of rollouts.
         prompt: code of the prompt.
-        time: rank of the step.
+        time: rank of the last step.
         deviation: standard deviation of the rewards, as the recipe takes it.
         equal: whether all rewards are equal.
         right: number of right answers.
@@ -193,6 +193,8 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     total, squares = np.bincount(log.group, apart), np.bincount(log.group, apart**2)
     left = np.maximum(squares - total**2 / size, 0) / np.maximum(size - ddof, 1)
     equal = squares == 0
+    time = np.zeros(len(size), np.int64)
+    np.maximum.at(time, log.group, log.time)
     pairs = np.unique(log.group * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True)
     owner = pairs[0] // (np.int64(log.answer.max()) + 1)
     same = np.bincount(owner, pairs[1] * (pairs[1] - 1.0), minlength=len(size))
@@ -201,7 +203,7 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     return Groups(
         size=size,
         prompt=log.prompt[first],
-        time=log.time[first],
+        time=time,
         deviation=np.where(equal, 0.0, np.sqrt(left)),
         equal=equal,
         right=np.bincount(log.group, log.reward >= threshold).astype(np.int64),

@@ -19,23 +19,26 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     named: dict[str, Statement] = {}
     for statement in statements:
         named.setdefault(statement.name, statement)
-    wanted = ["distance", "reference_ratio"]
+    told = "family" in named and named["family"].value is not None
+    far = "distance" in named and "far" in named["distance"].text
+    wanted = [] if told else ["direction"]
     if not aims or case.beta == 0 or case.recipe.divergence is None:
-        wanted = ["direction", "favoured", *wanted]
+        wanted += ["favoured"]
+    elif far:
+        wanted += ["distance", "family"]
     else:
-        wanted = ["family", "implied_beta", *wanted]
-    if not aims:
-        wanted += ["effective_beta", "pass@1"]
+        wanted += ["family", "implied_beta", "distance"]
+    wanted += ["reference_ratio"] if aims else ["effective_beta", "pass@1"]
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
     chosen = [named[name].text for name in wanted if name in named and not named[name].refused]
-    equal = named["zero_std_groups"]
-    if (equal.value or 0) > 0.5:
-        chosen.append(equal.text)
+    if (named["zero_std_groups"].value or 0) > 0.5:
+        chosen.append(named["zero_std_groups"].text)
     if flips is not None and flips.refused:
-        chosen.append(flips.text.split(". ")[0])
-    return tuple(text.split("; ")[0] for text in chosen)
+        chosen.append(flips.text)
+    # What follows a semicolon or another sentence is detail.
+    return tuple(text.split("; ")[0].split(". ")[0] for text in chosen)
 
 
 def featured_of(
