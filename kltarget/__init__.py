@@ -43,7 +43,8 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import plot, rollouts, tables, tasks, testing, training, verification
+    from kltarget import implied, plot, rollouts, tables, tasks, testing, training, verification
+    from kltarget.implied import ImpliedTarget, implied_target
     from kltarget.training import (
         Fit,
         GRUPolicy,
@@ -67,8 +68,9 @@ if TYPE_CHECKING:
     from kltarget.verification import Report, verify
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = ("plot", "rollouts", "tables", "tasks", "testing", "training", "verification")
+_MODULES = ("implied", "plot", "rollouts", "tables", "tasks", "testing", "training", "verification")
 _LAZY = {
+    "implied": ("ImpliedTarget", "implied_target"),
     "training": (
         "Fit",
         "GRUPolicy",
@@ -102,6 +104,7 @@ __all__ = [
     "ForwardKL",
     "GRUPolicy",
     "History",
+    "ImpliedTarget",
     "JensenShannon",
     "MirrorAscent",
     "NeymanChiSquared",
@@ -133,6 +136,8 @@ __all__ = [
     "fit",
     "flip_beta",
     "greedy_limit",
+    "implied",
+    "implied_target",
     "kl",
     "load_params",
     "log_odds",

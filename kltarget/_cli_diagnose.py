@@ -20,7 +20,7 @@ from kltarget._command import (
     without_device_warnings,
     write,
 )
-from kltarget.training import Recipe
+from kltarget.training import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
@@ -41,13 +41,15 @@ def add_to(commands: Any) -> None:
     diagnose.add_argument(
         "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
     )
-    what = diagnose.add_mutually_exclusive_group(required=True)
-    what.add_argument("--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2")
-    what.add_argument(
+    diagnose.add_argument(
+        "--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)"
+    )
+    diagnose.add_argument(
         "--recipe",
-        type=option(recipe_of),
+        type=option(recipe_fields),
         metavar="place=…,…",
-        help="what the trainer does: place=loss,estimator=k3,baseline=mean,normalise=group-std",
+        help="what the trainer does, or where it differs from the preset: "
+        "place=loss,estimator=k3,baseline=mean,normalise=group-std",
     )
     diagnose.add_argument(
         "--beta",
@@ -105,8 +107,8 @@ def add_to(commands: Any) -> None:
     diagnose.set_defaults(run=run_diagnose)
 
 
-def recipe_of(text: str) -> Recipe:
-    """A recipe of fields, ``place=loss,estimator=k3``."""
+def recipe_fields(text: str) -> dict[str, Any]:
+    """Fields of a recipe, ``place=loss,estimator=k3``."""
     fields: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = (x.strip() for x in part.partition("="))
@@ -121,6 +123,17 @@ def recipe_of(text: str) -> Recipe:
             fields[name] = value
         else:
             fields[name] = real(value)
+    Recipe(**fields)  # says what is wrong with them
+    return fields
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """What the trainer does, by name, by fields or both."""
+    fields = arguments.recipe or {}
+    if arguments.trainer is not None:
+        return recipe(arguments.trainer, beta=arguments.beta, **fields)
+    if not fields:
+        raise InputError("say what the trainer does: --trainer trl-grpo==1.9.2, or --recipe")
     return Recipe(**fields)
 
 
@@ -204,7 +217,7 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
         with without_device_warnings():
             found = diagnose(
                 frame,
-                arguments.trainer if arguments.recipe is None else arguments.recipe,
+                _recipe(arguments),
                 beta=arguments.beta,
                 reference="first-step" if arguments.reference_from_first_step else None,
                 threshold=arguments.threshold,

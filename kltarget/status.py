@@ -42,6 +42,8 @@ class Status(enum.IntFlag):
     """Normalised rewards drive all but one in a million onto the best outcomes."""
     SEVERAL = 1024
     """There are further fixed points; this is the one that training from the reference reaches."""
+    CLIPPED = 2048
+    """The trainer's clip of the divergence's estimate is active at this policy."""
 
 
 FAILURES = int(
@@ -59,6 +61,7 @@ IN_WORDS = {
     Status.NO_TARGET: "nothing regularises, so the path of training decides",
     Status.SATURATED: "normalised rewards drive it onto the best outcomes",
     Status.SEVERAL: "there are further fixed points",
+    Status.CLIPPED: "the trainer's clip of the divergence's estimate is active there",
     Status.NOT_CONVERGED: "the root of the multiplier was not found",
     Status.INVALID_BETA: "beta is not above 0 and finite",
     Status.INVALID_REWARD: "a reward is NaN or +inf",

@@ -104,6 +104,7 @@ FORWARD = objective_of(kt.ForwardKL())
 REVERSE = objective_of(kt.ReverseKL())
 
 TABULAR = kt.TabularPolicy(2, 2)
+K3_IN_GROUPS = kt.Recipe("loss", "k3", baseline="mean", normalise="group-std", group_size=4)
 LOGITS = np.array([[0.5, -0.2], [0.3, 0.1], [-1.0, 0.4]])
 TOKENS = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
 FEW = {"learning_rate": 0.1, "num_steps": 5}
@@ -287,6 +288,22 @@ CONTRACTS: dict[str, Contract] = {
             "log_ref has shape",
         ),
     ),
+    "implied_target": Contract(
+        lambda reward, log_ref, beta: values(
+            kt.implied_target(K3_IN_GROUPS, reward, log_ref, beta=beta)
+        ),
+        PROBLEM,
+        (
+            Bad(
+                lambda: kt.implied_target(K3_IN_GROUPS, *PROBLEM[:2], beta=-BETA),
+                ValueError,
+                "beta must be 0 or more",
+            ),
+            Bad(lambda: kt.implied_target(K3_IN_GROUPS, *MISFIT, beta=1.0), ValueError, "log_ref"),
+        ),
+        differentiable=False,
+        traced=False,
+    ),
     "TabularPolicy": policy_contract(TABULAR, lambda size: kt.TabularPolicy(size, 2)),
     "GRUPolicy": policy_contract(kt.GRUPolicy(2, 2, width=3), lambda size: kt.GRUPolicy(size, 2)),
     "TransformerPolicy": policy_contract(
@@ -361,6 +378,7 @@ NOT_OF_ARRAYS = {
     "Divergence": "abstract",
     "Fit": "what fit returns",
     "History": "a part of what trainers return",
+    "ImpliedTarget": "what implied_target returns",
     "MirrorAscent": "what mirror_ascent returns",
     "Policy": "a protocol",
     "Recipe": "choices, as data",

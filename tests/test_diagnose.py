@@ -25,7 +25,7 @@ from kltarget.implied import implied_target
 from kltarget.rollouts import Diagnosis, RolloutError, diagnose, read_rollouts
 from kltarget.rollouts._family import MARGIN, SHARE, Cells, fit_families
 from kltarget.rollouts._statistics import groups_of, log_of, median_interval, pass_at, wilson
-from kltarget.training import Recipe, recipes
+from kltarget.training import Recipe
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
 GRADED = DATA / "trl116_grpo_graded_noscale_k3_b03_long_logp"
@@ -459,15 +459,14 @@ def test_group_sizes_come_from_the_log():
     assert "groups of 8 in the log, 16 in the recipe: 8 is used" in found.notes
 
 
-def test_a_preset_by_its_name(monkeypatch):
-    monkeypatch.setattr(
-        *(recipes, "recipe"),
-        lambda name, beta: Recipe("loss", "k3", beta=0.25 if beta is None else beta),
-        raising=False,
-    )
-    found = diagnose(GRADED, "some-trainer==1.0")
-    assert (found.beta, found.recipe_name) == (0.25, "some-trainer==1.0")
-    assert "recipe: some-trainer==1.0" in str(found)
+def test_a_preset_by_its_name(capsys):
+    found = diagnose(GRADED, "trl-grpo==1.9.2", beta=0.3)
+    assert "trl-grpo==1.9.2" in str(found)
+    # Fields of the preset are overridden by name.
+    options = ("--trainer", "trl-grpo==1.9.2", "--recipe", "normalise=none", "--beta", "0.3")
+    code, out, err = run(capsys, "diagnose", GRADED, *options)
+    assert (code, err) == (0, "")
+    assert "0.343" in out
 
 
 @pytest.mark.parametrize(
@@ -566,7 +565,7 @@ def test_the_command_reads_files_of_ones_own(capsys, tmp_path):
         ("prompt,completion,reward\na,b,1\n", ["--group-size", "0"], "--group-size"),
         ("prompt,completion,reward\na,b,1\n", ["--recipe", "place=los"], "place"),
         ("prompt,completion,reward\na,b,1\n", ["--recipe", "kl=1"], "fields"),
-        ("prompt,completion,reward\na,b,1\n", ["--trainer", "x"], "not allowed with"),
+        ("prompt,completion,reward\na,b,1\n", ["--trainer", "trl-grp"], "trl-grpo"),
         ("prompt,completion,reward\na,b,1\n", ["--reference-from-first-step"], "steps"),
         ("prompt,completion,reward\na,b,1\n", ["--plot", "no/where.png"], "no folder"),
         ("prompt,completion,reward\na,b,1\n", ["--plot", "x.doc"], "cannot draw"),
@@ -596,7 +595,7 @@ def watching(path, **changes):
     arguments = {
         "paths": [path],
         "trainer": None,
-        "recipe": Recipe("reward", "k1"),
+        "recipe": {"place": "reward"},
         "beta": 0.1,
         "answer": "text",
         "threshold": None,
@@ -638,7 +637,7 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_cli_diagnose.time, "sleep", stop)
-    assert _cli_diagnose.run_diagnose(watching(GRADED, recipe=K3)) == 0
+    assert _cli_diagnose.run_diagnose(watching(GRADED)) == 0
     out = capsys.readouterr().out
     assert out.startswith("kltarget diagnose ·")
     assert out.endswith("stopped\n")

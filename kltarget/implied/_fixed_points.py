@@ -283,14 +283,15 @@ def _of_masses(problem: Problem) -> FixedPoint:
     if problem.levels.size == 2 and exactly:
         return _of_success(problem, groups)
 
-    def update(masses: np.ndarray) -> np.ndarray:
-        return problem.masses(_of_advantages(problem, groups, masses))
+    def arrive(groups: Groups, start: np.ndarray) -> np.ndarray:
+        def update(masses: np.ndarray) -> np.ndarray:
+            return problem.masses(_of_advantages(problem, groups, masses))
+
+        return _of_advantages(problem, groups, _iterate(update, start, exactly))
 
     greedy = np.full_like(start, 1e-6 / start.size)
     greedy[-1] = 1 - greedy[:-1].sum()
-    reached, other = (
-        _of_advantages(problem, groups, _iterate(update, x, exactly)) for x in (start, greedy)
-    )
+    reached, other = arrive(groups, start), arrive(groups, greedy)
     apart = np.abs(np.exp(reached) - np.exp(other)).sum() > 1e-3
     others = (problem.expected_reward(other),) if apart else ()
     found = _in_groups(problem, groups, reached)
@@ -298,8 +299,9 @@ def _of_masses(problem: Problem) -> FixedPoint:
     found = dataclasses.replace(found, status=status, others=others)
     if exactly:
         return found
-    parts = [groups.part(i, _PARTS) for i in range(_PARTS)]
-    apart = [_of_advantages(problem, part, problem.masses(reached)) for part in parts]
+    # Each part of the samples has a fixed point of its own, near this one.
+    start = problem.masses(reached)
+    apart = [arrive(groups.part(i, _PARTS), start) for i in range(_PARTS)]
     spread = np.abs(np.exp(apart) - np.exp(reached)).sum(-1) / 2
     return dataclasses.replace(found, error=float(np.sqrt((spread**2).mean() / _PARTS)))
 
@@ -384,7 +386,7 @@ def _iterate(
         if size < enough:
             return state
         if size > last:
-            step = max(step / 2, 1e-3)
+            step = max(step / 2, 1e-3 if polish else 0.1)
         state, last = state + step * move, size
         if polish and size < 1e-4:
             break

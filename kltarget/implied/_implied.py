@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from kltarget._numerics import as_float
 from kltarget.divergences import ForwardKL, ReverseKL, TotalVariation
 from kltarget.implied._fixed_points import FixedPoint, Problem, find, smallest_coefficient
+from kltarget.implied._nodes import next_tokens
 from kltarget.objectives import Objective
 from kltarget.rewards import reward_for
 from kltarget.spaces._token_local import TokenLocalTarget
@@ -38,7 +39,9 @@ class ImpliedTarget(TokenLocalTarget):
         log_probs: log π, shape ``[*batch, A]``.
         multiplier: λ of the objective, or of the first token's problem.
         status: :class:`Status` bits, shape ``[*batch]``. ``NO_TARGET``, ``SATURATED`` and
-            ``SEVERAL`` say where there is no policy that the regulariser holds, or more than one.
+            ``SEVERAL`` say where there is no policy that the regulariser holds, or more than one;
+            ``CLIPPED``, that the trainer's clip of the estimate would be active there, so that the
+            regulariser pulls less than is reckoned with here.
         effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
             objective's divergence and that reward it would give this target or, in finite groups,
             one as close as the deviation of the rewards allows.
@@ -102,9 +105,10 @@ def implied_target(
         ValueError: shapes that do not fit, a missing beta, values out of range, or a recipe whose
             fixed points no formula is known for; the message names the argument.
 
-    Assumptions: on-policy (no clip of the ratio is active), no clip of the estimate is active,
-    averages over many prompts and groups, a policy that can represent the target. Not to be called
-    under a trace: fixed points are searched for on the host, in float64.
+    Assumptions: on-policy (no clip of the ratio is active), no clip of the estimate is active
+    (``CLIPPED`` says where one is), averages over many prompts and groups, a policy that can
+    represent the target. Not to be called under a trace: fixed points are searched for on the host,
+    in float64.
 
     Example:
         >>> import jax.numpy as jnp
@@ -232,11 +236,11 @@ def _rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> _Row
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
-    beta = np.asarray(beta, np.float64)
+    given, beta = as_float(beta), np.asarray(beta, np.float64)
     if not np.all(np.isfinite(beta) & (beta >= 0)):
         raise ValueError(f"beta must be 0 or more and finite, got {beta}")
     # Checks shapes, rewards and the reference; which beta, does not matter to it.
-    checked = Objective(as_float(reward), log_ref, np.where(beta > 0, beta, 1.0))
+    checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
     dtype, batch = checked.reward.dtype, checked.batch_shape
     size = checked.reward.shape[-1]
     if space is not None and space.num_sequences != size:
@@ -321,7 +325,9 @@ def _find(problem: Problem) -> FixedPoint:
         beta = 2 * problem.beta / problem.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
-        return find(problem)
+        found = find(problem)
+        clipped = Status.CLIPPED if _clipped(problem, found.log_probs) else Status.OK
+        return dataclasses.replace(found, status=found.status | clipped)
     best = problem.log_ref > -np.inf
     best &= problem.reward == problem.levels[-1]
     log_probs = np.where(best, problem.log_ref, -np.inf)
@@ -329,6 +335,25 @@ def _find(problem: Problem) -> FixedPoint:
         log_probs = np.where(log_probs == log_probs.max(), 0.0, -np.inf)
     log_probs = log_probs - np.logaddexp.reduce(log_probs)
     return FixedPoint(log_probs, None, 0.0, 0.0, Status.NO_TARGET)
+
+
+def _clipped(problem: Problem, log_probs: np.ndarray) -> bool:
+    """Whether the estimate of the divergence is cut anywhere at a policy."""
+    recipe = problem.recipe
+    if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
+        return False
+    sizes = problem.sizes or (log_probs.size,)
+    largest = 0.0
+    for now, then in zip(
+        next_tokens(sizes, log_probs), next_tokens(sizes, problem.log_ref), strict=True
+    ):
+        log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
+        if np.abs(log_ratio).max() > (recipe.log_ratio_clip or np.inf):
+            return True
+        estimates = {"k1": log_ratio, "k2": log_ratio**2 / 2}
+        cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
+        largest = max(largest, float(np.abs(cost).max()))
+    return largest > (recipe.kl_clip or np.inf)
 
 
 def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:

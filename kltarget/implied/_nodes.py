@@ -110,6 +110,17 @@ def _normalised(
     return log_policy(high)
 
 
+def next_tokens(sizes: tuple[int, ...], log_probs: np.ndarray) -> list[np.ndarray]:
+    """Log-probabilities of each next token ``[..., prefixes, V]``, the last position first."""
+    levels = []
+    for size in sizes[::-1]:
+        given = log_probs.reshape(*log_probs.shape[:-1], -1, size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_probs = logsumexp(given, axis=-1)
+            levels.append(np.where(given > -np.inf, given - log_probs[..., None], -np.inf))
+    return levels
+
+
 def over_tree(
     sizes: tuple[int, ...],
     gain: np.ndarray,
@@ -125,12 +136,7 @@ def over_tree(
     probabilities of whole sequences, ``[..., A]``.
     """
     gain, cost, entropy, masses = np.broadcast_arrays(gain, cost, entropy, log_ref)
-    batch, levels = gain.shape[:-1], []
-    for size in sizes[::-1]:
-        given = masses.reshape(*masses.shape[:-1], -1, size)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            masses = logsumexp(given, axis=-1)
-            levels.append(np.where(given > -np.inf, given - masses[..., None], -np.inf))
+    batch, levels = gain.shape[:-1], next_tokens(sizes, masses)
     policy = []
     for given in levels:
         gain, cost, entropy = (x.reshape(given.shape) for x in (gain, cost, entropy))

@@ -28,6 +28,7 @@ from kltarget.rollouts._say_targets import target_statements
 from kltarget.rollouts._statistics import Log, groups_of, history, log_of
 from kltarget.rollouts._summary import featured_of, verdict_of
 from kltarget.training import Recipe
+from kltarget.training.recipes import recipe as preset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +96,7 @@ def diagnose(
         >>> import pandas as pd
         >>> from kltarget.rollouts import diagnose
         >>> from kltarget.training import Recipe
+    from kltarget.training.recipes import recipe as preset
         >>> answers, rewards = ["1", "2", "1", "7"], [1.0, 1.0, 1.0, 0.0]
         >>> frame = pd.DataFrame({"answer": answers, "completion": answers, "reward": rewards})
         >>> frame = frame.assign(prompt="a digit?", step=1, group_id=0, logp=None, ref_logp=None)
@@ -174,10 +176,6 @@ def diagnose(
 
 def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     if isinstance(recipe, str):
-        from kltarget.training.recipes import (
-            recipe as preset,  # pyright: ignore[reportAttributeAccessIssue]
-        )
-
         return preset(recipe, beta=beta), recipe
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.training.Recipe or a name, got {recipe!r}")
