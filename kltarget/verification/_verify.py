@@ -146,6 +146,12 @@ def verify(
     for name, x in (("beta", beta), ("reward_scale", reward_scale)):
         if x.ndim != 1 or not (np.isfinite(x) & (x > 0)).all():
             raise ValueError(f"{name} must be finite numbers above 0, got {x.tolist()}")
+    for recipe in recipes:
+        if recipe != Recipe(recipe.place, recipe.estimator, recipe.level, recipe.baseline):
+            raise ValueError(
+                "recipes may choose place, estimator, level and baseline alone, for whose targets "
+                f"there are formulas; kltarget.implied_target knows that of {recipe}"
+            )
     problem_key, run_key = jax.random.split(key)
     problem = problem_of(
         task,
