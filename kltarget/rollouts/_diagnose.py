@@ -96,7 +96,6 @@ def diagnose(
         >>> import pandas as pd
         >>> from kltarget.rollouts import diagnose
         >>> from kltarget.training import Recipe
-    from kltarget.training.recipes import recipe as preset
         >>> answers, rewards = ["1", "2", "1", "7"], [1.0, 1.0, 1.0, 0.0]
         >>> frame = pd.DataFrame({"answer": answers, "completion": answers, "reward": rewards})
         >>> frame = frame.assign(prompt="a digit?", step=1, group_id=0, logp=None, ref_logp=None)
