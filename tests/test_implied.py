@@ -308,7 +308,7 @@ def assert_reached(problem, recipe, beta):
     return target
 
 
-@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("where", ["graded", "lengths"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_implied_target(name, where):
     recipe, beta = TRAINED[name]
