@@ -80,7 +80,7 @@ QUICK = {
     "test_log_probs_take_any_batch_shape": ("GRUPolicy-1", "TransformerPolicy-None"),
     "test_the_mean_of_sampled_gradients_is_the_exact_one": ("k3-token",),
     "test_training_reaches_the_implied_target": ("k3 in groups-graded", "dropped groups-lengths"),
-    "test_presets_train_to_their_implied_target": ("one-two-trl-rloo", "prime-rl"),
+    "test_presets_train_to_their_implied_target": ("trl-rloo*-one-two", "prime-rl"),
     "test_equivalent_coefficients_are_equivalent": ("erse-reward", "ward-kl"),
     "test_tabular_policies_reach_the_target_of_their_recipe": (
         "reward-k1-sequence",
