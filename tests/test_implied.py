@@ -282,7 +282,10 @@ TRAINED = {
 
 
 def trained(problem, recipe, beta, num_steps=4000):
-    """The policy that exact gradients reach, with steps that shrink to nothing."""
+    """The policy that exact gradients reach, with steps that shrink to nothing.
+
+    Nothing brings a policy back that a step has thrown past a clip: there, steps are small.
+    """
     policy, params, _, _, reward = problem
     return fine_tune(
         policy,
@@ -290,7 +293,7 @@ def trained(problem, recipe, beta, num_steps=4000):
         reward,
         recipe,
         beta=beta,
-        learning_rate=0.05,
+        learning_rate=0.05 if recipe.kl_clip is None else 0.01,
         num_steps=num_steps,
         history_every=None,
         optimizer=lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
@@ -341,10 +344,10 @@ def test_a_clip_that_is_active_at_the_target_is_reported():
     """Answers that fell out of verl's clip of k3 at 10 are held by nothing any more."""
     problem, recipe = PROBLEMS["tree"](), recipes.recipe("verl-grpo")
     _, _, space, log_ref, reward = problem
-    target = implied_target(recipe, reward, log_ref, space=space, beta=np.array([0.5, 1.0]))
+    target = implied_target(recipe, reward, log_ref, space=space, beta=np.array([0.2, 2.0]))
     assert target.status.tolist() == [kt.Status.CLIPPED, kt.Status.OK]
-    run = trained(problem, recipe, 0.5)
-    assert variation(run.log_probs, target.log_probs[0]) > 0.1
+    run = trained(problem, recipe, 0.2)
+    assert variation(run.log_probs, target.log_probs[0]) > 0.03
     failures = np.exp(np.asarray(run.log_probs))[reward == 0].sum()
     assert failures < 0.1 * np.asarray(target.probs[0])[reward == 0].sum()
 
