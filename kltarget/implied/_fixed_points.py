@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize_scalar, root, root_scalar
+from scipy.special import expit
 
 from kltarget.implied._groups import Groups, make_groups
 from kltarget.implied._nodes import over_tree, stationary
@@ -310,7 +311,7 @@ def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
     """Two rewards: all fixed points in the probability of the better one."""
 
     def success(logit: np.ndarray) -> np.ndarray:
-        return np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], axis=-1)
+        return np.stack([expit(-logit), expit(logit)], axis=-1)
 
     def excess(logit: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
