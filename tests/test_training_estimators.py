@@ -115,15 +115,16 @@ def test_published_gradients_of_one_step():
     reverse = [-0.176838058382, -0.157510266162, 0.093318287357, 0.133551127293, 0.107478909895]
     forward = [-0.3, -0.1, 0.15, 0.15, 0.1]
     wanted = {"k1": np.zeros(5), "k2": reverse, "k3": forward, "weighted-k3": reverse}
+
+    def loss(logits, recipe):
+        tokens = jax.nn.log_softmax(logits)[:, None]
+        weights = jax.lax.stop_gradient(jnp.exp(tokens[:, 0]))
+        reward = jnp.zeros(5, DTYPE)
+        return -estimators.surrogate(recipe, tokens, log_ref, reward, 1.0, weights).sum()
+
     for estimator, want in wanted.items():
-
-        def loss(logits, recipe=Recipe(place="loss", estimator=estimator)):  # noqa: B008
-            tokens = jax.nn.log_softmax(logits)[:, None]
-            weights = jax.lax.stop_gradient(jnp.exp(tokens[:, 0]))
-            reward = jnp.zeros(5, DTYPE)
-            return -estimators.surrogate(recipe, tokens, log_ref, reward, 1.0, weights).sum()
-
-        np.testing.assert_allclose(jax.grad(loss)(log_policy), want, atol=64 * eps(DTYPE))
+        got = jax.grad(loss)(log_policy, Recipe(place="loss", estimator=estimator))
+        np.testing.assert_allclose(got, want, atol=64 * eps(DTYPE))
 
 
 @pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])

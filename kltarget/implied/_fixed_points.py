@@ -185,7 +185,12 @@ def smallest_coefficient(problem: Problem) -> float:
     return float(found.fun)
 
 
-def _at(problem: Problem, scale: float, **remarks: object) -> FixedPoint:
+def _at(
+    problem: Problem,
+    scale: float,
+    status: Status = Status.OK,
+    others: tuple[float, ...] = (),
+) -> FixedPoint:
     """The target of the reward divided by a known number."""
     log_probs = problem.at_scale(np.array([scale]))[0]
     plain = problem.recipe.entropy_bonus == 0
@@ -194,7 +199,8 @@ def _at(problem: Problem, scale: float, **remarks: object) -> FixedPoint:
         problem.reward if plain else None,
         problem.beta * scale,
         problem.beta * scale,
-        **remarks,  # type: ignore[arg-type]
+        status,
+        others,
     )
 
 
@@ -235,6 +241,7 @@ def _of_deviation(problem: Problem) -> FixedPoint:
     """All fixed points of rewards divided by ``σ(π) + ε``; the one nearest the reference first."""
     epsilon, factor = problem.recipe.epsilon, problem.baseline_factor
     # Below, what is left of the other outcomes drowns in the rounding of the others' masses.
+    # No deviation exceeds half the spread, but one may reach it.
     scales = _scales(problem, low=1e-6, high=1 + 1e-9)
     if epsilon:
         scales = np.concatenate([[epsilon], epsilon + scales])
@@ -251,7 +258,7 @@ def _of_deviation(problem: Problem) -> FixedPoint:
     policies = problem.at_scale(np.array(roots) / factor)
     others = tuple(problem.expected_reward(x) for x in policies[1:])
     status = _remarks(problem, policies[0], others)
-    return _at(problem, roots[0] / factor, status=status, others=others)
+    return _at(problem, roots[0] / factor, status, others)
 
 
 def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.ndarray:

@@ -50,8 +50,7 @@ class Groups:
             with np.errstate(divide="ignore"):
                 logs = np.log(masses)[..., None, :]
             weighed = np.where(self.counts > 0, self.counts * np.where(self.counts, logs, 0), 0)
-            size = gammaln(self.counts.sum(1) + 1) - gammaln(self.counts + 1).sum(1)
-            chance = np.exp(size + weighed.sum(-1))
+            chance = np.exp(self._log_arrangements + weighed.sum(-1))
             return chance @ advantage, chance @ kept
         if masses.ndim > 1:
             each = [self.expected(row) for row in masses.reshape(-1, masses.shape[-1])]
@@ -64,6 +63,12 @@ class Groups:
         np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
         advantage, kept = self._advantages(counts)
         return advantage.mean(0), kept.mean(0)
+
+    @functools.cached_property
+    def _log_arrangements(self) -> np.ndarray:
+        """Logarithm of the number of orders in which each set of others can be drawn, ``[C]``."""
+        assert self.counts is not None
+        return gammaln(self.counts.sum(1) + 1) - gammaln(self.counts + 1).sum(1)
 
     @functools.cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:

@@ -65,6 +65,7 @@ def unregularised_path(
     logs = logs - np.logaddexp.reduce(logs)
     good, bad = possible & (rewards == levels[1]), possible & (rewards == levels[0])
     start = np.exp(logs[bad]).sum()
+    # The mass may have been summed in the inputs' precision.
     if not 0 < failure_mass <= start * (1 + 1e-6):
         raise ValueError(
             f"failure_mass must be above 0 and at most the reference's {start:.6g}, "

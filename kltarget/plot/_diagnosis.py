@@ -63,7 +63,7 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
         for k, (name, values, color) in enumerate(bars):
             place = np.arange(len(shown)) + (k - (len(bars) - 1) / 2) * width
             options = {"color": color, "label": name, "zorder": 3, **style}
-            ax.bar(place, np.nan_to_num(values[shown]), width * 0.92, **options)
+            ax.bar(place, values[shown], width * 0.92, **options)
         labels = [f"{short(featured.names[i], 12)}\nr = {featured.reward[i]:.3g}" for i in shown]
         ax.set_xticks(range(len(shown)), labels)
         ax.set_xlim(-0.6, len(shown) - 0.4)
@@ -171,5 +171,6 @@ def overview(diagnosis: Diagnosis) -> Figure:
 def _order(featured: Featured) -> list[int]:
     """Seen answers, those of most probability under target or last policy first."""
     columns = [x for x in (featured.target, featured.now) if x is not None]
-    key = np.nan_to_num(np.array(columns)).max(0)[:-1]
+    # What is not known of an answer does not count; answers of which nothing is come last.
+    key = np.fmax.reduce(np.array(columns))[:-1]
     return np.argsort(-key, kind="stable").tolist()

@@ -163,8 +163,8 @@ def flips_of(
             spread = None
             if drawn is not None:
                 # A resample that turns the reference's order round has no flip: it is at infinity.
-                values = np.nan_to_num(_closed(recipe, prompt.reward, drawn, pair), nan=np.inf)
-                spread = _quantiles(scale * values)
+                values = _closed(recipe, prompt.reward, drawn, pair)
+                spread = _quantiles(scale * np.where(np.isnan(values), np.inf, values))
             found.append((float(flip), float(scale * flip), spread, float(scale * other)))
     flips = [
         Flip(prompt.names[i], prompt.names[j], *values)
@@ -215,7 +215,8 @@ def _search(
 
     def leads(log_beta: float) -> float:
         row = _targets(recipe, prompt, np.exp([log_beta]))[0]
-        return float(np.nan_to_num(row[i] - row[j]))
+        # Two answers may both have vanished.
+        return 0.0 if row[i] == row[j] else float(row[i] - row[j])
 
     low, high = (float(x) for x in np.log(betas[change[-1] : change[-1] + 2]))
     root: Any = brentq(leads, low, high, xtol=1e-8)

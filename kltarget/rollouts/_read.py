@@ -68,11 +68,11 @@ def read_rollouts(
         | `completion` | string | text; of a chat what the assistant says |
         | `answer` | string | NA where the rule finds none |
         | `reward` | float64 | total reward; NaN only in formats that have none |
-        | `ref_logp`, `logp` | float64 | natural logs of the completion's probability by the reference and by the policy that sampled it; NaN if not logged |
+        | `ref_logp`, `logp` | float64 | natural, by the reference and by the policy that sampled |
         | `num_tokens` | float64 | tokens of the completion, NaN if not logged |
         | `advantage` | float64 | of the sequence, or the mean of its tokens'; NaN if not logged |
         | `source` | category | the file |
-        | `group_id` | int32 | one per generation group: one prompt, sampled so many times in one step |
+        | `group_id` | int32 | one per generation group: the samples of a prompt in a step |
         | `reward/…` | float64 | one for each reward that was added, NaN where it does not apply |
 
     Raises:
@@ -87,8 +87,8 @@ def read_rollouts(
         >>> from kltarget.rollouts import read_rollouts
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "5.jsonl"
         >>> _ = path.write_text(
-        ...     '{"input": "1+1=", "output": "so 2", "score": 1.0, "step": 5, "uid": "a_0_0"}\n'
-        ...     '{"input": "1+1=", "output": "so 3", "score": 0.0, "step": 5, "uid": "a_1_0"}\n'
+        ...     '{"input": "1+1=", "output": "so 2", "score": 1.0, "uid": "a_0_0"}\n'
+        ...     '{"input": "1+1=", "output": "so 3", "score": 0.0, "uid": "a_1_0"}\n'
         ... )
         >>> rollouts = read_rollouts(path, answer="number")
         >>> rollouts[["step", "prompt", "answer", "reward", "group_id"]]
@@ -99,7 +99,7 @@ def read_rollouts(
         format 'verl': 1 file
         groups as the files name them
         answer 'number': 2 different answers
-    """  # noqa: E501
+    """
     rule_name, rule = answer_rule(answer)
     if num_generations is not None and num_generations < 1:
         raise RolloutError(f"num_generations is {num_generations}: it must be 1 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from typing import Any
@@ -16,7 +17,7 @@ from kltarget._numerics import working_dtype
 from kltarget.spaces._tree import position_sizes, require_eos, require_sizes
 
 
-class Sequential:
+class Sequential(abc.ABC):
     """A policy that reads one token at a time.
 
     A subclass says what it knows before the first token (:meth:`_start`), how a token changes that
@@ -38,18 +39,21 @@ class Sequential:
         """The largest of ``sizes``: the number of tokens that layers read and score."""
         return max(self.sizes)
 
+    @abc.abstractmethod
     def _start(self, params: Any) -> Any:
-        raise NotImplementedError
+        """The state before the first token, of one prefix."""
 
+    @abc.abstractmethod
     def _advance(self, params: Any, state: Any, tokens: Array, depth: Any) -> Any:
-        raise NotImplementedError
+        """The state of prefixes ``[N]`` of ``depth`` tokens after one more, ``tokens [N]``."""
 
+    @abc.abstractmethod
     def _logits(self, params: Any, state: Any) -> Array:
-        raise NotImplementedError
+        """Logits of the next token, ``[N, max_size]``."""
 
+    @abc.abstractmethod
     def _teacher_forced(self, params: Any, tokens: Array) -> Array:
         """Logits ``[N, L, max_size]`` at every prefix of sequences ``[N, L]``."""
-        raise NotImplementedError
 
     def _tree_of_logits(self, params: Any) -> list[Array]:
         """Logits ``[V**t, max_size]`` at every prefix of every depth t."""
