@@ -8,7 +8,6 @@ import argparse
 import json
 import pathlib
 import re
-import resource
 import sys
 import time
 
@@ -657,4 +656,3 @@ def test_a_million_rollouts(tmp_path):
     assert found["tier"] == 3
     assert found["seconds"] <= time.perf_counter() - start < 60
     assert found["peak_gib"] < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
