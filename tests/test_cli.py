@@ -14,9 +14,11 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, tasks
+from kltarget._divergence_names import CLASSES
 from kltarget._numerics import double_precision
-from kltarget._report import probability
 from kltarget._text import display_width
+from kltarget.cli import _main, _solve
+from kltarget.cli._solution import probability
 
 TABLE = "answer,reward,logp,family\nred,1,-1.2,warm\nblue,1,-3.9,cold\ngrey,0,-0.6,cold\n"
 
@@ -164,7 +166,7 @@ def test_modes_are_summed_when_they_are_groups(capsys, tmp_path):
     ],
 )
 def test_betas(beta, expected):
-    got = cli._parser().parse_args(["solve", "one-two", "--beta", beta]).beta
+    got = _main._parser().parse_args(["solve", "one-two", "--beta", beta]).beta
     np.testing.assert_allclose(got, expected, rtol=1e-14)
     assert got[0] == expected[0]
     assert got[-1] == expected[-1]
@@ -202,8 +204,8 @@ def test_every_divergence(capsys, tmp_path, name):
 
 def test_all_divergences_are_offered():
     offered = {name.split(":")[0] for name in DIVERGENCES}
-    assert offered == set(cli._DIVERGENCES)
-    assert all(hasattr(kt, name) for name in cli._DIVERGENCES.values())
+    assert offered == set(CLASSES)
+    assert all(hasattr(kt, name) for name in CLASSES.values())
 
 
 def test_json_is_double_precision_and_documented(capsys, tmp_path):
@@ -220,7 +222,7 @@ def test_json_is_double_precision_and_documented(capsys, tmp_path):
         *("effective_modes", "value", "multiplier", "divergence_value", "status"),
     }
     for key in (*content, *row):
-        assert f"`{key}`" in cli.__doc__
+        assert f"`{key}`" in (_solve.__doc__ or "")
     expected = [0.937409563552, 0.0624939709035, 9.64655442463e-5]
     np.testing.assert_allclose(np.exp(row["log_probs"]), expected, rtol=1e-11)
     assert row["effective_modes"] == pytest.approx(1.2633812503, rel=1e-10)

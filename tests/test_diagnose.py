@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 
 import kltarget as kt
-from kltarget import _cli_diagnose, cli, plot
+from kltarget import cli, plot
 from kltarget._numerics import double_precision
 from kltarget._text import display_width
+from kltarget.cli import _diagnose
 from kltarget.implied import implied_target
 from kltarget.rollouts import Diagnosis, RolloutError, diagnose, read_rollouts
 from kltarget.rollouts._family import MARGIN, SHARE, Cells, fit_families
@@ -621,8 +622,8 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
         if step < 3:
             (tmp_path / f"{step}.jsonl").write_text(rows % step)
 
-    monkeypatch.setattr(_cli_diagnose.time, "sleep", arrives)
-    assert _cli_diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
+    monkeypatch.setattr(_diagnose.time, "sleep", arrives)
+    assert _diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
     out = capsys.readouterr().out
     assert out.startswith("waiting: ")
     assert "1 logged step, 1 to 1" in out
@@ -635,8 +636,8 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
     def stop(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli_diagnose.time, "sleep", stop)
-    assert _cli_diagnose.run_diagnose(watching(GRADED)) == 0
+    monkeypatch.setattr(_diagnose.time, "sleep", stop)
+    assert _diagnose.run_diagnose(watching(GRADED)) == 0
     out = capsys.readouterr().out
     assert out.startswith("kltarget diagnose ·")
     assert out.endswith("stopped\n")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kltarget import cli
-from kltarget._recipe_reading import in_words, number, read
+from kltarget.cli._recipe_reading import in_words, number, read
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.implied import critical_beta
 from kltarget.training import Recipe, _presets, recipe, recipes

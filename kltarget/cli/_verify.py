@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from kltarget import tasks
-from kltarget._command import (
+from kltarget.cli._command import (
     InputError,
     beta_list,
     option,

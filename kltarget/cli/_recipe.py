@@ -22,9 +22,9 @@ import pathlib
 import re
 from typing import Any
 
-from kltarget._command import InputError, option, positive, real, say, write
-from kltarget._recipe_reading import Reading, in_words, number, read
 from kltarget._text import aligned, display_width, plain, wrapped
+from kltarget.cli._command import InputError, option, positive, real, say, write
+from kltarget.cli._recipe_reading import Reading, in_words, number, read
 from kltarget.training import Recipe, recipes
 from kltarget.training.recipes import Preset
 

@@ -9,7 +9,7 @@ import pathlib
 import time
 from typing import Any
 
-from kltarget._command import (
+from kltarget.cli._command import (
     InputError,
     check_drawable,
     file_kind,

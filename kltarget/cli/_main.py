@@ -1,0 +1,94 @@
+"""The command `kltarget`: targets, their verification, trainers' recipes, logged rollouts.
+
+Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
+where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kltarget import tasks
+from kltarget._text import aligned
+from kltarget.cli import _diagnose, _recipe, _solve, _verify
+from kltarget.cli._command import InputError, one_line, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the program's name. Default: those of the process.
+
+    Returns:
+        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
+        stderr.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except SystemExit as stop:  # --help and --version end here, bad options too
+        return stop.code if isinstance(stop.code, int) else 0
+    except InputError as error:
+        print(f"kltarget: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; without this Python complains when it flushes at
+        # exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            say(message.splitlines())
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kltarget",
+        description="Exact targets of regularised reward maximisation, "
+        "max over π of E_π[r] − β·D(π, π_ref).",
+        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = commands.add_parser(
+        "tasks", help="list the shipped problems", description="List the shipped problems."
+    )
+    listing.set_defaults(run=_tasks)
+
+    for command in (_solve, _verify, _recipe, _diagnose):
+        command.add_to(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"kltarget {version('kltarget')}")
+        parser.exit()
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    known = tasks.listing()
+    rows = [["task", "outcomes", "right"]]
+    rows += [[task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}"] for task in known]
+    descriptions = ["description", *(task.description for task in known)]
+    lines = zip(aligned(rows), descriptions, strict=True)
+    say([f"{line}   {description}" for line, description in lines])
+    return 0
