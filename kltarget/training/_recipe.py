@@ -177,3 +177,21 @@ class Recipe:
             return None
         in_loss = {"k2": ReverseKL(), "weighted-k3": ReverseKL(), "k3": ForwardKL()}
         return in_loss.get(self.estimator)
+
+    @property
+    def charged_before(self) -> bool:
+        """Whether the KL is charged to the reward before baseline and standard deviation are taken.
+
+        Whatever is then done to the reward is done to the KL as well.
+        """
+        return self.place == "reward" and self.normalise_when == "after"
+
+    @property
+    def baseline_shrinks(self) -> bool:
+        """Whether each sample's share in its own baseline shrinks the reward, but not the KL.
+
+        Advantages less the mean of G samples that includes the sample itself are shorter by
+        ``(G − 1)/G`` in expectation; against a KL that is not part of them, β counts ``G/(G − 1)``
+        times.
+        """
+        return self.baseline == "mean" and not self.charged_before
