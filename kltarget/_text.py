@@ -59,6 +59,11 @@ def wrapped(text: str, width: int = 96) -> list[str]:
     return [line.replace("\0%", " %") for line in lines]
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(log_p: float) -> str:
     """A probability in percent with three digits; 100 only if nothing is left."""
     if math.isnan(log_p):

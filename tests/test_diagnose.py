@@ -324,7 +324,7 @@ def test_intervals():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     middle, (low, high) = median_interval(np.arange(101.0))
-    assert (low, middle, high) == (40.0, 50.0, 61.0)
+    assert (low, middle, high) == (40.0, 50.0, 60.0)
 
 
 def test_an_effective_beta_per_group(short):
@@ -604,6 +604,7 @@ def watching(path, **changes):
         "group_size": None,
         "columns": None,
         "skip_bad": False,
+        "format": "auto",
         "json": None,
         "html": None,
         "plot": None,

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import math
 import pathlib
+import re
+import sys
 import time
 from typing import Any
 
@@ -86,6 +88,12 @@ def add_to(commands: Any) -> None:
         "--group-size", type=option(whole), metavar="G", help="rollouts of a group"
     )
     reading.add_argument(
+        "--format",
+        default="auto",
+        metavar="NAME",
+        help="what wrote the files, such as trl, verl or generic (default: told by their columns)",
+    )
+    reading.add_argument(
         "--columns",
         type=option(_columns),
         metavar="a=b,…",
@@ -127,14 +135,17 @@ def recipe_fields(text: str) -> dict[str, Any]:
     return fields
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    """What the trainer does, by name, by fields or both."""
-    fields = arguments.recipe or {}
-    if arguments.trainer is not None:
-        return recipe(arguments.trainer, beta=arguments.beta, **fields)
-    if not fields:
+def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | None]:
+    """What the trainer does, by name, by fields or both; its β if it was given, and its name."""
+    fields, name = dict(arguments.recipe or {}), arguments.trainer
+    if name is None and not fields:
         raise InputError("say what the trainer does: --trainer trl-grpo==1.9.2, or --recipe")
-    return Recipe(**fields)
+    beta = fields.pop("beta", None) if arguments.beta is None else arguments.beta
+    if name is None:
+        return Recipe(**fields), beta, None
+    changed = ", ".join(f"{field}={value}" for field, value in fields.items())
+    used = recipe(name, beta=beta, **fields)
+    return used, beta, f"{name} with {changed}" if changed else name
 
 
 def _coefficient(text: str) -> float:
@@ -192,6 +203,25 @@ def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> 
     return 0
 
 
+# Names of Python arguments in messages, and the options that set them.
+_OPTIONS = (
+    (r"num_generations=(\d+)", r"--group-size \1"),
+    (r"format='([\w-]+)'", r"--format \1"),
+    (r"give the format\b", "give --format"),
+    (r"format '([\w-]+)' is", r"--format \1 is"),
+    (r"answer='(.*)' is", r"--answer \1 is"),
+    (r"columns=\{.*\}", "--columns prompt=…,completion=…,reward=…"),
+    (r"^columns(:| are)", r"--columns\1"),
+    (r"beta is needed: .*", "beta is needed: --beta 0.04, for instance"),
+)
+
+
+def _as_options(text: str) -> str:
+    for name, option_text in _OPTIONS:
+        text = re.sub(name, option_text, text)
+    return text
+
+
 def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of all files."""
     found = []
@@ -207,25 +237,29 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget.rollouts import RolloutError, diagnose, read_rollouts
 
     try:
+        used, beta, name = _recipe(arguments)
         frame = read_rollouts(
             arguments.paths,
+            format=arguments.format,
             columns=arguments.columns,
             answer=arguments.answer,
             num_generations=arguments.group_size,
             skip_bad=arguments.skip_bad,
+            progress=sys.stderr.isatty(),
         )
         with without_device_warnings():
             found = diagnose(
                 frame,
-                _recipe(arguments),
-                beta=arguments.beta,
+                used,
+                beta=beta,
+                name=name,
                 reference="first-step" if arguments.reference_from_first_step else None,
                 threshold=arguments.threshold,
                 max_prompts=arguments.max_prompts,
             )
     except (RolloutError, ValueError, ImportError, KeyError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(str(text)) from None
+        raise InputError(_as_options(str(text))) from None
     say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
     wrote = []
     if arguments.json is not None:

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 import kltarget as kt
 from kltarget.divergences import ForwardKL
 from kltarget.implied import implied_target
-from kltarget.rollouts._evidence import UNSEEN, Prompt, padded
+from kltarget.rollouts._evidence import Prompt, padded
 from kltarget.status import Status
 from kltarget.training import Recipe
 
@@ -56,7 +56,7 @@ def hill(log_probs: np.ndarray) -> float:
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
     """The first prompts whose targets take no longer than `most` simple ones."""
     heavy = recipe.normalise in ("group-std", "others-std") and recipe.group_size is not None
-    heavy = heavy and not (recipe.place == "reward" and recipe.normalise_when == "after")
+    heavy = heavy and not recipe.charged_before
     cost, chosen = 0, []
     for prompt in prompts:
         several = len(np.unique(prompt.reward[prompt.log_ref > -np.inf])) > 2
@@ -133,8 +133,8 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
 
 def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
     """The trainer's coefficient over the effective one, where it is the same at every β."""
-    charged = recipe.place == "reward" and recipe.normalise_when == "after"
-    if (recipe.normalise != "none" and not charged) or recipe.entropy_bonus:
+    normalised = recipe.normalise != "none" and not recipe.charged_before
+    if normalised or recipe.entropy_bonus or recipe.divergence is None:
         return None
     return beta / aim.effective_beta if beta > 0 and aim.effective_beta > 0 else None
 
@@ -145,10 +145,10 @@ def flips_of(
     """Where the recipe's target changes its favourite of two good answers."""
     prompt, scale = aim.prompt, scale_of(recipe, beta, aim)
     pairs = pairs_of(prompt)
-    if not pairs or beta == 0 or recipe.divergence is None:
+    if not pairs or beta == 0 or aim.status & Status.NO_TARGET:
         return ()
     if scale is None:
-        betas = np.geomspace(1e-4, 1e2, 13)
+        betas = np.geomspace(*searched(recipe, prompt), 13)
         rows = _targets(recipe, prompt, betas)
         levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
         found = [(np.nan, level, None, np.nan) for level in levels]
@@ -171,6 +171,13 @@ def flips_of(
         for (i, j), values in zip(pairs, found, strict=True)
     ]
     return tuple(flip for flip in flips if np.isfinite(flip.beta))
+
+
+def searched(recipe: Recipe, prompt: Prompt) -> tuple[float, float]:
+    """Between which β flips are searched for where no formula is known."""
+    normalised = recipe.normalise != "none" and not recipe.charged_before
+    unit = 1.0 if normalised else recipe.reward_scale * float(np.ptp(prompt.reward))
+    return 1e-4 * unit, 1e2 * unit
 
 
 def _closed(recipe: Recipe, reward: np.ndarray, log_ref: np.ndarray, pair: tuple[int, int]) -> Any:
@@ -244,9 +251,12 @@ def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.nd
     return betas, np.exp(_targets(recipe, prompt, betas))
 
 
-def mara_rewards(aim: Aim) -> np.ndarray | None:
-    """What MARA would give instead of the logged rewards, with the best of them as threshold."""
-    if aim.effective_beta <= 0:
+def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
+    """What MARA would give instead of the logged rewards, with the best of them as threshold.
+
+    None where it acts through another coefficient or on another target than these rewards have.
+    """
+    if aim.effective_beta <= 0 or recipe.divergence is None or recipe.entropy_bonus:
         return None
     reward, log_ref = padded([aim.prompt.reward], [aim.prompt.log_ref])
     objective = kt.Objective(reward, log_ref, np.array([aim.effective_beta]))
@@ -262,11 +272,15 @@ def is_forward(recipe: Recipe) -> bool:
 
 
 def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
-    """Log-masses of the last policy and the target; what was not sampled lately is one outcome."""
-    known = aim.prompt.log_now[:-1] > -np.inf
+    """Log-masses of the last policy and the target.
+
+    What was not sampled lately, or has no reference log-probability, is one outcome.
+    """
+    known = (aim.prompt.log_now[:-1] > -np.inf) & ~aim.prompt.unknown[:-1]
     target = aim.log_target[:-1]
     rest = np.logaddexp.reduce(np.append(target[~known], aim.log_target[-1]))
-    now = np.append(aim.prompt.log_now[:-1][known], aim.prompt.log_now[-1])
+    now, others = aim.prompt.log_now[:-1], aim.prompt.log_now[-1]
+    now = np.append(now[known], np.logaddexp.reduce(np.append(now[~known], others)))
     return now, np.append(target[known], rest)
 
 
@@ -281,6 +295,3 @@ def divergence(aim: Aim) -> float:
     now, target = _side_by_side(aim)
     some = now > -np.inf
     return float((np.exp(now[some]) * (now[some] - target[some])).sum())
-
-
-__all__ = ["UNSEEN", "Aim", "Flip", "affordable", "aims_of", "flips_of"]

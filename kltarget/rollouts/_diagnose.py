@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._numerics import double_precision
+from kltarget._text import counted
 from kltarget.rollouts._aims import Aim, affordable, aims_of, flips_of
 from kltarget.rollouts._diagnosis import Diagnosis, Statement
 from kltarget.rollouts._evidence import (
@@ -46,6 +47,7 @@ def diagnose(
     max_prompts: int = 200,
     num_bootstrap: int = 200,
     seed: int = 0,
+    name: str | None = None,
 ) -> Diagnosis:
     """What a run's log says of its regulariser: what it aims at, and how far it got.
 
@@ -67,7 +69,10 @@ def diagnose(
     Args:
         rollouts: what :func:`kltarget.rollouts.read_rollouts` returned, or paths for it.
         recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``.
-            Its ``group_size`` is replaced by that of the log where all groups are of one size.
+            Its ``group_size`` is replaced by that of the log where all groups are of one size;
+            where they differ, the recipe's is kept or, if it has none, their median is taken. Its
+            scale and clip of rewards are left out where the log's rewards have them already
+            (``attrs["shaped"]`` of the rollouts).
         beta: coefficient of the regulariser as the trainer is given it, in units of its normalised
             reward per nat; by default the recipe's. 0 is a run without regulariser.
         reference: ``"first-step"`` takes the rollouts of the first logged step as samples of the
@@ -78,6 +83,7 @@ def diagnose(
             rewards of several sizes are normalised in finite groups one counts for ten.
         num_bootstrap: resamples behind each interval.
         seed: of the resampling: the same call gives the same numbers.
+        name: what to call the recipe; by default the preset's name, or the recipe in words.
 
     Returns:
         Statements, each with its value, interval, assumption and sample size, and the numbers of
@@ -108,7 +114,9 @@ def diagnose(
         arXiv 2510.20817 (targets, ratios, MARA). Chen et al., "Evaluating Large Language Models
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
-    recipe, name = _recipe(recipe, beta)
+    unsaid = beta is None and (isinstance(recipe, str) or name is not None)
+    recipe, words = _recipe(recipe, beta)
+    name = words if name is None else name
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.04, for instance, or give it to the recipe")
@@ -125,11 +133,14 @@ def diagnose(
         frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
     log = log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
+    recipe, shaping = _unshaped(recipe, frame)
+    default = [f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"]
+    default = default if unsaid else []
     threshold = float(log.reward.max()) if threshold is None else float(threshold)
     groups = groups_of(log, threshold, recipe.ddof)
     rng = np.random.default_rng(seed)
     case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
-    notes = [*frame.attrs.get("notes", ()), *log.notes, *notes]
+    notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *notes, *shaping]
     with double_precision():
         aims, unknown = _aims(case, reference, max_prompts)
         notes += unknown
@@ -165,7 +176,7 @@ def diagnose(
         tier=tier,
         size=size,
         notes=tuple(notes),
-        verdict=verdict_of(case, statements, aims),
+        verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
         statements=tuple(statements),
         history=history(log, groups),
         featured=featured,
@@ -195,16 +206,19 @@ def in_words(recipe: Recipe) -> str:
 
 
 def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
-    """The recipe with the log's own group size, if groups matter and all are of one size."""
+    """The recipe with the log's own group size, if groups matter.
+
+    That is the one size they all have, or their median if the recipe has none.
+    """
     sizes = np.bincount(log.group)
     size, notes = int(np.median(sizes)), []
-    if (sizes != size).any():
-        notes.append(
-            f"groups of {sizes.min()} to {sizes.max()} rollouts: the median, {size}, counts"
-        )
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
     matters = recipe.baseline != "none" or recipe.normalise in ("group-std", "others-std")
+    if matters and (sizes != size).any():
+        whose = "the median" if recipe.group_size is None else "that of the recipe"
+        size = recipe.group_size or size
+        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {size}, {whose}, counts")
     if not matters or recipe.group_size == size or size < 2:
         return recipe, notes
     try:
@@ -216,6 +230,17 @@ def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]
             f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used"
         )
     return completed, notes
+
+
+def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
+    """The recipe of rewards that were logged as it scaled and cut them."""
+    plain = dataclasses.replace(recipe, reward_scale=1.0, reward_clip=None)
+    if plain == recipe or not frame.attrs.get("shaped"):
+        return recipe, []
+    return plain, [
+        "rewards are in the trainer's own units, as it logs them: the recipe's scale and clip of "
+        "rewards are in them already"
+    ]
 
 
 def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
@@ -244,6 +269,13 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             else "no prompt of the first step is among the most informative ones"
         )
         return [], notes
+    unknown = [int(prompt.unknown.sum()) for prompt in prompts if prompt.unknown.any()]
+    if unknown:
+        notes.append(
+            f"{counted(sum(unknown), 'answer')} of {counted(len(unknown), 'prompt')} without "
+            "reference log-probabilities: how likely the target makes them is not known, and they "
+            "are counted as unseen"
+        )
     weighed = sum(prompt.known == "weighted" for prompt in prompts)
     if weighed:
         notes.append(
@@ -260,9 +292,6 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
 
 
 def _title(log: Log, size: dict[str, int], format: str | None) -> str:
-    def counted(number: int, noun: str) -> str:
-        return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
     steps = ""
     if len(log.steps):
         steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"

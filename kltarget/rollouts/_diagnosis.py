@@ -96,9 +96,9 @@ class Diagnosis:
         notes: what was guessed or left out while reading and on the way.
         verdict: the page in a few sentences.
         statements: a :class:`Statement` each.
-        history: along the steps, in at most a dozen bins: ``step``, mean ``reward``, ``entropy`` of
-            the answers in nats, the chance that two completions of a group ``differ``, and the
-            share of groups with ``zero_std``.
+        history: along the steps, in at most a dozen bins: the first ``step`` of each and its last,
+            ``until``, mean ``reward``, ``entropy`` of the answers in nats, the chance that two
+            completions of a group ``differ``, and the share of groups with ``zero_std``.
         featured: the most informative prompt; None if no target could be computed.
         prompts: columns of :meth:`to_dataframe`, an entry per prompt.
 

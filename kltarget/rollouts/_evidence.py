@@ -28,7 +28,9 @@ class Prompt:
         answers: codes of the seen answers, ``[A − 1]``.
         names: of all outcomes, ``[A]``.
         reward: mean logged reward; of the unseen the least, ``[A]``.
-        log_ref: log-probabilities by the reference, ``[A]``.
+        log_ref: log-probabilities by the reference, ``[A]``; those of unknown answers are among the
+            unseen.
+        unknown: of which answers the log has no reference log-probability, ``[A]``.
         counts: rollouts of each outcome in the whole log, ``[A]``.
         late_counts: the same in its last third.
         first_counts: the same at its first step.
@@ -44,6 +46,7 @@ class Prompt:
     names: tuple[str, ...]
     reward: np.ndarray
     log_ref: np.ndarray
+    unknown: np.ndarray
     counts: np.ndarray
     late_counts: np.ndarray
     first_counts: np.ndarray
@@ -97,6 +100,7 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
     first_counts = np.bincount(place[early], minlength=size + 1)
     late_counts = np.bincount(place[late], minlength=size + 1)
     reward = np.bincount(place, log.reward[rows], minlength=size) / counts[:-1]
+    unknown = np.zeros(size + 1, bool)
     varies = np.abs(log.reward[rows] - reward[place]).max() > 1e-6
     if reference == "first-step":
         if not early.any():
@@ -108,6 +112,7 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         log_ref, known = _logged(log, rows, place, size)
         if log_ref is None:
             return None
+        unknown[:-1] = np.bincount(place[~np.isnan(log.ref_logp[rows])], minlength=size) == 0
     log_now = _now(log, rows, place, size)
     exact = log_now is not None
     if log_now is None:
@@ -120,6 +125,7 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         names=(*(str(name) for name in log.answer_names[answers]), UNSEEN),
         reward=np.append(reward, reward.min()),
         log_ref=log_ref,
+        unknown=unknown,
         counts=counts,
         late_counts=late_counts,
         first_counts=first_counts,

@@ -78,6 +78,7 @@ class Format:
             completions of one prompt at one step.
         notes: What its users should know.
         without: Columns of which it has none.
+        shaped: Whether the rewards are logged as the trainer scaled and cut them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Format:
     grouping: Literal["blocks", "prompt"] = "prompt"
     notes: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
+    shaped: bool = False
 
     def matches(self, kind: str | None, columns: Collection[str]) -> bool:
         found = frozenset(columns)
@@ -353,6 +355,7 @@ FORMATS = (
         frozenset({"prompt_tokens", "response_tokens", "reward"}),
         _open_instruct,
         notes=(_TOKENS,),
+        shaped=True,
     ),
     Format(
         "nemo-rl",

@@ -18,7 +18,7 @@ TIERS = {
     3: "From the policy's log-probabilities",
 }
 _MOST_ROWS = 10
-_SHARES = {"zero_std_groups", "reference"}
+_SHARES = {"zero_std_groups"}
 _BARS = "▁▂▃▄▅▆▇█"
 _LEGENDS = {
     "reward": "mean reward",
@@ -90,8 +90,10 @@ def evidence(statement: Statement, letters: dict[str, str]) -> str:
 
 
 def sentence_of(text: str) -> str:
-    """With a capital, unless it begins with a symbol, and a full stop."""
-    return (text[0].upper() if text[0].isascii() else text[0]) + text[1:] + "."
+    """With a capital, unless it begins with a symbol such as β, k1 or pass@8, and a full stop."""
+    first = text.split()[0]
+    symbol = not first.isascii() or any(x.isdigit() for x in first)
+    return (text[0] if symbol else text[0].upper()) + text[1:] + "."
 
 
 def _singular(unit: str, one: bool) -> str:
@@ -107,7 +109,7 @@ def sparklines(diagnosis: Diagnosis) -> list[list[str]]:
             "along the steps".ljust(width),
             f"{steps[0]:,.0f}",
             "…".center(len(steps)),
-            f"{steps[-1]:,.0f}",
+            f"{diagnosis.history['until'][-1]:,.0f}",
         ]
     ]
     for name, legend in _LEGENDS.items():

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kltarget._text import counted
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._files import Reading, rows_of
 from kltarget.rollouts._formats import Format
@@ -56,8 +57,9 @@ def read_rollouts(
         progress: Show a progress bar over the bytes of all files.
 
     Returns:
-        A frame in the files' order with the columns below. `attrs["format"]` is the format and
-        `attrs["notes"]` a list of one-line texts: what was guessed, skipped and left out.
+        A frame in the files' order with the columns below. `attrs["format"]` is the format,
+        `attrs["notes"]` a list of one-line texts: what was guessed, skipped and left out, and
+        `attrs["shaped"]` says whether the trainer logs rewards as it scaled and cut them.
 
         | column | dtype | |
         |---|---|---|
@@ -109,7 +111,7 @@ def read_rollouts(
     found = next(iter(files.values()))
 
     gathered = Columns()
-    notes = [f"format {found.name!r}: {_count(len(files), 'file')}", *found.notes]
+    notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
     with _bar(files, progress) as advance:
         reading.advance = advance
         for path, file_format in files.items():
@@ -132,17 +134,17 @@ def read_rollouts(
         notes.append(f"{gathered.unrewarded:,} of {len(frame):,} rows have no reward")
     notes.append(grouped)
     num_answers = len(frame["answer"].dropna().unique())
-    named = f"answer {rule_name!r}: {_count(num_answers, 'different answer')}"
+    named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
     missing = f", {gathered.unanswered:,} of {len(frame):,} completions without one"
     notes.append(named + (missing if gathered.unanswered else ""))
     if reading.repeated:
-        notes.append(f"{_count(reading.repeated, 'row')} of steps that were logged twice dropped")
+        notes.append(f"{counted(reading.repeated, 'row')} of steps that were logged twice dropped")
     if reading.skipped:
-        notes.append(f"{_count(reading.skipped, 'bad row')} skipped, the first: {reading.first}")
+        notes.append(f"{counted(reading.skipped, 'bad row')} skipped, the first: {reading.first}")
     notes += [f"not read to its end: {problem}" for problem in reading.broken]
     if ignored:
         notes.append(f"left out: {some(ignored)}")
-    frame.attrs = {"format": found.name, "notes": notes}
+    frame.attrs = {"format": found.name, "notes": notes, "shaped": found.shaped}
     return frame
 
 
@@ -175,10 +177,6 @@ def _why_none(reading: Reading) -> str:
     if not reading.skipped:
         return ""
     return f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @contextlib.contextmanager

@@ -57,9 +57,10 @@ class Rollout:
         """Refuses what cannot be a reward, a log-probability or a text."""
         if self.reward is not None and not self.reward < math.inf:
             raise BadRow(f"the reward is {self.reward:g}: it must be a number or -inf")
-        if self.logp > _ROUNDING or self.ref_logp > _ROUNDING:
-            value = max(self.logp, self.ref_logp)
-            raise BadRow(f"{value:g} is no log-probability: it must be 0 or less")
+        for name in ("logp", "ref_logp"):
+            value = getattr(self, name)
+            if value > _ROUNDING:
+                raise BadRow(f"{name}: {value:g} is no log-probability: it must be 0 or less")
         for text in (self.prompt, self.completion):
             if not text.isascii():
                 text.encode()  # half a surrogate pair, which JSON can spell, is no character

@@ -10,6 +10,9 @@ from kltarget.rollouts._diagnosis import Interval, Statement
 from kltarget.rollouts._say_rewards import INDEPENDENT, Case
 from kltarget.status import Status
 
+# Resamples of fewer groups scatter less than what they stand for.
+_FEWEST = 10
+
 
 def modes_statements(case: Case, aims: list[Aim], assumed: str) -> list[Statement]:
     """Effective numbers of right answers: by the reference, the target, and now."""
@@ -63,7 +66,7 @@ def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]
         return float(np.exp(entropy)[total > 0].mean())
 
     value, number_of = mean(np.ones(len(group))), int(group.max()) + 1
-    if number_of < 2:
+    if number_of < _FEWEST:
         return value, None, number_of
     even = np.full(number_of, 1 / number_of)
     resamples = case.rng.multinomial(number_of, even, size=case.number)

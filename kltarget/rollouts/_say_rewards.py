@@ -13,14 +13,14 @@ from kltarget.rollouts._statistics import (
     Groups,
     Log,
     answer_entropy,
-    mean_interval,
     median_interval,
     pass_at,
+    share_interval,
     wilson,
 )
 from kltarget.training import Recipe
 
-ON_POLICY = "on-policy: one update per batch, no clip is active"
+ON_POLICY = "on-policy: one update per batch, no clip of the ratio is active"
 LARGE = "expected gradients: averages over many groups"
 INDEPENDENT = "groups are independent draws"
 PRESENT = "σ is that of the present policy, not of the target"
@@ -67,19 +67,33 @@ def reward_statements(case: Case) -> list[Statement]:
 def direction(case: Case) -> Statement:
     """Which KL the trainer follows, and why."""
     recipe = case.recipe
-    key = (recipe.place, recipe.estimator)
+    key, bonus = (recipe.place, recipe.estimator), recipe.entropy_bonus
+    beside = f"the entropy bonus of {bonus:g} draws it to equally likely tokens"
     if case.beta == 0 or recipe.place == "none":
         what = "β = 0" if case.beta == 0 else "the recipe has no KL"
-        text = (
-            f"{what}: nothing holds the policy to the reference, so there is no target; the path "
-            "of training decides, and exact policy gradients favour the best answer that the "
-            "reference makes likeliest"
+        text = f"{what}: nothing holds the policy to the reference"
+        text += (
+            f", but {beside}"
+            if bonus
+            else ", so there is no target; the path of training decides, and exact policy "
+            "gradients favour the best answer that the reference makes likeliest"
         )
     elif recipe.divergence is not None:
         forward = isinstance(recipe.divergence, ForwardKL)
         name = "forward KL(π_ref‖π)" if forward else "reverse KL(π‖π_ref)"
-        target = "β·π_ref/(Λ − r)" if forward else "π_ref·exp(r/β)/Z"
-        text = f"{_WHY[key]} {name}: the target is {target}, with the effective β for β"
+        by_token = recipe.place == "loss" and recipe.level == "token"
+        gain = "Q" if by_token else "r"
+        target = f"β·π_ref/(Λ − {gain})" if forward else f"π_ref·exp({gain}/β)/Z"
+        text = f"{_WHY[key]} {name}"
+        if bonus:
+            text += f", and {beside}"
+        elif by_token:
+            text += (
+                f": the target of every next token is {target}, Q the mean reward after it, with "
+                "the effective β for β"
+            )
+        else:
+            text += f": the target is {target}, with the effective β for β"
     elif key == ("loss", "k1"):
         text = "k1 in the loss has no expected gradient: this KL term holds nothing, as if β were 0"
     elif recipe.estimator == "sampler":
@@ -90,26 +104,33 @@ def direction(case: Case) -> Statement:
     elif key == ("loss", "absolute"):
         text = "the absolute log-ratio in the loss follows total variation, at twice the β"
     else:
-        text = f"{recipe.estimator} in the {recipe.place} follows the gradient of no divergence"
+        text = (
+            f"{recipe.estimator} in the {recipe.place} follows the gradient of no divergence: its "
+            "cost still acts, but there is no unique target, and the path of training decides"
+        )
     return Statement("direction", text, assumption=f"{SOURCE}; {ON_POLICY}", unit="recipe")
 
 
 def _equal_groups(case: Case) -> Statement:
     recipe, chosen = case.recipe, case.late
     equal, total = int(case.groups.equal[chosen].sum()), int(chosen.sum())
-    held = case.beta > 0 and recipe.place != "none"
+    idle = recipe.place == "loss" and recipe.estimator in ("k1", "sampler")
+    acting = ["the KL"] if case.beta > 0 and recipe.place != "none" and not idle else []
+    acting += ["the entropy bonus"] if recipe.entropy_bonus else []
     if recipe.zero_std == "drop":
         what = "the trainer drops them"
-    elif not held:
-        what = "they teach nothing"
-    elif recipe.baseline == "none":
+    elif recipe.baseline == "none" and (recipe.normalise != "group-std" or recipe.charged_before):
         what = "without a baseline their reward still counts"
+    elif acting:
+        what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
     else:
-        what = "only the KL acts there"
+        what = "they teach nothing"
     text = (
         f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
-        f"{what}; over the whole log {share(case.groups.equal.mean())}"
+        f"{what}"
     )
+    if total < len(case.groups.equal):
+        text += f"; over the whole log {share(case.groups.equal.mean())}"
     return Statement(
         "zero_std_groups",
         text,
@@ -124,8 +145,7 @@ def _equal_groups(case: Case) -> Statement:
 def coefficients(case: Case) -> np.ndarray | None:
     """The effective β of every late group with rewards that differ; None if it is one number."""
     recipe = case.recipe
-    charged = recipe.place == "reward" and recipe.normalise_when == "after"
-    if recipe.normalise == "none" or charged:
+    if recipe.normalise == "none" or recipe.charged_before:
         return None
     chosen = case.late & ~case.groups.equal
     deviation = case.groups.deviation[chosen]
@@ -137,15 +157,15 @@ def coefficients(case: Case) -> np.ndarray | None:
 
 
 def _own(recipe: Recipe) -> float:
-    """What the group mean that includes the sample makes of a KL in the loss."""
-    if recipe.baseline != "mean" or recipe.place == "reward" or not recipe.group_size:
-        return 1.0
-    return recipe.group_size / (recipe.group_size - 1)
+    """By how much more the KL counts where the group's mean includes the sample itself."""
+    size = recipe.group_size
+    return size / (size - 1) if size and recipe.baseline_shrinks else 1.0
 
 
 def _coefficient(case: Case) -> list[Statement]:
     recipe, beta = case.recipe, case.beta
-    if beta == 0 or recipe.divergence is None:
+    # A KL and an entropy bonus together are no KL with another coefficient.
+    if beta == 0 or recipe.divergence is None or recipe.entropy_bonus:
         return []
     span = float(np.ptp(case.log.reward))
     size = recipe.group_size
@@ -187,8 +207,8 @@ def _passes(case: Case) -> list[Statement]:
     moved = case.log.num_times > 1
     for k in sorted({1, largest}):
         values = pass_at(case.groups, late, k)
-        now, interval = mean_interval(values, case.rng, case.number)
-        before, _ = mean_interval(pass_at(case.groups, early, k), case.rng, 2)
+        now, interval = share_interval(values)
+        before, _ = share_interval(pass_at(case.groups, early, k))
         then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
         text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
         if k == 1:
@@ -205,11 +225,11 @@ def _diversity(case: Case) -> Statement:
     if not np.isfinite(values).any():
         text = "groups of one rollout say nothing of how much answers differ"
         return Statement("diversity", text, None, None, INDEPENDENT, 0, "groups")
-    now, interval = mean_interval(values, case.rng, case.number)
+    now, interval = share_interval(values)
     entropy, time, _ = answer_entropy(log)
     ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
     moved = log.num_times > 1
-    before, _ = mean_interval(groups.differ[groups.time == 0], case.rng, 2)
+    before, _ = share_interval(groups.differ[groups.time == 0])
     then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
     drop = f", {ends[1]:.3g} then" if moved else ""
     text = (

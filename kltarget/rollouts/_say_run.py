@@ -18,7 +18,7 @@ from kltarget.rollouts._family import (
     fit_families,
     some_slope,
 )
-from kltarget.rollouts._say_rewards import LARGE, ON_POLICY, Case
+from kltarget.rollouts._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.rollouts._say_targets import assumptions
 from kltarget.rollouts._statistics import Log
 from kltarget.status import Status
@@ -92,6 +92,9 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
 def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement]:
     cells, size, scaled = _cells(case.log, aims)
     name = "family"
+    if case.recipe.entropy_bonus:
+        text = "which family the run follows is not asked: beside an entropy bonus neither fits"
+        return [Statement(name, text, None, None, SOURCE, size, "late rollouts", tier=3)]
     if size < _LEAST_CELLS or not some_slope(cells):
         text = (
             f"which family the run follows cannot be told: in {case.log.late_span} the completions "

@@ -15,7 +15,10 @@ from kltarget.rollouts._aims import (
     aims_of,
     is_forward,
     mara_rewards,
+    pairs_of,
     reference_ratio,
+    scale_of,
+    searched,
 )
 from kltarget.rollouts._diagnosis import Statement
 from kltarget.rollouts._evidence import Prompt
@@ -29,6 +32,7 @@ UNSEEN_WORST = "unseen answers are rewarded as the worst seen"
 WHOLE = "whole answers: a KL per token has this target if an answer is one token"
 FIRST = "the policy was still the reference at the first logged step"
 WEIGHED = "answers weighed by π_ref/π"
+SOFTMAX = "one softmax over answers, as if each were one token"
 
 
 def assumptions(case: Case, prompt: Prompt) -> str:
@@ -45,7 +49,7 @@ def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> l
     found = [_reference(case, aims)]
     featured = aims[0]
     if featured.status & Status.NO_TARGET:
-        found.append(_favoured(case, featured))
+        found += _favoured(case, featured)
     else:
         found += _remarks(case, aims)
     found += [*_ratio(case, featured), *_flips(case, featured, flips), *_gain(case, aims)]
@@ -57,7 +61,7 @@ def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> l
 def _reference(case: Case, aims: list[Aim]) -> Statement:
     seen = np.array([aim.prompt.seen_mass for aim in aims])
     prompt = aims[0].prompt
-    mean, interval = mean_interval(seen, case.rng, case.number)
+    mean = float(seen.mean())
     where = {
         "logged": "the seen answers hold",
         "weighted": "weighed by π_ref/π, the seen answers hold",
@@ -73,13 +77,14 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
         apart = 0.5 * np.abs(np.exp(other.log_target) - np.exp(aims[0].log_target)).sum()
         text += f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
     assumption = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
-    return Statement("reference", text, mean, interval, assumption, len(aims), "prompts", tier=2)
+    return Statement("reference", text, mean, None, assumption, len(aims), "prompts", tier=2)
 
 
-def _favoured(case: Case, aim: Aim) -> Statement:
-    prompt = aim.prompt
-    best = np.flatnonzero(prompt.reward[:-1] == prompt.reward[:-1].max())
-    best = best[np.argsort(-prompt.log_ref[best], kind="stable")]
+def _favoured(case: Case, aim: Aim) -> list[Statement]:
+    if case.recipe.place == "reward" and case.beta > 0:
+        # The cost still acts, so the reward alone does not say where the path ends.
+        return []
+    prompt, best = aim.prompt, _best(aim.prompt)
     names = _listed([prompt.names[i] for i in best])
     why = "at β = 0" if case.beta == 0 else "for this recipe"
     first = quoted(prompt.names[best[0]])
@@ -94,16 +99,18 @@ def _favoured(case: Case, aim: Aim) -> Statement:
     now = np.exp(prompt.log_now[best])
     if now.sum() > 0 and len(best) > 1:
         text += f". Now it has {share(now[0] / now.sum())} of their mass"
-    return Statement(
-        "favoured",
-        text,
-        float(now[0] / now.sum()) if now.sum() else None,
-        None,
-        f"{ENUMERATED}; {LARGE}; plain gradients: no momentum, no clip",
-        int(prompt.late_counts.sum()),
-        "late rollouts",
-        tier=2,
-    )
+    return [
+        Statement(
+            "favoured",
+            text,
+            float(now[0] / now.sum()) if now.sum() else None,
+            None,
+            f"{ENUMERATED}; {LARGE}; {SOFTMAX}; plain gradients: no momentum, no clip",
+            int(prompt.late_counts.sum()),
+            "late rollouts",
+            tier=2,
+        )
+    ]
 
 
 def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
@@ -113,6 +120,8 @@ def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
         "million ends on the best answers, in the reference's proportions",
         Status.SEVERAL: "have further fixed points; the one that training from the reference "
         "reaches is used",
+        Status.CLIPPED: "lie where the trainer cuts its KL estimate: answers beyond the cut are "
+        "held by nothing and fall further",
     }
     for bit, text in words.items():
         number_of = sum(bool(aim.status & bit) for aim in aims)
@@ -144,12 +153,15 @@ def _best(prompt: Prompt) -> np.ndarray:
 def _ratio(case: Case, aim: Aim) -> list[Statement]:
     """The ratio of the two likeliest of the best answers."""
     prompt, best = aim.prompt, _best(aim.prompt)
-    if len(best) < 2:
+    held = not aim.status & Status.NO_TARGET
+    # An entropy bonus evens out what has equal rewards; total variation leaves it open.
+    kept = case.recipe.divergence is not None and not case.recipe.entropy_bonus
+    if len(best) < 2 or (held and not kept):
         return []
     i, j = int(best[0]), int(best[1])
     value, interval = reference_ratio(prompt, i, j, case.rng, case.number)
     names = f"{quoted(prompt.names[i])} and {quoted(prompt.names[j])}"
-    if aim.status & Status.NO_TARGET:
+    if not held:
         text = f"the reference's ratio of {names} is {ratio(np.log(value))}"
     else:
         text = (
@@ -179,10 +191,10 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
         return []
     found = []
     for flip in flips:
-        ahead, behind = flip.better, flip.worse
+        names = aim.prompt.names
+        lead = aim.log_target[names.index(flip.better)] - aim.log_target[names.index(flip.worse)]
+        ahead = flip.worse if lead < 0 else flip.better
         side = "below" if case.beta < flip.beta else "above"
-        if case.beta > flip.beta:
-            ahead, behind = behind, ahead
         effective = ""
         if np.isfinite(flip.effective_beta) and abs(flip.effective_beta / flip.beta - 1) > 1e-6:
             effective = f" (effective {number(flip.effective_beta)})"
@@ -206,10 +218,23 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
             )
         )
     if not found:
-        text = (
-            "no two good answers change places at any β: the reference already prefers the better "
-            "one of each pair, or they are rewarded equally"
-        )
+        if not pairs_of(aim.prompt):
+            text = (
+                "no two good answers change places at any β: the reference already prefers the "
+                "better one of each pair, or they are rewarded equally"
+            )
+        elif scale_of(case.recipe, case.beta, aim) is not None:
+            text = (
+                "no two good answers change places: of some pairs the better one is less likely "
+                "by the reference, but it overtakes at no β"
+            )
+        else:
+            low, high = searched(case.recipe, aim.prompt)
+            text = (
+                f"no two good answers were found to change places between β = {number(low, 2)} "
+                f"and {number(high, 2)}, though of some pairs the better one is less likely by the "
+                "reference"
+            )
         found = [
             Statement(
                 "flip_beta",
@@ -237,7 +262,7 @@ def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
         return []
     groups, rows = np.unique(case.log.group[wanted], return_inverse=True)
     sums = np.bincount(rows, case.log.reward[wanted]) / np.bincount(rows)
-    now, interval = mean_interval(sums, case.rng, case.number)
+    now, interval = mean_interval(sums)
     before = mean([aim.prompt.log_ref for aim in aims])
     text = f"expected reward now {number(now, 3)}, of the reference {number(before, 3)}"
     held = not aims[0].status & Status.NO_TARGET
@@ -257,7 +282,7 @@ def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:
-    rewards, best = mara_rewards(aim), _best(aim.prompt)
+    rewards, best = mara_rewards(case.recipe, aim), _best(aim.prompt)
     if rewards is None or len(best) < 2:
         return []
     rare = int(best[-1])
@@ -268,7 +293,7 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
         "answers equally probable"
     )
     recipe = case.recipe
-    if recipe.normalise != "none":
+    if recipe.normalise != "none" and not recipe.charged_before:
         text += (
             ". Not with this recipe: dividing by the deviation scales the extra reward but not "
             "the KL, and the policy can collapse on the least likely answer; turn it off first"
@@ -279,7 +304,7 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
             "over-correct, and the least likely answer gets most; use a reverse KL, or substitute "
             "the reference's probabilities on the right answers"
         )
-    if recipe.baseline == "mean" and recipe.place == "loss" and recipe.group_size:
+    if recipe.baseline_shrinks and recipe.group_size:
         size = recipe.group_size
         text += (
             ". The group mean shortens the reward's gradient: with the trainer's own β in place "

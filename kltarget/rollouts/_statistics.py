@@ -11,7 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import binom
+from scipy.stats import t as student
 
+from kltarget.rollouts._diagnosis import Interval
 from kltarget.rollouts._rollout import RolloutError
 
 if TYPE_CHECKING:
@@ -21,8 +24,6 @@ NO_ANSWER = "(no answer)"
 LEVEL = 0.95
 _Z = 1.959963984540054
 _MOST_BINS = 12
-# The mean of so many different values is normal, and resampling it would take long.
-_MOST_LEVELS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,7 +261,8 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
         return [float(t / c) if c else math.nan for t, c in zip(total, count, strict=True)]
 
     return {
-        "step": [float(steps[bin_of == b].max()) for b in range(bins)],
+        "step": [float(steps[bin_of == b].min()) for b in range(bins)],
+        "until": [float(steps[bin_of == b].max()) for b in range(bins)],
         "reward": mean(log.reward, log.time),
         "entropy": mean(value, time),
         "differ": mean(groups.differ, groups.time),
@@ -268,39 +270,51 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
     }
 
 
-def wilson(successes: float, number: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+def wilson(successes: float, number: float, z: float = _Z) -> Interval:
+    """Wilson's interval of a share, by default of 95 %."""
     if not number:
         return 0.0, 1.0
-    p, z2 = successes / number, _Z**2 / number
+    p, z2 = successes / number, z**2 / number
     middle = (p + z2 / 2) / (1 + z2)
     half = math.sqrt(p * (1 - p) * z2 + z2**2 / 4) / (1 + z2)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mean_interval(
-    values: np.ndarray, rng: np.random.Generator, number: int
-) -> tuple[float, tuple[float, float] | None]:
-    """The mean of values and its bootstrap interval; None for fewer than two values."""
+def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The mean of independent values between 0 and 1 and its 95 % interval, None for one value.
+
+    It is Wilson's for as many trials as would scatter like the values, and Student's factor allows
+    for how few values say so. Values that are all equal count as one trial each.
+    """
     values = values[np.isfinite(values)]
-    if not values.size:
-        return math.nan, None
     if values.size < 2:
-        return float(values[0]), None
-    # Resampled means of many values need their distinct ones only, with how often each occurs.
-    levels, counts = np.unique(values, return_counts=True)
-    if levels.size > _MOST_LEVELS:
-        half = _Z * values.std(ddof=1) / math.sqrt(values.size)
-        return float(values.mean()), (float(values.mean() - half), float(values.mean() + half))
-    drawn = rng.multinomial(values.size, counts / values.size, size=number) @ levels / values.size
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values.mean()), (float(low), float(high))
+        return (float(values[0]) if values.size else math.nan), None
+    mean, scatter = float(values.mean()), float(values.var(ddof=1)) / values.size
+    trials = float(values.size)
+    if scatter > 0:
+        trials = max(trials, mean * (1 - mean) / scatter)
+    return mean, wilson(mean * trials, trials, _student(values.size))
 
 
-def median_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """The median and an interval of order statistics that holds it with 95 %."""
+def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The mean of independent values and Student's 95 % interval; None if they do not differ."""
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if values.size else math.nan
+    if values.size < 2 or not np.ptp(values):
+        return mean, None
+    half = _student(values.size) * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return mean, (mean - half, mean + half)
+
+
+def median_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The median and the order statistics that hold it with 95 % or more; None for few values."""
     ordered = np.sort(values)
-    half = _Z * math.sqrt(ordered.size) / 2
-    low = max(math.floor(ordered.size / 2 - half), 0)
-    high = min(math.ceil(ordered.size / 2 + half), ordered.size - 1)
-    return float(np.median(ordered)), (float(ordered[low]), float(ordered[high]))
+    # So many of the values, or fewer, are below the median with a chance of 2.5 % at most.
+    below = int(binom.ppf((1 - LEVEL) / 2, ordered.size, 0.5)) - 1
+    if below < 0:
+        return float(np.median(ordered)), None
+    return float(np.median(ordered)), (float(ordered[below]), float(ordered[-1 - below]))
+
+
+def _student(size: int) -> float:
+    return float(student.ppf((1 + LEVEL) / 2, size - 1))

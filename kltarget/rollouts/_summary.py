@@ -22,7 +22,8 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     told = "family" in named and named["family"].value is not None
     far = "distance" in named and "far" in named["distance"].text
     wanted = [] if told else ["direction"]
-    if not aims or case.beta == 0 or case.recipe.divergence is None:
+    wanted += ["clipped"]
+    if not aims or aims[0].status & Status.NO_TARGET:
         wanted += ["favoured"]
     elif far:
         wanted += ["distance", "family"]
@@ -50,23 +51,28 @@ def featured_of(
         names=prompt.names,
         reward=_floats(prompt.reward),
         counts=tuple(int(x) for x in prompt.counts),
-        reference=None if aim is None else _floats(np.exp(prompt.log_ref)),
+        reference=None if aim is None else _known(prompt, prompt.log_ref),
         target=None,
         now=_floats(np.exp(prompt.log_now)),
     )
     if aim is None or aim.status & Status.NO_TARGET:
         return base
     betas, shares = shares_over_beta(case.recipe, prompt, case.beta)
-    rewards = mara_rewards(aim)
+    rewards = mara_rewards(case.recipe, aim)
     return dataclasses.replace(
         base,
-        target=_floats(np.exp(aim.log_target)),
+        target=_known(prompt, aim.log_target),
         mara_reward=None if rewards is None else _floats(rewards),
         flips=tuple(dataclasses.asdict(flip) for flip in flips),
         betas=_floats(betas),
         shares=tuple(map(_floats, shares)),
-        effective_beta=aim.effective_beta,
+        effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,
     )
+
+
+def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:
+    """Probabilities; NaN where it is not known how likely the reference makes an answer."""
+    return _floats(np.where(prompt.unknown, np.nan, np.exp(log_probs)))
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
