@@ -6,6 +6,7 @@ last policy beside them; the other frames are sampled here from targets that are
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import sys
@@ -24,7 +25,16 @@ from kltarget.cli import _diagnose
 from kltarget.implied import implied_target
 from kltarget.rollouts import Diagnosis, RolloutError, diagnose, read_rollouts
 from kltarget.rollouts._family import MARGIN, SHARE, Cells, fit_families
-from kltarget.rollouts._statistics import groups_of, log_of, median_interval, pass_at, wilson
+from kltarget.rollouts._page import sentence_of
+from kltarget.rollouts._statistics import (
+    groups_of,
+    log_of,
+    mean_interval,
+    median_interval,
+    pass_at,
+    share_interval,
+    wilson,
+)
 from kltarget.training import Recipe
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
@@ -92,6 +102,24 @@ def sampled(family, beta, seed, prompts=4, steps=6, groups=4, size=8, jitter=0.0
                 rows[-1] += (log_ref[p, a], log_probs[p, a])
     names = ["prompt", "completion", "answer", "reward", "step", "group_id", "ref_logp", "logp"]
     return pd.DataFrame(rows, columns=names)
+
+
+def small(reward, log_ref, counts=None, groups=12, size=8, **columns):
+    """Rollouts of one prompt whose answers a, b, … have these rewards and reference masses."""
+    names = [chr(ord("a") + i) for i in range(len(reward))]
+    rng = np.random.default_rng(0)
+    drawn = rng.permutation(np.arange(groups * size) % len(names))
+    if counts is not None:
+        drawn = np.repeat(np.arange(len(names)), counts)
+    answer = np.array(names)[drawn]
+    frame = pd.DataFrame({"answer": answer, "completion": answer})
+    frame = frame.assign(prompt="?", step=1, group_id=np.arange(len(drawn)) // size, logp=np.nan)
+    return frame.assign(
+        reward=np.array(reward, float)[drawn], ref_logp=np.array(log_ref)[drawn], **columns
+    )
+
+
+THREE = np.log([0.6, 0.2, 0.2])
 
 
 def test_a_real_run_shows_its_family_and_its_beta(graded):
@@ -304,6 +332,149 @@ def test_long_completions_are_weighed():
     assert any("less than half of the reference's mass" in note for note in found.notes)
 
 
+def test_rewards_that_are_logged_scaled_are_not_scaled_again():
+    found = diagnose(DATA / "other_formats" / "open_instruct", "open-instruct")
+    assert found["effective_beta"].value == pytest.approx(0.05 * 8 / 7)
+    assert "the range of rewards, 10, is 175 times that" in found["effective_beta"].text
+    assert any("scale and clip of rewards are in them already" in x for x in found.notes)
+
+
+def test_a_target_beyond_the_trainers_clip_says_so():
+    recipe = Recipe("loss", "k3", "token", "mean", kl_clip=10.0)
+    found = diagnose(small([1, 1, 0], THREE), recipe, beta=0.001)
+    assert "answers beyond the cut are held by nothing" in found["clipped"].text
+    assert any("cuts its KL estimate" in sentence for sentence in found.verdict)
+    assert "clipped" not in diagnose(small([1, 1, 0], THREE), recipe, beta=0.5)
+    assert "no clip is active" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "factor"),
+    [
+        # Where the KL is normalised with the reward, MARA is exact.
+        ({"normalise": "group-std"}, None, False),
+        ({"normalise": "none", "normalise_when": "before"}, None, True),
+        ({"normalise": "batch-std", "normalise_when": "before"}, "dividing by the deviation", True),
+    ],
+)
+def test_mara_is_refused_only_where_it_fails(fields, words, factor):
+    recipe = Recipe("reward", "k1", "sequence", "mean", **fields)
+    found = diagnose(small([1, 1, 0], THREE), recipe, beta=6.0)
+    assert ("Not with this recipe" in found["mara"].text) == (words is not None)
+    assert words is None or words in found["mara"].text
+    assert ("ratio^(1/8)" in found["mara"].text) == factor
+    assert ("· 8/7" in found["effective_beta"].text) == factor
+    if words is None and not factor:
+        with double_precision(), np.errstate(divide="ignore"):
+            log_ref = np.log(found.featured.reference)
+            even = implied_target(recipe, found.featured.mara_reward, log_ref, beta=6.0).probs
+        i, j = (found.featured.names.index(name) for name in "ab")
+        assert float(even[i]) == pytest.approx(float(even[j]), rel=1e-6)
+
+
+def test_why_no_answers_change_places():
+    # The better one is less likely, and its lead never shows.
+    frame = small([1, 0.1, 0.2, 0], np.log([0.6, 0.2, 0.1, 0.1]))
+    found = diagnose(frame, Recipe("loss", "k3", baseline="leave-one-out"), beta=0.3)
+    assert "already prefers" not in found["flip_beta"].text
+    assert "overtakes at no β" in found["flip_beta"].text
+    frame = small([1, 1, 0], THREE)
+    found = diagnose(frame, Recipe("reward", "k1"), beta=0.3)
+    assert "already prefers the better" in found["flip_beta"].text
+    # Total variation moves all at once, at twice its coefficient.
+    frame = small([0.9, 1, 0], THREE)
+    found = diagnose(frame, Recipe("loss", "absolute"), beta=0.06)
+    assert found["flip_beta"].value == pytest.approx(0.05, rel=1e-4)
+    assert "so the target prefers “a”" in found["flip_beta"].text
+    # What is searched for is found in the range of the search only, which is named.
+    frame = small([1, 0.5, 0], np.log([1e-9, 0.5, 0.499999]))
+    found = diagnose(frame, Recipe("reward", "k1", entropy_bonus=1e-9), beta=1e-3)
+    assert found["flip_beta"].value == pytest.approx(0.5 / np.log(0.5e9), rel=1e-4)
+    grpo = Recipe("loss", "k2", "token", "mean", normalise="group-std", group_size=8)
+    found = diagnose(small([1, 0.99, 0], THREE[[1, 0, 2]]), grpo, beta=1.0)
+    assert found["flip_beta"].value is not None or "between β = 0.0001 and 1e+02" in (
+        found["flip_beta"].text
+    )
+
+
+def test_an_entropy_bonus_is_no_kl():
+    frame = small([1, 1, 0], THREE)
+    bonus = Recipe("loss", "k2", "token", "mean", entropy_bonus=0.3)
+    for beta in (0.0, 0.3):
+        found = diagnose(frame, bonus, beta=beta)
+        assert "entropy bonus of 0.3" in found["direction"].text
+        assert "entropy bonus of 0.3" in found.verdict[0]
+        assert "no target" not in str(found)
+        for absent in ("reference_ratio", "mara", "effective_beta", "favoured"):
+            assert absent not in found
+    frame["logp"] = frame["ref_logp"]
+    assert diagnose(frame, bonus, beta=0.3)["family"].value is None
+
+
+def test_a_kl_per_token_has_a_target_per_token(short):
+    assert "the target of every next token is π_ref·exp(Q/β)/Z" in short["direction"].text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (Recipe("loss", "k1", baseline="mean"), "they teach nothing"),
+        (Recipe("loss", "sampler", baseline="mean"), "they teach nothing"),
+        (Recipe("loss", "k2", baseline="mean"), "only the KL acts there"),
+        (Recipe("loss", "k2", baseline="mean", zero_std="drop"), "the trainer drops them"),
+        (Recipe("none"), "their reward still counts"),
+        (Recipe("loss", "k2", normalise="group-std"), "only the KL acts there"),
+        (Recipe("reward", "k1", normalise="group-std"), "their reward still counts"),
+        (Recipe("none", baseline="mean", entropy_bonus=0.1), "only the entropy bonus acts"),
+    ],
+)
+def test_what_acts_on_equal_rewards(recipe, words):
+    frame = small([1, 0], np.full(2, np.nan), counts=[88, 8])
+    found = diagnose(frame.drop(columns="step").assign(step=None), recipe, beta=0.1)
+    assert words in found["zero_std_groups"].text
+    assert "over the whole log" not in found["zero_std_groups"].text
+
+
+def test_answers_that_the_reference_cannot_give():
+    impossible = small([2, 1, 1, 0], [-np.inf, *np.log([0.5, 0.2, 0.3])])
+    found = diagnose(impossible, GRPO, beta=0.0)
+    assert "“b” and “c” is optimal" in found["favoured"].text
+    # Not logged is not impossible.
+    unlogged = small([1, 1, 0], [np.nan, np.log(0.55), np.log(0.3)])
+    found = diagnose(unlogged, Recipe("reward", "k1"), beta=0.5)
+    assert any("1 answer of 1 prompt without reference" in note for note in found.notes)
+    assert np.isnan(found.featured.reference[0])
+    assert np.isnan(found.featured.target[0])
+    assert re.search(r"^  a +\d+ +1 +\? +\? ", str(found), re.MULTILINE)
+    assert Diagnosis.from_dict(json.loads(found.to_json())).to_json() == found.to_json()
+    found.plot()
+    # Nor is such a policy infinitely far from its target.
+    unlogged["logp"] = unlogged["answer"].map({"a": -1.9, "b": -0.5, "c": -1.5})
+    found = diagnose(unlogged, Recipe("reward", "k1"), beta=0.5)
+    assert "∞" not in found["distance"].text
+
+
+def test_a_cost_without_divergence_favours_nobody():
+    found = diagnose(small([1, 1, 0], THREE), Recipe("reward", "absolute", baseline="mean"), beta=5)
+    assert "favoured" not in found
+    assert "its cost still acts" in found["direction"].text
+
+
+def test_group_sizes_that_differ():
+    frame = small([1, 0], np.full(2, np.nan), counts=[36, 28])
+    frame["group_id"] = np.repeat(np.arange(16), [6, 2] * 8)
+    asked = diagnose(frame, Recipe("loss", "k2", baseline="mean", group_size=6), beta=0.1)
+    assert asked.recipe.group_size == 6
+    assert "groups of 2 to 6 rollouts: 6, that of the recipe, counts" in asked.notes
+    found = diagnose(frame, Recipe("loss", "k2", baseline="mean"), beta=0.1)
+    assert found.recipe.group_size == 4
+
+
+def test_the_first_step_begins_the_curves():
+    found = diagnose(sampled("reverse", 0.4, 0, steps=30), Recipe("reward", "k1"), beta=0.4)
+    assert re.search(r"along the steps +0 +… +29$", str(found), re.MULTILINE)
+
+
 def test_group_statistics_are_those_of_pandas():
     frame = sampled("reverse", 0.4, 3)
     log = log_of(frame)
@@ -323,8 +494,29 @@ def test_group_statistics_are_those_of_pandas():
 def test_intervals():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    middle, (low, high) = median_interval(np.arange(101.0))
-    assert (low, middle, high) == (40.0, 50.0, 60.0)
+    assert median_interval(np.arange(101.0)) == (50.0, (40.0, 60.0))
+    # From six values on some pair of them holds the median with 95 %: here as often as it says.
+    assert median_interval(np.arange(5.0))[1] is None
+    for size in (6, 7, 10, 25):
+        low, high = (int(x) for x in median_interval(np.arange(float(size)))[1])
+        ways = [math.comb(size, k) for k in range(size + 1)]
+        assert sum(ways[low + 1 : high + 1]) >= 0.95 * 2**size > sum(ways[low + 2 : high])
+
+
+@pytest.mark.parametrize("number", [3, 10, 30])
+@pytest.mark.parametrize("p", [0.5, 0.95, 0.99])
+def test_intervals_of_shares_hold_what_they_say(number, p):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        mean, (low, high) = share_interval(rng.binomial(8, p, number) / 8)
+        assert 0 <= low <= mean <= high <= 1
+        assert low < high
+        held += low <= p <= high
+    # 95 % of 300 is 285; fewer than 276 have a chance of 1 %.
+    assert held >= 276
+    assert share_interval(np.ones(1)) == (1.0, None)
+    assert mean_interval(np.full(4, 0.7)) == (pytest.approx(0.7), None)
 
 
 def test_an_effective_beta_per_group(short):
@@ -379,6 +571,9 @@ def test_the_page(graded, short):
         letters = set(re.findall(r"^  ([a-z])  ", page, re.MULTILINE))
         used = re.findall(r"(?:; |\[)((?:[a-z]\s+)*[a-z])\s*\]", page)
         assert {x for group in used for x in group.split()} == letters
+    assert sentence_of("pass@1 is 1") == "pass@1 is 1."
+    assert sentence_of("k1 in the loss") == "k1 in the loss."
+    assert sentence_of("cannot tell") == "Cannot tell."
     page = str(graded)
     assert "“2” overtakes “7” below β = 0.6912 (effective 0.7899)" in page
     assert "MARA would pay" in page
@@ -537,6 +732,20 @@ def test_the_command(capsys, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_preset_whose_beta_nobody_gave(capsys, tmp_path):
+    path = tmp_path / "rollouts.csv"
+    small([1, 0], np.full(2, np.nan)).to_csv(path, index=False)
+    options = ["--trainer", "trl-grpo==1.10", "--recipe", "normalise=none", "--format", "generic"]
+    code, out, err = run(capsys, "diagnose", path, *options)
+    assert (code, err) == (0, "")
+    assert "recipe: trl-grpo==1.10 with normalise=none, groups of 8; β = 0" in out
+    assert out.count("the default of trl-grpo==1.10 with normalise=none: give beta (--beta)") == 2
+    code, out, err = run(capsys, "diagnose", path, *options[:3], "normalise=none,beta=0.1")
+    assert (code, err) == (0, "")
+    assert "; β = 0.1" in out
+    assert "default" not in out
+
+
 def test_the_command_reads_files_of_ones_own(capsys, tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("q,a,r\none?,so 1,1\none?,so 2,0\none?,or 1,1\none?,,0\n")
@@ -556,11 +765,18 @@ def test_the_command_reads_files_of_ones_own(capsys, tmp_path):
         ("prompt,completion,reward\na,b,nan\n", [], "reward"),
         ("prompt,completion,reward\na,b,inf\n", [], "reward"),
         ("prompt,completion,reward\na,b,one\n", [], "reward"),
-        ("prompt,completion,reward,ref_logp\na,b,1,0.5\n", [], "no log-probability"),
+        (
+            "prompt,completion,reward,ref_logp\na,b,1,0.5\n",
+            [],
+            "ref_logp: 0.5 is no log-probability",
+        ),
         ("x,y\n1,2\n", [], "columns"),
         ("prompt,completion,reward\na,b,1\n", ["--beta", "-1"], "--beta"),
         ("prompt,completion,reward\na,b,1\n", ["--beta", "nan"], "--beta"),
-        ("prompt,completion,reward\na,b,1\n", ["--answer", "best"], "no rule"),
+        ("prompt,completion,reward\na,b,1\n", ["--answer", "best"], "--answer best is no rule"),
+        ("prompt,completion,reward\na,b,1\n", ["--group-size", "7"], "--group-size 7 does not fit"),
+        ("prompt,completion,reward\na,b,1\n", ["--format", "trll"], "--format trll is none of"),
+        ("x,y\n1,2\n", [], "by --columns prompt=…,completion=…,reward=…"),
         ("prompt,completion,reward\na,b,1\n", ["--columns", "a"], "name=column"),
         ("prompt,completion,reward\na,b,1\n", ["--group-size", "0"], "--group-size"),
         ("prompt,completion,reward\na,b,1\n", ["--recipe", "place=los"], "place"),
@@ -588,7 +804,7 @@ def test_bad_input_is_one_line_and_code_2(capsys, tmp_path, content, options, wo
 def test_no_beta_is_one_line(capsys):
     code, out, err = run(capsys, "diagnose", GRADED, "--recipe", AS_OPTION)
     assert (code, out) == (2, "")
-    assert "beta is needed" in err
+    assert "beta is needed: --beta 0.04" in err
 
 
 def watching(path, **changes):

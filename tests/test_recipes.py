@@ -1,6 +1,7 @@
 """Presets of public trainers: what they say, how versions are resolved, and how they are read."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from kltarget import cli
-from kltarget.cli._recipe_reading import in_words, number, read
+from kltarget.cli._recipe_comparison import in_words
+from kltarget.cli._recipe_reading import number, read
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.implied import critical_beta
 from kltarget.training import Recipe, _presets, recipe, recipes
@@ -157,9 +159,9 @@ def test_direction_and_family(name, fields, direction, family):
         ("verl-kl-in-reward", {}, "β", 0.001),
         ("openrlhf", {}, "β", 0.01),
         ("openrlhf-group-norm", {}, "β(σ + 1e-9)", 0.01 * (0.3 + 1e-9)),
-        ("trl-grpo", {"beta": 0.04}, "β(σ + 1e-4)", 0.04 * 0.3001),
+        ("trl-grpo", {"beta": 0.04}, "β G/(G − 1) (σ + 1e-4)", 0.04 * 8 / 7 * 0.3001),
         ("nemo-rl", {}, "β(σ + 1e-6)", 0.01 * 0.300001),
-        ("deepseek-r1", {}, "βσ", 0.0003),
+        ("deepseek-r1", {}, "β G/(G − 1) σ", 0.0003 * 16 / 15),
         ("trl-grpo", {"beta": 0.2, "normalise": "none"}, "β G/(G − 1)", 0.2 * 8 / 7),
         ("open-instruct", {}, "β G/(G − 1)/10", 0.05 * 4 / 3 / 10),
         ("open-instruct", {"baseline": "leave-one-out"}, "β/10", 0.005),
@@ -178,8 +180,30 @@ def test_effective_beta(name, fields, formula, value):
 def test_effective_beta_without_a_std_is_a_formula():
     found = read(recipe("trl-grpo", beta=0.04))
     assert found.effective_beta is None
-    assert "0.02, for rewards 0 and 1 and a success rate of 0.5" in found.effective_text
-    assert "0.5001 β" in read(recipe("trl-grpo")).effective_text
+    said = "0.02305, for rewards 0 and 1, groups of 8 and a success rate of 0.5"
+    assert said in found.effective_text
+    assert "0.5762 β" in read(recipe("trl-grpo")).effective_text
+
+
+@pytest.mark.parametrize("name", ["tunix==0.1.6", "trl-grpo", "nemo-rl", "skyrl"])
+def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
+    trainer = recipe(name, beta=1.0)
+    size = min(trainer.group_size, 10)
+    trainer = dataclasses.replace(trainer, group_size=size)
+    others = np.array(list(itertools.product([0.0, 1.0], repeat=size - 1)))
+
+    def advantage(own):
+        group = np.c_[np.full(len(others), own), others]
+        left_out = trainer.baseline == "leave-one-out"
+        centred = own - (others if left_out else group).mean(1)
+        std = (others if trainer.normalise == "others-std" else group).std(1, ddof=trainer.ddof)
+        # NeMo-RL divides by nothing where the others agree.
+        agree = left_out & (std == 0)
+        return (centred / np.where(agree, 1, std + trainer.epsilon)).mean()
+
+    # A KL is weighed against the gain of success; in units of reward that is 1.
+    expected = 1 / (advantage(1.0) - advantage(0.0))
+    assert f"= {number(expected)}, for rewards 0 and 1" in read(trainer).effective_text
 
 
 def test_where_there_is_a_critical_beta():
@@ -354,6 +378,36 @@ def test_comparison_in_words(before, after, summary):
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "beta", "differ"),
+    [
+        ("tunix==0.1.6", "nemo-rl==0.6", 0.04, "group_size, log_ratio_clip, kl_clip, length"),
+        ("skyrl", "verl-grpo", 0.04, "group_size, log_ratio_clip, kl_clip, length, kl_length"),
+        ("openrlhf", "trl-ppo", 0.05, "reward_clip, log_ratio_clip"),
+        # The KL is normalised with the reward, whatever by.
+        ("verl-kl-in-reward", "trl-rloo", 0.05, None),
+        ("trl-ppo", "trl-rloo", 0.05, None),
+    ],
+)
+def test_the_same_target_is_one_of_the_same_fields(before, after, beta, differ):
+    readings = [read(recipe(name, beta=beta)) for name in (before, after)]
+    found = in_words(*readings, same_keys=False)
+    if differ is None:
+        assert found == "same target"
+    else:
+        assert found.startswith("same family of targets")
+        assert found.endswith(differ)
+
+
+def test_what_has_no_target_for_which_reason():
+    charged = read(Recipe("reward", "k3", baseline="mean", beta=5.0))
+    assert "none that is unique" in charged.target
+    assert not any("dies out" in caveat for caveat in charged.caveats)
+    assert any("k3 still acts" in caveat for caveat in charged.caveats)
+    assert read(recipe("verl", beta=0.01)).caveats[0].startswith("Without a KL")
+    assert read(recipe("trl-grpo")).caveats[0].startswith("β = 0")
+
+
+@pytest.mark.parametrize(
     ("x", "text"), [(1e-4, "1e-4"), (1e-6, "1e-6"), (0.001, "0.001"), (5e-4, "5e-4"), (0.0, "0")]
 )
 def test_numbers_as_people_write_them(x, text):
@@ -367,7 +421,7 @@ def test_page_of_a_trainer_that_divides_by_the_std(capsys):
         "trl-grpo: TRL GRPO, versions <=1.9.2\n",
         "maximise E_π[A(y)] − β E_π[Σ_t KL(π_ref‖π)(s_t)], A = (r − mean)/(std + 1e-4)\n",
         "KL            forward, KL(π_ref‖π): ",
-        "effective β   β(σ + 1e-4) = 0.02, ",
+        "effective β   β G/(G − 1) (σ + 1e-4) = 0.02305, ",
         "target        token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a))",
         "estimator                   k3   use_bias_correction_kl = False\n",
         "beta                      0.04   beta\n",
@@ -386,6 +440,7 @@ def test_page_of_a_trainer_with_a_critical_beta(capsys):
     assert "β(σ + 1e-6) = 0.0025, for σ = 0.25." in flat
     assert "0.697, 1.082, 1.509 if the reference succeeds with probability 0.1, 0.3, 0.5." in flat
     assert "β = 0.01 is below all of them." in flat
+    assert "In groups of 16 the success rate stays below 1 at every β" in flat
     assert "Do not combine MARA with this division by a standard deviation" in flat
 
 
@@ -427,6 +482,12 @@ def test_two_side_by_side(capsys):
     assert max(map(len, lines)) <= 100
 
 
+def test_two_names_are_compared_in_their_order(capsys):
+    names = ("trl-grpo==1.9.2", "trl-grpo==1.10")
+    expected = _run(capsys, names[0], "--compare", names[1])
+    assert _run(capsys, "--compare", *names) == expected
+
+
 def test_nothing_differs(capsys):
     code, out, _ = _run(capsys, "trl-rloo", "--compare", "trl-rloo")
     assert code == 0
@@ -465,6 +526,8 @@ def test_json_round_trip(capsys, tmp_path):
         (["trl-grpo", "--beta", "-1"], "'-1' is not a finite number, 0 or more"),
         (["trl-grpo", "--reward-std", "0"], "'0' is not a finite number above 0"),
         ([], "give a NAME, or --list"),
+        (["--compare", "trl-grpo"], "two trainers side by side, not 1"),
+        (["skyrl", "--compare", "tunix", "verl"], "two trainers side by side, not 3"),
         (["trl-grpo", "--list"], "--list lists all trainers"),
         (["--list", "--json", "a.json"], "--json writes one trainer"),
         (["trl-grpo", "--json", "no/such/folder.json"], "there is no folder"),

@@ -3,8 +3,8 @@
 `--json OUT` writes an object, with `--compare` a list of two, of these keys:
 
 - `name`, `trainer`, `versions`, `file`, `checked`, `notes`: the preset that was asked for;
-- `recipe`: every field of the recipe, the arguments of `kltarget.training.Recipe`;
 - `keys`: for fields of the recipe, the key of the trainer's configuration;
+- `recipe`: every field of the recipe, the arguments of `kltarget.training.Recipe`;
 - `objective`, `advantage`, `direction`, `unused`, `why`, `level`, `beta`, `effective`,
   `effective_beta`, `effective_text`, `critical`, `critical_text`, `family`, `target`, `caveats`:
   what it optimises.
@@ -24,7 +24,8 @@ from typing import Any
 
 from kltarget._text import aligned, display_width, plain, wrapped
 from kltarget.cli._command import InputError, option, positive, real, say, write
-from kltarget.cli._recipe_reading import Reading, in_words, number, read
+from kltarget.cli._recipe_comparison import in_words
+from kltarget.cli._recipe_reading import Reading, number, read
 from kltarget.training import Recipe, recipes
 from kltarget.training.recipes import Preset
 
@@ -58,7 +59,13 @@ def add_to(commands: Any) -> None:
         metavar="σ",
         help="standard deviation of the reward within a group, for trainers that divide by it",
     )
-    command.add_argument("--compare", metavar="OTHER", help="a second trainer, side by side")
+    command.add_argument(
+        "--compare",
+        nargs="+",
+        default=(),
+        metavar="OTHER",
+        help="a second trainer, side by side; without NAME two of them",
+    )
     command.add_argument("--list", action="store_true", help="list the trainers and versions")
     command.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
     command.set_defaults(run=_recipe)
@@ -73,15 +80,17 @@ def _beta(text: str) -> float:
 
 def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        if arguments.name is not None or arguments.compare is not None:
+        if arguments.name is not None or arguments.compare:
             raise InputError("--list lists all trainers: leave NAME and --compare out")
         if arguments.json is not None:
             raise InputError("--json writes one trainer: give a NAME instead of --list")
         say(str(recipes.list()).splitlines())
         return 0
-    if arguments.name is None:
+    names = [*([] if arguments.name is None else [arguments.name]), *arguments.compare]
+    if not names:
         raise InputError("give a NAME, or --list to see them (see kltarget recipe --help)")
-    names = [arguments.name] + ([] if arguments.compare is None else [arguments.compare])
+    if arguments.compare and len(names) != 2:
+        raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise InputError(f"{arguments.json}: there is no folder {str(arguments.json.parent)!r}")
     presets, used = [], []
@@ -92,12 +101,12 @@ def _recipe(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise InputError(str(error)) from None
     readings = [read(recipe, arguments.reward_std) for recipe in used]
-    if arguments.compare is None:
+    if not arguments.compare:
         say(_page(presets[0], used[0], readings[0]))
     else:
         say(_beside(presets, used, readings))
     if arguments.json is not None:
-        content = [_content(*row) for row in zip(presets, used, readings, strict=True)]
+        content = [_content(*row) for row in zip(presets, readings, strict=True)]
         text = json.dumps(
             plain(content if len(content) > 1 else content[0]), indent=1, ensure_ascii=False
         )
@@ -106,7 +115,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _content(preset: Preset, recipe: Recipe, reading: Reading) -> dict[str, Any]:
+def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
     return {
         "name": preset.name,
         "trainer": preset.trainer,
@@ -114,7 +123,6 @@ def _content(preset: Preset, recipe: Recipe, reading: Reading) -> dict[str, Any]
         "file": preset.file,
         "checked": preset.checked.isoformat(),
         "notes": list(preset.notes),
-        "recipe": dataclasses.asdict(recipe),
         "keys": dict(preset.keys),
         **dataclasses.asdict(reading),
     }

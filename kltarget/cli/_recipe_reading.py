@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+
+import numpy as np
 
 from kltarget._text import number as short_number
 from kltarget.divergences import ForwardKL
 from kltarget.implied import critical_beta
+from kltarget.implied._groups import make_groups
 from kltarget.training import Recipe
 
 P_REF = (0.1, 0.3, 0.5)
@@ -23,6 +25,7 @@ class Reading:
     """A recipe, read.
 
     Args:
+        recipe: the recipe.
         objective: what is maximised, with its sign.
         advantage: what a sample is weighed by.
         direction: ``"reverse"``, ``"forward"``, ``"total variation"`` or ``"none"``.
@@ -41,6 +44,7 @@ class Reading:
         caveats: what is easily got wrong.
     """
 
+    recipe: Recipe
     objective: str
     advantage: str
     direction: str
@@ -81,6 +85,7 @@ def read(recipe: Recipe, reward_std: float | None = None) -> Reading:
     formula, value, text = _effective(recipe, direction, pulls, reward_std)
     critical = _critical(recipe, pulls)
     return Reading(
+        recipe=recipe,
         objective=_objective(recipe, direction),
         advantage=_advantage(recipe),
         direction=direction,
@@ -117,16 +122,9 @@ def _named(direction: str) -> str:
     }[direction]
 
 
-def _in_units_of_advantage(recipe: Recipe) -> bool:
-    """Whether the KL is weighed against normalised advantages, not against rewards."""
-    return recipe.place == "loss" or (
-        recipe.place == "reward" and recipe.normalise_when == "before"
-    )
-
-
-def _shortened(recipe: Recipe) -> bool:
-    """Whether the group's mean shortens the gradient of the reward and not that of the KL."""
-    return recipe.baseline == "mean" and _in_units_of_advantage(recipe)
+def _costs(recipe: Recipe) -> bool:
+    """Whether a cost without a divergence is charged to the reward."""
+    return recipe.place == "reward" and recipe.divergence is None and recipe.beta != 0
 
 
 def _token_local(recipe: Recipe) -> bool:
@@ -139,7 +137,7 @@ def _advantage(recipe: Recipe) -> str:
     if recipe.place == "reward" and recipe.beta != 0:
         k = {"k1": "log π/π_ref", "k2": "½ log² π/π_ref", "absolute": "|log π/π_ref|"}
         cost = f" − β {k.get(recipe.estimator, 'k3')}"
-        if recipe.normalise_when == "after":
+        if recipe.charged_before:
             reward, charged = "r′", f", r′ = {reward}{cost}"
     mean = {"mean": " − mean", "leave-one-out": " − mean of the others", "none": ""}
     top = f"{reward}{mean[recipe.baseline]}"
@@ -156,7 +154,7 @@ def _advantage(recipe: Recipe) -> str:
 
 def _objective(recipe: Recipe, direction: str) -> str:
     advantage = _advantage(recipe)
-    if recipe.place == "reward" and recipe.normalise_when == "after" and direction == "reverse":
+    if recipe.charged_before and direction == "reverse":
         # The regularised rewards are all equal at the target, so what they are divided by does not
         # move it.
         return f"maximise E_π[{_reward(recipe)}] − β KL(π‖π_ref)"
@@ -231,7 +229,8 @@ def _level(recipe: Recipe) -> str:
 
 def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     if direction == "none":
-        return "none", "none: the path of training decides where it ends"
+        which = "none that is unique" if _costs(recipe) else "none"
+        return "none", f"{which}: the path of training decides where it ends"
     if direction == "total variation":
         return "total variation", (
             "total variation: mass moves from answers whose advantage is more than 2β below the "
@@ -247,7 +246,7 @@ def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
             "token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a)), with Q(s,a) the mean "
             "advantage after token a"
         )
-    if recipe.place == "reward" and recipe.normalise_when == "after":
+    if recipe.charged_before:
         reward = _reward(recipe, "r(y)")
         return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp({reward}/β)/Z"
     mean = ", with A(y) its mean advantage"
@@ -264,25 +263,29 @@ def _effective(
         return None, None, "—"
     beta = recipe.beta or None
     size, scale = recipe.group_size, recipe.reward_scale
-    if _in_units_of_advantage(recipe) and recipe.normalise != "none":
-        formula = f"β(σ + {number(recipe.epsilon)})" if recipe.epsilon else "βσ"
+    own = size / (size - 1) if size is not None and recipe.baseline_shrinks else 1.0
+    mean = "the group's mean includes the sample and shortens the gradient of the reward, not that "
+    mean += "of the KL"
+    if not recipe.charged_before and recipe.normalise != "none":
+        formula = f"(σ + {number(recipe.epsilon)})" if recipe.epsilon else "σ"
+        formula = f"β G/(G − 1) {formula}" if own > 1 else f"β{formula}"
         if reward_std is None:
-            remark = ", for rewards 0 and 1 and a success rate of 0.5, where σ = 0.5"
-            factor = 0.5 + recipe.epsilon
+            groups = f"groups of {size}" if size else "large groups"
+            remark = f", for rewards 0 and 1, {groups} and a success rate of 0.5"
+            factor = _even_chances(recipe)
         else:
-            remark, factor = f", for σ = {number(reward_std)}", reward_std + recipe.epsilon
+            remark = f", for {f'G = {size} and ' if own > 1 else ''}σ = {number(reward_std)}"
+            factor = own * (reward_std + recipe.epsilon)
         remark += f". σ is {_STD[recipe.normalise]} under the policy in training, so it moves"
+        remark += f"; {mean}" if own > 1 else ""
         known = reward_std is not None
-    elif _shortened(recipe) and size is not None:
-        formula, factor, known = "β G/(G − 1)", size / (size - 1), True
-        remark = (
-            f", for G = {size}: the group's mean includes the sample and shortens the gradient of "
-            "the reward, not that of the KL"
-        )
+    elif own > 1:
+        formula, factor, known = "β G/(G − 1)", own, True
+        remark = f", for G = {size}: {mean}"
     else:
         formula, factor, known = "β", 1.0, True
         remark = ""
-        if _shortened(recipe):
+        if recipe.baseline_shrinks:
             remark = "; β G/(G − 1) in groups of G samples"
         elif recipe.place == "reward" and recipe.normalise != "none":
             remark = ", because the KL is charged before the division, which then moves no target"
@@ -297,9 +300,20 @@ def _effective(
     return formula, value, text
 
 
+def _even_chances(recipe: Recipe) -> float:
+    """Effective β over β for rewards 0 and 1 and a policy that succeeds half of the time."""
+    size = recipe.group_size
+    if size is None or recipe.normalise == "batch-std":
+        own = size / (size - 1) if size is not None and recipe.baseline_shrinks else 1.0
+        return own * (0.5 + recipe.epsilon)
+    groups = make_groups(recipe, np.array([0.0, 1.0]))
+    advantage, kept = groups.expected(np.array([0.5, 0.5]))
+    return float(kept.mean() / (advantage[1] - advantage[0]))
+
+
 def _critical(recipe: Recipe, pulls: str) -> dict[str, float] | None:
     own_std = recipe.normalise in ("group-std", "others-std")
-    if pulls != "reverse" or not own_std or not _in_units_of_advantage(recipe):
+    if pulls != "reverse" or not own_std or recipe.charged_before:
         return None
     return {f"{p:g}": float(critical_beta(p)) for p in P_REF}
 
@@ -316,18 +330,29 @@ def _critical_text(recipe: Recipe, critical: dict[str, float] | None) -> str:
         text += f" β = {number(recipe.beta)} is {where}."
     text += (
         " Below the critical β only certainty is left: the success rate runs to 1 and σ, which "
-        "multiplies β, to 0. (Rewards 0 and 1, large groups; small ones stop just short of 1"
+        "multiplies β, to 0. (Rewards 0 and 1, large groups"
     )
-    return text + ("; answers of one token.)" if _token_local(recipe) else ".)")
+    text += "; answers of one token.)" if _token_local(recipe) else ".)"
+    if recipe.group_size is not None:
+        text += (
+            f" In groups of {recipe.group_size} the success rate stays below 1 at every β: "
+            "kltarget.implied.implied_target tells how far."
+        )
+    return text
 
 
 def _caveats(recipe: Recipe, direction: str, pulls: str) -> list[str]:
     found = []
-    reads_advantage = _in_units_of_advantage(recipe)
-    has_std = recipe.normalise != "none"
+    normalised = recipe.normalise != "none" and not recipe.charged_before
     if direction == "none":
-        if recipe.beta == 0 or recipe.place == "none":
-            found.append("β = 0 has no target: where training ends depends on how it gets there.")
+        path = "where training ends depends on how it gets there."
+        if _costs(recipe):
+            cost = f"The cost of {recipe.estimator} still acts, but leaves several targets: {path}"
+            return [cost, *_general(recipe, pulls)]
+        if recipe.place == "none":
+            found.append(f"Without a KL there is no target: {path}")
+        elif recipe.beta == 0:
+            found.append(f"β = 0 has no target: {path}")
         elif recipe.place == "loss" and recipe.estimator == "k1":
             found.append(
                 "k1 in the loss has no expected gradient: as far as targets go, this is β = 0 with "
@@ -359,12 +384,12 @@ def _caveats(recipe: Recipe, direction: str, pulls: str) -> list[str]:
         found.append(
             'Under a forward KL MARA by augmented rewards over-corrects: use method="substitute".'
         )
-    if reads_advantage and has_std and direction == "reverse":
+    if normalised and direction == "reverse":
         found.append(
             "Do not combine MARA with this division by a standard deviation: its bonus is divided "
             "too and the KL is not, so for σ < 1 the least likely right answer takes over."
         )
-    elif direction == "reverse" and _shortened(recipe):
+    elif direction == "reverse" and recipe.baseline_shrinks:
         found.append(
             "MARA needs a leave-one-out baseline here: the group's mean shrinks its bonus by "
             "(G − 1)/G."
@@ -408,45 +433,3 @@ def _general(recipe: Recipe, pulls: str) -> list[str]:
             "which these statements leave out."
         )
     return found
-
-
-def in_words(before: Reading, after: Reading, same_keys: bool) -> str:
-    """One sentence on how the targets of two recipes differ."""
-    same = "same YAML, " if same_keys else ""
-
-    def kind(direction: str) -> str:
-        return {"reverse": "reverse KL", "forward": "forward KL", "none": "no KL"}.get(
-            direction, direction
-        )
-
-    def where(reading: Reading) -> str:
-        return "tokens" if reading.family.startswith("token-local") else "sequences"
-
-    if before.direction != after.direction:
-        change = f"{same}other target: {kind(before.direction)} → {kind(after.direction)}"
-        if "none" not in (before.direction, after.direction) and where(before) != where(after):
-            change += f", of {where(before)} → of {where(after)}"
-        return change
-    if before.direction == "none":
-        unused = before.unused, after.unused
-        if None not in unused and unused[0] != unused[1]:
-            first, second = (kind(str(direction)) for direction in unused)
-            return (
-                f"no target either way at β = 0; with β above 0, {same}other target: "
-                f"{first} → {second}"
-            )
-        return "no target either way: the path of training decides"
-    if before.family != after.family:
-        return (
-            f"{same}other target: the same {kind(before.direction)}, "
-            f"of {where(before)} → of {where(after)}"
-        )
-    if before.effective != after.effective:
-        first, second = before.effective, after.effective
-        return f"same family of targets, another effective β: {first} → {second}"
-    values = before.effective_beta, after.effective_beta
-    betas = before.beta, after.beta
-    for first, second in (values, betas):
-        if first is not None and second is not None and not math.isclose(first, second):
-            return f"same family of targets, another effective β: ratio {second / first:.3g}"
-    return "same target"
