@@ -8,135 +8,24 @@ the policy follows prefix by prefix.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize_scalar, root, root_scalar
 from scipy.special import expit
 
-from kltarget.implied._groups import Groups, make_groups
-from kltarget.implied._nodes import over_tree, stationary
+from kltarget.implied._groups import Groups
+from kltarget.implied._problem import FixedPoint, Problem
 from kltarget.status import Status
-from kltarget.training._advantages import needs_groups
-from kltarget.training._recipe import Recipe
 
 _MOST_AT_ONCE = 2**22
 _FINE, _COARSE = 401, 65
 _PARTS = 8
 _RARE = 1e-6
 """Where less than this is left of all but the best outcomes, training has saturated."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FixedPoint:
-    """A policy at which the gradient vanishes, and the plain objective that has it as target.
-
-    Attributes:
-        log_probs: ``[A]``.
-        reward: of the objective, ``[A]``; None if no plain objective has it.
-        beta: of that objective.
-        effective_beta: coefficient in units of the recipe's reward.
-        status: remarks.
-        others: expected rewards at the other fixed points that were found.
-        error: standard error of the total variation where groups were sampled.
-    """
-
-    log_probs: np.ndarray
-    reward: np.ndarray | None
-    beta: float
-    effective_beta: float
-    status: Status = Status.OK
-    others: tuple[float, ...] = ()
-    error: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
-    """A recipe on one prompt, in float64.
-
-    Attributes:
-        recipe: with ``beta`` in ``beta``.
-        beta: coefficient of the regulariser.
-        reward: as the recipe uses it, ``[A]``.
-        log_ref: ``[A]``.
-        forward: whether the regulariser's gradient is that of the forward KL.
-        regularised: whether its estimator has an expected gradient at all.
-        sizes: number of tokens per position where the target is token-local, else None.
-        lengths: number of tokens per sequence where they differ and matter, else None.
-    """
-
-    recipe: Recipe
-    beta: float
-    reward: np.ndarray
-    log_ref: np.ndarray
-    forward: bool
-    regularised: bool
-    sizes: tuple[int, ...] | None = None
-    lengths: np.ndarray | None = None
-
-    @property
-    def charged_before(self) -> bool:
-        """Whether advantages are normalised with the regulariser in them, which then cancels."""
-        return self.recipe.place == "reward" and self.recipe.normalise_when == "after"
-
-    @functools.cached_property
-    def levels(self) -> np.ndarray:
-        """The different rewards of possible outcomes, ascending."""
-        return np.unique(self.reward[self.log_ref > -np.inf])
-
-    @functools.cached_property
-    def level(self) -> np.ndarray:
-        """The index of every outcome's reward; of impossible ones any."""
-        return np.minimum(np.searchsorted(self.levels, self.reward), self.levels.size - 1)
-
-    @functools.cached_property
-    def groups(self) -> Groups | None:
-        """The finite groups that samples are compared in, where they matter."""
-        if not needs_groups(self.recipe) or self.charged_before:
-            return None
-        return make_groups(self.recipe, self.levels)
-
-    @property
-    def baseline_factor(self) -> float:
-        """What a mean over the group that includes the sample leaves of the reward's gradient."""
-        own = self.recipe.baseline == "mean" and self.recipe.place != "reward"
-        return 1 - 1 / self.recipe.group_size if own and self.recipe.group_size else 1.0
-
-    @property
-    def normalised(self) -> bool:
-        """Whether the scale of the advantages depends on the policy."""
-        return self.recipe.normalise != "none" and not self.charged_before
-
-    def policy(self, gain: np.ndarray, cost: np.ndarray, entropy: np.ndarray) -> np.ndarray:
-        """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
-        if self.sizes is not None:
-            charged = self.recipe.place == "reward"
-            return over_tree(self.sizes, gain, cost, self.log_ref, entropy, self.forward, charged)
-        return stationary(gain, cost, self.log_ref, entropy, self.forward)
-
-    def at_scale(self, scale: np.ndarray) -> np.ndarray:
-        """The policies of rewards that are divided by ``scale [S]``: ``[S, A]``."""
-        even = np.ones((scale.size, 1))
-        cost = scale[:, None] * (self.beta if self.regularised else 0.0)
-        entropy = scale[:, None] * self.recipe.entropy_bonus
-        return self.policy(self.reward * even, cost * even, entropy * even)
-
-    def deviation(self, log_probs: np.ndarray) -> np.ndarray:
-        """The standard deviation of the reward under policies ``[..., A]``."""
-        probs = np.exp(log_probs)
-        mean = (probs * self.reward).sum(-1, keepdims=True)
-        return np.sqrt((probs * (self.reward - mean) ** 2).sum(-1))
-
-    def masses(self, log_probs: np.ndarray) -> np.ndarray:
-        """How likely each reward is, ``[..., K]``."""
-        order = np.argsort(self.level, kind="stable")
-        first = np.searchsorted(self.level[order], np.arange(self.levels.size))
-        return np.add.reduceat(np.exp(log_probs)[..., order], first, axis=-1)
-
-    def expected_reward(self, log_probs: np.ndarray) -> float:
-        """``E_π[reward]``."""
-        return float((np.exp(log_probs) * self.reward).sum())
+_GREEDY = 1e-12
+_FLAT = 1e-9
+"""Deviations below this share of the rewards' spread are no longer told from 0."""
 
 
 def find(problem: Problem) -> FixedPoint:
@@ -193,15 +82,10 @@ def _at(
 ) -> FixedPoint:
     """The target of the reward divided by a known number."""
     log_probs = problem.at_scale(np.array([scale]))[0]
-    plain = problem.recipe.entropy_bonus == 0
-    return FixedPoint(
-        log_probs,
-        problem.reward if plain else None,
-        problem.beta * scale,
-        problem.beta * scale,
-        status,
-        others,
-    )
+    # A baseline that shrinks the regulariser along with the reward leaves their ratio.
+    reward = problem.reward if problem.plain else None
+    beta = problem.beta * scale if problem.regularised else 0.0
+    return FixedPoint(log_probs, reward, beta, beta, status, others)
 
 
 def crossing(function: Callable[[float], float], low: float, high: float) -> float:
@@ -216,13 +100,13 @@ def _remarks(problem: Problem, log_probs: np.ndarray, others: tuple[float, ...])
     return status | Status.SATURATED if short < _RARE and problem.normalised else status
 
 
+def _best(problem: Problem) -> np.ndarray:
+    return (problem.log_ref > -np.inf) & (problem.reward == problem.levels[-1])
+
+
 def _saturated(problem: Problem) -> FixedPoint:
-    """The limit of a vanishing coefficient: the best outcomes in the reference's proportions."""
-    possible = problem.log_ref > -np.inf
-    best = possible & (problem.reward == problem.levels[-1])
-    log_probs = np.where(best, problem.log_ref, -np.inf)
-    log_probs = log_probs - np.logaddexp.reduce(log_probs)
-    return FixedPoint(log_probs, None, 0.0, 0.0, Status.SATURATED)
+    """The limit of a vanishing coefficient."""
+    return problem.only(_best(problem), Status.SATURATED)
 
 
 def _scales(problem: Problem, low: float, high: float) -> np.ndarray:
@@ -265,22 +149,20 @@ def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.n
     """The policies ``[..., A]`` of the advantages that policies with these masses would see."""
     advantage, kept = groups.expected(masses)
     counts = kept[..., problem.level]
-    cost = problem.beta * counts if problem.regularised else np.zeros_like(counts)
-    if problem.recipe.place == "reward":
-        cost = np.full_like(counts, problem.beta)
-    entropy = problem.recipe.entropy_bonus * counts
+    kept_cost = counts if problem.recipe.place == "loss" else np.ones_like(counts)
+    cost = (problem.beta if problem.regularised else 0.0) * kept_cost
+    entropy = problem.entropy * counts
     return problem.policy(advantage[..., problem.level], cost, entropy)
 
 
 def _in_groups(problem: Problem, groups: Groups, log_probs: np.ndarray) -> FixedPoint:
     """A fixed point as what its advantages ask for."""
     gain = groups.expected(problem.masses(log_probs))[0][problem.level]
-    plain = problem.recipe.entropy_bonus == 0 and problem.recipe.zero_std == "keep"
     # In units of the reward: by how much its spread exceeds that of the advantages.
     spread = dataclasses.replace(problem, reward=gain).deviation(log_probs)
     ratio = problem.deviation(log_probs) / spread if spread > 0 else 0.0
-    effective = problem.beta * float(ratio)
-    return FixedPoint(log_probs, gain if plain else None, problem.beta, effective)
+    effective = problem.beta * float(ratio) if problem.regularised else 0.0
+    return FixedPoint(log_probs, gain if problem.plain else None, problem.beta, effective)
 
 
 def _of_masses(problem: Problem) -> FixedPoint:
@@ -291,27 +173,37 @@ def _of_masses(problem: Problem) -> FixedPoint:
     if problem.levels.size == 2 and exactly:
         return _of_success(problem, groups)
 
-    def arrive(groups: Groups, start: np.ndarray) -> np.ndarray:
+    def arrive(groups: Groups, start: np.ndarray) -> tuple[np.ndarray, bool]:
         def update(masses: np.ndarray) -> np.ndarray:
             return problem.masses(_of_advantages(problem, groups, masses))
 
-        return _of_advantages(problem, groups, _iterate(update, start, exactly))
+        masses, settled = _iterate(update, start, exactly)
+        return _of_advantages(problem, groups, masses), settled
 
     greedy = np.full_like(start, 1e-6 / start.size)
     greedy[-1] = 1 - greedy[:-1].sum()
-    reached, other = arrive(groups, start), arrive(groups, greedy)
-    apart = np.abs(np.exp(reached) - np.exp(other)).sum() > 1e-3
-    others = (problem.expected_reward(other),) if apart else ()
+    (reached, settled), other = arrive(groups, start), arrive(groups, greedy)
     found = _in_groups(problem, groups, reached)
-    status = _remarks(problem, reached, others)
-    found = dataclasses.replace(found, status=status, others=others)
+    found = _with_remarks(problem, found, settled, *other)
     if exactly:
         return found
     # Each part of the samples has a fixed point of its own, near this one.
     start = problem.masses(reached)
-    apart = [arrive(groups.part(i, _PARTS), start) for i in range(_PARTS)]
+    apart = [arrive(groups.part(i, _PARTS), start)[0] for i in range(_PARTS)]
     spread = np.abs(np.exp(apart) - np.exp(reached)).sum(-1) / 2
     return dataclasses.replace(found, error=float(np.sqrt((spread**2).mean() / _PARTS)))
+
+
+def _with_remarks(
+    problem: Problem, found: FixedPoint, settled: bool, other: np.ndarray, also: bool
+) -> FixedPoint:
+    """A fixed point that was iterated to, and what is to be said of it and of another one."""
+    apart = also and np.abs(np.exp(found.log_probs) - np.exp(other)).sum() > 1e-3
+    others = (problem.expected_reward(other),) if apart else ()
+    status = found.status | _remarks(problem, found.log_probs, others)
+    if not settled:
+        status |= Status.NOT_CONVERGED
+    return dataclasses.replace(found, status=status, others=others)
 
 
 def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
@@ -344,14 +236,18 @@ def _of_statistics(problem: Problem) -> FixedPoint:
     """Sequences that count by their lengths: also the mean reward and mean length are unknown."""
     lengths, recipe, groups = problem.lengths, problem.recipe, problem.groups
     assert lengths is not None
+    least = _FLAT * float(np.ptp(problem.levels))
 
-    def weight(kind: str, mean: float) -> np.ndarray:
-        if kind == "mean":
-            return 1 / lengths
-        return np.full(lengths.shape, 1.0 if kind == "sum" else 1 / mean)
+    def weights(mean: float) -> tuple[np.ndarray, np.ndarray]:
+        """Of a sequence's reward and of its regulariser."""
+        each = {"sum": np.ones_like(lengths), "mean": 1 / lengths}
+        each["batch-mean"] = np.full_like(lengths, 1 / mean)
+        in_loss = recipe.place == "loss" and recipe.kl_length
+        return each[recipe.length], each[in_loss or recipe.length]
 
     def policy(state: np.ndarray) -> np.ndarray:
-        mean_length, kept = state[-1], np.ones_like(problem.reward)
+        own, other = weights(state[-1])
+        kept = np.ones_like(problem.reward)
         if groups is not None:
             advantage, counts = groups.expected(state[:-1])
             gain, kept = advantage[problem.level], counts[problem.level]
@@ -359,15 +255,9 @@ def _of_statistics(problem: Problem) -> FixedPoint:
             centre = 0.0 if recipe.baseline == "none" else state[0]
             gain = problem.baseline_factor * (problem.reward - centre)
             if problem.normalised:
-                gain = gain / (state[1] + recipe.epsilon)
-        own = weight(recipe.length, mean_length)
-        other = (
-            own
-            if recipe.place == "reward"
-            else weight(recipe.kl_length or recipe.length, mean_length)
-        )
+                gain = gain / max(state[1] + recipe.epsilon, least)
         cost = (problem.beta if problem.regularised else 0.0) * other * kept
-        return problem.policy(own * gain, cost, recipe.entropy_bonus * own * kept)
+        return problem.policy(own * gain, cost, problem.entropy * own * kept)
 
     def statistics(log_probs: np.ndarray) -> np.ndarray:
         mean_length = float((np.exp(log_probs) * lengths).sum())
@@ -377,30 +267,48 @@ def _of_statistics(problem: Problem) -> FixedPoint:
         return np.array([mean, float(problem.deviation(log_probs)), mean_length])
 
     exactly = groups is None or groups.uniforms is None
-    state = _iterate(lambda x: statistics(policy(x)), statistics(problem.log_ref), exactly)
-    return FixedPoint(policy(state), None, problem.beta, problem.beta)
+
+    def arrive(start: np.ndarray) -> tuple[np.ndarray, bool]:
+        state, settled = _iterate(lambda x: statistics(policy(x)), statistics(start), exactly)
+        return policy(state), settled
+
+    (reached, settled), best = arrive(problem.log_ref), problem.only(_best(problem), Status.OK)
+    greedy = np.logaddexp(np.log(_GREEDY) + problem.log_ref, np.log1p(-_GREEDY) + best.log_probs)
+    if groups is not None:
+        found = _in_groups(problem, groups, reached)
+    else:
+        scale = float(problem.deviation(reached)) + recipe.epsilon if problem.normalised else 1.0
+        if scale <= least:
+            return _saturated(problem)
+        effective = problem.beta * scale / problem.baseline_factor if problem.regularised else 0.0
+        found = FixedPoint(reached, None, problem.beta, effective)
+    probs = np.exp(reached)
+    own, other = ((probs * x).sum() for x in weights(float((probs * lengths).sum())))
+    found = dataclasses.replace(found, effective_beta=found.effective_beta * float(other / own))
+    return _with_remarks(problem, found, settled, *arrive(greedy))
 
 
 def _iterate(
     update: Callable[[np.ndarray], np.ndarray], start: np.ndarray, polish: bool
-) -> np.ndarray:
-    """The fixed point that small steps from ``start`` arrive at."""
+) -> tuple[np.ndarray, bool]:
+    """The fixed point that small steps from ``start`` arrive at, and whether they did."""
     state, step, last = start, 0.5, np.inf
     # Sampled groups give steps and no slope, and are worth fewer digits.
-    enough = 1e-12 if polish else 1e-7
+    enough, tolerable = (1e-12, 1e-9) if polish else (1e-7, 1e-4)
     for _ in range(2000 if polish else 200):
         move = update(state) - state
         size = np.abs(move).max()
         if size < enough:
-            return state
+            return state, True
         if size > last:
             step = max(step / 2, 1e-3 if polish else 0.1)
         state, last = state + step * move, size
         if polish and size < 1e-4:
             break
+    left = np.abs(update(state) - state).max()
     if polish and state.size <= 200:
         found = root(lambda x: update(x) - x, state, tol=1e-14)
-        near = np.abs(found.x - state).max() < 1e-2
-        if near and np.abs(update(found.x) - found.x).max() < np.abs(update(state) - state).max():
-            return found.x
-    return state
+        near, closer = np.abs(found.x - state).max() < 1e-2, np.abs(update(found.x) - found.x).max()
+        if near and closer < left:
+            state, left = found.x, closer
+    return state, bool(left < tolerable)

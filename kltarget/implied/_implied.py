@@ -11,10 +11,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._numerics import as_float
-from kltarget.divergences import ForwardKL, ReverseKL, TotalVariation
-from kltarget.implied._fixed_points import FixedPoint, Problem, find, smallest_coefficient
+from kltarget.divergences import ReverseKL, TotalVariation
+from kltarget.implied._fixed_points import find, smallest_coefficient
 from kltarget.implied._nodes import next_tokens
+from kltarget.implied._problem import FixedPoint, Problem
+from kltarget.implied._rows import Rows, make_rows, several_tokens
 from kltarget.objectives import Objective
 from kltarget.rewards import reward_for
 from kltarget.spaces._token_local import TokenLocalTarget
@@ -35,7 +36,8 @@ class ImpliedTarget(TokenLocalTarget):
         objective: the plain objective of which it is the target: at sequence level its maximiser,
             for a token-local recipe its token-local target. Where advantages are divided by an
             expected deviation this has the trainer's own reward and the ``effective_beta``; in
-            finite groups its reward is the expected advantage.
+            finite groups its reward is the expected advantage. Outcomes that training gives up
+            although the reference has them have the reward ``-inf``.
         log_probs: log π, shape ``[*batch, A]``.
         multiplier: λ of the objective, or of the first token's problem.
         status: :class:`Status` bits, shape ``[*batch]``. ``NO_TARGET``, ``SATURATED`` and
@@ -44,7 +46,7 @@ class ImpliedTarget(TokenLocalTarget):
             regulariser pulls less than is reckoned with here.
         effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
             objective's divergence and that reward it would give this target or, in finite groups,
-            one as close as the deviation of the rewards allows.
+            one as close as the deviation of the rewards or the lengths of sequences allow.
         other_rewards: expected rewards (after the recipe's scaling) at the further fixed points
             that were found, ``[*batch, R]``, padded with NaN.
         error: standard error of the total variation, 0 unless groups had to be sampled.
@@ -78,7 +80,7 @@ def implied_target(
     fixed point with ``effective_beta = β (σ + ε)``, ε the recipe's ``epsilon``; in groups of G
     samples it is that of ``u_a = E[A | a]``, expected over the multinomial of the other G − 1
     rewards. A mean over the group that includes the sample shortens the reward's gradient by
-    ``(G − 1)/G`` and so multiplies the coefficient of a KL in the loss by ``G/(G − 1)``. A KL in
+    ``(G − 1)/G`` and so multiplies the coefficient of a KL outside of it by ``G/(G − 1)``. A KL in
     the reward that is normalised along with it keeps the target of β itself, for there all
     regularised rewards are equal.
 
@@ -98,7 +100,10 @@ def implied_target(
         ``NO_TARGET`` the likeliest of the best outcomes, onto which exact policy gradients of a
         softmax over outcomes collapse (:func:`kltarget.implied.unregularised_path`), and with a
         ``space`` of several tokens the best in the reference's proportions, since there no
-        conserved quantity is known.
+        conserved quantity is known. Where all rewards are equal nothing moves, and it is the
+        reference. k2, k3 or the absolute log-ratio in the reward have no target either, but their
+        cost still acts, and which of its many stationary policies is reached the path decides:
+        NaN.
 
     Raises:
         TypeError: a recipe or a space that is none.
@@ -127,8 +132,8 @@ def implied_target(
         Verifiable Rewards: GRPO's Effective Loss", 2025, arXiv 2503.06639 (fixed points of the
         success probability). The rest is derived from the conditions above.
     """
-    rows = _rows(recipe, reward, log_ref, space, beta)
-    found = [_find(row) for row in rows.problems]
+    rows = make_rows(recipe, reward, log_ref, space, beta)
+    found = [_find(row, space) for row in rows.problems]
     return _assemble(rows, found)
 
 
@@ -143,8 +148,8 @@ def effective_beta(
     """The coefficient that a recipe amounts to, per prompt, in units of its reward.
 
     ``E_π[reward] − effective_beta · D(π, π_ref)`` has the recipe's target, where D is the
-    divergence whose gradient the recipe follows; 0 where there is no target. In finite groups with
-    a standard deviation no such number exists exactly unless there are two rewards: it is then the
+    divergence whose gradient the recipe follows; 0 where nothing holds the policy, NaN where a cost
+    acts that no divergence has. In finite groups with a standard deviation no such number exists exactly unless there are two rewards: it is then the
     one that matches the spread of the advantages.
 
     Args and errors are those of :func:`implied_target`.
@@ -198,7 +203,7 @@ def saturation_beta(
         1.0819
     """
     large = dataclasses.replace(recipe, group_size=None)
-    rows = _rows(large, reward, log_ref, space, 1.0)
+    rows = make_rows(large, reward, log_ref, space, 1.0)
     if recipe.normalise == "none" or not all(x.normalised and x.regularised for x in rows.problems):
         raise ValueError(
             "saturation needs advantages that are divided by a standard deviation with the "
@@ -214,135 +219,47 @@ def saturation_beta(
     return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Rows:
-    """The prompts of a batch, one problem each."""
-
-    recipe: Recipe
-    space: SequenceSpace | None
-    reward: np.ndarray
-    log_ref: np.ndarray
-    beta: np.ndarray
-    problems: list[Problem]
-    batch: tuple[int, ...]
-    dtype: Any
-
-
-def _rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> _Rows:
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
-    if space is not None and not isinstance(space, SequenceSpace):
-        raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
-    beta = recipe.beta if beta is None else beta
-    if beta is None:
-        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
-    given, beta = as_float(beta), np.asarray(beta, np.float64)
-    if not np.all(np.isfinite(beta) & (beta >= 0)):
-        raise ValueError(f"beta must be 0 or more and finite, got {beta}")
-    # Checks shapes, rewards and the reference; which beta, does not matter to it.
-    checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
-    dtype, batch = checked.reward.dtype, checked.batch_shape
-    size = checked.reward.shape[-1]
-    if space is not None and space.num_sequences != size:
-        raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
-    wide_reward = np.broadcast_to(np.asarray(checked.reward, np.float64), (*batch, size))
-    wide_ref = np.broadcast_to(np.asarray(checked.log_ref, np.float64), (*batch, size))
-    wide_beta = np.broadcast_to(beta, batch)
-    _check_known(recipe, space)
-    rows = [_row(recipe, space, *x) for x in _flat(wide_reward, wide_ref, wide_beta, size)]
-    return _Rows(recipe, space, wide_reward, wide_ref, wide_beta, rows, batch, dtype)
-
-
-def _flat(reward: np.ndarray, log_ref: np.ndarray, beta: np.ndarray, size: int) -> Any:
-    return zip(reward.reshape(-1, size), log_ref.reshape(-1, size), beta.reshape(-1), strict=True)
-
-
-def _several_tokens(space: SequenceSpace | None) -> bool:
-    return space is not None and space.length > 1
-
-
-def _check_known(recipe: Recipe, space: SequenceSpace | None) -> None:
-    """Raises for what no fixed point is known of."""
-    in_reward_after = recipe.place == "reward" and recipe.normalise_when == "after"
-    in_sequence_loss = recipe.place == "loss" and recipe.level == "sequence"
-    several = _several_tokens(space)
-    unknown = None
-    if recipe.entropy_bonus and in_reward_after and recipe.normalise != "none":
-        unknown = "an entropy bonus beside a KL that is normalised with the reward"
-    elif recipe.entropy_bonus and in_sequence_loss and several:
-        unknown = "an entropy bonus per token beside a loss on whole sequences"
-    elif recipe.zero_std == "drop" and recipe.place == "reward":
-        unknown = "dropped groups with a KL in the reward"
-    elif recipe.estimator == "absolute" and recipe.place == "loss" and recipe.normalise != "none":
-        unknown = "the absolute log-ratio with normalised rewards"
-    if unknown:
-        raise ValueError(f"no fixed point is known for {unknown}")
-
-
-def _row(
-    recipe: Recipe,
-    space: SequenceSpace | None,
-    reward: np.ndarray,
-    log_ref: np.ndarray,
-    beta: float,
-) -> Problem:
-    possible = log_ref > -np.inf
-    reward = recipe.reward_scale * np.where(possible, reward, 0.0)
-    if recipe.reward_clip is not None:
-        reward = np.clip(reward, -recipe.reward_clip, recipe.reward_clip)
-    if not np.isfinite(reward).all():
-        raise ValueError("reward must be finite wherever the reference has mass")
-    log_ref = log_ref - np.logaddexp.reduce(log_ref)
-    divergence = recipe.divergence
-    by_token = recipe.place == "loss" and recipe.level == "token"
-    lengths = None
-    kinds = {recipe.length, recipe.kl_length or recipe.length}
-    if space is not None and space.eos is not None and kinds != {"sum"}:
-        counts = np.asarray(space.lengths(), np.float64)
-        # With a baseline the length weighs what is equal at the target of a KL in the reward.
-        cancels = recipe.place == "reward" and recipe.baseline != "none"
-        if np.ptp(counts[possible]) > 0 and kinds != {"batch-mean"} and not cancels:
-            lengths = counts
-    sizes = space.sizes if space is not None and _several_tokens(space) else None
-    if not by_token and not recipe.entropy_bonus:
-        sizes = None
-    return Problem(
-        recipe=recipe,
-        beta=float(beta),
-        reward=reward,
-        log_ref=log_ref,
-        forward=isinstance(divergence, ForwardKL),
-        regularised=divergence is not None and beta > 0,
-        sizes=sizes,
-        lengths=lengths,
-    )
-
-
-def _find(problem: Problem) -> FixedPoint:
+def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
     recipe = problem.recipe
+    if recipe.place == "reward" and recipe.divergence is None and problem.beta > 0:
+        return _charged_without_divergence(problem)
     if recipe.estimator == "absolute" and recipe.place == "loss" and problem.beta > 0:
         # Both have the target of total variation, computed when all rows are put together.
         beta = 2 * problem.beta / problem.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
         found = find(problem)
-        clipped = Status.CLIPPED if _clipped(problem, found.log_probs) else Status.OK
-        return dataclasses.replace(found, status=found.status | clipped)
-    best = problem.log_ref > -np.inf
-    best &= problem.reward == problem.levels[-1]
-    log_probs = np.where(best, problem.log_ref, -np.inf)
-    if problem.sizes is None:
-        log_probs = np.where(log_probs == log_probs.max(), 0.0, -np.inf)
-    log_probs = log_probs - np.logaddexp.reduce(log_probs)
-    return FixedPoint(log_probs, None, 0.0, 0.0, Status.NO_TARGET)
+        sizes = space.sizes if space is not None and recipe.level == "token" else None
+        clipped = _clipped(problem, found.log_probs, sizes)
+        status = found.status | (Status.CLIPPED if clipped else Status.OK)
+        return dataclasses.replace(found, status=status)
+    return _unheld(problem, several_tokens(space))
 
 
-def _clipped(problem: Problem, log_probs: np.ndarray) -> bool:
-    """Whether the estimate of the divergence is cut anywhere at a policy."""
+def _charged_without_divergence(problem: Problem) -> FixedPoint:
+    """A cost in the reward that no divergence has: it acts, and has many stationary policies."""
+    if problem.levels.size == 1:
+        return problem.only(problem.log_ref > -np.inf, Status.NO_TARGET)
+    nowhere = np.full_like(problem.log_ref, np.nan)
+    return FixedPoint(nowhere, problem.reward, problem.beta, np.nan, Status.NO_TARGET)
+
+
+def _unheld(problem: Problem, several: bool) -> FixedPoint:
+    """What exact policy gradients end in where nothing regularises."""
+    possible = problem.log_ref > -np.inf
+    best = possible & (problem.reward == problem.levels[-1])
+    # Where all rewards are equal there is no gradient.
+    if not several and problem.levels.size > 1:
+        best &= problem.log_ref == problem.log_ref[best].max()
+    return problem.only(best, Status.NO_TARGET)
+
+
+def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | None) -> bool:
+    """Whether the estimate of the divergence, per token of these, is cut anywhere at a policy."""
     recipe = problem.recipe
     if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
         return False
-    sizes = problem.sizes or (log_probs.size,)
+    sizes = sizes or (log_probs.size,)
     largest = 0.0
     for now, then in zip(
         next_tokens(sizes, log_probs), next_tokens(sizes, problem.log_ref), strict=True
@@ -356,12 +273,11 @@ def _clipped(problem: Problem, log_probs: np.ndarray) -> bool:
     return largest > (recipe.kl_clip or np.inf)
 
 
-def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:
+def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     """One batched target from the fixed points of its rows."""
     size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
-    plain = all(x.reward is not None for x in found)
     divergence = rows.recipe.divergence or ReverseKL()
-    if rows.recipe.estimator == "absolute":
+    if rows.recipe.estimator == "absolute" and rows.recipe.place == "loss":
         divergence = TotalVariation()
 
     def batched(values: Any) -> Array:
@@ -373,23 +289,27 @@ def _assemble(rows: _Rows, found: list[FixedPoint]) -> ImpliedTarget:
     width = max(len(x.others) for x in found) if found else 0
     others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
     by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
-    if plain:
+    # Of a recipe, not of a row: what else is in a batch changes nothing.
+    if all(x.plain for x in rows.problems):
         reward = np.array([x.reward for x in found]).reshape(*batch, size)
         # What the reference cannot produce is never sampled, however well it were rewarded.
         reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
         beta = batched([x.beta for x in found])
-        if rows.space is not None and by_token and _several_tokens(rows.space):
+        if rows.space is not None and by_token and several_tokens(rows.space):
             target = token_local_target(
                 rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
             )
         else:
             target = solve(Objective(jnp.asarray(reward, dtype), log_ref, beta, divergence))
-        objective, log_probs = target.objective, target.log_probs
-        multiplier, status = target.multiplier, target.status | remarks
+        objective = target.objective
+        log_probs = jnp.where(jnp.isnan(log_probs), log_probs, target.log_probs)
+        unheld = remarks & Status.NO_TARGET > 0
+        multiplier, status = target.multiplier, jnp.where(unheld, 0, target.status) | remarks
     else:
         positive = np.where(rows.beta > 0, rows.beta, 1.0)
         beta = jnp.asarray(positive, dtype)
-        wish = reward_for(log_probs, log_ref, beta, ReverseKL())
+        known = jnp.where(jnp.isnan(log_probs), log_ref, log_probs)
+        wish = reward_for(known, log_ref, beta, ReverseKL())
         objective = Objective(wish, log_ref, beta, ReverseKL())
         multiplier, status = solve(objective).multiplier, remarks
     return ImpliedTarget(

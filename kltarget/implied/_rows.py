@@ -1,0 +1,155 @@
+"""From what a user passes to one problem per prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from kltarget._numerics import as_float
+from kltarget.divergences import ForwardKL
+from kltarget.implied._problem import Problem
+from kltarget.objectives import Objective
+from kltarget.spaces.sequences import SequenceSpace
+from kltarget.training._advantages import needs_groups
+from kltarget.training._recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """The prompts of a batch, one problem each."""
+
+    recipe: Recipe
+    space: SequenceSpace | None
+    reward: np.ndarray
+    log_ref: np.ndarray
+    beta: np.ndarray
+    problems: list[Problem]
+    batch: tuple[int, ...]
+    dtype: Any
+
+
+def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> Rows:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
+    if space is not None and not isinstance(space, SequenceSpace):
+        raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
+    beta = recipe.beta if beta is None else beta
+    if beta is None:
+        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
+    given, beta = as_float(beta), np.asarray(beta, np.float64)
+    if not np.all(np.isfinite(beta) & (beta >= 0)):
+        raise ValueError(f"beta must be 0 or more and finite, got {beta}")
+    # Checks shapes, rewards and the reference; which beta, does not matter to it.
+    checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
+    dtype, batch = checked.reward.dtype, checked.batch_shape
+    size = checked.reward.shape[-1]
+    if space is not None and space.num_sequences != size:
+        raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
+    wide_reward = np.broadcast_to(np.asarray(checked.reward, np.float64), (*batch, size))
+    wide_ref = np.broadcast_to(np.asarray(checked.log_ref, np.float64), (*batch, size))
+    wide_beta = np.broadcast_to(beta, batch)
+    if space is not None:
+        space.require_log_probs(checked.log_ref, "log_ref")
+    lengths = _lengths(recipe, space)
+    _check_known(recipe, space, lengths is not None)
+    rows = [_row(recipe, space, lengths, *x) for x in _flat(wide_reward, wide_ref, wide_beta, size)]
+    return Rows(recipe, space, wide_reward, wide_ref, wide_beta, rows, batch, dtype)
+
+
+def _flat(reward: np.ndarray, log_ref: np.ndarray, beta: np.ndarray, size: int) -> Any:
+    return zip(reward.reshape(-1, size), log_ref.reshape(-1, size), beta.reshape(-1), strict=True)
+
+
+def several_tokens(space: SequenceSpace | None) -> bool:
+    return space is not None and space.length > 1
+
+
+def _lengths(recipe: Recipe, space: SequenceSpace | None) -> np.ndarray | None:
+    """The number of tokens per sequence where they differ and move the target."""
+    kinds = _kinds(recipe)
+    if space is None or kinds in ({"sum"}, {"batch-mean"}):
+        return None
+    counts = np.asarray(space.lengths(), np.float64)
+    # What is equal at the target on average is equal however sequences are weighed.
+    equal = recipe.charged_before and recipe.baseline != "none" and not recipe.entropy_bonus
+    if np.ptp(counts[np.asarray(space.possible())]) == 0 or (equal and recipe.level == "sequence"):
+        return None
+    return counts
+
+
+def _kinds(recipe: Recipe) -> set[str]:
+    kl_length = recipe.kl_length if recipe.place == "loss" else None
+    return {recipe.length, kl_length or recipe.length}
+
+
+def _kl_weight(recipe: Recipe, space: SequenceSpace | None) -> float:
+    """By how much the KL counts more than the reward where all sequences have the same length."""
+    if space is None or len(_kinds(recipe)) == 1:
+        return 1.0
+    count = float(space.lengths()[int(np.argmax(space.possible()))])
+    own, other = (1.0 if x == "sum" else 1 / count for x in (recipe.length, recipe.kl_length))
+    return other / own
+
+
+def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> None:
+    """Raises for what no fixed point is known of."""
+    in_sequence_loss = recipe.place == "loss" and recipe.level == "sequence"
+    in_sequence_reward = recipe.place == "reward" and recipe.level == "sequence"
+    several = several_tokens(space)
+    # What a token is charged with from its position on has another mean at each position.
+    by_position = recipe.level == "token" and (
+        recipe.baseline != "none" or recipe.normalise != "none"
+    )
+    unknown = None
+    if recipe.entropy_bonus and recipe.charged_before and recipe.normalise != "none":
+        unknown = "an entropy bonus beside a KL that is normalised with the reward"
+    elif recipe.entropy_bonus and in_sequence_loss and several:
+        unknown = "an entropy bonus per token beside a loss on whole sequences"
+    elif recipe.zero_std == "drop" and recipe.place == "reward":
+        unknown = "dropped groups with a KL in the reward"
+    elif recipe.estimator == "absolute" and recipe.place == "loss":
+        if recipe.normalise != "none" or recipe.zero_std == "drop":
+            unknown = "the absolute log-ratio with normalised rewards or dropped groups"
+        elif recipe.entropy_bonus or weighed:
+            unknown = "the absolute log-ratio with an entropy bonus or lengths that count"
+    elif weighed and recipe.charged_before and (by_position or needs_groups(recipe)):
+        unknown = "a KL that is normalised with the reward where sequences count by their lengths"
+    elif weighed and in_sequence_reward and recipe.entropy_bonus:
+        unknown = "an entropy bonus beside a KL on sequences that count by their lengths"
+    if unknown:
+        raise ValueError(f"no fixed point is known for {unknown}")
+
+
+def _row(
+    recipe: Recipe,
+    space: SequenceSpace | None,
+    lengths: np.ndarray | None,
+    reward: np.ndarray,
+    log_ref: np.ndarray,
+    beta: float,
+) -> Problem:
+    possible = log_ref > -np.inf
+    reward = recipe.reward_scale * np.where(possible, reward, 0.0)
+    if recipe.reward_clip is not None:
+        reward = np.clip(reward, -recipe.reward_clip, recipe.reward_clip)
+    if not np.isfinite(reward).all():
+        raise ValueError("reward must be finite wherever the reference has mass")
+    log_ref = log_ref - np.logaddexp.reduce(log_ref)
+    divergence = recipe.divergence
+    by_token = recipe.level == "token" and (
+        recipe.place == "loss" or (recipe.place == "reward" and lengths is not None)
+    )
+    own_conditions = by_token or recipe.entropy_bonus > 0
+    return Problem(
+        recipe=recipe,
+        beta=float(beta) * (1.0 if lengths is not None else _kl_weight(recipe, space)),
+        reward=reward,
+        log_ref=log_ref,
+        forward=isinstance(divergence, ForwardKL),
+        regularised=divergence is not None and beta > 0,
+        sizes=space.sizes if space is not None and space.length > 1 and own_conditions else None,
+        lengths=lengths,
+    )
