@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from oracles import DTYPES, assert_reference, eps, reference, reference_ids
 from scipy.integrate import solve_ivp
 
 import kltarget as kt
 from kltarget.implied import (
+    _fixed_points,
     _groups,
     effective_beta,
     equivalent_beta,
@@ -28,7 +29,7 @@ from kltarget.implied import (
     saturation_beta,
     unregularised_path,
 )
-from kltarget.training import Recipe, TabularPolicy, fine_tune, recipes
+from kltarget.training import Recipe, TabularPolicy, estimators, fine_tune, recipes
 
 DTYPE = DTYPES[0]
 FINE = 64 * eps(DTYPE)
@@ -340,6 +341,106 @@ def test_presets_train_to_their_implied_target(preset, where):
     assert_reached(problem, recipe, beta[~clipped])
 
 
+BEFORE = {"baseline": "mean", "normalise_when": "before", "group_size": 4}
+PER_SEQUENCE = {"length": "sum", "kl_length": "mean"}
+STATIONARY = {
+    "charged to advantages": (Recipe("reward", "k1", **BEFORE), 0.5),
+    "charged to whitened ones": (Recipe("reward", "k1", **BEFORE, normalise="batch-std"), 2.0),
+    "charged, with lengths": (Recipe("reward", "k1", **BEFORE, length="mean"), 0.5),
+    "charged per token, with lengths": (
+        Recipe("reward", "k1", "token", **BEFORE, normalise="batch-std", length="mean"),
+        3.0,
+    ),
+    "in the reward per token, with lengths": (Recipe("reward", "k1", "token", length="mean"), 1.0),
+    "entropy beside a KL that shrinks": (
+        Recipe("reward", "k1", "token", "mean", group_size=4, entropy_bonus=0.2),
+        0.5,
+    ),
+    "lengths of the KL, all equal": (Recipe("loss", "k3", "token", "mean", **PER_SEQUENCE), 1.0),
+}
+
+
+def ascent_at(problem, recipe, beta, log_probs):
+    """The largest component of the gradient that exact training would follow there."""
+    policy, _, space, log_ref, reward = problem
+    tokens = space.sequences()
+    ends = space.lengths()
+
+    def table(params):
+        return policy.log_probs(params, tokens)
+
+    def objective(params):
+        now = table(params)
+        weights = jax.lax.stop_gradient(jnp.where(space.possible(), jnp.exp(now.sum(-1)), 0))
+        reference_table = table(policy.from_conditionals(space.conditionals(log_ref)))
+        arguments = (now, reference_table, reward, beta, weights)
+        return estimators.surrogate(recipe, *arguments, lengths=ends).sum()
+
+    params = policy.from_conditionals(space.conditionals(log_probs))
+    found = jax.tree.leaves(jax.jit(jax.grad(objective))(params))
+    return max(float(jnp.abs(x).max()) for x in found)
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_training_stays_at_the_implied_target(name):
+    recipe, beta = STATIONARY[name]
+    problem = PROBLEMS["graded" if "equal" in name else "lengths"]()
+    _, _, space, log_ref, reward = problem
+    target = implied_target(recipe, reward, log_ref, space=space, beta=beta)
+    assert ascent_at(problem, recipe, beta, target.log_probs) < 1e2 * eps(DTYPE)
+    # As little as another coefficient would show.
+    other = implied_target(recipe, reward, log_ref, space=space, beta=1.2 * beta)
+    assert ascent_at(problem, recipe, beta, other.log_probs) > 1e-3
+
+
+def test_a_coefficient_that_counts_by_lengths():
+    _, _, space, log_ref, reward = PROBLEMS["lengths"]()
+    lengths = {"length": "mean", "baseline": "mean"}
+
+    def target_of(estimator, beta, **fields):
+        recipe = Recipe("loss", estimator, "token", **lengths, **fields)
+        return implied_target(recipe, reward, log_ref, space=space, beta=beta)
+
+    target = target_of("k3", 0.3, normalise="group-std", epsilon=0.05)
+    probs = np.asarray(target.probs, np.float64)
+    deviation = np.sqrt(probs @ (reward - probs @ reward) ** 2)
+    np.testing.assert_allclose(target.effective_beta, 0.3 * (deviation + 0.05), rtol=1e3 * FINE)
+    shrunk = target_of("k3", 0.3, group_size=8)
+    np.testing.assert_allclose(shrunk.effective_beta, 0.3 * 8 / 7, rtol=FINE)
+    several = target_of("k2", np.array([0.05, 2.5]), normalise="group-std")
+    assert several.status.tolist() == [kt.Status.SATURATED, kt.Status.SEVERAL]
+    assert several.effective_beta[0] == 0
+    best = reward == 1
+    share = np.where(best, np.exp(log_ref), 0) / np.exp(log_ref[best]).sum()
+    np.testing.assert_allclose(several.probs[0], share, atol=FINE)
+
+
+def test_nothing_after_the_end_of_a_sequence():
+    space, log_ref = kt.SequenceSpace(3, 3, eos=0), np.full(27, -np.log(27), DTYPE)
+    with pytest.raises(ValueError, match="log_ref must be -inf at sequences that continue"):
+        implied_target(Recipe("loss", "k3", length="mean"), log_ref, log_ref, space=space, beta=1)
+
+
+def test_lengths_and_entropies_that_nothing_is_known_of():
+    _, _, space, log_ref, reward = PROBLEMS["lengths"]()
+    for recipe in (
+        Recipe("reward", "k1", "token", "mean", length="mean"),
+        Recipe("reward", "k1", "sequence", length="mean", entropy_bonus=0.1),
+        Recipe("loss", "absolute", entropy_bonus=0.1),
+    ):
+        with pytest.raises(ValueError, match="no fixed point is known for"):
+            implied_target(recipe, reward, log_ref, space=space, beta=1.0)
+
+
+def test_a_search_that_finds_nothing_says_so(monkeypatch):
+    iterate = _fixed_points._iterate
+    jump = iterate(lambda x: np.where(x < 0.5, 0.9, 0.1), np.array([0.2]), True)
+    assert not jump[1]
+    monkeypatch.setattr(_fixed_points, "_iterate", lambda *x: (iterate(*x)[0], False))
+    target = implied_target(of_group(K3, 4), P5_REWARD, P5, beta=1.0)
+    assert target.status & kt.Status.NOT_CONVERGED
+
+
 def test_a_clip_that_is_active_at_the_target_is_reported():
     """Answers that fell out of verl's clip of k3 at 10 are held by nothing any more."""
     problem, recipe = PROBLEMS["tree"](), recipes.recipe("verl-grpo")
@@ -350,6 +451,19 @@ def test_a_clip_that_is_active_at_the_target_is_reported():
     assert variation(run.log_probs, target.log_probs[0]) > 0.03
     failures = np.exp(np.asarray(run.log_probs))[reward == 0].sum()
     assert failures < 0.1 * np.asarray(target.probs[0])[reward == 0].sum()
+
+
+def test_a_clip_per_token_cuts_no_sequence():
+    space, log_ref = kt.SequenceSpace(2, 6), np.full(64, -6 * np.log(2), DTYPE)
+    ones = np.asarray(space.sequences()).sum(-1)
+    per_token = Recipe("reward", "k1", "token", log_ratio_clip=3.0)
+    for recipe, clipped in (
+        (per_token, False),
+        (dataclasses.replace(per_token, level="sequence"), True),
+    ):
+        target = implied_target(recipe, 2.0 * ones.astype(DTYPE), log_ref, space=space, beta=1.0)
+        # −1.4 per token, −8.6 in all
+        assert bool(target.status & kt.Status.CLIPPED) == clipped
 
 
 def test_real_runs_end_at_their_implied_target():
@@ -369,14 +483,52 @@ def test_real_runs_end_at_their_implied_target():
 @pytest.mark.parametrize(
     ("recipe", "beta"),
     [(Recipe("loss", "k1"), 0.5), (Recipe("loss", "k3"), 0.0), (Recipe("none"), 0.5),
-     (Recipe("loss", "sampler"), 0.5), (Recipe("reward", "k3"), 0.5)],
-    ids=["k1 in the loss", "beta 0", "none", "sampler", "k3 in the reward"],
+     (Recipe("loss", "sampler"), 0.5)],
+    ids=["k1 in the loss", "beta 0", "none", "sampler"],
 )  # fmt: skip
 def test_nothing_regularises(recipe, beta):
     target = implied_target(recipe, T3_REWARD, T3, beta=beta)
     assert target.status == kt.Status.NO_TARGET
     assert target.effective_beta == 0
     np.testing.assert_allclose(target.probs, [1, 0, 0], atol=FINE)
+
+
+def test_without_rewards_to_follow_nothing_moves():
+    target = implied_target(Recipe("none", baseline="mean"), np.zeros(3, DTYPE), T3, beta=0.0)
+    assert target.status == kt.Status.NO_TARGET
+    np.testing.assert_allclose(target.probs, np.exp(T3), rtol=FINE)
+
+
+def test_a_cost_without_divergence_still_acts():
+    """Exact gradients end at (¾, ¼, 0), not on the likeliest; which, the path decides."""
+    log_ref = np.log(np.array([0.6, 0.2, 0.2]))
+
+    def flow(_, theta):
+        pi = np.exp(theta - np.logaddexp.reduce(theta))
+        advantage = T3_REWARD - 5 * np.abs(np.log(pi) - log_ref)
+        return pi * (advantage - pi @ advantage)
+
+    end = solve_ivp(flow, (0, 2000), log_ref, method="LSODA", rtol=1e-8).y[:, -1]
+    end = np.exp(end - np.logaddexp.reduce(end))
+    np.testing.assert_allclose(end, [0.75, 0.25, 0], atol=5e-3)
+    recipe, given = Recipe("reward", "absolute", baseline="mean"), log_ref.astype(DTYPE)
+    target = implied_target(recipe, T3_REWARD, given, beta=np.array([5, 0.0], DTYPE))
+    assert (target.status == kt.Status.NO_TARGET).all()
+    assert np.isnan(target.probs[0]).all()
+    assert np.isnan(target.effective_beta[0])
+    np.testing.assert_allclose(target.probs[1], [1, 0, 0], atol=FINE)
+
+
+def test_a_row_does_not_depend_on_the_others_of_its_batch():
+    """One has a target, one may saturate, and one is regularised by nothing."""
+    log_ref = np.log(np.array([[0.001, 0.999], [0.9, 0.1], [0.9, 0.1]])).astype(DTYPE)
+    beta = np.array([0.6, 0.6, 0.0], DTYPE)
+    for recipe in (K2, K3):
+        batch = implied_target(recipe, SUCCESS, log_ref, beta=beta)
+        alone = implied_target(recipe, SUCCESS, log_ref[0], beta=beta[0])
+        np.testing.assert_array_equal(batch.objective.reward[0], SUCCESS)
+        np.testing.assert_array_equal(batch.objective.beta[0], alone.objective.beta)
+        np.testing.assert_allclose(kt.solve(batch.objective).probs, batch.probs, atol=FINE)
 
 
 def test_collapse_without_a_regulariser_follows_the_conserved_quantity():
@@ -565,6 +717,43 @@ def test_the_objective_of_the_target_has_it(recipe, prompt, beta):
     np.testing.assert_allclose(again.probs, target.probs, atol=1e3 * eps(DTYPE))
 
 
+@settings(max_examples=10)
+@given(
+    estimator=st.sampled_from(["k3", "weighted-k3", "k2"]),
+    baseline=st.sampled_from(["mean", "leave-one-out"]),
+    normalise=st.sampled_from(["group-std", "others-std"]),
+    epsilon=st.sampled_from([0.0, 1e-4]),
+    ddof=st.integers(0, 1),
+    size=st.integers(3, 5),
+    log_beta=st.floats(-3, 4, width=32),
+    levels=st.lists(st.integers(0, 3), min_size=4, max_size=4).filter(lambda x: len({*x}) > 1),
+    logits=st.lists(st.floats(-30, 0, width=32), min_size=4, max_size=4),
+)
+def test_finite_groups_are_at_rest(
+    estimator, baseline, normalise, epsilon, ddof, size, log_beta, levels, logits
+):
+    recipe = Recipe(
+        "loss", estimator, "token", baseline, normalise,
+        epsilon=epsilon, ddof=ddof, group_size=size,
+    )  # fmt: skip
+    log_ref = np.array(logits) - np.logaddexp.reduce(logits)
+    beta, reward = 10.0**log_beta, np.array(levels) / 3
+    target = implied_target(recipe, reward.astype(DTYPE), log_ref.astype(DTYPE), beta=beta)
+    probs = np.asarray(target.probs, np.float64)
+    np.testing.assert_allclose(probs.sum(), 1, atol=FINE)
+    expected = np.zeros(4)
+    for others in itertools.product(range(4), repeat=size - 1):
+        for own in range(4):
+            group = [reward[own], *reward[list(others)]]
+            expected[own] += np.prod(probs[list(others)]) * advantage_in(recipe, group)[0]
+    # π k′ stays finite where a mass underflows.
+    start, ratio = np.exp(log_ref), np.where(probs > 0, np.asarray(target.log_probs) - log_ref, 0)
+    pull = probs - start if estimator == "k3" else probs * ratio
+    ascent = probs * expected - beta * pull
+    ascent -= probs * ascent.sum()
+    assert np.abs(ascent).max() < 1e3 * eps(DTYPE) * (1 + beta)
+
+
 def test_batches_are_loops_and_pytrees():
     reward, log_ref = np.stack([P5_REWARD, P5_REWARD[::-1]]), np.stack([P5, P5])
     beta = np.array([[0.8], [1.6], [3.2]], DTYPE)
@@ -616,6 +805,13 @@ def test_equivalent_coefficients_are_equivalent(other, match):
         return (target.probs * P5_REWARD).sum(-1)
 
     np.testing.assert_allclose(measure(found), measure(wanted), rtol=1e4 * eps(DTYPE))
+
+
+def test_equivalents_of_normalised_rewards_have_no_units():
+    recipe = of_group(K2, None)
+    scales = np.array([1e-7, 1.0, 1e7], DTYPE)
+    beta = equivalent_beta(recipe, scales[:, None] * SUCCESS, binary(0.3), recipe, beta=2.0)
+    np.testing.assert_allclose(beta, 2.0, rtol=1e3 * eps(DTYPE))
 
 
 def test_some_coefficients_have_no_equivalent():

@@ -270,7 +270,9 @@ def _of_statistics(problem: Problem) -> FixedPoint:
 
     def arrive(start: np.ndarray) -> tuple[np.ndarray, bool]:
         state, settled = _iterate(lambda x: statistics(policy(x)), statistics(start), exactly)
-        return policy(state), settled
+        there = policy(state)
+        # Certainty has no deviation to converge to more than a few digits of.
+        return there, settled or float(problem.deviation(there)) <= least
 
     (reached, settled), best = arrive(problem.log_ref), problem.only(_best(problem), Status.OK)
     greedy = np.logaddexp(np.log(_GREEDY) + problem.log_ref, np.log1p(-_GREEDY) + best.log_probs)
@@ -292,7 +294,7 @@ def _iterate(
     update: Callable[[np.ndarray], np.ndarray], start: np.ndarray, polish: bool
 ) -> tuple[np.ndarray, bool]:
     """The fixed point that small steps from ``start`` arrive at, and whether they did."""
-    state, step, last = start, 0.5, np.inf
+    state, step, last = start, 0.5, np.zeros_like(start)
     # Sampled groups give steps and no slope, and are worth fewer digits.
     enough, tolerable = (1e-12, 1e-9) if polish else (1e-7, 1e-4)
     for _ in range(2000 if polish else 200):
@@ -300,9 +302,10 @@ def _iterate(
         size = np.abs(move).max()
         if size < enough:
             return state, True
-        if size > last:
-            step = max(step / 2, 1e-3 if polish else 0.1)
-        state, last = state + step * move, size
+        # Steps that turn back were too long; those that grow may be on their way past a ghost.
+        turned = move @ last < 0
+        step = max(step / 2, 1e-3 if polish else 0.1) if turned else min(1.2 * step, 0.5)
+        state, last = state + step * move, move
         if polish and size < 1e-4:
             break
     left = np.abs(update(state) - state).max()

@@ -149,8 +149,9 @@ def effective_beta(
 
     ``E_π[reward] − effective_beta · D(π, π_ref)`` has the recipe's target, where D is the
     divergence whose gradient the recipe follows; 0 where nothing holds the policy, NaN where a cost
-    acts that no divergence has. In finite groups with a standard deviation no such number exists exactly unless there are two rewards: it is then the
-    one that matches the spread of the advantages.
+    acts that no divergence has. In finite groups with a standard deviation, and where sequences
+    count by their lengths, no such number exists exactly unless there are two rewards or one
+    length: it is then the one that matches the spread of the advantages and the mean weights.
 
     Args and errors are those of :func:`implied_target`.
 
