@@ -246,6 +246,7 @@ def test_a_short_run_is_called_one(short):
     assert short["path"].value > 0.1
     assert "the target takes 0, the path" in short["path"].text
     assert short["saturated"].value == 4
+    assert "already prefers the better" in short["flip_beta"].text
 
 
 @pytest.mark.parametrize("family", ["reverse", "forward"])
@@ -379,18 +380,12 @@ def test_why_no_answers_change_places():
     found = diagnose(frame, Recipe("loss", "k3", baseline="leave-one-out"), beta=0.3)
     assert "already prefers" not in found["flip_beta"].text
     assert "overtakes at no β" in found["flip_beta"].text
-    frame = small([1, 1, 0], THREE)
-    found = diagnose(frame, Recipe("reward", "k1"), beta=0.3)
-    assert "already prefers the better" in found["flip_beta"].text
     # Total variation moves all at once, at twice its coefficient.
     frame = small([0.9, 1, 0], THREE)
     found = diagnose(frame, Recipe("loss", "absolute"), beta=0.06)
     assert found["flip_beta"].value == pytest.approx(0.05, rel=1e-4)
     assert "so the target prefers “a”" in found["flip_beta"].text
-    # What is searched for is found in the range of the search only, which is named.
-    frame = small([1, 0.5, 0], np.log([1e-9, 0.5, 0.499999]))
-    found = diagnose(frame, Recipe("reward", "k1", entropy_bonus=1e-9), beta=1e-3)
-    assert found["flip_beta"].value == pytest.approx(0.5 / np.log(0.5e9), rel=1e-4)
+    # A search that finds nothing names its range.
     frame = small([1, 0.1, 0.2, 0], np.log([0.6, 0.2, 0.1, 0.1]))
     found = diagnose(frame, dataclasses.replace(K3, normalise="batch-std"), beta=1.0)
     assert "between β = 0.0001 and 1e+02" in found["flip_beta"].text
