@@ -6,6 +6,7 @@ Here and not at the root: the benchmarks must time the machine as it is.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -138,12 +139,34 @@ SLOW = {
 """Tests that train or compile for several seconds."""
 
 
+PRECISE = (
+    "test_gradients.py",
+    "test_implied.py",
+    "test_objectives.py",
+    "test_sequences.py",
+    "test_targets.py",
+    "test_training_estimators.py",
+    "test_training_solver.py",
+)
+"""What computes: in double precision too, the rest of the quick suite says nothing new there."""
+
+
 def pytest_configure() -> None:
     """Sets XLA's flags, which it reads when the first array is made."""
     # A test compiles many programs and runs each a few times. What the environment asks for holds.
     quickly = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
     flags = [quickly, os.environ.get("XLA_FLAGS", "")]
     os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps a file's tests in one process, where they share what they trace and compile."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +193,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         alike = any(x in case for x in ALIKE)
         formulas = item.path.name in ("test_targets.py", "test_divergences.py")
         (left_out if alike and not formulas else kept).append(item)
+        if item.path.name in PRECISE:
+            item.add_marker("precise")
         if alike or name in SLOW or not any(x in case for x in QUICK.get(name, ("",))):
             item.add_marker("slow")
     items[:] = kept

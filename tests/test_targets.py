@@ -224,7 +224,7 @@ def test_accuracy_bar(case, dtype):
 @pytest.mark.parametrize("seed", [1])
 @cases
 def test_accuracy_bar_on_many_problems(case, seed, dtype):
-    worst, problem = accuracy(case, dtype, oracles.random_problems(seed, 192, dtype))
+    worst, problem = accuracy(case, dtype, oracles.random_problems(seed, 96, dtype))
     assert worst <= BAR, problem
 
 

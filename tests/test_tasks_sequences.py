@@ -288,7 +288,6 @@ def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
     ("name", "favourite"),
     [
         ("words-3", "the"),
-        pytest.param("brackets", "()" * 10, marks=pytest.mark.slow),
         pytest.param("primes", "000002", marks=pytest.mark.slow),
     ],
 )
