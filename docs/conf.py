@@ -6,16 +6,19 @@ import os
 import re
 import shutil
 import tomllib
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+logger = logging.getLogger(__name__)
 
 project = "kltarget"
 author = "The kltarget authors"
@@ -52,8 +55,12 @@ toc_object_entries_show_parents = "hide"
 
 def _mathml(self, node: nodes.math | nodes.math_block) -> None:
     """Writes a formula as MathML, which browsers draw by themselves: no script, no network."""
-    block = isinstance(node, nodes.math_block)
-    self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=block))
+    try:
+        tree = latex2mathml.tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    except MathError as error:
+        logger.warning("no MathML for %s: %s", node.astext(), error, location=node)
+        tree = escape(node.astext())
+    self.body.append(tree)
     raise nodes.SkipNode
 
 
