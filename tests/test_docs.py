@@ -43,18 +43,24 @@ def documented():
     for page in (ROOT / "docs" / "api").glob("*.rst"):
         current = ""
         for block in re.split(r"\n(?=\S)", page.read_text()):
-            directive = re.match(r"\.\. (\w+):: *(\S+)", block)
+            directive = re.match(r"\.\. ([\w:]+):: *(\S+)", block)
             if directive is None:
                 continue
             kind, name = directive.groups()
-            if kind == "currentmodule":
-                current = name + "."
-            elif kind == "automodule":
+            if kind in ("automodule", "currentmodule"):
+                current = name
+            if kind == "automodule":
                 names.add(name)
                 if ":members:" in block.split():
-                    names |= {f"{name}.{each}" for each in resolve(name).__all__}
+                    shown = {f"{name}.{each}" for each in resolve(name).__all__}
+                    left_out = "".join(re.findall(r":exclude-members:(.*)", block))
+                    shown -= {f"{name}.{each}" for each in re.findall(r"\w+", left_out)}
+                    # Constants have no docstring, and Sphinx leaves them out too.
+                    names |= {each for each in shown if callable(resolve(each))}
+            elif kind == "py:data":
+                names |= {f"{current}.{each}" for each in block.split("\n\n")[0].split()[2:]}
             elif kind.startswith("auto"):
-                names.add(name if name.startswith("kltarget.") else current + name)
+                names.add(name if name.startswith("kltarget.") else f"{current}.{name}")
     return names
 
 
