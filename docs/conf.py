@@ -64,11 +64,12 @@ def _mathml(self, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def _link_papers(app, what, name, obj, options, lines: list[str]) -> None:
-    """Makes links of the arXiv numbers in a docstring."""
-    text = re.sub(
-        r"arXiv\s+(\d{4}\.\d{4,5})", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", "\n".join(lines)
-    )
+def _prepare(app, what, name, obj, options, lines: list[str]) -> None:
+    """Makes links of arXiv numbers, and keeps napoleon from taking a clause for a type."""
+    text = "\n".join(lines)
+    text = re.sub(r"arXiv\s+(\d{4}\.\d{4,5})", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", text)
+    # What it finds before the first colon is the type returned: nothing, then.
+    text = re.sub(r"^( *Returns:\n +)(?=\S)", r"\1: ", text, flags=re.MULTILINE)
     lines[:] = text.splitlines()
 
 
@@ -115,5 +116,5 @@ def setup(app: Sphinx) -> None:
         shutil.copy2(notebook, HERE / "notebooks")
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("command-help", CommandHelp)
-    app.connect("autodoc-process-docstring", _link_papers)
+    app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)
