@@ -27,7 +27,7 @@ class Status(enum.IntFlag):
     NOT_UNIQUE = 4
     """Tied outcomes share a mass of which only the total is determined."""
     NO_TARGET = 8
-    """Nothing regularises: every policy on the best outcomes is optimal, the path decides."""
+    """Nothing regularises; every policy on the best outcomes is optimal, the path decides."""
     NOT_CONVERGED = 16
     """The root of the multiplier was not found to the accuracy of the dtype."""
     INVALID_BETA = 32

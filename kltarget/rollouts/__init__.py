@@ -3,47 +3,50 @@ r"""Read the rollouts that RL trainers log: what was sampled, how likely, and ho
 `read_rollouts` reads the files of these trainers, and files of your own, into one frame of the same
 columns; which format it is, it tells by the columns of the files:
 
-| format | files | written by |
-|---|---|---|
-| `trl` | `completions_*.parquet` | TRL, `log_completions=True` |
-| `trl-logp` | `.parquet`, `.jsonl` | a subclass of TRL's trainer that adds `logp`, `ref_logp` |
-| `trl-table` | `.table.json` | TRL's tables in Weights & Biases or Trackio |
-| `verl` | `{step}.jsonl` | verl, `rollout_data_dir`, `validation_data_dir` |
-| `open-instruct` | `*_rollouts_*.jsonl` | open-instruct, `--save_traces` |
-| `nemo-rl` | `train_data_step*.jsonl` | NeMo-RL |
-| `prime-rl` | `traces.jsonl` | prime-rl; a trace of several branches is read along its last |
-| `prime-rl-tokens` | `rank_*.jsonl` | prime-rl's token exports |
-| `tunix` | `trajectory_log_*.csv` | Tunix, agentic learners |
-| `skyrl` | `global_step_*_evals/*.jsonl` | SkyRL, evaluations |
-| `generic` | `.parquet`, `.jsonl`, `.csv`, `.tsv` | you: `prompt`, `completion`, `reward`, … |
+=================  =============================  ===============================================
+format             files                          written by
+=================  =============================  ===============================================
+`trl`              `completions_*.parquet`        TRL, `log_completions=True`
+`trl-logp`         `.parquet`, `.jsonl`           a subclass of TRL's trainer that adds `logp`,
+                                                  `ref_logp`
+`trl-table`        `.table.json`                  TRL's tables in Weights & Biases or Trackio
+`verl`             `{step}.jsonl`                 verl, `rollout_data_dir`, `validation_data_dir`
+`open-instruct`    `*_rollouts_*.jsonl`           open-instruct, `--save_traces`
+`nemo-rl`          `train_data_step*.jsonl`       NeMo-RL
+`prime-rl`         `traces.jsonl`                 prime-rl; a trace of several branches is read
+                                                  along its last
+`prime-rl-tokens`  `rank_*.jsonl`                 prime-rl's token exports
+`tunix`            `trajectory_log_*.csv`         Tunix, agentic learners
+`skyrl`            `global_step_*_evals/*.jsonl`  SkyRL, evaluations
+`generic`          `.parquet`, `.jsonl`,          you: `prompt`, `completion`, `reward`, …
+                   `.csv`, `.tsv`
+=================  =============================  ===============================================
 
 SkyRL dumps its training batches as pickles, which can run any code when they are opened and are
 never opened here. Convert your own in the environment that wrote them, with a script like this
 (`python convert.py MODEL global_step_5_training_input.pkl > step_5.jsonl`), leaving out what your
-run does not have:
+run does not have::
 
-```python
-import json, pickle, re, sys
-from transformers import AutoTokenizer
+    import json, pickle, re, sys
+    from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-with open(sys.argv[2], "rb") as file:
-    batch = pickle.load(file)
-for i, sampled in enumerate(batch["response_mask"].bool()):
-    tokens, present = batch["sequences"][i], batch["attention_mask"][i].bool()
-    start = len(tokens) - len(sampled)
-    row = {
-        "step": int(re.search(r"global_step_(\d+)", sys.argv[2])[1]),
-        "prompt": tokenizer.decode(tokens[:start][present[:start]]),
-        "completion": tokenizer.decode(tokens[start:][sampled]),
-        "reward": batch["rewards"][i][sampled].sum().item(),
-        "logp": batch["action_log_probs"][i][sampled].sum().item(),
-        "ref_logp": batch["base_action_log_probs"][i][sampled].sum().item(),
-        "advantage": batch["advantages"][i][sampled].mean().item(),
-        "num_tokens": int(sampled.sum()),
-    }
-    print(json.dumps(row))
-```
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    with open(sys.argv[2], "rb") as file:
+        batch = pickle.load(file)
+    for i, sampled in enumerate(batch["response_mask"].bool()):
+        tokens, present = batch["sequences"][i], batch["attention_mask"][i].bool()
+        start = len(tokens) - len(sampled)
+        row = {
+            "step": int(re.search(r"global_step_(\d+)", sys.argv[2])[1]),
+            "prompt": tokenizer.decode(tokens[:start][present[:start]]),
+            "completion": tokenizer.decode(tokens[start:][sampled]),
+            "reward": batch["rewards"][i][sampled].sum().item(),
+            "logp": batch["action_log_probs"][i][sampled].sum().item(),
+            "ref_logp": batch["base_action_log_probs"][i][sampled].sum().item(),
+            "advantage": batch["advantages"][i][sampled].mean().item(),
+            "num_tokens": int(sampled.sum()),
+        }
+        print(json.dumps(row))
 """
 
 from kltarget.rollouts._diagnose import diagnose

@@ -61,21 +61,23 @@ def read_rollouts(
         `attrs["notes"]` a list of one-line texts: what was guessed, skipped and left out, and
         `attrs["shaped"]` says whether the trainer logs rewards as it scaled and cut them.
 
-        | column | dtype | |
-        |---|---|---|
-        | `prompt_id` | int32 | one per text of a prompt, from 0 as they first appear |
-        | `sample_id` | int32 | index in the generation group, from 0 |
-        | `step` | Int64 | training step; NA if the file does not say |
-        | `prompt` | category | text; a chat's messages, with roles if there are several |
-        | `completion` | string | text; of a chat what the assistant says |
-        | `answer` | string | NA where the rule finds none |
-        | `reward` | float64 | total reward; NaN only in formats that have none |
-        | `ref_logp`, `logp` | float64 | natural, by the reference and by the policy that sampled |
-        | `num_tokens` | float64 | tokens of the completion, NaN if not logged |
-        | `advantage` | float64 | of the sequence, or the mean of its tokens'; NaN if not logged |
-        | `source` | category | the file |
-        | `group_id` | int32 | one per generation group: the samples of a prompt in a step |
-        | `reward/…` | float64 | one for each reward that was added, NaN where it does not apply |
+        ==================  ========  ==============================================================
+        column              dtype
+        ==================  ========  ==============================================================
+        `prompt_id`         int32     one per text of a prompt, from 0 as they first appear
+        `sample_id`         int32     index in the generation group, from 0
+        `step`              Int64     training step; NA if the file does not say
+        `prompt`            category  text; a chat's messages, with roles if there are several
+        `completion`        string    text; of a chat what the assistant says
+        `answer`            string    NA where the rule finds none
+        `reward`            float64   total reward; NaN only in formats that have none
+        `ref_logp`, `logp`  float64   natural, by the reference and by the policy that sampled
+        `num_tokens`        float64   tokens of the completion, NaN if not logged
+        `advantage`         float64   of the sequence, or the mean of its tokens'; NaN if not logged
+        `source`            category  the file
+        `group_id`          int32     one per generation group: the samples of a prompt in a step
+        `reward/…`          float64   one for each reward that was added; NaN if it does not apply
+        ==================  ========  ==============================================================
 
     Raises:
         RolloutError: If a file is none of the formats, or a row cannot be read: a broken line, text

@@ -152,7 +152,7 @@ class TabularPolicy(Sequential):
                 impossible, and no gradient will change that.
 
         Returns:
-            Parameters with which :meth:`conditionals` gives them back.
+            Parameters with which :meth:`Policy.conditionals` gives them back.
 
         Raises:
             ValueError: shapes that are not those of this policy's tree.

@@ -25,7 +25,7 @@ class RunStatus(enum.IntEnum):
     """
 
     CONVERGED = 0
-    """The gradient's norm fell below the tolerance. Whether at an optimum, the gap says: a policy
+    """The gradient's norm fell below the tolerance. The gap says whether at an optimum; a policy
     thrown onto a single sequence by too long a step is at rest there, with a large gap."""
     OUT_OF_STEPS = 1
     """All steps were taken and the gradient had not vanished."""

@@ -135,8 +135,8 @@ class Report:
         problem: name of the problem.
         description: the problem and how it was set up, a few lines.
         settings: what was trained, plain values.
-        runs: a :class:`VerifiedRun` each.
-        checks: a :class:`Check` each.
+        runs: a :class:`kltarget.verification.VerifiedRun` each.
+        checks: a :class:`kltarget.verification.Check` each.
 
     Example:
         >>> import jax, kltarget as kt

@@ -1,0 +1,120 @@
+"""Sphinx configuration: `sphinx-build -W docs build/docs`."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import tomllib
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math import MathError, latex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+logger = logging.getLogger(__name__)
+
+project = "kltarget"
+author = "The kltarget authors"
+copyright = author
+version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["**.ipynb_checkpoints"]
+html_theme = "sphinx_book_theme"
+html_title = "kltarget"
+html_show_copyright = False
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
+html_static_path = ["_static"]
+html_css_files = ["kltarget.css"]
+html_math_renderer = "mathml"
+
+# Notebooks are stored with their outputs, which the tests of the notebooks keep true.
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings state shapes and units themselves, and use single backticks for code.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_attr_annotations = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+default_role = "code"
+nitpicky = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+
+def _mathml(self, node: nodes.math | nodes.math_block) -> None:
+    """Writes a formula as MathML, which browsers draw by themselves: no script, no network."""
+    try:
+        tree = latex2mathml.tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    except MathError as error:
+        logger.warning("no MathML for %s: %s", node.astext(), error, location=node)
+        tree = escape(node.astext())
+    self.body.append(tree)
+    raise nodes.SkipNode
+
+
+def _prepare(app, what, name, obj, options, lines: list[str]) -> None:
+    """Makes links of arXiv numbers, and keeps napoleon from taking a clause for a type."""
+    text = "\n".join(lines)
+    text = re.sub(r"arXiv\s+(\d{4}\.\d{4,5})", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", text)
+    # What it finds before the first colon is the type returned: nothing, then.
+    text = re.sub(r"^( *Returns:\n +)(?=\S)", r"\1: ", text, flags=re.MULTILINE)
+    lines[:] = text.splitlines()
+
+
+def _public_name(app, env, node, contnode) -> nodes.Node | None:
+    """Finds what a docstring names briefly, `solve` for one, under the package itself."""
+    if node.get("refdomain") != "py":
+        return None
+    target = "kltarget." + node["reftarget"].split(".")[-1]
+    found = env.domains["py"].find_obj(env, None, None, target, node["reftype"])
+    if not found:
+        return None
+    _, entry = found[0]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+
+
+class CommandHelp(SphinxDirective):
+    """The help of the command line, a section for each sub-command."""
+
+    def run(self) -> list[nodes.Node]:
+        """Asks the command itself which sub-commands it has."""
+        commands = re.findall(r"^    ([a-z]+) ", _help(), flags=re.MULTILINE)
+        return [self._section(name) for name in commands]
+
+    def _section(self, command: str) -> nodes.section:
+        title, text = f"kltarget {command}", _help(command)
+        body = nodes.title("", title), nodes.literal_block(text, text, language="text")
+        return nodes.section("", *body, ids=[nodes.make_id(title)])
+
+
+def _help(*command: str) -> str:
+    from kltarget.cli import main
+
+    os.environ["COLUMNS"] = "84"
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        main([*command, "--help"])
+    return text.getvalue()
+
+
+def setup(app: Sphinx) -> None:
+    """Brings the notebooks under this folder, where Sphinx looks for pages."""
+    for stale in (HERE / "notebooks").glob("*.ipynb"):
+        stale.unlink()
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy2(notebook, HERE / "notebooks")
+    app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
+    app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
+    app.connect("missing-reference", _public_name)
