@@ -13,6 +13,7 @@ from kltarget.plot._style import (
     color,
     drawing,
     in_style,
+    ink,
     legend_beside,
     new_figure,
     short_label,
@@ -76,7 +77,7 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
         ax.set_ylabel("probability")
         ax.grid(False, axis="x")
         legend_beside(ax)
-        ax.set_title(f"“{short_label(featured.prompt, 40)}”")
+        ax.set_title(f"“{short_label(featured.prompt, 40)}”", color=ink())
     return ax
 
 

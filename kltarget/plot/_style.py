@@ -51,7 +51,10 @@ def new_figure(**options: Any) -> Figure:
 
 
 def dress(ax: Axes) -> None:
-    """Fixes the style of ticks: matplotlib makes many of them only when the style is gone."""
+    """Fixes the colours of axes that were made in another style, and of their ticks.
+
+    Matplotlib makes many ticks only when they are drawn, when the style is gone.
+    """
     from matplotlib import rcParams
 
     ax.tick_params(
@@ -62,6 +65,9 @@ def dress(ax: Axes) -> None:
         grid_color=rcParams["grid.color"],
         grid_linewidth=rcParams["grid.linewidth"],
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(rcParams["axes.labelcolor"])
+    ax.spines[:].set_edgecolor(rcParams["axes.edgecolor"])
 
 
 def _is_dark(ax: Axes | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from kltarget import tasks
 from kltarget.plot._beta_path import BETA
-from kltarget.plot._paths import dataset_mode_names, require_dims
+from kltarget.plot._paths import dataset_mode_names, mode_names, require_dims
 from kltarget.plot._style import (
     DASHED,
     NUM_COLORS,
@@ -60,8 +61,8 @@ def phase(
             ``mode_mass``.
         boundaries: what ``kltarget.sweeps.phase_boundaries`` found, with the variables ``ratio``
             (β/scale), ``kind`` (``"flip"`` or ``"collapse"``), ``first`` and ``second`` along
-            ``boundary``; True to compute it if the sweep is of a named task, without MARA, entropy
-            bonus or tempered reference; False for none.
+            ``boundary``; True to have it computed, if the sweep is of a named task and its modes
+            and has no entropy bonus; False for none.
         ax: Axes to draw into. Default: those of a new figure.
         **style: Properties of the map, such as `cmap`.
 
@@ -173,14 +174,26 @@ def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None
     if not isinstance(given, bool):
         return given
     name = data.attrs.get("problem")
-    changed = "threshold" in data.coords or any(
-        setting in data.coords and (np.asarray(data[setting]) != plain).any()
-        for setting, plain in (("entropy_weight", 0.0), ("ref_temperature", 1.0))
-    )
-    if not given or changed or name not in tasks.names():
+    if not given or name not in tasks.names() or "mode" not in data.coords:
         return None
-    regulariser = {"divergence": str(data["divergence"].values)} if "divergence" in data else {}
-    return importlib.import_module("kltarget.sweeps").phase_boundaries(name, **regulariser)
+    task = tasks.load(name)
+    own_modes = mode_names(task.modes, task.labels, task.log_ref)
+    if dataset_mode_names(data) != tuple(own_modes.values()) or _setting_of(data, "entropy_weight"):
+        return None
+    names = ("divergence", "threshold", "ref_temperature")
+    known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}
+    try:
+        return importlib.import_module("kltarget.sweeps").phase_boundaries(name, **known)
+    except ValueError:  # a divergence without a name, or too many pairs of modes
+        return None
+
+
+def _setting_of(data: xr.Dataset, name: str) -> Any:
+    """The one value of a setting; None if it has none."""
+    if name not in data.coords:
+        return None
+    value = data[name].values.item()
+    return value if isinstance(value, str) or math.isfinite(value) else None
 
 
 def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
@@ -272,7 +285,7 @@ def frontier(
 
     data = data.sortby("beta")
     with in_style(None if ax is None else ax[0]):
-        panels = new_figure(figsize=(6.6, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
+        panels = new_figure(figsize=(6.4, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
         left, right = panels
         figure = left.get_figure(root=True)
         assert figure is not None

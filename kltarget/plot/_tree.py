@@ -56,10 +56,10 @@ def tree(
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
         >>> from kltarget import plot
-        >>> log_probs = jnp.log(jnp.array([0.5, 0.25, 0.125, 0.125]))
+        >>> log_probs = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
         >>> ax = plot.tree(log_probs, space=kt.SequenceSpace(2, 2), alphabet="ab")
         >>> [text.get_text() for text in ax.texts]
-        ['a', 'b', 'aa  0.5', 'ab  0.25', 'ba  0.125', 'bb  0.125']
+        ['a', 'b', 'aa  0.5', 'ab  0.25', 'ba  0.15', 'bb  0.1']
     """
     task = data if isinstance(data, Task) else None
     space = space if task is None else task.space
@@ -163,7 +163,7 @@ def _branch(ax: Axes, parent: _Node, child: _Node) -> None:
     x, y = len(parent.tokens), parent.height
     points = [(x, y), (x + 0.5, y), (x + 0.5, child.height), (x + 1, child.height)]
     curve = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
-    width = max(_WIDEST_EDGE * child.conditional, 0.3)
+    width = max(_WIDEST_EDGE * child.conditional, 0.2)
     ax.add_patch(PathPatch(curve, fc="none", ec=color(5), lw=width, capstyle="butt", zorder=2))
 
 

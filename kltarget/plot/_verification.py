@@ -256,7 +256,7 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target")
+        ax.set_title("total variation from each target", color=ink())
     return ax
 
 
