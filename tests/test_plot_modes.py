@@ -272,6 +272,7 @@ def test_frontier_draws_a_line_per_setting():
     decades = one.sel(beta=[0.1, 1.0], method="nearest").expected_reward
     np.testing.assert_allclose(circles[0].get_ydata(), decades)
     np.testing.assert_allclose(circles[1].get_ydata(), one.expected_reward[:1])
+    assert right.get_xlim()[0] < 1 < 2 < right.get_xlim()[1] < 2.1
     axes = Figure().subplots(1, 2)
     assert plot.frontier(one, ax=axes) is axes[0].figure
     with pytest.raises(ValueError, match="9 reward_scale: at most 7 of one setting"):

@@ -185,7 +185,6 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
             if math.isfinite(flip["beta"]) and path.beta[0] < flip["beta"] < path.beta[-1]
         ]
         ax.axvline(diagnosis.beta, color=ink(), lw=1.4, zorder=4)
-        _lines(ax, path, chosen, flips, style)
         ax.annotate(
             f"configured {diagnosis.beta:g}",
             (diagnosis.beta, 1.0),
@@ -195,6 +194,7 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
             va="top",
             fontsize="small",
         )
+        _lines(ax, path, chosen, flips, style)
         ax.set_ylabel("probability in the target")
         legend_beside(ax)
     return ax
@@ -273,7 +273,8 @@ def ratio(
         ax.axhline(1.0, color=ink(), lw=0.8, zorder=1)
         low = max(min(seen), min(kept) - _MOST_DECADES) - 0.2
         high = min(max(seen), max(kept) + _MOST_DECADES) + 0.2
-        low, high = min(low, *kept), max(high, *kept)
+        low, high = min(low, min(kept) - 0.1), max(high, max(kept) + 0.1)
+        high = max(high, low + 1)
         span = [min(path.beta[0] for path in paths), max(path.beta[-1] for path in paths)]
         ax.set(xscale="log", yscale="log", xlim=span, ylim=(10.0**low, 10.0**high))
         _mark_flips(ax, sorted(points), in_row=True)

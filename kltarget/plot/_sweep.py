@@ -296,6 +296,9 @@ def frontier(
                 _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**look, **style})
         left.set_xlabel(_KL_NAMES[kl])
         left.set_xlim(left=0)
+        # From 1 on: of a constant number the rounding errors are not what is to be seen.
+        most = max(float(data["effective_modes"].max()), 1.5)
+        right.set_xlim(1 - 0.04 * (most - 1), most + 0.04 * (most - 1))
         right.set_xlabel("effective modes")
         left.set_ylabel("expected reward")
         handles, names = right.get_legend_handles_labels()
