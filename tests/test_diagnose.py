@@ -634,7 +634,7 @@ def test_the_figure(graded):
     assert right.get_xscale() == "log"
     assert right.texts[0].get_text() == "configured 0.3"
     assert plot.answers(graded).get_title(loc="left") == "“digit:”"
-    assert plot.target_over_beta(graded).get_xlabel() == "β of the trainer"
+    assert plot.beta_path(graded).get_xlabel() == "β of the trainer"
 
 
 def test_the_same_call_gives_the_same_numbers(graded):

@@ -1,22 +1,40 @@
 """Figures. Every function has the form `plot.<noun>(data, *, ax=None, …) -> Axes`.
 
-Without `ax` a figure is made that pyplot does not know of: show it as `ax.figure` in a notebook or
-write it with `ax.figure.savefig(…)`. The style sheet `kltarget.mplstyle` is in force while a figure
-is drawn and never outside; use it for figures of your own with
-`matplotlib.style.context(kltarget.plot.STYLE)`.
+Those of several panels, such as `frontier`, return their `Figure`. Without `ax` a figure is made
+that pyplot does not know of: show it as `ax.figure` in a notebook or write it with
+`ax.figure.savefig(…)`.
+
+The style sheet `kltarget.mplstyle` is in force while a figure is drawn and never outside; use it
+for figures of your own with `matplotlib.style.context(kltarget.plot.STYLE)`. Where matplotlib is
+set to a dark background, figures are dark as well:
+
+    with matplotlib.style.context(plot.DARK):
+        ax = plot.beta_path(task)
+
+`matplotlib.style.use(plot.DARK)` does so for a whole notebook, and so does any other dark style.
 """
 
-from kltarget.plot._diagnosis import answers, target_over_beta
-from kltarget.plot._style import STYLE
+from kltarget.plot._beta_path import beta_path, ratio
+from kltarget.plot._diagnosis import answers
+from kltarget.plot._recipes import recipe_comparison
+from kltarget.plot._style import DARK, STYLE
+from kltarget.plot._sweep import frontier, phase
 from kltarget.plot._target import target
+from kltarget.plot._tree import tree
 from kltarget.plot._verification import distances, predicted_vs_reached, training
 
 __all__ = [
+    "DARK",
     "STYLE",
     "answers",
+    "beta_path",
     "distances",
+    "frontier",
+    "phase",
     "predicted_vs_reached",
+    "ratio",
+    "recipe_comparison",
     "target",
-    "target_over_beta",
     "training",
+    "tree",
 ]

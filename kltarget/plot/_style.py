@@ -1,6 +1,146 @@
-"""What all figures share."""
+"""What all figures share: style sheets, axes to draw into, colours and labels."""
 
+from __future__ import annotations
+
+import contextlib
 import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget._text import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE = pathlib.Path(__file__).with_name("kltarget.mplstyle")
+DARK = pathlib.Path(__file__).with_name("kltarget-dark.mplstyle")
 REFERENCE_COLOR = "#9a9a9a"
+DASHED = (0, (4, 3))
+NUM_COLORS = 7
+
+_LONGEST_LABEL = 26
+
+
+@contextlib.contextmanager
+def drawing(ax: Axes | None, **figure: Any) -> Iterator[Axes]:
+    """Axes to draw into, those of a new figure by default, with the style in force."""
+    with in_style(ax):
+        if ax is None:
+            ax = new_figure(**figure).add_subplot()
+        dress(ax)
+        yield ax
+
+
+@contextlib.contextmanager
+def in_style(ax: Axes | None = None) -> Iterator[None]:
+    """The style sheet, in its dark variant where text is light or the given axes are dark."""
+    import matplotlib.style
+
+    sheets = [STYLE, DARK] if _is_dark(ax) else [STYLE]
+    with matplotlib.style.context(sheets):
+        yield
+
+
+def new_figure(**options: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def dress(ax: Axes) -> None:
+    """Fixes the colours of axes that were made in another style, and of their ticks.
+
+    Matplotlib makes many ticks only when they are drawn, when the style is gone.
+    """
+    from matplotlib import rcParams
+
+    ax.tick_params(
+        which="both",
+        color=rcParams["xtick.color"],
+        labelcolor=rcParams["xtick.color"],
+        labelsize=rcParams["xtick.labelsize"],
+        grid_color=rcParams["grid.color"],
+        grid_linewidth=rcParams["grid.linewidth"],
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(rcParams["axes.labelcolor"])
+    ax.spines[:].set_edgecolor(rcParams["axes.edgecolor"])
+
+
+def _is_dark(ax: Axes | None) -> bool:
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgba
+
+    *background, opacity = to_rgba(rcParams["figure.facecolor"] if ax is None else _behind(ax))
+    if opacity == 0:  # the page shows through, and text has been made for it
+        return bool(np.mean(to_rgba(rcParams["text.color"])[:3]) > 0.5)
+    return bool(np.mean(background) < 0.5)
+
+
+def _behind(ax: Axes) -> Any:
+    from matplotlib.colors import to_rgba
+
+    own = to_rgba(ax.get_facecolor())
+    return own if own[3] > 0 or ax.figure is None else ax.figure.get_facecolor()
+
+
+def ink() -> Any:
+    """The colour of text in the style that is in force."""
+    from matplotlib import rcParams
+
+    return rcParams["text.color"]
+
+
+def paper() -> Any:
+    """The colour behind the data in the style that is in force."""
+    from matplotlib import rcParams
+
+    return rcParams["axes.facecolor"]
+
+
+def color(k: int) -> Any:
+    """Colour k of the palette; matplotlib's own "C0" is looked up only when the style is gone."""
+    from matplotlib import rcParams
+
+    palette = rcParams["axes.prop_cycle"].by_key()["color"]
+    return palette[k % len(palette)]
+
+
+def faint() -> Any:
+    """A colour for what belongs in the background but must be seen."""
+    from matplotlib import rcParams
+
+    return rcParams["patch.edgecolor"]
+
+
+def shades(count: int) -> np.ndarray:
+    """Colours of increasing numbers, without those that would vanish on the page."""
+    import matplotlib
+
+    low, high = (0.25, 1.0) if _is_dark(None) else (0.0, 0.88)
+    return matplotlib.colormaps["viridis"](np.linspace(low, high, max(count, 2)))
+
+
+def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:
+    """A legend to the right of the axes, where it covers nothing."""
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "alignment": "left"}
+    ax.legend(*entries, **place, **options)
+
+
+def legend_above(ax: Axes, handles: list[Any], names: list[str], **options: Any) -> None:
+    """A legend over the left end of the axes, two entries to a line."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.01), "ncols": 2}
+    ax.legend(handles, names, **place, **options)
+
+
+def short_label(label: str, room: int = _LONGEST_LABEL) -> str:
+    """A label of one line that matplotlib writes as it is."""
+    # A lone dollar sign is plain text, two would start matplotlib's mathematics.
+    return short(" ".join(label.split()), room).replace("$", r"\$")
+
+
+def short_number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}".replace("-", "−").replace("inf", "∞")

@@ -8,12 +8,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
-from kltarget.plot._style import REFERENCE_COLOR, STYLE
+from kltarget.plot._paths import divergence_name
+from kltarget.plot._style import (
+    REFERENCE_COLOR,
+    drawing,
+    faint,
+    in_style,
+    ink,
+    legend_beside,
+    paper,
+    shades,
+    short_label,
+    short_number,
+)
 from kltarget.targets import Target, solve
 from kltarget.tasks import Task
 
@@ -24,7 +34,6 @@ if TYPE_CHECKING:
 _MOST_BARS = 12
 _MOST_POSITIONS = 1000
 _MOST_LEGEND_ENTRIES = 6
-_LONGEST_LABEL = 26
 _MOST_TICK_CHARACTERS = 64
 
 
@@ -72,10 +81,8 @@ def target(
         >>> [tick.get_text() for tick in ax.get_xticklabels()]
         ['1\nreward 1', '2\nreward 1', 'other\nreward 0']
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    curves = _curves(data)
+    with in_style(ax):
+        curves = _curves(data)
     base = (
         problem if problem is not None else data if isinstance(data, Task) else curves[0].objective
     )
@@ -99,9 +106,7 @@ def target(
         if size != reward.size:
             raise ValueError(f"{name}: {size} outcomes, but the reward has {reward.size}")
 
-    with matplotlib.style.context(STYLE):
-        if ax is None:
-            ax = Figure().add_subplot()
+    with drawing(ax) as ax:
         if reward.size <= _MOST_BARS:
             _bars(ax, list(map(str, names)), reward, log_ref, curves, style)
         else:
@@ -118,8 +123,6 @@ class _Curve:
 
 
 def _curves(data: Any) -> list[_Curve]:
-    import matplotlib
-
     if isinstance(data, Task):
         return []
     if isinstance(data, Objective):
@@ -132,24 +135,18 @@ def _curves(data: Any) -> list[_Curve]:
         log_probs = np.asarray(item.log_probs, np.float64)
         beta = np.broadcast_to(np.asarray(item.objective.beta, np.float64), log_probs.shape[:-1])
         rows += [(float(beta[at]), item.objective, log_probs[at]) for at in np.ndindex(beta.shape)]
-    divergences = {_name(row[1].divergence) for row in rows}
-    # From dark for weak regularisation to bright; the brightest yellow would vanish on white.
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, max(len(rows), 2)))
+    divergences = {divergence_name(row[1].divergence) for row in rows}
+    # From dark for weak regularisation to bright.
+    colors = shades(len(rows))
     rank = {
         row: place for place, row in enumerate(sorted(range(len(rows)), key=lambda i: rows[i][0]))
     }
     named = {
-        i: f"β = {beta:.4g}" + (f", {_name(objective.divergence)}" if len(divergences) > 1 else "")
+        i: f"β = {beta:.4g}"
+        + (f", {divergence_name(objective.divergence)}" if len(divergences) > 1 else "")
         for i, (beta, objective, _) in enumerate(rows)
     }
-    return [_Curve(named[i], shades[rank[i]], row[2], row[1]) for i, row in enumerate(rows)]
-
-
-def _name(divergence: Divergence) -> str:
-    """Its name with its parameters, which tell members of a family apart."""
-    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(divergence)]
-    shown = ", ".join(f"{x:.4g}" for x in numbers if x.ndim == 0)
-    return f"{divergence.name} ({shown})" if shown else divergence.name
+    return [_Curve(named[i], colors[rank[i]], row[2], row[1]) for i, row in enumerate(rows)]
 
 
 def _shared(values: Any, name: str) -> np.ndarray:
@@ -171,12 +168,16 @@ def _bars(
 ) -> None:
     positions = np.arange(len(labels))
     ticks = [
-        f"{_short(label)}\nreward {_number(r)}" for label, r in zip(labels, reward, strict=True)
+        f"{short_label(label)}\nreward {short_number(r)}"
+        for label, r in zip(labels, reward, strict=True)
     ]
     # Labels that would run into each other below the bars are written beside them.
     flat = sum(max(map(len, tick.split("\n"))) + 2 for tick in ticks) > _MOST_TICK_CHARACTERS
     if flat:
-        ticks = [f"{_short(label)} ({_number(r)})" for label, r in zip(labels, reward, strict=True)]
+        ticks = [
+            f"{short_label(label)} ({short_number(r)})"
+            for label, r in zip(labels, reward, strict=True)
+        ]
     width = 0.84 / (len(curves) + 1)
     in_legend = _legend_entries(curves)
     for k, (name, color, log_probs) in enumerate(
@@ -298,9 +299,11 @@ def _reward_strip(ax: Axes, x: np.ndarray, reward: np.ndarray) -> None:
 
 
 def _reward_colors() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
-    return LinearSegmentedColormap.from_list("reward", ["#f4f1ea", "#d55e00"])
+    # Hardly darker than a light page, hardly lighter than a dark one.
+    least = 0.95 * np.array(to_rgb(paper())) + 0.05 * np.array(to_rgb(ink()))
+    return LinearSegmentedColormap.from_list("reward", [least, np.array(to_rgb("#d55e00"))])
 
 
 def _name_points(
@@ -325,7 +328,7 @@ def _name_points(
     placed = _spread(wanted, gap=13 / room, low=0.01, high=1 - 50 / room)
     for i, place in zip(chosen, placed, strict=True):
         ax.annotate(
-            _short(str(labels[int(order[i])]), 12),
+            short_label(str(labels[int(order[i])]), 12),
             xy=(x[i], math.exp(log_mass[i])),
             xytext=(place, 0.77),
             textcoords="axes fraction",
@@ -336,7 +339,7 @@ def _name_points(
             fontsize="small",
             arrowprops={
                 "arrowstyle": "-",
-                "color": "#b5b5b5",
+                "color": faint(),
                 "lw": 0.7,
                 "shrinkA": 0,
                 "shrinkB": 3,
@@ -372,12 +375,13 @@ def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) ->
     if reward is not None:
         unit = _unit(reward)
         for i in dict.fromkeys((int(unit.argmax()), int(unit.argmin()))):
-            handles.append(Patch(facecolor=_reward_colors()(unit[i]), edgecolor="#888888", lw=0.6))
-            names.append(f"reward {_number(reward[i])}")
-    divergences = {_name(curve.objective.divergence) for curve in curves}
+            handles.append(
+                Patch(facecolor=_reward_colors()(unit[i]), edgecolor=REFERENCE_COLOR, lw=0.6)
+            )
+            names.append(f"reward {short_number(reward[i])}")
+    divergences = {divergence_name(curve.objective.divergence) for curve in curves}
     title = divergences.pop() if len(divergences) == 1 else None
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    ax.legend(handles, names, title=title, alignment="left", **place)
+    legend_beside(ax, handles, names, title=title)
 
 
 def _counts_upwards(labels: Sequence[str]) -> bool:
@@ -386,15 +390,3 @@ def _counts_upwards(labels: Sequence[str]) -> bool:
     except (TypeError, ValueError):
         return False
     return all(map(math.isfinite, numbers)) and all(a < b for a, b in itertools.pairwise(numbers))
-
-
-def _short(label: str, room: int = _LONGEST_LABEL) -> str:
-    # A lone dollar sign is plain text, two would start matplotlib's mathematics.
-    label = " ".join(label.split())
-    tail = room // 3
-    label = label if len(label) <= room else f"{label[: room - tail - 1]}…{label[-tail:]}"
-    return label.replace("$", r"\$")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−").replace("inf", "∞")

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._comparison import TARGETS, kl, normalised
-from kltarget.plot._style import REFERENCE_COLOR, STYLE
+from kltarget.plot._style import (
+    DASHED,
+    REFERENCE_COLOR,
+    color,
+    drawing,
+    in_style,
+    ink,
+    legend_beside,
+    new_figure,
+    shades,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +60,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         >>> plot.predicted_vs_reached(report).get_xlabel()
         'mode probability in the target'
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(STYLE):
-        ax = Figure(figsize=(5.4, 3.8)).add_subplot() if ax is None else ax
+    with drawing(ax, figsize=(5.4, 3.8)) as ax:
         policies = list(dict.fromkeys(run.policy for run in report.runs))
         recipes = list(dict.fromkeys(run.recipe for run in report.runs))
         least = 1.0
@@ -72,7 +78,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
                     y[shown],
                     marker=_MARKERS[p % len(_MARKERS)],
                     facecolors="none",
-                    edgecolors=f"C{r % 7}",
+                    edgecolors=color(r),
                     rasterized=True,
                     zorder=3 + (p == 0),
                     **options,
@@ -171,32 +177,27 @@ def _lines(
     ax: Axes | None,
     style: dict[str, Any],
 ) -> Axes:
-    import matplotlib
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(STYLE):
-        ax = Figure().add_subplot() if ax is None else ax
+    with drawing(ax) as ax:
         levels = np.unique(beta)
-        shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, max(levels.size, 2)))
+        colors = shades(levels.size)
         for row, b in zip(values, beta, strict=True):
-            color = shades[np.searchsorted(levels, b)]
-            ax.plot(step, row, **{"color": color, "lw": 1.2, "zorder": 3, **style})
+            shade = colors[np.searchsorted(levels, b)]
+            ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
         if ends is not None:
             for end, b in zip(ends, beta, strict=True):
-                color = shades[np.searchsorted(levels, b)]
-                ax.axhline(end, color=color, lw=0.9, ls=(0, (4, 3)), zorder=2)
-        for b, color in zip(levels, shades, strict=False):
-            ax.plot([], [], color=color, label=f"β = {b:.4g}")
+                shade = colors[np.searchsorted(levels, b)]
+                ax.axhline(end, color=shade, lw=0.9, ls=DASHED, zorder=2)
+        for b, shade in zip(levels, colors, strict=False):
+            ax.plot([], [], color=shade, label=f"β = {b:.4g}")
         if ends is not None:
-            ax.plot([], [], color="#555555", lw=0.9, ls=(0, (4, 3)), label="target")
+            ax.plot([], [], color=ink(), lw=0.9, ls=DASHED, label="target")
         if metric not in _METRICS:
             ax.set_yscale("log")
         ax.set_xlabel("gradient step")
         names = {"gap": "bound on J* − J", "gradient_norm": "norm of the gradient"}
         ax.set_ylabel(_METRICS.get(metric) or names[metric])
         ax.margins(x=0)
-        ax.legend(loc="best")
+        legend_beside(ax)
     return ax
 
 
@@ -220,13 +221,10 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         >>> plot.distances(report).get_title(loc="left")
         'total variation from each target'
     """
-    import matplotlib.style
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    with matplotlib.style.context(STYLE):
-        ax = Figure().add_subplot() if ax is None else ax
+    with drawing(ax) as ax:
         groups = list(report.groups())
         table = np.array(
             [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
@@ -258,18 +256,15 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target")
+        ax.set_title("total variation from each target", color=ink())
     return ax
 
 
 def overview(report: Report) -> Figure:
     """The three panels of :meth:`kltarget.verification.Report.plot`."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(STYLE):
+    with in_style():
         num_groups = len(list(report.groups()))
-        figure = Figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
+        figure = new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 1.0))
         predicted_vs_reached(report, ax=left)
         left.set_title("modes: predicted and reached")
@@ -291,7 +286,7 @@ def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], ls="", marker="o", ms=5, color=f"C{r % 7}", label=recipe)
+        Line2D([], [], ls="", marker="o", ms=5, color=color(r), label=recipe)
         for r, recipe in enumerate(recipes)
     ]
     handles += [
@@ -301,7 +296,7 @@ def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
             marker=_MARKERS[p % len(_MARKERS)],
             ms=5,
             mfc="none",
-            mec="#444444",
+            mec=ink(),
             label=policy,
         )
         for p, policy in enumerate(policies)

@@ -1,0 +1,295 @@
+"""Figures over β: the masses of modes, and the odds of two."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from kltarget.plot._paths import (
+    BetaPath,
+    each_divergence,
+    likeliest_first,
+    path_of,
+    path_of_featured,
+)
+from kltarget.plot._style import (
+    DASHED,
+    REFERENCE_COLOR,
+    color,
+    drawing,
+    ink,
+    legend_beside,
+    paper,
+    short_label,
+    short_number,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+    from kltarget.objectives import Objective
+    from kltarget.rollouts import Diagnosis
+    from kltarget.targets import Target
+    from kltarget.tasks import Task
+
+BETA = "β, reward units per nat"
+_MOST_NOTES = 3
+# Two lines that cross below this part of the axis cannot be told apart there.
+_LEAST_LEVEL = 0.01
+_LEAST_TOP = 1e-6
+# Odds of many decades would leave nothing to see of the flip.
+_MOST_DECADES = 5
+
+
+def beta_path(
+    data: Task | Objective | Target | xr.Dataset | Diagnosis,
+    *,
+    beta: ArrayLike | None = None,
+    modes: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+    top: int = 5,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Draws the probability of each mode against β, with circles where two modes change places.
+
+    Args:
+        data: what maximises ``E_π[reward] − β·D(π, π_ref)`` for many β: a task, regularised by
+            reverse KL; an objective or a target whose batch ``[B]`` differs in β; a sweep with the
+            dimensions ``beta`` and ``mode``; or the diagnosis of a log, whose featured prompt is
+            drawn with the configured β.
+        beta: coefficients to solve a task for, reward units per nat. Default: from 1/100 to 10
+            times the range of its rewards.
+        modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
+            each outcome is one.
+        labels: names of the outcomes, `A` strings; a mode has that of its outcome which the
+            reference likes best. Default: indices.
+        top: how many modes get a line of their own; the others, and the outcomes of no mode, share
+            a grey one.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the lines.
+
+    Returns:
+        The axes; `ax.figure` is the figure. Flips are where the lines cross: with a coarse β they
+        are exact for reverse KL only. Without a target the axes of a diagnosis only say so.
+
+    Raises:
+        TypeError: If `data` is none of these.
+        ValueError: If there is more than one problem per β.
+
+    Example:
+        >>> from kltarget import plot, tasks
+        >>> ax = plot.beta_path(tasks.load("bimodal"))
+        >>> [text.get_text() for text in ax.texts]
+        ['0.132']
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['25', '75', 'all others', 'flip: both level']
+    """
+    from kltarget.rollouts import Diagnosis
+
+    if isinstance(data, Diagnosis):
+        return _of_diagnosis(data, top, ax, style)
+    path = path_of(data, beta=beta, modes=modes, labels=labels)
+    chosen = _largest(path.log_mass.max(0), top)
+    flips = [
+        (float(at), i) for i, j in itertools.combinations(chosen, 2) for at in path.crossings(i, j)
+    ]
+    with drawing(ax) as ax:
+        _lines(ax, path, chosen, flips, style)
+        ax.set_xlabel(BETA)
+        ax.set_ylabel("probability of the mode")
+        legend_beside(ax, title=path.name or None)
+    return ax
+
+
+def _largest(size: np.ndarray, count: int) -> list[int]:
+    return sorted(np.argsort(-size, kind="stable")[:count].tolist())
+
+
+def _lines(
+    ax: Axes,
+    path: BetaPath,
+    chosen: list[int],
+    flips: list[tuple[float, int]],
+    style: dict[str, Any],
+) -> None:
+    """Lines of the chosen modes, of the rest, and the flips: β with the column they lie on."""
+    mass = np.exp(path.log_mass)
+    for place, k in enumerate(chosen):
+        options = {"color": color(place), "zorder": 3, **style}
+        ax.plot(path.beta, mass[:, k], label=short_label(path.names[k], 16), **options)
+    rest = 1 - mass[:, chosen].sum(1)
+    top = max(float(mass[:, chosen].max()), _LEAST_TOP)
+    top = 1.03 if top > 0.85 else 1.18 * top
+    if rest.max() > 1e-3 and rest.min() < top:
+        ax.plot(path.beta, rest, color=REFERENCE_COLOR, lw=1.2, label="all others", zorder=2)
+    ax.set(xscale="log", xlim=(path.beta[0], path.beta[-1]), ylim=(0, top))
+    levels = [path.level(at, k) for at, k in flips]
+    flips_seen = [
+        (at, level)
+        for (at, _), level in zip(flips, levels, strict=True)
+        if level > _LEAST_LEVEL * top
+    ]
+    _mark_flips(ax, flips_seen)
+
+
+def _mark_flips(ax: Axes, points: list[tuple[float, float]], *, in_row: bool = False) -> None:
+    """Hollow circles; the β of a few is written beside them, in a row above and below in turn."""
+    for k, (at, level) in enumerate(points):
+        ax.plot(
+            *([at], [level]),
+            ls="",
+            marker="o",
+            ms=6.5,
+            mfc=paper(),
+            mec=ink(),
+            zorder=5,
+            label="flip: both level" if k == 0 else "_nolegend_",
+        )
+        if len(points) <= _MOST_NOTES:
+            above = 9 if k % 2 else -9
+            ax.annotate(
+                short_number(at),
+                (at, level),
+                xytext=(5, above) if in_row else (8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                zorder=6,
+            )
+
+
+def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[str, Any]) -> Axes:
+    featured = diagnosis.featured
+    with drawing(ax) as ax:
+        ax.set_title("the recipe's target over β", color=ink())
+        ax.set_xlabel("β of the trainer")
+        if featured is None or not featured.betas:
+            why = "β = 0: no target" if diagnosis.beta == 0 else "no target without ref_logp"
+            if featured is not None and featured.reference is not None and diagnosis.beta > 0:
+                why = "this recipe has no target"
+            ax.text(0.5, 0.5, why, ha="center", transform=ax.transAxes, color=REFERENCE_COLOR)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            return ax
+        path, chosen = path_of_featured(featured), likeliest_first(featured)[:top]
+        flips = [
+            (float(flip["beta"]), featured.names.index(flip["better"]))
+            for flip in featured.flips
+            if math.isfinite(flip["beta"]) and path.beta[0] < flip["beta"] < path.beta[-1]
+        ]
+        ax.axvline(diagnosis.beta, color=ink(), lw=1.4, zorder=4)
+        ax.annotate(
+            f"configured {diagnosis.beta:g}",
+            (diagnosis.beta, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2),
+            textcoords="offset points",
+            va="top",
+            fontsize="small",
+        )
+        _lines(ax, path, chosen, flips, style)
+        ax.set_ylabel("probability in the target")
+        legend_beside(ax)
+    return ax
+
+
+def ratio(
+    data: Task | Objective | Target | xr.Dataset | Sequence[Target],
+    *,
+    pair: tuple[int, int] = (0, 1),
+    beta: ArrayLike | None = None,
+    modes: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Draws the odds of two modes in the target against β, beside those in the reference.
+
+    Both axes are logarithmic. For large β the odds are the reference's; equal rewards keep them at
+    every β. Where they pass 1 the modes change places: a flip.
+
+    Args:
+        data: as for :func:`kltarget.plot.beta_path`, or a sequence of targets, one per divergence;
+            a sweep may have the dimension ``divergence`` too. Each gets a line.
+        pair: labels of the two modes, or indices of two outcomes where there are no modes.
+        beta: coefficients to solve a task for, reward units per nat. Default: from 1/100 to 10
+            times the range of its rewards.
+        modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
+            each outcome is one.
+        labels: names of the outcomes, `A` strings; a mode has that of its outcome which the
+            reference likes best. Default: indices.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the lines.
+
+    Returns:
+        The axes; `ax.figure` is the figure. Odds beyond five decades from those of the reference
+        and from 1 are cut off. A sweep does not hold the reference, which is then not drawn.
+
+    Raises:
+        TypeError: If `data` is none of these.
+        ValueError: If there is no such mode, or more than one problem per β and divergence.
+
+    Example:
+        >>> import numpy as np, kltarget as kt
+        >>> from kltarget import plot, tasks
+        >>> task, beta = tasks.load("bimodal"), np.geomspace(0.03, 3, 60)
+        >>> kinds = (kt.ReverseKL(), kt.ForwardKL())
+        >>> targets = [kt.solve(task.objective(beta, divergence=kind)) for kind in kinds]
+        >>> ax = plot.ratio(targets, modes=task.modes, labels=task.labels)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['reverse KL', 'forward KL', 'reference', 'flip: both level']
+        >>> ax.get_ylabel()
+        'odds of 25 to 75'
+    """
+    given: dict[str, Any] = {"beta": beta, "modes": modes, "labels": labels}
+    several = data if isinstance(data, list | tuple) else each_divergence(data)
+    paths = [path_of(item, **given) for item in several]
+    if not paths:
+        raise ValueError("data is empty: give at least one target")
+    with drawing(ax) as ax:
+        seen, points = [0.0], []
+        for path in paths:
+            i, j = (path.column(key) for key in pair)
+            with np.errstate(invalid="ignore"):
+                odds = path.log_mass[:, i] - path.log_mass[:, j]
+            odds = np.where(np.isfinite(odds), odds / math.log(10), np.nan)
+            options = {"label": path.name or None, "zorder": 3, **style}
+            ax.plot(path.beta, 10.0 ** np.clip(odds, -300, 300), **options)
+            points += [(float(at), 1.0) for at in path.crossings(i, j)]
+            seen += [np.nanmin(odds), np.nanmax(odds)] if np.isfinite(odds).any() else []
+        kept = [0.0]
+        for level in _reference_odds(paths, pair):
+            ax.axhline(
+                10.0**level, color=REFERENCE_COLOR, lw=1.4, ls=DASHED, label="reference", zorder=2
+            )
+            kept.append(level)
+        ax.axhline(1.0, color=ink(), lw=0.8, zorder=1)
+        low = max(min(seen), min(kept) - _MOST_DECADES) - 0.2
+        high = min(max(seen), max(kept) + _MOST_DECADES) + 0.2
+        low, high = min(low, min(kept) - 0.1), max(high, max(kept) + 0.1)
+        high = max(high, low + 1)
+        span = [min(path.beta[0] for path in paths), max(path.beta[-1] for path in paths)]
+        ax.set(xscale="log", yscale="log", xlim=span, ylim=(10.0**low, 10.0**high))
+        _mark_flips(ax, sorted(points), in_row=True)
+        first, second = (short_label(paths[0].names[paths[0].column(key)], 16) for key in pair)
+        ax.set_xlabel(BETA)
+        ax.set_ylabel(f"odds of {first} to {second}")
+        legend_beside(ax)
+    return ax
+
+
+def _reference_odds(paths: list[BetaPath], pair: tuple[int, int]) -> list[float]:
+    """Decimal logarithms of the reference's odds, where data hold them: one for all or none."""
+    for path in paths:
+        if path.log_reference is not None:
+            i, j = (path.log_reference[path.column(key)] for key in pair)
+            if math.isfinite(i) and math.isfinite(j):
+                return [float(i - j) / math.log(10)]
+    return []

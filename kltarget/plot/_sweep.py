@@ -1,0 +1,344 @@
+"""Figures of sweeps: phases in the plane of β and reward scale, and frontiers."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kltarget import tasks
+from kltarget.plot._beta_path import BETA
+from kltarget.plot._paths import dataset_mode_names, mode_names, require_dims
+from kltarget.plot._style import (
+    DASHED,
+    NUM_COLORS,
+    REFERENCE_COLOR,
+    color,
+    drawing,
+    dress,
+    in_style,
+    ink,
+    legend_above,
+    legend_beside,
+    new_figure,
+    paper,
+    short_label,
+    short_number,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PLANE = ("reward_scale", "beta")
+_MOST_NAMED_BOUNDARIES = 4
+_LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
+_KL_NAMES = {"reverse_kl": "KL(π‖π_ref), nats", "forward_kl": "KL(π_ref‖π), nats"}
+
+
+def phase(
+    data: xr.Dataset,
+    *,
+    variable: Literal["effective_modes", "winning_mode"] = "effective_modes",
+    boundaries: xr.Dataset | bool = True,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Draws how many modes survive, or which one wins, over the plane of β and reward scale.
+
+    Targets depend on β/scale alone, so every exact boundary is a straight line of slope 1 on the
+    two logarithmic axes: solid where two modes change places, dashed where the target collapses on
+    the best outcomes alone.
+
+    Args:
+        data: a sweep over ``beta`` and ``reward_scale``, both above 0.
+        variable: ``"effective_modes"``, or ``"winning_mode"``, the most probable one by
+            ``mode_mass``.
+        boundaries: what ``kltarget.sweeps.phase_boundaries`` found, with the variables ``ratio``
+            (β/scale), ``kind`` (``"flip"`` or ``"collapse"``), ``first`` and ``second`` along
+            ``boundary``; True to have it computed, if the sweep is of a named task and its modes
+            and has no entropy bonus; False for none.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the map, such as `cmap`.
+
+    Returns:
+        The axes; `ax.figure` is the figure. Points without a number are left blank.
+
+    Raises:
+        ValueError: If the sweep has further dimensions, or not these, or there is no such variable.
+
+    Example:
+        >>> import numpy as np, xarray as xr, kltarget as kt
+        >>> from kltarget import plot, tasks
+        >>> task, beta, scale = tasks.load("bimodal"), np.geomspace(0.02, 2, 8), np.ones(1)
+        >>> target = kt.solve(kt.Objective(scale[:, None, None] * task.reward, task.log_ref, beta))
+        >>> found = np.asarray(kt.effective_modes(target.log_probs, task.modes))
+        >>> axes = {"reward_scale": scale, "beta": beta}
+        >>> data = xr.Dataset({"effective_modes": (("reward_scale", "beta"), found)}, axes)
+        >>> ax = plot.phase(data)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('β, reward units per nat', 'reward scale')
+    """
+    choices = ("effective_modes", "winning_mode")
+    if variable not in choices:
+        raise ValueError(f"variable must be one of {', '.join(choices)}, got {variable!r}")
+    if variable == "winning_mode":
+        require_dims(data, "mode_mass", (*_PLANE, "mode"))
+    else:
+        require_dims(data, variable, _PLANE)
+    data = data.sortby(list(_PLANE))
+    x, y = (np.asarray(data[name], float) for name in ("beta", "reward_scale"))
+    if min(x[0], y[0]) <= 0:
+        raise ValueError("beta and reward_scale must be above 0: both axes are logarithmic")
+    lines = _boundaries(data, boundaries)
+    with drawing(ax) as ax:
+        edges = (_edges(x), _edges(y))
+        if variable == "winning_mode":
+            _winners(ax, data, edges, style)
+        else:
+            _survivors(ax, data, edges, style)
+        (left, right), (bottom, top) = ((each[0], each[-1]) for each in edges)
+        ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+        ax.grid(False)
+        ax.set_xlabel(BETA)
+        ax.set_ylabel("reward scale")
+        if lines is not None:
+            _draw_boundaries(ax, lines)
+        handles, names = ax.get_legend_handles_labels()
+        if handles:
+            # Beside the axes stands the scale of colours.
+            legend_above(ax, handles, names)
+    return ax
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    """Edges of cells around points of a logarithmic axis."""
+    log_x = np.log(x)
+    steps = np.diff(log_x) if x.size > 1 else np.array([np.log(2.0)])
+    middle = log_x[:-1] + steps / 2 if x.size > 1 else np.empty(0)
+    return np.exp([log_x[0] - steps[0] / 2, *middle, log_x[-1] + steps[-1] / 2])
+
+
+def _survivors(
+    ax: Axes, data: xr.Dataset, edges: tuple[np.ndarray, np.ndarray], style: dict[str, Any]
+) -> None:
+    values = np.asarray(data["effective_modes"].transpose(*_PLANE), float)
+    options = {"cmap": "viridis", "vmin": 1.0, "rasterized": True, **style}
+    image = ax.pcolormesh(*edges, np.ma.masked_invalid(values), **options)
+    assert ax.figure is not None
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
+    bar.set_label("effective modes")
+    bar.outline.set_visible(False)
+    dress(bar.ax)
+
+
+def _winners(
+    ax: Axes, data: xr.Dataset, edges: tuple[np.ndarray, np.ndarray], style: dict[str, Any]
+) -> None:
+    from matplotlib.colors import ListedColormap, to_rgb
+
+    mass = np.asarray(data["mode_mass"].transpose(*_PLANE, "mode"), float)
+    known = np.isfinite(mass).all(-1)
+    best = np.where(known, np.where(np.isfinite(mass), mass, 0.0).argmax(-1), -1)
+    found, counts = np.unique(best[known], return_counts=True)
+    # The winners of the most points get a colour; they keep the order of the modes.
+    chosen = np.sort(found[np.argsort(-counts, kind="stable")[: NUM_COLORS - 1]])
+    # Softened, so that lines stand out on them.
+    page = 0.38 * np.array(to_rgb(paper()))
+    colors = [0.62 * np.array(to_rgb(color(k))) + page for k in range(chosen.size)]
+    colors.append(np.array(to_rgb(REFERENCE_COLOR)))
+    place = np.full(mass.shape[-1], chosen.size)
+    place[chosen] = np.arange(chosen.size)
+    options = {"cmap": ListedColormap(colors), "rasterized": True, **style}
+    ax.pcolormesh(
+        *edges,
+        np.ma.masked_array(place[best], ~known),
+        vmin=-0.5,
+        vmax=chosen.size + 0.5,
+        **options,
+    )
+    names = dataset_mode_names(data)
+    for k, mode in enumerate(chosen):
+        label = f"{short_label(names[mode], 16)} leads"
+        ax.plot([], [], ls="", marker="s", ms=8, color=colors[k], label=label)
+    if chosen.size < found.size:
+        ax.plot([], [], ls="", marker="s", ms=8, color=colors[-1], label="another leads")
+
+
+def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None:
+    if not isinstance(given, bool):
+        return given
+    name = data.attrs.get("problem")
+    if not given or name not in tasks.names() or "mode" not in data.coords:
+        return None
+    task = tasks.load(name)
+    own_modes = mode_names(task.modes, task.labels, task.log_ref)
+    if dataset_mode_names(data) != tuple(own_modes.values()) or _setting_of(data, "entropy_weight"):
+        return None
+    names = ("divergence", "threshold", "ref_temperature")
+    known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}
+    try:
+        return importlib.import_module("kltarget.sweeps").phase_boundaries(name, **known)
+    except ValueError:  # a divergence without a name, or too many pairs of modes
+        return None
+
+
+def _setting_of(data: xr.Dataset, name: str) -> Any:
+    """The one value of a setting; None if it has none."""
+    if name not in data.coords:
+        return None
+    value = data[name].values.item()
+    return value if isinstance(value, str) or math.isfinite(value) else None
+
+
+def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
+    from matplotlib.patheffects import Normal, Stroke
+
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    names = ("ratio", "kind", "first", "second")
+    rows = list(zip(*(boundaries[name].values.tolist() for name in names), strict=True))
+    seen = [row for row in rows if left / top < row[0] < right / bottom]
+    kinds = [row[1] for row in seen]
+    for k, (ratio, kind, first, second) in enumerate(seen):
+        if len(seen) <= _MOST_NAMED_BOUNDARIES:
+            pair = f"{short_label(first, 12)} ⇄ {short_label(second, 12)}"
+            what = pair if kind == "flip" else "collapse"
+            label = f"{what}: β/scale = {short_number(ratio)}"
+        else:
+            first_of_kind = kinds.index(kind) == k
+            label = f"{kind} ({kinds.count(kind)})" if first_of_kind else "_nolegend_"
+        scale = np.array([bottom, top])
+        ax.plot(
+            ratio * scale,
+            scale,
+            color="white",
+            lw=1.4,
+            ls="-" if kind == "flip" else DASHED,
+            label=label,
+            zorder=4,
+            # White on bright colours needs a rim.
+            path_effects=[Stroke(linewidth=3.0, foreground="#222222"), Normal()],
+        )
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def frontier(
+    data: xr.Dataset,
+    *,
+    kl: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
+    ax: Sequence[Axes] | None = None,
+    **style: Any,
+) -> Figure:
+    """Draws the expected reward against the divergence paid and against the modes kept.
+
+    A line is a path over β; circles stand at powers of ten, the filled one at the smallest β.
+
+    Args:
+        data: a sweep over ``beta``, and over at most two further settings, such as ``divergence``
+            and ``threshold`` (MARA): the first has colours, of which there are seven, the second
+            one of four line styles.
+        kl: which divergence from the reference is paid: ``"reverse_kl"``, KL(π‖π_ref), or
+            ``"forward_kl"``, KL(π_ref‖π), whatever the regulariser.
+        ax: Two axes to draw into. Default: those of a new figure.
+        **style: Properties of the lines.
+
+    Returns:
+        The figure of the two panels. Points where one of the numbers is infinite are left out.
+
+    Raises:
+        ValueError: If there is nothing to draw a line of, or more lines than can be told apart.
+
+    Example:
+        >>> import numpy as np, xarray as xr, kltarget as kt
+        >>> from kltarget import plot, tasks
+        >>> task, beta = tasks.load("bimodal"), np.geomspace(0.02, 2, 40)
+        >>> target = kt.solve(task.objective(beta))
+        >>> found = {
+        ...     "expected_reward": target.expected_reward,
+        ...     "reverse_kl": target.divergence_value,
+        ...     "effective_modes": kt.effective_modes(target.log_probs, task.modes),
+        ... }
+        >>> data = xr.Dataset(
+        ...     {k: ("beta", np.asarray(x)) for k, x in found.items()}, {"beta": beta}
+        ... )
+        >>> [ax.get_xlabel() for ax in plot.frontier(data).axes]
+        ['KL(π‖π_ref), nats', 'effective modes']
+    """
+    if kl not in _KL_NAMES:
+        raise ValueError(f"kl must be 'reverse_kl' or 'forward_kl', got {kl!r}")
+    further = [str(name) for name in data["expected_reward"].dims if name != "beta"]
+    for variable in ("expected_reward", kl, "effective_modes"):
+        require_dims(data, variable, ("beta", *further))
+    sizes = [data.sizes[name] for name in further]
+    if len(further) > 2 or any(a > b for a, b in zip(sizes, (NUM_COLORS, 4), strict=False)):
+        raise ValueError(
+            f"the sweep has {' × '.join(f'{a} {b}' for a, b in zip(sizes, further, strict=True))}: "
+            f"at most {NUM_COLORS} of one setting and 4 of another can be told apart; choose some "
+            f"with .isel or .sel"
+        )
+    from matplotlib.lines import Line2D
+
+    data = data.sortby("beta")
+    with in_style(None if ax is None else ax[0]):
+        panels = new_figure(figsize=(6.4, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
+        left, right = panels
+        figure = left.get_figure(root=True)
+        assert figure is not None
+        for panel, variable in ((left, kl), (right, "effective_modes")):
+            dress(panel)
+            for label, row, look in _rows(data, further):
+                x, y = (np.asarray(row[name], float) for name in (variable, "expected_reward"))
+                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**look, **style})
+        left.set_xlabel(_KL_NAMES[kl])
+        left.set_xlim(left=0)
+        # From 1 on: of a constant number the rounding errors are not what is to be seen.
+        most = max(float(data["effective_modes"].max()), 1.5)
+        right.set_xlim(1 - 0.04 * (most - 1), most + 0.04 * (most - 1))
+        right.set_xlabel("effective modes")
+        left.set_ylabel("expected reward")
+        handles, names = right.get_legend_handles_labels()
+        for name, fill in (("β a power of ten", paper()), ("smallest β", ink())):
+            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=ink()))
+            names.append(name)
+        place = {"handlelength": 2.2}
+        if ax is None:
+            figure.legend(handles, names, loc="outside upper left", ncols=2, **place)
+        else:
+            legend_beside(right, handles, names, **place)
+    return figure
+
+
+def _rows(data: xr.Dataset, further: list[str]) -> Iterator[tuple[str, xr.Dataset, dict[str, Any]]]:
+    for at in itertools.product(*(range(data.sizes[name]) for name in further)):
+        row = data.isel(dict(zip(further, at, strict=True)))
+        names = [_setting(name, row[name].values.item()) for name in further]
+        shade, dashes = (*at, 0, 0)[:2]
+        yield ", ".join(names), row, {"color": color(shade), "ls": _LINE_STYLES[dashes]}
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if name == "threshold":
+        return f"MARA from {short_number(value)}" if np.isfinite(value) else "no MARA"
+    return f"{name.replace('_', ' ')} {short_number(value)}"
+
+
+def _frontier(
+    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, look: dict[str, Any]
+) -> None:
+    ax.plot(x, y, **{"label": label, "zorder": 3, **look})
+    shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if not shown.size:
+        return
+    exponents = np.log10(beta[shown])
+    decades = np.arange(np.ceil(exponents[0] - 1e-9), np.floor(exponents[-1] + 1e-9) + 1)
+    nearest = shown[np.abs(exponents[:, None] - decades).argmin(0)] if decades.size else []
+    marks = {"ls": "", "marker": "o", "color": look["color"], "zorder": 4}
+    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=paper(), **marks)
+    ax.plot(x[shown[:1]], y[shown[:1]], ms=5.5, **marks)
