@@ -1,0 +1,126 @@
+"""``phase_boundaries``: where in the plane of β and reward scale targets change character."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kltarget._numerics import double_precision
+from kltarget.divergences import Divergence, PowerDivergence
+from kltarget.modes import collapse_beta, flip_beta
+from kltarget.objectives import Objective
+from kltarget.rewards import mara
+from kltarget.sweeps._grid import grid_of
+from kltarget.sweeps._problem import Problem, problem_of
+from kltarget.tasks import Task
+
+if TYPE_CHECKING:
+    import xarray
+
+_MOST_PAIRS = 10_000
+
+
+class _Boundary(NamedTuple):
+    ratio: float
+    kind: str
+    first: str
+    second: str
+
+
+def phase_boundaries(
+    problem: Task | Objective | str,
+    *,
+    divergence: str | Divergence | None = None,
+    threshold: float | None = None,
+    ref_temperature: float = 1.0,
+    modes: ArrayLike | None = None,
+) -> xarray.Dataset:
+    """Where in the plane of β and reward scale two modes trade places, and where modes collapse.
+
+    The target maximises ``E_π[reward_scale · reward] − beta · D(π, π_ref)``. Scaling reward and β
+    together changes nothing, so every boundary is a line ``beta = ratio · reward_scale``: the
+    ratios are the :func:`kltarget.flip_beta` of every two modes, and the
+    :func:`kltarget.collapse_beta` of the outcomes of highest reward, at a scale of 1.
+
+    Args:
+        problem: a task, the name of one, or an objective without batch axes, whose beta is not
+            used.
+        divergence: the regulariser, or its name; by default the objective's, or reverse KL.
+        threshold: apply :func:`kltarget.mara` first, as :func:`sweep` does.
+        ref_temperature: temperature of the reference, as in :func:`sweep`.
+        modes: integer labels of the outcomes' modes, ``[A]``, as in :func:`sweep`.
+
+    Returns:
+        A dataset over the dimension ``boundary``, by decreasing ratio: ``ratio``, β over reward
+        scale, in reward units per nat; ``kind``, ``"flip"`` or ``"collapse"``; ``first`` and
+        ``second``, names of modes. Below a flip the first leads, above it the second. Below a
+        collapse all mass is on the outcomes of highest reward, which the first names; there is no
+        second. Pairs that never flip are left out, as are divergences without exact collapse.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: a setting out of range, or more modes of different rewards than can be compared
+            in pairs.
+
+    Of modes that trade places several times, as only modes of unequal rewards inside can, it is the
+    flip of largest ratio. An entropy bonus moves no flip of modes that are equally rewarded inside.
+
+    Example:
+        >>> from kltarget import sweeps
+        >>> found = sweeps.phase_boundaries("bimodal")
+        >>> print(found.ratio.values.round(4), found.first.values, found.second.values)
+        [0.1316] ['75'] ['25']
+
+    References:
+        GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
+        arXiv 2510.20817.
+    """
+    import xarray as xr
+
+    if isinstance(divergence, (list, tuple)):
+        raise TypeError("divergence must be one of them: call phase_boundaries for each")
+    grid = grid_of(
+        problem_of(problem, modes),
+        divergence=divergence,
+        threshold=threshold,
+        k=1,
+        log_probs=False,
+        chunk_rows=None,
+        beta=1.0,
+        reward_scale=1.0,
+        entropy_weight=0.0,
+        ref_temperature=ref_temperature,
+    )
+    if grid.shape:
+        raise ValueError("threshold and ref_temperature must be single numbers")
+    name, regulariser = grid.divergences[0]
+    with double_precision():
+        log_ref = grid.problem.log_ref / grid.settings["ref_temperature"]
+        log_ref = log_ref - np.logaddexp.reduce(log_ref)
+        objective = Objective(
+            jnp.asarray(grid.problem.reward), jnp.asarray(log_ref), 1.0, regulariser
+        )
+        if math.isfinite(grid.settings.get("threshold", math.inf)):
+            # For reverse KL its target is that of the augmented reward too, and here β is free.
+            objective = mara(objective, threshold or 0.0, method="substitute")
+        found = [*_flips(objective, grid.problem), *_collapse(objective, grid.problem)]
+    found.sort(key=lambda x: -x.ratio)
+    data = xr.Dataset(
+        {
+            "ratio": ("boundary", np.array([x.ratio for x in found], np.float64)),
+            **{
+                field: ("boundary", np.array([getattr(x, field) for x in found], np.str_))
+                for field in ("kind", "first", "second")
+            },
+        },
+        {"divergence": name, **{key: float(x) for key, x in grid.settings.items()}},
+        {"problem": grid.problem.name},
+    )
+    data = data.drop_vars(["beta", "reward_scale", "entropy_weight"])
+    data["ratio"].attrs = {"long_name": "β over the factor of the reward", "units": "reward/nat"}
+    return data
