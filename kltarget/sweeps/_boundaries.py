@@ -124,3 +124,56 @@ def phase_boundaries(
     data = data.drop_vars(["beta", "reward_scale", "entropy_weight"])
     data["ratio"].attrs = {"long_name": "β over the factor of the reward", "units": "reward/nat"}
     return data
+
+
+def _flips(objective: Objective, problem: Problem) -> list[_Boundary]:
+    pairs = _candidates(objective, problem)
+    if len(pairs) > _MOST_PAIRS:
+        raise ValueError(
+            f"modes has {problem.mode_ids.size:,} modes, {len(pairs):,} pairs of which may trade "
+            f"places: give fewer modes, so that at most {_MOST_PAIRS:,} pairs do"
+        )
+    # Modes of one outcome need no sums, and labels that are indices no search.
+    names, found = problem.mode_labels, []
+    for first, second in pairs:
+        i, j = (int(problem.mode_ids[x]) for x in (first, second))
+        ratio = float(flip_beta(objective, i, j, modes=problem.modes))
+        if ratio > 0:
+            found.append(_Boundary(ratio, "flip", names[first], names[second]))
+    return found
+
+
+def _candidates(objective: Objective, problem: Problem) -> list[tuple[int, int]]:
+    """Pairs of modes that may trade places, the one that the reference likes better second.
+
+    A mode whose rewards are all at least those of another, and whose mass is too, leads at every β.
+    """
+    reward, log_ref = np.asarray(objective.reward), np.asarray(objective.log_ref)
+    open_ended = bool(objective.divergence.slope_at_infinity < math.inf)
+    alive = np.isfinite(reward) & (np.isfinite(log_ref) | open_ended)
+    spans = []
+    for index, label in enumerate(problem.mode_ids):
+        members = alive & (problem.modes == label)
+        if members.any():
+            mass = np.exp(log_ref[members])
+            mean = (mass @ reward[members]) / mass.sum() if mass.sum() > 0 else -math.inf
+            log_mass = np.logaddexp.reduce(log_ref[members])
+            rewards = reward[members]
+            spans.append((log_mass, mean, index, rewards.min(), rewards.max()))
+    spans.sort()
+    return [
+        (low[2], high[2]) for low, high in itertools.combinations(spans, 2) if not high[3] >= low[4]
+    ]
+
+
+def _collapse(objective: Objective, problem: Problem) -> list[_Boundary]:
+    ratio = float(collapse_beta(objective))
+    if not 0 < ratio < math.inf:
+        return []
+    reward, log_ref = np.asarray(objective.reward), np.asarray(objective.log_ref)
+    usable = np.isfinite(log_ref) | bool(objective.divergence.slope_at_infinity < math.inf)
+    best = np.flatnonzero(usable & (reward == reward[usable].max()))
+    at = np.searchsorted(problem.mode_ids, np.unique(problem.modes[best]))
+    in_modes = (problem.modes[best] >= 0).all()
+    names = [problem.mode_labels[i] for i in at] if in_modes else map(problem.label, best.tolist())
+    return [_Boundary(ratio, "collapse", ", ".join(names), "")]

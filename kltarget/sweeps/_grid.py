@@ -140,7 +140,9 @@ def _values(name: str, given: Any, least_excluded: bool) -> np.ndarray:
     try:
         x = np.array(given, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or a sequence of numbers, got {given!r}") from None
+        raise TypeError(
+            f"{name} must be a number or a sequence of numbers, got {given!r}"
+        ) from None
     if x.ndim > 1 or not x.size:
         raise ValueError(f"{name} has shape {x.shape}: give a number or a sequence of numbers")
     bad = ~(np.isfinite(x) & ((x > 0) if least_excluded else (x >= 0)))

@@ -91,9 +91,7 @@ def joined(parts: list[Arrays], num_divergences: int) -> Arrays:
     return arrays
 
 
-def _require_equal(
-    there: Mapping[str, Any], here: Mapping[str, Any], folder: pathlib.Path
-) -> None:
+def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], folder: pathlib.Path) -> None:
     old, new = there["settings"], here["settings"]
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
