@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import pathlib
 import time
 from collections.abc import Callable
@@ -188,9 +189,8 @@ def _boundaries(task: Task, arguments: argparse.Namespace) -> list[xarray.Datase
 
 
 def _plot(path: pathlib.Path, data: xarray.Dataset, boundaries: xarray.Dataset) -> None:
-    from kltarget import plot
-
-    figure: Any = plot.phase(data, boundaries=boundaries).figure
+    plot: Any = importlib.import_module("kltarget.plot")
+    figure = plot.phase(data, boundaries=boundaries).figure
     write(path, lambda file: figure.savefig(file, format=file_kind(path)), binary=True)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget._numerics import double_precision
-from kltarget.divergences import Divergence, PowerDivergence
+from kltarget.divergences import Divergence
 from kltarget.modes import collapse_beta, flip_beta
 from kltarget.objectives import Objective
 from kltarget.rewards import mara

@@ -48,14 +48,6 @@ _VARIABLES = {
     "training_status": ("kltarget.RunStatus of the fine-tuning", "1"),
 }
 _OWN_AXIS = {"mode_mass": "mode", "pass_at_k": "k", "log_probs": "outcome"}
-_OF_TRAINING = (
-    "total_variation",
-    "reverse_kl_to_target",
-    "forward_kl_to_target",
-    "tuned_expected_reward",
-    "tuned_effective_modes",
-    "training_status",
-)
 
 
 def installed_version() -> str:
@@ -107,11 +99,10 @@ def dataset(
     variables = {}
     for name in filter(arrays.__contains__, _VARIABLES):
         x = arrays[name]
-        axis = _OWN_AXIS.get(name, "seed" if name in _OF_TRAINING else None)
-        own = [axis] if x.ndim > 2 and axis else []
+        own = [_OWN_AXIS.get(name, "seed")] if x.ndim > 2 else []
         variables[name] = ([*leading, *own], x.reshape(*shape, *x.shape[2:]))
-        if own and axis not in coordinates:
-            coordinates[axis] = (axis, np.arange(x.shape[2], dtype=np.int32))
+        for axis in own:
+            coordinates.setdefault(axis, (axis, np.arange(x.shape[2], dtype=np.int32)))
     if "outcome" in coordinates:
         coordinates["outcome_label"] = ("outcome", frame["outcome_label"])
     data = xr.Dataset(

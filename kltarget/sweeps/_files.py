@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -96,7 +97,5 @@ def _kind(path: pathlib.Path) -> str:
 
 
 def _require_zarr() -> None:
-    try:
-        import zarr as _
-    except ImportError:
-        raise ImportError("zarr stores need zarr: pip install 'kltarget[zarr]'") from None
+    if importlib.util.find_spec("zarr") is None:
+        raise ImportError("zarr stores need zarr: pip install 'kltarget[zarr]'")

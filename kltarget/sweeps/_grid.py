@@ -77,7 +77,7 @@ class Grid:
     def rows(self, part: slice) -> dict[str, np.ndarray]:
         """The settings of some rows, each `[N]`."""
         size = part.stop - part.start
-        axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape))
+        axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape or (1,)))
         return {
             name: x[next(axes)] if x.ndim else np.full(size, x) for name, x in self.settings.items()
         }

@@ -124,7 +124,7 @@ def _write(path: pathlib.Path, content: bytes | Arrays) -> None:
         if isinstance(content, bytes):
             file.write(content)
         else:
-            np.savez(file, **content)
+            np.savez(file, allow_pickle=False, **content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(file.name, path)

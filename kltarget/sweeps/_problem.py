@@ -15,6 +15,7 @@ from kltarget._divergence_names import CLASSES, named
 from kltarget._mass import concrete_labels
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
+from kltarget.spaces import SequenceSpace
 from kltarget.tasks import Task, load, one_mode_each, right_outcomes
 
 
@@ -29,6 +30,8 @@ class Problem:
     labels: Sequence[str] | None
     divergence: str | Divergence
     """What regularises it, unless something else is asked for."""
+    space: SequenceSpace
+    """The sequences that the outcomes are; of one token each, if nothing else is said."""
     policy: Any = None
     params: Any = None
 
@@ -66,6 +69,7 @@ def problem_of(given: Any, modes: ArrayLike | None) -> Problem:
             given.modes,
             given.labels,
             "reverse-kl",
+            given.space or SequenceSpace(given.num_outcomes, 1),
             given.policy,
             given.params,
         )
@@ -97,7 +101,8 @@ def _of_objective(objective: Objective) -> Problem:
     # The masses of a narrower type sum to 1 in that type only.
     log_ref = log_ref - np.logaddexp.reduce(log_ref)
     modes = one_mode_each(right_outcomes(reward))
-    return Problem("objective", reward, log_ref, modes, None, objective.divergence)
+    space = SequenceSpace(reward.size, 1)
+    return Problem("objective", reward, log_ref, modes, None, objective.divergence, space)
 
 
 def named_divergences(given: Any) -> list[tuple[str, Divergence]]:

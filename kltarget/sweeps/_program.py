@@ -91,3 +91,28 @@ def measure(
         "status": target.status,
     }
     return found | ({"log_probs": log_probs} if used.log_probs else {})
+
+
+@functools.partial(jax.jit, static_argnames="used")
+def targets(
+    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, *, used: Ingredients
+) -> tuple[Array, Array, Array, Array]:
+    """Reward, reference and beta of the objectives of the rows, and their targets."""
+    objective, _, _ = pose(divergence, reward, log_ref, columns, used)
+    return objective.reward, objective.log_ref, objective.beta, solve(objective).log_probs
+
+
+@jax.jit
+def distances(
+    log_policy: Array, log_target: Array, reward: Array, blocks: tuple[Array, ...]
+) -> dict[str, Array]:
+    """How far policies `[N, A]` are from their targets, and what else is said of them."""
+    probs = jnp.exp(log_policy)
+    gain = jnp.broadcast_to(reward, probs.shape)
+    return {
+        "total_variation": jnp.abs(probs - jnp.exp(log_target)).sum(-1) / 2,
+        "reverse_kl_to_target": kl(log_policy, log_target),
+        "forward_kl_to_target": kl(log_target, log_policy),
+        "tuned_expected_reward": (probs * jnp.where(probs > 0, gain, jnp.zeros_like(gain))).sum(-1),
+        "tuned_effective_modes": effective_modes(_mode_log_mass(log_policy, blocks)),
+    }
