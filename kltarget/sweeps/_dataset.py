@@ -100,7 +100,7 @@ def dataset(
     for name in filter(arrays.__contains__, _VARIABLES):
         x = arrays[name]
         own = [_OWN_AXIS.get(name, "seed")] if x.ndim > 2 else []
-        variables[name] = ([*leading, *own], x.reshape(*shape, *x.shape[2:]))
+        variables[name] = ([*leading, *own], x.reshape((*shape, *x.shape[2:])))
         for axis in own:
             coordinates.setdefault(axis, (axis, np.arange(x.shape[2], dtype=np.int32)))
     if "outcome" in coordinates:

@@ -132,11 +132,8 @@ def named_divergences(given: Any) -> list[tuple[str, Divergence]]:
 
 def _name_of(divergence: Divergence) -> str:
     parameters = jax.tree.leaves(divergence)
-    if any(np.ndim(x) for x in parameters):
-        raise ValueError(
-            f"divergence has a parameter of shape {np.shape(parameters[0])}: give one divergence "
-            "for each value"
-        )
+    if any(np.ndim(x) for x in parameters) or len(parameters) > 1:
+        raise ValueError(f"divergence has several parameters, {divergence}: give one for each")
     names = {cls: name for name, cls in CLASSES.items()}
     name = names.get(type(divergence).__name__, divergence.name)
     return ":".join([name, *map(_shortest, map(float, parameters))])
