@@ -103,10 +103,10 @@ def sweep(
 
     Example:
         >>> from kltarget import sweeps
-        >>> data = sweeps.sweep("one-two", beta=[0.1, 1.0], divergence=["reverse-kl", "forward-kl"])
-        >>> dict(data.expected_reward.sizes)
-        {'divergence': 2, 'beta': 2}
-        >>> print(data.mode_mass.sel(divergence="reverse-kl", beta=0.1).values.round(4))
+        >>> data = sweeps.sweep("one-two", beta=[0.1, 1.0])
+        >>> print(data.expected_reward.values.round(4), data.expected_reward.units)
+        [0.9999 0.5612] reward
+        >>> print(data.mode_mass.sel(beta=0.1).values.round(4))
         [0.9374 0.0625]
 
     References:
