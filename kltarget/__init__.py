@@ -43,8 +43,19 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import implied, plot, rollouts, tables, tasks, testing, training, verification
+    from kltarget import (
+        implied,
+        plot,
+        rollouts,
+        sweeps,
+        tables,
+        tasks,
+        testing,
+        training,
+        verification,
+    )
     from kltarget.implied import ImpliedTarget, implied_target
+    from kltarget.sweeps import phase_boundaries, sweep
     from kltarget.training import (
         Fit,
         GRUPolicy,
@@ -68,9 +79,20 @@ if TYPE_CHECKING:
     from kltarget.verification import Report, verify
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = ("implied", "plot", "rollouts", "tables", "tasks", "testing", "training", "verification")
+_MODULES = (
+    "implied",
+    "plot",
+    "rollouts",
+    "sweeps",
+    "tables",
+    "tasks",
+    "testing",
+    "training",
+    "verification",
+)
 _LAZY = {
     "implied": ("ImpliedTarget", "implied_target"),
+    "sweeps": ("phase_boundaries", "sweep"),
     "training": (
         "Fit",
         "GRUPolicy",
@@ -147,6 +169,7 @@ __all__ = [
     "normalize",
     "pass_at_k",
     "pass_at_k_from_counts",
+    "phase_boundaries",
     "plot",
     "reference_limit",
     "reward_for",
@@ -156,6 +179,8 @@ __all__ = [
     "soft_values",
     "solve",
     "summarize",
+    "sweep",
+    "sweeps",
     "tables",
     "tasks",
     "testing",

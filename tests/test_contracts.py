@@ -392,8 +392,10 @@ NOT_OF_ARRAYS = {
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
     "load_params": "files",
+    "phase_boundaries": "labelled data on one problem",
     "save_params": "files",
     "summarize": "text for people",
+    "sweep": "labelled data on many targets",
     "verify": "a report on many runs",
 }
 """Public names that are no functions of arrays, and what they are instead."""

@@ -45,13 +45,14 @@ def add_divergence(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--divergence",
         default="reverse-kl",
-        type=option(_checked_divergence),
+        type=option(checked_divergence),
         metavar="NAME",
         help=f"{', '.join(EXAMPLES)} (default: reverse-kl)",
     )
 
 
-def _checked_divergence(text: str) -> str:
+def checked_divergence(text: str) -> str:
+    """The name of a divergence, if there is one of that name."""
     named(text)
     return text
 

@@ -1,0 +1,130 @@
+"""Arrays of a sweep as labelled data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray
+
+    from kltarget.sweeps._grid import Grid
+
+_COORDINATES = {
+    "divergence": ("regulariser D(π, π_ref)", ""),
+    "threshold": ("outcomes of this reward or more are made equally probable (MARA)", "reward"),
+    "entropy_weight": ("weight of the entropy bonus", "reward/nat"),
+    "ref_temperature": ("temperature of the reference", "1"),
+    "reward_scale": ("factor of the reward", "1"),
+    "beta": ("coefficient of the regulariser", "reward/nat"),
+    "seed": ("number of the random key", "1"),
+    "mode": ("label of the mode", "1"),
+    "mode_label": ("the mode's outcome that the reference likes best", ""),
+    "k": ("number of samples", "1"),
+    "outcome": ("index of the outcome", "1"),
+    "outcome_label": ("name of the outcome", ""),
+}
+_VARIABLES = {
+    "expected_reward": ("expected reward, before its factor", "reward"),
+    "reverse_kl": ("KL(π‖π_ref)", "nats"),
+    "forward_kl": ("KL(π_ref‖π)", "nats"),
+    "entropy": ("entropy", "nats"),
+    "effective_modes": ("effective number of modes", "1"),
+    "mode_mass": ("probability of the mode", "1"),
+    "pass_at_k": ("probability that one of k samples is in a mode", "1"),
+    "value": ("maximum of the objective", "reward"),
+    "status": ("kltarget.Status bits", "1"),
+    "log_probs": ("log-probability", "nats"),
+    "total_variation": ("total variation of the fine-tuned policy from the target", "1"),
+    "reverse_kl_to_target": ("KL(π‖π*) of the fine-tuned policy π", "nats"),
+    "forward_kl_to_target": ("KL(π*‖π) of the fine-tuned policy π", "nats"),
+    "tuned_expected_reward": ("expected reward of the fine-tuned policy", "reward"),
+    "tuned_effective_modes": ("effective number of modes of the fine-tuned policy", "1"),
+    "training_status": ("kltarget.RunStatus of the fine-tuning", "1"),
+}
+_OWN_AXIS = {"mode_mass": "mode", "pass_at_k": "k", "log_probs": "outcome"}
+
+
+def installed_version() -> str:
+    """The version of this package, `"unknown"` in a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("kltarget")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def frame(grid: Grid) -> dict[str, Any]:
+    """What labels the arrays of a grid, as JSON has it."""
+    problem = grid.problem
+    return {
+        "problem": problem.name,
+        "divergence": [name for name, _ in grid.divergences],
+        "several_divergences": grid.several_divergences,
+        "settings": {name: x.tolist() for name, x in grid.settings.items()},
+        "mode": problem.mode_ids.tolist(),
+        "mode_label": problem.mode_labels,
+        "k": grid.k.tolist(),
+        "outcome_label": (
+            [problem.label(i) for i in range(problem.reward.size)] if grid.log_probs else []
+        ),
+        "kltarget": installed_version(),
+    }
+
+
+def dataset(
+    frame: Mapping[str, Any], settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> xarray.Dataset:
+    """Labels arrays `[D, N, …]` over divergences and rows."""
+    import xarray as xr
+
+    values = {name: np.asarray(x, np.float64) for name, x in frame["settings"].items()}
+    swept = {name: x for name, x in values.items() if x.ndim}
+    names = frame["divergence"]
+    coordinates: dict[str, Any] = {
+        "divergence": ("divergence", names) if frame["several_divergences"] else names[0],
+        **{name: (name, x) if x.ndim else float(x) for name, x in values.items()},
+        "mode": ("mode", np.array(frame["mode"], np.int32)),
+        "mode_label": ("mode", frame["mode_label"]),
+        "k": ("k", np.array(frame["k"], np.int32)),
+    }
+    leading = (["divergence"] if frame["several_divergences"] else []) + list(swept)
+    shape = tuple(x.size for x in swept.values())
+    if frame["several_divergences"]:
+        shape = (len(names), *shape)
+    variables = {}
+    for name in filter(arrays.__contains__, _VARIABLES):
+        x = arrays[name]
+        own = [_OWN_AXIS.get(name, "seed")] if x.ndim > 2 else []
+        variables[name] = ([*leading, *own], x.reshape((*shape, *x.shape[2:])))
+        for axis in own:
+            coordinates.setdefault(axis, (axis, np.arange(x.shape[2], dtype=np.int32)))
+    if "outcome" in coordinates:
+        coordinates["outcome_label"] = ("outcome", frame["outcome_label"])
+    data = xr.Dataset(
+        variables,
+        coordinates,
+        {
+            "problem": frame["problem"],
+            "kltarget": frame["kltarget"],
+            "settings": json.dumps(settings),
+        },
+    )
+    for name, (long_name, units) in (_COORDINATES | _VARIABLES).items():
+        if name in data.variables:
+            data[name].attrs["long_name"] = long_name
+            if units:
+                data[name].attrs["units"] = units
+    return data
+
+
+def size_in_words(grid: Grid) -> str:
+    """How many of what: `"2 divergences × 40 reward scales × 50 betas"`."""
+    counts = {"divergence": len(grid.divergences) if grid.several_divergences else 1}
+    counts |= {name: x.size for name, x in grid.settings.items() if x.ndim}
+    parts = [f"{n} {name.replace('_', ' ')}s" for name, n in counts.items() if n > 1]
+    return " × ".join(parts) or f"{math.prod(counts.values())} point"

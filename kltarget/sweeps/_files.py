@@ -1,0 +1,101 @@
+"""Sweeps in files: netCDF or zarr, whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def save(data: xarray.Dataset, path: str | os.PathLike[str]) -> None:
+    """Writes a sweep to a netCDF file or a zarr store; it appears whole or not at all.
+
+    Netcdf files are of the classic format with 64-bit offsets, which SciPy writes and every reader
+    knows; a variable may have up to 4 GiB.
+
+    Args:
+        data: What `sweep` returned.
+        path: Where to: a name that ends in `.nc` or `.zarr`. What is there is replaced.
+
+    Raises:
+        ValueError: If the name ends otherwise.
+        ImportError: If a zarr store is asked for and zarr is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kltarget import sweeps
+        >>> data = sweeps.sweep("one-two", beta=[0.1, 1.0])
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "one-two.nc"
+        >>> sweeps.save(data, path)
+        >>> sweeps.load(path).identical(data)
+        True
+    """
+    path = pathlib.Path(path)
+    kind = _kind(path)
+    if kind == ".nc":
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            part = pathlib.Path(folder) / path.name
+            data.to_netcdf(part, engine="scipy", format="NETCDF3_64BIT")
+            os.replace(part, path)
+        return
+    _require_zarr()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = pathlib.Path(folder) / path.name
+        # Version 3 of the format has no strings yet.
+        data.to_zarr(part, zarr_format=2, consolidated=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+
+
+def load(path: str | os.PathLike[str]) -> xarray.Dataset:
+    """Reads a sweep into memory: a netCDF file, a zarr store, or a folder of finished parts.
+
+    Args:
+        path: What `save` wrote, or the `folder` of a `sweep` that has come to its end.
+
+    Returns:
+        The sweep, identical to what was saved.
+
+    Raises:
+        ValueError: If the name ends neither in `.nc` nor in `.zarr`, or if parts are missing.
+        FileNotFoundError: If there is nothing.
+        ImportError: If it is a zarr store and zarr is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kltarget import sweeps
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "parts"
+        >>> data = sweeps.sweep("one-two", beta=[0.1, 1.0], folder=folder)
+        >>> sweeps.load(folder).identical(data)
+        True
+    """
+    import xarray as xr
+
+    from kltarget.sweeps._parts import is_folder_of_parts, load_parts
+
+    path = pathlib.Path(path)
+    if is_folder_of_parts(path):
+        return load_parts(path)
+    if _kind(path) == ".nc":
+        return xr.load_dataset(path, engine="scipy")
+    _require_zarr()
+    with xr.open_zarr(path, chunks=None) as data:
+        return data.load()
+
+
+def _kind(path: pathlib.Path) -> str:
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"{path}: the name must end in .nc or .zarr")
+    return path.suffix
+
+
+def _require_zarr() -> None:
+    if importlib.util.find_spec("zarr") is None:
+        raise ImportError("zarr stores need zarr: pip install 'kltarget[zarr]'")

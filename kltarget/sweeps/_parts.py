@@ -1,0 +1,130 @@
+"""Long sweeps in a folder: a part per file, and a manifest that says what they are parts of.
+
+A part is written under another name and renamed when it is complete, so that a file with a part's
+name is a whole part, whenever the process is killed. One process at a time may write to a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget.sweeps._dataset import dataset
+
+if TYPE_CHECKING:
+    import xarray
+
+Arrays = dict[str, np.ndarray]
+
+_MANIFEST = "manifest.json"
+
+
+class Parts:
+    """The parts of one sweep in a folder, which is made if there is none.
+
+    Args:
+        folder: where they are, or shall be.
+        manifest: what they are parts of; written to a new folder and compared with an old one.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / _MANIFEST
+        # What JSON makes of it, tuples as lists, is what will be read again.
+        manifest = json.loads(json.dumps(manifest))
+        if path.exists():
+            _require_equal(_read(path), manifest, self.folder)
+        elif any(self.folder.glob("part-*.npz")):
+            raise ValueError(f"folder {self.folder} has parts but no {_MANIFEST}: give another one")
+        else:
+            _write(path, json.dumps(manifest, indent=1).encode())
+        for leftover in self.folder.glob(".*.unfinished"):
+            leftover.unlink()
+
+    def get(self, number: int) -> Arrays | None:
+        """A part, if it has been written."""
+        path = _part(self.folder, number)
+        return _read_arrays(path) if path.exists() else None
+
+    def put(self, number: int, arrays: Arrays) -> None:
+        """Writes a part."""
+        _write(_part(self.folder, number), arrays)
+
+
+def _part(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"part-{number:06}.npz"
+
+
+def is_folder_of_parts(path: pathlib.Path) -> bool:
+    """Whether a sweep was begun there."""
+    return (path / _MANIFEST).is_file()
+
+
+def load_parts(folder: pathlib.Path) -> xarray.Dataset:
+    """The sweep in a folder, if it is complete."""
+    manifest = _read(folder / _MANIFEST)
+    paths = [_part(folder, i) for i in range(manifest["num_parts"])]
+    missing = sum(not path.exists() for path in paths)
+    if missing:
+        raise ValueError(
+            f"{folder}: {missing} of {len(paths)} parts are missing: run the same sweep with this "
+            "folder to finish it"
+        )
+    found = [_read_arrays(path) for path in paths]
+    arrays = joined(found, len(manifest["frame"]["divergence"]))
+    return dataset(manifest["frame"], manifest["settings"], arrays)
+
+
+def joined(parts: list[Arrays], num_divergences: int) -> Arrays:
+    """All rows of all divergences: arrays `[D, N, …]`."""
+    arrays = {}
+    for name in parts[0]:
+        rows = np.concatenate([part[name] for part in parts])
+        arrays[name] = rows.reshape(num_divergences, -1, *rows.shape[1:])
+    return arrays
+
+
+def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], folder: pathlib.Path) -> None:
+    old, new = there["settings"], here["settings"]
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"folder {folder} holds parts of a sweep with {name} = {_short(old.get(name))}, "
+                f"and this one has {_short(new.get(name))}: give another folder"
+            )
+    if there != here:
+        raise ValueError(f"folder {folder} holds parts of another sweep: give another folder")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]} … ({len(text):,} characters)"
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_arrays(path: pathlib.Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _write(path: pathlib.Path, content: bytes | Arrays) -> None:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
+    ) as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            np.savez(file, allow_pickle=False, **content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)

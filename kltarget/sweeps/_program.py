@@ -1,0 +1,118 @@
+"""The compiled program of a sweep: rows of settings in, measures of their targets out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kltarget.divergences import Divergence, ReverseKL, kl
+from kltarget.modes import _mode_log_mass, effective_modes, entropy, pass_at_k
+from kltarget.objectives import Objective, normalize
+from kltarget.rewards import mara
+from kltarget.targets import solve
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """Which settings are in use at all: what is not is not computed."""
+
+    threshold: bool
+    entropy_weight: bool
+    ref_temperature: bool
+    log_probs: bool
+
+
+Columns = dict[str, Array]
+"""The settings of `N` rows, each `[N]`, by their names."""
+
+
+def pose(
+    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, used: Ingredients
+) -> tuple[Objective, Array, Array]:
+    """The objectives of the rows, their references `[N, A]`, and what to add to their values `[N]`.
+
+    An entropy bonus of weight η beside the reverse KL is a reverse KL again, of coefficient β + η,
+    to ``π_ref^{β/(β+η)}/Z``: the maxima differ by ``(β + η) log Z``.
+    """
+    beta, scale = columns["beta"], columns["reward_scale"]
+    shape = (*beta.shape, *reward.shape)
+    reward = scale[:, None] * jnp.broadcast_to(reward, shape)
+    log_ref = own = jnp.broadcast_to(log_ref, shape)
+    lift = jnp.zeros_like(beta)
+    if used.ref_temperature:
+        log_ref = own = normalize(log_ref / columns["ref_temperature"][:, None])
+    if used.entropy_weight:
+        total = beta + columns["entropy_weight"]
+        weights = log_ref * (beta / total)[:, None]
+        log_mass = jax.nn.logsumexp(weights, axis=-1)
+        own, lift, beta = weights - log_mass[:, None], total * log_mass, total
+    objective = Objective(reward, own, beta, divergence)
+    if used.threshold:
+        method = "augment" if isinstance(divergence, ReverseKL) else "substitute"
+        objective = mara(objective, scale * columns["threshold"], method=method)
+    return objective, log_ref, lift
+
+
+@functools.partial(jax.jit, static_argnames="used")
+def measure(
+    divergence: Divergence,
+    reward: Array,
+    log_ref: Array,
+    blocks: tuple[Array, ...],
+    k: Array,
+    columns: Columns,
+    *,
+    used: Ingredients,
+) -> dict[str, Any]:
+    """What a sweep reports of every row; `blocks` sum outcomes to modes."""
+    objective, log_ref, lift = pose(divergence, reward, log_ref, columns, used)
+    target = solve(objective)
+    log_probs = target.log_probs
+    possible = log_probs > -jnp.inf
+    gain = jnp.broadcast_to(reward, log_probs.shape)
+    gain = jnp.exp(log_probs) * jnp.where(possible, gain, jnp.zeros_like(gain))
+    log_mass = _mode_log_mass(log_probs, blocks)
+    mass = jnp.exp(log_mass)
+    right = jnp.broadcast_to(mass.sum(-1, keepdims=True), (mass.shape[0], k.size))
+    found = {
+        "expected_reward": gain.sum(-1),
+        "reverse_kl": kl(log_probs, log_ref),
+        "forward_kl": kl(log_ref, log_probs),
+        "entropy": entropy(log_probs),
+        "effective_modes": effective_modes(log_mass),
+        "mode_mass": mass,
+        "pass_at_k": pass_at_k(right, jnp.broadcast_to(k, right.shape)),
+        "value": target.value + lift,
+        "status": target.status,
+    }
+    return found | ({"log_probs": log_probs} if used.log_probs else {})
+
+
+@functools.partial(jax.jit, static_argnames="used")
+def targets(
+    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, *, used: Ingredients
+) -> tuple[Array, Array, Array, Array]:
+    """Reward, reference and beta of the objectives of the rows, and their targets."""
+    objective, _, _ = pose(divergence, reward, log_ref, columns, used)
+    return objective.reward, objective.log_ref, objective.beta, solve(objective).log_probs
+
+
+@jax.jit
+def distances(
+    log_policy: Array, log_target: Array, reward: Array, blocks: tuple[Array, ...]
+) -> dict[str, Array]:
+    """How far policies `[N, A]` are from their targets, and what else is said of them."""
+    probs = jnp.exp(log_policy)
+    gain = jnp.broadcast_to(reward, probs.shape)
+    return {
+        "total_variation": jnp.abs(probs - jnp.exp(log_target)).sum(-1) / 2,
+        "reverse_kl_to_target": kl(log_policy, log_target),
+        "forward_kl_to_target": kl(log_target, log_policy),
+        "tuned_expected_reward": (probs * jnp.where(probs > 0, gain, jnp.zeros_like(gain))).sum(-1),
+        "tuned_effective_modes": effective_modes(_mode_log_mass(log_policy, blocks)),
+    }

@@ -1,0 +1,160 @@
+"""Policies fine-tuned at the points of a sweep, and how far from the targets they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kltarget._comparison import normalised
+from kltarget._numerics import double_precision
+from kltarget.divergences import Divergence, ForwardKL, ReverseKL
+from kltarget.modes import _blocks
+from kltarget.sweeps._grid import Grid
+from kltarget.sweeps._problem import Problem
+from kltarget.sweeps._program import distances, targets
+from kltarget.training import Recipe, TabularPolicy, fine_tune
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuning:
+    """How the policies of a sweep are trained.
+
+    Attributes:
+        grid: the sweep.
+        policy: a policy over the problem's sequences.
+        params: where each run starts.
+        recipes: what trains towards each of the grid's divergences.
+        options: what else `kltarget.fine_tune` is given.
+    """
+
+    grid: Grid
+    policy: Any
+    params: Any
+    recipes: tuple[Recipe, ...]
+    options: Mapping[str, Any]
+
+    @staticmethod
+    def of(grid: Grid, training: Mapping[str, Any]) -> Tuning:
+        """Checks the options of training and fills in what they leave out."""
+        options = {"history_every": None, **training}
+        for name in ("learning_rate", "num_steps"):
+            if name not in options:
+                raise TypeError(f"{name} is needed to fine-tune")
+        policy, params = options.pop("policy", None), options.pop("params", None)
+        if (policy is None) != (params is None):
+            raise TypeError("policy and params are needed both, or none of them")
+        if policy is None:
+            policy, params = _reference_policy(grid.problem)
+        recipe = options.pop("recipe", None)
+        recipes = tuple(_recipe(name, one) for name, one in grid.divergences)
+        if recipe is not None:
+            recipes = (recipe,) * len(grid.divergences)
+        if np.isfinite(grid.settings.get("threshold", np.inf)).any():
+            for name, one in grid.divergences:
+                if not isinstance(one, ReverseKL):
+                    raise ValueError(
+                        "threshold needs the reverse KL with fine_tune: what it does to the "
+                        f"reference of {name} no policy can be trained with"
+                    )
+        shape = _key_data(options.get("key")).shape[:-1]
+        if len(shape) > 1:
+            raise ValueError(f"key has batch shape {shape}: give one key or a batch [S] of seeds")
+        return Tuning(grid, policy, params, recipes, options)
+
+    def description(self) -> dict[str, Any]:
+        """All that the numbers depend on, as JSON has it."""
+        leaves = [np.asarray(x) for x in jax.tree.leaves(self.params)]
+        return {
+            "policy": repr(self.policy),
+            "params": hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest(),
+            "recipe": [repr(recipe) for recipe in self.recipes],
+            **{
+                name: _key_data(x).tolist() if name == "key" else getattr(x, "__name__", repr(x))
+                for name, x in self.options.items()
+            },
+        }
+
+    def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
+        """What is measured of the policies trained at some rows, each `[N]` or `[N, S]`."""
+        problem, used = self.grid.problem, self.grid.ingredients
+        # A program of its own would be made for a reward or a reference of each row.
+        alike = not (used.threshold or used.entropy_weight)
+        with double_precision():
+            constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
+            found = targets(self.grid.divergences[d][1], *constants, dict(columns), used=used)
+            reward, log_ref, beta, log_target = map(np.asarray, found)
+        log_probs, status = [], []
+        groups = columns["ref_temperature"] if alike else np.arange(beta.size)
+        # Rows of equal temperature stand together: it varies less fast than β and scale.
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+        for rows in np.split(np.arange(beta.size), starts[1:]):
+            first = rows[0]
+            run = fine_tune(
+                self.policy,
+                self.params,
+                _possible(problem.reward if alike else reward[first], log_ref[first]),
+                self.recipes[d],
+                beta=_over_seeds(beta[rows], self.options),
+                reward_scale=_over_seeds(
+                    columns["reward_scale"][rows] if alike else np.ones(1), self.options
+                ),
+                log_ref=jnp.asarray(log_ref[first]),
+                **self.options,
+            )
+            log_probs.append(np.asarray(run.log_probs))
+            status.append(np.asarray(run.status))
+        with double_precision():
+            reached = normalised(np.concatenate(log_probs))
+            aimed = log_target.reshape(beta.size, *(1,) * (reached.ndim - 2), -1)
+            measured = distances(
+                jnp.asarray(reached),
+                jnp.asarray(np.broadcast_to(aimed, reached.shape)),
+                constants[0],
+                tuple(map(jnp.asarray, _blocks(problem.modes))),
+            )
+            arrays = {name: np.asarray(x) for name, x in measured.items()}
+        return arrays | {"training_status": np.concatenate(status)}
+
+
+def _reference_policy(problem: Problem) -> tuple[Any, Any]:
+    if problem.policy is not None and problem.params is not None:
+        return problem.policy, problem.params
+    space = problem.space
+    policy = TabularPolicy(space.vocab_size, space.length, eos=space.eos)
+    return policy, policy.from_conditionals(space.conditionals(jnp.asarray(problem.log_ref)))
+
+
+def _recipe(name: str, divergence: Divergence) -> Recipe:
+    if isinstance(divergence, ReverseKL):
+        return Recipe(place="reward", estimator="k1")
+    if isinstance(divergence, ForwardKL):
+        return Recipe(place="loss", estimator="k3")
+    raise ValueError(f"divergence {name} is what no recipe trains towards: leave out fine_tune")
+
+
+def _possible(reward: np.ndarray, log_ref: np.ndarray) -> Any:
+    """Rewards as trainers want them: finite where nothing can be sampled."""
+    return jnp.asarray(np.where(np.isneginf(log_ref), 0.0, reward))
+
+
+def _over_seeds(x: np.ndarray, options: Mapping[str, Any]) -> Any:
+    """Settings of rows, to be broadcast over the seeds if there are several."""
+    several = _key_data(options.get("key")).ndim > 1
+    return jnp.asarray(x[:, None] if several else x)
+
+
+def _key_data(key: Any) -> np.ndarray:
+    if key is None:
+        return np.zeros(0, np.uint32)
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    return np.asarray(key)
