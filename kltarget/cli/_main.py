@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from kltarget import tasks
 from kltarget._text import aligned
-from kltarget.cli import _diagnose, _recipe, _solve, _verify
+from kltarget.cli import _diagnose, _explore, _recipe, _solve, _verify
 from kltarget.cli._command import InputError, one_line, say
 
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_tasks)
 
-    for command in (_solve, _verify, _recipe, _diagnose):
+    for command in (_solve, _explore, _verify, _recipe, _diagnose):
         command.add_to(commands)
     return parser
 
