@@ -43,7 +43,18 @@ from kltarget.summary import Summary, SummaryRow, summarize
 from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
-    from kltarget import implied, plot, rollouts, tables, tasks, testing, training, verification
+    from kltarget import (
+        explorer,
+        implied,
+        plot,
+        rollouts,
+        tables,
+        tasks,
+        testing,
+        training,
+        verification,
+    )
+    from kltarget.explorer import explore
     from kltarget.implied import ImpliedTarget, implied_target
     from kltarget.training import (
         Fit,
@@ -68,8 +79,19 @@ if TYPE_CHECKING:
     from kltarget.verification import Report, verify
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = ("implied", "plot", "rollouts", "tables", "tasks", "testing", "training", "verification")
+_MODULES = (
+    "explorer",
+    "implied",
+    "plot",
+    "rollouts",
+    "tables",
+    "tasks",
+    "testing",
+    "training",
+    "verification",
+)
 _LAZY = {
+    "explorer": ("explore",),
     "implied": ("ImpliedTarget", "implied_target"),
     "training": (
         "Fit",
@@ -131,6 +153,8 @@ __all__ = [
     "dpo",
     "effective_modes",
     "entropy",
+    "explore",
+    "explorer",
     "f_dpg",
     "fine_tune",
     "fit",

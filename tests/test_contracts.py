@@ -390,6 +390,7 @@ NOT_OF_ARRAYS = {
     "SummaryRow": "a part of that text",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
+    "explore": "a widget",
     "load_params": "files",
     "save_params": "files",
     "summarize": "text for people",

@@ -25,12 +25,16 @@
   }
   const odds = (x) => (x >= 1 ? `${number(x)} : 1` : `1 : ${number(1 / x)}`);
 
-  // Settings: sliders in hundredths of a decade, so that both ends and round values are exact.
-  const decades = (k) => Number((10 ** (k / 100)).toPrecision(3));
+  // Sliders move in hundredths of a decade; where they start they are exact.
+  // A hundredth of a decade next to one digit is rounded to it: 0.3, not 0.302.
+  function decades(k) {
+    const x = 10 ** (k / 100), round = Number(x.toPrecision(1));
+    return Math.abs(x / round - 1) < 0.0114 ? round : Number(x.toPrecision(3));
+  }
   const nearest = (x) => Math.round(100 * Math.log10(x));
-  const ownStep = pair && nearest(ownOdds), reach = pair && Math.max(300, Math.abs(ownStep) + 50);
+  const ownStep = pair && nearest(ownOdds), betaStep = nearest(problem.beta), reach = pair && Math.max(300, Math.abs(ownStep) + 50);
   const sliders = {
-    beta: { low: 100 * problem.beta_decades[0], high: 100 * problem.beta_decades[1], start: nearest(problem.beta), read: decades, say: number },
+    beta: { low: 100 * problem.beta_decades[0], high: 100 * problem.beta_decades[1], start: betaStep, read: (k) => (k === betaStep ? problem.beta : decades(k)), say: number },
     scale: { low: -200, high: 200, start: 0, read: decades, say: (x) => `× ${number(x)}` },
     odds: { low: -(reach ?? 1), high: reach ?? 1, start: ownStep ?? 0, read: (k) => (k === ownStep ? ownOdds : decades(k)), say: odds },
     threshold: { low: 0, high: problem.thresholds.length, start: 0, read: (k) => (k ? problem.thresholds[k - 1] : Infinity), say: (x) => (x === Infinity ? "off" : number(x)) },
@@ -211,7 +215,8 @@
   // The most probable outcomes of the target, on a rail above so that names cannot overlap.
   function names_(at, order, value, x, y, left, right, top) {
     const room = Math.max(2, Math.min(12, Math.floor((right - left - 40) / 46)));
-    const chosen = order.map((i, k) => [i, k]).sort(([i], [j]) => at.logs[j] - at.logs[i]).slice(0, room).sort(([, a], [, b]) => a - b);
+    const tied = (i) => Math.round(1e6 * Math.max(at.logs[i], -1e6));
+    const chosen = order.map((i, k) => [i, k]).sort(([i, k], [j, m]) => tied(j) - tied(i) || k - m).slice(0, room).sort(([, a], [, b]) => a - b);
     const wanted = chosen.map(([, k]) => x(value[k]));
     const gap = 26;
     for (let n = 1; n < wanted.length; n++) wanted[n] = Math.max(wanted[n], wanted[n - 1] + gap);
@@ -241,7 +246,9 @@
     out += line(x(set.beta), top - 4, x(set.beta), bottom, "now") + text(x(set.beta), top - 8, `β = ${number(set.beta)}`, `class="strong" text-anchor="${x(set.beta) > right - 40 ? "end" : x(set.beta) < left + 40 ? "start" : "middle"}"`);
     for (const g of present.slice().reverse()) {
       const d = found.betas.map((beta, k) => `${k ? "L" : "M"}${x(beta).toFixed(1)} ${y(found.masses[k][g]).toFixed(1)}`).join("");
-      out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round"/>`;
+      // Where the two modes coincide, dashes let the one behind be seen.
+      const dashes = g === 0 && found.leads.every((v) => Math.abs(v) < 1e-6) ? 'stroke-dasharray="9 9"' : "";
+      out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
     }
     for (const flip of found.flips) {
       const here = groupMasses(problemAt(set, flip).logs)[0];
