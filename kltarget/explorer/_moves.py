@@ -193,7 +193,9 @@ class Mover:
         masses, leads = at(betas)
         if self.setup.pair is None:
             return Path(betas, masses, leads[:0], ())
-        flips = [_closed_in(*bracket, lambda betas: at(betas)[1]) for bracket in _changes(betas, leads)]
+        flips = [
+            _closed_in(*bracket, lambda betas: at(betas)[1]) for bracket in _changes(betas, leads)
+        ]
         return Path(betas, masses, leads, tuple(flips))
 
 

@@ -8,8 +8,8 @@ import json
 import math
 from typing import Any
 
-from kltarget.explorer._setup import MOST_BARS, Setup, setup_of, title
 from kltarget._divergence_names import EXAMPLES
+from kltarget.explorer._setup import MOST_BARS, Setup, setup_of, title
 from kltarget.objectives import Objective
 from kltarget.tasks import Task
 
@@ -44,7 +44,8 @@ def page(problem: Task | Objective, **options: Any) -> str:
     unknown = [name for name in setup.divergences if name.partition(":")[0] not in _KNOWN]
     if unknown:
         raise TypeError(
-            f"the page knows no divergence {unknown[0]!r}: choose by name among {', '.join(EXAMPLES)}"
+            f"the page knows no divergence {unknown[0]!r}: "
+            f"choose by name among {', '.join(EXAMPLES)}"
         )
     fields = {
         "title": f"{setup.name} · kltarget",

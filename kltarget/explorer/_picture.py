@@ -50,15 +50,19 @@ def groups_of(setup: Setup) -> np.ndarray:
 
 
 def _legend(setup: Setup) -> Iterable[str]:
-    names = [*(setup.pair_names or ("", "")), "other modes" if setup.pair else "modes", "in no mode"]
-    x = _LEFT
-    yield f'<rect class="reference" x="{x}" y="3" width="11" height="11"/>'
-    yield _text(x + 16, 13, "reference")
+    names = [
+        *(setup.pair_names or ("", "")),
+        "other modes" if setup.pair else "modes",
+        "in no mode",
+    ]
+    yield f'<rect class="reference" x="{_LEFT}" y="3" width="11" height="11"/>'
+    yield _text(_LEFT + 16, 13, "reference")
+    x = _LEFT + 92.0
     for group in np.unique(groups_of(setup)):
-        x += 92 if x == _LEFT else 34 + 6.6 * len(name)
         name = short(names[group], 18)
         yield f'<rect x="{x:.0f}" y="3" width="11" height="11" fill="{_COLORS[group]}"/>'
         yield _text(x + 16, 13, name)
+        x += 34 + 6.6 * len(name)
 
 
 def _bars(setup: Setup, scene: Scene) -> Iterable[str]:
@@ -107,7 +111,8 @@ def _many(setup: Setup, scene: Scene) -> Iterable[str]:
         for group in np.unique(groups):
             points = zip(x[groups == group], heights[groups == group], strict=True)
             d = "".join(f"M{a:.1f} {bottom}V{b:.2f}" for a, b in points)
-            yield f'<path class="target" d="{d}" stroke="{_COLORS[group]}" stroke-width="{bar:.2f}"/>'
+            style = f'stroke="{_COLORS[group]}" stroke-width="{bar:.2f}"'
+            yield f'<path class="target" d="{d}" {style}/>'
         yield _line(x, bottom - np.exp(log_ref) / high * (bottom - 30), 'class="reference"')
         ticks = [(float(v), number(float(v), 6)) for v in _round_steps(at[0], at[-1])]
     else:
@@ -122,7 +127,8 @@ def _many(setup: Setup, scene: Scene) -> Iterable[str]:
             yield _text(_LEFT - 7, top + k / low * (bottom - top) + 4, f"{10.0**k:.0e}", "end")
         inside = log_probs > low * math.log(10)
         yield from _dots(x[inside], y(log_probs[inside]), groups[inside], "target")
-        known = np.isfinite(log_ref)
+        # As many points as there are pixels.
+        known = np.isfinite(log_ref) & (np.diff(x.round(), prepend=-1.0) > 0)
         yield _line(x[known], y(log_ref[known]), 'class="reference"')
         yield from _names(setup, order, x, log_probs, y, top)
         if not inside.all():

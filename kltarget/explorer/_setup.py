@@ -161,7 +161,9 @@ def _choices(
     given = DIVERGENCES if divergences is None else tuple(divergences)
     if not given:
         raise ValueError("divergences is empty: name at least one, such as 'reverse-kl'")
-    chosen = {x if isinstance(x, str) else x.name: named(x) if isinstance(x, str) else x for x in given}
+    chosen = {
+        x if isinstance(x, str) else x.name: named(x) if isinstance(x, str) else x for x in given
+    }
     if first is None or divergences is not None:
         return chosen
     alike = [name for name, x in chosen.items() if _same(x, first)]
@@ -172,7 +174,8 @@ def _choices(
 def _same(x: Divergence, y: Divergence) -> bool:
     leaves, structure = jax.tree.flatten(x)
     others, other = jax.tree.flatten(y)
-    return structure == other and all(np.array_equal(a, b) for a, b in zip(leaves, others))
+    pairs = zip(leaves, others, strict=False)
+    return structure == other and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def title(divergence: Divergence) -> str:
