@@ -44,16 +44,27 @@ from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
     from kltarget import (
+<<<<<<< HEAD
         implied,
         plot,
         rollouts,
         sweeps,
+=======
+        explorer,
+        implied,
+        plot,
+        rollouts,
+>>>>>>> explore
         tables,
         tasks,
         testing,
         training,
         verification,
     )
+<<<<<<< HEAD
+=======
+    from kltarget.explorer import explore
+>>>>>>> explore
     from kltarget.implied import ImpliedTarget, implied_target
     from kltarget.sweeps import phase_boundaries, sweep
     from kltarget.training import (
@@ -80,10 +91,17 @@ if TYPE_CHECKING:
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
 _MODULES = (
+<<<<<<< HEAD
     "implied",
     "plot",
     "rollouts",
     "sweeps",
+=======
+    "explorer",
+    "implied",
+    "plot",
+    "rollouts",
+>>>>>>> explore
     "tables",
     "tasks",
     "testing",
@@ -91,6 +109,7 @@ _MODULES = (
     "verification",
 )
 _LAZY = {
+    "explorer": ("explore",),
     "implied": ("ImpliedTarget", "implied_target"),
     "sweeps": ("phase_boundaries", "sweep"),
     "training": (
@@ -153,6 +172,8 @@ __all__ = [
     "dpo",
     "effective_modes",
     "entropy",
+    "explore",
+    "explorer",
     "f_dpg",
     "fine_tune",
     "fit",

@@ -391,6 +391,7 @@ NOT_OF_ARRAYS = {
     "SummaryRow": "a part of that text",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
+    "explore": "a widget",
     "load_params": "files",
     "phase_boundaries": "labelled data on one problem",
     "save_params": "files",

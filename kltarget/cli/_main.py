@@ -14,7 +14,11 @@ from typing import Any, NoReturn
 
 from kltarget import tasks
 from kltarget._text import aligned
+<<<<<<< HEAD
 from kltarget.cli import _diagnose, _recipe, _solve, _sweep, _verify
+=======
+from kltarget.cli import _diagnose, _explore, _recipe, _solve, _verify
+>>>>>>> explore
 from kltarget.cli._command import InputError, one_line, say
 
 
@@ -68,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_tasks)
 
+<<<<<<< HEAD
     for command in (_solve, _sweep, _verify, _recipe, _diagnose):
+=======
+    for command in (_solve, _explore, _verify, _recipe, _diagnose):
+>>>>>>> explore
         command.add_to(commands)
     return parser
 

@@ -1,0 +1,310 @@
+(() => {
+  const problem = JSON.parse(document.getElementById("data").textContent);
+  const numbers = (x) => x.map((v) => (v === null ? -Infinity : v));
+  const reward = numbers(problem.reward), logRef = numbers(problem.log_ref);
+  const { labels, modes, pair, pair_names: names, positions } = problem;
+  const $ = (id) => document.getElementById(id);
+  const members = pair?.map((mode) => modes.flatMap((m, i) => (m === mode ? [i] : [])));
+  const group = modes.map((m) => (m < 0 ? 3 : m === pair?.[0] ? 0 : m === pair?.[1] ? 1 : 2));
+  const present = [0, 1, 2, 3].filter((g) => group.includes(g));
+  const groupNames = [...(names ?? ["", ""]), pair ? "other modes" : "modes", "in no mode"];
+  const color = (g) => `var(--${["first", "second", "other", "none"][g]})`;
+  const numModes = new Set(modes.filter((m) => m >= 0)).size;
+  const byReference = logRef.map((_, i) => i).sort((i, j) => logRef[j] - logRef[i]);
+  const logMass = (logs, list) => kltarget.logSumExp(list.map((i) => logs[i]));
+  const ownOdds = pair && Math.exp(logMass(logRef, members[0]) - logMass(logRef, members[1]));
+
+  const escape = (s) => String(s).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+  const short = (s, room) => (s.length <= room ? s : s.slice(0, room - 1) + "…");
+  function number(x, digits = 3) {
+    if (Number.isNaN(x)) return "—";
+    if (!Number.isFinite(x)) return x < 0 ? "−∞" : "∞";
+    const size = Math.abs(x);
+    const text = size !== 0 && (size < 1e-4 || size >= 1e5) ? x.toExponential(1).replace("e+", "e") : String(Number(x.toPrecision(digits)));
+    return text.replaceAll("-", "−");
+  }
+  const odds = (x) => (x >= 1 ? `${number(x)} : 1` : `1 : ${number(1 / x)}`);
+
+  // Sliders move in hundredths of a decade; where they start they are exact.
+  // A hundredth of a decade next to one digit is rounded to it: 0.3, not 0.302.
+  function decades(k) {
+    const x = 10 ** (k / 100), round = Number(x.toPrecision(1));
+    return Math.abs(x / round - 1) < 0.0114 ? round : Number(x.toPrecision(3));
+  }
+  const nearest = (x) => Math.round(100 * Math.log10(x));
+  const ownStep = pair && nearest(ownOdds), betaStep = nearest(problem.beta), reach = pair && Math.max(300, Math.abs(ownStep) + 50);
+  const sliders = {
+    beta: { low: 100 * problem.beta_decades[0], high: 100 * problem.beta_decades[1], start: betaStep, read: (k) => (k === betaStep ? problem.beta : decades(k)), say: number },
+    scale: { low: -200, high: 200, start: 0, read: decades, say: (x) => `× ${number(x)}` },
+    odds: { low: -(reach ?? 1), high: reach ?? 1, start: ownStep ?? 0, read: (k) => (k === ownStep ? ownOdds : decades(k)), say: odds },
+    threshold: { low: 0, high: problem.thresholds.length, start: 0, read: (k) => (k ? problem.thresholds[k - 1] : Infinity), say: (x) => (x === Infinity ? "off" : number(x)) },
+  };
+  function settings() {
+    const found = { divergence: $("divergence").value };
+    for (const [name, slider] of Object.entries(sliders)) {
+      found[name] = slider.read(Number($(name).value));
+      const said = slider.say(found[name]);
+      $(name).setAttribute("aria-valuetext", said);
+      document.querySelector(`output[for=${name}]`).textContent = said;
+    }
+    return found;
+  }
+
+  function problemAt(set, beta) {
+    const scaled = reward.map((r) => r * set.scale);
+    const ref = pair && set.odds !== ownOdds ? kltarget.withOdds(logRef, ...members, set.odds) : logRef;
+    const [r, q] = set.threshold === Infinity ? [scaled, ref]
+      : kltarget.mara(scaled, ref, beta, set.divergence, set.threshold * set.scale);
+    return { ref, reward: r, logs: kltarget.solve(r, q, beta, set.divergence) };
+  }
+  function groupMasses(logs) {
+    const mass = [0, 0, 0, 0];
+    logs.forEach((p, i) => { mass[group[i]] += Math.exp(p); });
+    return mass;
+  }
+  function measures(logs, ref) {
+    const perMode = new Map();
+    logs.forEach((p, i) => { if (modes[i] >= 0) perMode.set(modes[i], (perMode.get(modes[i]) ?? 0) + Math.exp(p)); });
+    const mean = kltarget.sum(logs.map((p, i) => (p === -Infinity ? 0 : Math.exp(p) * reward[i])));
+    return {
+      reward: mean, effective: kltarget.effectiveNumber([...perMode.values()]),
+      reverse: kltarget.kl(logs, ref), forward: kltarget.kl(ref, logs),
+      odds: pair ? Math.exp(logMass(logs, members[0]) - logMass(logs, members[1])) : NaN,
+    };
+  }
+
+  // The masses over the whole range of β, and where the two modes trade places.
+  const cache = { key: "" };
+  function path(set) {
+    const key = [set.divergence, set.scale, set.odds, set.threshold].join();
+    if (cache.key === key) return cache;
+    const [low, high] = problem.beta_decades, count = 81;
+    const betas = Array.from({ length: count }, (_, k) => 10 ** (low + ((high - low) * k) / (count - 1)));
+    const all = betas.map((beta) => problemAt(set, beta).logs);
+    const lead = (logs) => logMass(logs, members[0]) - logMass(logs, members[1]);
+    const leads = pair ? all.map(lead) : [], flips = [];
+    const clear = leads.map((x, k) => [x, k]).filter(([x]) => Math.abs(x) > 1e-9);
+    for (let c = 1; c < clear.length; c++) {
+      const [[before, i], [after, j]] = [clear[c - 1], clear[c]];
+      if (before * after > 0) continue;
+      let [a, b] = [Math.log(betas[i]), Math.log(betas[j])];
+      for (let k = 0; k < 40; k++) {
+        const middle = 0.5 * (a + b);
+        if (lead(problemAt(set, Math.exp(middle)).logs) * before > 0) a = middle; else b = middle;
+      }
+      flips.push(Math.exp(0.5 * (a + b)));
+    }
+    return Object.assign(cache, { key, betas, masses: all.map(groupMasses), leads, flips });
+  }
+
+  function verdict(set, found) {
+    if (!pair) return "";
+    const [a, b] = names.map((n) => `<b>“${escape(n)}”</b>`), { leads, flips } = found;
+    const first = leads[0], last = leads[leads.length - 1];
+    if (flips.length === 1) {
+      const [below, above] = first > 0 ? [a, b] : [b, a];
+      return `Below β = <b>${number(flips[0])}</b> the target prefers ${below}, above it ${above}: one mode at a time.`;
+    }
+    if (flips.length) return `${a} and ${b} trade places at β = ${flips.map((x) => number(x)).join(" and ")}.`;
+    if (leads.every((x) => Math.abs(x) < 1e-6)) return `${a} and ${b} are equally probable at every β.`;
+    if (leads.every((x) => Math.abs(x - first) < 1e-6 * (1 + Math.abs(first))))
+      return `Their rewards are equal, so the target keeps the odds ${a} : ${b} = <b>${odds(Math.exp(first))}</b> of the reference at every β.`;
+    if (Number.isNaN(first) || Number.isNaN(last)) return "";
+    return `${first > 0 ? a : b} is ahead of ${first > 0 ? b : a} at every β shown.`;
+  }
+
+  const line = (x1, y1, x2, y2, kind = "axis") => `<line class="${kind}" x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}"/>`;
+  const text = (x, y, s, more = "") => `<text x="${x}" y="${y}" ${more}>${escape(s)}</text>`;
+  const power = (k) => (k === 0 ? "1" : k === 1 ? "10" : `10${[...String(k)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`);
+  function frame(svg, height) {
+    const width = Math.max(svg.clientWidth, 260);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.style.height = `${height}px`;
+    return width;
+  }
+  function probabilityAxis(left, right, y, top) {
+    const steps = [0, 0.25, 0.5, 0.75, 1].map((k) => k * top);
+    return steps.map((v) => line(left, y(v), right, y(v)) + text(left - 7, y(v) + 4, number(v), 'text-anchor="end"')).join("");
+  }
+  function roundUp(x) {
+    const unit = 10 ** Math.floor(Math.log10(x));
+    return Math.min(unit * [1, 2, 4, 10].find((k) => k * unit >= x * 0.999), 1);
+  }
+  // One path per colour; dots that would cover one another to the pixel are drawn once.
+  function dots(points, radius) {
+    const paths = ["", "", "", ""], seen = new Set();
+    for (const [x, y, g] of points) {
+      const key = `${Math.round(x)},${Math.round(y)},${g}`;
+      if (!seen.has(key)) paths[g] += `M${x.toFixed(1)} ${y.toFixed(1)}h0`;
+      seen.add(key);
+    }
+    return [3, 2, 1, 0].map((g) => paths[g] && `<path d="${paths[g]}" fill="none" stroke="${color(g)}" stroke-linecap="round" stroke-width="${2 * radius(g)}"/>`).join("");
+  }
+
+  let point = null; // which outcome is under the pointer
+  function drawBars(svg, at) {
+    const slots = labels.length, flat = (svg.clientWidth - 60) / slots;
+    const tilted = labels.some((s) => Math.min(s.length, 18) * 7 > flat - 6);
+    const height = 330, left = 44, top = 10, bottom = height - (tilted ? 92 : 44), width = frame(svg, height);
+    const slot = (width - left - 4) / slots, bar = Math.min(slot * 0.36, 64), y = (p) => bottom - p * (bottom - top);
+    let out = probabilityAxis(left, width, y, 1);
+    labels.forEach((label, i) => {
+      const x = left + slot * (i + 0.5), [q, p] = [Math.exp(at.ref[i]), Math.exp(at.logs[i])];
+      const lifted = at.shown[i] !== reward[i] && set.threshold !== Infinity ? ` → ${number(at.shown[i])}` : "";
+      out += `<rect class="reference" x="${x - bar - 1}" y="${y(q)}" width="${bar - 2}" height="${bottom - y(q)}"/>`;
+      out += `<rect fill="${color(group[i])}" x="${x + 1}" y="${y(p)}" width="${bar}" height="${bottom - y(p)}"/>`;
+      if (slot > 76) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
+      const turn = tilted ? `text-anchor="end" transform="rotate(-38 ${x} ${bottom + 16})"` : 'text-anchor="middle"';
+      out += text(x, bottom + 17, short(label, 18), `class="strong" ${turn}`);
+      if (!tilted) out += text(x, bottom + 34, (slot > 110 ? "reward " : "r = ") + number(reward[i]) + lifted, 'text-anchor="middle"');
+    });
+    svg.innerHTML = out + line(left, bottom, width, bottom);
+    point = (px) => Math.floor((px - left) / slot);
+  }
+
+  function drawMany(svg, at) {
+    const height = 400, left = 52, top = positions ? 10 : 62, bottom = 288, width = frame(svg, height), right = width - 6;
+    const order = positions ? labels.map((_, i) => i) : byReference, count = order.length;
+    const value = order.map((_, k) => (positions ? positions[k] : Math.log10(k + 1)));
+    const [from, to] = [value[0] - (positions ? 0.5 : 0.05), value[count - 1] + (positions ? 0.5 : 0.05)];
+    const x = (v) => left + ((v - from) / (to - from)) * (right - left);
+    let out = "", y;
+    if (positions) {
+      const most = Math.exp(Math.max(...at.logs, ...at.ref)), high = roundUp(most);
+      y = (log) => bottom - (Math.exp(log) / high) * (bottom - top);
+      out += probabilityAxis(left, right, (p) => y(Math.log(p)), high);
+      const bar = Math.max(((right - left) / count) * 0.78, 1), paths = ["", "", "", ""];
+      order.forEach((i, k) => { paths[group[i]] += `M${x(value[k]).toFixed(1)} ${bottom}V${y(at.logs[i]).toFixed(1)}`; });
+      out += paths.map((d, g) => d && `<path d="${d}" stroke="${color(g)}" stroke-width="${bar}" fill="none"/>`).join("");
+      const steps = order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(at.ref[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`);
+      out += `<path class="reference" d="${steps.join("")}"/>`;
+    } else {
+      const lowest = Math.floor(Math.min(...logRef.filter(Number.isFinite)) / Math.LN10) - 2;
+      y = (log) => top + (log / Math.LN10 / lowest) * (bottom - top);
+      const every = Math.ceil(-lowest / 6);
+      for (let k = 0; k >= lowest; k -= every) out += line(left, y(k * Math.LN10), right, y(k * Math.LN10)) + text(left - 7, y(k * Math.LN10) + 4, power(k), 'text-anchor="end"');
+      const inside = order.map((i, k) => [i, k]).filter(([i]) => at.logs[i] > lowest * Math.LN10);
+      const line_ = order.filter((i) => at.ref[i] > -Infinity).map((i, k) => `${k ? "L" : "M"}${x(value[k]).toFixed(1)} ${y(at.ref[i]).toFixed(1)}`);
+      const many = count > 400;
+      out += dots(inside.map(([i, k]) => [x(value[k]), y(at.logs[i]), group[i]]), (g) => (g === 3 && many ? 1.3 : g < 2 ? 4.5 : 3));
+      out += `<path class="reference" d="${line_.join("")}"/>`;
+      out += names_(at, order, value, x, y, left, right, top);
+      const below = count - inside.length;
+      if (below) out += text(right, bottom - 6, `${below.toLocaleString("en")} below the axis`, 'text-anchor="end"');
+    }
+    out += line(left, bottom, right, bottom) + xTicks(value, x, bottom, right);
+    svg.innerHTML = out + rewardPanel(at, order, value, x, left, right);
+    point = (px) => {
+      const v = from + ((px - left) / (right - left)) * (to - from);
+      let k = positions ? value.findIndex((u) => u >= v - 0.5) : Math.round(10 ** v) - 1;
+      k = Math.min(Math.max(k, 0), count - 1);
+      return order[k];
+    };
+  }
+  function xTicks(value, x, bottom, right) {
+    let out = "";
+    if (positions) {
+      const span = value[value.length - 1] - value[0], unit = 10 ** Math.floor(Math.log10(span / 3));
+      const step = unit * (span / unit > 12 ? 5 : span / unit > 6 ? 2 : 1);
+      for (let v = Math.ceil(value[0] / step) * step; v <= value[value.length - 1]; v += step) out += text(x(v), bottom + 16, number(v, 6), 'text-anchor="middle"');
+      return out + text(right, bottom + 30, "outcome", 'text-anchor="end"');
+    }
+    for (let k = 0; k <= value[value.length - 1]; k++) out += text(x(k), bottom + 16, (10 ** k).toLocaleString("en"), 'text-anchor="middle"');
+    return out + text(right, bottom + 30, "rank under the reference", 'text-anchor="end"');
+  }
+  // The most probable outcomes of the target, on a rail above so that names cannot overlap.
+  function names_(at, order, value, x, y, left, right, top) {
+    const room = Math.max(2, Math.min(12, Math.floor((right - left - 40) / 46)));
+    const tied = (i) => Math.round(1e6 * Math.max(at.logs[i], -1e6));
+    const chosen = order.map((i, k) => [i, k]).sort(([i, k], [j, m]) => tied(j) - tied(i) || k - m).slice(0, room).sort(([, a], [, b]) => a - b);
+    const wanted = chosen.map(([, k]) => x(value[k]));
+    const gap = 26;
+    for (let n = 1; n < wanted.length; n++) wanted[n] = Math.max(wanted[n], wanted[n - 1] + gap);
+    wanted[wanted.length - 1] = Math.min(wanted[wanted.length - 1], right - 40);
+    for (let n = wanted.length - 2; n >= 0; n--) wanted[n] = Math.min(wanted[n], wanted[n + 1] - gap);
+    return chosen.map(([i, k], n) => `<path class="rail" d="M${wanted[n]} ${top - 10}L${x(value[k])} ${y(at.logs[i])}"/>`
+      + text(wanted[n], top - 13, short(labels[i], 12), `class="strong" transform="rotate(-42 ${wanted[n]} ${top - 13})"`)).join("");
+  }
+  function rewardPanel(at, order, value, x, left, right) {
+    const top = 334, bottom = 388, shown = at.shown, finite = [...reward, ...shown].filter(Number.isFinite);
+    const [low, high] = [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))];
+    const y = (r) => bottom - ((Math.max(r, low) - low) / (high - low || 1)) * (bottom - top);
+    let out = text(left, top - 9, "reward" + (set.threshold === Infinity ? "" : ", augmented by MARA"), "");
+    for (const r of high > low ? [low, high] : [low]) out += line(left, y(r), right, y(r)) + text(left - 7, y(r) + 4, number(r), 'text-anchor="end"');
+    if (!positions) return out + dots(order.map((i, k) => [x(value[k]), y(shown[i]), group[i]]), (g) => (g < 2 ? 3.5 : g === 2 ? 2 : 1.2));
+    const steps = (r) => order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(r[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`).join("");
+    return out + `<path class="reference" d="${steps(shown)}"/>`;
+  }
+
+  function drawPath(svg, set, found) {
+    const height = 230, left = 44, top = 20, bottom = height - 36, width = frame(svg, height), right = width - 10;
+    const [low, high] = problem.beta_decades, x = (beta) => left + ((Math.log10(beta) - low) / (high - low)) * (right - left);
+    const y = (p) => bottom - p * (bottom - top);
+    let out = probabilityAxis(left, right, y, 1);
+    for (let k = low; k <= high; k++) out += text(x(10 ** k), bottom + 17, power(k), 'text-anchor="middle"');
+    out += text(right, bottom + 32, "β", 'class="strong" text-anchor="end"');
+    out += line(x(set.beta), top - 4, x(set.beta), bottom, "now") + text(x(set.beta), top - 8, `β = ${number(set.beta)}`, `class="strong" text-anchor="${x(set.beta) > right - 40 ? "end" : x(set.beta) < left + 40 ? "start" : "middle"}"`);
+    for (const g of present.slice().reverse()) {
+      const d = found.betas.map((beta, k) => `${k ? "L" : "M"}${x(beta).toFixed(1)} ${y(found.masses[k][g]).toFixed(1)}`).join("");
+      // Where the two modes coincide, dashes let the one behind be seen.
+      const dashes = g === 0 && found.leads.every((v) => Math.abs(v) < 1e-6) ? 'stroke-dasharray="9 9"' : "";
+      out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
+    }
+    for (const flip of found.flips) {
+      const here = groupMasses(problemAt(set, flip).logs)[0];
+      out += `<circle cx="${x(flip)}" cy="${y(here)}" r="5" fill="var(--paper)" stroke="var(--ink)" stroke-width="1.6"/>` + text(x(flip) + (x(flip) < right - 110 ? 11 : -11), y(here) + 4, `flip at ${number(flip, 4)}`, `class="strong halo" text-anchor="${x(flip) < right - 110 ? "start" : "end"}"`);
+    }
+    svg.innerHTML = out;
+  }
+
+  let set, now;
+  function draw() {
+    set = settings();
+    now = problemAt(set, set.beta);
+    now.shown = now.reward.map((r) => r / set.scale);
+    const found = path(set), [here, there] = [measures(now.logs, now.ref), measures(now.ref, now.ref)];
+    (labels.length <= problem.most_bars ? drawBars : drawMany)($("target"), now);
+    drawPath($("path"), set, found);
+    $("verdict").innerHTML = verdict(set, found);
+    $("verdict").hidden = !pair;
+    const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
+      ["KL(π‖π<sub>ref</sub>), nats", 0, here.reverse], ["KL(π<sub>ref</sub>‖π), nats", 0, here.forward]].map(([name, a, b]) => [name, number(a, 4), number(b, 4)]);
+    if (pair) rows.push([`odds ${names.map((n) => escape(short(n, 9))).join(" : ")}`, odds(there.odds), odds(here.odds)],
+      ["flip at β", "", found.flips.map((b) => number(b, 4)).join(", ") || "none"]);
+    $("numbers").innerHTML = rows.map(([name, a, b]) => `<tr><th scope="row">${name}</th><td>${a}</td><td>${b}</td></tr>`).join("");
+    const biggest = now.logs.reduce((best, p, i) => (p > now.logs[best] ? i : best), 0);
+    $("target").setAttribute("aria-label", `Target at β = ${number(set.beta)}: most probable is ${labels[biggest]} with ${number(Math.exp(now.logs[biggest]))}`);
+    const state = new URLSearchParams({ beta: set.beta, scale: set.scale, divergence: set.divergence });
+    if (pair && set.odds !== ownOdds) state.set("odds", set.odds);
+    if (set.threshold !== Infinity) state.set("threshold", set.threshold);
+    try { history.replaceState(null, "", `#${state}`); } catch { /* pages inside a frame may not */ }
+  }
+  let waiting = 0;
+  const later = () => { waiting ||= requestAnimationFrame(() => { waiting = 0; draw(); }); };
+
+  function start(state) {
+    for (const [name, slider] of Object.entries(sliders)) {
+      Object.assign($(name), { min: slider.low, max: slider.high, step: 1 });
+      const given = state.get(name);
+      const index = name === "threshold" ? problem.thresholds.indexOf(Number(given)) + 1 : nearest(Number(given));
+      $(name).value = given === null || Number.isNaN(index) ? slider.start : index;
+    }
+    const chosen = problem.divergences.some(([value]) => value === state.get("divergence"));
+    $("divergence").value = chosen ? state.get("divergence") : problem.divergence;
+  }
+  $("divergence").innerHTML = problem.divergences.map(([value, title]) => `<option value="${escape(value)}">${escape(title)}</option>`).join("");
+  $("with-odds").hidden = !pair;
+  if (pair) $("odds-name").textContent = names.map((n) => short(n, 10)).join(" : ");
+  $("legend").innerHTML = `<span><i style="border:1.5px solid var(--reference)"></i>reference</span>`
+    + present.map((g) => `<span><i style="background:${color(g)}"></i>${escape(short(groupNames[g], 28))}</span>`).join("");
+  $("controls").addEventListener("input", later);
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("controls").addEventListener("reset", (event) => { event.preventDefault(); start(new URLSearchParams()); later(); });
+  $("target").addEventListener("pointermove", (event) => {
+    const i = point(event.clientX - $("target").getBoundingClientRect().left);
+    if (labels[i] !== undefined) $("pointed").textContent = `“${labels[i]}”: reward ${number(reward[i])}, reference ${number(Math.exp(now.ref[i]))}, target ${number(Math.exp(now.logs[i]))}`;
+  });
+  new ResizeObserver(later).observe($("target"));
+  start(new URLSearchParams(location.hash.slice(1)));
+  draw();
+})();
