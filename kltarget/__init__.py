@@ -44,27 +44,18 @@ from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
     from kltarget import (
-<<<<<<< HEAD
-        implied,
-        plot,
-        rollouts,
-        sweeps,
-=======
         explorer,
         implied,
         plot,
         rollouts,
->>>>>>> explore
+        sweeps,
         tables,
         tasks,
         testing,
         training,
         verification,
     )
-<<<<<<< HEAD
-=======
     from kltarget.explorer import explore
->>>>>>> explore
     from kltarget.implied import ImpliedTarget, implied_target
     from kltarget.sweeps import phase_boundaries, sweep
     from kltarget.training import (
@@ -91,17 +82,11 @@ if TYPE_CHECKING:
 
 # Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
 _MODULES = (
-<<<<<<< HEAD
-    "implied",
-    "plot",
-    "rollouts",
-    "sweeps",
-=======
     "explorer",
     "implied",
     "plot",
     "rollouts",
->>>>>>> explore
+    "sweeps",
     "tables",
     "tasks",
     "testing",

@@ -14,11 +14,7 @@ from typing import Any, NoReturn
 
 from kltarget import tasks
 from kltarget._text import aligned
-<<<<<<< HEAD
-from kltarget.cli import _diagnose, _recipe, _solve, _sweep, _verify
-=======
-from kltarget.cli import _diagnose, _explore, _recipe, _solve, _verify
->>>>>>> explore
+from kltarget.cli import _diagnose, _explore, _recipe, _solve, _sweep, _verify
 from kltarget.cli._command import InputError, one_line, say
 
 
@@ -72,11 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_tasks)
 
-<<<<<<< HEAD
-    for command in (_solve, _sweep, _verify, _recipe, _diagnose):
-=======
-    for command in (_solve, _explore, _verify, _recipe, _diagnose):
->>>>>>> explore
+    for command in (_solve, _sweep, _explore, _verify, _recipe, _diagnose):
         command.add_to(commands)
     return parser
 
