@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import pathlib
 import time
 from collections.abc import Callable
@@ -144,8 +144,6 @@ def _sweep(arguments: argparse.Namespace) -> int:
             sweeps.save(data, arguments.out)
         except OSError as error:
             raise InputError(f"{arguments.out}: {error.strerror or error}") from None
-        except ImportError as error:
-            raise InputError(str(error)) from None
         if arguments.plot is not None:
             _plot(arguments.plot, data, boundaries[0])
     say([*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)])
@@ -156,6 +154,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix not in (".nc", ".zarr"):
         raise InputError(f"{arguments.out}: the name must end in .nc or .zarr")
+    if arguments.out.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
+        raise InputError("zarr stores need zarr: pip install 'kltarget[zarr]'")
     for path in filter(None, (arguments.out, arguments.plot)):
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {str(path.parent)!r}")

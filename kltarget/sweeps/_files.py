@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def save(data: xarray.Dataset, path: str | os.PathLike[str]) -> None:
-    """Writes a sweep to a netCDF file or a zarr store; it appears whole or not at all.
+    """Writes a sweep to a netCDF file or a zarr store, which appears whole or not at all.
 
-    Netcdf files are of the classic format with 64-bit offsets, which SciPy writes and every reader
+    NetCDF files are of the classic format with 64-bit offsets, which SciPy writes and every reader
     knows; a variable may have up to 4 GiB.
 
     Args:
