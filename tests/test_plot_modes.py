@@ -3,8 +3,6 @@
 import functools
 import io
 import itertools
-import sys
-import types
 
 import matplotlib as mpl
 import numpy as np
@@ -229,8 +227,7 @@ def test_boundaries_are_computed_for_named_tasks(monkeypatch):
         asked.append((problem, settings))
         return ONE_FLIP
 
-    fake = types.SimpleNamespace(phase_boundaries=phase_boundaries)
-    monkeypatch.setitem(sys.modules, "kltarget.sweeps", fake)
+    monkeypatch.setattr(plot._sweep, "phase_boundaries", phase_boundaries)
     data = swept()
     assert len(plot.phase(data.assign_coords(threshold=0.5)).lines) == 1
     assert asked == [("bimodal", {"divergence": "reverse-kl", "threshold": 0.5})]

@@ -189,8 +189,9 @@ def _boundaries(task: Task, arguments: argparse.Namespace) -> list[xarray.Datase
 
 
 def _plot(path: pathlib.Path, data: xarray.Dataset, boundaries: xarray.Dataset) -> None:
-    plot: Any = importlib.import_module("kltarget.plot")
-    figure = plot.phase(data, boundaries=boundaries).figure
+    from kltarget import plot
+
+    figure: Any = plot.phase(data, boundaries=boundaries).figure
     write(path, lambda file: figure.savefig(file, format=file_kind(path)), binary=True)
 
 

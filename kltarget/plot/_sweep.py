@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from kltarget.plot._style import (
     short_label,
     short_number,
 )
+from kltarget.sweeps import phase_boundaries
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,13 +73,9 @@ def phase(
         ValueError: If the sweep has further dimensions, or not these, or there is no such variable.
 
     Example:
-        >>> import numpy as np, xarray as xr, kltarget as kt
-        >>> from kltarget import plot, tasks
-        >>> task, beta, scale = tasks.load("bimodal"), np.geomspace(0.02, 2, 8), np.ones(1)
-        >>> target = kt.solve(kt.Objective(scale[:, None, None] * task.reward, task.log_ref, beta))
-        >>> found = np.asarray(kt.effective_modes(target.log_probs, task.modes))
-        >>> axes = {"reward_scale": scale, "beta": beta}
-        >>> data = xr.Dataset({"effective_modes": (("reward_scale", "beta"), found)}, axes)
+        >>> import kltarget as kt
+        >>> from kltarget import plot
+        >>> data = kt.sweep("one-two", beta=[0.1, 0.3, 1.0], reward_scale=[1.0, 2.0])
         >>> ax = plot.phase(data)
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('β, reward units per nat', 'reward scale')
@@ -183,7 +179,7 @@ def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None
     names = ("divergence", "threshold", "ref_temperature")
     known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}
     try:
-        return importlib.import_module("kltarget.sweeps").phase_boundaries(name, **known)
+        return phase_boundaries(name, **known)
     except ValueError:  # a divergence without a name, or too many pairs of modes
         return None
 
@@ -254,18 +250,9 @@ def frontier(
         ValueError: If there is nothing to draw a line of, or more lines than can be told apart.
 
     Example:
-        >>> import numpy as np, xarray as xr, kltarget as kt
-        >>> from kltarget import plot, tasks
-        >>> task, beta = tasks.load("bimodal"), np.geomspace(0.02, 2, 40)
-        >>> target = kt.solve(task.objective(beta))
-        >>> found = {
-        ...     "expected_reward": target.expected_reward,
-        ...     "reverse_kl": target.divergence_value,
-        ...     "effective_modes": kt.effective_modes(target.log_probs, task.modes),
-        ... }
-        >>> data = xr.Dataset(
-        ...     {k: ("beta", np.asarray(x)) for k, x in found.items()}, {"beta": beta}
-        ... )
+        >>> import kltarget as kt
+        >>> from kltarget import plot
+        >>> data = kt.sweep("one-two", beta=[0.1, 0.3, 1.0])
         >>> [ax.get_xlabel() for ax in plot.frontier(data).axes]
         ['KL(π‖π_ref), nats', 'effective modes']
     """
