@@ -153,7 +153,7 @@ def _reward(
     low, high = float(finite.min()), float(finite.max())
     unit = (np.maximum(shown, low) - low) / (high - low or 1)
     augmented = math.isfinite(scene.move.threshold)
-    yield _text(_LEFT, top - 8, "reward, augmented by MARA" if augmented else "reward")
+    yield _text(_LEFT, top - 8, "reward after MARA" if augmented else "reward")
     for value, y in {low: bottom, high: top if high > low else bottom}.items():
         yield _rule(_LEFT, y)
         yield _text(_LEFT - 7, y + 4, number(value, 3), "end")

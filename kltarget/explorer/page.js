@@ -78,7 +78,7 @@
   function path(set) {
     const key = [set.divergence, set.scale, set.odds, set.threshold].join();
     if (cache.key === key) return cache;
-    const [low, high] = problem.beta_decades, count = 81;
+    const [low, high] = problem.beta_decades, count = labels.length > 1000 ? 49 : 81;
     const betas = Array.from({ length: count }, (_, k) => 10 ** (low + ((high - low) * k) / (count - 1)));
     const all = betas.map((beta) => problemAt(set, beta).logs);
     const lead = (logs) => logMass(logs, members[0]) - logMass(logs, members[1]);
@@ -103,7 +103,7 @@
     const first = leads[0], last = leads[leads.length - 1];
     if (flips.length === 1) {
       const [below, above] = first > 0 ? [a, b] : [b, a];
-      return `Below β = <b>${number(flips[0])}</b> the target prefers ${below}, above it ${above}: one mode at a time.`;
+      return `Below β = <b>${number(flips[0])}</b> the target prefers ${below}, above it ${above}.`;
     }
     if (flips.length) return `${a} and ${b} trade places at β = ${flips.map((x) => number(x)).join(" and ")}.`;
     if (leads.every((x) => Math.abs(x) < 1e-6)) return `${a} and ${b} are equally probable at every β.`;
@@ -229,7 +229,7 @@
     const top = 334, bottom = 388, shown = at.shown, finite = [...reward, ...shown].filter(Number.isFinite);
     const [low, high] = [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))];
     const y = (r) => bottom - ((Math.max(r, low) - low) / (high - low || 1)) * (bottom - top);
-    let out = text(left, top - 9, "reward" + (set.threshold === Infinity ? "" : ", augmented by MARA"), "");
+    let out = text(left, top - 9, set.threshold === Infinity ? "reward" : "reward after MARA");
     for (const r of high > low ? [low, high] : [low]) out += line(left, y(r), right, y(r)) + text(left - 7, y(r) + 4, number(r), 'text-anchor="end"');
     if (!positions) return out + dots(order.map((i, k) => [x(value[k]), y(shown[i]), group[i]]), (g) => (g < 2 ? 3.5 : g === 2 ? 2 : 1.2));
     const steps = (r) => order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(r[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`).join("");
@@ -251,7 +251,7 @@
       out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
     }
     for (const flip of found.flips) {
-      const here = groupMasses(problemAt(set, flip).logs)[0];
+      const mass = groupMasses(problemAt(set, flip).logs), here = 0.5 * (mass[0] + mass[1]);
       out += `<circle cx="${x(flip)}" cy="${y(here)}" r="5" fill="var(--paper)" stroke="var(--ink)" stroke-width="1.6"/>` + text(x(flip) + (x(flip) < right - 110 ? 11 : -11), y(here) + 4, `flip at ${number(flip, 4)}`, `class="strong halo" text-anchor="${x(flip) < right - 110 ? "start" : "end"}"`);
     }
     svg.innerHTML = out;
