@@ -145,7 +145,7 @@
   function drawBars(svg, at) {
     const slots = labels.length, flat = (svg.clientWidth - 60) / slots;
     const tilted = labels.some((s) => Math.min(s.length, 18) * 7 > flat - 6);
-    const height = 330, left = 44, top = 10, bottom = height - (tilted ? 92 : 44), width = frame(svg, height);
+    const height = 330, left = 44, top = 10, bottom = height - (tilted ? 104 : 44), width = frame(svg, height);
     const slot = (width - left - 4) / slots, bar = Math.min(slot * 0.36, 64), y = (p) => bottom - p * (bottom - top);
     let out = probabilityAxis(left, width, y, 1);
     labels.forEach((label, i) => {
@@ -153,9 +153,9 @@
       const lifted = at.shown[i] !== reward[i] && set.threshold !== Infinity ? ` → ${number(at.shown[i])}` : "";
       out += `<rect class="reference" x="${x - bar - 1}" y="${y(q)}" width="${bar - 2}" height="${bottom - y(q)}"/>`;
       out += `<rect fill="${color(group[i])}" x="${x + 1}" y="${y(p)}" width="${bar}" height="${bottom - y(p)}"/>`;
-      if (slot > 76) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
+      if (slot > 100) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
       const turn = tilted ? `text-anchor="end" transform="rotate(-38 ${x} ${bottom + 16})"` : 'text-anchor="middle"';
-      out += text(x, bottom + 17, short(label, 18), `class="strong" ${turn}`);
+      out += text(x, bottom + 17, short(label, 18) + (tilted ? ` (${number(reward[i])})` : ""), `class="strong" ${turn}`);
       if (!tilted) out += text(x, bottom + 34, (slot > 110 ? "reward " : "r = ") + number(reward[i]) + lifted, 'text-anchor="middle"');
     });
     svg.innerHTML = out + line(left, bottom, width, bottom);
@@ -269,7 +269,7 @@
     $("verdict").hidden = !pair;
     const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
       ["KL(π‖π<sub>ref</sub>), nats", 0, here.reverse], ["KL(π<sub>ref</sub>‖π), nats", 0, here.forward]].map(([name, a, b]) => [name, number(a, 4), number(b, 4)]);
-    if (pair) rows.push([`odds ${names.map((n) => escape(short(n, 9))).join(" : ")}`, odds(there.odds), odds(here.odds)],
+    if (pair) rows.push([names.some((n) => n.length > 9) ? "odds of the two" : `odds ${names.map(escape).join(" : ")}`, odds(there.odds), odds(here.odds)],
       ["flip at β", "", found.flips.map((b) => number(b, 4)).join(", ") || "none"]);
     $("numbers").innerHTML = rows.map(([name, a, b]) => `<tr><th scope="row">${name}</th><td>${a}</td><td>${b}</td></tr>`).join("");
     const biggest = now.logs.reduce((best, p, i) => (p > now.logs[best] ? i : best), 0);
