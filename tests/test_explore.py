@@ -160,6 +160,8 @@ def test_sliders_move_what_is_drawn(bimodal):
         else:
             assert scene.path.flips == ()
             assert scene.measures["effective_modes"][1] == pytest.approx(2, rel=1e-9)
+    # Moves compile nothing, but for the choice of a divergence.
+    assert chosen._mover._targets._cache_size() == 2
 
 
 def test_without_widgets_it_says_what_to_install(monkeypatch):

@@ -83,7 +83,7 @@ def _bars(setup: Setup, scene: Scene) -> Iterable[str]:
         ):
             size = f'width="{bar:.2f}" height="{bottom - y(p):.4f}"'
             yield f'<rect {kind} x="{x:.2f}" y="{y(p):.4f}" {size}/>'
-            if slot > 76:
+            if slot > 100:
                 yield _text(x + bar / 2, y(p) - 4, number(p, 3), "middle")
         yield _text(middle, bottom + 17, short(setup.labels[i], max(3, int(slot / 7))), "middle")
         lifted = scene.reward[i]
@@ -116,7 +116,7 @@ def _many(setup: Setup, scene: Scene) -> Iterable[str]:
         yield _line(x, bottom - np.exp(log_ref) / high * (bottom - 30), 'class="reference"')
         ticks = [(float(v), number(float(v), 6)) for v in _round_steps(at[0], at[-1])]
     else:
-        top = 76
+        top = 94
         low = math.floor(setup.log_ref[np.isfinite(setup.log_ref)].min() / math.log(10)) - 2
 
         def y(logs: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def _reward(
     low, high = float(finite.min()), float(finite.max())
     unit = (np.maximum(shown, low) - low) / (high - low or 1)
     augmented = math.isfinite(scene.move.threshold)
-    yield _text(_LEFT, top - 8, "reward, augmented by MARA" if augmented else "reward")
+    yield _text(_LEFT, top - 8, "reward after MARA" if augmented else "reward")
     for value, y in {low: bottom, high: top if high > low else bottom}.items():
         yield _rule(_LEFT, y)
         yield _text(_LEFT - 7, y + 4, number(value, 3), "end")

@@ -76,6 +76,8 @@ class Setup:
     @property
     def own_odds(self) -> float:
         """Reference odds of the first mode against the second, before any slider moves."""
+        if self.pair is None:
+            return 1.0
         masses = [np.exp(self.log_ref[self.members(k)]).sum() for k in (0, 1)]
         return float(masses[0] / masses[1])
 
@@ -114,7 +116,8 @@ def setup_of(
     if modes is not None:
         groups = concrete_labels(modes, count).astype(np.int64)
     else:
-        groups = task.modes if task else one_mode_each(right_outcomes(reward))
+        named_modes = task is not None and bool((task.modes >= 0).any())
+        groups = task.modes if task and named_modes else one_mode_each(right_outcomes(reward))
     if labels is None:
         labels = task.labels if task else tuple(map(str, range(count)))
     if len(labels) != count:
@@ -127,7 +130,8 @@ def setup_of(
     span = float(high - low) or 1.0
     decades = (math.floor(math.log10(span) + 1e-9) - 3, math.ceil(math.log10(span) - 1e-9) + 1)
     if beta is None:
-        beta = float(objective.beta) if objective is not None else 0.1 * span
+        # A float32 is meant as the shortest number that it stands for.
+        beta = float(f"{0.1 * span:.1g}" if objective is None else str(np.asarray(objective.beta)))
     if not 0 < beta < math.inf:
         raise ValueError(f"beta must be above 0 and finite, got {beta}")
     decades = (

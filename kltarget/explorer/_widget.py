@@ -29,7 +29,7 @@ class Explorer(widgets.VBox):
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._mover = setup, Mover(setup)
-        self._odds_start = math.log10(setup.own_odds) if setup.pair else 0.0
+        self._odds_start = math.log10(setup.own_odds)
         self.controls = self._make_controls()
         self._picture, self._numbers = widgets.HTML(), widgets.HTML()
         self._redraw()
@@ -46,7 +46,7 @@ class Explorer(widgets.VBox):
     def move(self) -> Move:
         """Where the sliders stand."""
         value = {name: control.value for name, control in self.controls.items()}
-        at_start = not self._setup.pair or abs(value["odds"] - self._odds_start) < _DECADE / 2
+        at_start = abs(value["odds"] - self._odds_start) < _DECADE / 2
         return Move(
             divergence=value["divergence"],
             beta=value["beta"],

@@ -78,7 +78,7 @@
   function path(set) {
     const key = [set.divergence, set.scale, set.odds, set.threshold].join();
     if (cache.key === key) return cache;
-    const [low, high] = problem.beta_decades, count = 81;
+    const [low, high] = problem.beta_decades, count = labels.length > 1000 ? 49 : 81;
     const betas = Array.from({ length: count }, (_, k) => 10 ** (low + ((high - low) * k) / (count - 1)));
     const all = betas.map((beta) => problemAt(set, beta).logs);
     const lead = (logs) => logMass(logs, members[0]) - logMass(logs, members[1]);
@@ -103,7 +103,7 @@
     const first = leads[0], last = leads[leads.length - 1];
     if (flips.length === 1) {
       const [below, above] = first > 0 ? [a, b] : [b, a];
-      return `Below β = <b>${number(flips[0])}</b> the target prefers ${below}, above it ${above}: one mode at a time.`;
+      return `Below β = <b>${number(flips[0])}</b> the target prefers ${below}, above it ${above}.`;
     }
     if (flips.length) return `${a} and ${b} trade places at β = ${flips.map((x) => number(x)).join(" and ")}.`;
     if (leads.every((x) => Math.abs(x) < 1e-6)) return `${a} and ${b} are equally probable at every β.`;
@@ -145,7 +145,7 @@
   function drawBars(svg, at) {
     const slots = labels.length, flat = (svg.clientWidth - 60) / slots;
     const tilted = labels.some((s) => Math.min(s.length, 18) * 7 > flat - 6);
-    const height = 330, left = 44, top = 10, bottom = height - (tilted ? 92 : 44), width = frame(svg, height);
+    const height = 330, left = 44, top = 10, bottom = height - (tilted ? 104 : 44), width = frame(svg, height);
     const slot = (width - left - 4) / slots, bar = Math.min(slot * 0.36, 64), y = (p) => bottom - p * (bottom - top);
     let out = probabilityAxis(left, width, y, 1);
     labels.forEach((label, i) => {
@@ -153,9 +153,9 @@
       const lifted = at.shown[i] !== reward[i] && set.threshold !== Infinity ? ` → ${number(at.shown[i])}` : "";
       out += `<rect class="reference" x="${x - bar - 1}" y="${y(q)}" width="${bar - 2}" height="${bottom - y(q)}"/>`;
       out += `<rect fill="${color(group[i])}" x="${x + 1}" y="${y(p)}" width="${bar}" height="${bottom - y(p)}"/>`;
-      if (slot > 76) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
+      if (slot > 100) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
       const turn = tilted ? `text-anchor="end" transform="rotate(-38 ${x} ${bottom + 16})"` : 'text-anchor="middle"';
-      out += text(x, bottom + 17, short(label, 18), `class="strong" ${turn}`);
+      out += text(x, bottom + 17, short(label, 18) + (tilted ? ` (${number(reward[i])})` : ""), `class="strong" ${turn}`);
       if (!tilted) out += text(x, bottom + 34, (slot > 110 ? "reward " : "r = ") + number(reward[i]) + lifted, 'text-anchor="middle"');
     });
     svg.innerHTML = out + line(left, bottom, width, bottom);
@@ -229,7 +229,7 @@
     const top = 334, bottom = 388, shown = at.shown, finite = [...reward, ...shown].filter(Number.isFinite);
     const [low, high] = [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))];
     const y = (r) => bottom - ((Math.max(r, low) - low) / (high - low || 1)) * (bottom - top);
-    let out = text(left, top - 9, "reward" + (set.threshold === Infinity ? "" : ", augmented by MARA"), "");
+    let out = text(left, top - 9, set.threshold === Infinity ? "reward" : "reward after MARA");
     for (const r of high > low ? [low, high] : [low]) out += line(left, y(r), right, y(r)) + text(left - 7, y(r) + 4, number(r), 'text-anchor="end"');
     if (!positions) return out + dots(order.map((i, k) => [x(value[k]), y(shown[i]), group[i]]), (g) => (g < 2 ? 3.5 : g === 2 ? 2 : 1.2));
     const steps = (r) => order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(r[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`).join("");
@@ -251,7 +251,7 @@
       out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
     }
     for (const flip of found.flips) {
-      const here = groupMasses(problemAt(set, flip).logs)[0];
+      const mass = groupMasses(problemAt(set, flip).logs), here = 0.5 * (mass[0] + mass[1]);
       out += `<circle cx="${x(flip)}" cy="${y(here)}" r="5" fill="var(--paper)" stroke="var(--ink)" stroke-width="1.6"/>` + text(x(flip) + (x(flip) < right - 110 ? 11 : -11), y(here) + 4, `flip at ${number(flip, 4)}`, `class="strong halo" text-anchor="${x(flip) < right - 110 ? "start" : "end"}"`);
     }
     svg.innerHTML = out;
@@ -269,7 +269,7 @@
     $("verdict").hidden = !pair;
     const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
       ["KL(π‖π<sub>ref</sub>), nats", 0, here.reverse], ["KL(π<sub>ref</sub>‖π), nats", 0, here.forward]].map(([name, a, b]) => [name, number(a, 4), number(b, 4)]);
-    if (pair) rows.push([`odds ${names.map((n) => escape(short(n, 9))).join(" : ")}`, odds(there.odds), odds(here.odds)],
+    if (pair) rows.push([names.some((n) => n.length > 9) ? "odds of the two" : `odds ${names.map(escape).join(" : ")}`, odds(there.odds), odds(here.odds)],
       ["flip at β", "", found.flips.map((b) => number(b, 4)).join(", ") || "none"]);
     $("numbers").innerHTML = rows.map(([name, a, b]) => `<tr><th scope="row">${name}</th><td>${a}</td><td>${b}</td></tr>`).join("");
     const biggest = now.logs.reduce((best, p, i) => (p > now.logs[best] ? i : best), 0);
