@@ -69,11 +69,12 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
             options = {"color": shade, "label": name, "zorder": 3, **style}
             ax.bar(place, values[shown], width * 0.92, **options)
         labels = [
-            f"{short_label(featured.names[i], 12)}\nr = {short_number(featured.reward[i])}"
+            f"{short_label(featured.names[i], 12)}\n{short_number(featured.reward[i])}"
             for i in shown
         ]
         ax.set_xticks(range(len(shown)), labels)
         ax.set_xlim(-0.6, len(shown) - 0.4)
+        ax.set_xlabel("answer, and its reward")
         ax.set_ylabel("probability")
         ax.grid(False, axis="x")
         legend_beside(ax)
