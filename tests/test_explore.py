@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -160,6 +161,8 @@ def test_sliders_move_what_is_drawn(bimodal):
         else:
             assert scene.path.flips == ()
             assert scene.measures["effective_modes"][1] == pytest.approx(2, rel=1e-9)
+    # What was met in double precision is not of it ever after.
+    assert jnp.asarray(task.reward).dtype == jnp.result_type(float)
     # Moves compile nothing, but for the choice of a divergence.
     assert chosen._mover._targets._cache_size() == 2
 

@@ -94,6 +94,10 @@ class Mover:
         self._groups = np.stack([first, second, others, setup.modes < 0])
         self._last: tuple[Move, Path] | None = None
         num_outcomes = setup.reward.size
+        # Made here: JAX remembers the precision in which a trace first met an array of NumPy's, and
+        # would return the user's own in it ever after.
+        with double_precision():
+            own_reward = jnp.asarray(setup.reward)
 
         # One program serves a single β and the whole path, since compiling is what takes longest:
         # everything that moves is an argument, and so is how many of the β are wanted.
@@ -110,7 +114,7 @@ class Mover:
             method = "augment" if isinstance(divergence, ReverseKL) else "substitute"
 
             def one(k: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-                reward = scale * jnp.asarray(setup.reward)
+                reward = scale * own_reward
                 objective = Objective(reward, log_ref, betas[k], divergence)
                 solved = mara(objective, scale * threshold, method=method)
                 return found[0].at[k].set(solve(solved).log_probs), solved.reward / scale
