@@ -153,10 +153,8 @@ PRECISE = (
 
 def pytest_configure() -> None:
     """Sets XLA's flags, which it reads when the first array is made."""
-    # A test compiles many programs and runs each a few times. What the environment asks for holds.
-    quickly = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-    flags = [quickly, os.environ.get("XLA_FLAGS", "")]
-    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+    devices = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, (devices, os.environ.get("XLA_FLAGS", ""))))
 
 
 @pytest.hookimpl(optionalhook=True)
