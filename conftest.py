@@ -19,9 +19,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has XLA compile quickly rather than well, unless benchmarks are timed."""
+    """Has XLA compile quickly rather than well, unless benchmarks are timed or flags ask for it."""
     timed = any("benchmarks" in str(x) for x in config.args)
-    if timed and not config.getoption("benchmark_disable", default=False):
+    asked = "optimization_level" in os.environ.get("XLA_FLAGS", "")
+    if asked or (timed and not config.getoption("benchmark_disable", default=False)):
         return
     flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     # Later versions stop at flags that they do not know.

@@ -154,13 +154,17 @@ def optimal_value(
     divergence: Divergence, reward: Array, log_ref: Array, beta: Array, log_probs: Array
 ) -> Array:
     """J at the target, shape ``[*batch, 1]``."""
-    gain = jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)
+    probs = jnp.exp(log_probs)
+    best = jnp.where(probs > 0, reward, -jnp.inf).max(-1, keepdims=True)
+    # The masses sum to one but for rounding, which a large level of all rewards would multiply.
+    level = jax.lax.stop_gradient(jnp.where(jnp.isfinite(best), best, jnp.zeros_like(best)))
+    gain = level + (probs * _where(probs > 0, reward - level)).sum(-1, keepdims=True)
     cost = divergence._integrand(log_probs, log_ref)
     cost = cost.sum(-1, keepdims=True)
     # In the limits beta → 0 and beta → ∞ the regulariser contributes nothing: 0·∞ is 0 there.
     priced = ~((cost == 0) | (beta == 0))
     price = _where(priced, beta) * _where(priced, cost)
-    return gain.sum(-1, keepdims=True) - price
+    return gain - price
 
 
 @optimal_value.defjvp
