@@ -142,10 +142,8 @@ SLOW = {
 PRECISE = (
     "test_gradients.py",
     "test_implied.py",
-    "test_objectives.py",
     "test_sequences.py",
     "test_targets.py",
-    "test_training_estimators.py",
     "test_training_solver.py",
 )
 """What computes: in double precision too, the rest of the quick suite says nothing new there."""
