@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 # For terminals without Greek.
@@ -88,6 +88,23 @@ def positive(value: float, text: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{text!r} is not a finite number above 0")
     return value
+
+
+def check_outputs(
+    outputs: Iterable[pathlib.Path | None],
+    inputs: Iterable[str | pathlib.Path] = (),
+    *,
+    what: str = "the table",
+) -> None:
+    """Raises if a file cannot be written, or would overwrite what is read."""
+    read = [os.path.realpath(x) for x in inputs]
+    for path in outputs:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
+        if path.exists() and os.path.realpath(path) in read:
+            raise InputError(f"{path}: this is {what} itself: write elsewhere")
 
 
 def check_drawable(path: pathlib.Path) -> None:

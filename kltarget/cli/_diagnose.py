@@ -14,6 +14,7 @@ from typing import Any
 from kltarget.cli._command import (
     InputError,
     check_drawable,
+    check_outputs,
     file_kind,
     option,
     real,
@@ -173,11 +174,7 @@ def _columns(text: str) -> dict[str, str]:
 def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> int:
     """Runs the sub-command; with ``--watch`` it looks at the files at most ``rounds`` times."""
     outputs = [x for x in (arguments.json, arguments.html, arguments.plot) if x is not None]
-    for path in outputs:
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
-        if any(path.exists() and path.resolve() == given.resolve() for given in arguments.paths):
-            raise InputError(f"{path}: this is a file of rollouts itself: write elsewhere")
+    check_outputs(outputs, arguments.paths, what="a file of rollouts")
     if arguments.plot is not None:
         check_drawable(arguments.plot)
     if arguments.watch is None:

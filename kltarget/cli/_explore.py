@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from typing import Any
 
-from kltarget.cli._command import InputError, beta_list, option, say, write
+from kltarget.cli._command import InputError, beta_list, check_outputs, option, say, write
 from kltarget.cli._problem import add_columns, add_divergence, add_problem, load_problem
 from kltarget.explorer._setup import DIVERGENCES
 
@@ -43,10 +42,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     if len(betas) > 1:
         raise InputError("--beta: one number, where the slider starts")
     task, notes = load_problem(arguments)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
-    if path.exists() and os.path.realpath(arguments.problem) == str(path.resolve()):
-        raise InputError(f"{path}: this is the table itself: write elsewhere")
+    check_outputs([path], [arguments.problem])
     names = dict.fromkeys((arguments.divergence, *DIVERGENCES))
     try:
         text = page(task, beta=betas[0], divergences=tuple(names))

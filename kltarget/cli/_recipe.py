@@ -23,7 +23,7 @@ import re
 from typing import Any
 
 from kltarget._text import aligned, display_width, plain, wrapped
-from kltarget.cli._command import InputError, option, positive, real, say, write
+from kltarget.cli._command import InputError, check_outputs, option, positive, real, say, write
 from kltarget.cli._recipe_comparison import in_words
 from kltarget.cli._recipe_reading import Reading, number, read
 from kltarget.training import Recipe, recipes
@@ -91,8 +91,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
         raise InputError("give a NAME, or --list to see them (see kltarget recipe --help)")
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise InputError(f"{arguments.json}: there is no folder {str(arguments.json.parent)!r}")
+    check_outputs([arguments.json])
     presets, used = [], []
     for name in names:
         try:

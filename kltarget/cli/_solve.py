@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import pathlib
 import sys
 from typing import Any
@@ -36,6 +35,7 @@ from kltarget.cli._command import (
     InputError,
     beta_list,
     check_drawable,
+    check_outputs,
     file_kind,
     option,
     real,
@@ -95,15 +95,7 @@ def add_to(commands: Any) -> None:
 
 def _solve(arguments: argparse.Namespace) -> int:
     task, read = load_problem(arguments)
-    for path in (arguments.json, arguments.plot):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
-        if (
-            path is not None
-            and path.exists()
-            and os.path.realpath(arguments.problem) == str(path.resolve())
-        ):
-            raise InputError(f"{path}: this is the table itself: write elsewhere")
+    check_outputs([arguments.json, arguments.plot], [arguments.problem])
     if arguments.plot is not None:
         check_drawable(arguments.plot)
     with double_precision(), without_device_warnings():

@@ -16,6 +16,7 @@ from kltarget.cli._command import (
     InputError,
     beta_list,
     check_drawable,
+    check_outputs,
     file_kind,
     option,
     real,
@@ -24,7 +25,7 @@ from kltarget.cli._command import (
     without_device_warnings,
     write,
 )
-from kltarget.cli._problem import add_columns, checked_divergence, load_problem
+from kltarget.cli._problem import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.status import FAILURES
 from kltarget.tasks import Task
 
@@ -46,9 +47,7 @@ def add_to(commands: Any) -> None:
         "--out sweep.nc --plot phase.png",
         allow_abbrev=False,
     )
-    sweep.add_argument(
-        "problem", metavar="TABLE_OR_TASK", help="a table or a task, as for kltarget solve"
-    )
+    add_problem(sweep)
     positive, any_sign = option(_numbers(beta_list)), option(_numbers(_reals))
     for name, letter, parse, default, text in (
         ("--beta", "β", positive, None, "regularisation, reward units per nat"),
@@ -156,9 +155,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.out}: the name must end in .nc or .zarr")
     if arguments.out.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
         raise InputError("zarr stores need zarr: pip install 'kltarget[zarr]'")
-    for path in filter(None, (arguments.out, arguments.plot)):
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
+    check_outputs([arguments.out, arguments.plot], [arguments.problem])
     if arguments.plot is None:
         return
     check_drawable(arguments.plot)

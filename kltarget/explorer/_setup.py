@@ -128,7 +128,9 @@ def setup_of(
         raise ValueError("no outcome has both a finite reward and reference mass")
     low, high = reward[possible].min(), reward[possible].max()
     span = float(high - low) or 1.0
-    decades = (math.floor(math.log10(span) + 1e-9) - 3, math.ceil(math.log10(span) - 1e-9) + 1)
+    # The logarithm of a power of ten may miss the whole number by its rounding.
+    exponent = round(math.log10(span), 9)
+    decades = (math.floor(exponent) - 3, math.ceil(exponent) + 1)
     if beta is None:
         # A float32 is meant as the shortest number that it stands for.
         beta = float(f"{0.1 * span:.1g}" if objective is None else str(np.asarray(objective.beta)))

@@ -323,8 +323,9 @@ def _frontier(
     shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not shown.size:
         return
-    exponents = np.log10(beta[shown])
-    decades = np.arange(np.ceil(exponents[0] - 1e-9), np.floor(exponents[-1] + 1e-9) + 1)
+    # The logarithm of a power of ten may miss the whole number by its rounding.
+    exponents = np.log10(beta[shown]).round(9)
+    decades = np.arange(np.ceil(exponents[0]), np.floor(exponents[-1]) + 1)
     nearest = shown[np.abs(exponents[:, None] - decades).argmin(0)] if decades.size else []
     marks = {"ls": "", "marker": "o", "color": look["color"], "zorder": 4}
     ax.plot(x[nearest], y[nearest], ms=4.5, mfc=paper(), **marks)
