@@ -1,0 +1,6 @@
+"""Targets on real vectors, with mixtures of Gaussians as references."""
+
+from kltarget.spaces._gaussian_mixture import GaussianMixture
+from kltarget.spaces.mixtures._rewards import LogDensityReward, QuadraticReward, RewardSum
+
+__all__ = ["GaussianMixture", "LogDensityReward", "QuadraticReward", "RewardSum"]
