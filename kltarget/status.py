@@ -44,6 +44,8 @@ class Status(enum.IntFlag):
     """There are further fixed points; this is the one that training from the reference reaches."""
     CLIPPED = 2048
     """The trainer's clip of the divergence's estimate is active at this policy."""
+    UNBOUNDED = 4096
+    """The objective has no maximum: the reward outgrows what the regulariser charges."""
 
 
 FAILURES = int(
@@ -52,6 +54,7 @@ FAILURES = int(
     | Status.INVALID_REWARD
     | Status.INVALID_REFERENCE
     | Status.EMPTY_SUPPORT
+    | Status.UNBOUNDED
 )
 
 IN_WORDS = {
@@ -66,6 +69,7 @@ IN_WORDS = {
     Status.INVALID_BETA: "beta is not above 0 and finite",
     Status.INVALID_REWARD: "a reward is NaN or +inf",
     Status.INVALID_REFERENCE: "the reference is NaN or its masses do not sum to one",
+    Status.UNBOUNDED: "the reward outgrows what the regulariser charges",
     Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
 }
 

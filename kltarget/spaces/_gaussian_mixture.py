@@ -118,8 +118,8 @@ class GaussianMixture:
             _ = self.batch_shape
         except ValueError:
             raise ValueError(
-                f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} and "
-                f"{spread_name} {factors.shape[:-3]} do not broadcast"
+                f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} "
+                f"and {spread_name} {factors.shape[:-3]} do not broadcast"
             ) from None
         if not _traced(weights, centers, factors):
             self._check_values(spread_name)
@@ -182,7 +182,8 @@ class GaussianMixture:
         joint = self._log_joint(x)
         total = log_sum_exp(joint)
         held = jnp.isfinite(total)
-        return jnp.where(held, joint - jnp.where(held, total, 0.0), jnp.nan).astype(self._dtype(x))
+        share = joint - jnp.where(held, total, jnp.zeros_like(total))
+        return jnp.where(held, share, jnp.nan).astype(self._dtype(x))
 
     def sample(
         self, *, key: PRNGKeyArray, num_samples: int
@@ -319,8 +320,8 @@ def _require_shapes(weights: Array, means: Array, spread: Array, name: str, kind
     count = weights.shape[-1]
     if means.ndim < 2 or means.shape[-2] != count or means.shape[-1] == 0:
         raise ValueError(
-            f"means has shape {means.shape}, but log_weights has {count} components: it needs shape "
-            f"[..., {count}, d]"
+            f"means has shape {means.shape}, but log_weights has {count} components: it needs "
+            f"shape [..., {count}, d]"
         )
     size = means.shape[-1]
     own = {"full": (count, size, size), "diag": (count, size), "spherical": (count,)}[kind]

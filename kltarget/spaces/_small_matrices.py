@@ -39,9 +39,7 @@ def inverse_lower(lower: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d
     rows: list[list[Array]] = []
     for i in range(size):
         scale = 1 / lower[..., i, i]
-        row = []
-        for j in range(i):
-            row.append(-scale * sum(lower[..., i, k] * rows[k][j] for k in range(j, i)))
+        row = [-scale * sum(lower[..., i, k] * rows[k][j] for k in range(j, i)) for j in range(i)]
         rows.append([*row, scale])
     return _stacked(rows)
 

@@ -2,5 +2,14 @@
 
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures._rewards import LogDensityReward, QuadraticReward, RewardSum
+from kltarget.spaces.mixtures._tilt import MixtureTarget, critical_beta, tilt
 
-__all__ = ["GaussianMixture", "LogDensityReward", "QuadraticReward", "RewardSum"]
+__all__ = [
+    "GaussianMixture",
+    "LogDensityReward",
+    "MixtureTarget",
+    "QuadraticReward",
+    "RewardSum",
+    "critical_beta",
+    "tilt",
+]

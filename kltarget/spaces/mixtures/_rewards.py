@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -122,13 +123,13 @@ class QuadraticReward(_Reward):
             curvature: shape ``[*batch, d, d]``, positive definite for a maximum at the center.
             height: the reward at the center, shape ``[*batch]``.
         """
-        center, curvature = _named(center, "center"), _named(curvature, "curvature")
-        dtype = widest(center.dtype, curvature.dtype)
-        center, curvature = center.astype(dtype), curvature.astype(dtype)
-        curvature = (curvature + transposed(curvature)) / 2
-        pulled = times(curvature, center)
-        constant = _named(height, "height").astype(dtype) - (pulled * center).sum(-1) / 2
-        return cls(-curvature, pulled, constant)
+        given = {"center": center, "curvature": curvature, "height": height}
+        arrays = {name: _named(x, name) for name, x in given.items()}
+        dtype = _common_dtype(given.values(), arrays.values())
+        middle, bend, top = (x.astype(dtype) for x in arrays.values())
+        bend = (bend + transposed(bend)) / 2
+        pulled = times(bend, middle)
+        return cls(-bend, pulled, top - (pulled * middle).sum(-1) / 2)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -219,7 +220,7 @@ class RewardSum(_Reward):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """The shape ``*batch`` that the terms broadcast to."""
-        return jnp.broadcast_shapes(*(term.batch_shape for term in self.terms))
+        return np.broadcast_shapes(*(term.batch_shape for term in self.terms))
 
     @property
     def dim(self) -> int:
@@ -228,28 +229,8 @@ class RewardSum(_Reward):
 
     def __call__(self, x: ArrayLike) -> Float[Array, "*batch"]:
         """The reward of points ``[..., d]``, whose leading axes broadcast against ``*batch``."""
-        first, *rest = (term(x) for term in self.terms)
-        for term in rest:
-            first = sum(jnp.broadcast_arrays(first, term))
-        return first
-
-
-def quadratic_part(reward: Any) -> QuadraticReward | None:
-    """The reward as one quadratic, None if it is none."""
-    terms = _terms(reward)
-    if not all(isinstance(term, QuadraticReward) for term in terms):
-        return None
-    if len(terms) == 1:
-        return terms[0]
-    size = reward.dim
-    batch = jnp.broadcast_shapes(*(term.batch_shape for term in terms))
-    shapes = {"matrix": (*batch, size, size), "vector": (*batch, size), "constant": batch}
-    return QuadraticReward(
-        **{
-            name: sum(jnp.broadcast_to(getattr(term, name), shape) for term in terms)
-            for name, shape in shapes.items()
-        }
-    )
+        values = jnp.broadcast_arrays(*(term(x) for term in self.terms))
+        return functools.reduce(jnp.add, values)
 
 
 def _terms(reward: Any) -> tuple[Any, ...]:
