@@ -57,6 +57,15 @@ if TYPE_CHECKING:
     )
     from kltarget.explorer import explore
     from kltarget.implied import ImpliedTarget, implied_target
+    from kltarget.spaces.mixtures import (
+        GaussianMixture,
+        LogDensityReward,
+        MixtureTarget,
+        PowerTarget,
+        QuadraticReward,
+        power_tilt,
+        tilt,
+    )
     from kltarget.sweeps import phase_boundaries, sweep
     from kltarget.training import (
         Fit,
@@ -96,6 +105,15 @@ _MODULES = (
 _LAZY = {
     "explorer": ("explore",),
     "implied": ("ImpliedTarget", "implied_target"),
+    "spaces.mixtures": (
+        "GaussianMixture",
+        "LogDensityReward",
+        "MixtureTarget",
+        "PowerTarget",
+        "QuadraticReward",
+        "power_tilt",
+        "tilt",
+    ),
     "sweeps": ("phase_boundaries", "sweep"),
     "training": (
         "Fit",
@@ -129,13 +147,18 @@ __all__ = [
     "Fit",
     "ForwardKL",
     "GRUPolicy",
+    "GaussianMixture",
     "History",
     "ImpliedTarget",
     "JensenShannon",
+    "LogDensityReward",
     "MirrorAscent",
+    "MixtureTarget",
     "NeymanChiSquared",
     "Objective",
     "Policy",
+    "PowerTarget",
+    "QuadraticReward",
     "Recipe",
     "Report",
     "ReverseKL",
@@ -177,6 +200,7 @@ __all__ = [
     "pass_at_k_from_counts",
     "phase_boundaries",
     "plot",
+    "power_tilt",
     "reference_limit",
     "reward_for",
     "rollouts",
@@ -190,6 +214,7 @@ __all__ = [
     "tables",
     "tasks",
     "testing",
+    "tilt",
     "token_advantages",
     "token_local_target",
     "training",

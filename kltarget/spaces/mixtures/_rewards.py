@@ -61,7 +61,8 @@ class QuadraticReward(_Reward):
         >>> import jax.numpy as jnp, kltarget as kt
         >>> slope = kt.QuadraticReward(vector=[0.3])
         >>> peak = kt.QuadraticReward.peak([1.0], [[2.0]], height=0.5)
-        >>> print(slope(jnp.array([2.0])), peak(jnp.array([2.0])), (slope + peak)(jnp.array([2.0])))
+        >>> x = jnp.array([2.0])
+        >>> print(f"{slope(x):.1f} {peak(x):.1f} {(slope + peak)(x):.1f}")
         0.6 -0.5 0.1
     """
 
