@@ -15,6 +15,7 @@ set to a dark background, figures are dark as well:
 """
 
 from kltarget.plot._beta_path import beta_path, ratio
+from kltarget.plot._density import density
 from kltarget.plot._diagnosis import answers
 from kltarget.plot._recipes import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
@@ -28,6 +29,7 @@ __all__ = [
     "STYLE",
     "answers",
     "beta_path",
+    "density",
     "distances",
     "frontier",
     "phase",
