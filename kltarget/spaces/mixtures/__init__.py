@@ -4,6 +4,7 @@ from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures._grid import solve_on_grid
 from kltarget.spaces.mixtures._grid_target import GridTarget
 from kltarget.spaces.mixtures._rewards import LogDensityReward, QuadraticReward, RewardSum
+from kltarget.spaces.mixtures._samples import SampleTarget, solve_on_samples
 
 __all__ = [
     "GaussianMixture",
@@ -11,5 +12,7 @@ __all__ = [
     "LogDensityReward",
     "QuadraticReward",
     "RewardSum",
+    "SampleTarget",
     "solve_on_grid",
+    "solve_on_samples",
 ]

@@ -25,8 +25,7 @@ def is_exponential(divergence: Divergence) -> bool:
 def components(mixture: GaussianMixture, least: float) -> Peaks:
     """Means and standard deviations of the components that count."""
     weights, means, factors = (
-        np.asarray(x, np.float64)
-        for x in (mixture.log_weights, mixture.means, mixture.cholesky)
+        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
     )
     scales = np.sqrt(np.square(factors).sum(-1))
     return [(means[k], scales[k]) for k in np.flatnonzero(weights > np.log(least))]
@@ -44,8 +43,7 @@ def tilted(
         ValueError: with ``strict``, where P is not positive definite and there is no target.
     """
     weights, means, factors = (
-        np.asarray(x, np.float64)
-        for x in (mixture.log_weights, mixture.means, mixture.cholesky)
+        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
     )
     matrix, vector = (np.asarray(x, np.float64) for x in (reward.matrix, reward.vector))
     kept = np.flatnonzero(weights > -np.inf)
@@ -79,8 +77,13 @@ def tilted(
 
 
 def default_peaks(
-    density: Any, reward: Any, quadratic: QuadraticReward | None, beta: np.ndarray,
-    divergence: Divergence, tol: float, truncate: bool,
+    density: Any,
+    reward: Any,
+    quadratic: QuadraticReward | None,
+    beta: np.ndarray,
+    divergence: Divergence,
+    tol: float,
+    truncate: bool,
 ) -> Peaks:
     """What is known of where reference and target have their mass."""
     if not isinstance(density, GaussianMixture):

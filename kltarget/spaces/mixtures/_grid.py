@@ -187,9 +187,7 @@ class _Problem:
         self.log_inside = 0.0
         self.best = (-np.inf, np.zeros(0))
 
-    def solved(
-        self, bounds: Any, maximiser: Any, max_points: int, dtype: Any
-    ) -> GridTarget:
+    def solved(self, bounds: Any, maximiser: Any, max_points: int, dtype: Any) -> GridTarget:
         quadratic = None
         if isinstance(self.given[1], _Reward):
             quadratic = quadratic_part(self.given[1])
@@ -209,11 +207,18 @@ class _Problem:
             place = self.best[1]
             self.top = self.best[0] if np.isfinite(self.best[0]) else 0.0
         peaks = [(x, scale) for x, scale in peaks if _within(x, box)]
-        refinement = Refinement(
-            self._look, self.divergence, self.beta, self.atom, num_labels, self.tol, max_points,
-            peaks,
-        )
         for _ in range(4):
+            refinement = Refinement(
+                self._look,
+                self.divergence,
+                self.beta,
+                self.atom,
+                place,
+                num_labels,
+                self.tol,
+                max_points,
+                peaks,
+            )
             cells = Cells.cut(edges_of(box, place if self.atom else None), self._look)
             cells, found, error, accurate = self._refined(refinement, cells)
             if not self.atom or self.best[0] <= self.top + 1e-9 * max(abs(self.top), 1):
@@ -315,7 +320,9 @@ class _Problem:
             points = np.concatenate([start, nodes(low, width)[0], self._lattice(box)])
             place = _maximiser.search(self.reward, points, box)
         if place.shape != (len(box),) or not np.isfinite(place).all():
-            raise ValueError(f"maximiser must be a finite point of shape ({len(box)},), got {place}")
+            raise ValueError(
+                f"maximiser must be a finite point of shape ({len(box)},), got {place}"
+            )
         if given and not _within(place, box):
             raise ValueError(f"maximiser {place} lies outside of the bounds {box.tolist()}")
         edge = np.min(np.stack([place - box[:, 0], box[:, 1] - place]) / np.diff(box, axis=1).T)

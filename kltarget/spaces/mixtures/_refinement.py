@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kltarget.divergences import Divergence
+from kltarget._coordinates import coordinate
+from kltarget.divergences import Divergence, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.spaces.mixtures._cells import Cells, Evaluate
 from kltarget.status import FAILURES, Status
@@ -37,11 +38,15 @@ class Solved:
         log_probs: of the nodes and, last, of the maximiser, shape ``[*batch, N + 1]``.
         multiplier: shape ``[*batch]``.
         status: shape ``[*batch]``.
+        anchor: the reward of the best outcome, 0 where that is the maximiser, shape ``[*batch]``.
+        log_ratio: log of the density ratio there, ``inf`` at an atom, shape ``[*batch]``.
     """
 
     log_probs: np.ndarray
     multiplier: np.ndarray
     status: np.ndarray
+    anchor: np.ndarray
+    log_ratio: np.ndarray
 
 
 @dataclasses.dataclass
@@ -53,6 +58,7 @@ class Refinement:
         divergence: the regulariser.
         beta: shape ``[*batch]``, of all parameters.
         atom: whether f has a finite slope at infinity.
+        corner: the maximiser, a corner of cells, shape ``[d]``.
         num_labels: how many labels from 0 up there are.
         tol: the accuracy wanted of every sum of integrals.
         max_points: how many nodes there may be.
@@ -63,6 +69,7 @@ class Refinement:
     divergence: Divergence
     beta: np.ndarray
     atom: bool
+    corner: np.ndarray
     num_labels: int
     tol: float
     max_points: int
@@ -86,31 +93,42 @@ class Refinement:
         self, cells: Cells, beta: np.ndarray, tol: float
     ) -> tuple[Cells, Solved, np.ndarray, bool]:
         solved = self.solve(cells, beta)
-        sums, differences = self.integrals(cells, beta, solved.multiplier)
+        sums, differences = self.integrals(cells, beta, solved)
         whole = True  # all integrals are of the present multiplier
+        before = np.full(differences.shape[:-1], np.inf)
+        tail = 1.0
         for _ in range(_ROUNDS):
             scale = np.maximum(np.abs(sums.sum(-1)), 1)
-            errors = (differences.sum(-1) / scale).max(-1)
-            large = np.array([self._too_large(cells)]).any(0)
+            near = cells.contain(self.corner) if self.atom else np.zeros(len(cells), bool)
+            weighted = differences * np.where(near, tail, 1.0)
+            errors = (weighted.sum(-1) / scale).max(-1)
+            large = self._too_large(cells)
             accurate = bool(errors.max() <= tol) and not large.any()
             if (solved.status & FAILURES).any() or (accurate and whole):
                 return cells, solved, errors.reshape(beta.shape), accurate
             if accurate:
-                sums, differences = self.integrals(cells, beta, solved.multiplier)
+                sums, differences = self.integrals(cells, beta, solved)
                 whole = True
                 continue
-            split = self._chosen((differences / scale[..., None]).max((0, 1)), tol) | large
+            split = self._chosen((weighted / scale[..., None]).max((0, 1)), tol) | large
             split &= cells.divisible()
-            count = (len(cells) + split.sum() * (2 ** cells.low.shape[1] - 1)) * cells.own[0].shape[1]
-            if not split.any() or count > self.max_points:
+            growth = split.sum() * (2 ** cells.low.shape[1] - 1)
+            too_many = (len(cells) + growth) * cells.own[0].shape[1] > self.max_points
+            if not split.any() or too_many:
                 return cells, solved, errors.reshape(beta.shape), False
             fresh = cells.refined(split, self.evaluate)
             cells = cells.joined(fresh, ~split)
             solved = self.solve(cells, beta)
-            new_sums, new_differences = self.integrals(fresh, beta, solved.multiplier)
+            new_sums, new_differences = self.integrals(fresh, beta, solved)
             sums = np.concatenate([sums[..., ~split], new_sums], -1)
             differences = np.concatenate([differences[..., ~split], new_differences], -1)
             whole = False
+            if split[near].any():
+                # Next to a singular point all levels of halving that are still to come count.
+                now = differences[..., cells.contain(self.corner)].sum(-1)
+                falls = (before > 0) & (now > tol / 100)
+                ratio = np.max(now[falls] / before[falls], initial=0.0)
+                before, tail = now, 1 / (1 - min(ratio, 0.99))
         return cells, solved, errors.reshape(beta.shape), False
 
     def _too_large(self, cells: Cells) -> np.ndarray:
@@ -144,29 +162,34 @@ class Refinement:
             measure=True,
         )
         target = solve(objective)
+        log_probs = np.asarray(target.log_probs)[..., : len(log_ref) + 1]
+        best = np.argmax(np.where(log_ref > -np.inf, reward, -np.inf))
+        log_ratio = log_probs[..., best] - log_ref[best]
+        condensed = log_probs[..., -1] > -np.inf
         return Solved(
-            np.asarray(target.log_probs)[..., : len(log_ref) + 1],
+            log_probs,
             np.asarray(target.multiplier),
             np.asarray(target.status),
+            np.where(condensed, 0.0, reward[best]),
+            np.where(condensed, np.inf, log_ratio),
         )
 
     def integrals(
-        self, cells: Cells, beta: np.ndarray, multiplier: np.ndarray
+        self, cells: Cells, beta: np.ndarray, solved: Solved
     ) -> tuple[np.ndarray, np.ndarray]:
         """Integrals over each cell, and how far those by its parts are from them: ``[B, K, C]``."""
         own = [x.reshape(len(cells), -1) for x in cells.own]
         parts = [x.reshape(len(cells), -1) for x in cells.parts]
-        low, high = (self._sums(x, beta, multiplier) for x in (own, parts))
+        low, high = (self._sums(x, beta, solved) for x in (own, parts))
         return low, np.abs(high - low)
 
-    def _sums(self, at: Any, beta: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
+    def _sums(self, at: Any, beta: np.ndarray, solved: Solved) -> np.ndarray:
         count, width = at[0].shape
         most = max(_CHUNK // width, 1)
-        rows = [
-            np.broadcast_to(x, beta.shape).reshape(-1)
-            for x in (beta, multiplier, *map(np.asarray, jax.tree.leaves(self.divergence)))
-        ]
-        divergence = jax.tree.unflatten(jax.tree.structure(self.divergence), rows[2:])
+        rows = jax.tree.map(
+            lambda x: np.broadcast_to(np.asarray(x), beta.shape).reshape(-1),
+            (self.divergence, beta, solved.multiplier, solved.anchor, solved.log_ratio),
+        )
         sums = []
         for start in range(0, count, most):
             chunk = [x[start : start + most] for x in at]
@@ -175,7 +198,7 @@ class Refinement:
                 np.concatenate([x, np.full((size - len(x), width), fill, x.dtype)])
                 for x, fill in zip(chunk, (-np.inf, 0.0, -1), strict=True)
             ]
-            found = _integrals(divergence, rows[0], rows[1], *filled, num_labels=self.num_labels)
+            found = _integrals(rows, *filled, atom=self.atom, num_labels=self.num_labels)
             sums.append(np.asarray(found)[..., : len(chunk[0])])
         return np.concatenate(sums, -1)
 
@@ -188,33 +211,50 @@ def padded(count: int, most: int) -> int:
     return min(size, most)
 
 
-@jax.jit(static_argnames="num_labels")
+@jax.jit(static_argnames=("atom", "num_labels"))
 def _integrals(
-    divergence: Divergence,
-    beta: Array,
-    multiplier: Array,
+    rows: tuple[Divergence, Array, Array, Array, Array],
     log_ref: Array,
     reward: Array,
     label: Array,
+    atom: bool,
     num_labels: int,
 ) -> Array:
-    """Per row of β and cell: reference mass, target mass, mean slope, divergence, labels' masses.
+    """Per row and cell: reference mass, target mass, mean slope, divergence, labels' masses.
+
+    Args:
+        rows: divergence, β, multiplier, and reward and log density ratio of the anchor, each of
+            shape ``[B]``. Density ratios are measured from the anchor: next to the maximiser their
+            slopes ``(r − λ)/β`` have no digits left.
+        log_ref: log of reference mass at the nodes, shape ``[C, P]``.
+        reward: shape ``[C, P]``.
+        label: shape ``[C, P]``.
+        atom: whether f has a finite slope at infinity.
+        num_labels: how many labels there are.
 
     Returns:
         Shape ``[B, 4 + num_labels, C]``.
     """
+    possible = (reward > -jnp.inf) & (log_ref > -jnp.inf)
 
-    def row(given: tuple[Divergence, Array, Array]) -> Array:
-        divergence, beta, multiplier = given
-        log_probs, slope = log_target(divergence, log_ref, reward, beta, multiplier)
+    def row(given: tuple[Divergence, Array, Array, Array, Array]) -> Array:
+        divergence, beta, multiplier, anchor, log_ratio = given
+        slope = (jnp.where(possible, reward, multiplier) - multiplier) / beta
+        if isinstance(divergence, TotalVariation):
+            log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+        else:
+            levels = coordinate(divergence, below=atom)
+            at = jnp.broadcast_to(levels.of(log_ratio), reward.shape)
+            away = (jnp.where(possible, reward, anchor) - anchor) / beta
+            log_u, _ = levels.place(at, 0.0, away, 0.0)
+            log_probs = jnp.where(possible, jnp.where(possible, log_ref, 0.0) + log_u, -jnp.inf)
         probs = jnp.exp(log_probs)
-        present = probs > 0
         cost = divergence._integrand(log_probs, log_ref)
-        terms = [jnp.exp(log_ref), probs, jnp.where(present, probs * slope, 0.0), cost]
+        terms = [jnp.exp(log_ref), probs, jnp.where(probs > 0, probs * slope, 0.0), cost]
         terms += [jnp.where(label == m, probs, 0.0) for m in range(num_labels)]
         return jnp.stack([x.sum(-1) for x in terms])
 
-    return lax.map(row, (divergence, beta, multiplier))
+    return lax.map(row, rows)
 
 
 def log_target(
