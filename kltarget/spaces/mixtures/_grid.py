@@ -255,8 +255,8 @@ class _Problem:
             box = box_around([*peaks, (place, scale)] if place is not None else peaks, self.tol)
         if len(box) > 3:
             raise ValueError(
-                f"the space has {len(box)} dimensions, a grid serves 1 to 3: solve_on_samples takes "
-                "any number"
+                f"the space has {len(box)} dimensions, a grid serves 1 to 3: solve_on_samples "
+                "takes any number"
             )
         return box
 
@@ -382,7 +382,7 @@ class _Problem:
             lambda x: jnp.broadcast_to(jnp.asarray(x), self.beta.shape)[column], self.divergence
         )
         shape = (*self.beta.shape, len(points))
-        log_probs, slope = log_target(
+        log_probs, _ = log_target(
             divergence,
             jnp.broadcast_to(log_ref, shape),
             jnp.broadcast_to(np.where(usual, reward - self.top, -np.inf), shape),

@@ -31,9 +31,9 @@ def of_quadratic(reward: QuadraticReward) -> np.ndarray:
     along = axes.T @ vector
     if (values > tiny).any() or (np.abs(along[flat]) > 1e-12 * np.abs(vector).max()).any():
         raise ValueError(
-            "reward is unbounded and the divergence has a finite slope at infinity: a small mass at "
-            "ever larger rewards makes the objective as large as one likes; give a reward that is "
-            "bounded above, or bounds with truncate=True, which makes them the space"
+            "reward is unbounded and the divergence has a finite slope at infinity: a small mass "
+            "at ever larger rewards makes the objective as large as one likes; give a reward that "
+            "is bounded above, or bounds with truncate=True, which makes them the space"
         )
     return axes @ np.where(flat, 0.0, -along / np.where(flat, 1.0, values))
 
