@@ -5,6 +5,7 @@ Gaussians), fine uniform grids handed to ``solve``, and Monte Carlo.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -28,7 +29,8 @@ from kltarget.spaces.mixtures import (
 )
 
 DTYPE = DTYPES[0]
-TOL = 1e-10 if DTYPE == np.float64 else 1e-6
+DOUBLE = DTYPES[0].itemsize == 8
+TOL = 1e-10 if DOUBLE else 1e-6
 ROUNDING = 64 * eps(DTYPE)
 MIXTURE_A = GaussianMixture(
     np.log(np.array([0.7, 0.3], DTYPE)),
@@ -84,7 +86,6 @@ WRITTEN = {
     "alpha-1": Written(kt.Alpha(-1.0), lambda u: (1 / u + u - 2) / 2, power(-2.0), 0.5),
     "alpha0.5": Written(kt.Alpha(0.5), lambda u: 2 * (1 - np.sqrt(u)) ** 2, power(-0.5), 2.0),
 }
-QUICK = ("forward", "chi2")
 
 
 def by_quadrature(written: Written, density, reward, best: float, beta: float):
@@ -94,7 +95,7 @@ def by_quadrature(written: Written, density, reward, best: float, beta: float):
 
     def integral(g, inner=()):
         cuts = [box[0], *sorted({best, -2.0, 2.0, *inner}), box[1]]
-        parts = zip(cuts[:-1], cuts[1:], strict=True)
+        parts = itertools.pairwise(cuts)
         return sum(
             scipy.integrate.quad(g, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0]
             for a, b in parts
@@ -114,7 +115,7 @@ def by_quadrature(written: Written, density, reward, best: float, beta: float):
     def excess(multiplier):
         return integral(lambda x: density(x) * ratio(x, multiplier), edges(multiplier)) - 1
 
-    low = peak - beta * written.slope + 1e-9 if written.slope < math.inf else -30.0
+    low = peak - beta * written.slope + 1e-5 if written.slope < math.inf else -30.0
     multiplier = scipy.optimize.brentq(excess, low, peak + 1.0, xtol=1e-13, rtol=1e-14)
     inner = edges(multiplier)
     mean = integral(lambda x: density(x) * ratio(x, multiplier) * reward(x), inner)
@@ -123,30 +124,33 @@ def by_quadrature(written: Written, density, reward, best: float, beta: float):
 
 
 def density_a(x: float) -> float:
-    return 0.7 * scipy.stats.norm.pdf(x, -2, 0.8) + 0.3 * scipy.stats.norm.pdf(x, 2, 0.6)
+    left, right = math.exp(-(((x + 2) / 0.8) ** 2) / 2), math.exp(-(((x - 2) / 0.6) ** 2) / 2)
+    return (0.7 / 0.8 * left + 0.3 / 0.6 * right) / math.sqrt(2 * math.pi)
 
 
-@pytest.mark.parametrize(
-    "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in WRITTEN]
-)
+def assert_by_quadrature(target, k, written, beta):
+    assert float(target.error[k]) <= TOL
+    beta = float(DTYPE.type(beta))
+    found = by_quadrature(written, density_a, lambda x: -((x - 1) ** 2), 1.0, beta)
+    multiplier, mean, cost = found
+    # an error of the mass moves the multiplier by at most this much
+    slack = 30 * TOL * max(1, beta)
+    close(target.multiplier[k], multiplier, slack)
+    close(target.expected_reward[k], mean, slack)
+    close(target.divergence_value[k], cost, slack)
+    close(target.value[k], mean - beta * cost, slack)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # at the bracket's end
 def test_targets_on_the_line_by_adaptive_quadrature(name):
     written = WRITTEN[name]
-    betas = np.array([0.4, 3.0])
-    target = solve_on_grid(
-        MIXTURE_A, bowl(1, 1.0), betas.astype(DTYPE), written.divergence, tol=TOL
-    ).raise_if_failed()
-    assert (np.asarray(target.error) <= TOL).all()
-    for k, beta in enumerate(betas.astype(DTYPE).astype(float)):
-        multiplier, mean, cost = by_quadrature(
-            written, density_a, lambda x: -((x - 1) ** 2), 1.0, beta
-        )
-        # an error of the mass moves the multiplier by at most this much
-        slack = 3 * TOL * max(1, beta) * 10
-        close(target.multiplier[k], multiplier, slack)
-        close(target.expected_reward[k], mean, slack)
-        close(target.divergence_value[k], cost, slack)
-        close(target.value[k], mean - beta * cost, slack)
-    assert target.multiplier.dtype == target.points.dtype == DTYPE
+    betas = np.array([0.4, 3.0], DTYPE)
+    target = solve_on_grid(MIXTURE_A, bowl(1, 1.0), betas, written.divergence, tol=TOL)
+    target.raise_if_failed()
+    for k, beta in enumerate(betas):
+        assert_by_quadrature(target, k, written, beta)
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +158,16 @@ def forward() -> GridTarget:
     return solve_on_grid(MIXTURE_A, bowl(1, 1.0), DTYPE.type(0.5), kt.ForwardKL(), tol=TOL)
 
 
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # at the bracket's end
 def test_forward_target_of_a_mixture(forward):
     name, at = "gmm-forward", {"ulps": 2000}
     assert_reference(name, forward.multiplier + 0.5, "tau", DTYPE, ulps=4000)
     assert_reference(name, forward.mean[0], "mean", DTYPE, **at)
     assert_reference(name, forward.expected_reward, "mean_reward", DTYPE, **at)
     assert forward.atom_mass == 0
+    assert forward.multiplier.dtype == forward.points.dtype == DTYPE
     close(np.exp(forward.component_log_mass).sum(), 1)
+    assert_by_quadrature(forward, (), WRITTEN["forward"], 0.5)
 
 
 @pytest.mark.parametrize("name", ["gmm-linear", "gmm-quad"])
@@ -188,9 +195,10 @@ def test_reverse_targets_are_tilted_mixtures(name):
     close(target.log_prob(x), tilted.log_prob(x), 1e-9 if TOL < 1e-8 else 1e-5)
 
 
+@pytest.mark.slow
 def test_a_fine_uniform_grid_has_the_same_target(forward):
     x = np.linspace(-9, 9, 20_001)
-    log_ref = np.log(density_a(x)) + math.log(x[1] - x[0])
+    log_ref = np.log(np.vectorize(density_a)(x)) + math.log(x[1] - x[0])
     with jax.enable_x64(True):
         objective = kt.Objective(-((x - 1) ** 2), log_ref, 0.5, kt.ForwardKL(), measure=True)
         fine = kt.solve(objective)
@@ -207,7 +215,8 @@ def test_forward_targets_of_a_normal_reference(size):
     beta = {1: 0.5, 2: 0.5, 3: 1.5}[size]
     tol = min(TOL * 1000 ** (size - 1), 1e-6)
     target = solve_on_grid(normal(size), bowl(size), DTYPE.type(beta), kt.ForwardKL(), tol=tol)
-    assert float(target.error) <= tol and float(target.atom_mass) == 0
+    assert float(target.error) <= tol
+    assert float(target.atom_mass) == 0
     case = reference(name)["expected"]
     close(target.multiplier + beta, case["tau"], 10 * tol + 4 * eps(DTYPE))
     close(target.expected_reward, case["mean_reward"], 10 * tol)
@@ -236,22 +245,25 @@ def test_atoms_of_forward_targets_in_three_dimensions(beta):
     close(target.mean, np.zeros(3), tol)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "size"),
-    [
-        (-1.0, 2),
-        pytest.param(-1.0, 3, marks=pytest.mark.slow),
-        pytest.param(0.0, 3, marks=pytest.mark.slow),
-    ],
-)
+def test_an_atom_in_two_dimensions():
+    """Neyman's χ² is twice the divergence of α = −1."""
+    case = reference("alpha-condense-a-1.0-d2")["expected"]
+    tol = 1e-5
+    beta = DTYPE.type(case["beta_critical"] / 4)
+    target = solve_on_grid(normal(2), bowl(2), beta, kt.NeymanChiSquared(), tol=tol)
+    assert_atom(target, np.zeros(2), case["atom_at_half"], tol)
+    moved = target.expectation(lambda x: jnp.square(x).sum(-1))
+    close(moved, -target.expected_reward, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("alpha", "size"), [(-1.0, 2), (-1.0, 3), (0.0, 3)])
 def test_atoms_of_alpha_targets(alpha, size):
     case = reference(f"alpha-condense-a{alpha}-d{size}")["expected"]
     tol = 1e-5
     beta = DTYPE.type(case["beta_critical"] / 2)
     target = solve_on_grid(normal(size), bowl(size), beta, kt.Alpha(alpha), tol=tol)
     assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
-    moved = target.expectation(lambda x: (x**2).sum(-1))
-    close(moved, -target.expected_reward, 1e-6)
 
 
 def test_an_atom_that_no_float_can_resolve_is_not_believed():
@@ -292,10 +304,24 @@ def test_functions_as_density_and_reward(forward):
     close(np.exp(target.mode_log_mass).sum(), 1)
 
 
-def test_the_same_nodes_serve_under_transformations(forward):
-    again = solve_on_grid(MIXTURE_A, bowl(1, 1.0), DTYPE.type(0.5), kt.ForwardKL(), grid=forward)
-    close(again.log_density, forward.log_density, 1e-9 if TOL < 1e-8 else 1e-3)
+def test_the_same_nodes_serve_again(forward):
+    """The derivative of the value in β is −D, and in the reward's parameters a mean (envelope)."""
 
+    def value(beta, center):
+        reward = QuadraticReward.peak(center, 2 * np.eye(1, dtype=DTYPE))
+        found = solve_on_grid(MIXTURE_A, reward, beta, kt.ForwardKL(), grid=forward)
+        return found.value, found
+
+    at = jnp.asarray(0.5, DTYPE), jnp.ones(1, DTYPE)
+    slopes, again = jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(*at)
+    loose = 1e-9 if DOUBLE else 1e-3
+    close(again.log_density, forward.log_density, loose)
+    close(slopes[0], -forward.divergence_value, loose)
+    close(slopes[1], 2 * (forward.mean - 1), loose)
+
+
+@pytest.mark.slow
+def test_derivatives_on_the_same_nodes(forward):
     def value(theta):
         """β, the peak's place, its curvature, a mean and a weight of the reference."""
         beta, center, bend, mean, weight = theta
@@ -307,21 +333,20 @@ def test_the_same_nodes_serve_under_transformations(forward):
         )
         reward = QuadraticReward.peak(center[None], 2 * bend[None, None])
         found = solve_on_grid(density, reward, beta, kt.ForwardKL(), grid=forward)
-        return jnp.stack([found.value, found.mean[0], found.multiplier])
+        return found.value + 0.7 * found.mean[0] - 0.4 * found.multiplier
 
-    at = jnp.array([0.5, 1.0, 1.0, -2.0, 0.7], DTYPE)
-    jacobian = np.asarray(jax.jit(jax.jacrev(value))(at), np.float64)
-    step = 1e-4 if DTYPE == np.float64 else 2e-2
-    ends = at + step * jnp.concatenate([jnp.eye(5, dtype=DTYPE), -jnp.eye(5, dtype=DTYPE)])
-    high, low = np.split(np.asarray(jax.vmap(value)(ends), np.float64), 2)
-    want = ((high - low) / (2 * step)).T
-    np.testing.assert_allclose(
-        jacobian, want, rtol=1e-5 if step < 1e-3 else 2e-2, atol=20 * step**2
-    )
+    at = np.array([0.5, 1.0, 1.0, -2.0, 0.7])
+    step = 1e-4 if DOUBLE else 2e-2
+    points = at + step * np.concatenate([np.zeros((1, 5)), np.eye(5), -np.eye(5)])
+    found = jax.jit(jax.vmap(jax.value_and_grad(value)))(jnp.asarray(points, DTYPE))
+    values, slopes = (np.asarray(x, np.float64) for x in found)
+    want = (values[1:6] - values[6:]) / (2 * step)
+    np.testing.assert_allclose(slopes[0], want, rtol=1e-5 if DOUBLE else 1e-2, atol=20 * step**2)
 
 
+@pytest.mark.slow
 def test_a_truncated_space_is_one_of_its_own():
-    box = np.array([[-4.0, 0.5]], DTYPE)
+    box = np.array([[-4.0, -1.0]], DTYPE)
     target = solve_on_grid(
         MIXTURE_A,
         QuadraticReward(vector=np.ones(1, DTYPE)),
@@ -331,20 +356,21 @@ def test_a_truncated_space_is_one_of_its_own():
         truncate=True,
         tol=TOL,
     ).raise_if_failed()
-    mass = scipy.integrate.quad(density_a, -4, 0.5, epsabs=1e-13)[0]
+    mass = scipy.integrate.quad(density_a, -4, -1, epsabs=1e-13)[0]
     excess = lambda top: (  # noqa: E731
         scipy.integrate.quad(
-            lambda x: 0.5 * density_a(x) / mass / (top - x), -4, 0.5, epsabs=1e-12, limit=300
+            lambda x: 0.5 * density_a(x) / mass / (top - x), -4, -1, epsabs=1e-12, limit=300
         )[0]
         - 1
     )
-    top = scipy.optimize.brentq(excess, 0.5 + 1e-5, 3, xtol=1e-13)
+    top = scipy.optimize.brentq(excess, -1 + 1e-7, 3, xtol=1e-13)
     close(target.multiplier + 0.5, top, 1e-9 if TOL < 1e-8 else 3e-6)
-    x = np.array([[-1.0], [0.6]], DTYPE)
-    inside = math.log(0.5 * density_a(-1.0) / mass / (top + 1))
+    x = np.array([[-2.0], [-0.9]], DTYPE)
+    inside = math.log(0.5 * density_a(-2.0) / mass / (top + 2))
     np.testing.assert_allclose(target.log_prob(x), [inside, -np.inf], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_peak_is_seen_at_small_beta():
     """Next to nodes of one peak those of another one count for nothing."""
     places, widths = (-2.1234, 1.7654), (0.1, 0.05)
@@ -374,7 +400,10 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.slow] if "narrow" in x else []) for x in DEGENERATE],
+)
 def test_degenerate_mixtures(name):
     weights, means, variances = DEGENERATE[name]
     mixture = GaussianMixture(
@@ -453,37 +482,37 @@ def draws(count: int, size: int) -> jax.Array:
 
 
 def test_samples_in_five_dimensions():
-    case = reference("fkl-gauss-d5")["expected"]
-    target = solve_on_samples(draws(40_000, 5), bowl(5), DTYPE.type(4.0), kt.ForwardKL())
-    mean, error = target.expectation(lambda x: -jnp.square(x).sum(-1))
-    assert abs(float(mean) - case["mean_reward"]) < 4 * float(error) < 0.2
+    """Regular at β = 4; with an atom at β = 1, and E|x|⁻⁴ finite, so that errors can be trusted."""
+    regular = reference("fkl-gauss-d5")["expected"]
+    atom = reference("fkl-gauss-atom-d5-b1.0")["expected"]
+    betas = np.array([4.0, 1.0], DTYPE)
+    target = solve_on_samples(draws(8000, 5), bowl(5), betas, kt.ForwardKL())
+    assert list(target.status) == [0, int(kt.Status.CONDENSED)]
+    both, errors = target.expectation(
+        lambda x: jnp.stack([-jnp.square(x).sum(-1), (x == 0).all(-1).astype(DTYPE)], -1)
+    )
+    mean, held = np.asarray(both).T
+    mean_error, held_error = np.asarray(errors).T
+    assert abs(mean[0] - regular["mean_reward"]) < 4 * mean_error[0] < 0.4
+    assert abs(held[1] - atom["atom"]) < 4 * held_error[1] < 0.05
+    # At λ = λ_c the density times (sup r − r) is β p, whatever the samples: only rounding is left.
+    assert abs(mean[1] - atom["mean_reward"]) < 4 * mean_error[1] + 8000 * eps(DTYPE)
+    np.testing.assert_allclose(held[1], target.atom_mass[1], rtol=1e-5)
     np.testing.assert_allclose(mean, target.target.expected_reward, rtol=1e-4)
     # By duality the true value is E r − β D = Λ − β + β E log(β/(Λ − r)).
-    top = case["tau"]
+    top = regular["tau"]
     inner = scipy.integrate.quad(
         lambda y: math.log(4 / (top + y)) * scipy.stats.chi2.pdf(y, 5), 0, np.inf
     )[0]
     value, value_error = target.value
-    assert abs(float(value) - (top - 4 + 4 * inner)) < 4 * float(value_error) < 0.2
-    assert float(target.effective_sample_size) > 2_000
-
-
-def test_an_atom_from_samples():
-    """``1/|x|⁴`` has a mean in five dimensions, so that the standard error can be trusted."""
-    case = reference("fkl-gauss-atom-d5-b1.0")["expected"]
-    target = solve_on_samples(draws(40_000, 5), bowl(5), DTYPE.type(1.0), kt.ForwardKL())
-    assert int(target.status) == int(kt.Status.CONDENSED)
-    none, error = target.expectation(lambda x: (x == 0).all(-1).astype(DTYPE))
-    assert abs(float(none) - case["atom"]) < 4 * float(error) < 0.05
-    np.testing.assert_allclose(none, target.atom_mass, rtol=1e-5)
-    mean, error = target.expectation(lambda x: -jnp.square(x).sum(-1))
-    assert abs(float(mean) - case["mean_reward"]) < 4 * float(error) + 1e-5
+    assert abs(float(value[0]) - (top - 4 + 4 * inner)) < 4 * float(value_error[0]) < 0.4
+    assert float(target.effective_sample_size[0]) > 2_000
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "reverse",
+        pytest.param("reverse", marks=pytest.mark.slow),
         pytest.param("forward", marks=pytest.mark.slow),
         pytest.param("chi2", marks=pytest.mark.slow),
     ],
@@ -515,7 +544,7 @@ def test_estimates_from_samples_are_differentiable():
         return target.expectation(lambda x: x[:, 0])[0]
 
     at = jnp.array([1.0, 0.3, -0.2], DTYPE)
-    step = 1e-5 if DTYPE == np.float64 else 1e-2
+    step = 1e-5 if DOUBLE else 1e-2
     eye = step * jnp.eye(3, dtype=DTYPE)
     want = [(float(mean(at + e)) - float(mean(at - e))) / (2 * step) for e in eye]
     np.testing.assert_allclose(jax.grad(mean)(at), want, rtol=1e-6 if step < 1e-3 else 2e-2)

@@ -14,13 +14,13 @@ from jaxtyping import Array
 
 from kltarget._numerics import double_precision, log_sum_exp, working_dtype
 from kltarget.divergences import Divergence, ReverseKL
-from kltarget.objectives import Objective, _common_dtype, _named, _traced
+from kltarget.objectives import Objective, _common_dtype, _named, _traced, _unflatten
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures import _maximiser
 from kltarget.spaces.mixtures._bounds import box_around, default_peaks, is_exponential
 from kltarget.spaces.mixtures._cells import Cells, edges_of, nodes, surroundings
 from kltarget.spaces.mixtures._grid_target import GridTarget, as_function, log_density_at
-from kltarget.spaces.mixtures._refinement import Refinement, Solved, log_target, unsettled
+from kltarget.spaces.mixtures._refinement import Refinement, Solved, unsettled
 from kltarget.spaces.mixtures._rewards import LogDensityReward, _Reward, quadratic_part
 from kltarget.targets import Target, solve
 
@@ -135,7 +135,8 @@ def solve_on_grid(
     arrays = [x for x in jax.tree.leaves((density, reward)) if isinstance(x, jax.Array)]
     dtype = working_dtype(_common_dtype([beta, *arrays], [beta_array, *arrays]))
     if grid is not None:
-        return _on_nodes(density, reward, beta_array.astype(dtype), divergence, grid)
+        functions = as_function(density), as_function(reward)
+        return _on_nodes(*functions, beta_array.astype(dtype), divergence, grid)
     if _traced(beta_array, *arrays, *jax.tree.leaves(divergence)):
         raise TypeError(
             "solve_on_grid decides on its nodes from numbers and cannot be traced: solve once "
@@ -230,7 +231,7 @@ class _Problem:
                 )
             place = self._maximum(None, False, box)
         if not self.truncate:
-            error = error + self._outside(box, cells, found, error)
+            error = error + self._outside(refinement, box, cells, found, error)
         return self._packed(cells, found, error, accurate, place, box, dtype)
 
     def _box(self, bounds: Any, peaks: Any, quadratic: Any, place: np.ndarray | None) -> np.ndarray:
@@ -361,7 +362,12 @@ class _Problem:
         return dataclasses.replace(cells, own=own, parts=parts)
 
     def _outside(
-        self, box: np.ndarray, cells: Cells, found: Solved, error: np.ndarray
+        self,
+        refinement: Refinement,
+        box: np.ndarray,
+        cells: Cells,
+        found: Solved,
+        error: np.ndarray,
     ) -> np.ndarray:
         """The target's mass in the blocks around the box."""
         mass = float(np.exp(cells.own[0]).sum())
@@ -376,20 +382,13 @@ class _Problem:
         points, log_weights = nodes(low, width)
         log_density, reward = self._raw(points)
         usual = ~(np.isnan(log_density) | np.isnan(reward))
-        log_ref = np.where(usual, log_density + log_weights, -np.inf)
-        column = (..., None)
-        divergence = jax.tree.map(
-            lambda x: jnp.broadcast_to(jnp.asarray(x), self.beta.shape)[column], self.divergence
+        blocks = (
+            np.where(usual, log_density + log_weights, -np.inf),
+            np.where(usual, reward - self.top, -np.inf),
+            np.full(len(points), -1),
         )
-        shape = (*self.beta.shape, len(points))
-        log_probs, _ = log_target(
-            divergence,
-            jnp.broadcast_to(log_ref, shape),
-            jnp.broadcast_to(np.where(usual, reward - self.top, -np.inf), shape),
-            jnp.asarray(self.beta)[column],
-            jnp.asarray(found.multiplier)[column],
-        )
-        mass = np.asarray(jnp.exp(log_probs).sum(-1))
+        sums = refinement.sums([x.reshape(len(low), -1) for x in blocks], self.beta, found)
+        mass = sums[:, 1].sum(-1).reshape(self.beta.shape)
         if not (mass <= limit).all():
             raise ValueError(
                 f"the bounds {box.tolist()} cut off mass of the target, about {mass.max():.3g}: "
@@ -426,9 +425,9 @@ class _Problem:
         def rounded(x: Any) -> Array:
             return jnp.asarray(x, dtype)
 
-        objective = Objective(
-            rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
-        )
+        # Its values have been looked at; to do it again takes a program per number of nodes.
+        fields = (rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence)
+        objective = _unflatten(True, fields)
         target = Target(
             objective,
             rounded(found.log_probs),
@@ -456,11 +455,11 @@ def _within(point: np.ndarray, box: np.ndarray) -> bool:
     return bool(((point >= box[:, 0]) & (point <= box[:, 1])).all())
 
 
+@jax.jit
 def _on_nodes(
     density: Any, reward: Any, beta: Array, divergence: Divergence, grid: GridTarget
 ) -> GridTarget:
     """The problem on the nodes of a grid, for transformations."""
-    density, reward = as_function(density), as_function(reward)
     points, place, log_inside = grid.points, grid.atom_place, jnp.zeros_like(grid.log_inside)
     top = jnp.full((), -jnp.inf, points.dtype)
     if grid.condensable:
@@ -471,7 +470,9 @@ def _on_nodes(
         top = reward(place[None])[0]
     rewards = reward(points)
     if grid.condensable:
-        below = jnp.nextafter(top, jnp.full_like(top, -jnp.inf))
+        finfo = jnp.finfo(top.dtype)
+        step = jnp.maximum(finfo.eps * jnp.abs(top), float(finfo.tiny))
+        below = top - jax.lax.stop_gradient(step)
         rewards = jnp.minimum(rewards, jnp.broadcast_to(below, rewards.shape))
     log_ref = log_density_at(density, points) + grid.log_weights.astype(points.dtype)
     mass = log_sum_exp(log_ref)

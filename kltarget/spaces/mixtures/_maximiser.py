@@ -64,8 +64,9 @@ def search(reward: Callable[[Any], Any], points: np.ndarray, box: np.ndarray) ->
     heights = np.asarray(reward(jnp.asarray(at)))
     best = at[int(np.argmax(heights))]
     stepped = best
+    step = jax.jit(lambda x: newton(reward, x))
     for _ in range(3):
-        stepped = np.asarray(newton(reward, jnp.asarray(stepped)))
+        stepped = np.asarray(step(jnp.asarray(stepped)))
     inside = ((stepped >= box[:, 0]) & (stepped <= box[:, 1])).all()
     near = (np.abs(stepped - best) <= 1e-4 * width).all()
     if inside and near and float(reward(jnp.asarray(stepped)[None])[0]) >= np.max(heights):

@@ -178,12 +178,14 @@ class Refinement:
         self, cells: Cells, beta: np.ndarray, solved: Solved
     ) -> tuple[np.ndarray, np.ndarray]:
         """Integrals over each cell, and how far those by its parts are from them: ``[B, K, C]``."""
-        own = [x.reshape(len(cells), -1) for x in cells.own]
-        parts = [x.reshape(len(cells), -1) for x in cells.parts]
-        low, high = (self._sums(x, beta, solved) for x in (own, parts))
-        return low, np.abs(high - low)
+        width = cells.own[0].shape[1]
+        own = self.sums(cells.own, beta, solved)
+        parts = self.sums([x.reshape(-1, width) for x in cells.parts], beta, solved)
+        together = parts.reshape(*own.shape, -1).sum(-1)
+        return own, np.abs(together - own)
 
-    def _sums(self, at: Any, beta: np.ndarray, solved: Solved) -> np.ndarray:
+    def sums(self, at: Any, beta: np.ndarray, solved: Solved) -> np.ndarray:
+        """Integrals over cells of which log reference masses, rewards and labels are given."""
         count, width = at[0].shape
         most = max(_CHUNK // width, 1)
         rows = jax.tree.map(
@@ -205,7 +207,7 @@ class Refinement:
 
 def padded(count: int, most: int) -> int:
     """One of few sizes that are large enough."""
-    size = 32
+    size = 256
     while size < min(count, most):
         size *= 8
     return min(size, most)
