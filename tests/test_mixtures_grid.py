@@ -230,6 +230,18 @@ def assert_atom(target, place, mass, tol):
     assert float(target.error) <= tol
 
 
+def test_no_atom_in_two_dimensions_however_small_beta():
+    """``β g(τ) = 1`` with ``g = ½ e^{τ/2} E₁(τ/2)``: τ = 2 exp(−γ − 2/β) is 1e-29 at β = 0.03."""
+    beta = float(DTYPE.type(0.03))
+    target = solve_on_grid(normal(2), bowl(2), DTYPE.type(beta), kt.ForwardKL())
+    target.raise_if_failed()
+    assert float(target.atom_mass) == 0
+    log_tau = math.log(2) - np.euler_gamma - 2 / beta
+    # The density in the middle is β p/τ there; the node next to it is not quite the middle.
+    log_peak = float(target.log_density.max())
+    np.testing.assert_allclose(log_peak, math.log(beta / (2 * math.pi)) - log_tau, atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.5, 0.1])
 def test_atoms_of_forward_targets_in_three_dimensions(beta):
@@ -267,15 +279,19 @@ def test_atoms_of_alpha_targets(alpha, size):
 
 
 def test_an_atom_that_no_float_can_resolve_is_not_believed():
-    """In two dimensions there is none, but Λ − sup r is e^−67 here."""
+    """In two dimensions there is none, but Λ − sup r is e^−67 here, and r is a function only."""
     off = GaussianMixture(
         np.zeros(1, DTYPE),
         np.array([[1.0, 2.0]], DTYPE),
         np.ones(1, DTYPE),
         covariance_type="spherical",
     )
-    reward = QuadraticReward.peak(np.array([1.25, 1.75], DTYPE), 2 * np.eye(2, dtype=DTYPE))
-    target = solve_on_grid(off, reward, DTYPE.type(0.03), kt.ForwardKL(), max_points=40_000)
+
+    def reward(x):
+        return -jnp.square(x[:, 0] - 1.3) - jnp.square(x[:, 1] - 1.7)
+
+    beta = DTYPE.type(0.03)
+    target = solve_on_grid(off, reward, beta, kt.ForwardKL(), max_points=40_000)
     assert int(target.status) & int(kt.Status.NOT_CONVERGED)
     assert float(target.error) >= float(target.atom_mass)
     assert float(target.error) > 1e-3

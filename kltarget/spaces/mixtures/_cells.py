@@ -83,7 +83,7 @@ class Cells:
     def divisible(self) -> np.ndarray:
         """Whether the nodes of a cell's parts are still apart in double precision."""
         reach = np.maximum(np.abs(self.low), np.abs(self.low + self.width))
-        return (self.width > 1e3 * np.finfo(float).eps * reach).all(-1)
+        return (self.width > np.maximum(1e3 * np.finfo(float).eps * reach, 1e-140)).all(-1)
 
     def contain(self, point: np.ndarray) -> np.ndarray:
         """Which cells a point lies in, or on the edge of."""

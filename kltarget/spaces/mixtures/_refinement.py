@@ -26,7 +26,11 @@ from kltarget.targets import solve
 _LOOSE = 0.05
 """Accuracy of the grids on the way, for larger β than the caller's."""
 
-_ROUNDS = 400
+_ROUNDS = 1000
+
+_STALLED = 8
+"""How many times as many cells must halve the error; at jumps, in three dimensions, four do."""
+
 _CHUNK = 2**20
 
 
@@ -57,8 +61,8 @@ class Refinement:
         evaluate: what is known at points.
         divergence: the regulariser.
         beta: shape ``[*batch]``, of all parameters.
-        atom: whether f has a finite slope at infinity.
-        corner: the maximiser, a corner of cells, shape ``[d]``.
+        atom: whether f has a finite slope at infinity; the maximiser is then at the origin, a
+            corner of cells.
         num_labels: how many labels from 0 up there are.
         tol: the accuracy wanted of every sum of integrals.
         max_points: how many nodes there may be.
@@ -69,7 +73,6 @@ class Refinement:
     divergence: Divergence
     beta: np.ndarray
     atom: bool
-    corner: np.ndarray
     num_labels: int
     tol: float
     max_points: int
@@ -96,10 +99,11 @@ class Refinement:
         sums, differences = self.integrals(cells, beta, solved)
         whole = True  # all integrals are of the present multiplier
         before = np.full(differences.shape[:-1], np.inf)
+        smallest, number = np.inf, len(cells)
         tail = 1.0
         for _ in range(_ROUNDS):
             scale = np.maximum(np.abs(sums.sum(-1)), 1)
-            near = cells.contain(self.corner) if self.atom else np.zeros(len(cells), bool)
+            near = self.atom & cells.contain(np.zeros(cells.low.shape[1]))
             weighted = differences * np.where(near, tail, 1.0)
             errors = (weighted.sum(-1) / scale).max(-1)
             large = self._too_large(cells)
@@ -112,9 +116,13 @@ class Refinement:
                 continue
             split = self._chosen((weighted / scale[..., None]).max((0, 1)), tol) | large
             split &= cells.divisible()
+            if errors.max() < smallest / 2:
+                smallest, number = errors.max(), len(cells)
+            # What is left is rounding, unless only a few cells shrink, towards a singular point.
+            stalled = len(cells) > _STALLED * number and split.sum() > len(cells) / 20
             growth = split.sum() * (2 ** cells.low.shape[1] - 1)
             too_many = (len(cells) + growth) * cells.own[0].shape[1] > self.max_points
-            if not split.any() or too_many:
+            if not split.any() or too_many or stalled:
                 return cells, solved, errors.reshape(beta.shape), False
             fresh = cells.refined(split, self.evaluate)
             cells = cells.joined(fresh, ~split)
@@ -125,7 +133,7 @@ class Refinement:
             whole = False
             if split[near].any():
                 # Next to a singular point all levels of halving that are still to come count.
-                now = differences[..., cells.contain(self.corner)].sum(-1)
+                now = differences[..., cells.contain(np.zeros(cells.low.shape[1]))].sum(-1)
                 falls = (before > 0) & (now > tol / 100)
                 ratio = np.max(now[falls] / before[falls], initial=0.0)
                 before, tail = now, 1 / (1 - min(ratio, 0.99))
@@ -231,7 +239,8 @@ def _integrals(
         log_ref: log of reference mass at the nodes, shape ``[C, P]``.
         reward: shape ``[C, P]``.
         label: shape ``[C, P]``.
-        atom: whether f has a finite slope at infinity.
+        atom: whether f has a finite slope at infinity; the maximiser is then at the origin, a
+            corner of cells.
         num_labels: how many labels there are.
 
     Returns:
