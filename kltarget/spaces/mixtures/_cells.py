@@ -29,8 +29,8 @@ class Cells:
 
     low: np.ndarray
     width: np.ndarray
-    own: tuple[np.ndarray, np.ndarray, np.ndarray]
-    parts: tuple[np.ndarray, np.ndarray, np.ndarray]
+    own: tuple[np.ndarray, ...]
+    parts: tuple[np.ndarray, ...]
 
     @classmethod
     def cut(cls, edges: list[np.ndarray], evaluate: Evaluate) -> Cells:
@@ -45,7 +45,7 @@ class Cells:
         cls,
         low: np.ndarray,
         width: np.ndarray,
-        own: tuple[np.ndarray, np.ndarray, np.ndarray],
+        own: tuple[np.ndarray, ...],
         evaluate: Evaluate,
     ) -> Cells:
         """Cells whose own rule is known already."""
@@ -83,12 +83,13 @@ class Cells:
     def divisible(self) -> np.ndarray:
         """Whether the nodes of a cell's parts are still apart in double precision."""
         reach = np.maximum(np.abs(self.low), np.abs(self.low + self.width))
-        return (self.width > np.maximum(1e3 * np.finfo(float).eps * reach, 1e-140)).all(-1)
+        least = np.maximum(1e3 * np.finfo(float).eps * reach, 1e-140)
+        return np.all(self.width > least, axis=-1)
 
     def contain(self, point: np.ndarray) -> np.ndarray:
         """Which cells a point lies in, or on the edge of."""
         inside = (point >= self.low) & (point <= self.low + self.width)
-        return inside.all(-1)
+        return np.all(inside, axis=-1)
 
 
 def edges_of(box: np.ndarray, corner: np.ndarray | None) -> list[np.ndarray]:
@@ -126,15 +127,13 @@ def nodes(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, w = np.polynomial.legendre.leggauss(_ORDER[size])
     x, log_w = (x + 1) / 2, np.log(w / 2)
     unit = np.stack(np.meshgrid(*[x] * size, indexing="ij"), -1).reshape(-1, size)
-    weights = sum(np.meshgrid(*[log_w] * size, indexing="ij")).reshape(-1)
+    weights = np.sum(np.meshgrid(*[log_w] * size, indexing="ij"), axis=0).reshape(-1)
     points = low[:, None, :] + width[:, None, :] * unit
     log_weights = np.log(width).sum(-1)[:, None] + weights
     return points.reshape(-1, size), log_weights.reshape(-1)
 
 
-def _measure(
-    low: np.ndarray, width: np.ndarray, evaluate: Evaluate
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _measure(low: np.ndarray, width: np.ndarray, evaluate: Evaluate) -> tuple[np.ndarray, ...]:
     points, log_weights = nodes(low, width)
     log_density, reward, label = evaluate(points)
     shape = (len(low), -1)

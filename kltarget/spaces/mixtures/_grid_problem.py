@@ -63,9 +63,9 @@ class Problem:
             )
         self.quadratic = quadratic_part(reward) if isinstance(reward, _Reward) else None
         # Cells and their nodes are counted from the origin, rewards from the top.
-        self.origin: np.ndarray | float = 0.0
+        self.origin = np.zeros(())
         self.top = 0.0
-        self.exact = False
+        self.bend: np.ndarray | None = None
         self.log_inside = 0.0
         self.best = (-np.inf, np.zeros(0))
 
@@ -75,22 +75,25 @@ class Problem:
             *self.given, quadratic, self.beta, self.divergence, self.tol, self.truncate
         )
         place = None if maximiser is None else np.asarray(maximiser, np.float64)
-        closed = self.atom and place is None and quadratic is not None and not self.truncate
-        if closed:
-            place = _maximiser.of_quadratic(quadratic)
+        closed = None
+        if self.atom and place is None and not self.truncate:
+            closed = quadratic
+        if closed is not None:
+            place = _maximiser.of_quadratic(closed)
         box = self._box(bounds, peaks, quadratic, place)
         # A first look, at the points of even cells
         first = Cells.cut(edges_of(box, None), self._look)
         num_labels = self._count(first)
         if self.atom:
             place = self._maximum(place, maximiser is not None, box)
-            self.exact = closed
+            if closed is not None:
+                self.bend = np.asarray(closed.matrix, np.float64)
         else:
             place = self.best[1]
             self.top = self.best[0] if np.isfinite(self.best[0]) else 0.0
         peaks = [(x, scale) for x, scale in peaks if _within(x, box)]
-        for _ in range(4):
-            self.origin = place if self.atom else 0.0 * place
+        while True:
+            self.origin = place if self.atom else np.zeros(len(box))
             refinement = Refinement(
                 self._look,
                 self.divergence,
@@ -111,6 +114,7 @@ class Problem:
                     f"maximiser has the reward {self.top:.10g}, but {self.best[1]} has "
                     f"{self.best[0]:.10g}; leave maximiser out to have it found"
                 )
+            # The nodes met a better place than the search; each time the top rises.
             place = self._maximum(None, False, box)
         if not self.truncate:
             error = error + self._outside(refinement, box, cells, found, error)
@@ -156,12 +160,11 @@ class Problem:
         if reward[top] > self.best[0]:
             self.best = (float(reward[top]), points[top])
         distance = reward - self.top
-        if self.exact:  # from the offsets themselves, which are far finer than points
-            matrix = np.asarray(self.quadratic.matrix, np.float64)
-            distance = np.einsum("ni,ij,nj->n", offsets, matrix, offsets) / 2
+        if self.bend is not None:  # from the offsets themselves, which are far finer than points
+            distance = np.einsum("ni,ij,nj->n", offsets, self.bend, offsets) / 2
         if self.atom:
             # A node that ties with the maximiser by rounding would stand in for the atom.
-            noise = 0.0 if self.exact else np.spacing(abs(self.top))
+            noise = 0.0 if self.bend is not None else np.spacing(abs(self.top))
             distance = np.minimum(distance, -max(noise, 1e-300))
         return log_density - self.log_inside, distance, self._labels(points)
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kltarget._numerics import log_sum_exp, working_dtype
-from kltarget.objectives import broadcast_fields
+from kltarget.objectives import _traced, broadcast_fields
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures._refinement import log_target
 from kltarget.status import Status
@@ -200,7 +200,7 @@ class GridTarget:
         Raises:
             ValueError: a row's status has a failure bit.
         """
-        if not isinstance(self.status, jax.core.Tracer):
+        if not _traced(self.status):
             unsettled = (self.status & int(Status.NOT_CONVERGED)) != 0
             if unsettled.any():
                 worst = float(jnp.max(jnp.where(unsettled, self.error, 0.0)))

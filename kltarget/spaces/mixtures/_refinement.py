@@ -98,6 +98,7 @@ class Refinement:
         solved = self.solve(cells, beta)
         sums, differences = self.integrals(cells, beta, solved)
         whole = True  # all integrals are of the present multiplier
+        errors = np.full(differences.shape[0], np.inf)
         before = np.full(differences.shape[:-1], np.inf)
         smallest, number = np.inf, len(cells)
         tail = 1.0

@@ -122,12 +122,12 @@ class SampleTarget:
 
 
 def solve_on_samples(
-    samples: ArrayLike,
-    reward: Callable[[Array], Array] | ArrayLike,
-    beta: ArrayLike,
+    samples: ArrayLike | Any,
+    reward: Callable[[Array], Array] | ArrayLike | Any,
+    beta: ArrayLike | Any,
     divergence: Divergence | None = None,
     *,
-    maximum: tuple[ArrayLike, ArrayLike] | None = None,
+    maximum: tuple[ArrayLike | Any, ArrayLike | Any] | None = None,
 ) -> SampleTarget:
     """The policy that maximises ``E_π[r] − beta · D(π, p)``, from samples of p in any dimension.
 
