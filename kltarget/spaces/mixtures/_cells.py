@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -124,13 +125,19 @@ def surroundings(box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def nodes(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Legendre nodes of cells ``[C·P, d]`` and their log weights ``[C·P]``."""
     size = low.shape[1]
-    x, w = np.polynomial.legendre.leggauss(_ORDER[size])
-    x, log_w = (x + 1) / 2, np.log(w / 2)
-    unit = np.stack(np.meshgrid(*[x] * size, indexing="ij"), -1).reshape(-1, size)
-    weights = np.sum(np.meshgrid(*[log_w] * size, indexing="ij"), axis=0).reshape(-1)
+    unit, weights = _rule(size)
     points = low[:, None, :] + width[:, None, :] * unit
     log_weights = np.log(width).sum(-1)[:, None] + weights
     return points.reshape(-1, size), log_weights.reshape(-1)
+
+
+@functools.cache
+def _rule(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and log weights of the unit cell."""
+    x, w = np.polynomial.legendre.leggauss(_ORDER[size])
+    x, log_w = (x + 1) / 2, np.log(w / 2)
+    unit = np.stack(np.meshgrid(*[x] * size, indexing="ij"), -1).reshape(-1, size)
+    return unit, np.sum(np.meshgrid(*[log_w] * size, indexing="ij"), axis=0).reshape(-1)
 
 
 def _measure(low: np.ndarray, width: np.ndarray, evaluate: Evaluate) -> tuple[np.ndarray, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._numerics import log_sum_exp, working_dtype
+from kltarget._numerics import as_float, log_sum_exp, working_dtype
 from kltarget.objectives import _traced, broadcast_fields
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures._refinement import log_target
@@ -114,20 +114,7 @@ class GridTarget:
                 f"x has shape {points.shape}, but the space has {self.points.shape[-1]} "
                 f"dimensions: it needs shape [M, {self.points.shape[-1]}]"
             )
-        objective = self.target.objective
-        dtype = working_dtype(objective.reward.dtype)
-        log_ref = log_density_at(self.density, points).astype(dtype) - self.log_inside.astype(dtype)
-        if self.truncated:
-            inside = (points >= self.box[None, :, 0]) & (points <= self.box[None, :, 1])
-            log_ref = jnp.where(inside.all(-1), log_ref, -jnp.inf)
-        _, _, beta, divergence = broadcast_fields(objective)
-        shape = (*beta.shape[:-1], points.shape[0])
-        reward = jnp.broadcast_to(self.reward(points).astype(dtype), shape)
-        multiplier = self.multiplier.astype(dtype)[..., None]
-        log_ref = jnp.broadcast_to(log_ref, shape)
-        return log_target(divergence, log_ref, reward, beta, multiplier)[0].astype(
-            self.target.log_probs.dtype
-        )
+        return _log_prob(self, points)
 
     def expectation(self, h: Callable[[Array], Array]) -> Float[Array, "*batch ..."]:
         """``E_π[h]`` with the atom.
@@ -139,9 +126,8 @@ class GridTarget:
             Shape ``[*batch, ...]``.
         """
         places = jnp.concatenate([self.points, self.atom_place[None]])
-        values = jnp.asarray(h(places))
-        probs = self.target.probs.astype(values.dtype)
-        return jnp.tensordot(probs, values, 1, precision="highest")
+        probs = self.target.probs
+        return jnp.tensordot(probs, as_float(h(places)).astype(probs.dtype), 1, precision="highest")
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:
@@ -151,14 +137,7 @@ class GridTarget:
     @property
     def covariance(self) -> Float[Array, "*batch d d"]:
         """The covariance of π."""
-        places = jnp.concatenate([self.points, self.atom_place[None]])
-        mean = self.mean
-        apart = places - mean[..., None, :] if mean.ndim == 1 else None
-        if apart is None:
-            lead = (1,) * (mean.ndim - 1)
-            apart = places.reshape(*lead, *places.shape) - mean[..., None, :]
-        probs = self.target.probs
-        return jnp.einsum("...n,...ni,...nj->...ij", probs, apart, apart, precision="highest")
+        return _covariance(self)
 
     @property
     def mode_log_mass(self) -> Float[Array, "*batch M"]:
@@ -169,12 +148,7 @@ class GridTarget:
         """
         if self.labels is None:
             raise ValueError("pass labels to solve_on_grid: nothing says what the modes are")
-        log_probs = self.target.log_probs
-        members = [
-            jnp.where(jnp.broadcast_to(self.labels == m, log_probs.shape), log_probs, -jnp.inf)
-            for m in range(self.num_labels)
-        ]
-        return jnp.concatenate([log_sum_exp(x) for x in members], axis=-1)
+        return _mode_log_mass(self)
 
     @property
     def component_log_mass(self) -> Float[Array, "*batch K"]:
@@ -185,14 +159,7 @@ class GridTarget:
         """
         if not isinstance(self.density, GaussianMixture):
             raise TypeError("component_log_mass needs a GaussianMixture as the density")
-        places = jnp.concatenate([self.points, self.atom_place[None]])
-        shares = self.density.log_responsibilities(places).astype(self.target.log_probs.dtype)
-        log_probs = self.target.log_probs
-        held = [
-            log_sum_exp(log_probs + jnp.broadcast_to(shares[:, k], log_probs.shape))
-            for k in range(shares.shape[-1])
-        ]
-        return jnp.concatenate(held, axis=-1)
+        return _component_log_mass(self)
 
     def raise_if_failed(self) -> GridTarget:
         """This target, or an error naming the first failed row.
@@ -210,6 +177,54 @@ class GridTarget:
                 )
         self.target.raise_if_failed()
         return self
+
+
+@jax.jit
+def _log_prob(found: GridTarget, points: Array) -> Array:
+    objective = found.target.objective
+    dtype = working_dtype(objective.reward.dtype)
+    log_ref = log_density_at(found.density, points).astype(dtype) - found.log_inside.astype(dtype)
+    if found.truncated:
+        inside = (points >= found.box[None, :, 0]) & (points <= found.box[None, :, 1])
+        log_ref = jnp.where(inside.all(-1), log_ref, -jnp.inf)
+    _, _, beta, divergence = broadcast_fields(objective)
+    shape = (*beta.shape[:-1], points.shape[0])
+    reward = jnp.broadcast_to(found.reward(points).astype(dtype), shape)
+    multiplier = found.multiplier.astype(dtype)[..., None]
+    log_ref = jnp.broadcast_to(log_ref, shape)
+    log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+    return log_probs.astype(found.target.log_probs.dtype)
+
+
+@jax.jit
+def _covariance(found: GridTarget) -> Array:
+    places, mean = jnp.concatenate([found.points, found.atom_place[None]]), found.mean
+    apart = places.reshape((1,) * (mean.ndim - 1) + places.shape) - mean[..., None, :]
+    probs = found.target.probs
+    return jnp.einsum("...n,...ni,...nj->...ij", probs, apart, apart, precision="highest")
+
+
+@jax.jit
+def _mode_log_mass(found: GridTarget) -> Array:
+    log_probs = found.target.log_probs
+    labels = jnp.broadcast_to(jnp.asarray(found.labels), log_probs.shape)
+    held = [
+        log_sum_exp(jnp.where(labels == m, log_probs, -jnp.inf)) for m in range(found.num_labels)
+    ]
+    return jnp.concatenate(held, axis=-1)
+
+
+@jax.jit
+def _component_log_mass(found: GridTarget) -> Array:
+    places = jnp.concatenate([found.points, found.atom_place[None]])
+    log_probs = found.target.log_probs
+    assert isinstance(found.density, GaussianMixture)
+    shares = found.density.log_responsibilities(places).astype(log_probs.dtype)
+    held = [
+        log_sum_exp(log_probs + jnp.broadcast_to(shares[:, k], log_probs.shape))
+        for k in range(shares.shape[-1])
+    ]
+    return jnp.concatenate(held, axis=-1)
 
 
 def log_density_at(density: Any, points: Array) -> Array:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from kltarget._coordinates import coordinate
 from kltarget.divergences import Divergence, TotalVariation
-from kltarget.objectives import Objective
+from kltarget.objectives import _unflatten
 from kltarget.spaces.mixtures._cells import Cells, Evaluate
 from kltarget.status import FAILURES, Status
 from kltarget.targets import solve
@@ -163,13 +163,9 @@ class Refinement:
         nowhere = np.full(size - len(log_ref), -np.inf)
         top = nowhere.copy()
         top[0] = 0.0 if self.atom else -np.inf
-        objective = Objective(
-            np.concatenate([reward, top]),
-            np.concatenate([log_ref, nowhere]),
-            beta,
-            self.divergence,
-            measure=True,
-        )
+        # Its values were looked at as they came.
+        fields = (np.concatenate([reward, top]), np.concatenate([log_ref, nowhere]), beta)
+        objective = _unflatten(True, (*map(jnp.asarray, fields), self.divergence))
         target = solve(objective)
         log_probs = np.asarray(target.log_probs)[..., : len(log_ref) + 1]
         best = np.argmax(np.where(log_ref > -np.inf, reward, -np.inf))
