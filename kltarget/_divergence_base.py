@@ -110,6 +110,12 @@ class Divergence(abc.ABC):
         """``f′(u)`` from ``log u``, also where ``u`` overflows."""
         return self.f_prime(jnp.exp(log_u))
 
+    def _log_inverse(self, s: Array) -> Array:
+        """``log u`` with ``f′(u) = s``, also where ``u`` overflows or underflows."""
+        u = self.f_prime_inverse(s)
+        positive = u > 0
+        return jnp.where(positive, jnp.log(jnp.where(positive, u, jnp.ones_like(u))), -jnp.inf)
+
     def _log_elasticity(self, log_u: Array) -> Array:
         """``log (d log u/d s) = −log(u f″(u))``."""
         u = jnp.exp(log_u)
@@ -233,13 +239,15 @@ class PowerDivergence(Divergence):
         return jnp.asarray(self._scale, u.dtype) * u ** jnp.asarray(self._gamma - 1, u.dtype)
 
     def f_prime_inverse(self, s: ArrayLike) -> Array:
-        s = as_float(s)
+        return jnp.exp(self._log_inverse(as_float(s)))
+
+    def _log_inverse(self, s: Array) -> Array:
         gamma = jnp.asarray(self._gamma, s.dtype)
         s = (s - self._slope) / jnp.asarray(self._scale, s.dtype)
         inside = 1 + gamma * s > 0
         safe = jnp.where(inside, s, jnp.zeros_like(s))
-        outside = jnp.where(gamma > 0, jnp.zeros_like(gamma), jnp.full_like(gamma, jnp.inf))
-        return jnp.where(inside, jnp.exp(safe * log1p_ratio(gamma * safe)), outside)
+        outside = jnp.where(gamma > 0, jnp.full_like(gamma, -jnp.inf), jnp.inf)
+        return jnp.where(inside, safe * log1p_ratio(gamma * safe), outside)
 
     @property
     def slope_at_infinity(self) -> Array:

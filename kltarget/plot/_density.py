@@ -95,7 +95,7 @@ def density(
 
 
 def _on_line(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style: Any) -> None:
-    x = np.linspace(*box[0], _POINTS[1])
+    x = np.linspace(box[0, 0], box[0, 1], _POINTS[1])
     points = x[:, None].astype(reference.means.dtype)
     height = _heights(reference, points)
     shade = {"color": REFERENCE_COLOR, "alpha": 0.35, "lw": 0}
@@ -127,7 +127,7 @@ def _on_line(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style:
 
 def _in_plane(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style: Any) -> None:
     del reward
-    lines = [np.linspace(*side, _POINTS[2]) for side in box]
+    lines = [np.linspace(low, high, _POINTS[2]) for low, high in box]
     grid = np.stack(np.meshgrid(*lines, indexing="xy"), -1).astype(reference.means.dtype)
     points = grid.reshape(-1, 2)
     shape = grid.shape[:-1]

@@ -83,6 +83,14 @@ def split(reward: Any) -> tuple[QuadraticReward | None, tuple[LogDensityReward, 
     return QuadraticReward(*(fields[name] for name in shapes)), densities
 
 
+def quadratic_of(reward: Any) -> QuadraticReward | None:
+    """The reward as one quadratic, None if it is none."""
+    terms = reward.terms if isinstance(reward, RewardSum) else (reward,)
+    if not all(isinstance(term, QuadraticReward) for term in terms):
+        return None
+    return split(reward)[0]
+
+
 def powers(
     densities: Sequence[LogDensityReward],
     beta: Array,

@@ -33,7 +33,7 @@ from kltarget.spaces._small_matrices import (
     times,
     transposed,
 )
-from kltarget.spaces.mixtures._expansion import split
+from kltarget.spaces.mixtures._expansion import quadratic_of
 from kltarget.spaces.mixtures._rewards import QuadraticReward
 from kltarget.status import FAILURES, Status, flag
 
@@ -210,8 +210,8 @@ def power_tilt(
         )
     if not isinstance(mixture, GaussianMixture):
         raise TypeError(f"mixture must be a kltarget.GaussianMixture, got {mixture!r}")
-    quadratic, densities = split(reward)
-    if densities or quadratic is None:
+    quadratic = quadratic_of(reward)
+    if quadratic is None:
         raise TypeError("reward must be quadratic; solve_on_grid takes any")
     if reward.dim != mixture.dim:
         raise ValueError(
