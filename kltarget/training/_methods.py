@@ -62,8 +62,7 @@ class PolicyGradient:
         by_token = self._by_token or samples is not None
         weights = jnp.exp(log_sampler.sum(-1)) if samples is None else None
         if weights is not None and isinstance(outcomes, Points):
-            # Far out, where a density underflows, its ratio to a reference overflows.
-            log_probs = jnp.where(weights[:, None] > 0, log_probs, -jnp.inf)
+            log_probs = jnp.where(counts(weights)[:, None], log_probs, -jnp.inf)
         return estimators.surrogate(
             recipe,
             grouped(log_probs),
@@ -110,12 +109,13 @@ class Pathwise:
             share = jnp.exp(
                 policy.component_log_probs(fixed, points) + shared["log_measure"][:, None]
             )
-            # Far out, where a density underflows, its ratio to a reference overflows.
-            noise = jnp.where(share[..., None] > 0, noise, 0.0)
         else:
             noise = jax.random.normal(key, (self.batch_size, *means.shape), means.dtype)
             share = jnp.full(noise.shape[:-1], 1 / self.batch_size, means.dtype)
         x = means[None] + jnp.einsum("kij,nkj->nki", factors, noise)
+        share = share * jnp.exp(log_weights)[None]
+        somewhere = jnp.broadcast_to(lax.stop_gradient(means[jnp.argmax(log_weights)]), x.shape)
+        x = jnp.where(counts(share)[..., None], x, somewhere)
         known = program.outcomes.look_up(x, shared, run)
         gain = shaped(recipe, known["reward"] * run["reward_scale"])
         log_probs = policy.log_probs(params, x)
@@ -125,7 +125,7 @@ class Pathwise:
             cost = run["beta"] * cost[..., 0]
             gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
         gain = gain - recipe.entropy_bonus * log_probs
-        return jnp.sum(share * jnp.exp(log_weights)[None] * gain)
+        return jnp.sum(jnp.where(counts(share), share * gain, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +228,12 @@ class Preferences:
         won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
         margin = implied[:num] - implied[num:]
         return jax.nn.log_sigmoid(jnp.where(won, margin, -margin)).mean()
+
+
+def counts(masses: Array) -> Array:
+    """Where a mass is not so small that its ratio to a reference or its derivatives overflow."""
+    info = jnp.finfo(masses.dtype)
+    return masses > float(info.tiny) / float(info.eps)
 
 
 def draw(log_probs: Array, key: Any, num_samples: int | None) -> Array:

@@ -194,7 +194,7 @@ def train_runs(
         raise ValueError(f"beta must be {'above 0' if positive_beta else '0 or more'} and finite")
     shapes = {name: x.shape for name, x in runs.items()}
     if key is not None:
-        runs["key"] = _typed(key)
+        runs["key"] = typed(key)
         shapes["key"] = runs["key"].shape
     if log_target is not None:
         shapes["log_target"] = log_target.shape[:-1]
@@ -339,6 +339,7 @@ def distribution(outcomes: Sequences | Points, x: Any, name: str, batched: bool 
     return x
 
 
-def _typed(key: Any) -> Array:
+def typed(key: Any) -> Array:
+    """Random keys in the new style, whichever was given."""
     key = jnp.asarray(key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
