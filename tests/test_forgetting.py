@@ -185,6 +185,7 @@ def test_one_run_depends_on_its_own_key_alone():
     assert np.abs(many.params[1, 0] - many.params[1, 1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_derivatives_in_the_learning_rate():
     def last(rate):
         return forgetting_path(TASK, "rl", learning_rate=rate, num_steps=5).params[-1, 3]
@@ -219,3 +220,14 @@ def test_errors_of_tasks():
         tasks.forgetting(start_weight=1.0)
     with pytest.raises(ValueError, match="positive diagonals"):
         tasks.forgetting(new=(3.0, -1.0))
+
+
+@pytest.mark.slow
+def test_what_the_published_order_needs(rl):
+    # Slower supervised fine-tuning has forgotten less than reinforcement learning at equal gain,
+    slow = forgetting_path(TASK, "sft", learning_rate=0.05)
+    assert slow.loss_at() < rl.loss_at()
+    # and where the weight learns as fast as the modes, neither has anything left of the old one.
+    for method, rate in (("sft", 0.15), ("rl", 0.01)):
+        path = forgetting_path(TASK, method, learning_rate=rate, rates=(1.0,) * 5)
+        np.testing.assert_allclose(path.overlap_old[path.steps_to()], 1e-3 / 0.75, rtol=0.1)

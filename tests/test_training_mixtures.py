@@ -193,7 +193,14 @@ def one_step(gradient, place, estimator, baseline="none", **sampling):
     return np.concatenate([x.reshape(*run.status.shape, 2) for x in moved], axis=-1)
 
 
-@pytest.mark.parametrize("choice", OBJECTIVES, ids="-".join)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(choice, id="-".join(choice), marks=marks)
+        for choice in OBJECTIVES
+        for marks in ([] if choice[2] == "k3" else [pytest.mark.slow],)
+    ],
+)
 def test_exact_gradients_are_those_of_the_objective(choice):
     want = slopes(OBJECTIVES[choice])
     np.testing.assert_allclose(one_step(*choice), want, atol=1e-8 if X64 else 3e-5)
@@ -237,7 +244,7 @@ def assert_gaussian(policy, run, want):
     np.testing.assert_allclose(fitted.cholesky[0, 0, 0], want["std"], rtol=NEAR)
 
 
-@pytest.mark.parametrize("gradient", ["score", "pathwise"])
+@pytest.mark.parametrize("gradient", ["score", pytest.param("pathwise", marks=pytest.mark.slow)])
 def test_one_gaussian_seeks_a_mode_by_reverse_kl(gradient):
     recipe = Recipe(place="reward" if gradient == "score" else "loss", estimator="k1")
     for mean, known in REVERSE.items():
@@ -305,6 +312,7 @@ def test_the_tilted_mixture_is_reached():
     np.testing.assert_allclose(same.log_probs, run.log_probs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_runs_depend_on_their_own_settings():
     options = {
         "beta": np.array([0.1, 1.0, 3.0])[:, None],
@@ -329,6 +337,7 @@ def test_runs_depend_on_their_own_settings():
     assert np.abs(run.log_probs[1, 0] - run.log_probs[1, 1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_samples_of_the_target_train_too():
     options = {"learning_rate": 0.03, "num_steps": 300, "history_every": None}
     params = ONE.from_mixture(spherical([1.0], [1.0], [3.0]))
@@ -348,7 +357,8 @@ def test_samples_of_the_policy_descend_a_divergence():
     assert run.history.reverse_kl[-1] < 0.01 < run.history.reverse_kl[0]
 
 
-@pytest.mark.parametrize("gradient", ["score", pytest.param("pathwise", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_a_density_that_underflows_spoils_nothing(gradient):
     policy = GaussianMixturePolicy(2, Box((-40.0, 40.0), 1601))
     params = policy.from_mixture(spherical([0.5, 0.5], [30.0, 0.0], [0.2, 1.0]))
