@@ -16,7 +16,7 @@ from oracles import DTYPES, X64, eps
 import kltarget as kt
 from kltarget.spaces import SequenceSpace
 from kltarget.training import Recipe, TabularPolicy, estimators
-from kltarget.training._engine import token_table
+from kltarget.training._outcomes import token_table
 
 DTYPE = DTYPES[0]
 SPACE = SequenceSpace(3, 3)

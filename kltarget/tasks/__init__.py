@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kltarget.tasks._forgetting import Forgetting, forgetting
 from kltarget.tasks._sequences import (
     SEQUENCE_TASKS,
     SequenceTask,
@@ -31,9 +32,11 @@ from kltarget.tasks._sequences import (
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
+    "Forgetting",
     "Labels",
     "Listing",
     "Task",
+    "forgetting",
     "listing",
     "load",
     "names",

@@ -24,12 +24,12 @@ from jaxtyping import Array
 
 from kltarget._numerics import widest, working_dtype
 from kltarget.divergences import Divergence, kl
-from kltarget.spaces._tree import SequenceSpace
+from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, reference
 from kltarget.training.estimators import slope
 from kltarget.training.runs import RunStatus
 
 _AT_ONCE = 2**20
-"""Sequences of all runs together whose activations a device holds at a time."""
+"""Outcomes of all runs together whose activations a device holds at a time."""
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -52,6 +52,11 @@ class Method(Protocol):
         """Steps taken with the samples of one policy."""
         ...
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether rewards and references are asked for at samples of the policy."""
+        ...
+
     def ascent(
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
     ) -> Array:
@@ -68,44 +73,17 @@ class Program:
     """All that is compiled in: runs with the same program share their executable."""
 
     policy: Any
-    space: SequenceSpace
+    space: Space
     method: Method
     optimizer: Optimizer
     steps: int
     num_modes: int
     devices: tuple[Any, ...]
 
-
-def sequence_space(policy: Any) -> SequenceSpace:
-    """The sequences of a policy, or an error if it is none."""
-    for name in ("vocab_size", "length", "log_probs", "sample", "conditionals"):
-        if not hasattr(policy, name):
-            raise TypeError(f"policy must be a kltarget.Policy, but {policy!r} has no {name}")
-    try:
-        hash(policy)
-    except TypeError:
-        raise TypeError(
-            f"policy must be hashable, with its arrays in params: make {type(policy).__name__} a "
-            "frozen dataclass of plain numbers, for instance"
-        ) from None
-    return SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
-
-
-def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
-    """The log-probability of every token of every sequence, ``[V**L, L]``."""
-    columns = [
-        jnp.repeat(level.reshape(-1), space.num_sequences // level.size) for level in conditionals
-    ]
-    return jnp.stack(columns, axis=-1)
-
-
-def sequence_log_probs(program: Program, params: Any) -> Array:
-    """Log-probabilities of all sequences under the policy, ``[V**L]``."""
-    total = jnp.zeros(1)
-    # Level by level: a prefix is added up once for all of its continuations.
-    for level in program.policy.conditionals(params, program.space):
-        total = (total.astype(level.dtype)[:, None] + level).reshape(-1)
-    return total
+    @property
+    def outcomes(self) -> Sequences | Points:
+        """What is enumerated and sampled."""
+        return outcomes_of(self.policy, self.space)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +109,7 @@ class Plan:
         total = jax.tree.leaves(self.runs)[0].shape[0]
         devices = self.program.devices[: min(total, self.chunk_runs or total)]
         if self.chunk_runs is None:
-            each = self.program.method.batch_size or self.program.space.num_sequences
+            each = self.program.method.batch_size or self.program.outcomes.num_outcomes
             each_device = max(1, _AT_ONCE // each)
         else:
             each_device = max(1, self.chunk_runs // len(devices))
@@ -335,17 +313,17 @@ def _advance(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any, Array]:
-    """What the history is made of, and the log-probabilities of all sequences."""
+    """What the history is made of, and the log-probabilities of all outcomes."""
     method = program.method
 
     def measure(params: Any, run: Any, shared: Any) -> Any:
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
         loss = functools.partial(_loss, program, sampler=params, shared=shared, run=run, key=key)
-        log_probs = sequence_log_probs(program, params)
+        log_probs = program.outcomes.log_probs(params)
         metrics = _metrics(program, log_probs, shared, run)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
-    at_once = max(1, _AT_ONCE // program.space.num_sequences)
+    at_once = max(1, _AT_ONCE // program.outcomes.num_outcomes)
     return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
@@ -372,11 +350,14 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
         inside = jnp.where(modes >= 0, probs, jnp.zeros_like(probs))
         masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
         masses = masses / masses.sum()
+    entropy = _entropy(probs)
+    if shared["log_measure"] is not None:
+        entropy = entropy + jnp.sum(probs * shared["log_measure"])
     metrics = {
         "expected_reward": jnp.sum(probs * reward),
         "reverse_kl": kl(log_probs, log_ref),
         "forward_kl": kl(log_ref, log_probs),
-        "entropy": _entropy(probs),
+        "entropy": entropy,
         "effective_modes": jnp.exp(_entropy(masses)),
     }
     gain = reward * run["reward_scale"]
@@ -388,11 +369,6 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
     missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))
     metrics["gap"] = jnp.sum(probs * missing)
     return metrics
-
-
-def reference(shared: Any, run: Any) -> Array:
-    """Log-probabilities of the sequences under the reference, a run's own or the common one."""
-    return run["log_ref"] if "log_ref" in run else shared["log_ref"]
 
 
 def _entropy(probs: Array) -> Array:

@@ -11,7 +11,9 @@ from jax import lax
 from jaxtyping import Array
 
 from kltarget.training import estimators
-from kltarget.training._engine import Program, sequence_log_probs, token_table
+from kltarget.training._advantages import shaped
+from kltarget.training._engine import Program
+from kltarget.training._outcomes import Points
 from kltarget.training.recipes import Recipe
 
 
@@ -24,6 +26,11 @@ class PolicyGradient:
     measured_exactly = True
 
     @property
+    def looks_up(self) -> bool:
+        """Whether rewards and references are asked for at samples of the policy."""
+        return self.batch_size is not None
+
+    @property
     def updates_per_batch(self) -> int:
         """Steps taken with the samples of one policy."""
         return self.recipe.updates_per_batch
@@ -32,42 +39,39 @@ class PolicyGradient:
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
     ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        recipe, space = self.recipe, program.space
-        reward = shared["reward"] * run["reward_scale"]
-        groups = (-1, recipe.group_size or self.batch_size or 0)
-        tokens = which = None
+        recipe, outcomes = self.recipe, program.outcomes
+        samples, known = None, shared
+        shape: tuple[int, ...] = (-1,)
         if key is not None:
-            tokens = program.policy.sample(
-                lax.stop_gradient(sampler), key=key, num_samples=self.batch_size
-            )
-            which = space.index(tokens)
-            reward = reward[which].reshape(groups)
+            samples = outcomes.sample(lax.stop_gradient(sampler), key, self.batch_size)
+            known = outcomes.look_up(samples, shared, run)
+            shape = (-1, recipe.group_size or self.batch_size or 0)
 
         def table(params: Any) -> Array:
             """Log-probabilities of what was sampled, or of everything."""
-            if tokens is not None:
-                return program.policy.log_probs(params, tokens).reshape(*reward.shape, -1)
-            if self._by_token:
-                return token_table(space, program.policy.conditionals(params, space))
-            return sequence_log_probs(program, params)[:, None]
+            if samples is not None:
+                return outcomes.log_probs_of(params, samples)
+            return outcomes.table(params) if self._by_token else outcomes.log_probs(params)[:, None]
 
-        def of_samples(x: Array) -> Array:
-            return x if which is None else x[which].reshape(*reward.shape, *x.shape[1:])
+        def grouped(x: Array) -> Array:
+            return x.reshape(*shape, *x.shape[1:])
 
         log_probs = table(params)
         fresh = self.updates_per_batch == 1
         log_sampler = lax.stop_gradient(log_probs if fresh else table(sampler))
-        by_token = self._by_token or tokens is not None
-        log_ref = of_samples(shared["token_log_ref"] if by_token else shared["log_ref"][:, None])
+        by_token = self._by_token or samples is not None
+        weights = jnp.exp(log_sampler.sum(-1)) if samples is None else None
+        if weights is not None and isinstance(outcomes, Points):
+            log_probs = jnp.where(counts(weights)[:, None], log_probs, -jnp.inf)
         return estimators.surrogate(
             recipe,
-            log_probs,
-            log_ref,
-            reward,
+            grouped(log_probs),
+            grouped(known["token_log_ref"] if by_token else known["log_ref"][:, None]),
+            grouped(known["reward"] * run["reward_scale"]),
             run["beta"],
-            jnp.exp(log_sampler.sum(-1)) if key is None else None,
-            log_sampler=None if fresh else log_sampler,
-            lengths=of_samples(shared["lengths"]) if "lengths" in shared else None,
+            weights,
+            log_sampler=None if fresh else grouped(log_sampler),
+            lengths=grouped(known["lengths"]) if "lengths" in known else None,
             groups=shared.get("groups"),
         ).sum()
 
@@ -79,11 +83,58 @@ class PolicyGradient:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pathwise:
+    """The derivative of reward less regulariser through the samples of a mixture.
+
+    ``Σ_k w_k E_z[r(x) − β k(ℓ(x))]`` at ``x = μ_k + L_k z``: every component has its own samples,
+    so that the weights have derivatives too.
+    """
+
+    recipe: Recipe
+    batch_size: int | None
+    updates_per_batch = 1
+    measured_exactly = True
+    looks_up = True
+
+    def ascent(
+        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
+    ) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        policy, recipe = program.policy, self.recipe
+        log_weights, means, factors = policy.components(params)
+        if self.batch_size is None or key is None:
+            # The z that lead to the points of the grid, and the mass that they stand for.
+            points, fixed = program.outcomes.all(), lax.stop_gradient(params)
+            noise = policy.noise(fixed, points)
+            share = jnp.exp(
+                policy.component_log_probs(fixed, points) + shared["log_measure"][:, None]
+            )
+        else:
+            noise = jax.random.normal(key, (self.batch_size, *means.shape), means.dtype)
+            share = jnp.full(noise.shape[:-1], 1 / self.batch_size, means.dtype)
+        x = means[None] + jnp.einsum("kij,nkj->nki", factors, noise)
+        share = share * jnp.exp(log_weights)[None]
+        somewhere = jnp.broadcast_to(lax.stop_gradient(means[jnp.argmax(log_weights)]), x.shape)
+        x = jnp.where(counts(share)[..., None], x, somewhere)
+        known = program.outcomes.look_up(x, shared, run)
+        gain = shaped(recipe, known["reward"] * run["reward_scale"])
+        log_probs = policy.log_probs(params, x)
+        if recipe.place != "none":
+            token = log_probs[..., None]
+            cost = estimators.estimate(recipe, token, known["token_log_ref"], token)
+            cost = run["beta"] * cost[..., 0]
+            gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
+        gain = gain - recipe.entropy_bonus * log_probs
+        return jnp.sum(jnp.where(counts(share), share * gain, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
 class MaximumLikelihood:
-    """Maximum likelihood of a given distribution over sequences."""
+    """Maximum likelihood of a given distribution over outcomes."""
 
     batch_size: int | None
     updates_per_batch = 1
+    looks_up = False
     measured_exactly = True
 
     def ascent(
@@ -92,12 +143,12 @@ class MaximumLikelihood:
         """See :class:`kltarget.training._engine.Method`."""
         log_target = run["log_ref"]
         if key is None:
-            log_probs = sequence_log_probs(program, params)
+            log_probs = program.outcomes.log_probs(params)
             wanted = log_target > -jnp.inf
             return jnp.sum(jnp.where(wanted, jnp.exp(log_target) * log_probs, 0.0))
         which = draw(log_target, key, self.batch_size)
-        tokens = program.space.sequences()[which]
-        return program.policy.log_probs(params, tokens).sum(-1).mean()
+        samples = program.outcomes.all()[which]
+        return program.outcomes.log_probs_of(params, samples).sum(-1).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +159,22 @@ class PseudoReward:
     updates_per_batch = 1
     measured_exactly = True
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether rewards and references are asked for at samples of the policy."""
+        return self.batch_size is not None
+
     def ascent(
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
     ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        policy, space, log_target = program.policy, program.space, run["log_ref"]
+        outcomes, log_target = program.outcomes, run["log_ref"]
         if key is None:
-            table = sequence_log_probs(program, params)[:, None]
+            table = outcomes.log_probs(params)[:, None]
         else:
-            tokens = policy.sample(lax.stop_gradient(params), key=key, num_samples=self.batch_size)
-            table, log_target = policy.log_probs(params, tokens), log_target[space.index(tokens)]
+            samples = outcomes.sample(lax.stop_gradient(params), key, self.batch_size)
+            table = outcomes.log_probs_of(params, samples)
+            log_target = outcomes.look_up(samples, shared, run)["log_ref"]
         log_probs = lax.stop_gradient(table.sum(-1))
         reward = estimators.pseudo_reward(shared["divergence"], log_probs, log_target)
         recipe = Recipe(place="none", baseline="leave-one-out")
@@ -132,6 +189,7 @@ class Preferences:
     batch_size: int | None
     pairs: str
     updates_per_batch = 1
+    looks_up = False
 
     @property
     def measured_exactly(self) -> bool:
@@ -145,7 +203,7 @@ class Preferences:
         beta, reward = run["beta"], shared["reward"] * run["reward_scale"]
         log_ref = shared["log_ref"]
         if key is None:
-            log_probs = sequence_log_probs(program, params)
+            log_probs = program.outcomes.log_probs(params)
             drawn = lax.stop_gradient(log_probs) if self.pairs == "policy" else log_ref
             possible = shared["possible"] & (log_ref > -jnp.inf)
             implied = beta * jnp.where(possible, log_probs - log_ref, 0.0)
@@ -155,21 +213,27 @@ class Preferences:
             # Each pair counts in both orders, of which this sum has one.
             return 2 * jnp.sum(share[:, None] * share[None] * preferred * likelihood)
         draw_key, label_key = jax.random.split(key)
-        num = self.batch_size or 0
+        outcomes, num = program.outcomes, self.batch_size or 0
         if self.pairs == "policy":
-            tokens = program.policy.sample(
-                lax.stop_gradient(params), key=draw_key, num_samples=2 * num
-            )
-            which = program.space.index(tokens)
+            samples = outcomes.sample(lax.stop_gradient(params), draw_key, 2 * num)
+            known = outcomes.look_up(samples, shared, run)
         else:
             which = draw(log_ref, draw_key, 2 * num)
-            tokens = program.space.sequences()[which]
-        implied = beta * (program.policy.log_probs(params, tokens).sum(-1) - log_ref[which])
-        first, second = reward[which].reshape(2, num)
+            samples = outcomes.all()[which]
+            known = {name: shared[name][which] for name in ("reward", "log_ref")}
+        log_probs = outcomes.log_probs_of(params, samples).sum(-1)
+        implied = beta * (log_probs - known["log_ref"])
+        first, second = (known["reward"] * run["reward_scale"]).reshape(2, num)
         likely = jax.nn.sigmoid(first - second)
         won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
         margin = implied[:num] - implied[num:]
         return jax.nn.log_sigmoid(jnp.where(won, margin, -margin)).mean()
+
+
+def counts(masses: Array) -> Array:
+    """Where a mass is not so small that its ratio to a reference or its derivatives overflow."""
+    info = jnp.finfo(masses.dtype)
+    return masses > float(info.tiny) / float(info.eps)
 
 
 def draw(log_probs: Array, key: Any, num_samples: int | None) -> Array:

@@ -14,20 +14,28 @@ from jaxtyping import Array
 from kltarget._numerics import as_float, working_dtype
 from kltarget.divergences import Divergence
 from kltarget.objectives import mass_tolerance
-from kltarget.spaces._tree import SequenceSpace, counted
+from kltarget.spaces import Box
 from kltarget.training._advantages import all_groups, needs_groups
 from kltarget.training._engine import (
     Method,
     Optimizer,
     Plan,
     Program,
-    sequence_space,
-    token_table,
     train,
 )
-from kltarget.training.policies import Policy
+from kltarget.training._outcomes import (
+    Points,
+    Sequences,
+    Space,
+    as_function,
+    outcomes_of,
+    space_of,
+)
 from kltarget.training.recipes import Recipe
 from kltarget.training.runs import History, Run
+
+_CUT_OFF = 1e-4
+"""Mass that a density may have outside its box."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Options:
 
 
 def to_target(
-    policy: Policy,
+    policy: Any,
     params: Any,
     log_target: Any,
     divergence: Divergence,
@@ -67,11 +75,14 @@ def to_target(
     options: Options,
 ) -> Run:
     """Runs towards given distributions, which take the place of the reference."""
-    space = sequence_space(policy)
-    log_target = distribution(space, log_target, "log_target")
-    reward = jnp.zeros(space.num_sequences, log_target.dtype)
+    space = space_of(policy)
+    outcomes = outcomes_of(policy, space)
+    off_grid = functions(method, outcomes, params, log_target=log_target)
+    log_target = distribution(outcomes, log_target, "log_target")
+    reward = jnp.zeros(outcomes.num_outcomes, log_target.dtype)
     # The reference of what is shared is not looked at: every run has its target.
-    shared, _ = shared_arrays(policy, params, space, reward, None, divergence, None)
+    shared, _ = shared_arrays(outcomes, params, reward, None, divergence, None)
+    shared |= off_grid
     return train_runs(
         policy,
         params,
@@ -87,30 +98,27 @@ def to_target(
 
 
 def shared_arrays(
-    policy: Policy,
+    outcomes: Sequences | Points,
     params: Any,
-    space: SequenceSpace,
     reward: Any,
     log_ref: Any,
     divergence: Divergence | None,
     modes: Any,
 ) -> tuple[dict[str, Any], int]:
     """What all runs have in common, as arrays of the policy's dtype, and the number of modes."""
-    conditionals = policy.conditionals(params, space)
-    dtype = conditionals[0].dtype
-    possible = space.possible()
-    reward = over_sequences(space, reward, "reward", batched=False)
+    table = outcomes.table(params)
+    dtype = table.dtype
+    possible = outcomes.possible()
+    reward = over_outcomes(outcomes, reward, "reward", batched=False)
     bad = np.asarray(possible & ~jnp.isfinite(reward))
     if bad.any():
         at = int(bad.argmax())
         raise ValueError(
             f"reward must be finite to be followed by gradients, got {np.asarray(reward)[at]} at "
-            f"index {at}; forbid a sequence by a log_ref and a policy that cannot produce it"
+            f"index {at}; forbid an outcome by a log_ref and a policy that cannot produce it"
         )
     if log_ref is not None:
-        log_ref = distribution(space, log_ref, "log_ref", batched=False)
-        conditionals = tuple(x.astype(dtype) for x in space.conditionals(log_ref))
-    table = token_table(space, conditionals)
+        table = outcomes.split(distribution(outcomes, log_ref, "log_ref", batched=False), dtype)
     num_modes = 0
     if modes is not None:
         modes = jnp.asarray(modes)
@@ -124,7 +132,11 @@ def shared_arrays(
         num_modes = int(modes.max()) + 1
         # A negative index would count from the end.
         modes = jnp.where(modes >= 0, modes, num_modes)
+    measure = None
+    if isinstance(outcomes.space, Box):
+        measure = outcomes.space.log_weights().astype(dtype)
     shared = {
+        "log_measure": measure,
         "reward": jnp.where(possible, reward, jnp.zeros_like(reward)).astype(dtype),
         "possible": possible,
         "token_log_ref": table,
@@ -135,14 +147,34 @@ def shared_arrays(
     return shared, num_modes
 
 
+def functions(
+    method: Method, outcomes: Sequences | Points, params: Any, **given: Any
+) -> dict[str, Any]:
+    """What is asked about samples that are not among the outcomes, as functions of them."""
+    if isinstance(outcomes, Sequences) or not method.looks_up:
+        return {}
+    known = {}
+    for name, x in given.items():
+        if name == "log_ref" and x is None:
+            x = jax.tree_util.Partial(outcomes.policy.log_probs, params)
+        elif not callable(x):
+            raise ValueError(
+                f"{name} must be a function of vectors [..., {outcomes.space.dim}], got an array "
+                f"of shape {jnp.shape(x)}: samples are not points of the grid, and between them an "
+                "array has neither values nor derivatives"
+            )
+        known["reward" if name == "reward" else "log_ref"] = as_function(x)
+    return {"functions": known}
+
+
 def train_runs(
-    policy: Policy,
+    policy: Any,
     params: Any,
     method: Method,
     shared: dict[str, Any],
     numbers: dict[str, Any],
     *,
-    space: SequenceSpace,
+    space: Space,
     key: Any,
     num_steps: int,
     options: Options,
@@ -162,7 +194,7 @@ def train_runs(
         raise ValueError(f"beta must be {'above 0' if positive_beta else '0 or more'} and finite")
     shapes = {name: x.shape for name, x in runs.items()}
     if key is not None:
-        runs["key"] = _typed(key)
+        runs["key"] = typed(key)
         shapes["key"] = runs["key"].shape
     if log_target is not None:
         shapes["log_target"] = log_target.shape[:-1]
@@ -173,8 +205,8 @@ def train_runs(
         raise ValueError(f"the batch axes of {listed} do not broadcast") from None
     runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
     if log_target is not None:
-        wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, space.num_sequences))
-        runs["log_ref"] = wide.reshape(-1, space.num_sequences)
+        wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))
+        runs["log_ref"] = wide.reshape(-1, log_target.shape[-1])
     regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
     runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
     program = Program(
@@ -227,16 +259,46 @@ def check_batch(recipe: Recipe, batch_size: int | None) -> None:
         )
 
 
-def of_recipe(recipe: Recipe, space: SequenceSpace, reward: Array, exactly: bool) -> dict[str, Any]:
+def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -> None:
+    """Raises unless the gradient and, of vectors, the recipe are ones that there are."""
+    if gradient not in ("score", "pathwise"):
+        raise ValueError(f"gradient must be one of 'score', 'pathwise', got {gradient!r}")
+    if isinstance(outcomes, Points) and recipe.level == "token":
+        raise ValueError(
+            "level='token' of the recipe needs tokens, which vectors have not: 'sequence'"
+        )
+    if gradient == "score":
+        return
+    if isinstance(outcomes, Sequences) or not hasattr(outcomes.policy, "components"):
+        raise ValueError(
+            "gradient='pathwise' differentiates through samples: it needs a GaussianMixturePolicy, "
+            f"got a {type(outcomes.policy).__name__}"
+        )
+    for name, plain in (("baseline", "none"), ("normalise", "none"), ("updates_per_batch", 1)):
+        if getattr(recipe, name) != plain:
+            raise ValueError(
+                f"{name}={getattr(recipe, name)!r} of the recipe is for score functions: "
+                f"gradient='pathwise' needs {plain!r}"
+            )
+    if recipe.place != "none" and recipe.estimator in ("weighted-k3", "sampler"):
+        raise ValueError(
+            f"estimator={recipe.estimator!r} of the recipe is made for its own derivative: "
+            "gradient='pathwise' needs 'k1', 'k2', 'k3' or 'absolute'"
+        )
+
+
+def of_recipe(
+    recipe: Recipe, outcomes: Sequences | Points, reward: Array, exactly: bool
+) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
-        extra["lengths"] = space.lengths().astype(reward.dtype)
+        extra["lengths"] = outcomes.lengths().astype(reward.dtype)
     if exactly and needs_groups(recipe):
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
         if recipe.reward_clip is not None:
             whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)
-        groups = all_groups(recipe, whole, np.asarray(space.possible()))
+        groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))
         extra["groups"] = jax.tree.map(jnp.asarray, groups)
     return extra
 
@@ -249,26 +311,35 @@ def positive(name: str, value: int | None, least: int = 1) -> int | None:
     return value
 
 
-def over_sequences(space: SequenceSpace, x: Any, name: str, batched: bool = True) -> Array:
-    """An array of floats over the policy's sequences, or an error that names it."""
-    array = as_float(x)
-    if array.ndim == 0 or array.shape[-1] != space.num_sequences or (array.ndim > 1 > batched):
+def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+    """An array of floats over the policy's outcomes, or an error that names it."""
+    array, size = outcomes.on_all(x, name), outcomes.num_outcomes
+    if array.ndim == 0 or array.shape[-1] != size or (array.ndim > 1 > batched):
         raise ValueError(
-            f"{name} has shape {array.shape}, but the policy has {counted(space)} sequences: "
-            f"it needs shape {'[..., ' if batched else '['}{space.num_sequences}]"
+            f"{name} has shape {array.shape}, but the policy has {outcomes.counted}: "
+            f"it needs shape {'[..., ' if batched else '['}{size}]"
         )
     return array
 
 
-def distribution(space: SequenceSpace, x: Any, name: str, batched: bool = True) -> Array:
-    """Log-probabilities over the policy's sequences, or an error that names them."""
-    x = space.require_log_probs(over_sequences(space, x, name, batched), name)
-    off = np.asarray(jnp.abs(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1) - 1))
-    if not (off <= mass_tolerance(x.dtype)).all():
+def distribution(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+    """Log-probabilities of the policy's outcomes, or an error that names them."""
+    x = outcomes.require_log_probs(over_outcomes(outcomes, x, name, batched), name)
+    mass = np.asarray(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1))
+    if isinstance(outcomes, Points):
+        off = ~(np.abs(mass - 1) <= _CUT_OFF)
+        if off.any():
+            raise ValueError(
+                f"{name} has a mass of {mass[off].flat[0]:.6g} on the policy's grid, not 1: widen "
+                "the box or give it more points; of a density the log-weights of the points are "
+                f"part of the log-masses, kltarget.normalize({name}) restricts it to the box"
+            )
+    elif not (np.abs(mass - 1) <= mass_tolerance(x.dtype)).all():
         raise ValueError(f"{name} is not normalised: pass kltarget.normalize({name})")
     return x
 
 
-def _typed(key: Any) -> Array:
+def typed(key: Any) -> Array:
+    """Random keys in the new style, whichever was given."""
     key = jnp.asarray(key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

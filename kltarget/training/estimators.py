@@ -204,7 +204,7 @@ def surrogate(
     else:
         share = jnp.where(whole, lax.stop_gradient(weights), zero)
 
-    cost = _cost(recipe, log_probs, log_ref, sampler)
+    cost = estimate(recipe, log_probs, log_ref, sampler)
     beta = jnp.asarray(beta, log_probs.dtype)
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
@@ -231,7 +231,7 @@ def surrogate(
     return jnp.where(whole, share * gain, zero)
 
 
-def _cost(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -> Array:
+def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -> Array:
     """The estimate of the divergence, per sequence or per token."""
     if recipe.level == "sequence":
         log_probs, log_ref, sampler = (

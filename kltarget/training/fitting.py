@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._numerics import as_float
 from kltarget.spaces._tree import require_tokens
-from kltarget.training._engine import Optimizer, progress_bar, sequence_space, show_progress
+from kltarget.training._engine import Optimizer, progress_bar, show_progress
+from kltarget.training._outcomes import sequence_space
 from kltarget.training._setup import positive
 from kltarget.training.policies import Policy
 

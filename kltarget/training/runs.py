@@ -37,7 +37,7 @@ class RunStatus(enum.IntEnum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class History:
-    """What was measured of each run on its way, by exact sums over all sequences.
+    """What was measured of each run on its way, by exact sums over all sequences or grid points.
 
     Attributes:
         step: number of steps taken before each measurement, int ``[H]``. Runs that ended earlier
@@ -45,7 +45,7 @@ class History:
         expected_reward: ``E_π[reward]``, before ``reward_scale``, ``[*batch, H]``.
         reverse_kl: ``KL(π‖π_ref)`` of whole sequences, in nats.
         forward_kl: ``KL(π_ref‖π)``.
-        entropy: of the policy over sequences, in nats.
+        entropy: of the policy over sequences, in nats; of densities the differential entropy.
         effective_modes: ``exp`` of the entropy of the distribution over modes, given that a
             sequence is in one.
         gradient_norm: Euclidean norm of the gradient in the parameters.
@@ -69,7 +69,8 @@ class Run:
 
     Attributes:
         params: the final parameters, every leaf ``[*batch, …]``.
-        log_probs: final log-probabilities of all sequences, ``[*batch, V**L]``.
+        log_probs: final log-probabilities of all sequences, ``[*batch, V**L]``; of vectors the
+            log-masses of the grid's points, ``[*batch, N]``.
         status: a :class:`RunStatus` per run, int32 ``[*batch]``.
         num_steps: steps taken, int32 ``[*batch]``.
         gradient_norm: Euclidean norm of the final gradient, ``[*batch]``.

@@ -7,6 +7,7 @@ against what these trainers reach.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -14,16 +15,21 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
-from kltarget.training._engine import Optimizer, sequence_space
+from kltarget.training._engine import Optimizer
 from kltarget.training._methods import (
     MaximumLikelihood,
+    Pathwise,
     PolicyGradient,
     Preferences,
     PseudoReward,
 )
+from kltarget.training._mixture_policy import GaussianMixturePolicy
+from kltarget.training._outcomes import outcomes_of, sequence_space, space_of
 from kltarget.training._setup import (
     Options,
     check_batch,
+    check_vectors,
+    functions,
     of_recipe,
     positive,
     shared_arrays,
@@ -38,9 +44,9 @@ __all__ = ["dpo", "f_dpg", "fine_tune", "sft"]
 
 
 def fine_tune(
-    policy: Policy,
+    policy: Policy | GaussianMixturePolicy,
     params: Any,
-    reward: Float[Array, "A"],
+    reward: Float[Array, "A"] | Callable[..., Any],
     recipe: Recipe,
     *,
     beta: ArrayLike | None = None,
@@ -50,7 +56,8 @@ def fine_tune(
     key: PRNGKeyArray | None = None,
     optimizer: Optimizer = optax.adam,
     batch_size: int | None = None,
-    log_ref: ArrayLike | None = None,
+    gradient: str = "score",
+    log_ref: ArrayLike | Callable[..., Any] | None = None,
     divergence: Divergence | None = None,
     modes: ArrayLike | None = None,
     history_every: int | None = 100,
@@ -67,10 +74,12 @@ def fine_tune(
     one run per entry.
 
     Args:
-        policy: any :class:`Policy`.
+        policy: any :class:`Policy`, or a :class:`GaussianMixturePolicy`.
         params: its parameters, from which every run starts; floating-point leaves.
         reward: of every sequence, in the order of the policy's sequence space, shape ``[V**L]``;
-            finite wherever a sequence is possible.
+            finite wherever a sequence is possible. Of vectors an array ``[N]`` over the grid's
+            points or a function ``[..., d] → [...]``, which samples and pathwise gradients need;
+            a new function object is compiled anew, unless it is a pytree.
         recipe: how the regulariser is estimated and where it is put, and how rewards become
             advantages. Without a ``group_size`` a batch is one group; exact gradients are then
             those of infinitely large groups. With one they are expectations over all groups, for
@@ -86,9 +95,15 @@ def fine_tune(
             ``lambda rate: optax.chain(optax.clip(1.0), optax.adam(rate))``. A new function object
             is compiled anew.
         batch_size: samples per step, a multiple of the recipe's ``group_size``; None follows the
-            exact gradient, summed over all sequences.
+            exact gradient, summed over all sequences. Pathwise, it is of each component.
+        gradient: ``"score"``, what trainers follow: that of the recipe, by score function; or, of a
+            Gaussian mixture, ``"pathwise"``: that of ``E_π[reward − β k(log π/π_ref)]`` through
+            the samples, with the recipe's estimator k, wherever it is placed. Its regulariser is
+            thus what the estimator's *value* estimates: k3, which as a loss follows the forward
+            KL, is then the reverse KL.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
-            ``params``.
+            ``params``. Of vectors log-masses ``[N]`` of the grid's points, or the log-density as a
+            function, as for rewards.
         divergence: what the reported gap is of; by default what the recipe follows at sequence
             level or, where it follows none, reverse KL, which all its estimators estimate.
         modes: integer mode label of every sequence, ``[V**L]``, negative in no mode, for the
@@ -140,20 +155,27 @@ def fine_tune(
         "Revisiting Frank-Wolfe: Projection-Free Sparse Convex Optimization", 2013 (the gap as a
         certificate).
     """
-    space = sequence_space(policy)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
+    space = space_of(policy)
+    outcomes = outcomes_of(policy, space)
+    check_vectors(outcomes, recipe, gradient)
     check_batch(recipe, batch_size)
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
     options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
     # Recipes that differ in beta share a program.
-    method = PolicyGradient(dataclasses.replace(recipe, beta=None), batch_size)
+    kind = Pathwise if gradient == "pathwise" else PolicyGradient
+    method = kind(dataclasses.replace(recipe, beta=None), batch_size)
     if divergence is None and recipe.place != "none":
-        divergence = recipe.divergence or ReverseKL()
-    shared, num_modes = shared_arrays(policy, params, space, reward, log_ref, divergence, modes)
-    shared |= of_recipe(recipe, space, shared["reward"], batch_size is None)
+        divergence = None if gradient == "pathwise" else recipe.divergence
+        divergence = divergence or ReverseKL()
+    off_grid = functions(method, outcomes, params, reward=reward, log_ref=log_ref)
+    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, divergence, modes)
+    shared |= off_grid
+    if gradient == "score":
+        shared |= of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
     return train_runs(
         policy,
         params,
@@ -170,9 +192,9 @@ def fine_tune(
 
 
 def sft(
-    policy: Policy,
+    policy: Policy | GaussianMixturePolicy,
     params: Any,
-    log_target: Float[Array, "*batch A"],
+    log_target: Float[Array, "*batch A"] | Callable[..., Any],
     *,
     learning_rate: ArrayLike,
     num_steps: int,
@@ -185,10 +207,12 @@ def sft(
     This minimises the forward KL ``KL(p‖π)`` to the target p.
 
     Args:
-        policy: any :class:`Policy`.
+        policy: any :class:`Policy`, or a :class:`GaussianMixturePolicy`.
         params: its parameters, from which every run starts.
         log_target: log-probabilities of the sequences, ``[*batch, V**L]``; its batch axes broadcast
-            with those of the learning rate and the key.
+            with those of the learning rate and the key. For vectors log-masses ``[*batch, N]`` of
+            the grid's points, which samples are then drawn from, or a log-density
+            ``[..., d] → [...]``.
         learning_rate: what the optimiser is called with.
         num_steps: number of gradient steps.
         key: random keys; needed with ``batch_size``.
@@ -234,9 +258,9 @@ def sft(
 
 
 def f_dpg(
-    policy: Policy,
+    policy: Policy | GaussianMixturePolicy,
     params: Any,
-    log_target: Float[Array, "*batch A"],
+    log_target: Float[Array, "*batch A"] | Callable[..., Any],
     divergence: Divergence,
     *,
     learning_rate: ArrayLike,
@@ -251,9 +275,11 @@ def f_dpg(
     from the policy and are compared with each other (leave-one-out baseline).
 
     Args:
-        policy: any :class:`Policy`.
+        policy: any :class:`Policy`, or a :class:`GaussianMixturePolicy`.
         params: its parameters, from which every run starts.
-        log_target: log-probabilities p of the sequences, ``[*batch, V**L]``.
+        log_target: log-probabilities p of the sequences, ``[*batch, V**L]``. For vectors log-masses
+            ``[*batch, N]`` of the grid's points or, with samples, a log-density
+            ``[..., d] → [...]``.
         divergence: any f-divergence, the policy first: :class:`kltarget.ReverseKL` is
             ``KL(π‖p)``.
         learning_rate: what the optimiser is called with.
@@ -378,7 +404,8 @@ def dpo(
     if pairs not in ("reference", "policy"):
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
     space = sequence_space(policy)
-    shared, num_modes = shared_arrays(policy, params, space, reward, log_ref, ReverseKL(), modes)
+    outcomes = outcomes_of(policy, space)
+    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, ReverseKL(), modes)
     return train_runs(
         policy,
         params,

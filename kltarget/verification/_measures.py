@@ -22,7 +22,7 @@ from kltarget.spaces._tree import SequenceSpace
 from kltarget.spaces.sequences import token_local_target
 from kltarget.targets import solve
 from kltarget.training import Recipe, estimators
-from kltarget.training._engine import token_table
+from kltarget.training._outcomes import token_table
 
 _NATURAL_STEPS = 100
 
