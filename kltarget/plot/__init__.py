@@ -17,6 +17,7 @@ set to a dark background, figures are dark as well:
 from kltarget.plot._beta_path import beta_path, ratio
 from kltarget.plot._density import density
 from kltarget.plot._diagnosis import answers
+from kltarget.plot._forgetting import forgetting
 from kltarget.plot._recipes import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep import frontier, phase
@@ -31,6 +32,7 @@ __all__ = [
     "beta_path",
     "density",
     "distances",
+    "forgetting",
     "frontier",
     "phase",
     "predicted_vs_reached",
