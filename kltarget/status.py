@@ -44,6 +44,8 @@ class Status(enum.IntFlag):
     """There are further fixed points; this is the one that training from the reference reaches."""
     CLIPPED = 2048
     """The trainer's clip of the divergence's estimate is active at this policy."""
+    INFEASIBLE = 4096
+    """No distribution on the reference's support has the moments that are asked for."""
 
 
 FAILURES = int(
@@ -52,6 +54,7 @@ FAILURES = int(
     | Status.INVALID_REWARD
     | Status.INVALID_REFERENCE
     | Status.EMPTY_SUPPORT
+    | Status.INFEASIBLE
 )
 
 IN_WORDS = {
@@ -67,6 +70,7 @@ IN_WORDS = {
     Status.INVALID_REWARD: "a reward is NaN or +inf",
     Status.INVALID_REFERENCE: "the reference is NaN or its masses do not sum to one",
     Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
+    Status.INFEASIBLE: "no distribution on the reference's support has these moments",
 }
 
 
