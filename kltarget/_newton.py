@@ -47,7 +47,7 @@ def minimise(derivatives: Callable[[Array], Derivatives], start: Float[Array, "P
         return ~settled & (state.damping < huge) & (state.steps < _STEPS)
 
     def step(state: _State) -> _State:
-        value, gradient, hessian, noise = state.at
+        value, gradient, hessian, _ = state.at
         size = jnp.linalg.norm(gradient)
         bends, axes = jnp.linalg.eigh(hessian)
         slopes = jnp.einsum("ji,j->i", axes, gradient, precision="highest")
