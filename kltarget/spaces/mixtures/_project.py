@@ -1,0 +1,511 @@
+"""The mixture of a few Gaussians that is closest to a target, in either direction of the KL."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from kltarget._newton import Minimum, minimise
+from kltarget._numerics import double_precision, log_sum_exp
+from kltarget.spaces._gaussian_mixture import GaussianMixture, _log_joint, unchecked
+from kltarget.spaces._small_matrices import times
+from kltarget.spaces.mixtures._em import em_runs
+from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table, total
+from kltarget.spaces.mixtures._population import Density, Population, population
+
+__all__ = ["Projection", "project"]
+
+Direction = Literal["forward", "reverse"]
+
+_ROUGH, _FINE = 1e-8, 1e-13
+"""Sizes of the gradient at which descents on the coarsest and on the other rules end."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projection:
+    """The local optima of a projection onto mixtures of K Gaussians, the best one first.
+
+    Attributes:
+        optima: one mixture per local optimum, batch shape ``[M]``, its components in the order of
+            their means' first coordinates.
+        optima_values: their divergences from the target, in nats, ``[M]``.
+        optima_errors: estimated errors of those: of the quadrature, or one standard error where
+            expectations are over draws; NaN for given points.
+        gradient_norms: largest derivative of the divergence by any parameter (logits of the
+            weights; means and factors in units of the target's standard deviation), on a finer rule
+            than the optimum was found with, ``[M]``.
+        converged: whether that vanishes and the error is below the tolerance, ``[M]``.
+        reached: which optimum each start led to, ``[num_starts]``; −1 for none.
+    """
+
+    optima: GaussianMixture
+    optima_values: Float[Array, "M"]
+    optima_errors: Float[Array, "M"]
+    gradient_norms: Float[Array, "M"]
+    converged: Bool[Array, "M"]
+    reached: Int[Array, "num_starts"]
+
+    @property
+    def mixture(self) -> GaussianMixture:
+        """The best optimum."""
+        return jax.tree.map(lambda x: x[0], self.optima)
+
+    @property
+    def divergence_value(self) -> Float[Array, ""]:
+        """The best optimum's divergence from the target, in nats."""
+        return self.optima_values[0]
+
+    @property
+    def error(self) -> Float[Array, ""]:
+        """The estimated error of ``divergence_value``."""
+        return self.optima_errors[0]
+
+    @property
+    def starts_per_optimum(self) -> Int[Array, "M"]:
+        """How many starts led to each optimum."""
+        number = jnp.arange(len(self.optima_values), dtype=self.reached.dtype)
+        return (self.reached[None] == number[:, None]).sum(1)
+
+
+def project(
+    target: Any,
+    num_components: int,
+    direction: Direction,
+    *,
+    key: PRNGKeyArray,
+    points: ArrayLike | None = None,
+    log_masses: ArrayLike | None = None,
+    bounds: ArrayLike | None = None,
+    num_starts: int = 16,
+    num_points: int = 8192,
+    tol: float = 1e-9,
+) -> Projection:
+    """The mixtures q of K Gaussians that minimise ``KL(target‖q)`` or ``KL(q‖target)``.
+
+    ``"forward"``, ``KL(target‖q) = E_target[log target − log q]``, is what supervised training on
+    the target's samples minimises. A single Gaussian takes the target's mean and covariance,
+    exactly; K of them are found by expectation maximisation, whose every start Newton's method
+    finishes. The optimum covers all that the target may do.
+
+    ``"reverse"``, ``KL(q‖target) = E_q[log q − log target]``, is what reinforcement learning does:
+    with ``target ∝ ref·e^{r/β}``, ``E_q[r] − β·KL(q‖ref) = β log Z − β·KL(q‖target)`` for every q,
+    so the best q of any family for the regularised reward is its reverse projection. Where the
+    family cannot hold the target there is typically one local optimum per choice of modes, and the
+    start decides. With ``x = m + sz`` and ``ψ = (log target)′``, a Gaussian ``N(m, s²)`` is
+    stationary iff ``E[ψ(x)] = 0`` and ``1/s + E[zψ(x)] = 0``. Where the family holds the target
+    both directions give it, and neither seeks modes nor covers mass.
+
+    All local optima found are reported. Two are the same if they are the same distribution,
+    whatever the order of components and however a superfluous one is placed. Saddle points are
+    left behind.
+
+    Expectations under mixtures in up to 3 dimensions are over a lattice in every component's own
+    coordinates, refined until the divergence changes by less than ``tol``; in more dimensions over
+    draws, the same for all mixtures compared, and the divergence is then estimated with others.
+
+    Args:
+        target: a :class:`GaussianMixture`; a log-density of points ``[N, d]`` (any constant may be
+            missing where ``bounds`` are given) or anything with such a method ``log_prob``; or a
+            pair ``(points, log_masses)``. What has ``points`` and a discrete ``target`` on them, as
+            targets on grids and samples do, brings both.
+        num_components: K.
+        direction: ``"forward"`` or ``"reverse"``.
+        key: random key of starts and draws.
+        points: for a log-density, points that stand for it, shape ``[N, d]``: its own draws or the
+            nodes of a rule. Forward expectations are over them.
+        log_masses: their masses up to a constant, shape ``[N]``; equal by default.
+        bounds: for a log-density in up to 3 dimensions, ends of a box that holds all of its mass,
+            shape ``[d, 2]``.
+        num_starts: how many descents.
+        num_points: draws in more than 3 dimensions.
+        tol: accuracy that is asked of the divergence, in nats.
+
+    Returns:
+        The optima, computed in double precision, in the float type of the target.
+
+    Raises:
+        TypeError: a target that is none of these.
+        ValueError: options out of range, shapes that do not fit, a batch of targets; bounds that
+            cut the target off; a target with an atom; the reverse projection of a target without a
+            density, or of one that is 0 somewhere; no start that converged.
+
+    ``(points, log_masses)`` alone have no density, and the values are then cross-entropies
+    ``−E_target[log q]``: divergences up to the unknown entropy of the target. Components of weight
+    0 in the target are left out. Not differentiable, and not for use under ``jit``: it chooses
+    starts, rules and optima.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from kltarget.spaces.mixtures import GaussianMixture, project
+        >>> target = GaussianMixture(
+        ...     jnp.log(jnp.array([0.75, 0.25])),
+        ...     [[-3.0], [3.5]],
+        ...     [[1.0], [0.49]],
+        ...     covariance_type="diag",
+        ... )
+        >>> cover = project(target, 1, "forward", key=jax.random.key(0))
+        >>> print(f"{cover.mixture.mean[0]:.4f}, KL {cover.divergence_value:.4f}")
+        -1.3750, KL 0.6141
+        >>> seek = project(target, 1, "reverse", key=jax.random.key(0))
+        >>> print(seek.optima.means[:, 0, 0].round(3), seek.optima_values.round(3))
+        [-2.999  3.499] [0.288 1.386]
+
+    References:
+        Bishop, "Pattern Recognition and Machine Learning", 2006, section 10.1.2. Korbak, Perez and
+        Buckley, "RL with KL penalties is better viewed as Bayesian inference", 2022, arXiv
+        2205.11275. Chen et al., "Retaining by Doing", 2025, arXiv 2510.18874, whose target is the
+        example's. Trefethen and Weideman, "The Exponentially Convergent Trapezoidal Rule", 2014.
+    """
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+    for name, count in (("num_components", num_components), ("num_starts", num_starts)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    seed = np.asarray(jax.random.bits(key, (4,), jnp.uint32))
+    rng = np.random.default_rng(seed.tolist())
+    with double_precision():
+        given = population(target, points, log_masses, bounds, num_points, rng)
+        if direction == "reverse" and not given.has_density:
+            raise ValueError(
+                "the reverse projection needs the target's log-density, and points alone have none"
+            )
+        search = _Search(given, direction, num_components, num_points, tol, rng)
+        found = search.run(key, num_starts)
+    dtype = given.dtype
+    *numbers, converged, reached = found
+    cast = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(dtype)), tuple(numbers))
+    return Projection(*cast, jnp.asarray(converged), jnp.asarray(reached, jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    given: Population
+    direction: Direction
+    num_components: int
+    num_points: int
+    tol: float
+    rng: np.random.Generator
+
+    def run(self, key: PRNGKeyArray, num_starts: int) -> tuple[Any, ...]:
+        """Optima, values, errors, gradients, convergence, and the optimum of every start."""
+        rules, check = self._rules()
+        rough: list[tuple[Array, float]] = []
+        reached = np.full(num_starts, -1)
+        for number, start in enumerate(self._starts(key, num_starts)):
+            found = self._descend(rules[0], start, _ROUGH)
+            if found is not None:
+                reached[number] = self._place(rough, found, rules[0])
+        if not rough:
+            raise ValueError(
+                f"none of {num_starts} starts converged: the target may be 0 somewhere, so that "
+                "no Gaussian has a finite divergence to it"
+                if self.direction == "reverse"
+                else f"none of {num_starts} starts converged: too many components"
+            )
+        polished = [self._polish(rules, x) for x, _ in rough]
+        same: list[tuple[Array, float]] = []
+        merged = np.array([self._place(same, (x[0], x[1]), rules[0]) for x in polished])
+        order = np.argsort([value for _, value in same], kind="stable")
+        rank = np.argsort(order)
+        reached = np.where(reached >= 0, rank[merged[reached]], -1)
+        best = [polished[int(np.flatnonzero(merged == k)[0])] for k in order]
+        rows = [self._measured(*row, check) for row in best]
+        optima = [self.given.restore(_in_order(self._mixture(x))) for x, *_ in best]
+        stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
+        values, errors, gradients = (np.array(x) for x in zip(*rows, strict=True))
+        exact = isinstance(rules[0], NormalLattice)
+        converged = (gradients <= 1e-7) & ((errors <= self.tol) | ~np.bool_(exact))
+        return stacked, values, errors, gradients, converged, reached
+
+    def _rules(self) -> tuple[tuple[Rule, ...], Rule | None]:
+        """From coarse to fine, and other draws to tell the value where these are draws."""
+        size, given = self.given.dim, self.given
+        if self.direction == "forward":
+            drawn = size not in LEVELS and given.density.mixture is not None
+            if not drawn:
+                return given.rules, None
+            mixture, count = given.density.mixture, self.num_points
+            assert mixture is not None
+            key = jax.random.key(int(self.rng.integers(2**31)))
+            other = mixture.sample(key=key, num_samples=count)
+            return given.rules, Table.of(np.asarray(other), np.full(count, 1 / count))
+        if size in LEVELS:
+            levels = LEVELS[size]
+            return tuple(NormalLattice.of(step, radius, size) for step, radius in levels), None
+        tables = []
+        for count in (min(1024, self.num_points), self.num_points, self.num_points):
+            half = self.rng.normal(size=((count + 1) // 2, size))
+            both = np.concatenate([half, -half])
+            tables.append(Table.of(both, np.full(len(both), 1 / len(both))))
+        return tuple(tables[:2]), tables[2]
+
+    def _descend(self, rule: Rule, start: Array, noise: float) -> tuple[Array, float] | None:
+        """A local minimum, None where the descent leads to none."""
+        for _ in range(4):
+            found = self._minimum(rule, start, noise)
+            bends, axes = np.linalg.eigh(np.nan_to_num(np.asarray(found.hessian)))
+            if not (np.isfinite(float(found.value)) and bool(found.converged)):
+                return None
+            if bends[0] > -1e-6:
+                return found.x, float(found.value)
+            start = found.x + 0.1 * jnp.asarray(axes[:, 0])
+        return None
+
+    def _minimum(self, rule: Rule, start: Array, noise: float) -> Minimum:
+        density = self.given.density
+        return _minimum(self.direction, self.num_components, rule, density, start, noise)
+
+    def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
+        """The optimum on the first rule that the next finer one agrees with."""
+        static = (self.direction, self.num_components)
+        value, error, gradient = np.nan, np.nan, np.nan
+        for coarse, fine in itertools.pairwise(rules if len(rules) > 1 else (*rules, *rules)):
+            found = self._minimum(coarse, x, _FINE)
+            x = found.x
+            value, slopes = _value_and_gradient(*static, fine, self.given.density, x)
+            value, gradient = float(value), float(jnp.abs(slopes).max())
+            error = abs(value - float(found.value))
+            if error <= self.tol / 4 and gradient <= 1e-9:
+                break
+        else:
+            x = self._minimum(rules[-1], x, _FINE).x
+            value, slopes = _value_and_gradient(*static, rules[-1], self.given.density, x)
+            value, gradient = float(value), float(jnp.abs(slopes).max())
+        return x, value, error, gradient
+
+    def _measured(
+        self, x: Array, value: float, error: float, gradient: float, check: Rule | None
+    ) -> tuple[float, float, float]:
+        """Value, error and gradient, the first two by other draws where expectations are drawn."""
+        if check is not None:
+            static = (self.direction, self.num_components)
+            mean, square = _moments(*static, check, self.given.density, x)
+            count = int((np.asarray(check.weights) > 0).sum()) if isinstance(check, Table) else 1
+            return float(mean), float(np.sqrt(max(square - mean**2, 0) / count)), gradient
+        if self.direction == "forward" and isinstance(self.given.rules[0], Table):
+            error = error if len(self.given.rules) > 1 else np.nan
+        return value, error + self.given.normaliser_error, gradient
+
+    def _place(
+        self, known: list[tuple[Array, float]], found: tuple[Array, float], rule: Rule
+    ) -> int:
+        """The number of an optimum among those known, to which it is added if it is new."""
+        x, value = found
+        z = rule
+        if self.direction == "forward":
+            size = self.given.dim
+            if size in LEVELS:
+                z = NormalLattice.of(*LEVELS[size][0], size)
+            else:
+                z = Table.of(self.rng.normal(size=(1024, size)), np.full(1024, 1 / 1024))
+        for number, (other, its_value) in enumerate(known):
+            if abs(value - its_value) > 1e-5 * (1 + abs(value)):
+                continue
+            apart = _jeffreys(self.num_components, z, x, other, self.given.density)
+            if float(apart) < 1e-6:
+                if value < its_value:
+                    known[number] = found
+                return number
+        known.append(found)
+        return len(known) - 1
+
+    def _mixture(self, x: Array) -> GaussianMixture:
+        return _mixture_of(x, self.num_components, self.given.dim)
+
+    def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[Array]:
+        """Starts as vectors: choices of the target's own components, and random ones."""
+        count, size = self.num_components, self.given.dim
+        if count == 1:
+            whole = unchecked(jnp.zeros(1), jnp.zeros((1, size)), jnp.eye(size)[None])
+            if self.direction == "forward":
+                return [_vector_of(whole)] * num_starts
+            starts = [whole, *self._choices((num_starts + 1) // 2)]
+        else:
+            starts = self._choices((num_starts + 1) // 2)
+        missing = max(num_starts - len(starts), 0)
+        if self.direction == "forward" and missing:
+            x, masses = jnp.asarray(self.given.cloud), jnp.log(jnp.asarray(self.given.masses))
+            fitted, _, _, _, collapsed = _em(x, masses, key, count, missing)
+            held = np.flatnonzero(~np.asarray(collapsed))
+            starts += [jax.tree.map(lambda y, k=int(k): y[k], fitted) for k in held]
+        else:
+            starts += [self._random() for _ in range(missing)]
+        return [_vector_of(x) for x in starts[:num_starts]]
+
+    def _choices(self, most: int) -> list[GaussianMixture]:
+        mixture, count, size = self.given.density.mixture, self.num_components, self.given.dim
+        if mixture is None:
+            return []
+        fields = (mixture.log_weights, mixture.means, mixture.cholesky)
+        log_weights, means, factors = map(np.asarray, fields)
+        own = len(log_weights)
+        if count > own:
+            chosen = [np.arange(count) % own] * min(most, 2)
+        else:
+            every = itertools.islice(itertools.combinations(range(own), count), 10_000)
+            chosen = list(map(np.array, every))
+            chosen = [chosen[i] for i in self.rng.permutation(len(chosen))[:most]]
+        starts = []
+        for which in chosen:
+            moved = means[which]
+            if count > own:  # copies at one place would stay together
+                noise = self.rng.normal(size=(count, size))
+                moved = moved + 0.3 * np.einsum("kij,kj->ki", factors[which], noise)
+            logs = log_weights[which] - np.logaddexp.reduce(log_weights[which])
+            starts.append(unchecked(*map(jnp.asarray, (logs, moved, factors[which]))))
+        return starts
+
+    def _random(self) -> GaussianMixture:
+        """Centers where the target is, wide or narrow."""
+        count, size = self.num_components, self.given.dim
+        at = self.rng.choice(len(self.given.masses), size=count, p=self.given.masses)
+        scale = 10 ** self.rng.uniform(-1, 0)
+        factors = np.broadcast_to(scale * np.eye(size), (count, size, size))
+        logs = np.full(count, -np.log(count))
+        means = self.given.cloud[at] + 0.1 * scale * self.rng.normal(size=(count, size))
+        return unchecked(*map(jnp.asarray, (logs, means, factors)))
+
+
+def _in_order(mixture: GaussianMixture) -> GaussianMixture:
+    order = np.argsort(np.asarray(mixture.means)[:, 0], kind="stable")
+    return jax.tree.map(lambda x: x[order], mixture)
+
+
+def _vector_of(mixture: GaussianMixture) -> Array:
+    """Logits less the first, means, log-diagonals and what is below them."""
+    logs, means, factors = mixture.log_weights, mixture.means, mixture.cholesky
+    below = np.tril_indices(means.shape[-1], -1)
+    parts = (
+        logs[1:] - logs[0],
+        means.ravel(),
+        jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).ravel(),
+        factors[:, below[0], below[1]].ravel(),
+    )
+    return jnp.concatenate(parts)
+
+
+def _mixture_of(vector: Array, count: int, size: int) -> GaussianMixture:
+    below = np.tril_indices(size, -1)
+    ends = np.cumsum([count - 1, count * size, count * size])
+    logits, means, scales, rest = jnp.split(vector, ends)
+    logs = jax.nn.log_softmax(jnp.concatenate([jnp.zeros_like(vector[:1]), logits]))
+    eye = jnp.eye(size, dtype=vector.dtype)[None]
+    factors = jnp.exp(scales.reshape(count, size))[..., None] * eye
+    factors = factors.at[:, below[0], below[1]].set(rest.reshape(count, len(below[0])))
+    return unchecked(logs, means.reshape(count, size), factors)
+
+
+def _log_prob(mixture: GaussianMixture, x: Array) -> Array:
+    return log_sum_exp(_log_joint(mixture, x))[..., 0]
+
+
+def _spread(mixture: GaussianMixture, z: Array, weights: Array) -> tuple[Array, Array]:
+    """Every component's points and their masses, as one list."""
+    points = mixture.means[:, None] + times(mixture.cholesky[:, None], z[None])
+    masses = jnp.exp(mixture.log_weights)[:, None] * weights[None]
+    return points.reshape(-1, z.shape[-1]), masses.ravel()
+
+
+def _terms(
+    direction: str, q: GaussianMixture, density: Density, rule: Rule, z: Array, weights: Array
+) -> tuple[Array, Array]:
+    """Log-ratios whose mean is the divergence, and their masses."""
+    if direction == "reverse":
+        x, masses = _spread(q, z, weights)
+        return _log_prob(q, x) - density(x), masses
+    x, masses = z, weights
+    if isinstance(rule, NormalLattice):
+        assert density.mixture is not None
+        x, masses = _spread(density.mixture, z, weights)
+    # What only fills a block up has no density.
+    held = masses > 0
+    ratio = jnp.where(held, density(x), 0.0) - _log_prob(q, x)
+    return jnp.where(held, ratio, 0.0), masses
+
+
+def _piece(
+    direction: str, count: int, rule: Rule, density: Density, x: Array, z: Array, weights: Array
+) -> Array:
+    q = _mixture_of(x, count, z.shape[-1])
+    ratios, masses = _terms(direction, q, density, rule, z, weights)
+    return (masses * ratios).sum()
+
+
+@functools.partial(jax.jit, static_argnames=("direction", "count"))
+def _minimum(
+    direction: str, count: int, rule: Rule, density: Density, start: Array, noise: Array
+) -> Minimum:
+    def derivatives(x: Array) -> tuple[Array, Array, Array, Array]:
+        def at(z: Array, weights: Array) -> tuple[Array, Array, Array]:
+            piece = functools.partial(_piece, direction, count, rule, density)
+            both = jax.value_and_grad(piece)
+
+            def gradient(x: Array) -> tuple[Array, tuple[Array, Array]]:
+                value, slopes = both(x, z, weights)
+                return slopes, (value, slopes)
+
+            hessian, (value, slopes) = jax.jacfwd(gradient, has_aux=True)(x)
+            return value, slopes, hessian
+
+        value, gradient, hessian = total(at, rule)
+        return value, gradient, hessian, noise
+
+    return minimise(derivatives, start)
+
+
+@functools.partial(jax.jit, static_argnames=("direction", "count"))
+def _value_and_gradient(
+    direction: str, count: int, rule: Rule, density: Density, x: Array
+) -> tuple[Array, Array]:
+    def at(z: Array, weights: Array) -> tuple[Array, Array]:
+        piece = functools.partial(_piece, direction, count, rule, density)
+        return jax.value_and_grad(piece)(x, z, weights)
+
+    return total(at, rule)
+
+
+@functools.partial(jax.jit, static_argnames=("direction", "count"))
+def _moments(
+    direction: str, count: int, rule: Rule, density: Density, x: Array
+) -> tuple[Array, Array]:
+    """Mean and mean square of the log-ratio."""
+
+    def at(z: Array, weights: Array) -> tuple[Array, Array]:
+        q = _mixture_of(x, count, z.shape[-1])
+        ratios, masses = _terms(direction, q, density, rule, z, weights)
+        return (masses * ratios).sum(), (masses * jnp.square(ratios)).sum()
+
+    return total(at, rule)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _jeffreys(count: int, rule: Rule, x: Array, other: Array, density: Density) -> Array:
+    """``KL(p‖q) + KL(q‖p)`` of two mixtures."""
+    size = density.center.shape[0]
+    p, q = (_mixture_of(y, count, size) for y in (x, other))
+
+    def at(z: Array, weights: Array) -> Array:
+        sums = []
+        for one, two in ((p, q), (q, p)):
+            points, masses = _spread(one, z, weights)
+            sums.append((masses * (_log_prob(one, points) - _log_prob(two, points))).sum())
+        return sums[0] + sums[1]
+
+    return total(at, rule)
+
+
+_em = jax.jit(
+    lambda x, masses, key, count, runs: em_runs(
+        x, masses, key, count, "full", runs, None, 1e-9, 300
+    ),
+    static_argnums=(3, 4),
+)
