@@ -225,7 +225,7 @@ def _multipliers(log_ref: Array, features: Array, moments: Array) -> tuple[Array
         noise = 4 * jnp.finfo(x.dtype).eps * _dot(probs, jnp.abs(rows)).max()
         return log_total, _dot(probs, rows), _covariance(probs, rows), noise
 
-    found = minimise(derivatives, jnp.zeros_like(moments))
+    found = minimise(derivatives, jnp.zeros_like(moments), max_steps=500)
     # No distribution on the support is further from the reference than its least likely outcome.
     furthest = -jnp.where(log_ref > -jnp.inf, log_ref, 0.0).min()
     rounding = 64 * jnp.finfo(log_ref.dtype).eps * (1 + furthest)

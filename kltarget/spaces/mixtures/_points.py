@@ -38,7 +38,7 @@ class NormalLattice:
     @classmethod
     def of(cls, step: float, radius: float, dim: int) -> NormalLattice:
         """A lattice that reaches ``radius`` standard deviations along every axis."""
-        return cls(jnp.float64(step), jnp.int32(math.ceil(radius / step)), dim)
+        return cls(np.float64(step), np.int32(math.ceil(radius / step)), dim)
 
     @property
     def num_blocks(self) -> Array:
@@ -80,7 +80,7 @@ class Table:
         """A table of any length; what fills its last block up has weight 0."""
         missing = -len(points) % BLOCK
         filled = np.concatenate([points, np.repeat(points[:1], missing, axis=0)])
-        return cls(jnp.asarray(filled), jnp.asarray(np.append(weights, np.zeros(missing))))
+        return cls(filled, np.append(weights, np.zeros(missing)))
 
     @property
     def num_blocks(self) -> int:

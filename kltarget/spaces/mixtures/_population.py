@@ -87,7 +87,7 @@ class Population:
         means = np.asarray(mixture.means) @ factor.T + np.asarray(self.density.center)
         factors = factor @ np.asarray(mixture.cholesky)
         arrays = (np.asarray(mixture.log_weights), means, factors)
-        return unchecked(*(jnp.asarray(x) for x in arrays))
+        return unchecked(*arrays)
 
 
 def population(
@@ -148,11 +148,9 @@ def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generat
     covariance = np.einsum("k,kij->ij", weights, spread) + (weights * apart.T) @ apart
     factor = np.linalg.cholesky(covariance)
     inner = unchecked(
-        jnp.asarray(np.log(weights)),
-        jnp.asarray(np.linalg.solve(factor, apart.T).T),
-        jnp.asarray(np.linalg.solve(factor, factors)),
+        np.log(weights), np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
     )
-    density = Density(inner, jnp.asarray(center), jnp.asarray(factor), jnp.float64(0), None)
+    density = Density(inner, center, factor, np.float64(0), None)
     size = means.shape[1]
     if size in LEVELS:
         rules = tuple(NormalLattice.of(step, radius, size) for step, radius in LEVELS[size])
@@ -237,9 +235,7 @@ def _standardised(
     except np.linalg.LinAlgError:
         raise ValueError("the target has no extent in some direction") from None
     y = np.linalg.solve(factor, apart.T).T
-    density = Density(
-        None, jnp.asarray(center), jnp.asarray(factor), jnp.float64(log_total), function
-    )
+    density = Density(None, center, factor, np.float64(log_total), function)
     tables = tuple(Table.of(y[rule > 0], rule[rule > 0]) for rule in rules)
     first = rules[0] > 0
     return Population(density, tables, y[first], rules[0][first], error, dtype)

@@ -13,20 +13,27 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from kltarget._newton import Minimum, minimise
-from kltarget._numerics import double_precision, log_sum_exp
-from kltarget.spaces._gaussian_mixture import GaussianMixture, _log_joint, unchecked
-from kltarget.spaces._small_matrices import times
+from kltarget._newton import Minimum
+from kltarget._numerics import double_precision
+from kltarget.spaces._gaussian_mixture import GaussianMixture, unchecked
+from kltarget.spaces.mixtures._descent import (
+    jeffreys,
+    minimum,
+    mixture_of,
+    moments,
+    value_and_gradient,
+    vector_of,
+)
 from kltarget.spaces.mixtures._em import em_runs
 from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table, total
-from kltarget.spaces.mixtures._population import Density, Population, population
+from kltarget.spaces.mixtures._population import Population, population
 
 __all__ = ["Projection", "project"]
 
 Direction = Literal["forward", "reverse"]
 
-_ROUGH, _FINE = 1e-8, 1e-13
-"""Sizes of the gradient at which descents on the coarsest and on the other rules end."""
+_ROUGH, _FINE = (1e-8, 200), (1e-13, 30)
+"""Sizes of the gradient at which descents end, on the coarsest and on the other rules, and most steps."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +48,7 @@ class Projection:
         optima_errors: estimated errors of those: of the quadrature, or one standard error where
             expectations are over draws; NaN for given points.
         gradient_norms: largest derivative of the divergence by any parameter (logits of the
-            weights; means and factors in units of the target's standard deviation), on a finer rule
-            than the optimum was found with, ``[M]``.
+            weights; means and factors in units of the target's standard deviation), ``[M]``.
         converged: whether that vanishes and the error is below the tolerance, ``[M]``.
         reached: which optimum each start led to, ``[num_starts]``; −1 for none.
     """
@@ -248,39 +254,37 @@ class _Search:
             tables.append(Table.of(both, np.full(len(both), 1 / len(both))))
         return tuple(tables[:2]), tables[2]
 
-    def _descend(self, rule: Rule, start: Array, noise: float) -> tuple[Array, float] | None:
+    def _descend(
+        self, rule: Rule, start: ArrayLike, limits: tuple[float, int]
+    ) -> tuple[Array, float] | None:
         """A local minimum, None where the descent leads to none."""
         for _ in range(4):
-            found = self._minimum(rule, start, noise)
+            found = self._minimum(rule, start, limits)
             bends, axes = np.linalg.eigh(np.nan_to_num(np.asarray(found.hessian)))
             if not (np.isfinite(float(found.value)) and bool(found.converged)):
                 return None
             if bends[0] > -1e-6:
                 return found.x, float(found.value)
-            start = found.x + 0.1 * jnp.asarray(axes[:, 0])
+            start = np.asarray(found.x) + 0.1 * axes[:, 0]
         return None
 
-    def _minimum(self, rule: Rule, start: Array, noise: float) -> Minimum:
+    def _minimum(self, rule: Rule, start: ArrayLike, limits: tuple[float, int]) -> Minimum:
         density = self.given.density
-        return _minimum(self.direction, self.num_components, rule, density, start, noise)
+        return minimum(self.direction, self.num_components, rule, density, start, *limits)
 
     def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
-        """The optimum on the first rule that the next finer one agrees with."""
+        """The optimum on the first rule that the next coarser one agrees with."""
         static = (self.direction, self.num_components)
-        value, error, gradient = np.nan, np.nan, np.nan
-        for coarse, fine in itertools.pairwise(rules if len(rules) > 1 else (*rules, *rules)):
+        error = np.nan
+        for coarse, fine in itertools.pairwise(rules if len(rules) > 1 else rules * 2):
             found = self._minimum(coarse, x, _FINE)
             x = found.x
-            value, slopes = _value_and_gradient(*static, fine, self.given.density, x)
-            value, gradient = float(value), float(jnp.abs(slopes).max())
-            error = abs(value - float(found.value))
-            if error <= self.tol / 4 and gradient <= 1e-9:
+            value, slopes = value_and_gradient(*static, fine, self.given.density, x)
+            error = abs(float(value) - float(found.value))
+            if error <= self.tol / 4 and float(jnp.abs(slopes).max()) <= 1e-8:
                 break
-        else:
-            x = self._minimum(rules[-1], x, _FINE).x
-            value, slopes = _value_and_gradient(*static, rules[-1], self.given.density, x)
-            value, gradient = float(value), float(jnp.abs(slopes).max())
-        return x, value, error, gradient
+        found = self._minimum(fine, x, _FINE)
+        return found.x, float(found.value), error, float(jnp.abs(found.gradient).max())
 
     def _measured(
         self, x: Array, value: float, error: float, gradient: float, check: Rule | None
@@ -288,7 +292,7 @@ class _Search:
         """Value, error and gradient, the first two by other draws where expectations are drawn."""
         if check is not None:
             static = (self.direction, self.num_components)
-            mean, square = _moments(*static, check, self.given.density, x)
+            mean, square = moments(*static, check, self.given.density, x)
             count = int((np.asarray(check.weights) > 0).sum()) if isinstance(check, Table) else 1
             return float(mean), float(np.sqrt(max(square - mean**2, 0) / count)), gradient
         if self.direction == "forward" and isinstance(self.given.rules[0], Table):
@@ -310,7 +314,7 @@ class _Search:
         for number, (other, its_value) in enumerate(known):
             if abs(value - its_value) > 1e-5 * (1 + abs(value)):
                 continue
-            apart = _jeffreys(self.num_components, z, x, other, self.given.density)
+            apart = jeffreys(self.num_components, z, x, other, self.given.density)
             if float(apart) < 1e-6:
                 if value < its_value:
                     known[number] = found
@@ -319,27 +323,29 @@ class _Search:
         return len(known) - 1
 
     def _mixture(self, x: Array) -> GaussianMixture:
-        return _mixture_of(x, self.num_components, self.given.dim)
+        return mixture_of(x, self.num_components, self.given.dim)
 
-    def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[Array]:
+    def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[np.ndarray]:
         """Starts as vectors: choices of the target's own components, and random ones."""
         count, size = self.num_components, self.given.dim
         if count == 1:
-            whole = unchecked(jnp.zeros(1), jnp.zeros((1, size)), jnp.eye(size)[None])
+            whole = unchecked(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
             if self.direction == "forward":
-                return [_vector_of(whole)] * num_starts
+                return [vector_of(whole)] * num_starts
             starts = [whole, *self._choices((num_starts + 1) // 2)]
         else:
             starts = self._choices((num_starts + 1) // 2)
         missing = max(num_starts - len(starts), 0)
         if self.direction == "forward" and missing:
-            x, masses = jnp.asarray(self.given.cloud), jnp.log(jnp.asarray(self.given.masses))
-            fitted, _, _, _, collapsed = _em(x, masses, key, count, missing)
+            fitted, _, _, _, collapsed = _em(
+                self.given.cloud, np.log(self.given.masses), key, count, missing
+            )
             held = np.flatnonzero(~np.asarray(collapsed))
-            starts += [jax.tree.map(lambda y, k=int(k): y[k], fitted) for k in held]
+            fitted = jax.tree.map(np.asarray, fitted)
+            starts += [jax.tree.map(lambda y, k=k: y[k], fitted) for k in held]
         else:
             starts += [self._random() for _ in range(missing)]
-        return [_vector_of(x) for x in starts[:num_starts]]
+        return [vector_of(x) for x in starts[:num_starts]]
 
     def _choices(self, most: int) -> list[GaussianMixture]:
         mixture, count, size = self.given.density.mixture, self.num_components, self.given.dim
@@ -361,7 +367,7 @@ class _Search:
                 noise = self.rng.normal(size=(count, size))
                 moved = moved + 0.3 * np.einsum("kij,kj->ki", factors[which], noise)
             logs = log_weights[which] - np.logaddexp.reduce(log_weights[which])
-            starts.append(unchecked(*map(jnp.asarray, (logs, moved, factors[which]))))
+            starts.append(unchecked(logs, moved, factors[which]))
         return starts
 
     def _random(self) -> GaussianMixture:
@@ -372,135 +378,12 @@ class _Search:
         factors = np.broadcast_to(scale * np.eye(size), (count, size, size))
         logs = np.full(count, -np.log(count))
         means = self.given.cloud[at] + 0.1 * scale * self.rng.normal(size=(count, size))
-        return unchecked(*map(jnp.asarray, (logs, means, factors)))
+        return unchecked(logs, means, factors)
 
 
 def _in_order(mixture: GaussianMixture) -> GaussianMixture:
     order = np.argsort(np.asarray(mixture.means)[:, 0], kind="stable")
-    return jax.tree.map(lambda x: x[order], mixture)
-
-
-def _vector_of(mixture: GaussianMixture) -> Array:
-    """Logits less the first, means, log-diagonals and what is below them."""
-    logs, means, factors = mixture.log_weights, mixture.means, mixture.cholesky
-    below = np.tril_indices(means.shape[-1], -1)
-    parts = (
-        logs[1:] - logs[0],
-        means.ravel(),
-        jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).ravel(),
-        factors[:, below[0], below[1]].ravel(),
-    )
-    return jnp.concatenate(parts)
-
-
-def _mixture_of(vector: Array, count: int, size: int) -> GaussianMixture:
-    below = np.tril_indices(size, -1)
-    ends = np.cumsum([count - 1, count * size, count * size])
-    logits, means, scales, rest = jnp.split(vector, ends)
-    logs = jax.nn.log_softmax(jnp.concatenate([jnp.zeros_like(vector[:1]), logits]))
-    eye = jnp.eye(size, dtype=vector.dtype)[None]
-    factors = jnp.exp(scales.reshape(count, size))[..., None] * eye
-    factors = factors.at[:, below[0], below[1]].set(rest.reshape(count, len(below[0])))
-    return unchecked(logs, means.reshape(count, size), factors)
-
-
-def _log_prob(mixture: GaussianMixture, x: Array) -> Array:
-    return log_sum_exp(_log_joint(mixture, x))[..., 0]
-
-
-def _spread(mixture: GaussianMixture, z: Array, weights: Array) -> tuple[Array, Array]:
-    """Every component's points and their masses, as one list."""
-    points = mixture.means[:, None] + times(mixture.cholesky[:, None], z[None])
-    masses = jnp.exp(mixture.log_weights)[:, None] * weights[None]
-    return points.reshape(-1, z.shape[-1]), masses.ravel()
-
-
-def _terms(
-    direction: str, q: GaussianMixture, density: Density, rule: Rule, z: Array, weights: Array
-) -> tuple[Array, Array]:
-    """Log-ratios whose mean is the divergence, and their masses."""
-    if direction == "reverse":
-        x, masses = _spread(q, z, weights)
-        return _log_prob(q, x) - density(x), masses
-    x, masses = z, weights
-    if isinstance(rule, NormalLattice):
-        assert density.mixture is not None
-        x, masses = _spread(density.mixture, z, weights)
-    # What only fills a block up has no density.
-    held = masses > 0
-    ratio = jnp.where(held, density(x), 0.0) - _log_prob(q, x)
-    return jnp.where(held, ratio, 0.0), masses
-
-
-def _piece(
-    direction: str, count: int, rule: Rule, density: Density, x: Array, z: Array, weights: Array
-) -> Array:
-    q = _mixture_of(x, count, z.shape[-1])
-    ratios, masses = _terms(direction, q, density, rule, z, weights)
-    return (masses * ratios).sum()
-
-
-@functools.partial(jax.jit, static_argnames=("direction", "count"))
-def _minimum(
-    direction: str, count: int, rule: Rule, density: Density, start: Array, noise: Array
-) -> Minimum:
-    def derivatives(x: Array) -> tuple[Array, Array, Array, Array]:
-        def at(z: Array, weights: Array) -> tuple[Array, Array, Array]:
-            piece = functools.partial(_piece, direction, count, rule, density)
-            both = jax.value_and_grad(piece)
-
-            def gradient(x: Array) -> tuple[Array, tuple[Array, Array]]:
-                value, slopes = both(x, z, weights)
-                return slopes, (value, slopes)
-
-            hessian, (value, slopes) = jax.jacfwd(gradient, has_aux=True)(x)
-            return value, slopes, hessian
-
-        value, gradient, hessian = total(at, rule)
-        return value, gradient, hessian, noise
-
-    return minimise(derivatives, start)
-
-
-@functools.partial(jax.jit, static_argnames=("direction", "count"))
-def _value_and_gradient(
-    direction: str, count: int, rule: Rule, density: Density, x: Array
-) -> tuple[Array, Array]:
-    def at(z: Array, weights: Array) -> tuple[Array, Array]:
-        piece = functools.partial(_piece, direction, count, rule, density)
-        return jax.value_and_grad(piece)(x, z, weights)
-
-    return total(at, rule)
-
-
-@functools.partial(jax.jit, static_argnames=("direction", "count"))
-def _moments(
-    direction: str, count: int, rule: Rule, density: Density, x: Array
-) -> tuple[Array, Array]:
-    """Mean and mean square of the log-ratio."""
-
-    def at(z: Array, weights: Array) -> tuple[Array, Array]:
-        q = _mixture_of(x, count, z.shape[-1])
-        ratios, masses = _terms(direction, q, density, rule, z, weights)
-        return (masses * ratios).sum(), (masses * jnp.square(ratios)).sum()
-
-    return total(at, rule)
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _jeffreys(count: int, rule: Rule, x: Array, other: Array, density: Density) -> Array:
-    """``KL(p‖q) + KL(q‖p)`` of two mixtures."""
-    size = density.center.shape[0]
-    p, q = (_mixture_of(y, count, size) for y in (x, other))
-
-    def at(z: Array, weights: Array) -> Array:
-        sums = []
-        for one, two in ((p, q), (q, p)):
-            points, masses = _spread(one, z, weights)
-            sums.append((masses * (_log_prob(one, points) - _log_prob(two, points))).sum())
-        return sums[0] + sums[1]
-
-    return total(at, rule)
+    return jax.tree.map(lambda x: np.asarray(x)[order], mixture)
 
 
 _em = jax.jit(
