@@ -102,7 +102,7 @@ def minimum(
             return value, slopes, hessian
 
         value, gradient, hessian = total(at, rule)
-        return value, gradient, hessian, noise
+        return value, gradient, hessian, jnp.asarray(noise, x.dtype)
 
     return minimise(derivatives, jnp.asarray(start), max_steps=max_steps)
 

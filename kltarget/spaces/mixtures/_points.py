@@ -31,17 +31,17 @@ class NormalLattice:
         dim: number of dimensions.
     """
 
-    step: Float[Array, ""]
-    half: Int[Array, ""]
+    step: Float[Array, ""] | float
+    half: Int[Array, ""] | int
     dim: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def of(cls, step: float, radius: float, dim: int) -> NormalLattice:
         """A lattice that reaches ``radius`` standard deviations along every axis."""
-        return cls(np.float64(step), np.int32(math.ceil(radius / step)), dim)
+        return cls(step, math.ceil(radius / step), dim)
 
     @property
-    def num_blocks(self) -> Array:
+    def num_blocks(self) -> Array | int:
         """The number of blocks."""
         return ((2 * self.half + 1) ** self.dim + BLOCK - 1) // BLOCK
 
@@ -50,9 +50,10 @@ class NormalLattice:
         index = number * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
         count = 2 * self.half + 1
         axes = jnp.stack([index // count**j % count for j in range(self.dim)], axis=-1)
-        points = (axes - self.half).astype(self.step.dtype) * self.step
+        step = jnp.asarray(self.step, jnp.result_type(float))
+        points = (axes - self.half).astype(step.dtype) * step
         density = jnp.exp(-jnp.square(points).sum(-1) / 2)
-        weights = density * (self.step / math.sqrt(2 * math.pi)) ** self.dim
+        weights = density * (step / math.sqrt(2 * math.pi)) ** self.dim
         return points, jnp.where(index < count**self.dim, weights, 0.0)
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +73,8 @@ class Table:
         weights: shape ``[n·B]``.
     """
 
-    points: Float[Array, "nB d"]
-    weights: Float[Array, "nB"]
+    points: Float[Array | np.ndarray, "nB d"]
+    weights: Float[Array | np.ndarray, "nB"]
 
     @classmethod
     def of(cls, points: np.ndarray, weights: np.ndarray) -> Table:

@@ -18,6 +18,11 @@ from kltarget.spaces._small_matrices import times
 from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table, box
 
 
+def gaussians(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
+    """A mixture of NumPy arrays, which keep double precision and start no programs."""
+    return unchecked(log_weights, means, factors)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Density:
@@ -32,19 +37,20 @@ class Density:
     """
 
     mixture: GaussianMixture | None
-    center: Float[Array, "d"]
-    factor: Float[Array, "d d"]
-    log_total: Float[Array, ""]
+    center: Float[Array | np.ndarray, "d"]
+    factor: Float[Array | np.ndarray, "d d"]
+    log_total: Float[Array, ""] | float
     function: Callable[[Array], Array] | None = dataclasses.field(metadata={"static": True})
 
     def __call__(self, y: Float[Array, "N d"]) -> Float[Array, "N"]:
-        """Log-densities; 0 where none is known."""
+        """Log-densities; as if all were 1 in the user's coordinates where none is known."""
         if self.mixture is not None:
             return log_sum_exp(_log_joint(self.mixture, y))[..., 0]
+        factor = jnp.asarray(self.factor)
+        volume = jnp.log(jnp.diagonal(factor)).sum()
         if self.function is None:
-            return jnp.zeros(len(y), y.dtype)
-        x = self.center[None] + times(self.factor[None], y)
-        volume = jnp.log(jnp.diagonal(self.factor)).sum()
+            return jnp.full(len(y), volume)
+        x = jnp.asarray(self.center)[None] + times(factor[None], y)
         with jax.numpy_dtype_promotion("standard"):
             values = self.function(x)
         return values.astype(y.dtype) + (volume - self.log_total)
@@ -87,7 +93,7 @@ class Population:
         means = np.asarray(mixture.means) @ factor.T + np.asarray(self.density.center)
         factors = factor @ np.asarray(mixture.cholesky)
         arrays = (np.asarray(mixture.log_weights), means, factors)
-        return unchecked(*arrays)
+        return gaussians(*arrays)
 
 
 def population(
@@ -107,8 +113,8 @@ def population(
         target, (points, log_masses) = None, target
     elif points is None and hasattr(target, "points"):
         points, log_masses = _table_of(target)
-    function = getattr(target, "log_prob", target)
-    if function is not None and not callable(function):
+    function: Any = getattr(target, "log_prob", target)
+    if not (function is None or callable(function)):
         raise TypeError(
             "target must be a GaussianMixture, a pair (points, log_masses), a log-density or have "
             f"a method log_prob, got {type(target).__name__}"
@@ -117,6 +123,8 @@ def population(
         return _of_points(function, points, log_masses)
     if bounds is None:
         raise ValueError("a log-density needs bounds, or points that are distributed as it says")
+    if function is None:
+        raise TypeError("give a target, or a pair (points, log_masses)")
     return _of_function(function, np.asarray(bounds, np.float64))
 
 
@@ -147,16 +155,19 @@ def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generat
     apart = means - center
     covariance = np.einsum("k,kij->ij", weights, spread) + (weights * apart.T) @ apart
     factor = np.linalg.cholesky(covariance)
-    inner = unchecked(
+    inner = gaussians(
         np.log(weights), np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
     )
-    density = Density(inner, center, factor, np.float64(0), None)
+    density = Density(inner, center, factor, 0.0, None)
     size = means.shape[1]
     if size in LEVELS:
         rules = tuple(NormalLattice.of(step, radius, size) for step, radius in LEVELS[size])
         z, shares = rules[0].all()
         cloud = np.concatenate(
-            [m + z @ f.T for m, f in zip(*map(np.asarray, (inner.means, inner.cholesky)))]
+            [
+                m + z @ f.T
+                for m, f in zip(np.asarray(inner.means), np.asarray(inner.cholesky), strict=True)
+            ]
         )
         masses = np.outer(weights, shares).ravel()
     else:
@@ -190,8 +201,8 @@ def _of_points(function: Any, points: Any, log_masses: Any) -> Population:
 def _of_function(function: Callable[[Array], Array], bounds: np.ndarray) -> Population:
     if bounds.ndim != 2 or bounds.shape[1] != 2 or len(bounds) not in LEVELS:
         raise ValueError(
-            f"bounds has shape {bounds.shape}: it needs shape [d, 2] with d up to {max(LEVELS)}; in "
-            "more dimensions give points"
+            f"bounds has shape {bounds.shape}: it needs shape [d, 2] with d up to {max(LEVELS)}; "
+            "in more dimensions give points"
         )
     if not (np.isfinite(bounds).all() and (bounds[:, 0] < bounds[:, 1]).all()):
         raise ValueError("bounds must be finite, the lower below the upper")
@@ -235,7 +246,7 @@ def _standardised(
     except np.linalg.LinAlgError:
         raise ValueError("the target has no extent in some direction") from None
     y = np.linalg.solve(factor, apart.T).T
-    density = Density(None, center, factor, np.float64(log_total), function)
+    density = Density(None, center, factor, log_total, function)
     tables = tuple(Table.of(y[rule > 0], rule[rule > 0]) for rule in rules)
     first = rules[0] > 0
     return Population(density, tables, y[first], rules[0][first], error, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kltarget._newton import Minimum
 from kltarget._numerics import double_precision
-from kltarget.spaces._gaussian_mixture import GaussianMixture, unchecked
+from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces.mixtures._descent import (
     jeffreys,
     minimum,
@@ -25,15 +24,15 @@ from kltarget.spaces.mixtures._descent import (
     vector_of,
 )
 from kltarget.spaces.mixtures._em import em_runs
-from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table, total
-from kltarget.spaces.mixtures._population import Population, population
+from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table
+from kltarget.spaces.mixtures._population import Population, gaussians, population
 
 __all__ = ["Projection", "project"]
 
 Direction = Literal["forward", "reverse"]
 
-_ROUGH, _FINE = (1e-8, 200), (1e-13, 30)
-"""Sizes of the gradient at which descents end, on the coarsest and on the other rules, and most steps."""
+_ROUGH, _FINE = (1e-8, 200), (1e-13, 12)
+"""Gradients at which descents end, and most steps, on the coarsest rule and on the others."""
 
 
 @jax.tree_util.register_dataclass
@@ -186,10 +185,13 @@ def project(
             )
         search = _Search(given, direction, num_components, num_points, tol, rng)
         found = search.run(key, num_starts)
-    dtype = given.dtype
-    *numbers, converged, reached = found
-    cast = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(dtype)), tuple(numbers))
-    return Projection(*cast, jnp.asarray(converged), jnp.asarray(reached, jnp.int32))
+    optima, values, errors, gradients, converged, reached = found
+    optima, values, errors, gradients = jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x).astype(given.dtype)),
+        (optima, values, errors, gradients),
+    )
+    kind, which = jnp.asarray(converged), jnp.asarray(reached, jnp.int32)
+    return Projection(optima, values, errors, gradients, kind, which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +226,7 @@ class _Search:
         rank = np.argsort(order)
         reached = np.where(reached >= 0, rank[merged[reached]], -1)
         best = [polished[int(np.flatnonzero(merged == k)[0])] for k in order]
-        rows = [self._measured(*row, check) for row in best]
+        rows = [self._measured(x, value, error, slope, check) for x, value, error, slope in best]
         optima = [self.given.restore(_in_order(self._mixture(x))) for x, *_ in best]
         stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
         values, errors, gradients = (np.array(x) for x in zip(*rows, strict=True))
@@ -232,27 +234,25 @@ class _Search:
         converged = (gradients <= 1e-7) & ((errors <= self.tol) | ~np.bool_(exact))
         return stacked, values, errors, gradients, converged, reached
 
-    def _rules(self) -> tuple[tuple[Rule, ...], Rule | None]:
+    def _rules(self) -> tuple[tuple[Rule, ...], Table | None]:
         """From coarse to fine, and other draws to tell the value where these are draws."""
         size, given = self.given.dim, self.given
         if self.direction == "forward":
-            drawn = size not in LEVELS and given.density.mixture is not None
-            if not drawn:
-                return given.rules, None
             mixture, count = given.density.mixture, self.num_points
-            assert mixture is not None
+            if size in LEVELS or mixture is None:
+                return given.rules, None
             key = jax.random.key(int(self.rng.integers(2**31)))
             other = mixture.sample(key=key, num_samples=count)
             return given.rules, Table.of(np.asarray(other), np.full(count, 1 / count))
         if size in LEVELS:
             levels = LEVELS[size]
             return tuple(NormalLattice.of(step, radius, size) for step, radius in levels), None
-        tables = []
-        for count in (min(1024, self.num_points), self.num_points, self.num_points):
-            half = self.rng.normal(size=((count + 1) // 2, size))
-            both = np.concatenate([half, -half])
-            tables.append(Table.of(both, np.full(len(both), 1 / len(both))))
-        return tuple(tables[:2]), tables[2]
+        draws = self.rng.normal(size=(2 * self.num_points, size))
+        few, used, other = (
+            Table.of(x, np.full(len(x), 1 / len(x)))
+            for x in (draws[: min(1024, self.num_points)], *np.split(draws, 2))
+        )
+        return (few, used), other
 
     def _descend(
         self, rule: Rule, start: ArrayLike, limits: tuple[float, int]
@@ -274,29 +274,27 @@ class _Search:
 
     def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
         """The optimum on the first rule that the next coarser one agrees with."""
-        static = (self.direction, self.num_components)
-        error = np.nan
-        for coarse, fine in itertools.pairwise(rules if len(rules) > 1 else rules * 2):
+        direction, count, density = self.direction, self.num_components, self.given.density
+        error, last = np.nan, rules[0]
+        for coarse, fine in itertools.pairwise(rules):
             found = self._minimum(coarse, x, _FINE)
-            x = found.x
-            value, slopes = value_and_gradient(*static, fine, self.given.density, x)
+            x, last = found.x, fine
+            value, slopes = value_and_gradient(direction, count, fine, density, x)
             error = abs(float(value) - float(found.value))
             if error <= self.tol / 4 and float(jnp.abs(slopes).max()) <= 1e-8:
                 break
-        found = self._minimum(fine, x, _FINE)
+        found = self._minimum(last, x, _FINE)
         return found.x, float(found.value), error, float(jnp.abs(found.gradient).max())
 
     def _measured(
-        self, x: Array, value: float, error: float, gradient: float, check: Rule | None
+        self, x: Array, value: float, error: float, gradient: float, check: Table | None
     ) -> tuple[float, float, float]:
         """Value, error and gradient, the first two by other draws where expectations are drawn."""
         if check is not None:
-            static = (self.direction, self.num_components)
-            mean, square = moments(*static, check, self.given.density, x)
-            count = int((np.asarray(check.weights) > 0).sum()) if isinstance(check, Table) else 1
-            return float(mean), float(np.sqrt(max(square - mean**2, 0) / count)), gradient
-        if self.direction == "forward" and isinstance(self.given.rules[0], Table):
-            error = error if len(self.given.rules) > 1 else np.nan
+            direction, count, density = self.direction, self.num_components, self.given.density
+            mean, square = moments(direction, count, check, density, x)
+            variance = max(float(square) - float(mean) ** 2, 0.0)
+            return float(mean), (variance / self.num_points) ** 0.5, gradient
         return value, error + self.given.normaliser_error, gradient
 
     def _place(
@@ -329,7 +327,7 @@ class _Search:
         """Starts as vectors: choices of the target's own components, and random ones."""
         count, size = self.num_components, self.given.dim
         if count == 1:
-            whole = unchecked(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
+            whole = gaussians(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
             if self.direction == "forward":
                 return [vector_of(whole)] * num_starts
             starts = [whole, *self._choices((num_starts + 1) // 2)]
@@ -367,7 +365,7 @@ class _Search:
                 noise = self.rng.normal(size=(count, size))
                 moved = moved + 0.3 * np.einsum("kij,kj->ki", factors[which], noise)
             logs = log_weights[which] - np.logaddexp.reduce(log_weights[which])
-            starts.append(unchecked(logs, moved, factors[which]))
+            starts.append(gaussians(logs, moved, factors[which]))
         return starts
 
     def _random(self) -> GaussianMixture:
@@ -378,7 +376,7 @@ class _Search:
         factors = np.broadcast_to(scale * np.eye(size), (count, size, size))
         logs = np.full(count, -np.log(count))
         means = self.given.cloud[at] + 0.1 * scale * self.rng.normal(size=(count, size))
-        return unchecked(logs, means, factors)
+        return gaussians(logs, means, factors)
 
 
 def _in_order(mixture: GaussianMixture) -> GaussianMixture:
