@@ -198,7 +198,7 @@ def _of_points(function: Any, points: Any, log_masses: Any) -> Population:
     return _standardised(function, x, (masses,), 0.0, 0.0, dtype)
 
 
-def _of_function(function: Callable[[Array], Array], bounds: np.ndarray) -> Population:
+def _of_function(function: Callable[..., Any], bounds: np.ndarray) -> Population:
     if bounds.ndim != 2 or bounds.shape[1] != 2 or len(bounds) not in LEVELS:
         raise ValueError(
             f"bounds has shape {bounds.shape}: it needs shape [d, 2] with d up to {max(LEVELS)}; "
