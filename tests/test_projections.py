@@ -554,3 +554,21 @@ def test_projections_in_five_dimensions_have_standard_errors():
     error = np.hypot(ratio.std() / np.sqrt(len(x)), float(seek.error))
     assert abs(ratio.mean() - float(seek.divergence_value)) < 4 * error
     assert float(seek.error) < 0.05
+
+
+def test_targets_on_points_bring_their_masses_and_their_density(seeking):
+    x = np.linspace(-12, 12, 600)[:, None]
+    masses = np.append(log_density(APART, x[:, 0]) + np.log(24 / 599), -np.inf)
+
+    def on_grid(log_probs):
+        return types.SimpleNamespace(
+            points=jnp.asarray(x, DTYPE),
+            target=types.SimpleNamespace(log_probs=log_probs),
+            log_prob=mixture_1d(**APART).log_prob,
+        )
+
+    p = project(on_grid(masses), 1, "reverse", key=KEY)
+    np.testing.assert_allclose(p.optima_values, seeking.optima_values, rtol=1e-5)
+    condensed = np.append(masses[:-1] + np.log(0.75), np.log(0.25))
+    with pytest.raises(ValueError, match=r"an atom of mass 0\.25"):
+        project(on_grid(condensed), 1, "forward", key=KEY)
