@@ -115,7 +115,9 @@ def project(
 
     Expectations under mixtures in up to 3 dimensions are over a lattice in every component's own
     coordinates, refined until the divergence changes by less than ``tol``; in more dimensions over
-    draws, the same for all mixtures compared, and the divergence is then estimated with others.
+    draws, the same for all mixtures compared, and the divergence is then estimated with others: it
+    is that of the mixture found, which P parameters fitted to N draws leave about P/(2N) nats above
+    the optimum.
 
     Args:
         target: a :class:`GaussianMixture`; a log-density of points ``[N, d]`` (any constant may be
