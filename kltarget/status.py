@@ -46,6 +46,8 @@ class Status(enum.IntFlag):
     """The trainer's clip of the divergence's estimate is active at this policy."""
     UNBOUNDED = 4096
     """The objective has no maximum: the reward outgrows what the regulariser charges."""
+    INFEASIBLE = 8192
+    """No distribution on the reference's support has the moments that are asked for."""
 
 
 FAILURES = int(
@@ -55,6 +57,7 @@ FAILURES = int(
     | Status.INVALID_REFERENCE
     | Status.EMPTY_SUPPORT
     | Status.UNBOUNDED
+    | Status.INFEASIBLE
 )
 
 IN_WORDS = {
@@ -71,6 +74,7 @@ IN_WORDS = {
     Status.INVALID_REFERENCE: "the reference is NaN or its masses do not sum to one",
     Status.UNBOUNDED: "the reward outgrows what the regulariser charges",
     Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
+    Status.INFEASIBLE: "no distribution on the reference's support has these moments",
 }
 
 

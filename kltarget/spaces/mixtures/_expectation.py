@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from kltarget._numerics import log_sum_exp
+from kltarget._numerics import double_precision, log_sum_exp
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._small_matrices import (
     cholesky,
@@ -21,27 +21,17 @@ from kltarget.spaces._small_matrices import (
     times,
     transposed,
 )
+from kltarget.spaces.mixtures._points import LEVELS, NormalLattice
 
-_STEPS = {1: (0.04, 10.0), 2: (0.2, 9.0), 3: (0.4, 8.0)}
-"""Distance between nodes and how far they go, in standard deviations, by dimension."""
-
-MOST_DIMENSIONS = max(_STEPS)
+MOST_DIMENSIONS = 3
+"""Dimensions in which rules have few enough nodes."""
 
 
 @functools.cache
 def standard_nodes(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes ``[N, d]`` and masses ``[N]`` of the trapezoid rule for a standard normal.
-
-    On the whole line its error falls exponentially in the number of nodes for every smooth
-    function; Gauss–Hermite rules are better for polynomials alone, which logarithms of mixtures are
-    not.
-    """
-    step, reach = _STEPS[size]
-    line = np.arange(-round(reach / step), round(reach / step) + 1) * step
-    mass = np.exp(-(line**2) / 2)
-    mass /= mass.sum()
-    nodes = np.stack(np.meshgrid(*[line] * size, indexing="ij"), axis=-1).reshape(-1, size)
-    masses = functools.reduce(np.multiply.outer, [mass] * size).reshape(-1)
+    """Nodes ``[N, d]`` and masses ``[N]`` of a rule for a standard normal."""
+    with double_precision():
+        nodes, masses = NormalLattice.of(*LEVELS[size][0], size).all()
     # Corners far out count for nothing.
     kept = masses > 1e-22
     return nodes[kept], masses[kept]
