@@ -36,6 +36,7 @@ def density(
     *,
     reward: Callable[[np.ndarray], ArrayLike] | None = None,
     bounds: ArrayLike | None = None,
+    name: str = "reference",
     ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
@@ -49,6 +50,7 @@ def density(
         reward: drawn as a dashed line, scaled to the axes, if given; on a line only.
         bounds: the part of the space to draw, ``[d, 2]``. Default: where the reference has mass,
             and the targets that are mixtures.
+        name: what the reference is called.
         ax: Axes to draw into. Default: those of a new figure.
         **style: Properties of the lines, or of the filled contours.
 
@@ -76,7 +78,7 @@ def density(
         ... }
         >>> ax = plot.density(found, p)
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['reference', 'reverse', 'forward']
+        ['reference', 'reverse KL', 'forward KL']
     """
     named = dict(targets) if isinstance(targets, Mapping) else {"target": targets}
     if reference.dim not in _POINTS or reference.batch_shape:
@@ -90,16 +92,18 @@ def density(
     if box.shape != (reference.dim, 2):
         raise ValueError(f"bounds has shape {box.shape}: it needs shape ({reference.dim}, 2)")
     with drawing(ax, figsize=(5.6, 3.2) if reference.dim == 1 else (5.0, 4.0)) as ax:
-        (_on_line if reference.dim == 1 else _in_plane)(ax, named, reference, reward, box, style)
+        draw = _on_line if reference.dim == 1 else _in_plane
+        draw(ax, named, (name, reference), reward, box, style)
     return ax
 
 
-def _on_line(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style: Any) -> None:
+def _on_line(ax: Axes, named: Any, behind: Any, reward: Any, box: Any, style: Any) -> None:
+    own_name, reference = behind
     x = np.linspace(box[0, 0], box[0, 1], _POINTS[1])
     points = x[:, None].astype(reference.means.dtype)
     height = _heights(reference, points)
     shade = {"color": REFERENCE_COLOR, "alpha": 0.35, "lw": 0}
-    ax.fill_between(x, height, label="reference", **shade)
+    ax.fill_between(x, height, label=short_label(own_name), **shade)
     top = height.max()
     for k, (name, target) in enumerate(named.items()):
         height = _heights(target, points)
@@ -125,8 +129,9 @@ def _on_line(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style:
     legend_beside(ax)
 
 
-def _in_plane(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style: Any) -> None:
+def _in_plane(ax: Axes, named: Any, behind: Any, reward: Any, box: Any, style: Any) -> None:
     del reward
+    own_name, reference = behind
     lines = [np.linspace(low, high, _POINTS[2]) for low, high in box]
     grid = np.stack(np.meshgrid(*lines, indexing="xy"), -1).astype(reference.means.dtype)
     points = grid.reshape(-1, 2)
@@ -146,7 +151,7 @@ def _in_plane(ax: Axes, named: Any, reference: Any, reward: Any, box: Any, style
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Line2D([], [], color=ink(), lw=0.8), Patch(color=shades[1])]
-    names = ["reference", short_label(name)]
+    names = [short_label(own_name), short_label(name)]
     if mass > 0:
         handles.append(Line2D([], [], marker="o", ls="", color=color(1)))
         names.append("atom")

@@ -57,6 +57,4 @@ def forgetting(
         ax.set_xlabel("gain: overlap with the new mode, since the start")
         ax.set_ylabel("loss of overlap with the old mode")
         legend_beside(ax)
-        for handle in ax.get_legend().legend_handles:
-            handle.set_alpha(1.0)
     return ax

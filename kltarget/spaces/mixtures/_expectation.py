@@ -30,8 +30,9 @@ MOST_DIMENSIONS = 3
 @functools.cache
 def standard_nodes(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes ``[N, d]`` and masses ``[N]`` of a rule for a standard normal."""
+    step, radius = LEVELS[size][-3]
     with double_precision():
-        nodes, masses = NormalLattice.of(*LEVELS[size][0], size).all()
+        nodes, masses = NormalLattice.of(step, radius, size).all()
     # Corners far out count for nothing.
     kept = masses > 1e-22
     return nodes[kept], masses[kept]
