@@ -160,7 +160,152 @@ def trainer_contract(run, arguments, *bad):
     return Contract(of_policy, arguments, bad, differentiable=False, narrow=None, traced=False)
 
 
+TWO_MODES = np.array([[[-1.0], [1.5]], [[-2.0], [1.0]]])
+SOME = TWO_MODES.astype(np.float32)
+EVEN = np.log([0.5, 0.5])
+FEATURES = np.array([[0.0], [1.0], [2.0], [3.0]])
+BOX = kt.spaces.Box((-3.0, 3.0), 4)
+ON_BOX = kt.GaussianMixturePolicy(1, BOX)
+
+
+def modes_at(means):
+    """Two modes of unit variance."""
+    dtype = means.dtype
+    return kt.GaussianMixture(
+        jnp.asarray(EVEN, dtype), means, jnp.ones(2, dtype), covariance_type="spherical"
+    )
+
+
+def bowl(dtype):
+    return kt.QuadraticReward(-jnp.eye(1, dtype=dtype), jnp.ones(1, dtype))
+
+
+@functools.cache
+def same_nodes():
+    """A grid to solve on again."""
+    means = np.asarray(TWO_MODES[0], np.float32)
+    return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, tol=1e-3)
+
+
 CONTRACTS: dict[str, Contract] = {
+    "GaussianMixture": Contract(
+        lambda means: (
+            modes_at(means).log_prob(jnp.zeros(1, means.dtype)),
+            modes_at(means).mean,
+            modes_at(means).covariance,
+        ),
+        (TWO_MODES,),
+        (
+            Bad(
+                lambda: kt.GaussianMixture(EVEN + 1, TWO_MODES, np.ones((2, 1, 1))), ValueError, "1"
+            ),
+            Bad(lambda: kt.GaussianMixture(EVEN, TWO_MODES, np.ones(3)), ValueError, "covariances"),
+        ),
+    ),
+    "QuadraticReward": Contract(
+        lambda vector: kt.QuadraticReward(vector=vector)(jnp.ones(2, vector.dtype)),
+        (np.array([[0.5, 1.0], [2.0, -1.0]]),),
+        (Bad(lambda: kt.QuadraticReward(np.ones((2, 3))), ValueError, "square"),),
+    ),
+    "LogDensityReward": Contract(
+        lambda means: kt.LogDensityReward(modes_at(means), 2.0)(jnp.zeros(1, means.dtype)),
+        (TWO_MODES,),
+        (Bad(lambda: kt.LogDensityReward(modes_at(SOME), 0.0), ValueError, "scale"),),
+        narrow=0.1,
+    ),
+    "tilt": Contract(
+        lambda means, beta: (
+            (target := kt.tilt(modes_at(means), bowl(means.dtype), beta)).value,
+            target.divergence_value,
+            target.component_log_mass,
+            target.mixture.means,
+        ),
+        (TWO_MODES, BETA),
+        (Bad(lambda: kt.tilt(modes_at(SOME), bowl(np.float32), -BETA), ValueError, "beta"),),
+    ),
+    "power_tilt": Contract(
+        lambda means, beta: (
+            (target := kt.power_tilt(modes_at(means), bowl(means.dtype), beta)).offset,
+            target.value,
+            target.component_log_mass,
+        ),
+        (TWO_MODES, BETA),
+        (Bad(lambda: kt.power_tilt(modes_at(SOME), bowl(np.float32), -BETA), ValueError, "beta"),),
+    ),
+    "solve_on_grid": Contract(
+        lambda beta: (
+            (
+                target := kt.solve_on_grid(
+                    modes_at(np.asarray(TWO_MODES[0], beta.dtype)),
+                    bowl(beta.dtype),
+                    beta,
+                    grid=same_nodes(),
+                )
+            ).value,
+            target.expected_reward,
+        ),
+        (BETA,),
+        (
+            Bad(
+                lambda: kt.solve_on_grid(modes_at(SOME[0]), bowl(np.float32), -BETA),
+                ValueError,
+                "beta",
+            ),
+        ),
+        narrow=None,
+    ),
+    "solve_on_samples": Contract(
+        lambda beta: (
+            kt.solve_on_samples(
+                jnp.asarray(TWO_MODES[:, 0], beta.dtype), bowl(beta.dtype), beta
+            ).target.log_probs
+        ),
+        (BETA,),
+        (
+            Bad(
+                lambda: kt.solve_on_samples(np.zeros(3), bowl(np.float32), BETA),
+                ValueError,
+                "samples",
+            ),
+        ),
+        narrow=None,
+    ),
+    "moment_projection": Contract(
+        lambda log_ref, moments: (
+            (
+                found := kt.moment_projection(
+                    log_ref, jnp.asarray(FEATURES, log_ref.dtype), moments
+                )
+            ).log_probs,
+            found.multipliers,
+        ),
+        (LOG_REF, np.array([[1.2], [0.8]])),
+        (
+            Bad(
+                lambda: kt.moment_projection(LOG_REF[0], FEATURES, np.array([4.0])),
+                ValueError,
+                "cannot be had",
+            ),
+        ),
+        narrow=None,
+    ),
+    "GaussianMixturePolicy": Contract(
+        lambda means: (
+            ON_BOX.log_probs(
+                {
+                    "logits": jnp.zeros(1, means.dtype),
+                    "means": means,
+                    "factors": jnp.zeros((1, 1, 1), means.dtype),
+                },
+                jnp.zeros(1, means.dtype),
+            )
+            if means.ndim == 2
+            else jax.vmap(CONTRACTS["GaussianMixturePolicy"].run)(means)
+        ),
+        (np.array([[[0.5]], [[1.0]]]),),
+        (Bad(lambda: kt.GaussianMixturePolicy(0, BOX), ValueError, "num_components"),),
+        narrow=None,
+    ),
     "normalize": Contract(
         kt.normalize,
         (REWARD,),
@@ -378,8 +523,17 @@ CONTRACTS: dict[str, Contract] = {
 NOT_OF_ARRAYS = {
     "Divergence": "abstract",
     "Fit": "what fit returns",
+    "GridTarget": "what solve_on_grid returns",
     "History": "a part of what trainers return",
     "ImpliedTarget": "what implied_target returns",
+    "MixtureFit": "what fit_mixture returns",
+    "MixtureTarget": "what tilt returns",
+    "MomentProjection": "what moment_projection returns",
+    "PowerTarget": "what power_tilt returns",
+    "Projection": "what project returns",
+    "SampleTarget": "what solve_on_samples returns",
+    "fit_mixture": "a search from many starts",
+    "project": "a search for all local optima",
     "MirrorAscent": "what mirror_ascent returns",
     "Policy": "a protocol",
     "Recipe": "choices, as data",
@@ -482,7 +636,7 @@ def test_options_are_keyword_only():
                     assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, (name, parameter)
 
 
-COSTLY = ("TransformerPolicy", "dpo", "f_dpg")
+COSTLY = ("TransformerPolicy", "dpo", "f_dpg", "moment_projection", "power_tilt", "solve_on_grid")
 """Rows of large programs, whose parts other rows and tests have too."""
 
 

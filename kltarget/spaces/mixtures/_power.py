@@ -281,7 +281,8 @@ class _Frame:
         inverse = inverse_lower(lower)
         vector = jnp.broadcast_to(reward.vector.astype(dtype), (*batch, size))
         self.center = times(transposed(inverse), times(inverse, vector))
-        self.weights = jnp.broadcast_to(weights, shape)
+        # A rounding of their sum would count at every node of small t.
+        self.weights = jnp.broadcast_to(weights - log_sum_exp(weights), shape)
         apart = jnp.broadcast_to(means, (*shape, size)) - self.center[..., None, :]
         root = jnp.broadcast_to(transposed(lower)[..., None, :, :], (*shape, size, size))
         seen = product(root, jnp.broadcast_to(factors, root.shape))
