@@ -45,7 +45,7 @@ class Status(enum.IntFlag):
     CLIPPED = 2048
     """The trainer's clip of the divergence's estimate is active at this policy."""
     UNBOUNDED = 4096
-    """The objective has no maximum: the reward outgrows what the regulariser charges."""
+    """The reward outgrows what the regulariser charges, and the objective has no maximum."""
     INFEASIBLE = 8192
     """No distribution on the reference's support has the moments that are asked for."""
 

@@ -548,3 +548,47 @@ def test_modes_and_basins():
     assert labels[0] == labels[1] != labels[2] == labels[3]
     with pytest.raises(ValueError, match="no batch axes"):
         mixtures.find_modes(gmm([[0.5, 0.5]], [[0.0], [1.0]], [1.0, 1.0]))
+
+
+@pytest.mark.parametrize("kind", ["line", "bowl", "forward", pytest.param("bump", marks=SLOW)])
+def test_flips_are_where_two_modes_are_level(kind):
+    p = mixture_a()
+
+    def bump(x):
+        return jnp.exp(-jnp.square(x[..., 0] - 2.0) / 0.5)
+
+    reward, divergence, options = {
+        "line": (up(), None, {}),
+        "bowl": (peak(curvature=2.0), kt.ReverseKL(), {}),
+        "forward": (peak(curvature=2.0), kt.ForwardKL(), {}),
+        "bump": (bump, kt.ChiSquared(), {"bounds": [[-8.0, 8.0]]}),
+    }[kind]
+    flip = mixtures.flip_beta(p, reward, 0, 1, divergence, between=(0.05, 100.0), **options)
+    # The modes' masses there, by sums over a line on which nothing is in closed form.
+    line = np.linspace(-9, 9, 4001)
+    own = [0.7 * stats.norm.pdf(line, -2, 0.8), 0.3 * stats.norm.pdf(line, 2, 0.6)]
+    log_ref = jnp.log(jnp.asarray(np.sum(own, 0) * (line[1] - line[0]), DTYPE))
+    rewards = jnp.asarray(reward(jnp.asarray(line[:, None], DTYPE)), DTYPE)
+    objective = kt.Objective(rewards, log_ref, flip, divergence or kt.ReverseKL(), measure=True)
+    masses = (np.exp(kt.solve(objective).log_probs) * own / np.sum(own, 0)).sum(1)
+    np.testing.assert_allclose(masses[0], masses[1], rtol=1e-4)
+    if kind == "line":
+        # log w₁/w₂ + t a(μ₁ − μ₂) + ½t²a²(σ₁² − σ₂²), with a = 0.3
+        roots = 1 / np.roots([0.045 * 0.28, -1.2, math.log(7 / 3)])
+        np.testing.assert_allclose(flip, roots.max(), rtol=2e-6)
+        none = mixtures.flip_beta(p, up(-0.3), 0, 1, between=(0.05, 100.0))
+        assert math.isnan(none)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda **o: mixtures.flip_beta(mixture_a(), up(), 0, 2, **o), "j must be from 0 to 1"),
+        (lambda **o: mixtures.flip_beta(gmm([[1.0]], [[0.0]], [1.0]), up(), 0, 0, **o), "batch"),
+    ],
+)
+def test_flips_refuse_what_is_not_there(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(between=(0.1, 1.0))
+    with pytest.raises(ValueError, match="between must be two numbers"):
+        mixtures.flip_beta(mixture_a(), up(), 0, 1, between=(1.0, 0.1))

@@ -225,7 +225,7 @@ def test_forward_targets_of_a_normal_reference(size):
 
 def assert_atom(target, place, mass, tol):
     assert int(target.status) == int(kt.Status.CONDENSED)
-    np.testing.assert_allclose(target.atom_place, place, atol=4 * eps(DTYPE))
+    np.testing.assert_allclose(target.atom, place, atol=4 * eps(DTYPE))
     # what the error estimates, it also bounds
     assert abs(float(target.atom_mass) - mass) <= float(target.error) + 8 * eps(DTYPE)
     assert float(target.error) <= tol
@@ -311,7 +311,7 @@ def test_functions_as_density_and_reward(forward):
         tol=TOL,
         labels=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
     )
-    close(target.atom_place, [1.0], 1e-7)
+    close(target.atom, [1.0], 1e-7)
     close(target.multiplier, forward.multiplier)
     tau = float(forward.multiplier) + 0.5
     above = scipy.integrate.quad(

@@ -50,12 +50,12 @@ class ForgettingPath:
 
     @property
     def gain(self) -> Float[Array, "*batch T"]:
-        """What has been learned: the overlap with the new mode less that at the start."""
+        """What has been learned, the overlap with the new mode less that at the start."""
         return self.overlap_new - self.overlap_new[..., :1]
 
     @property
     def loss(self) -> Float[Array, "*batch T"]:
-        """What has been forgotten: the overlap with the old mode at the start less that now."""
+        """What has been forgotten, the overlap with the old mode at the start less that now."""
         return self.overlap_old[..., :1] - self.overlap_old
 
     def steps_to(self, gain: float = 0.9) -> Int[Array, "*batch"]:

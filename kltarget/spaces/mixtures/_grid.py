@@ -149,7 +149,7 @@ def _on_nodes(
     density: Any, reward: Any, beta: Array, divergence: Divergence, grid: GridTarget
 ) -> GridTarget:
     """The problem on the nodes of a grid, for transformations."""
-    points, place, log_inside = grid.points, grid.atom_place, jnp.zeros_like(grid.log_inside)
+    points, place, log_inside = grid.points, grid.atom, jnp.zeros_like(grid.log_inside)
     top = jnp.full((), -jnp.inf, points.dtype)
     if grid.condensable:
         moved = _maximiser.newton(reward, place)
@@ -181,7 +181,7 @@ def _on_nodes(
         grid,
         target=target,
         points=points,
-        atom_place=place,
+        atom=place,
         error=jnp.broadcast_to(error.astype(dtype), target.status.shape),
         density=density,
         reward=reward,

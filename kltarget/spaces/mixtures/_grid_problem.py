@@ -330,7 +330,7 @@ class Problem:
             target=target,
             points=rounded(points),
             log_weights=rounded(log_weights),
-            atom_place=rounded(place),
+            atom=rounded(place),
             error=rounded(error),
             box=rounded(box),
             density=self.density,

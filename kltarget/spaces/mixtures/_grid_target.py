@@ -27,12 +27,12 @@ class GridTarget:
     """A density that maximises ``E_π[r] − beta · D(π, p)``, with its atom if it has one.
 
     Attributes:
-        target: the discrete target on the N nodes and, as the last outcome, at ``atom_place``,
+        target: the discrete target on the N nodes and, as the last outcome, at ``atom``,
             where the reference has no mass.
         points: the nodes, shape ``[N, d]``.
         log_weights: log of the quadrature's weights, shape ``[N]``: an integral over the box is
             ``Σ exp(log_weights) h(points)``.
-        atom_place: the maximiser of the reward, shape ``[d]``; where f′(∞) is infinite and no atom
+        atom: the maximiser of the reward, shape ``[d]``; where f′(∞) is infinite and no atom
             possible, the node of the largest reward.
         error: estimated absolute error, shape ``[*batch]``. It is the largest of four, each summed
             over the cells as ``|rule − rules of the cell's halves|`` at the multiplier found: of
@@ -53,7 +53,7 @@ class GridTarget:
     target: Target
     points: Float[Array, "N d"]
     log_weights: Float[Array, " N"]
-    atom_place: Float[Array, " d"]
+    atom: Float[Array, " d"]
     error: Float[Array, "*batch"]
     box: Float[Array, "d 2"]
     density: GaussianMixture | Callable[[Array], Array]
@@ -66,12 +66,12 @@ class GridTarget:
 
     @property
     def atom_mass(self) -> Float[Array, "*batch"]:
-        """The point mass at ``atom_place``, shape ``[*batch]``."""
+        """The point mass at ``atom``, shape ``[*batch]``."""
         return jnp.exp(self.target.log_probs[..., -1])
 
     @property
     def multiplier(self) -> Float[Array, "*batch"]:
-        """λ in reward units: the density is ``p (f′)⁻¹((r − λ)/β)``."""
+        """λ, in reward units; the density is ``p (f′)⁻¹((r − λ)/β)``."""
         return self.target.multiplier
 
     @property
@@ -125,7 +125,7 @@ class GridTarget:
         Returns:
             Shape ``[*batch, ...]``.
         """
-        places = jnp.concatenate([self.points, self.atom_place[None]])
+        places = jnp.concatenate([self.points, self.atom[None]])
         probs = self.target.probs
         return jnp.tensordot(probs, as_float(h(places)).astype(probs.dtype), 1, precision="highest")
 
@@ -198,7 +198,7 @@ def _log_prob(found: GridTarget, points: Array) -> Array:
 
 @jax.jit
 def _covariance(found: GridTarget) -> Array:
-    places, mean = jnp.concatenate([found.points, found.atom_place[None]]), found.mean
+    places, mean = jnp.concatenate([found.points, found.atom[None]]), found.mean
     apart = places.reshape((1,) * (mean.ndim - 1) + places.shape) - mean[..., None, :]
     probs = found.target.probs
     return jnp.einsum("...n,...ni,...nj->...ij", probs, apart, apart, precision="highest")
@@ -216,7 +216,7 @@ def _mode_log_mass(found: GridTarget) -> Array:
 
 @jax.jit
 def _component_log_mass(found: GridTarget) -> Array:
-    places = jnp.concatenate([found.points, found.atom_place[None]])
+    places = jnp.concatenate([found.points, found.atom[None]])
     log_probs = found.target.log_probs
     assert isinstance(found.density, GaussianMixture)
     shares = found.density.log_responsibilities(places).astype(log_probs.dtype)

@@ -36,15 +36,15 @@ class SampleTarget:
     """Weights that turn N samples of the reference into an estimate of the target.
 
     Attributes:
-        target: the discrete target on the samples and, as its last outcome, at ``atom_place``,
+        target: the discrete target on the samples and, as its last outcome, at ``atom``,
             where the reference has no mass. Its log-probabilities are the weights'.
         points: the samples, shape ``[N, d]``.
-        atom_place: the maximiser of the reward, shape ``[d]``; the best sample where none is known.
+        atom: the maximiser of the reward, shape ``[d]``; the best sample where none is known.
     """
 
     target: Target
     points: Float[Array, "N d"]
-    atom_place: Float[Array, " d"]
+    atom: Float[Array, " d"]
 
     @property
     def weights(self) -> Float[Array, "*batch N"]:
@@ -53,7 +53,7 @@ class SampleTarget:
 
     @property
     def atom_mass(self) -> Float[Array, "*batch"]:
-        """The point mass at ``atom_place``."""
+        """The point mass at ``atom``."""
         return self.target.probs[..., -1]
 
     @property
@@ -106,7 +106,7 @@ class SampleTarget:
             and is not to be trusted without: next to an atom on a quadratic maximum, where forward
             KL has ``u ∝ 1/|x|²``, in four dimensions and fewer.
         """
-        places = jnp.concatenate([self.points, self.atom_place[None]])
+        places = jnp.concatenate([self.points, self.atom[None]])
         values = jnp.asarray(h(places))
         shape = (*self.target.status.shape, *values.shape[1:])
         estimate, error = _expectation(self.target, values.reshape(len(places), -1))

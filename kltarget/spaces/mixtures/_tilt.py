@@ -92,7 +92,7 @@ class MixtureTarget:
         """Numbers that ``KL(π*‖p)`` lies between, in any dimension; equal where it is exact.
 
         ``KL(π*‖p) = E_π*[r]/β − log Z``, where the expected log-density is bounded by Jensen's
-        inequality on either side (:func:`expected_log_bounds`); it is at least 0, and at most that
+        inequality on either side; it is at least 0, and at most that
         of the joint distribution of the component and the point.
 
         References:
@@ -160,7 +160,8 @@ def tilt(
     Raises:
         TypeError: a reward without closed form, or a traced ``beta`` with a log-density.
         ValueError: shapes that do not fit; and outside a trace: a ``beta`` that is not above 0, or
-            at which there is no target (:func:`critical_beta` is in the message).
+            at which there is no target; the message has the one that it must exceed,
+            :func:`kltarget.spaces.mixtures.critical_beta`.
 
     Status:
         ``UNBOUNDED`` where the reward grows faster than the reference decays, ``INVALID_BETA``;
