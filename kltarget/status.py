@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 __all__ = ["FAILURES", "Status"]
@@ -81,3 +83,17 @@ IN_WORDS = {
 def flag(condition: Array, status: Status) -> Array:
     """``status`` as an integer where the condition holds, else 0."""
     return jnp.where(condition, jnp.int32(int(status)), jnp.int32(0))
+
+
+def raise_if_failed(status: ArrayLike, what: str) -> None:
+    """Raises a ``ValueError`` that names the first row with a failure bit."""
+    rows = np.asarray(status)
+    failed = np.argwhere(rows & FAILURES)
+    if failed.size or (rows.ndim == 0 and rows & FAILURES):
+        at = tuple(int(i) for i in failed[0]) if failed.size else ()
+        bits = Status(int(rows[at])) & FAILURES
+        names = ", ".join(str(bit.name) for bit in Status if bit & bits)
+        raise ValueError(
+            f"{what} failed{f' at index {at[0] if len(at) == 1 else at}' if at else ''}: {names} "
+            f"({len(failed) if rows.ndim else 1} of {rows.size} rows)"
+        )

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._anchor import supported_max
@@ -15,7 +14,7 @@ from kltarget._implicit import differentiable_closed_form, optimal_value
 from kltarget._root import Solution
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective, broadcast_fields, charged, mass_tolerance
-from kltarget.status import FAILURES, Status, flag
+from kltarget.status import FAILURES, Status, flag, raise_if_failed
 
 __all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
 
@@ -81,16 +80,7 @@ class Target:
         Raises:
             ValueError: a row's status has a failure bit.
         """
-        status = np.asarray(self.status)
-        failed = np.argwhere(status & FAILURES)
-        if failed.size or (status.ndim == 0 and status & FAILURES):
-            at = tuple(int(i) for i in failed[0]) if failed.size else ()
-            bits = Status(int(status[at])) & FAILURES
-            names = ", ".join(str(bit.name) for bit in Status if bit & bits)
-            raise ValueError(
-                f"solve failed{f' at index {at}' if at else ''}: {names} "
-                f"({len(failed) if status.ndim else 1} of {status.size} rows)"
-            )
+        raise_if_failed(self.status, "solve")
         return self
 
     def sample(

@@ -7,13 +7,39 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget.objectives import _traced
+from kltarget.objectives import _common_dtype, _named, _traced
+from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._small_matrices import diagonal, inverse_lower, product, times, transposed
 from kltarget.spaces.mixtures._rewards import LogDensityReward, QuadraticReward, RewardSum
+
+
+def checked(
+    mixture: GaussianMixture, reward: Any, beta: ArrayLike
+) -> tuple[Array, tuple[int, ...]]:
+    """β in the dtype of the problem, and the shape that its batch axes broadcast to."""
+    if not isinstance(mixture, GaussianMixture):
+        raise TypeError(f"mixture must be a kltarget.GaussianMixture, got {mixture!r}")
+    if reward.dim != mixture.dim:
+        raise ValueError(
+            f"reward is of {reward.dim} dimensions and the mixture of {mixture.dim}: both need the "
+            "same"
+        )
+    array = _named(beta, "beta")
+    try:
+        batch = np.broadcast_shapes(mixture.batch_shape, reward.batch_shape, array.shape)
+    except ValueError:
+        raise ValueError(
+            f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and "
+            f"beta {array.shape} do not broadcast"
+        ) from None
+    arrays = [mixture.means, *jax.tree.leaves(reward), array]
+    return array.astype(_common_dtype([*arrays[:-1], beta], arrays)), batch
 
 
 class Bend(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -23,31 +22,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._divergence_base import PowerDivergence
 from kltarget._numerics import log_sum_exp, working_dtype
 from kltarget.divergences import Divergence, ForwardKL
-from kltarget.objectives import _at, _common_dtype, _first, _named, _traced
+from kltarget.objectives import _at, _first, _named, _traced
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._small_matrices import (
     cholesky,
-    diagonal,
-    inverse_lower,
     product,
     times,
     transposed,
 )
-from kltarget.spaces.mixtures._expansion import quadratic_of
+from kltarget.spaces.mixtures._expansion import checked, quadratic_of
+from kltarget.spaces.mixtures._frame import STEP, Frame, Nodes
 from kltarget.spaces.mixtures._rewards import QuadraticReward
-from kltarget.status import FAILURES, Status, flag
+from kltarget.status import FAILURES, Status, flag, raise_if_failed
 
 __all__ = ["PowerTarget", "power_tilt"]
-
-_STEP = 0.25
-"""Distance between nodes in log t.
-
-The integrands are analytic for imaginary parts of log t below π/2: the rule's error is e^−39.
-"""
-_LEFT = 40.0
-"""Nats after which what falls like ``t^k`` has vanished, times k."""
-_RIGHT = {4: 70.0, 8: 220.0}
-"""Nats of log t beyond the scale of Q, by bytes of the float type: how small τ can be."""
 
 
 @jax.tree_util.register_dataclass
@@ -137,11 +125,7 @@ class PowerTarget:
         Raises:
             ValueError: a row's status has a failure bit.
         """
-        failed = np.argwhere(np.atleast_1d(np.asarray(self.status) & FAILURES))
-        if failed.size:
-            at = tuple(failed[0]) if self.status.ndim else ()
-            bits = Status(int(self.status[at])) & FAILURES
-            raise ValueError(f"power_tilt failed{_at(at)}: {bits.name}")
+        raise_if_failed(self.status, "power_tilt")
         return self
 
 
@@ -208,26 +192,10 @@ def power_tilt(
             "divergence must be a multiple of a member of the alpha family with alpha < 1, such as "
             f"kltarget.ForwardKL(), got {divergence!r}; solve_on_grid takes any"
         )
-    if not isinstance(mixture, GaussianMixture):
-        raise TypeError(f"mixture must be a kltarget.GaussianMixture, got {mixture!r}")
     quadratic = quadratic_of(reward)
     if quadratic is None:
         raise TypeError("reward must be quadratic; solve_on_grid takes any")
-    if reward.dim != mixture.dim:
-        raise ValueError(
-            f"reward is of {reward.dim} dimensions and the mixture of {mixture.dim}: both need the "
-            "same"
-        )
-    given, beta = beta, _named(beta, "beta")
-    try:
-        batch = np.broadcast_shapes(mixture.batch_shape, reward.batch_shape, beta.shape)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and "
-            f"beta {beta.shape} do not broadcast"
-        ) from None
-    arrays = [mixture.means, quadratic.vector, beta]
-    beta = beta.astype(_common_dtype([*arrays[:-1], given], arrays))
+    beta, batch = checked(mixture, quadratic, beta)
     target = _power_tilt(mixture, quadratic, beta, divergence, _alpha(divergence), batch)
     if not _traced(target.status):
         for bit, why in (
@@ -264,111 +232,12 @@ def _loss(reward: QuadraticReward, points: Array, peak: Array) -> Array:
     return -(apart * times(matrix.astype(apart.dtype), apart)).sum(-1) / 2
 
 
-class _Frame:
-    """The reference where Q is half the squared norm: ``z = Fᵀ(x − m)``, ``Q = ½|z|²``.
-
-    Every component is turned to the axes of its covariance there. The rotation is held fixed in
-    derivatives, which are right to first order all the same: off-diagonal terms, 0 in themselves,
-    carry them.
-    """
-
-    def __init__(self, mixture: GaussianMixture, reward: QuadraticReward, beta: Array) -> None:
-        batch, dtype, size = beta.shape, beta.dtype, mixture.dim
-        shape = (*batch, mixture.num_components)
-        weights, means, factors = (x.astype(dtype) for x in mixture._broadcast())
-        lower = cholesky(jnp.broadcast_to(-reward.matrix.astype(dtype), (*batch, size, size)))
-        self.bounded = jnp.all(diagonal(lower) > 0, axis=-1)
-        inverse = inverse_lower(lower)
-        vector = jnp.broadcast_to(reward.vector.astype(dtype), (*batch, size))
-        self.center = times(transposed(inverse), times(inverse, vector))
-        # A rounding of their sum would count at every node of small t.
-        self.weights = jnp.broadcast_to(weights - log_sum_exp(weights), shape)
-        apart = jnp.broadcast_to(means, (*shape, size)) - self.center[..., None, :]
-        root = jnp.broadcast_to(transposed(lower)[..., None, :, :], (*shape, size, size))
-        seen = product(root, jnp.broadcast_to(factors, root.shape))
-        spread = product(seen, transposed(seen))
-        still = lax.stop_gradient(jnp.where(jnp.isfinite(spread), spread, jnp.zeros_like(spread)))
-        axes = jnp.linalg.eigh(still)[1]
-        turned = product(transposed(axes), product(spread, axes))
-        eye = jnp.broadcast_to(jnp.eye(size, dtype=bool), turned.shape)
-        self.variances = diagonal(turned)
-        self.mixed = jnp.where(eye, jnp.zeros_like(turned), turned)
-        self.apart = times(transposed(axes), times(root, apart))
-        back = jnp.broadcast_to(transposed(inverse)[..., None, :, :], axes.shape)
-        self.back = product(back, axes)
-
-    def largest_loss(self) -> Array:
-        """The largest expected Q of a component, ``[*batch]``."""
-        each = (jnp.square(self.apart).sum(-1) + self.variances.sum(-1)) / 2
-        present = jnp.where(self.weights > -jnp.inf, each, jnp.zeros_like(each))
-        return lax.stop_gradient(present.max(-1))
-
-    def log_transform(self, t: Float[Array, "*batch N"]) -> Float[Array, "*batch N K"]:
-        """``log w_k E_k[e^{−tQ}]`` of every component."""
-        grown, pulled, turned = self._at(t)
-        loss = (pulled * (self.apart[..., None, :, :] - turned)).sum(-1) / 2
-        log_z = -jnp.log1p(grown).sum(-1) / 2 - t[..., None] * loss
-        return self.weights[..., None, :] + log_z
-
-    def gaussians(self, t: Float[Array, "*batch N"]) -> tuple[Array, Array]:
-        """Means ``[*batch, N, K, d]`` and covariances of the components of ``p e^{−tQ}``."""
-        grown, pulled, turned = self._at(t)
-        back = jnp.broadcast_to(self.back[..., None, :, :, :], (*grown.shape, grown.shape[-1]))
-        means = self.center[..., None, None, :] + times(back, pulled - turned / (1 + grown))
-        kept = self.variances[..., None, :, :] / (1 + grown)
-        eye = jnp.broadcast_to(jnp.eye(kept.shape[-1], dtype=bool), back.shape)
-        both = (1 + grown)[..., None] * (1 + grown)[..., None, :]
-        inner = jnp.where(eye, kept[..., None], self.mixed[..., None, :, :, :] / both)
-        return means, product(back, product(inner, transposed(back)))
-
-    def _at(self, t: Array) -> tuple[Array, Array, Array]:
-        """``tS``, ``(1 + tS)⁻¹y`` and t times what the off-diagonal of S makes of that."""
-        grown = t[..., None, None] * self.variances[..., None, :, :]
-        pulled = self.apart[..., None, :, :] / (1 + grown)
-        mixed = jnp.broadcast_to(self.mixed[..., None, :, :, :], (*pulled.shape, pulled.shape[-1]))
-        return grown, pulled, t[..., None, None] * times(mixed, pulled)
-
-
-class _Nodes:
-    """The density's integral over nodes of log t: ``h t^k e^{−tτ} Z(t) κ^k/Γ(k)``."""
-
-    def __init__(self, frame: _Frame, beta: Array, order: float, reach: Any) -> None:
-        dtype = beta.dtype
-        left = math.ceil(_LEFT / order / _STEP)
-        right = math.ceil(_RIGHT[dtype.itemsize] / _STEP)
-        line = _STEP * jnp.arange(-left, right + 1, dtype=dtype)
-        self.unit = frame.largest_loss()
-        start = -jnp.log(self.unit)[..., None]
-        self.log_t = start + jnp.broadcast_to(line, (*self.unit.shape, line.size))
-        self.time = jnp.exp(self.log_t)
-        self.log_each = frame.log_transform(self.time)
-        self.log_z = log_sum_exp(self.log_each)[..., 0]
-        constant = order * jnp.log(reach * beta) - math.lgamma(order) + math.log(_STEP)
-        self.log_free = constant[..., None] + order * self.log_t + self.log_z
-
-    def log_shares(self, log_offset: Float[Array, "*batch"]) -> Float[Array, "*batch N"]:
-        """What each node contributes at an offset."""
-        return self.log_free - jnp.exp(log_offset[..., None] + self.log_t)
-
-    def log_mass(self, log_offset: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """The logarithm of the integral."""
-        return log_sum_exp(self.log_shares(log_offset))[..., 0]
-
-    def log_mass_at_pole(self, fall: float) -> Float[Array, "*batch"]:
-        """The same without an offset, where the terms fall like ``t^−fall`` at last."""
-        if fall <= 0:
-            return jnp.full_like(self.unit, jnp.inf)
-        # What the nodes leave out: a geometric series.
-        rest = self.log_free[..., -1:] - math.log(math.expm1(fall * _STEP))
-        return log_sum_exp(jnp.concatenate([self.log_free, rest], axis=-1))[..., 0]
-
-
 def _nodes(
     mixture: GaussianMixture, reward: QuadraticReward, beta: Array, divergence: Any, alpha: float
-) -> tuple[_Frame, _Nodes]:
-    frame = _Frame(mixture, reward, beta)
+) -> tuple[Frame, Nodes]:
+    frame = Frame(mixture, reward, beta)
     order, reach, _ = _constants(divergence, alpha)
-    return frame, _Nodes(frame, beta, order, reach)
+    return frame, Nodes(frame, beta, order, reach)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -414,7 +283,7 @@ def _power_tilt(
     )
 
 
-def _log_offset(nodes: _Nodes, highest: Array) -> tuple[Array, Array]:
+def _log_offset(nodes: Nodes, highest: Array) -> tuple[Array, Array]:
     """Log τ by bisection, and where it lies beyond the nodes; differentiable once."""
     # (κ/(τ + Q))^k is at most (κ/τ)^k, and an offset is seen while its 1/t is among the nodes.
     lowest = -lax.stop_gradient(nodes.log_t[..., -1]) + 4
@@ -435,7 +304,7 @@ def _log_offset(nodes: _Nodes, highest: Array) -> tuple[Array, Array]:
     return root - mass / lax.stop_gradient(slope), lost
 
 
-def _of_target(target: PowerTarget, alpha: float) -> tuple[_Frame, _Nodes, Array]:
+def _of_target(target: PowerTarget, alpha: float) -> tuple[Frame, Nodes, Array]:
     """The frame, the nodes and the logarithm of each one's share, in the working dtype."""
     beta = target.beta.astype(working_dtype(target.beta.dtype))
     frame, nodes = _nodes(target.reference, target.reward, beta, target.divergence, alpha)
@@ -462,7 +331,7 @@ def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
         # Frullani: log y = ∫ (e^{−t} − e^{−ty}) dt/t.
         whole = nodes.log_z - offset[..., None] * nodes.time
         first = nodes.time * nodes.unit[..., None]
-        mean_log = _STEP * (jnp.exp(-first) - jnp.exp(whole)).sum(-1) + jnp.log(nodes.unit)
+        mean_log = STEP * (jnp.exp(-first) - jnp.exp(whole)).sum(-1) + jnp.log(nodes.unit)
         generated = mean_log - jnp.log(kappa)
     else:
         # E_p[u^α] is E_π[u^{α−1}] on the density, and u^{α−1} = (τ + Q)/κ.

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kltarget._numerics import log_sum_exp, working_dtype
-from kltarget.objectives import _at, _common_dtype, _first, _named, _traced
+from kltarget.objectives import _at, _first, _traced
 from kltarget.spaces._gaussian_mixture import GaussianMixture, unchecked
 from kltarget.spaces._small_matrices import (
     cholesky,
@@ -23,14 +23,14 @@ from kltarget.spaces._small_matrices import (
     times,
     transposed,
 )
-from kltarget.spaces.mixtures._expansion import Powers, powers, split
+from kltarget.spaces.mixtures._expansion import Powers, checked, powers, split
 from kltarget.spaces.mixtures._expectation import (
     MOST_DIMENSIONS,
     expectation,
     expected_log_bounds,
 )
 from kltarget.spaces.mixtures._rewards import QuadraticReward
-from kltarget.status import FAILURES, Status, flag
+from kltarget.status import FAILURES, Status, flag, raise_if_failed
 
 __all__ = ["MixtureTarget", "critical_beta", "tilt"]
 
@@ -120,11 +120,7 @@ class MixtureTarget:
         Raises:
             ValueError: a row's status has a failure bit.
         """
-        failed = np.argwhere(np.atleast_1d(np.asarray(self.status) & FAILURES))
-        if failed.size:
-            at = tuple(failed[0]) if self.status.ndim else ()
-            bits = Status(int(self.status[at])) & FAILURES
-            raise ValueError(f"tilt failed{_at(at)}: {bits.name}")
+        raise_if_failed(self.status, "tilt")
         return self
 
 
@@ -192,25 +188,9 @@ def tilt(
         2022, arXiv 2205.11275 (the target). Products of Gaussians are elementary; Petersen and
         Pedersen, "The Matrix Cookbook", 2012, section 8.1.8.
     """
-    if not isinstance(mixture, GaussianMixture):
-        raise TypeError(f"mixture must be a kltarget.GaussianMixture, got {mixture!r}")
     quadratic, densities = split(reward)
-    if reward.dim != mixture.dim:
-        raise ValueError(
-            f"reward is of {reward.dim} dimensions and the mixture of {mixture.dim}: both need the "
-            "same"
-        )
-    given, beta = beta, _named(beta, "beta")
-    try:
-        batch = np.broadcast_shapes(mixture.batch_shape, reward.batch_shape, beta.shape)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and "
-            f"beta {beta.shape} do not broadcast"
-        ) from None
-    arrays = [mixture.means, *jax.tree.leaves(reward), beta]
-    dtype = _common_dtype([*arrays[:-1], given], arrays)
-    beta = beta.astype(dtype)
+    beta, batch = checked(mixture, reward, beta)
+    dtype = beta.dtype
     if not _traced(beta):
         bad = ~((np.asarray(beta) > 0) & (np.asarray(beta) < np.inf))
         if bad.any():
