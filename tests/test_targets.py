@@ -512,7 +512,7 @@ def test_raise_if_failed_names_the_row_and_the_reason():
         solved(jnp.array([0.0, 1.0]), -1.0).raise_if_failed()
     rows = solved(jnp.array([[0.0, 1.0], [0.0, jnp.nan], [0.0, 1.0]]), jnp.array([1.0, 0.0, 0.0]))
     with pytest.raises(
-        ValueError, match=r"failed at index \(1,\): INVALID_BETA, INVALID_REWARD \(2 of 3 rows\)"
+        ValueError, match=r"failed at index 1: INVALID_BETA, INVALID_REWARD \(2 of 3 rows\)"
     ):
         rows.raise_if_failed()
 
