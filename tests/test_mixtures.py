@@ -478,10 +478,10 @@ def test_power_targets_against_quadrature(divergence):
     np.testing.assert_allclose((mass * points[:, 0]).sum(), target.mean[0], **loose)
     reward = np.asarray(peak(curvature=2.0, height=0.3)(points), float)
     np.testing.assert_allclose((mass * reward).sum(), target.expected_reward, rtol=1e-5)
-    cost = divergence(jnp.asarray(log_target, DTYPE), jnp.asarray(log_p, DTYPE))
-    np.testing.assert_allclose(
-        cost, target.divergence_value, rtol=2e-4 if loose["rtol"] > 1e-9 else 1e-9
-    )
+    generated = np.asarray(divergence.f(np.exp(log_target - log_p).astype(DTYPE)), float)
+    cost = (np.exp(log_p) * generated).sum()
+    exact = 2e-5 if np.float32 == DTYPE else 1e-9
+    np.testing.assert_allclose(cost, target.divergence_value, rtol=exact)
     share = np.exp(np.asarray(p.log_responsibilities(points), float))
     np.testing.assert_allclose(
         np.exp(target.component_log_mass), (mass[:, None] * share).sum(0), rtol=1e-5
@@ -592,3 +592,77 @@ def test_flips_refuse_what_is_not_there(call, message):
         call(between=(0.1, 1.0))
     with pytest.raises(ValueError, match="between must be two numbers"):
         mixtures.flip_beta(mixture_a(), up(), 0, 1, between=(1.0, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(0.0, 1e6), (0.9, 100.0), pytest.param(0.99, 1.0, marks=SLOW)]
+)
+def test_power_targets_at_large_beta_and_next_to_reverse_kl(alpha, beta):
+    """Against sums over a line in thirty digits."""
+    p, order = gmm([1.0], [[-2.0]], [0.64]), 1 / (1 - alpha)
+    target = kt.power_tilt(p, peak(1.0, 2.0), beta, kt.Alpha(alpha))
+    with mp.workdps(30):
+        scale = mp.mpf(float(p.cholesky[0, 0, 0]))
+        nodes = [mp.mpf(x) / 8 for x in range(-64, 65)]
+        share = [mp.exp(-z * z / 2) for z in nodes]
+        loss = [(-3 + scale * z) ** 2 for z in nodes]
+        total, k = mp.fsum(share), mp.mpf(order)
+        share, kappa = [w / total for w in share], k * mp.mpf(beta)
+
+        def log_mass(offset):
+            each = zip(share, loss, strict=True)
+            return mp.log(mp.fsum(w * (kappa / (offset + q)) ** k for w, q in each))
+
+        offset = mp.findroot(log_mass, (kappa / 2, kappa), solver="anderson", tol=1e-25)
+        u = [(kappa / (offset + q)) ** k for q in loss]
+        reward = -mp.fsum(w * x * q for w, x, q in zip(share, u, loss, strict=True))
+        a = mp.mpf(alpha)
+        each = [x - 1 - mp.log(x) for x in u]
+        if alpha:
+            each = [(x**a - a * x + a - 1) / (a * (a - 1)) for x in u]
+        cost = mp.fsum(w * x for w, x in zip(share, each, strict=True))
+        want = [float(x) for x in (offset, reward, cost, reward - mp.mpf(beta) * cost)]
+    loose = 2e-5 if np.float32 == DTYPE else 1e-9
+    got = (target.offset, target.expected_reward, target.divergence_value, target.value)
+    np.testing.assert_allclose(got[0], want[0], rtol=loose / 10)
+    np.testing.assert_allclose(got[1], want[1], rtol=loose)
+    np.testing.assert_allclose(got[2], want[2], rtol=1e3 * loose)
+    np.testing.assert_allclose(got[3], want[3], rtol=loose)
+    # J* is nearly E_p r here: β times the logarithm of a number next to 1 would have no digits.
+    tilted = kt.tilt(p, peak(1.0, 2.0), DTYPE.type(1e6))
+    np.testing.assert_allclose(tilted.value, -9.64, rtol=2e-5)
+
+
+def test_what_has_no_weight_need_have_no_tilt():
+    p = gmm([1.0, 0.0], [[0.0], [1.0]], [1.0, 100.0])
+    reward = kt.QuadraticReward(cast([[0.5]]))
+    target = kt.tilt(p, reward, 1.0)
+    assert_near(target.mixture.covariance, [[2.0]])
+    assert_near(target.log_prob(np.zeros(1, DTYPE)), stats.norm.logpdf(0, 0, math.sqrt(2)))
+    slope = jax.grad(lambda beta: kt.tilt(p, reward, beta).log_normalizer)(cast(1.0))
+    assert_near(slope, -0.5)
+
+
+def test_saddles_and_flat_tops_are_no_further_modes():
+    pair = [0.45, 0.45, 0.1], [[-1.5], [1.5], [0.0]], [1.0] * 3
+    found = np.asarray(mixtures.find_modes(gmm(*pair)))
+    np.testing.assert_allclose(sorted(found[:, 0]), [-1.32195, 1.32195], atol=1e-4)
+    for apart, count in ((0.999, 1), (1.0, 1), (1.05, 2)):
+        assert len(mixtures.find_modes(gmm([0.5, 0.5], [[-apart], [apart]], [1.0, 1.0]))) == count
+
+
+def test_tails_belong_to_the_mode_they_rise_to():
+    # From far out on the right the wider component on the left is the likelier one.
+    far = np.array([[5.0], [10.0], [14.0], [25.0]], DTYPE)
+    assert (np.asarray(mixtures.basins(mixture_a())(far)) == 1).all()
+    assert mixtures.basins(mixture_a())([[-3], [3]]).tolist() == [0, 1]
+
+
+def test_there_is_no_flip_where_there_is_no_target():
+    p = gmm([0.7, 0.3], [[-2.0, 0.0], [2.0, 0.0]], [0.64, 0.36])
+    bowl = kt.QuadraticReward.peak(cast([-2.0, 0.0]), cast(0.1 * np.eye(2)))
+    flip = mixtures.flip_beta(p, bowl, 0, 1, kt.ForwardKL(), between=(1e-4, 100.0))
+    assert math.isnan(flip)
+    steep = kt.QuadraticReward(cast([[1.0]]), cast([0.3]))
+    with pytest.raises(ValueError, match=r"no target up to beta = 0\.64"):
+        mixtures.flip_beta(mixture_a(), steep, 0, 1, between=(0.01, 0.1))

@@ -90,15 +90,19 @@ def flip_beta(
     with double_precision():
         mixture, reward, kind = jax.tree.map(_doubled, (mixture, reward, kind))
         log_masses, low = _masses(mixture, reward, kind, low, high, grid)
+        if low >= high:
+            raise ValueError(f"there is no target up to beta = {low:.6g}: between must go beyond")
         count = max(2, math.ceil(_PER_DECADE * math.log10(high / low)) + 1)
         scan = np.linspace(math.log(low), math.log(high), count)
 
         def log_odds(log_beta: Any) -> np.ndarray:
             masses = np.asarray(log_masses(np.exp(log_beta)))
-            return masses[..., i] - masses[..., j]
+            with np.errstate(invalid="ignore"):
+                return masses[..., i] - masses[..., j]
 
         signs = np.sign(log_odds(scan))
-        swaps = np.flatnonzero(signs[1:] != signs[:-1])
+        # NaN, where there is no target, compares false.
+        swaps = np.flatnonzero((signs[1:] * signs[:-1] <= 0) & (signs[1:] != signs[:-1]))
         if not swaps.size:
             return math.nan
         at = swaps[-1]
@@ -127,7 +131,8 @@ def _masses(
         low = max(low, float(critical_beta(mixture, quadratic)) * (1 + 1e-9))
         return jax.jit(lambda beta: tilt(mixture, quadratic, beta).component_log_mass), low
     power = isinstance(divergence, PowerDivergence) and np.all(np.asarray(divergence._alpha) < 1)
-    if quadratic is not None and power:
+    bowl = quadratic is not None and np.linalg.eigvalsh(np.asarray(quadratic.matrix)).max() < 0
+    if bowl and power:
         return (
             lambda beta: power_tilt(mixture, quadratic, beta, divergence).component_log_mass,
             low,

@@ -21,8 +21,8 @@ from kltarget.spaces._small_matrices import (
 )
 from kltarget.spaces.mixtures._rewards import QuadraticReward
 
-STEP = 0.25
-"""Distance between nodes in log t.
+_STEP = 0.25
+"""Distance between nodes in log t, for orders k up to 1.
 
 The integrands are analytic for imaginary parts of log t below π/2: the rule's error is e^−39.
 """
@@ -72,11 +72,10 @@ class Frame:
         return lax.stop_gradient(present.max(-1))
 
     def log_transform(self, t: Float[Array, "*batch N"]) -> Float[Array, "*batch N K"]:
-        """``log w_k E_k[e^{−tQ}]`` of every component."""
+        """``log E_k[e^{−tQ}]`` of every component, to relative accuracy at any t."""
         grown, pulled, turned = self._at(t)
         loss = (pulled * (self.apart[..., None, :, :] - turned)).sum(-1) / 2
-        log_z = -jnp.log1p(grown).sum(-1) / 2 - t[..., None] * loss
-        return self.weights[..., None, :] + log_z
+        return -jnp.log1p(grown).sum(-1) / 2 - t[..., None] * loss
 
     def gaussians(self, t: Float[Array, "*batch N"]) -> tuple[Array, Array]:
         """Means ``[*batch, N, K, d]`` and covariances of the components of ``p e^{−tQ}``."""
@@ -102,16 +101,20 @@ class Nodes:
 
     def __init__(self, frame: Frame, beta: Array, order: float, reach: Any) -> None:
         dtype = beta.dtype
-        left = math.ceil(_LEFT / order / STEP)
-        right = math.ceil(_RIGHT[dtype.itemsize] / STEP)
-        line = STEP * jnp.arange(-left, right + 1, dtype=dtype)
-        self.unit = frame.largest_loss()
+        # t^k e^{−tτ} peaks at k/τ, nearly as narrow as 1/√k; at large β τ is close to κ.
+        self.step = _STEP / math.sqrt(max(order, 1.0))
+        left = math.ceil((_LEFT / order + 3) / self.step)
+        right = math.ceil(_RIGHT[dtype.itemsize] / self.step)
+        line = self.step * jnp.arange(-left, right + 1, dtype=dtype)
+        self.unit = jnp.maximum(frame.largest_loss(), lax.stop_gradient(reach * beta) / order)
         start = -jnp.log(self.unit)[..., None]
         self.log_t = start + jnp.broadcast_to(line, (*self.unit.shape, line.size))
         self.time = jnp.exp(self.log_t)
-        self.log_each = frame.log_transform(self.time)
+        self.weights = frame.weights[..., None, :]
+        self.log_own = frame.log_transform(self.time)
+        self.log_each = self.weights + self.log_own
         self.log_z = log_sum_exp(self.log_each)[..., 0]
-        constant = order * jnp.log(reach * beta) - math.lgamma(order) + math.log(STEP)
+        constant = order * jnp.log(reach * beta) - math.lgamma(order) + math.log(self.step)
         self.log_free = constant[..., None] + order * self.log_t + self.log_z
 
     def log_shares(self, log_offset: Float[Array, "*batch"]) -> Float[Array, "*batch N"]:
@@ -127,5 +130,5 @@ class Nodes:
         if fall <= 0:
             return jnp.full_like(self.unit, jnp.inf)
         # What the nodes leave out: a geometric series.
-        rest = self.log_free[..., -1:] - math.log(math.expm1(fall * STEP))
+        rest = self.log_free[..., -1:] - math.log(math.expm1(fall * self.step))
         return log_sum_exp(jnp.concatenate([self.log_free, rest], axis=-1))[..., 0]

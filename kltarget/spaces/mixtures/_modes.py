@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._numerics import double_precision, working_dtype
+from kltarget._numerics import as_float, double_precision, working_dtype
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._small_matrices import inverse_lower, product, times, transposed
 
@@ -23,7 +23,7 @@ _MOST_STEPS = 2000
 def find_modes(mixture: GaussianMixture) -> Float[Array, "M d"]:
     """The local maxima of a mixture's density, the highest first.
 
-    From the mean of every component the fixed-point iteration ``x ← (Σ_k r_k(x) Σ_k⁻¹)⁻¹ Σ_k r_k(x)
+    From the mean of every component the iteration ``x ← (Σ_k r_k(x) Σ_k⁻¹)⁻¹ Σ_k r_k(x)
     Σ_k⁻¹ μ_k``, r the responsibilities, climbs the density (modal expectation–maximisation).
     Overlapping components share a mode; in two and more dimensions a mixture may have further modes
     between its components, which are not looked for.
@@ -58,14 +58,22 @@ def find_modes(mixture: GaussianMixture) -> Float[Array, "M d"]:
     present = np.asarray(mixture.log_weights) > -np.inf
     with double_precision():
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), mixture)
-        ends = np.asarray(_climb(wide, wide.means))[present]
+        ends = _climb(wide, wide.means)
+        # Symmetry may hold a climb on a saddle: a push along the steepest bend leaves it.
+        bend, axes = jnp.linalg.eigh(jax.vmap(jax.hessian(wide.log_prob))(ends))
+        nudge = 1e-3 * jnp.sqrt(jnp.trace(wide.covariances, axis1=-2, axis2=-1).min())
+        upward = jnp.where(bend[:, -1:] > 0, nudge * axes[..., -1], 0.0)
+        ends = np.asarray(_climb(wide, ends + upward))[present]
         heights = np.asarray(wide.log_prob(ends))
-        spread = np.sqrt(np.trace(np.asarray(wide.covariances), axis1=-2, axis2=-1).min())
-    modes: list[np.ndarray] = []
+        # A flat top is climbed slowly: ends without a dip between them are one mode.
+        between = np.linspace(0, 1, 65)[:, None, None, None]
+        ways = jnp.asarray(ends[:, None] + between * (ends[None] - ends[:, None]))
+        lowest = np.asarray(wide.log_prob(ways)).min(0)
+    modes: list[int] = []
     for i in np.argsort(-heights, kind="stable"):
-        if all(np.linalg.norm(ends[i] - mode) > 1e-4 * spread for mode in modes):
-            modes.append(ends[i])
-    return jnp.asarray(np.array(modes), mixture.means.dtype)
+        if all(lowest[i, mode] < heights[i] - 1e-7 for mode in modes):
+            modes.append(int(i))
+    return jnp.asarray(ends[modes], mixture.means.dtype)
 
 
 def basins(mixture: GaussianMixture) -> Callable[[ArrayLike], Int[Array, "*points"]]:
@@ -92,7 +100,7 @@ def basins(mixture: GaussianMixture) -> Callable[[ArrayLike], Int[Array, "*point
     modes = find_modes(mixture)
 
     def label(x: ArrayLike) -> Int[Array, "*points"]:
-        points = jnp.asarray(x)
+        points = as_float(x)
         wide = points.astype(working_dtype(points.dtype)).reshape(-1, mixture.dim)
         ends = _climb(jax.tree.map(lambda a: a.astype(wide.dtype), mixture), wide)
         apart = ends[:, None, :] - modes.astype(wide.dtype)[None]
@@ -109,12 +117,20 @@ def _climb(mixture: GaussianMixture, points: Float[Array, "N d"]) -> Float[Array
     tol = 4 * float(jnp.finfo(points.dtype).eps)
     scale = jnp.abs(mixture.means).max() + jnp.abs(mixture.cholesky).max()
 
+    smallest = jnp.linalg.eigvalsh(mixture.covariances).min() ** 0.5
+
     def step(x: Array) -> Array:
         share = jnp.exp(mixture.log_responsibilities(x))
         held = (share[..., None, None] * precision[None]).sum(-3)
         pull = (share[..., None] * times(precision, mixture.means)[None]).sum(-2)
-        # Far from every component the responsibilities are those of the widest, never none.
-        return jnp.linalg.solve(held, pull[..., None])[..., 0]
+        step = jnp.linalg.solve(held, pull[..., None])[..., 0] - x
+        # The whole step climbs as well, but from a tail, which is the widest component's, it may
+        # leap over a mode.
+        apart = x[..., None, :] - mixture.means[None]
+        nearest = jnp.sqrt(jnp.square(apart).sum(-1).min(-1))
+        limit = jnp.maximum(smallest / 2, nearest / 4)
+        length = jnp.sqrt(jnp.square(step).sum(-1))
+        return x + step * jnp.minimum(1.0, limit / jnp.maximum(length, limit))[..., None]
 
     def moving(state: tuple[Array, Array, Array]) -> Array:
         _, moved, count = state

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from kltarget.spaces._small_matrices import (
     transposed,
 )
 from kltarget.spaces.mixtures._expansion import checked, quadratic_of
-from kltarget.spaces.mixtures._frame import STEP, Frame, Nodes
+from kltarget.spaces.mixtures._frame import Frame, Nodes
 from kltarget.spaces.mixtures._rewards import QuadraticReward
 from kltarget.status import FAILURES, Status, flag, raise_if_failed
 
@@ -320,24 +321,34 @@ def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
 
     # Under p e^{−tQ} the mean of Q is −d log Z/dt.
     def log_z(t: Array) -> Array:
-        return log_sum_exp(frame.log_transform(t))[..., 0]
+        return log_sum_exp(nodes.weights + frame.log_transform(t))[..., 0]
 
     gained = jax.jvp(log_z, (nodes.time,), (jnp.ones_like(nodes.time),))[1]
     loss = -(jnp.exp(log_share) * gained).sum(-1)
     scale = jnp.asarray(target.divergence._scale, loss.dtype)
     offset, atom = target.offset.astype(loss.dtype), target.atom_mass.astype(loss.dtype)
-    kappa = reach * target.beta.astype(loss.dtype)
-    if alpha == 0:
-        # Frullani: log y = ∫ (e^{−t} − e^{−ty}) dt/t.
-        whole = nodes.log_z - offset[..., None] * nodes.time
-        first = nodes.time * nodes.unit[..., None]
-        mean_log = STEP * (jnp.exp(-first) - jnp.exp(whole)).sum(-1) + jnp.log(nodes.unit)
-        generated = mean_log - jnp.log(kappa)
-    else:
-        # E_p[u^α] is E_π[u^{α−1}] on the density, and u^{α−1} = (τ + Q)/κ.
-        power = (offset * (1 - atom) + loss) / kappa
-        generated = (power + (alpha - 1) - alpha * (1 - atom)) / (alpha * (alpha - 1))
-        generated = generated + order * atom
+    # For u = y^{−k}, y = (τ + Q)/κ: E f_α(u) = k/Γ(k) ∫ s^{k−1} (k − s)(e^{−s} − E e^{−sy}) ds/s;
+    # at large β y is nearly 1 everywhere, and differences from 1 alone are summed.
+    kappa = (reach * target.beta.astype(loss.dtype))[..., None]
+    stretch = kappa * nodes.time
+    lead = (order - 1) * (jnp.log(kappa) + nodes.log_t) - math.lgamma(order)
+    decayed = nodes.log_z - offset[..., None] * nodes.time
+    apart = nodes.log_own - ((offset[..., None] - kappa) * nodes.time)[..., None]
+    close = (jnp.abs(apart) < 0.5).all(-1)
+    change = jnp.expm1(jnp.where(close[..., None], apart, jnp.zeros_like(apart)))
+    change = (jnp.exp(nodes.weights) * change).sum(-1)
+    some = close & (change != 0)
+    near = -change * jnp.exp(jnp.where(some, lead - stretch, jnp.zeros_like(lead)))
+    far = jnp.exp(jnp.where(close, -jnp.inf, lead - stretch)) - jnp.exp(
+        jnp.where(close, -jnp.inf, lead + decayed)
+    )
+    terms = order * (order - stretch) * jnp.where(close, near, far)
+    generated = nodes.step * terms.sum(-1) + order * atom
+    fall = target.atom.shape[-1] / 2 - order
+    if fall > 0:
+        # Without an offset the terms fall like a geometric series at last.
+        rest = nodes.step * terms[..., -1] / math.expm1(fall * nodes.step)
+        generated = generated + jnp.where(atom > 0, rest, jnp.zeros_like(rest))
     dtype = target.beta.dtype
     return loss.astype(dtype), (scale * generated).astype(dtype)
 

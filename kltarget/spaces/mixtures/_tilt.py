@@ -50,6 +50,7 @@ class MixtureTarget:
         beta: coefficient of the divergence, shape ``[*batch]``.
         closed_divergence: ``KL(π*‖p)`` where it has a closed form, for quadratic rewards, else
             None.
+        closed_reward: ``E_π*[reward]``, likewise.
         num_terms: J.
     """
 
@@ -60,16 +61,22 @@ class MixtureTarget:
     reward: Any
     beta: Float[Array, "*batch"]
     closed_divergence: Float[Array, "*batch"] | None
+    closed_reward: Float[Array, "*batch"] | None
     num_terms: int = dataclasses.field(metadata={"static": True})
 
     @property
     def value(self) -> Float[Array, "*batch"]:
         """The maximum ``J* = β log Z`` in reward units, shape ``[*batch]``."""
-        return self.beta * self.log_normalizer
+        if self.closed_reward is None or self.closed_divergence is None:
+            return self.beta * self.log_normalizer
+        # The weights sum to one but for rounding, which a large β would multiply.
+        return self.closed_reward - self.beta * self.closed_divergence
 
     @property
     def expected_reward(self) -> Float[Array, "*batch"]:
-        """``E_π*[reward] = J* + β·KL(π*‖p)``, shape ``[*batch]``."""
+        """``E_π*[reward]`` in reward units, shape ``[*batch]``."""
+        if self.closed_reward is not None:
+            return self.closed_reward
         return self.beta * (self.log_normalizer + self.divergence_value)
 
     @property
@@ -201,7 +208,7 @@ def tilt(
     wide = beta.astype(working_dtype(dtype))
     terms = powers(densities, wide, batch, mixture.dim, max_terms)
     found = _tilt(mixture, quadratic, terms[:3], wide, _Static(terms.counts, terms.log_count))
-    tilted, log_normalizer, divergence, status = found
+    tilted, log_normalizer, divergence, expected, status = found
     target = MixtureTarget(
         mixture=jax.tree.map(lambda x: x.astype(dtype), tilted),
         log_normalizer=log_normalizer.astype(dtype),
@@ -210,6 +217,7 @@ def tilt(
         reward=reward,
         beta=jnp.broadcast_to(beta, batch),
         closed_divergence=None if densities else divergence.astype(dtype),
+        closed_reward=None if densities else expected.astype(dtype),
         num_terms=len(terms.log_count),
     )
     if not _traced(status):
@@ -295,7 +303,7 @@ def _tilt(
     fields: tuple[Array, Array, Array],
     beta: Array,
     static: _Static,
-) -> tuple[GaussianMixture, Array, Array, Array]:
+) -> tuple[GaussianMixture, Array, Array, Array, Array]:
     terms = Powers(*fields, static.counts, static.log_count)
     dtype, size = beta.dtype, mixture.dim
     batch = terms.log_weights.shape[:-1]
@@ -313,6 +321,10 @@ def _tilt(
         gradient = gradient + slope / wide_beta[..., None]
         hessian = hessian + matrix / wide_beta[..., None, None]
     # I − LᵀGL = UUᵀ, U upper triangular, keeps the new factor LU⁻ᵀ lower triangular.
+    # Without weight a component may have no tilt, and stays as it is.
+    present = weights > -jnp.inf
+    gradient = jnp.where(present[..., None], gradient, jnp.zeros_like(gradient))
+    hessian = jnp.where(present[..., None, None], hessian, jnp.zeros_like(hessian))
     seen = product(transposed(factors), product(hessian, factors))
     eye = jnp.broadcast_to(jnp.eye(size, dtype=dtype), seen.shape)
     upper = cholesky((eye - seen)[..., ::-1, ::-1])
@@ -336,7 +348,6 @@ def _tilt(
         gain = ((slope + at_origin) / 2 * (moved - origin)).sum(-1)
         log_z = log_z + gain
         level = (lifted.at(origin)[0] / wide_beta)[..., 0, 0]
-    present = weights > -jnp.inf
     score = jnp.where(present, weights + jnp.where(present, log_z, 0.0), -jnp.inf)
     flat = score.reshape(*batch, -1)
     log_sum = log_sum_exp(flat)
@@ -346,7 +357,13 @@ def _tilt(
     bent = (jnp.square(shrink).sum((-1, -2)) - size) / 2
     share = jnp.exp(new_weights).reshape(shape)
     inside = jnp.where(present, gain + bent, jnp.zeros_like(gain))
-    divergence = (share * inside).sum((-1, -2)) - log_sum[..., 0]
+    gained = (share * inside).sum((-1, -2))
+    divergence = gained - log_sum[..., 0]
+    expected = jnp.zeros(batch, dtype)
+    if lifted is not None:
+        value, _, matrix = lifted.at(moved)
+        spread = diagonal(product(transposed(tilted), product(matrix, tilted))).sum(-1)
+        expected = (share * (value + spread / 2)).sum((-1, -2))
     exists = (jnp.all(diagonal(upper) > 0, axis=-1) | ~present).all((-1, -2))
     good_beta = jnp.broadcast_to((beta > 0) & (beta < jnp.inf), batch)
     status = flag(~exists & good_beta, Status.UNBOUNDED) | flag(~good_beta, Status.INVALID_BETA)
@@ -361,7 +378,8 @@ def _tilt(
         kept(moved.reshape(*batch, -1, size)),
         kept(tilted.reshape(*batch, -1, size, size)),
     )
-    return tilted_mixture, kept(level + log_sum[..., 0]), kept(divergence), status
+    log_normalizer = level + log_sum[..., 0]
+    return tilted_mixture, kept(log_normalizer), kept(divergence), kept(expected), status
 
 
 def _lifted(reward: QuadraticReward) -> QuadraticReward:
