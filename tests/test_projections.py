@@ -91,9 +91,30 @@ def test_moments_on_an_edge_use_that_face_only():
     assert np.isfinite(numbers(p.multipliers)).all()
 
 
+def test_moments_just_off_the_boundary_are_in_the_interior():
+    ref = np.array([0.5, 0.3, 0.2])
+    p = moments_of([[0.0], [1.0], [2.0]], [[1e-9], [0.0], [1e-5]], ref)
+    assert p.status.tolist() == [0, kt.Status.TRUNCATED, 0]
+    # Σ π_ref,i (i − μ) zⁱ = 0 with z = e^η.
+    for mu, eta in zip([1e-9, 1e-5], numbers(p.multipliers)[[0, 2], 0], strict=True):
+        a, b, c = ref * (np.arange(3) - np.float64(np.asarray(mu, DTYPE)))
+        z = 2 * -a / (b + np.sqrt(b**2 - 4 * a * c))
+        assert eta == pytest.approx(np.log(z), rel=100 * eps(DTYPE))
+    mean = numbers(p.probs[0]) @ np.arange(3)
+    np.testing.assert_allclose(mean, 1e-9, rtol=1e3 * eps(DTYPE))
+
+
+@pytest.mark.skipif(np.float32 == DTYPE, reason="linear programmes are solved in double precision")
+def test_moments_off_an_edge_by_rounding_are_on_it():
+    p = moments_of([[0.1], [0.1], [0.3]], [np.nextafter(0.1, 1)], [0.5, 0.3, 0.2])
+    assert int(p.status) == kt.Status.TRUNCATED
+
+
 def test_moments_out_of_reach_are_an_error_that_names_the_nearest():
     with pytest.raises(ValueError, match=r"moments \[1.2, 0.5.*cannot be had.*nearest.*\[1\. "):
         moments_of(FEATURES, [1.2, 0.5])
+    with pytest.raises(ValueError, match=r"1\.00003\] cannot be had.*off by up to [23].*e-05"):
+        moments_of(FEATURES, [0.5, 1.00003])
     with pytest.raises(ValueError, match="at index 1 cannot be had"):
         moments_of(FEATURES, [[0.5, 0.6], [0.9, -0.1]])
     with pytest.raises(ValueError, match="cannot be had"):  # only without outcomes 1, 2 and 4
