@@ -353,6 +353,28 @@ def test_samples_on_few_points_have_no_fit():
         fit_mixture(jnp.asarray(x, DTYPE), 3, key=KEY)
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0])
+def test_samples_that_are_alike_have_no_fit_but_a_bounded_one(value):
+    x = jnp.full((50, 1), value, DTYPE)
+    with pytest.raises(ValueError, match=r"collapsed .* in every one of 8 starts.*min_variance"):
+        fit_mixture(x, 1, key=KEY)
+    p = fit_mixture(x, 2, key=KEY, min_variance=0.1)
+    assert int(p.num_collapsed) == 0
+    np.testing.assert_allclose(p.log_likelihood, norm.logpdf(0, 0, np.sqrt(0.1)), rtol=1e-5)
+    np.testing.assert_allclose(p.mixture.means, value, rtol=8 * eps(DTYPE))
+
+
+def test_more_components_than_distinct_samples_where_variances_are_bounded():
+    x = jnp.asarray([[0.0], [0.0], [1.0], [1.0]], DTYPE)
+    p = fit_mixture(x, 3, key=KEY, min_variance=0.1)
+    assert int(p.num_collapsed) == 0
+    np.testing.assert_allclose(p.mixture.covariances, 0.1, rtol=8 * eps(DTYPE))
+    np.testing.assert_allclose(np.sort(p.mixture.log_weights)[1:], np.log(0.5), rtol=1e-5)
+    # Two components of half the mass at ±a around the middle: tanh(a/2v) = 2a.
+    place = np.sort(np.abs(numbers(p.mixture.means)[:, 0] - 0.5))[0]
+    assert place == pytest.approx(np.tanh(place / 0.2) / 2, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_collapsed_components_are_discarded_and_never_mended():
     # Two coinciding samples far from the rest: a spike there has unbounded likelihood.
