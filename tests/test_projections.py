@@ -16,7 +16,14 @@ from scipy.stats import norm
 
 import kltarget as kt
 from kltarget.projections import moment_projection
-from kltarget.spaces.mixtures import GaussianMixture, fit_mixture, from_sklearn, project
+from kltarget.spaces.mixtures import (
+    GaussianMixture,
+    fit_mixture,
+    from_sklearn,
+    power_tilt,
+    project,
+    tilt,
+)
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -597,6 +604,29 @@ def test_projections_in_five_dimensions_have_standard_errors():
     error = np.hypot(ratio.std() / np.sqrt(len(x)), float(seek.error))
     assert abs(ratio.mean() - float(seek.divergence_value)) < 4 * error
     assert float(seek.error) < 0.05
+
+
+def test_tilted_mixtures_are_mixtures_and_atoms_are_refused():
+    target = tilt(mixture_1d(**APART), kt.QuadraticReward([[-0.5]]), 1.0)
+    p = project(target, 1, "forward", key=KEY, num_starts=1)
+    np.testing.assert_allclose(p.mixture.means[0], target.mixture.mean, rtol=50 * eps(DTYPE))
+    normal = GaussianMixture([0.0], [[0.0] * 5], [1.0], covariance_type="spherical")
+    condensed = power_tilt(normal, kt.QuadraticReward(-2 * jnp.eye(5)), 1.0)
+    for points in (None, np.eye(5)):
+        with pytest.raises(ValueError, match=r"an atom of mass 0\.6667"):
+            project(condensed, 1, "forward", key=KEY, points=points)
+
+
+def test_optima_that_did_not_converge_come_last_and_no_start_counts_for_them(seeking, monkeypatch):
+    def measured(self, x, value, error, gradient, check):
+        return value, error, 1.0 if value < 1 else gradient
+
+    monkeypatch.setattr("kltarget.spaces.mixtures._project._Search._measured", measured)
+    p = project(mixture_1d(**APART), 1, "reverse", key=KEY)
+    assert p.converged.tolist() == [True, False]
+    assert numbers(p.optima_values).tolist() == numbers(seeking.optima_values)[::-1].tolist()
+    assert p.starts_per_optimum.tolist() == [seeking.starts_per_optimum[1], 0]
+    assert (numbers(p.reached) == -1).sum() >= seeking.starts_per_optimum[0]
 
 
 def test_targets_on_points_bring_their_masses_and_their_density(seeking):
