@@ -125,11 +125,13 @@ def moment_projection(
         ``TRUNCATED``: the moments are on the boundary of what distributions on the support can
         have. Only the outcomes on one face of the convex hull of the features can then be used,
         and the projection is that of the reference restricted to them; the multipliers are those
-        within the face, and the part of them that grows beyond all bounds is left out. Under a
-        trace faces are not looked for: such rows have large multipliers and leave outcomes off the
-        face with masses of the order of rounding. Failures, under a trace: ``INFEASIBLE`` (the dual
-        exceeds the largest divergence from the reference that there is), ``INVALID_REFERENCE``,
-        ``NOT_CONVERGED``; every number of the row is NaN.
+        within the face, and the part of them that grows beyond all bounds is left out. Moments as
+        close to the boundary as rounding may count as on it: within 64 units of the largest feature
+        among the likely outcomes, which next to a feature of 0 is far closer than next to one of 1.
+        Under a trace faces are not looked for: such rows have large multipliers and leave outcomes
+        off the face with masses of the order of rounding. Failures, under a trace: ``INFEASIBLE``
+        (the dual exceeds the largest divergence from the reference that there is),
+        ``INVALID_REFERENCE``, ``NOT_CONVERGED``; every number of the row is NaN.
 
     Outcomes at ``-inf`` stay at ``-inf``. Differentiable, forward and in reverse, in moments,
     log_ref and features at moments in the interior, by the implicit function theorem:
@@ -319,8 +321,8 @@ def _faces(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per row, which outcomes can be used, the moments moved to their hull, and if that is a face.
 
-    Only rows whose dual did not settle, or that leave hardly anything of some outcome, are looked
-    at: a settled dual at moderate multipliers proves that the moments are in the interior.
+    A settled dual proves that the moments are in the interior, if it is not of their rounding that
+    what is left of the least likely outcomes makes up. Only other rows are looked at.
     """
     batch = found.status.shape
     eps = float(jnp.finfo(moments.dtype).eps)
@@ -331,8 +333,16 @@ def _faces(
     tilt = np.subtract(
         np.asarray(found.log_probs, np.float64), refs, out=np.zeros(refs.shape), where=support
     )
+    probs = np.exp(np.asarray(found.log_probs, np.float64))
+    width = np.where(np.ptp(phi, axis=0) > 0, np.ptp(phi, axis=0), 1)
+    sizes = np.maximum(np.abs(phi), np.abs(moved)[..., None, :]) / width
+    rounding = 64 * eps * (probs[..., None] * sizes).sum(-2).max(-1)
+    # The search also ends where all that is off a face underflows.
+    rounding = rounding + float(jnp.finfo(working_dtype(moments.dtype)).tiny) / eps
+    rare = (probs * (tilt < np.log(eps) / 2)).sum(-1)
+    settled = (tilt.min(-1) > np.log(eps) / 2) | ((found.status == 0) & (rare > rounding))
     faces = np.zeros(batch, bool)
-    for at in np.argwhere(~(tilt.min(-1) > np.log(eps) / 2)):
+    for at in np.argwhere(~settled):
         row = tuple(int(i) for i in at)
         on = np.flatnonzero(support[row])
         usable, moved[row] = _face(phi[on], moved[row], eps, row)
@@ -363,10 +373,14 @@ def _face(
     tolerance = max(1e-9, 64 * eps * float(1 + (np.abs(moments) / width).max()))
     attained = moments + (apart.T @ nearest.x[:-1]) * width
     if nearest.x[-1] > tolerance:
-        asked, best = (np.array2string(x, precision=6, separator=", ") for x in (moments, attained))
+        digits = min(int(-np.log10(eps)), 12)
+        asked, best = (
+            np.array2string(x, precision=digits, separator=", ") for x in (moments, attained)
+        )
         raise ValueError(
             f"moments {asked}{_at(row)} cannot be had: no distribution on the outcomes with "
-            f"reference mass has them; the nearest that one has are {best}"
+            f"reference mass has them; the nearest that one has are {best}, off by up to "
+            f"{np.abs(attained - moments).max():.3g}"
         )
     # Weights of any size with these moments: as many as possible of at least one.
     apart = (phi - attained) / width

@@ -218,8 +218,14 @@ def test_errors(method, options, named):
 def test_errors_of_tasks():
     with pytest.raises(ValueError, match="start_weight must be between 0 and 1"):
         tasks.forgetting(start_weight=1.0)
-    with pytest.raises(ValueError, match="positive diagonals"):
-        tasks.forgetting(new=(3.0, -1.0))
+    for name in ("old", "new", "start_old", "start_new"):
+        with pytest.raises(ValueError, match=f"^{name} must be .* standard deviation above 0"):
+            tasks.forgetting(**{name: (0.0, -1.0)})
+    plane = Box(((-1.0, 1.0), (-1.0, 1.0)), 5)
+    with pytest.raises(ValueError, match="space has 2 dimensions"):
+        tasks.forgetting(space=plane)
+    with pytest.raises(ValueError, match="grid has 2 dimensions"):
+        forgetting_path(TASK, "sft", learning_rate=0.1, grid=plane)
 
 
 @pytest.mark.slow

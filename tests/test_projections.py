@@ -16,7 +16,14 @@ from scipy.stats import norm
 
 import kltarget as kt
 from kltarget.projections import moment_projection
-from kltarget.spaces.mixtures import GaussianMixture, fit_mixture, from_sklearn, project
+from kltarget.spaces.mixtures import (
+    GaussianMixture,
+    fit_mixture,
+    from_sklearn,
+    power_tilt,
+    project,
+    tilt,
+)
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -91,9 +98,30 @@ def test_moments_on_an_edge_use_that_face_only():
     assert np.isfinite(numbers(p.multipliers)).all()
 
 
+def test_moments_just_off_the_boundary_are_in_the_interior():
+    ref = np.array([0.5, 0.3, 0.2])
+    p = moments_of([[0.0], [1.0], [2.0]], [[1e-9], [0.0], [1e-5]], ref)
+    assert p.status.tolist() == [0, kt.Status.TRUNCATED, 0]
+    # Σ π_ref,i (i − μ) zⁱ = 0 with z = e^η.
+    for mu, eta in zip([1e-9, 1e-5], numbers(p.multipliers)[[0, 2], 0], strict=True):
+        a, b, c = ref * (np.arange(3) - np.float64(np.asarray(mu, DTYPE)))
+        z = 2 * -a / (b + np.sqrt(b**2 - 4 * a * c))
+        assert eta == pytest.approx(np.log(z), rel=100 * eps(DTYPE))
+    mean = numbers(p.probs[0]) @ np.arange(3)
+    np.testing.assert_allclose(mean, 1e-9, rtol=1e3 * eps(DTYPE))
+
+
+@pytest.mark.skipif(np.float32 == DTYPE, reason="linear programmes are solved in double precision")
+def test_moments_off_an_edge_by_rounding_are_on_it():
+    p = moments_of([[0.1], [0.1], [0.3]], [np.nextafter(0.1, 1)], [0.5, 0.3, 0.2])
+    assert int(p.status) == kt.Status.TRUNCATED
+
+
 def test_moments_out_of_reach_are_an_error_that_names_the_nearest():
     with pytest.raises(ValueError, match=r"moments \[1.2, 0.5.*cannot be had.*nearest.*\[1\. "):
         moments_of(FEATURES, [1.2, 0.5])
+    with pytest.raises(ValueError, match=r"1\.00003\] cannot be had.*off by up to [23].*e-05"):
+        moments_of(FEATURES, [0.5, 1.00003])
     with pytest.raises(ValueError, match="at index 1 cannot be had"):
         moments_of(FEATURES, [[0.5, 0.6], [0.9, -0.1]])
     with pytest.raises(ValueError, match="cannot be had"):  # only without outcomes 1, 2 and 4
@@ -332,6 +360,28 @@ def test_samples_on_few_points_have_no_fit():
         fit_mixture(jnp.asarray(x, DTYPE), 3, key=KEY)
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0])
+def test_samples_that_are_alike_have_no_fit_but_a_bounded_one(value):
+    x = jnp.full((50, 1), value, DTYPE)
+    with pytest.raises(ValueError, match=r"collapsed .* in every one of 8 starts.*min_variance"):
+        fit_mixture(x, 1, key=KEY)
+    p = fit_mixture(x, 2, key=KEY, min_variance=0.1)
+    assert int(p.num_collapsed) == 0
+    np.testing.assert_allclose(p.log_likelihood, norm.logpdf(0, 0, np.sqrt(0.1)), rtol=1e-5)
+    np.testing.assert_allclose(p.mixture.means, value, rtol=8 * eps(DTYPE))
+
+
+def test_more_components_than_distinct_samples_where_variances_are_bounded():
+    x = jnp.asarray([[0.0], [0.0], [1.0], [1.0]], DTYPE)
+    p = fit_mixture(x, 3, key=KEY, min_variance=0.1)
+    assert int(p.num_collapsed) == 0
+    np.testing.assert_allclose(p.mixture.covariances, 0.1, rtol=8 * eps(DTYPE))
+    np.testing.assert_allclose(np.sort(p.mixture.log_weights)[1:], np.log(0.5), rtol=1e-5)
+    # Two components of half the mass at ±a around the middle: tanh(a/2v) = 2a.
+    place = np.sort(np.abs(numbers(p.mixture.means)[:, 0] - 0.5))[0]
+    assert place == pytest.approx(np.tanh(place / 0.2) / 2, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_collapsed_components_are_discarded_and_never_mended():
     # Two coinciding samples far from the rest: a spike there has unbounded likelihood.
@@ -554,6 +604,29 @@ def test_projections_in_five_dimensions_have_standard_errors():
     error = np.hypot(ratio.std() / np.sqrt(len(x)), float(seek.error))
     assert abs(ratio.mean() - float(seek.divergence_value)) < 4 * error
     assert float(seek.error) < 0.05
+
+
+def test_tilted_mixtures_are_mixtures_and_atoms_are_refused():
+    target = tilt(mixture_1d(**APART), kt.QuadraticReward([[-0.5]]), 1.0)
+    p = project(target, 1, "forward", key=KEY, num_starts=1)
+    np.testing.assert_allclose(p.mixture.means[0], target.mixture.mean, rtol=50 * eps(DTYPE))
+    normal = GaussianMixture([0.0], [[0.0] * 5], [1.0], covariance_type="spherical")
+    condensed = power_tilt(normal, kt.QuadraticReward(-2 * jnp.eye(5)), 1.0)
+    for points in (None, np.eye(5)):
+        with pytest.raises(ValueError, match=r"an atom of mass 0\.6667"):
+            project(condensed, 1, "forward", key=KEY, points=points)
+
+
+def test_optima_that_did_not_converge_come_last_and_no_start_counts_for_them(seeking, monkeypatch):
+    def measured(self, x, value, error, gradient, check):
+        return value, error, 1.0 if value < 1 else gradient
+
+    monkeypatch.setattr("kltarget.spaces.mixtures._project._Search._measured", measured)
+    p = project(mixture_1d(**APART), 1, "reverse", key=KEY)
+    assert p.converged.tolist() == [True, False]
+    assert numbers(p.optima_values).tolist() == numbers(seeking.optima_values)[::-1].tolist()
+    assert p.starts_per_optimum.tolist() == [seeking.starts_per_optimum[1], 0]
+    assert (numbers(p.reached) == -1).sum() >= seeking.starts_per_optimum[0]
 
 
 def test_targets_on_points_bring_their_masses_and_their_density(seeking):

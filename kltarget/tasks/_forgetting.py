@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,8 @@ def forgetting(
         The task; :func:`kltarget.training.forgetting_path` trains on it.
 
     Raises:
-        ValueError: weights that are not between 0 and 1, standard deviations that are not above 0.
+        ValueError: weights that are not between 0 and 1, means that are not finite, standard
+            deviations that are not above 0, a space of several dimensions.
 
     Example:
         >>> from kltarget import tasks
@@ -136,7 +138,15 @@ def forgetting(
     for name, x in (("weight", weight), ("start_weight", start_weight)):
         if not 0 < x < 1:
             raise ValueError(f"{name} must be between 0 and 1, got {x}")
+    modes = {"old": old, "new": new, "start_old": start_old, "start_new": start_new}
+    for name, (mean, std) in modes.items():
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError(
+                f"{name} must be a finite mean and a standard deviation above 0, got {(mean, std)}"
+            )
     space = Box((-8.0, 8.0), 500) if space is None else space
+    if space.dim != 1:
+        raise ValueError(f"space has {space.dim} dimensions: it needs one, as the modes have")
     return Forgetting(_two(weight, old, new), _two(start_weight, start_old, start_new), space)
 
 

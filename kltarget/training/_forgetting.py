@@ -95,6 +95,9 @@ def forgetting_path(
     Parameters move by ``learning_rate · rates`` times that, and w is kept from 0.001 to 0.999. As
     published, 1e-12 is added to q, to ρ's denominator and inside R's logarithm.
 
+    With ``batch_size``, ``"rl"`` sees only where q₂ has mass: at the other mode ρ has practically
+    infinite variance, so that sampled runs are no unbiased picture of the path in expectation.
+
     Args:
         task: a :class:`kltarget.tasks.Forgetting`.
         method: ``"sft"`` or ``"rl"``.
@@ -112,7 +115,7 @@ def forgetting_path(
 
     Raises:
         ValueError: an unknown method, numbers out of range, a missing key, axes that do not
-            broadcast.
+            broadcast, a grid of several dimensions.
 
     Composes with ``jit`` and ``vmap``, and is differentiable in the learning rate.
 
@@ -140,6 +143,9 @@ def forgetting_path(
         raise ValueError("key and batch_size belong together: give both, or neither for quadrature")
     if len(rates) != 5:
         raise ValueError(f"rates needs five numbers, for w, μ₁, σ₁, μ₂ and σ₂, got {rates}")
+    grid = task.space if grid is None else grid
+    if grid.dim != 1:
+        raise ValueError(f"grid has {grid.dim} dimensions: it needs one, as the modes have")
     dtype = task.start.means.dtype
     rate = as_float(learning_rate).astype(dtype)
     keys = None if key is None else typed(key)
@@ -151,7 +157,7 @@ def forgetting_path(
             f"the batch axes of learning_rate {rate.shape} and key {shape} do not broadcast"
         ) from None
     runs = [None if x is None else jnp.broadcast_to(x, batch).reshape(-1) for x in (rate, keys)]
-    static = (method, num_steps, batch_size, task.space if grid is None else grid)
+    static = (method, num_steps, batch_size, grid)
     path = _paths(static, task, jnp.asarray(rates, dtype), *runs)
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), path)
 

@@ -68,7 +68,9 @@ def fit_mixture(
     The likelihood has no maximum: it grows beyond all bounds where a component shrinks onto few
     samples. A start that ends with a component on no more than d + 1 of them (2, unless covariances
     are full; counted as ``(Σr)²/Σr²`` over the samples' weighted responsibilities) is discarded and
-    counted in ``num_collapsed``. Nothing is added to covariances.
+    counted in ``num_collapsed``, and so is one with a component whose standard deviation along some
+    axis is below the rounding of the samples there, 64 units of the largest. Nothing is added to
+    covariances.
 
     Args:
         samples: shape ``[N, d]``.
@@ -80,7 +82,8 @@ def fit_mixture(
         num_starts: how many starts, all at once.
         min_variance: smallest variance of a component in any direction, in the samples' unit
             squared. Above 0 the likelihood is bounded, this is its maximisation under that
-            constraint, and no start is discarded for the number of its samples.
+            constraint, and no start is discarded. A component that no sample is left for, since
+            there are fewer distinct ones than K, has no weight and stays where it started.
         tol: a start ends where a step gains no more nats per sample than this, or than rounding.
         max_steps: most steps per start.
 
@@ -238,6 +241,9 @@ def em_runs(
     shares = jnp.exp(log_weights - log_sum_exp(log_weights))
     middle = jnp.einsum("n,ni->i", shares, x, precision="highest")
     variances = jnp.einsum("n,ni->i", shares, jnp.square(x - middle[None]), precision="highest")
+    largest = jnp.where(shares[:, None] > 0, jnp.abs(x), 0.0).max(0)
+    grain = 64 * jnp.finfo(x.dtype).eps * largest
+    variances = jnp.where(jnp.sqrt(variances) > grain, variances, 0.0)
     unit = jnp.sqrt(variances.mean())
     unit = jnp.where(unit > 0, unit, 1.0)
     scaled = (x - middle[None]) / unit
@@ -254,7 +260,7 @@ def em_runs(
 
         def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
             mixture, score, _, steps, given = state
-            mixture = _maximised(scaled, given, kind, low)
+            mixture = _maximised(mixture, scaled, given, kind, low)
             now, given = _expected(mixture, scaled, shares)
             return mixture, now, now - score, steps + 1, given
 
@@ -263,8 +269,10 @@ def em_runs(
         mixture, score, gain, steps, given = lax.while_loop(going, step, first)
         held = jnp.square(given.sum(0)) / jnp.square(given).sum(0)
         needed = x.shape[1] + 1 if kind == "full" else 2
-        few = jnp.bool_(False) if low is not None else ~(held > needed + 0.01).all()
-        collapsed = few | ~jnp.isfinite(score)
+        collapsed = ~jnp.isfinite(score)
+        if low is None:
+            wide = diagonal(mixture.cholesky) * unit > grain[None]
+            collapsed = collapsed | ~(held > needed + 0.01).all() | ~wide.all()
         mixture = unchecked(
             mixture.log_weights, mixture.means * unit + middle[None], mixture.cholesky * unit
         )
@@ -285,13 +293,22 @@ def _expected(mixture: GaussianMixture, x: Array, shares: Array) -> tuple[Array,
     return (shares * total[:, 0]).sum(), shares[:, None] * jnp.exp(joint - total)
 
 
-def _maximised(x: Array, given: Array, kind: str, low: Array | None) -> GaussianMixture:
+def _maximised(
+    mixture: GaussianMixture, x: Array, given: Array, kind: str, low: Array | None
+) -> GaussianMixture:
     masses = given.sum(0)
-    means = jnp.einsum("nk,ni->ki", given, x, precision="highest") / masses[:, None]
+    # Of a component without samples the likelihood does not depend on the place.
+    held = masses > 0
+    total = jnp.where(held, masses, 1.0)[:, None]
+    means = jnp.einsum("nk,ni->ki", given, x, precision="highest") / total
     apart = x[:, None] - means[None]
     spread = jnp.einsum("nk,nki,nkj->kij", given, apart, apart, precision="highest")
-    spread = _of_kind(spread / masses[:, None, None], kind, low)
-    return unchecked(jnp.log(masses / masses.sum()), means, cholesky(spread))
+    factors = cholesky(_of_kind(spread / total[..., None], kind, low))
+    return unchecked(
+        jnp.log(masses / masses.sum()),
+        jnp.where(held[:, None], means, mixture.means),
+        jnp.where(held[:, None, None], factors, mixture.cholesky),
+    )
 
 
 def _of_kind(spread: Array, kind: str, low: Array | None) -> Array:
@@ -321,16 +338,21 @@ def _start(
     """Centers far apart, the mass that is closest to each, and the pooled covariance."""
     logs = jnp.log(shares)
     nearest = jnp.full_like(logs, jnp.inf)
-    squares = []
+    centers, squares = [], []
     for number, one in enumerate(jax.random.split(key, num_components)):
-        far = jnp.log(nearest) if number else jnp.zeros_like(logs)
-        apart = (x - x[jax.random.categorical(one, logs + far)][None]) / scales[None]
+        left = number > 0 and ((nearest > 0) & (shares > 0)).any()
+        far = jnp.where(left, jnp.log(nearest), 0.0)
+        centers.append(x[jax.random.categorical(one, logs + far)])
+        apart = (x - centers[-1][None]) / scales[None]
         squares.append(jnp.square(apart).sum(-1))
         nearest = jnp.minimum(nearest, squares[-1])
     closest = jnp.argmin(jnp.stack(squares, axis=-1), axis=-1)
     given = shares[:, None] * jax.nn.one_hot(closest, num_components, dtype=x.dtype)
     masses = given.sum(0)
-    means = jnp.einsum("nk,ni->ki", given, x, precision="highest") / masses[:, None]
+    held = (masses > 0)[:, None]
+    total = jnp.where(held, masses[:, None], 1.0)
+    means = jnp.einsum("nk,ni->ki", given, x, precision="highest") / total
+    means = jnp.where(held, means, jnp.stack(centers))
     apart = x - jnp.where(given[..., None] > 0, means[None], 0.0).sum(1)
     pooled = jnp.einsum("n,ni,nj->ij", shares, apart, apart, precision="highest")
     pooled = jnp.broadcast_to(pooled, (num_components, *pooled.shape))

@@ -16,6 +16,7 @@ from kltarget._numerics import as_float, log_sum_exp
 from kltarget.spaces._gaussian_mixture import GaussianMixture, _log_joint, unchecked
 from kltarget.spaces._small_matrices import times
 from kltarget.spaces.mixtures._points import LEVELS, NormalLattice, Rule, Table, box
+from kltarget.spaces.mixtures._tilt import MixtureTarget
 
 
 def gaussians(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
@@ -105,6 +106,9 @@ def population(
     rng: np.random.Generator,
 ) -> Population:
     """Reads what the user gave, in double precision."""
+    if isinstance(target, MixtureTarget):
+        target = target.mixture
+    _require_no_atom(getattr(target, "atom_mass", 0.0))
     if isinstance(target, GaussianMixture):
         return _of_mixture(target, num_points, rng)
     if isinstance(target, (tuple, list)):
@@ -134,12 +138,17 @@ def _table_of(target: Any) -> tuple[Any, Any]:
     count = np.shape(target.points)[0]
     if masses.ndim != 1:
         raise ValueError(f"the target has batch shape {masses.shape[:-1]}: project one at a time")
-    if np.exp(masses[count:]).sum() > 0:
-        raise ValueError(
-            f"the target has an atom of mass {np.exp(masses[count:]).sum():.4g}, to which no "
-            "mixture of Gaussians has a finite divergence"
-        )
+    _require_no_atom(np.exp(masses[count:]).sum())
     return target.points, masses[:count]
+
+
+def _require_no_atom(mass: Any) -> None:
+    mass = np.max(np.asarray(mass, np.float64))
+    if mass > 0:
+        raise ValueError(
+            f"the target has an atom of mass {mass:.4g}, to which no mixture of Gaussians has a "
+            "finite divergence"
+        )
 
 
 def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generator) -> Population:

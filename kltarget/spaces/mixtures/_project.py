@@ -40,6 +40,8 @@ _ROUGH, _FINE = (1e-8, 200), (1e-13, 12)
 class Projection:
     """The local optima of a projection onto mixtures of K Gaussians, the best one first.
 
+    Those that did not converge come last, and no start counts as having led to them.
+
     Attributes:
         optima: one mixture per local optimum, batch shape ``[M]``, its components in the order of
             their means' first coordinates.
@@ -49,7 +51,7 @@ class Projection:
         gradient_norms: largest derivative of the divergence by any parameter (logits of the
             weights; means and factors in units of the target's standard deviation), ``[M]``.
         converged: whether that vanishes and the error is below the tolerance, ``[M]``.
-        reached: which optimum each start led to, ``[num_starts]``; −1 for none.
+        reached: which converged optimum each start led to, ``[num_starts]``; −1 for none.
     """
 
     optima: GaussianMixture
@@ -76,7 +78,7 @@ class Projection:
 
     @property
     def starts_per_optimum(self) -> Int[Array, "M"]:
-        """How many starts led to each optimum."""
+        """How many starts led to each optimum; 0 for those that did not converge."""
         number = jnp.arange(len(self.optima_values), dtype=self.reached.dtype)
         return (self.reached[None] == number[:, None]).sum(1)
 
@@ -120,10 +122,10 @@ def project(
     the optimum.
 
     Args:
-        target: a :class:`GaussianMixture`; a log-density of points ``[N, d]`` (any constant may be
-            missing where ``bounds`` are given) or anything with such a method ``log_prob``; or a
-            pair ``(points, log_masses)``. What has ``points`` and a discrete ``target`` on them, as
-            targets on grids and samples do, brings both.
+        target: a :class:`GaussianMixture` or :class:`MixtureTarget`; a log-density of points
+            ``[N, d]`` (any constant may be missing where ``bounds`` are given) or anything with
+            such a method ``log_prob``; or a pair ``(points, log_masses)``. What has ``points`` and
+            a discrete ``target`` on them, as targets on grids and samples do, brings both.
         num_components: K.
         direction: ``"forward"`` or ``"reverse"``.
         key: random key of starts and draws.
@@ -226,17 +228,18 @@ class _Search:
         polished = [self._polish(rules, x) for x, _ in rough]
         same: list[tuple[Array, float]] = []
         merged = np.array([self._place(same, (x[0], x[1]), rules[0]) for x in polished])
-        order = np.argsort([value for _, value in same], kind="stable")
-        rank = np.argsort(order)
-        reached = np.where(reached >= 0, rank[merged[reached]], -1)
-        best = [polished[int(np.flatnonzero(merged == k)[0])] for k in order]
+        best = [polished[int(np.flatnonzero(merged == k)[0])] for k in range(len(same))]
         rows = [self._measured(x, value, error, slope, check) for x, value, error, slope in best]
-        optima = [self.given.restore(_in_order(self._mixture(x))) for x, *_ in best]
-        stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
         values, errors, gradients = (np.array(x) for x in zip(*rows, strict=True))
         exact = isinstance(rules[0], NormalLattice)
         converged = (gradients <= 1e-7) & ((errors <= self.tol) | ~np.bool_(exact))
-        return stacked, values, errors, gradients, converged, reached
+        order = np.lexsort((np.array([value for _, value in same]), ~converged))
+        rank = np.where(converged, np.argsort(order), -1)
+        reached = np.where(reached >= 0, rank[merged[reached]], -1)
+        optima = [self.given.restore(_in_order(self._mixture(best[k][0]))) for k in order]
+        stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
+        ordered = (x[order] for x in (values, errors, gradients, converged))
+        return stacked, *ordered, reached
 
     def _rules(self) -> tuple[tuple[Rule, ...], Table | None]:
         """From coarse to fine, and other draws to tell the value where these are draws."""
