@@ -39,9 +39,9 @@ class GridTarget:
             cells as ``|rule − rules of the cell's halves|``: of the reference's mass, of the
             target's mass, and, relative to their size where that exceeds 1, of ``E_π[(r − λ)/β]``
             and of the divergence (and of the labels' masses); plus the target's mass found in the
-            blocks around the box. What λ itself is off by is not included: for χ² at small β the
-            divergence was 6 to 15 times further off. Where the grid does not resolve an atom, at
-            least the atom's mass. NaN where a grid was given.
+            blocks around the box. What λ itself is off by is not included, which at small β moves
+            rewards and divergences several times further. Where the grid does not resolve an atom,
+            at least the atom's mass. NaN where a grid was given.
         box: the bounds of the space, shape ``[d, 2]``.
         density: log-density of the reference, a function of points.
         reward: reward of points.

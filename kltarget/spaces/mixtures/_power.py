@@ -159,7 +159,7 @@ def power_tilt(
             family with α < 1, one number.
 
     Returns:
-        The target, to rounding of the dtype. In 2k dimensions τ falls like ``e^{−1/β}``: below
+        The target, to rounding of the dtype times 1 + k. In 2k dimensions τ falls like ``e^{−1/β}``: below
         e^−200 (e^−60 in float32) of the scale of Q the row is ``NOT_CONVERGED``.
 
     Raises:
