@@ -159,8 +159,9 @@ def power_tilt(
             family with α < 1, one number.
 
     Returns:
-        The target, to rounding of the dtype times 1 + k. In 2k dimensions τ falls like ``e^{−1/β}``: below
-        e^−200 (e^−60 in float32) of the scale of Q the row is ``NOT_CONVERGED``.
+        The target, to rounding of the dtype times 1 + k. In 2k dimensions τ falls like
+        ``e^{−1/β}``: below e^−200 (e^−60 in float32) of the scale of Q the row is
+        ``NOT_CONVERGED``.
 
     Raises:
         TypeError: a divergence with an infinite slope at infinity, or a reward that is not
