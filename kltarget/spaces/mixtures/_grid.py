@@ -149,8 +149,10 @@ def _on_nodes(
     density: Any, reward: Any, beta: Array, divergence: Divergence, grid: GridTarget
 ) -> GridTarget:
     """The problem on the nodes of a grid, for transformations."""
-    points, place, log_inside = grid.points, grid.atom, jnp.zeros_like(grid.log_inside)
-    top = jnp.full((), -jnp.inf, points.dtype)
+    dtype = beta.dtype
+    points, place = grid.points.astype(dtype), grid.atom.astype(dtype)
+    log_inside = jnp.zeros_like(grid.log_inside, dtype)
+    top = jnp.full((), -jnp.inf, dtype)
     if grid.condensable:
         moved = _maximiser.newton(reward, place)
         if not grid.truncated:
@@ -167,7 +169,6 @@ def _on_nodes(
     mass = log_sum_exp(log_ref)
     if grid.truncated:
         log_ref, log_inside = log_ref - jnp.broadcast_to(mass, log_ref.shape), mass[0]
-    dtype = beta.dtype
     objective = Objective(
         jnp.concatenate([rewards, top[None]]).astype(dtype),
         jnp.append(log_ref, -jnp.inf).astype(dtype),
