@@ -128,6 +128,7 @@ def _masses(
     """The components' log-masses as a function of β, and from where on they exist."""
     quadratic = quadratic_of(reward)
     if quadratic is not None and isinstance(divergence, ReverseKL):
+        # There is no target at the bound itself, which is an eigenvalue with its rounding.
         low = max(low, float(critical_beta(mixture, quadratic)) * (1 + 1e-9))
         return jax.jit(lambda beta: tilt(mixture, quadratic, beta).component_log_mass), low
     power = isinstance(divergence, PowerDivergence) and np.all(np.asarray(divergence._alpha) < 1)

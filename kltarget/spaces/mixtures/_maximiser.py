@@ -46,7 +46,9 @@ def search(reward: Callable[[Any], Any], points: np.ndarray, box: np.ndarray) ->
 
     def downhill(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = slopes(jnp.asarray(box[:, 0] + x * width))
-        slope = np.nan_to_num(np.asarray(slope, np.float64) * width)  # a kink ends the search
+        slope = np.asarray(slope, np.float64) * width
+        # A kink has no slope and ends this search; what is found is compared by its reward.
+        slope = np.where(np.isfinite(slope), slope, 0.0)
         return (-float(value) if np.isfinite(value) else 1e300), -slope
 
     ends = [points[i] for i in np.argsort(-values)[:_STARTS]]

@@ -267,9 +267,11 @@ class _Search:
         """A local minimum, None where the descent leads to none."""
         for _ in range(4):
             found = self._minimum(rule, start, limits)
-            bends, axes = np.linalg.eigh(np.nan_to_num(np.asarray(found.hessian)))
-            if not (np.isfinite(float(found.value)) and bool(found.converged)):
+            hessian = np.asarray(found.hessian)
+            sound = np.isfinite(float(found.value)) and np.isfinite(hessian).all()
+            if not (sound and bool(found.converged)):
                 return None
+            bends, axes = np.linalg.eigh(hessian)
             if bends[0] > -1e-6:
                 return found.x, float(found.value)
             start = np.asarray(found.x) + 0.1 * axes[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -21,7 +22,7 @@ from kltarget.spaces._small_matrices import times, transposed
 __all__ = ["LogDensityReward", "QuadraticReward", "RewardSum"]
 
 
-class _Reward:
+class _Reward(abc.ABC):
     """What can be added up and multiplied."""
 
     def __add__(self, other: Any) -> Any:
@@ -34,9 +35,9 @@ class _Reward:
     __radd__ = __add__
 
     @property
+    @abc.abstractmethod
     def dim(self) -> int:
         """The number d of dimensions."""
-        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
