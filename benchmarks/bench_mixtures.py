@@ -27,14 +27,14 @@ def test_mixtures_by_betas(benchmark: Any, size: int, bent: bool) -> None:
         covariance_type="diag",
     )
     matrix = -np.eye(size, dtype=np.float32) if bent else None
-    reward = kt.QuadraticReward(matrix, np.full(size, 0.3, np.float32))
+    reward = kt.mixtures.QuadraticReward(matrix, np.full(size, 0.3, np.float32))
     betas = np.geomspace(0.1, 10, columns).astype(np.float32)
-    target = kt.tilt(reference, reward, betas)
+    target = kt.mixtures.tilt(reference, reward, betas)
     assert target.value.shape == (rows, columns)
     assert np.isfinite(np.asarray(target.value)).all()
     jax.block_until_ready(
         benchmark.pedantic(
-            lambda: jax.block_until_ready(kt.tilt(reference, reward, betas)), rounds=5
+            lambda: jax.block_until_ready(kt.mixtures.tilt(reference, reward, betas)), rounds=5
         )
     )
     written = [x for x in jax.tree.leaves(target) if x.shape[:2] == (rows, columns)]
@@ -46,7 +46,7 @@ def test_mixtures_by_betas(benchmark: Any, size: int, bent: bool) -> None:
         begun = time.perf_counter()
         for row in range(count):
             own = jax.tree.map(lambda x, row=row: x[row, 0], reference)
-            jax.block_until_ready(kt.tilt(own, reward, betas[row % columns]))
+            jax.block_until_ready(kt.mixtures.tilt(own, reward, betas[row % columns]))
         return (time.perf_counter() - begun) / count
 
     def filling() -> float:
@@ -72,16 +72,16 @@ def test_forward_targets_in_five_dimensions(benchmark: Any) -> None:
     """A path over β of forward-KL targets with atoms, against the same one β at a time."""
     betas = np.geomspace(0.1, 10, 4 if benchmark.disabled else 256).astype(np.float32)
     reference = kt.GaussianMixture([0.0], [[0.0] * 5], [1.0], covariance_type="spherical")
-    reward = kt.QuadraticReward(-2 * np.eye(5, dtype=np.float32))
-    kt.power_tilt(reference, reward, betas)
+    reward = kt.mixtures.QuadraticReward(-2 * np.eye(5, dtype=np.float32))
+    kt.mixtures.power_tilt(reference, reward, betas)
     benchmark.pedantic(
-        lambda: jax.block_until_ready(kt.power_tilt(reference, reward, betas)), rounds=5
+        lambda: jax.block_until_ready(kt.mixtures.power_tilt(reference, reward, betas)), rounds=5
     )
 
     def one_by_one() -> float:
         begun = time.perf_counter()
         for beta in betas:
-            jax.block_until_ready(kt.power_tilt(reference, reward, beta))
+            jax.block_until_ready(kt.mixtures.power_tilt(reference, reward, beta))
         return time.perf_counter() - begun
 
     one_by_one()

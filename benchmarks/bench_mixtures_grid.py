@@ -22,7 +22,9 @@ import scipy.integrate
 import scipy.optimize
 
 import kltarget as kt
-from kltarget.spaces.mixtures import GaussianMixture, QuadraticReward, solve_on_grid
+from kltarget.mixtures import solve_on_grid
+from kltarget.objectives import QuadraticReward
+from kltarget.spaces import GaussianMixture
 
 BETA = 0.5
 KNOWN = {1: 0.20431558437778094, 2: 0.021708270441389534}

@@ -68,7 +68,7 @@ def test_cvxpy(benchmark, size: int) -> None:
         shape=f"1x{size}",
         dtype="float64",
         ratio=paired_ratio(lambda: kt.solve(objective).log_probs, peer),
-        gap_of_peer=float(objective.gap(np.log(policy / policy.sum()))),
+        gap_of_peer=float(kt.solve(objective).gap(np.log(policy / policy.sum()))),
     )
 
 

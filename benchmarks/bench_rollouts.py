@@ -17,8 +17,9 @@ _CODE = """
 import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from kltarget.rollouts import diagnose, read_rollouts
-from kltarget.training import Recipe
+from kltarget.diagnosis import diagnose
+from kltarget.rollouts import read_rollouts
+from kltarget.recipes import Recipe
 frame = read_rollouts(sys.argv[1])
 read = time.perf_counter() - start
 recipe = Recipe("loss", "k3", baseline="mean", normalise="group-std", ddof=1, group_size=8)

@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kltarget.training import GRUPolicy, Policy, Recipe, TabularPolicy, fine_tune
+from kltarget.policies import GRUPolicy, Policy, TabularPolicy
+from kltarget.recipes import Recipe
+from kltarget.training import fine_tune
 
 VOCAB_SIZE, LENGTH, WIDTH, BATCH_SIZE, NUM_STEPS = 8, 6, 32, 128, 300
 BETA, LEARNING_RATE = 0.3, 3e-3

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kltarget._core.status import Status
 from kltarget.divergences import (
     Alpha,
     ChiSquared,
@@ -27,135 +28,110 @@ from kltarget.modes import (
     log_odds,
     mode_log_mass,
     pass_at_k,
-    pass_at_k_from_counts,
+    summarize,
 )
-from kltarget.objectives import Objective, normalize
-from kltarget.rewards import mara, reward_for
-from kltarget.spaces.sequences import (
-    SequenceSpace,
-    TokenLocalTarget,
+from kltarget.objectives import Objective, mara, normalize, reward_for
+from kltarget.recipes import Recipe, recipe
+from kltarget.spaces import SequenceSpace
+from kltarget.targets import (
+    Target,
     soft_values,
+    solve,
     token_advantages,
     token_local_target,
 )
-from kltarget.status import Status
-from kltarget.summary import Summary, SummaryRow, summarize
-from kltarget.targets import Target, greedy_limit, reference_limit, solve
 
 if TYPE_CHECKING:
     from kltarget import (
-        explorer,
-        implied,
-        plot,
-        rollouts,
-        sweeps,
-        tables,
-        tasks,
-        testing,
-        training,
-        verification,
+        diagnosis as diagnosis,
     )
-    from kltarget.explorer import explore
-    from kltarget.implied import ImpliedTarget, implied_target
-    from kltarget.projections import MomentProjection, moment_projection
-    from kltarget.spaces.mixtures import (
-        GaussianMixture,
-        GridTarget,
-        LogDensityReward,
-        MixtureFit,
-        MixtureTarget,
-        PowerTarget,
-        Projection,
-        QuadraticReward,
-        SampleTarget,
-        fit_mixture,
-        power_tilt,
-        project,
-        solve_on_grid,
-        solve_on_samples,
-        tilt,
+    from kltarget import (
+        evidence as evidence,
     )
+    from kltarget import (
+        implied as implied,
+    )
+    from kltarget import (
+        mixtures as mixtures,
+    )
+    from kltarget import (
+        pages as pages,
+    )
+    from kltarget import (
+        plot as plot,
+    )
+    from kltarget import (
+        policies as policies,
+    )
+    from kltarget import (
+        projections as projections,
+    )
+    from kltarget import (
+        rollouts as rollouts,
+    )
+    from kltarget import (
+        studies as studies,
+    )
+    from kltarget import (
+        sweeps as sweeps,
+    )
+    from kltarget import (
+        tasks as tasks,
+    )
+    from kltarget import (
+        testing as testing,
+    )
+    from kltarget import (
+        training as training,
+    )
+    from kltarget import (
+        verification as verification,
+    )
+    from kltarget.diagnosis import diagnose
+    from kltarget.implied import implied_target
+    from kltarget.pages import explore
+    from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
+    from kltarget.rollouts import read_rollouts
+    from kltarget.spaces import GaussianMixture
     from kltarget.sweeps import phase_boundaries, sweep
-    from kltarget.training import (
-        Fit,
-        GaussianMixturePolicy,
-        GRUPolicy,
-        History,
-        MirrorAscent,
-        Policy,
-        Recipe,
-        Run,
-        RunStatus,
-        TabularPolicy,
-        TransformerPolicy,
-        dpo,
-        f_dpg,
-        fine_tune,
-        fit,
-        load_params,
-        mirror_ascent,
-        save_params,
-        sft,
-    )
-    from kltarget.verification import Report, verify
+    from kltarget.targets._samples import solve_on_samples
+    from kltarget.targets.grids import solve_on_grid
+    from kltarget.training import fine_tune
+    from kltarget.verification import verify
 
-# Loaded when first used: they bring pandas, matplotlib, hypothesis or optax.
-_MODULES = (
-    "explorer",
+# Loaded when first used: they bring pandas, matplotlib, hypothesis or optax, or are for few.
+_ROOMS = (
+    "diagnosis",
+    "evidence",
     "implied",
+    "mixtures",
+    "pages",
     "plot",
+    "policies",
+    "projections",
     "rollouts",
+    "studies",
     "sweeps",
-    "tables",
     "tasks",
     "testing",
     "training",
     "verification",
 )
 _LAZY = {
-    "explorer": ("explore",),
-    "implied": ("ImpliedTarget", "implied_target"),
-    "projections": ("MomentProjection", "moment_projection"),
-    "spaces.mixtures": (
-        "GaussianMixture",
-        "GridTarget",
-        "LogDensityReward",
-        "MixtureFit",
-        "MixtureTarget",
-        "PowerTarget",
-        "Projection",
-        "QuadraticReward",
-        "SampleTarget",
-        "fit_mixture",
-        "power_tilt",
-        "project",
-        "solve_on_grid",
-        "solve_on_samples",
-        "tilt",
-    ),
-    "sweeps": ("phase_boundaries", "sweep"),
-    "training": (
-        "Fit",
-        "GRUPolicy",
-        "GaussianMixturePolicy",
-        "History",
-        "MirrorAscent",
-        "Policy",
-        "Recipe",
-        "Run",
-        "RunStatus",
-        "TabularPolicy",
-        "TransformerPolicy",
-        "dpo",
-        "f_dpg",
-        "fine_tune",
-        "fit",
-        "load_params",
-        "mirror_ascent",
-        "save_params",
-        "sft",
-    ),
-    "verification": ("Report", "verify"),
+    "GRUPolicy": "policies",
+    "GaussianMixture": "spaces",
+    "TabularPolicy": "policies",
+    "TransformerPolicy": "policies",
+    "diagnose": "diagnosis",
+    "explore": "pages",
+    "fine_tune": "training",
+    "implied_target": "implied",
+    "phase_boundaries": "sweeps",
+    "read_rollouts": "rollouts",
+    "solve_on_grid": "targets.grids",
+    "solve_on_samples": "targets._samples",
+    "sweep": "sweeps",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -164,106 +140,62 @@ __all__ = [
     "ChiSquaredKL",
     "Divergence",
     "FDivergence",
-    "Fit",
     "ForwardKL",
     "GRUPolicy",
     "GaussianMixture",
-    "GaussianMixturePolicy",
-    "GridTarget",
-    "History",
-    "ImpliedTarget",
     "JensenShannon",
-    "LogDensityReward",
-    "MirrorAscent",
-    "MixtureFit",
-    "MixtureTarget",
-    "MomentProjection",
     "NeymanChiSquared",
     "Objective",
-    "Policy",
-    "PowerTarget",
-    "Projection",
-    "QuadraticReward",
     "Recipe",
-    "Report",
     "ReverseKL",
-    "Run",
-    "RunStatus",
-    "SampleTarget",
     "SequenceSpace",
     "SquaredHellinger",
     "Status",
-    "Summary",
-    "SummaryRow",
     "TabularPolicy",
     "Target",
-    "TokenLocalTarget",
     "TotalVariation",
     "TransformerPolicy",
     "Tsallis",
     "collapse_beta",
     "coverage",
-    "dpo",
+    "diagnose",
     "effective_modes",
     "entropy",
     "explore",
-    "explorer",
-    "f_dpg",
     "fine_tune",
-    "fit",
-    "fit_mixture",
     "flip_beta",
-    "greedy_limit",
-    "implied",
     "implied_target",
     "kl",
-    "load_params",
     "log_odds",
     "mara",
-    "mirror_ascent",
     "mode_log_mass",
-    "moment_projection",
     "normalize",
     "pass_at_k",
-    "pass_at_k_from_counts",
     "phase_boundaries",
-    "plot",
-    "power_tilt",
-    "project",
-    "reference_limit",
+    "read_rollouts",
+    "recipe",
     "reward_for",
-    "rollouts",
-    "save_params",
-    "sft",
     "soft_values",
     "solve",
     "solve_on_grid",
     "solve_on_samples",
     "summarize",
     "sweep",
-    "sweeps",
-    "tables",
-    "tasks",
-    "testing",
-    "tilt",
     "token_advantages",
     "token_local_target",
-    "training",
-    "verification",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _ROOMS:
         return importlib.import_module(f"kltarget.{name}")
-    for module, names in _LAZY.items():
-        if name in names:
-            found = getattr(importlib.import_module(f"kltarget.{module}"), name)
-            globals()[name] = found
-            return found
+    if name in _LAZY:
+        attribute = getattr(importlib.import_module(f"kltarget.{_LAZY[name]}"), name)
+        globals()[name] = attribute
+        return attribute
     raise AttributeError(f"module 'kltarget' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_ROOMS, "divergences", "modes", "objectives", "recipes", "spaces", "targets"]

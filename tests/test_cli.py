@@ -14,11 +14,11 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, tasks
-from kltarget._divergence_names import CLASSES
-from kltarget._numerics import double_precision
-from kltarget._text import display_width
-from kltarget.cli import _main, _solve
-from kltarget.cli._solution import probability
+from kltarget._core.numerics import double_precision
+from kltarget._core.words import display_width
+from kltarget.cli import _main, _solve_command
+from kltarget.cli._solve_page import probability
+from kltarget.divergences._names import CLASSES
 
 TABLE = "answer,reward,logp,family\nred,1,-1.2,warm\nblue,1,-3.9,cold\ngrey,0,-0.6,cold\n"
 
@@ -222,7 +222,7 @@ def test_json_is_double_precision_and_documented(capsys, tmp_path):
         *("effective_modes", "value", "multiplier", "divergence_value", "status"),
     }
     for key in (*content, *row):
-        assert f"`{key}`" in (_solve.__doc__ or "")
+        assert f"`{key}`" in (_solve_command.__doc__ or "")
     expected = [0.937409563552, 0.0624939709035, 9.64655442463e-5]
     np.testing.assert_allclose(np.exp(row["log_probs"]), expected, rtol=1e-11)
     assert row["effective_modes"] == pytest.approx(1.2633812503, rel=1e-10)

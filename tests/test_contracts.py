@@ -24,6 +24,7 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
+from kltarget import mixtures, targets, training
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -145,7 +146,7 @@ def trained(run):
 def fitted(weights):
     def one(weights):
         params = {"logits": jnp.asarray(LOGITS, weights.dtype)}
-        fit = kt.fit(
+        fit = training.fit(
             TABULAR, TOKENS, key=jax.random.key(0), params=params, weights=weights, holdout=0, **FEW
         )
         return jnp.asarray(fit.params["logits"])
@@ -165,7 +166,7 @@ SOME = TWO_MODES.astype(np.float32)
 EVEN = np.log([0.5, 0.5])
 FEATURES = np.array([[0.0], [1.0], [2.0], [3.0]])
 BOX = kt.spaces.Box((-3.0, 3.0), 4)
-ON_BOX = kt.GaussianMixturePolicy(1, BOX)
+ON_BOX = kt.policies.GaussianMixturePolicy(1, BOX)
 
 
 def modes_at(means):
@@ -177,7 +178,7 @@ def modes_at(means):
 
 
 def bowl(dtype):
-    return kt.QuadraticReward(-jnp.eye(1, dtype=dtype), jnp.ones(1, dtype))
+    return mixtures.QuadraticReward(-jnp.eye(1, dtype=dtype), jnp.ones(1, dtype))
 
 
 @functools.cache
@@ -203,34 +204,46 @@ CONTRACTS: dict[str, Contract] = {
         ),
     ),
     "QuadraticReward": Contract(
-        lambda vector: kt.QuadraticReward(vector=vector)(jnp.ones(2, vector.dtype)),
+        lambda vector: mixtures.QuadraticReward(vector=vector)(jnp.ones(2, vector.dtype)),
         (np.array([[0.5, 1.0], [2.0, -1.0]]),),
-        (Bad(lambda: kt.QuadraticReward(np.ones((2, 3))), ValueError, "square"),),
+        (Bad(lambda: mixtures.QuadraticReward(np.ones((2, 3))), ValueError, "square"),),
     ),
     "LogDensityReward": Contract(
-        lambda means: kt.LogDensityReward(modes_at(means), 2.0)(jnp.zeros(1, means.dtype)),
+        lambda means: mixtures.LogDensityReward(modes_at(means), 2.0)(jnp.zeros(1, means.dtype)),
         (TWO_MODES,),
-        (Bad(lambda: kt.LogDensityReward(modes_at(SOME), 0.0), ValueError, "scale"),),
+        (Bad(lambda: mixtures.LogDensityReward(modes_at(SOME), 0.0), ValueError, "scale"),),
         narrow=0.1,
     ),
     "tilt": Contract(
         lambda means, beta: (
-            (target := kt.tilt(modes_at(means), bowl(means.dtype), beta)).value,
+            (target := mixtures.tilt(modes_at(means), bowl(means.dtype), beta)).value,
             target.divergence_value,
             target.component_log_mass,
             target.mixture.means,
         ),
         (TWO_MODES, BETA),
-        (Bad(lambda: kt.tilt(modes_at(SOME), bowl(np.float32), -BETA), ValueError, "beta"),),
+        (
+            Bad(
+                lambda: mixtures.tilt(modes_at(SOME), bowl(np.float32), -BETA),
+                ValueError,
+                "beta",
+            ),
+        ),
     ),
     "power_tilt": Contract(
         lambda means, beta: (
-            (target := kt.power_tilt(modes_at(means), bowl(means.dtype), beta)).offset,
+            (target := mixtures.power_tilt(modes_at(means), bowl(means.dtype), beta)).offset,
             target.value,
             target.component_log_mass,
         ),
         (TWO_MODES, BETA),
-        (Bad(lambda: kt.power_tilt(modes_at(SOME), bowl(np.float32), -BETA), ValueError, "beta"),),
+        (
+            Bad(
+                lambda: mixtures.power_tilt(modes_at(SOME), bowl(np.float32), -BETA),
+                ValueError,
+                "beta",
+            ),
+        ),
     ),
     "solve_on_grid": Contract(
         lambda beta: (
@@ -273,7 +286,7 @@ CONTRACTS: dict[str, Contract] = {
     "moment_projection": Contract(
         lambda log_ref, moments: (
             (
-                found := kt.moment_projection(
+                found := kt.projections.moment_projection(
                     log_ref, jnp.asarray(FEATURES, log_ref.dtype), moments
                 )
             ).log_probs,
@@ -282,7 +295,7 @@ CONTRACTS: dict[str, Contract] = {
         (LOG_REF, np.array([[1.2], [0.8]])),
         (
             Bad(
-                lambda: kt.moment_projection(LOG_REF[0], FEATURES, np.array([4.0])),
+                lambda: kt.projections.moment_projection(LOG_REF[0], FEATURES, np.array([4.0])),
                 ValueError,
                 "cannot be had",
             ),
@@ -303,7 +316,7 @@ CONTRACTS: dict[str, Contract] = {
             else jax.vmap(CONTRACTS["GaussianMixturePolicy"].run)(means)
         ),
         (np.array([[[0.5]], [[1.0]]]),),
-        (Bad(lambda: kt.GaussianMixturePolicy(0, BOX), ValueError, "num_components"),),
+        (Bad(lambda: kt.policies.GaussianMixturePolicy(0, BOX), ValueError, "num_components"),),
         narrow=None,
     ),
     "normalize": Contract(
@@ -335,7 +348,7 @@ CONTRACTS: dict[str, Contract] = {
     "Objective": target_contract(
         lambda r, q, b: (
             REVERSE(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
-            REVERSE(r, q, b).gap(LOG_POLICY[0].astype(np.float32)),
+            kt.solve(REVERSE(r, q, b)).gap(LOG_POLICY[0].astype(np.float32)),
             REVERSE(r, q, b).gradient(LOG_POLICY[0].astype(np.float32)),
         ),
         Bad(lambda: kt.Objective(REWARD * np.nan, LOG_REF, 1.0), ValueError, "reward"),
@@ -343,9 +356,11 @@ CONTRACTS: dict[str, Contract] = {
         Bad(lambda: kt.Objective(REWARD, LOG_REF, 1.0, None), TypeError, "divergence must be"),
     ),
     "solve": target_contract(lambda *problem: values(kt.solve(FORWARD(*problem)))),
-    "greedy_limit": target_contract(lambda *problem: values(kt.greedy_limit(REVERSE(*problem)))),
+    "greedy_limit": target_contract(
+        lambda *problem: values(targets.greedy_limit(REVERSE(*problem)))
+    ),
     "reference_limit": target_contract(
-        lambda *problem: kt.reference_limit(REVERSE(*problem)).log_probs
+        lambda *problem: targets.reference_limit(REVERSE(*problem)).log_probs
     ),
     "log_odds": Contract(
         lambda log_probs: kt.log_odds(log_probs, 0, 2),
@@ -391,9 +406,9 @@ CONTRACTS: dict[str, Contract] = {
         (Bad(lambda: kt.pass_at_k(1.5, 4), ValueError, "success_probability"),),
     ),
     "pass_at_k_from_counts": Contract(
-        lambda c: kt.pass_at_k_from_counts(c, 20, 5),
+        lambda c: kt.modes.pass_at_k_from_counts(c, 20, 5),
         (np.array([3.0, 7.0]),),
-        (Bad(lambda: kt.pass_at_k_from_counts(3, 20, 21), ValueError, "k"),),
+        (Bad(lambda: kt.modes.pass_at_k_from_counts(3, 20, 21), ValueError, "k"),),
         differentiable=False,
     ),
     "mara": target_contract(
@@ -458,10 +473,10 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "mirror_ascent": target_contract(
         lambda *problem: dataclasses.astuple(
-            kt.mirror_ascent(*problem, learning_rate=0.3, num_steps=4)
+            training.mirror_ascent(*problem, learning_rate=0.3, num_steps=4)
         )[:2],
         Bad(
-            lambda: kt.mirror_ascent(*PROBLEM, learning_rate=np.ones(3), num_steps=1),
+            lambda: training.mirror_ascent(*PROBLEM, learning_rate=np.ones(3), num_steps=1),
             ValueError,
             "learning_rate has shape",
         ),
@@ -478,28 +493,30 @@ CONTRACTS: dict[str, Contract] = {
         ),
     ),
     "dpo": trainer_contract(
-        lambda params, beta: kt.dpo(TABULAR, params, REWARD[0], beta=beta, **FEW),
+        lambda params, beta: training.dpo(TABULAR, params, REWARD[0], beta=beta, **FEW),
         (BETA,),
         Bad(
-            lambda: kt.dpo(TABULAR, {"logits": LOGITS}, REWARD[0], beta=1.0, steps=1, **FEW),
+            lambda: training.dpo(TABULAR, {"logits": LOGITS}, REWARD[0], beta=1.0, steps=1, **FEW),
             TypeError,
             "'steps'",
         ),
     ),
     "sft": trainer_contract(
-        lambda params, log_target: kt.sft(TABULAR, params, log_target, **FEW),
+        lambda params, log_target: training.sft(TABULAR, params, log_target, **FEW),
         (LOG_POLICY,),
         Bad(
-            lambda: kt.sft(TABULAR, {"logits": LOGITS}, LOG_POLICY + 1, **FEW),
+            lambda: training.sft(TABULAR, {"logits": LOGITS}, LOG_POLICY + 1, **FEW),
             ValueError,
             "kltarget.normalize",
         ),
     ),
     "f_dpg": trainer_contract(
-        lambda params, log_target: kt.f_dpg(TABULAR, params, log_target, kt.ForwardKL(), **FEW),
+        lambda params, log_target: training.f_dpg(
+            TABULAR, params, log_target, kt.ForwardKL(), **FEW
+        ),
         (LOG_POLICY,),
         Bad(
-            lambda: kt.f_dpg(TABULAR, {"logits": LOGITS}, LOG_POLICY, "forward", **FEW),
+            lambda: training.f_dpg(TABULAR, {"logits": LOGITS}, LOG_POLICY, "forward", **FEW),
             TypeError,
             "divergence must be",
         ),
@@ -509,7 +526,7 @@ CONTRACTS: dict[str, Contract] = {
         (np.array([[1.0, 2.0, 0.0, 1.0], [0.0, 1.0, 1.0, 5.0]]),),
         (
             Bad(
-                lambda: kt.fit(TABULAR, TOKENS + 1, key=jax.random.key(0), num_steps=1),
+                lambda: training.fit(TABULAR, TOKENS + 1, key=jax.random.key(0), num_steps=1),
                 ValueError,
                 "tokens must be from 0 to 1",
             ),

@@ -19,15 +19,14 @@ import pandas as pd
 import pytest
 
 import kltarget as kt
-from kltarget import cli, plot
-from kltarget._numerics import double_precision
-from kltarget._text import display_width
-from kltarget.cli import _diagnose
-from kltarget.implied import implied_target
-from kltarget.rollouts import Diagnosis, RolloutError, diagnose, read_rollouts
-from kltarget.rollouts._family import MARGIN, SHARE, Cells, fit_families
-from kltarget.rollouts._page import sentence_of
-from kltarget.rollouts._statistics import (
+from kltarget import cli, pages, plot
+from kltarget._core.numerics import double_precision
+from kltarget._core.words import display_width
+from kltarget.cli import _diagnose_command
+from kltarget.diagnosis import Diagnosis, diagnose
+from kltarget.diagnosis._family import MARGIN, SHARE, Cells, fit_families
+from kltarget.diagnosis._text_page import sentence_of
+from kltarget.evidence._statistics import (
     groups_of,
     log_of,
     mean_interval,
@@ -36,7 +35,9 @@ from kltarget.rollouts._statistics import (
     share_interval,
     wilson,
 )
-from kltarget.training import Recipe
+from kltarget.implied import implied_target
+from kltarget.recipes import Recipe
+from kltarget.rollouts import RolloutError, read_rollouts
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
 GRADED = DATA / "trl116_grpo_graded_noscale_k3_b03_long_logp"
@@ -233,7 +234,7 @@ def test_without_a_regulariser_the_path_decides():
     assert "end on the likeliest of them alone, “2”" in found["favoured"].text
     assert found.featured.target is None
     assert "flip_beta" not in found
-    assert found.plot().axes[1].texts[0].get_text() == "β = 0: no target"
+    assert plot.diagnosis(found).axes[1].texts[0].get_text() == "β = 0: no target"
 
 
 def test_a_short_run_is_called_one(short):
@@ -441,7 +442,7 @@ def test_answers_that_the_reference_cannot_give():
     assert np.isnan(found.featured.target[0])
     assert re.search(r"^  a +\d+ +1 +\? +\? ", str(found), re.MULTILINE)
     assert Diagnosis.from_dict(json.loads(found.to_json())).to_json() == found.to_json()
-    found.plot()
+    plot.diagnosis(found)
     # Nor is such a policy infinitely far from its target.
     unlogged["logp"] = unlogged["answer"].map({"a": -1.9, "b": -0.5, "c": -1.5})
     found = diagnose(unlogged, Recipe("reward", "k1"), beta=0.5)
@@ -481,7 +482,7 @@ def test_group_statistics_are_those_of_pandas():
         lambda a: np.mean([x != y for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
     )
     assert groups.differ == pytest.approx(pairs.to_numpy())
-    expected = [float(kt.pass_at_k_from_counts(int(c), 8, 4)) for c in groups.right]
+    expected = [float(kt.modes.pass_at_k_from_counts(int(c), 8, 4)) for c in groups.right]
     assert pass_at(groups, np.ones(len(groups.size), bool), 4) == pytest.approx(expected, abs=1e-6)
 
 
@@ -607,7 +608,7 @@ def test_the_table_of_prompts(short):
 
 
 def test_html(graded):
-    page = graded.to_html()
+    page = pages.diagnosis(graded)
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("data:image/png;base64,") == 1
     assert "http" not in page.replace("http-equiv", "")
@@ -617,11 +618,11 @@ def test_html(graded):
     frame = sampled("reverse", 0.4, 0)
     frame["prompt"] = "<script>alert(1)</script>"
     found = diagnose(frame[frame["group_id"] < 4], Recipe("reward", "k1"), beta=0.4)
-    assert "<script>" not in found.to_html()
+    assert "<script>" not in pages.diagnosis(found)
 
 
 def test_the_figure(graded):
-    left, right = graded.plot().axes
+    left, right = plot.diagnosis(graded).axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == [
         *("reference", "target", "now")
     ]
@@ -833,8 +834,8 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
         if step < 3:
             (tmp_path / f"{step}.jsonl").write_text(rows % step)
 
-    monkeypatch.setattr(_diagnose.time, "sleep", arrives)
-    assert _diagnose.run_diagnose(watching(tmp_path), rounds=4) == 0
+    monkeypatch.setattr(_diagnose_command.time, "sleep", arrives)
+    assert _diagnose_command.run_diagnose(watching(tmp_path), rounds=4) == 0
     out = capsys.readouterr().out
     assert out.startswith("waiting: ")
     assert "1 logged step, 1 to 1" in out
@@ -847,8 +848,8 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
     def stop(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_diagnose.time, "sleep", stop)
-    assert _diagnose.run_diagnose(watching(GRADED)) == 0
+    monkeypatch.setattr(_diagnose_command.time, "sleep", stop)
+    assert _diagnose_command.run_diagnose(watching(GRADED)) == 0
     out = capsys.readouterr().out
     assert out.startswith("kltarget diagnose ·")
     assert out.endswith("stopped\n")

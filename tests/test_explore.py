@@ -13,9 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import kltarget as kt
-from kltarget import cli, explorer, tasks
-from kltarget._divergence_names import EXAMPLES, named
-from kltarget._numerics import double_precision
+from kltarget import cli, pages, tasks
+from kltarget._core.numerics import double_precision
+from kltarget.divergences._names import EXAMPLES, named
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -74,7 +74,7 @@ def test_a_browser_solves_as_python_does(names, tmp_path):
     betas = np.array([1e-3, 0.02, 0.1316, 1.0, 50.0])
     problems = _problems()
     threshold = 0.5
-    page = explorer.page(tasks.load("bimodal"), beta=0.1)
+    page = pages.page(tasks.load("bimodal"), beta=0.1)
     script = f"""{_js(problems)}.flatMap(([r, q]) => {_js(names)}.map((name) => {_js(betas)}.map(
       (beta) => [[r, q], kltarget.mara(r, q, beta, name, {threshold})].map(
         ([reward, ref]) => kltarget.solve(reward, ref, beta, name).map(
@@ -169,7 +169,7 @@ def test_sliders_move_what_is_drawn(bimodal):
 
 def test_without_widgets_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    monkeypatch.delitem(sys.modules, "kltarget.explorer._widget", raising=False)
+    monkeypatch.delitem(sys.modules, "kltarget.pages._widget", raising=False)
     with pytest.warns(UserWarning, match=r'pip install "kltarget\[notebooks\]"'):
         figure = kt.explore(tasks.load("one-two"), beta=0.1)
     assert isinstance(figure, Figure)
@@ -212,4 +212,4 @@ def _uniform(size):
 )
 def test_what_cannot_be_explored_is_said(make, options, error, message):
     with pytest.raises(error, match=message):
-        explorer.page(make(), **options)
+        pages.page(make(), **options)

@@ -13,12 +13,12 @@ import pytest
 from oracles import DTYPES, X64
 from scipy import integrate, stats
 
-from kltarget import tasks
+from kltarget import studies
 from kltarget.spaces import Box, GaussianMixture
-from kltarget.training import forgetting_path
+from kltarget.studies import forgetting_path
 
 DTYPE = DTYPES[0]
-TASK = tasks.forgetting()
+TASK = studies.forgetting()
 RATES = np.array([0.15, 0.01], DTYPE)
 RTOL = 1e-4 if X64 else 3e-4
 
@@ -46,7 +46,7 @@ def test_overlaps_at_the_start():
     old, new = TASK.overlap(TASK.start)
     np.testing.assert_allclose([old, new], [0.80259184588, 0.0321349151916], rtol=1e-5)
     # On a fine grid those of Gaussians of equal weights and widths, 2Φ(−|Δμ|/2σ).
-    fine = tasks.forgetting(space=Box((-14.0, 14.0), 20_001)).overlap(TASK.start)
+    fine = studies.forgetting(space=Box((-14.0, 14.0), 20_001)).overlap(TASK.start)
     exact = 2 * stats.norm.cdf([-0.5 / 2, -3.0 / 1.4])
     np.testing.assert_allclose(fine, exact, rtol=1e-5)
 
@@ -141,7 +141,7 @@ NEAR = ((-0.5, 0.8), (0.5, 1.2))
     ("method", "start"), [("sft", FAR), pytest.param("rl", FAR, marks=pytest.mark.slow)]
 )
 def test_the_first_step(method, start):
-    task = tasks.forgetting(start_old=start[0], start_new=start[1])
+    task = studies.forgetting(start_old=start[0], start_new=start[1])
     path = forgetting_path(task, method, learning_rate=0.01, num_steps=1, rates=(1.0,) * 5)
     move = (path.params[1] - path.params[0]) / 0.01
     want = first_steps(method, start)
@@ -150,7 +150,7 @@ def test_the_first_step(method, start):
 
 @pytest.mark.parametrize(("method", "start"), [("sft", FAR), ("rl", NEAR)])
 def test_sampled_first_steps_have_the_exact_mean(method, start):
-    task = tasks.forgetting(start_old=start[0], start_new=start[1])
+    task = studies.forgetting(start_old=start[0], start_new=start[1])
     keys = jax.random.split(jax.random.key(0), 1000)
     options = {"learning_rate": 0.01, "num_steps": 1, "rates": (1.0,) * 5}
     paths = forgetting_path(task, method, key=keys, batch_size=100, **options)
@@ -217,13 +217,13 @@ def test_errors(method, options, named):
 
 def test_errors_of_tasks():
     with pytest.raises(ValueError, match="start_weight must be between 0 and 1"):
-        tasks.forgetting(start_weight=1.0)
+        studies.forgetting(start_weight=1.0)
     for name in ("old", "new", "start_old", "start_new"):
         with pytest.raises(ValueError, match=f"^{name} must be .* standard deviation above 0"):
-            tasks.forgetting(**{name: (0.0, -1.0)})
+            studies.forgetting(**{name: (0.0, -1.0)})
     plane = Box(((-1.0, 1.0), (-1.0, 1.0)), 5)
     with pytest.raises(ValueError, match="space has 2 dimensions"):
-        tasks.forgetting(space=plane)
+        studies.forgetting(space=plane)
     with pytest.raises(ValueError, match="grid has 2 dimensions"):
         forgetting_path(TASK, "sft", learning_rate=0.1, grid=plane)
 

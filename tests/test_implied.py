@@ -20,16 +20,18 @@ from oracles import DTYPES, assert_reference, eps, reference, reference_ids
 from scipy.integrate import solve_ivp
 
 import kltarget as kt
+from kltarget import recipes
 from kltarget.implied import (
     _fixed_points,
-    _groups,
     effective_beta,
     equivalent_beta,
     implied_target,
     saturation_beta,
     unregularised_path,
 )
-from kltarget.training import Recipe, TabularPolicy, estimators, fine_tune, recipes
+from kltarget.policies import TabularPolicy
+from kltarget.recipes import Recipe, _groups
+from kltarget.training import estimators, fine_tune
 
 DTYPE = DTYPES[0]
 FINE = 64 * eps(DTYPE)
@@ -320,7 +322,7 @@ def test_training_reaches_the_implied_target(name, where):
 
 
 @pytest.mark.parametrize("where", ["one-two", "tree"])
-@pytest.mark.parametrize("preset", recipes.list(), ids=lambda x: f"{x.name}{x.versions}")
+@pytest.mark.parametrize("preset", recipes.presets(), ids=lambda x: f"{x.name}{x.versions}")
 def test_presets_train_to_their_implied_target(preset, where):
     problem, recipe = PROBLEMS[where](), preset.recipe
     if recipe.place == "reward" and recipe.normalise_when == "after":

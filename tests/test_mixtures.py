@@ -17,7 +17,7 @@ from oracles import DTYPES, eps
 from scipy import integrate, stats
 
 import kltarget as kt
-from kltarget.spaces import mixtures
+from kltarget import mixtures
 
 DTYPE = DTYPES[0]
 SLOW = pytest.mark.slow
@@ -126,13 +126,13 @@ def test_components_without_weight_do_not_count():
 
 
 def up(slope=0.3):
-    return kt.QuadraticReward(vector=np.array([slope], DTYPE))
+    return mixtures.QuadraticReward(vector=np.array([slope], DTYPE))
 
 
 def peak(center=1.0, curvature=0.4, height=0.0):
     numbers = (np.asarray(x, DTYPE) for x in ([center], [[curvature]], height))
     first, second, third = numbers
-    return kt.QuadraticReward.peak(first, second, height=third)
+    return mixtures.QuadraticReward.peak(first, second, height=third)
 
 
 @pytest.mark.parametrize(
@@ -150,18 +150,26 @@ def peak(center=1.0, curvature=0.4, height=0.0):
         (lambda: kt.GaussianMixture([0.0], [[0.0]], [1.0], covariance_type="tied"), "one of"),
         (lambda: kt.GaussianMixture([0.0], [[0.0]], cholesky=[[[-1.0]]]), "positive diagonals"),
         (lambda: mixture_a().log_prob(np.zeros((3, 2))), "1 dimensions"),
-        (lambda: kt.LogDensityReward(mixture_a(), -1.0), "scale must be above 0"),
-        (lambda: kt.QuadraticReward(np.zeros((2, 2)), np.zeros(3)), "in d dimensions"),
-        (lambda: kt.tilt(mixture_a(), up(), 0.0), "beta must be above 0"),
-        (lambda: kt.tilt(plane(), up(), 1.0), "1 dimensions and the mixture of 2"),
-        (lambda: kt.tilt(mixture_a(), kt.LogDensityReward(mixture_a()), 0.3), "whole number"),
+        (lambda: mixtures.LogDensityReward(mixture_a(), -1.0), "scale must be above 0"),
+        (lambda: mixtures.QuadraticReward(np.zeros((2, 2)), np.zeros(3)), "in d dimensions"),
+        (lambda: mixtures.tilt(mixture_a(), up(), 0.0), "beta must be above 0"),
+        (lambda: mixtures.tilt(plane(), up(), 1.0), "1 dimensions and the mixture of 2"),
         (
-            lambda: kt.tilt(mixture_a(), kt.LogDensityReward(mixture_a()), 0.01, max_terms=100),
+            lambda: mixtures.tilt(mixture_a(), mixtures.LogDensityReward(mixture_a()), 0.3),
+            "whole number",
+        ),
+        (
+            lambda: mixtures.tilt(
+                mixture_a(), mixtures.LogDensityReward(mixture_a()), 0.01, max_terms=100
+            ),
             "max_terms=100",
         ),
-        (lambda: kt.tilt(mixture_a(), kt.QuadraticReward([[1.0]]), 0.5), "beta must be above 0.64"),
-        (lambda: kt.power_tilt(mixture_a(), up(), 0.5), "negative definite"),
-        (lambda: kt.power_tilt(mixture_a(), peak(), np.array([1.0, -1.0])), "at index 1"),
+        (
+            lambda: mixtures.tilt(mixture_a(), mixtures.QuadraticReward([[1.0]]), 0.5),
+            "beta must be above 0.64",
+        ),
+        (lambda: mixtures.power_tilt(mixture_a(), up(), 0.5), "negative definite"),
+        (lambda: mixtures.power_tilt(mixture_a(), peak(), np.array([1.0, -1.0])), "at index 1"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -173,11 +181,14 @@ def test_bad_input_is_named(call, message):
     ("call", "message"),
     [
         (lambda: kt.GaussianMixture([0.0], [[0.0]]), "one of covariances and cholesky"),
-        (lambda: kt.QuadraticReward(constant=1.0), "nothing says how many dimensions"),
-        (lambda: kt.tilt(mixture_a(), lambda x: x[..., 0], 1.0), "solve_on_grid"),
-        (lambda: kt.tilt(mixture_a(), "up", 1.0), "QuadraticReward"),
-        (lambda: kt.power_tilt(mixture_a(), peak(), 1.0, kt.ReverseKL()), "alpha < 1"),
-        (lambda: kt.power_tilt(mixture_a(), kt.LogDensityReward(mixture_a()), 1.0), "quadratic"),
+        (lambda: mixtures.QuadraticReward(constant=1.0), "nothing says how many dimensions"),
+        (lambda: mixtures.tilt(mixture_a(), lambda x: x[..., 0], 1.0), "solve_on_grid"),
+        (lambda: mixtures.tilt(mixture_a(), "up", 1.0), "QuadraticReward"),
+        (lambda: mixtures.power_tilt(mixture_a(), peak(), 1.0, kt.ReverseKL()), "alpha < 1"),
+        (
+            lambda: mixtures.power_tilt(mixture_a(), mixtures.LogDensityReward(mixture_a()), 1.0),
+            "quadratic",
+        ),
     ],
 )
 def test_what_is_not_possible_is_named(call, message):
@@ -194,12 +205,12 @@ def test_tilts_of_a_gaussian_reference_values(name):
     inputs, want = case["inputs"], case["expected"]
     p = gmm([1.0], [inputs["mu"]], [inputs["Sigma"]], "full")
     if "a" in inputs:
-        reward = kt.QuadraticReward(vector=np.asarray(inputs["a"], DTYPE))
+        reward = mixtures.QuadraticReward(vector=np.asarray(inputs["a"], DTYPE))
     else:
-        reward = kt.QuadraticReward.peak(
+        reward = mixtures.QuadraticReward.peak(
             np.asarray(inputs["m"], DTYPE), np.asarray(inputs["H"], DTYPE)
         )
-    target = kt.tilt(p, reward, inputs["beta"])
+    target = mixtures.tilt(p, reward, inputs["beta"])
     assert_near(target.mixture.mean, want["mean"])
     assert_near(target.mixture.covariance, want["cov"])
     assert_near(target.log_normalizer, want["log_Z"])
@@ -211,13 +222,13 @@ def test_tilts_of_a_gaussian_reference_values(name):
 def test_the_least_beta_reference_value():
     inputs = oracles.reference("gauss-quad-critical")["inputs"]
     p = gmm([1.0], [[0.5, -1.0]], [inputs["Sigma"]], "full")
-    reward = kt.QuadraticReward(-np.asarray(inputs["H"], DTYPE))
+    reward = mixtures.QuadraticReward(-np.asarray(inputs["H"], DTYPE))
     want = oracles.reference("gauss-quad-critical")["expected"]["beta_min"]
     assert_near(mixtures.critical_beta(p, reward), want)
-    assert kt.tilt(p, reward, 1.001 * want).status == 0
+    assert mixtures.tilt(p, reward, 1.001 * want).status == 0
     with pytest.raises(ValueError, match=r"must be above 0\.24629"):
-        kt.tilt(p, reward, np.array([1.0, 0.999 * want], DTYPE))
-    traced = jax.jit(lambda beta: kt.tilt(p, reward, beta))
+        mixtures.tilt(p, reward, np.array([1.0, 0.999 * want], DTYPE))
+    traced = jax.jit(lambda beta: mixtures.tilt(p, reward, beta))
     target = traced(np.array([1.0, 0.2, -1.0], DTYPE))
     assert target.status.tolist() == [0, kt.Status.UNBOUNDED, kt.Status.INVALID_BETA]
     assert np.isfinite(target.value[0])
@@ -233,11 +244,11 @@ def test_tilts_of_a_mixture_reference_values(name):
         "gmm-linear": (up(), 0.5),
         "gmm-quad": (peak(), 0.5),
         "gmm-product": (
-            kt.LogDensityReward(gmm([0.4, 0.6], [[-1.0], [2.5]], [1.0, 0.25]), 0.5),
+            mixtures.LogDensityReward(gmm([0.4, 0.6], [[-1.0], [2.5]], [1.0, 0.25]), 0.5),
             0.5,
         ),
     }[name]
-    target = kt.tilt(mixture_a(), reward, beta)
+    target = mixtures.tilt(mixture_a(), reward, beta)
     assert_near(np.exp(target.mixture.log_weights), want["weights"])
     assert_near(target.mixture.means[:, 0], want["means"])
     assert_near(target.mixture.cholesky[:, 0, 0], want["stds"])
@@ -269,7 +280,9 @@ def _exact(curvature, slope, constant, beta, mixture):
 @pytest.mark.parametrize("beta", [1e-12, 1e-6, 1e-2, 1.0, 1e3, 1e12])
 def test_weights_keep_their_digits_at_any_beta(beta):
     p, beta = mixture_a(), DTYPE.type(beta)
-    target = kt.tilt(p, kt.QuadraticReward(cast([[-2.0]]), cast([0.75]), cast(0.25)), beta)
+    target = mixtures.tilt(
+        p, mixtures.QuadraticReward(cast([[-2.0]]), cast([0.75]), cast(0.25)), beta
+    )
     weights, total = _exact(-2.0, 0.75, 0.25, beta, p)
     assert_near(target.mixture.log_weights, weights)
     assert_near(target.log_normalizer, total)
@@ -297,11 +310,14 @@ def test_weights_keep_their_digits_at_any_beta(beta):
 def test_powers_and_sums_against_quadrature(which):
     p, q = mixture_a(), gmm([0.4, 0.6], [[-1.0], [2.5]], [1.0, 0.25])
     reward, beta = {
-        "power": (kt.LogDensityReward(q), 1 / 3),
-        "sum": (kt.LogDensityReward(q) + peak() + 0.3 + up(), 0.5),
-        "two densities": (kt.LogDensityReward(q) + kt.LogDensityReward(p, 2.0), 1.0),
+        "power": (mixtures.LogDensityReward(q), 1 / 3),
+        "sum": (mixtures.LogDensityReward(q) + peak() + 0.3 + up(), 0.5),
+        "two densities": (
+            mixtures.LogDensityReward(q) + mixtures.LogDensityReward(p, 2.0),
+            1.0,
+        ),
     }[which]
-    target = kt.tilt(p, reward, beta)
+    target = mixtures.tilt(p, reward, beta)
 
     def integral(function):
         parts = [-12, -4, -2, -1, 0, 1, 2, 3, 4, 12]
@@ -327,7 +343,7 @@ def test_bounds_of_the_divergence_in_five_dimensions():
     rng = np.random.default_rng(3)
     p = gmm([0.5, 0.5], rng.normal(size=(2, 5)), [1.0, 2.0])
     q = gmm([0.3, 0.7], rng.normal(size=(2, 5)), [1.5, 0.8])
-    target = kt.tilt(p, kt.LogDensityReward(q), 1.0)
+    target = mixtures.tilt(p, mixtures.LogDensityReward(q), 1.0)
     assert np.isnan(target.divergence_value)
     x = target.mixture.sample(key=jax.random.key(1), num_samples=20_000)
     each = np.asarray(target.log_prob(x) - p.log_prob(x), float)
@@ -339,15 +355,19 @@ def test_bounds_of_the_divergence_in_five_dimensions():
 
 def test_batches_are_loops_and_shapes_broadcast():
     p = gmm([[0.6, 0.4], [0.1, 0.9]], [[0.5, -1.0], [-1.0, 0.5]], BENT, "full")
-    reward = kt.QuadraticReward(vector=cast(np.array([[[0.3, 0.1]], [[1.0, -0.5]], [[0.0, 0.2]]])))
+    reward = mixtures.QuadraticReward(
+        vector=cast(np.array([[[0.3, 0.1]], [[1.0, -0.5]], [[0.0, 0.2]]]))
+    )
     betas = np.array([0.3, 2.0], DTYPE)
-    target = kt.tilt(p, reward, betas)
+    target = mixtures.tilt(p, reward, betas)
     assert target.mixture.log_weights.shape == (3, 2, 2)
     assert target.value.shape == (3, 2)
     for i in range(3):
         for j in range(2):
             own = kt.GaussianMixture(p.log_weights[j], p.means, cholesky=p.cholesky)
-            alone = kt.tilt(own, kt.QuadraticReward(vector=reward.vector[i, 0]), betas[j])
+            alone = mixtures.tilt(
+                own, mixtures.QuadraticReward(vector=reward.vector[i, 0]), betas[j]
+            )
             assert_near(target.mixture.log_weights[i, j], alone.mixture.log_weights)
             assert_near(target.value[i, j], alone.value)
             assert_near(target.divergence_value[i, j], alone.divergence_value)
@@ -355,9 +375,9 @@ def test_batches_are_loops_and_shapes_broadcast():
 
 def test_limits_in_beta():
     p, reward = mixture_a(), peak(curvature=2.0)
-    far = kt.tilt(p, reward, 1e9)
+    far = mixtures.tilt(p, reward, 1e9)
     np.testing.assert_allclose(np.exp(far.component_log_mass), A["weights"], rtol=1e-6)
-    near = kt.tilt(p, reward, DTYPE.type(1e-9))
+    near = mixtures.tilt(p, reward, DTYPE.type(1e-9))
     np.testing.assert_allclose(near.mixture.mean, [1.0], rtol=1e-6)
     # All that is left to choose by is how likely the reference finds the peak.
     density = [0.7 * stats.norm.pdf(1, -2, 0.8), 0.3 * stats.norm.pdf(1, 2, 0.6)]
@@ -371,20 +391,20 @@ def test_derivatives_of_tilts():
     p = plane(np.float64 if oracles.X64 else np.float32)
 
     def numbers(p, vector, matrix, beta):
-        target = kt.tilt(p, kt.QuadraticReward(matrix, vector), beta)
+        target = mixtures.tilt(p, mixtures.QuadraticReward(matrix, vector), beta)
         parts = (target.value, target.divergence_value, target.component_log_mass[0])
         return sum(parts) + target.mixture.covariance[0, 1]
 
     arguments = (p, cast([0.3, -0.2]), cast([[-0.5, 0.1], [0.1, 0.2]]), cast(0.7))
     check_grads(numbers, arguments, order=1, modes=["fwd", "rev"], **oracles_tolerance())
     # The envelope: more reward at a point is worth its probability, more β minus the divergence.
-    reward = kt.QuadraticReward(arguments[2], arguments[1])
-    target = kt.tilt(p, reward, 0.7)
-    slope = jax.grad(lambda beta: kt.tilt(p, reward, beta).value)(cast(0.7))
+    reward = mixtures.QuadraticReward(arguments[2], arguments[1])
+    target = mixtures.tilt(p, reward, 0.7)
+    slope = jax.grad(lambda beta: mixtures.tilt(p, reward, beta).value)(cast(0.7))
     np.testing.assert_allclose(slope, -target.divergence_value, rtol=2e4 * eps(DTYPE))
-    slope = jax.grad(lambda v: kt.tilt(p, kt.QuadraticReward(arguments[2], v), 0.7).value)(
-        arguments[1]
-    )
+    slope = jax.grad(
+        lambda v: mixtures.tilt(p, mixtures.QuadraticReward(arguments[2], v), 0.7).value
+    )(arguments[1])
     np.testing.assert_allclose(slope, target.mixture.mean, rtol=2e4 * eps(DTYPE))
 
 
@@ -400,8 +420,8 @@ def oracles_tolerance():
 def test_forward_targets_reference_values(size):
     case = oracles.reference(f"fkl-gauss-d{size}")
     p = gmm([1.0], [[0.0] * size], [1.0])
-    reward = kt.QuadraticReward(cast(-2 * np.eye(size)))
-    target = kt.power_tilt(p, reward, case["inputs"]["beta"])
+    reward = mixtures.QuadraticReward(cast(-2 * np.eye(size)))
+    target = mixtures.power_tilt(p, reward, case["inputs"]["beta"])
     assert_near(target.offset, case["expected"]["tau"])
     assert_near(target.expected_reward, case["expected"]["mean_reward"])
     assert target.atom_mass == 0
@@ -418,8 +438,8 @@ def test_atoms_reference_values(name):
     case = oracles.reference(f"fkl-gauss-atom-{name}")
     size = case["inputs"]["d"]
     p = gmm([1.0], [[0.0] * size], [1.0])
-    reward = kt.QuadraticReward(cast(-2 * np.eye(size)))
-    target = kt.power_tilt(p, reward, case["inputs"]["beta"])
+    reward = mixtures.QuadraticReward(cast(-2 * np.eye(size)))
+    target = mixtures.power_tilt(p, reward, case["inputs"]["beta"])
     assert_near(target.atom_mass, case["expected"]["atom"])
     assert_near(target.expected_reward, case["expected"]["mean_reward"])
     assert target.offset == 0
@@ -437,10 +457,10 @@ def test_atoms_of_other_divergences_reference_values(name):
     case = oracles.reference(f"alpha-condense-{name}")
     size, alpha = case["inputs"]["d"], case["inputs"]["alpha"]
     p = gmm([1.0], [[0.0] * size], [1.0])
-    reward = kt.QuadraticReward(cast(-2 * np.eye(size)))
+    reward = mixtures.QuadraticReward(cast(-2 * np.eye(size)))
     critical = case["expected"]["beta_critical"]
     betas = np.array([0.5, 0.999, 1.001], DTYPE) * DTYPE.type(critical)
-    target = kt.power_tilt(p, reward, betas, kt.Alpha(alpha))
+    target = mixtures.power_tilt(p, reward, betas, kt.Alpha(alpha))
     assert_near(target.atom_mass[0], case["expected"]["atom_at_half"])
     assert target.status.tolist() == [1, 1, 0]
     assert (np.asarray(target.offset) > 0).tolist() == [False, False, True]
@@ -448,7 +468,7 @@ def test_atoms_of_other_divergences_reference_values(name):
 
 def test_forward_target_of_a_mixture_reference_value():
     want = oracles.reference("gmm-forward")["expected"]
-    target = kt.power_tilt(mixture_a(), peak(curvature=2.0), 0.5)
+    target = mixtures.power_tilt(mixture_a(), peak(curvature=2.0), 0.5)
     assert_near(target.offset, want["tau"])
     assert_near(target.mean[0], want["mean"])
     assert_near(target.expected_reward, want["mean_reward"])
@@ -467,7 +487,7 @@ def test_forward_target_of_a_mixture_reference_value():
 def test_power_targets_against_quadrature(divergence):
     """Mass, moments, divergence and gap to it of the density as it is evaluated at points."""
     p = gmm([0.6, 0.4], [[-1.0], [1.5]], [1.0, 0.5])
-    target = kt.power_tilt(p, peak(curvature=2.0, height=0.3), 0.8, divergence)
+    target = mixtures.power_tilt(p, peak(curvature=2.0, height=0.3), 0.8, divergence)
     points = np.linspace(-9, 9, 6001)[:, None].astype(DTYPE)
     step = 18 / 6000
     log_p = np.asarray(p.log_prob(points), float) + math.log(step)
@@ -506,7 +526,7 @@ def test_derivatives_of_power_targets():
     matrix = cast([[-1.0, -0.2, 0.0], [-0.2, -0.6, -0.1], [0.0, -0.1, -0.8]])
 
     def numbers(p, vector, matrix, beta):
-        target = kt.power_tilt(p, kt.QuadraticReward(matrix, vector), beta)
+        target = mixtures.power_tilt(p, mixtures.QuadraticReward(matrix, vector), beta)
         parts = (target.value, target.offset, target.atom_mass, target.divergence_value)
         moments = target.mean[1] + target.covariance[0, 1]
         return sum(parts) + moments + target.component_log_mass[1]
@@ -523,8 +543,8 @@ def test_derivatives_of_power_targets():
 
 def test_offsets_too_small_for_floats_are_said_to_be():
     p = gmm([1.0], [[0.0, 0.0]], [1.0])
-    reward = kt.QuadraticReward(cast(-2 * np.eye(2)))
-    target = kt.power_tilt(p, reward, np.array([0.5, 1e-3], DTYPE))
+    reward = mixtures.QuadraticReward(cast(-2 * np.eye(2)))
+    target = mixtures.power_tilt(p, reward, np.array([0.5, 1e-3], DTYPE))
     assert target.status.tolist() == [0, kt.Status.NOT_CONVERGED]
     assert np.isnan(target.value[1])
     with pytest.raises(ValueError, match="index 1: NOT_CONVERGED"):
@@ -600,7 +620,7 @@ def test_flips_refuse_what_is_not_there(call, message):
 def test_power_targets_at_large_beta_and_next_to_reverse_kl(alpha, beta):
     """Against sums over a line in thirty digits."""
     p, order = gmm([1.0], [[-2.0]], [0.64]), 1 / (1 - alpha)
-    target = kt.power_tilt(p, peak(1.0, 2.0), beta, kt.Alpha(alpha))
+    target = mixtures.power_tilt(p, peak(1.0, 2.0), beta, kt.Alpha(alpha))
     with mp.workdps(30):
         scale = mp.mpf(float(p.cholesky[0, 0, 0]))
         nodes = [mp.mpf(x) / 8 for x in range(-64, 65)]
@@ -630,17 +650,17 @@ def test_power_targets_at_large_beta_and_next_to_reverse_kl(alpha, beta):
     np.testing.assert_allclose(got[2], want[2], rtol=1e3 * loose)
     np.testing.assert_allclose(got[3], want[3], rtol=loose)
     # J* is nearly E_p r here: β times the logarithm of a number next to 1 would have no digits.
-    tilted = kt.tilt(p, peak(1.0, 2.0), DTYPE.type(1e6))
+    tilted = mixtures.tilt(p, peak(1.0, 2.0), DTYPE.type(1e6))
     np.testing.assert_allclose(tilted.value, -9.64, rtol=2e-5)
 
 
 def test_what_has_no_weight_need_have_no_tilt():
     p = gmm([1.0, 0.0], [[0.0], [1.0]], [1.0, 100.0])
-    reward = kt.QuadraticReward(cast([[0.5]]))
-    target = kt.tilt(p, reward, 1.0)
+    reward = mixtures.QuadraticReward(cast([[0.5]]))
+    target = mixtures.tilt(p, reward, 1.0)
     assert_near(target.mixture.covariance, [[2.0]])
     assert_near(target.log_prob(np.zeros(1, DTYPE)), stats.norm.logpdf(0, 0, math.sqrt(2)))
-    slope = jax.grad(lambda beta: kt.tilt(p, reward, beta).log_normalizer)(cast(1.0))
+    slope = jax.grad(lambda beta: mixtures.tilt(p, reward, beta).log_normalizer)(cast(1.0))
     assert_near(slope, -0.5)
 
 
@@ -661,9 +681,9 @@ def test_tails_belong_to_the_mode_they_rise_to():
 
 def test_there_is_no_flip_where_there_is_no_target():
     p = gmm([0.7, 0.3], [[-2.0, 0.0], [2.0, 0.0]], [0.64, 0.36])
-    bowl = kt.QuadraticReward.peak(cast([-2.0, 0.0]), cast(0.1 * np.eye(2)))
+    bowl = mixtures.QuadraticReward.peak(cast([-2.0, 0.0]), cast(0.1 * np.eye(2)))
     flip = mixtures.flip_beta(p, bowl, 0, 1, kt.ForwardKL(), between=(1e-4, 100.0))
     assert math.isnan(flip)
-    steep = kt.QuadraticReward(cast([[1.0]]), cast([0.3]))
+    steep = mixtures.QuadraticReward(cast([[1.0]]), cast([0.3]))
     with pytest.raises(ValueError, match=r"no target up to beta = 0\.64"):
         mixtures.flip_beta(mixture_a(), steep, 0, 1, between=(0.01, 0.1))

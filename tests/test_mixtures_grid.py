@@ -19,14 +19,9 @@ import scipy.stats
 from oracles import DTYPES, assert_reference, eps, reference
 
 import kltarget as kt
-from kltarget.spaces.mixtures import (
-    GaussianMixture,
-    GridTarget,
-    LogDensityReward,
-    QuadraticReward,
-    solve_on_grid,
-    solve_on_samples,
-)
+from kltarget.mixtures import GridTarget, solve_on_grid, solve_on_samples
+from kltarget.objectives import LogDensityReward, QuadraticReward
+from kltarget.spaces import GaussianMixture
 
 DTYPE = DTYPES[0]
 DOUBLE = DTYPES[0].itemsize == 8

@@ -782,7 +782,7 @@ def test_pass_at_k_reference_values():
     got = kt.pass_at_k(jnp.asarray(inputs["p"], FLOAT), jnp.array(inputs["k"]))
     assert_reference("metrics-passk-exact", got, "passk", FLOAT)
     inputs = reference("metrics-passk-unbiased")["inputs"]
-    got = kt.pass_at_k_from_counts(inputs["c"], inputs["n"], jnp.array(inputs["k"]))
+    got = kt.modes.pass_at_k_from_counts(inputs["c"], inputs["n"], jnp.array(inputs["k"]))
     assert got[-1] == 1
     assert_reference("metrics-passk-unbiased", got, "passk", FLOAT)
     inputs = reference("metrics-passk-mixture")["inputs"]
@@ -792,7 +792,7 @@ def test_pass_at_k_reference_values():
     got = kt.pass_at_k(p.mean(), inputs["k"])
     assert_reference("metrics-passk-mixture", got, "from_mean_p", FLOAT)
     inputs = reference("metrics-distinct-unbiased")["inputs"]
-    got = kt.pass_at_k_from_counts(np.array(inputs["counts"]), inputs["n"], inputs["k"]).sum()
+    got = kt.modes.pass_at_k_from_counts(np.array(inputs["counts"]), inputs["n"], inputs["k"]).sum()
     assert_reference("metrics-distinct-unbiased", got, "distinct", FLOAT)
 
 
@@ -814,7 +814,7 @@ def test_pass_at_k_counts_are_unbiased():
     for p, k in itertools.product((Fraction(1, 3), Fraction(9, 10)), (1, 2, 5, 9)):
         want = float(1 - (1 - p) ** k)
         weights = [float(math.comb(n, c) * p**c * (1 - p) ** (n - c)) for c in range(n + 1)]
-        estimates = kt.pass_at_k_from_counts(np.arange(n + 1), n, k)
+        estimates = kt.modes.pass_at_k_from_counts(np.arange(n + 1), n, k)
         np.testing.assert_allclose(np.dot(weights, estimates), want, rtol=64 * eps(FLOAT))
 
 
@@ -822,7 +822,7 @@ def test_pass_at_k_counts_are_unbiased():
 def test_pass_at_k_counts_by_binomials(n, data):
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     want = float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
-    got = kt.pass_at_k_from_counts(c, n, k)
+    got = kt.modes.pass_at_k_from_counts(c, n, k)
     assert got.dtype == FLOAT
     np.testing.assert_allclose(got, want, rtol=32 * eps(FLOAT))
 
@@ -845,17 +845,17 @@ def test_pass_at_k_refuses_impossible_numbers():
     with pytest.raises(ValueError, match="do not broadcast"):
         kt.pass_at_k(np.zeros(3), np.zeros(2))
     with pytest.raises(ValueError, match="num_correct must be between 0 and num_samples"):
-        kt.pass_at_k_from_counts(5, 4, 1)
+        kt.modes.pass_at_k_from_counts(5, 4, 1)
     with pytest.raises(ValueError, match="k must be between 1 and num_samples"):
-        kt.pass_at_k_from_counts(1, 4, 5)
+        kt.modes.pass_at_k_from_counts(1, 4, 5)
     traced = jax.jit(kt.pass_at_k)(jnp.array([0.5, 1.5]), 1)
     np.testing.assert_array_equal(np.isnan(traced), [False, True])
-    traced = jax.jit(kt.pass_at_k_from_counts)(jnp.array([1, 9]), 4, 2)
+    traced = jax.jit(kt.modes.pass_at_k_from_counts)(jnp.array([1, 9]), 4, 2)
     np.testing.assert_array_equal(np.isnan(traced), [False, True])
 
 
 def test_pass_at_k_under_vmap():
     c, n = jnp.array([0, 3, 17, 20]), 20
-    eager = kt.pass_at_k_from_counts(c, n, 4)
-    mapped = jax.jit(jax.vmap(lambda c: kt.pass_at_k_from_counts(c, n, 4)))(c)
+    eager = kt.modes.pass_at_k_from_counts(c, n, 4)
+    mapped = jax.jit(jax.vmap(lambda c: kt.modes.pass_at_k_from_counts(c, n, 4)))(c)
     np.testing.assert_allclose(mapped, eager, rtol=4 * eps(FLOAT))

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 import kltarget as kt
-from kltarget import plot, tasks
-from kltarget.spaces import mixtures
-from kltarget.training import forgetting_path
+from kltarget import mixtures, plot, studies
+from kltarget.studies import forgetting_path
 
 FIRST = np.float32([[-2.0], [2.0]])
 
@@ -21,7 +20,7 @@ def on_line():
 
 def peak(size=1):
     center, curvature = np.ones(size, np.float32), 2 * np.eye(size, dtype=np.float32)
-    return kt.QuadraticReward.peak(center, curvature)
+    return kt.mixtures.QuadraticReward.peak(center, curvature)
 
 
 def legend(ax):
@@ -30,7 +29,7 @@ def legend(ax):
 
 def test_lines_are_densities_and_the_reward_is_scaled():
     p = on_line()
-    target = kt.tilt(p, peak(), 0.5)
+    target = kt.mixtures.tilt(p, peak(), 0.5)
     ax = plot.density({"reverse KL": target}, p, reward=peak(), name="base model")
     assert legend(ax) == ["base model", "reverse KL", "reward (scaled)"]
     (line,) = [x for x in ax.lines if x.get_label() == "reverse KL"]
@@ -42,7 +41,7 @@ def test_lines_are_densities_and_the_reward_is_scaled():
 
 
 def test_atoms_are_arrows_with_their_mass():
-    target = kt.power_tilt(on_line(), peak(), 0.05, kt.Alpha(-3.0))
+    target = kt.mixtures.power_tilt(on_line(), peak(), 0.05, kt.Alpha(-3.0))
     ax = plot.density(target, on_line())
     tips = [text.xy for text in ax.texts if text.arrow_patch is not None]
     assert tips[0][0] == pytest.approx(1.0)
@@ -55,7 +54,7 @@ def test_a_plane_has_contours_and_a_disc():
     means = np.float32([[0.5, -1.0], [-1.0, 1.5]])
     log_weights = np.log(np.float32([0.6, 0.4]))
     p = kt.GaussianMixture(log_weights, means, np.float32([0.7, 0.5]), covariance_type="spherical")
-    ax = plot.density(kt.power_tilt(p, peak(2), 0.2, kt.NeymanChiSquared()), p)
+    ax = plot.density(kt.mixtures.power_tilt(p, peak(2), 0.2, kt.NeymanChiSquared()), p)
     assert legend(ax) == ["reference", "target", "atom"]
     assert ax.get_aspect() == 1.0
     with pytest.raises(ValueError, match="one target, got 2"):
@@ -77,7 +76,7 @@ def test_what_cannot_be_drawn_is_named():
 
 
 def test_forgetting_is_drawn_against_learning():
-    task = tasks.forgetting()
+    task = studies.forgetting()
     rates = np.array([0.15, 0.01])
     paths = {
         "one": forgetting_path(task, "sft", learning_rate=0.15, num_steps=20),

@@ -15,15 +15,9 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import kltarget as kt
-from kltarget.projections import moment_projection
-from kltarget.spaces.mixtures import (
-    GaussianMixture,
-    fit_mixture,
-    from_sklearn,
-    power_tilt,
-    project,
-    tilt,
-)
+from kltarget.mixtures import fit_mixture, from_sklearn, power_tilt, project, tilt
+from kltarget.projections._moments import moment_projection
+from kltarget.spaces import GaussianMixture
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -610,11 +604,11 @@ def test_projections_in_five_dimensions_have_standard_errors():
 
 
 def test_tilted_mixtures_are_mixtures_and_atoms_are_refused():
-    target = tilt(mixture_1d(**APART), kt.QuadraticReward([[-0.5]]), 1.0)
+    target = tilt(mixture_1d(**APART), kt.mixtures.QuadraticReward([[-0.5]]), 1.0)
     p = project(target, 1, "forward", key=KEY, num_starts=1)
     np.testing.assert_allclose(p.mixture.means[0], target.mixture.mean, rtol=50 * eps(DTYPE))
     normal = GaussianMixture([0.0], [[0.0] * 5], [1.0], covariance_type="spherical")
-    condensed = power_tilt(normal, kt.QuadraticReward(-2 * jnp.eye(5)), 1.0)
+    condensed = power_tilt(normal, kt.mixtures.QuadraticReward(-2 * jnp.eye(5)), 1.0)
     for points in (None, np.eye(5)):
         with pytest.raises(ValueError, match=r"an atom of mass 0\.6667"):
             project(condensed, 1, "forward", key=KEY, points=points)
@@ -624,7 +618,7 @@ def test_optima_that_did_not_converge_come_last_and_no_start_counts_for_them(see
     def measured(self, x, value, error, gradient, check):
         return value, error, 1.0 if value < 1 else gradient
 
-    monkeypatch.setattr("kltarget.spaces.mixtures._project._Search._measured", measured)
+    monkeypatch.setattr("kltarget.mixtures._project._Search._measured", measured)
     p = project(mixture_1d(**APART), 1, "reverse", key=KEY)
     assert p.converged.tolist() == [True, False]
     assert numbers(p.optima_values).tolist() == numbers(seeking.optima_values)[::-1].tolist()

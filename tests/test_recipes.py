@@ -11,14 +11,13 @@ import mpmath
 import numpy as np
 import pytest
 
-from kltarget import cli
-from kltarget.cli._recipe_comparison import in_words
-from kltarget.cli._recipe_reading import number, read
+from kltarget import cli, recipes
 from kltarget.divergences import ForwardKL, ReverseKL
-from kltarget.implied import critical_beta
-from kltarget.training import Recipe, _presets, recipe, recipes
+from kltarget.recipes import Recipe, _presets, critical_beta, recipe
+from kltarget.recipes._comparison import in_words
+from kltarget.recipes._reading import number, read
 
-ALL = [pytest.param(entry, id=entry.title) for entry in recipes.list()]
+ALL = [pytest.param(entry, id=entry.title) for entry in recipes.presets()]
 
 ENTRY = """
 [[preset]]
@@ -60,16 +59,16 @@ def test_every_preset_is_complete(entry):
 
 
 def test_the_wanted_trainers_are_there():
-    names = {entry.name for entry in recipes.list()}
+    names = {entry.name for entry in recipes.presets()}
     assert names == {
         *("trl-grpo", "trl-rloo", "trl-ppo", "verl", "verl-grpo", "verl-kl-in-reward"),
         *("openrlhf", "openrlhf-group-norm", "open-instruct", "nemo-rl", "skyrl", "tunix"),
         *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo"),
     }
-    table = str(recipes.list()).splitlines()
-    assert len(table) == 1 + len(recipes.list())
+    table = str(recipes.presets()).splitlines()
+    assert len(table) == 1 + len(recipes.presets())
     assert table[0].split() == ["name", "versions", "trainer", "β", "KL"]
-    assert repr(recipes.list()) == str(recipes.list())
+    assert repr(recipes.presets()) == str(recipes.presets())
 
 
 FACTS = [
@@ -207,7 +206,7 @@ def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
 
 
 def test_where_there_is_a_critical_beta():
-    with_one = {entry.title for entry in recipes.list() if read(entry.recipe).critical}
+    with_one = {entry.title for entry in recipes.presets() if read(entry.recipe).critical}
     assert with_one == {"trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm"}
     found = read(recipe("trl-grpo", beta=1.2))
     assert found.critical is not None
@@ -290,7 +289,7 @@ def test_an_entry_is_found_by_the_versions_it_names(entry):
     bound = entry.versions.lstrip("<>= ")
     if entry.versions.startswith(("<=", ">=")):
         assert recipes.preset(f"{entry.name}=={bound}") is entry
-    newest = [other for other in recipes.list() if other.name == entry.name][-1]
+    newest = [other for other in recipes.presets() if other.name == entry.name][-1]
     assert recipes.preset(entry.name) is newest
 
 
@@ -497,7 +496,7 @@ def test_nothing_differs(capsys):
 
 def test_list(capsys):
     code, out, err = _run(capsys, "--list")
-    assert (code, out, err) == (0, f"{recipes.list()}\n", "")
+    assert (code, out, err) == (0, f"{recipes.presets()}\n", "")
 
 
 def test_json_round_trip(capsys, tmp_path):

@@ -588,7 +588,7 @@ def test_value_is_the_objective_there_and_not_its_maximum():
     close(target.value, probs @ reward - 0.3 * probs @ np.log(probs / ref), ulps=256)
     close(target.divergence_value, probs @ np.log(probs / ref))
     best = solve(target.objective)
-    gap = target.objective.gap(target.log_probs)
+    gap = target.gap(target.log_probs)
     close(best.value - target.value, gap)
     assert gap > 1e-3
 

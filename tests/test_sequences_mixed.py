@@ -13,7 +13,9 @@ import pytest
 from oracles import BY_ID, DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget.training import GRUPolicy, Recipe, TabularPolicy, TransformerPolicy, fine_tune, fit
+from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
+from kltarget.recipes import Recipe
+from kltarget.training import fine_tune, fit
 
 (DTYPE,) = DTYPES
 EPS = eps(DTYPE)

@@ -220,7 +220,7 @@ def test_the_dictionary_is_strict_json(summary):
     content = summary().to_dict()
     again = json.loads(json.dumps(content, allow_nan=False))
     assert again == content
-    assert set(content) == set(kt.Summary.__dataclass_fields__)
+    assert set(content) == set(kt.modes.Summary.__dataclass_fields__)
     assert content["rows"][0]["label"] in {"1", "2"}
 
 

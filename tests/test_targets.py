@@ -11,6 +11,7 @@ import pytest
 from oracles import BY_ID, CASES, DTYPES, INF, eps
 
 import kltarget as kt
+from kltarget import targets
 
 cases = pytest.mark.parametrize("case", CASES, ids=oracles.ids)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -384,7 +385,10 @@ def test_limits_in_beta(case, dtype):
     )
     for k, (reward, log_ref, _) in enumerate(bases):
         objective = kt.Objective(reward.astype(dtype), log_ref, dtype.type(1), case.divergence)
-        greedy, reference = kt.greedy_limit(objective), kt.reference_limit(objective)
+        greedy, reference = (
+            targets.greedy_limit(objective),
+            targets.reference_limit(objective),
+        )
         assert greedy.log_probs.dtype == reference.log_probs.dtype == dtype
         np.testing.assert_allclose(solved[2 * k].probs, greedy.probs, atol=1e-3)
         # What is left of the reward at β = 1e12 is a relative change of 1e-12.
@@ -399,7 +403,7 @@ def test_limits_in_beta(case, dtype):
 def test_greedy_limit_keeps_the_reference_among_ties():
     log_ref = log([0.3, 0.02, 0.68])
     for divergence in (kt.ReverseKL(), kt.ForwardKL(), kt.ChiSquared()):
-        limit = kt.greedy_limit(kt.Objective(np.array([1.0, 1, 0]), log_ref, 1.0, divergence))
+        limit = targets.greedy_limit(kt.Objective(np.array([1.0, 1, 0]), log_ref, 1.0, divergence))
         np.testing.assert_allclose(limit.probs, [0.9375, 0.0625, 0], rtol=1e-6)
         assert int(limit.status) == kt.Status.NOT_UNIQUE
         assert float(limit.value) == pytest.approx(1, rel=1e-6)
@@ -407,17 +411,19 @@ def test_greedy_limit_keeps_the_reference_among_ties():
 
 def test_greedy_limit_without_reference_mass():
     arguments = np.array([0.2, 0.6, 1.0, 1.5, 1.5]), log([0.5, 0.3, 0.2, 0, 0]), 1.0
-    beyond = kt.greedy_limit(kt.Objective(*arguments, kt.ForwardKL()))
+    beyond = targets.greedy_limit(kt.Objective(*arguments, kt.ForwardKL()))
     np.testing.assert_allclose(beyond.probs, [0, 0, 0, 0.5, 0.5], rtol=1e-6)
     assert int(beyond.status) == kt.Status.NOT_UNIQUE | kt.Status.CONDENSED
-    within = kt.greedy_limit(kt.Objective(*arguments, kt.ReverseKL()))
+    within = targets.greedy_limit(kt.Objective(*arguments, kt.ReverseKL()))
     np.testing.assert_allclose(within.probs, [0, 0, 1, 0, 0], rtol=1e-6)
     assert int(within.status) == 0
 
 
 def test_reference_limit_drops_what_is_forbidden():
     objective = kt.Objective(np.array([0.0, -INF, 1.0]), log([0.5, 0.25, 0.25]), 1.0)
-    np.testing.assert_allclose(kt.reference_limit(objective).probs, [2 / 3, 0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        targets.reference_limit(objective).probs, [2 / 3, 0, 1 / 3], rtol=1e-6
+    )
 
 
 @dtypes

@@ -14,9 +14,11 @@ from oracles import DTYPES, eps
 
 import kltarget as kt
 from kltarget import cli, plot, tasks
-from kltarget._text import ratio
-from kltarget.tasks._sequences import SEQUENCE_TASKS
-from kltarget.training import GRUPolicy, Recipe, fine_tune
+from kltarget._core.words import ratio
+from kltarget.policies import GRUPolicy
+from kltarget.recipes import Recipe
+from kltarget.tasks._sequence_tasks import SEQUENCE_TASKS
+from kltarget.training import fine_tune
 
 DTYPE = DTYPES[0]
 ALL = (
@@ -198,7 +200,7 @@ def test_the_reference_has_learnt_its_corpus(name):
 @pytest.mark.parametrize("name", ["words-3"])
 def test_training_again_gives_as_good_a_reference(name):
     task, probs = tasks.load(name), SEQUENCE_TASKS[name].corpus()
-    fitted = tasks.train_reference(name, key=jax.random.key(1))
+    fitted = studies.train_reference(name, key=jax.random.key(1))
     again = task.space.joint(task.policy.conditionals(fitted.params, task.space))
     again = np.asarray(again, np.float64)
     shipped = np.sum(probs * task.log_ref)

@@ -14,8 +14,10 @@ import pytest
 from oracles import DTYPES, X64, eps
 
 import kltarget as kt
+from kltarget.policies import TabularPolicy
+from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
-from kltarget.training import Recipe, TabularPolicy, estimators
+from kltarget.training import estimators
 from kltarget.training._outcomes import token_table
 
 DTYPE = DTYPES[0]

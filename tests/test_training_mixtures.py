@@ -16,16 +16,10 @@ from oracles import DTYPES, X64
 from scipy import stats
 
 from kltarget.divergences import JensenShannon
+from kltarget.policies import GaussianMixturePolicy, TabularPolicy
+from kltarget.recipes import Recipe
 from kltarget.spaces import Box, GaussianMixture
-from kltarget.training import (
-    GaussianMixturePolicy,
-    Recipe,
-    RunStatus,
-    TabularPolicy,
-    f_dpg,
-    fine_tune,
-    sft,
-)
+from kltarget.training import RunStatus, f_dpg, fine_tune, sft
 
 DTYPE = DTYPES[0]
 WIDE = Box((-20.0, 20.0), 500)

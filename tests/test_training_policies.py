@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 from oracles import DTYPES, eps
 
+from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
+from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
-from kltarget.training import (
-    GRUPolicy,
-    Recipe,
-    TabularPolicy,
-    TransformerPolicy,
-    fine_tune,
-)
+from kltarget.training import fine_tune
 
 DTYPE = DTYPES[0]
 POLICIES = [

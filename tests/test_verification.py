@@ -14,9 +14,11 @@ from oracles import DTYPES
 
 import kltarget as kt
 from kltarget import cli, plot
-from kltarget._comparison import TARGETS
-from kltarget.training import Recipe, RunStatus, TabularPolicy, fine_tune
-from kltarget.verification import ALL_RECIPES, RECIPES, _measures, _verify, verify
+from kltarget._core.distances import TARGETS
+from kltarget.policies import TabularPolicy
+from kltarget.recipes import Recipe
+from kltarget.training import RunStatus, fine_tune
+from kltarget.verification import ALL_RECIPES, RECIPES, _exact_targets, _verify, verify
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -65,7 +67,7 @@ def local(solve, ref, reward, beta, size):
 def test_the_four_targets(beta):
     problem = tree(3, 4)
     ref, reward = np.exp(problem["log_ref"]), problem["reward"]
-    found = _measures.exact_targets(
+    found = _exact_targets.exact_targets(
         problem["space"], reward, problem["log_ref"], np.array([beta]), np.array([1.0, 2.0])
     )
     for s, scale in enumerate((1.0, 2.0)):
@@ -199,7 +201,7 @@ def test_what_a_family_cannot_represent_is_called_so():
 
 def test_a_wrong_prediction_fails(monkeypatch):
     def wrong(space, reward, log_ref, beta, scale):
-        return _measures.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
+        return _exact_targets.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
 
     monkeypatch.setattr(_verify, "exact_targets", wrong)
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
@@ -241,7 +243,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     assert any("standard errors" in check.name for check in report.checks)
 
     def wrong(space, reward, log_ref, beta, scale):
-        return _measures.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
+        return _exact_targets.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
 
     monkeypatch.setattr(_verify, "exact_targets", wrong)
     report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
@@ -276,7 +278,7 @@ def test_figures_of_a_report(report):
     ax = plot.distances(report)
     assert ax.images[0].get_array().shape == (4, 4)
     assert len(ax.patches) == 4
-    assert len(report.plot().axes) == 3
+    assert len(plot.verification(report).axes) == 3
 
 
 def test_training_curves_end_at_their_targets():
@@ -364,7 +366,7 @@ def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
 
 
 def _wrong(space, reward, log_ref, beta, scale):
-    return _measures.exact_targets(space, reward, log_ref, 2 * beta, scale)
+    return _exact_targets.exact_targets(space, reward, log_ref, 2 * beta, scale)
 
 
 @pytest.mark.parametrize(

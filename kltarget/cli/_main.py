@@ -13,9 +13,16 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
-from kltarget._text import aligned
-from kltarget.cli import _diagnose, _explore, _recipe, _solve, _sweep, _verify
-from kltarget.cli._command import InputError, one_line, say
+from kltarget._core.words import aligned
+from kltarget.cli import (
+    _diagnose_command,
+    _explore_command,
+    _recipe_command,
+    _solve_command,
+    _sweep_command,
+    _verify_command,
+)
+from kltarget.cli._arguments import InputError, one_line, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_tasks)
 
-    for command in (_solve, _sweep, _explore, _verify, _recipe, _diagnose):
+    for command in (
+        _solve_command,
+        _sweep_command,
+        _explore_command,
+        _verify_command,
+        _recipe_command,
+        _diagnose_command,
+    ):
         command.add_to(commands)
     return parser
 

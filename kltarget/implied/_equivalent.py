@@ -9,13 +9,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._numerics import double_precision
+from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence, kl
-from kltarget.implied._implied import implied_target
+from kltarget.implied._implied_target import implied_target
 from kltarget.objectives import Objective
-from kltarget.spaces.sequences import SequenceSpace
+from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve
-from kltarget.training._recipe import Recipe
 
 __all__ = ["equivalent_beta"]
 
@@ -58,7 +58,7 @@ def equivalent_beta(
 
         >>> import jax.numpy as jnp, kltarget as kt
         >>> from kltarget.implied import equivalent_beta
-        >>> from kltarget.training import Recipe
+        >>> from kltarget.recipes import Recipe
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
         >>> reward = jnp.array([1.0, 1.0, 0.0])
         >>> k3 = Recipe("loss", "k3", beta=0.1)

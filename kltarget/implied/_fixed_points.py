@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar, root, root_scalar
 from scipy.special import expit
 
-from kltarget.implied._groups import Groups
-from kltarget.implied._problem import FixedPoint, Problem
-from kltarget.status import Status
+from kltarget._core.status import Status
+from kltarget.implied._fixed_point_problem import FixedPoint, Problem
+from kltarget.recipes._groups import Groups
 
 _MOST_AT_ONCE = 2**22
 _FINE, _COARSE = 401, 65

@@ -8,13 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kltarget._numerics import as_float
+from kltarget._core.numerics import as_float
 from kltarget.divergences import ForwardKL
-from kltarget.implied._problem import Problem
+from kltarget.implied._fixed_point_problem import Problem
 from kltarget.objectives import Objective
-from kltarget.spaces.sequences import SequenceSpace
+from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
 from kltarget.training._advantages import needs_groups
-from kltarget.training._recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Rows:
 
 def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> Rows:
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a kltarget.training.Recipe, got {recipe!r}")
+        raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
     if space is not None and not isinstance(space, SequenceSpace):
         raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
     beta = recipe.beta if beta is None else beta

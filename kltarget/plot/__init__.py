@@ -15,15 +15,20 @@ set to a dark background, figures are dark as well:
 """
 
 from kltarget.plot._beta_path import beta_path, ratio
-from kltarget.plot._density import density
-from kltarget.plot._diagnosis import answers
-from kltarget.plot._forgetting import forgetting
-from kltarget.plot._recipes import recipe_comparison
+from kltarget.plot._density_figure import density
+from kltarget.plot._diagnosis_figures import answers, diagnosis
+from kltarget.plot._forgetting_figure import forgetting
+from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
-from kltarget.plot._sweep import frontier, phase
-from kltarget.plot._target import target
-from kltarget.plot._tree import tree
-from kltarget.plot._verification import distances, predicted_vs_reached, training
+from kltarget.plot._sweep_figures import frontier, phase
+from kltarget.plot._target_figure import target
+from kltarget.plot._tree_figure import tree
+from kltarget.plot._verification_figures import (
+    distances,
+    predicted_vs_reached,
+    training,
+    verification,
+)
 
 __all__ = [
     "DARK",
@@ -31,6 +36,7 @@ __all__ = [
     "answers",
     "beta_path",
     "density",
+    "diagnosis",
     "distances",
     "forgetting",
     "frontier",
@@ -41,4 +47,5 @@ __all__ = [
     "target",
     "training",
     "tree",
+    "verification",
 ]

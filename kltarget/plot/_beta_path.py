@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from kltarget.diagnosis import Diagnosis
     from kltarget.objectives import Objective
-    from kltarget.rollouts import Diagnosis
     from kltarget.targets import Target
     from kltarget.tasks import Task
 
@@ -91,7 +91,7 @@ def beta_path(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['25', '75', 'all others', 'flip: both level']
     """
-    from kltarget.rollouts import Diagnosis
+    from kltarget.diagnosis import Diagnosis
 
     if isinstance(data, Diagnosis):
         return _of_diagnosis(data, top, ax, style)

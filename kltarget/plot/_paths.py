@@ -18,7 +18,7 @@ from kltarget.tasks import Task
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kltarget.rollouts import Featured
+    from kltarget.diagnosis import Featured
 
 # As many probabilities are held at once when a task is solved for many β.
 _MOST_AT_ONCE = 5_000_000

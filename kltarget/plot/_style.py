@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._text import short
+from kltarget._core.words import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

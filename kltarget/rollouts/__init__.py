@@ -49,18 +49,12 @@ run does not have::
         print(json.dumps(row))
 """
 
-from kltarget.rollouts._diagnose import diagnose
-from kltarget.rollouts._diagnosis import Diagnosis, Featured, Statement
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import FORMAT_NAMES
 
 __all__ = [
     "FORMAT_NAMES",
-    "Diagnosis",
-    "Featured",
     "RolloutError",
-    "Statement",
-    "diagnose",
     "read_rollouts",
 ]

@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from kltarget._raw_table import shown
-from kltarget.rollouts._files import Row
+from kltarget.rollouts._log_files import Row
 from kltarget.rollouts._rollout import (
     NAN,
     BadRow,
@@ -28,6 +27,7 @@ from kltarget.rollouts._rollout import (
     split_chat,
     total,
 )
+from kltarget.tasks._raw_table import shown
 
 Reader = Callable[[Row], Rollout]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget.rollouts import _groups
+from kltarget.rollouts import _prompt_groups
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout
 
 if TYPE_CHECKING:
@@ -112,18 +112,18 @@ class Columns:
         source, prompt, position = map(np.asarray, (self.source, self.prompt, self.position))
         step = np.asarray(self.step)
         if num_generations is not None:
-            groups = _groups.blocks(position, source, step, num_generations)
-            _groups.check_blocks(groups, prompt, num_generations, whole)
+            groups = _prompt_groups.blocks(position, source, step, num_generations)
+            _prompt_groups.check_blocks(groups, prompt, num_generations, whole)
             return groups, f"groups are blocks of {num_generations} rows, as given"
         if grouping == "blocks":
             advantage = np.asarray(self.numbers["advantage"])
-            size, confirmed = _groups.guess_size(position, source, step, prompt, advantage)
+            size, confirmed = _prompt_groups.guess_size(position, source, step, prompt, advantage)
             if size > 1:
                 why = "and advantages that sum to zero" if confirmed else "alone"
-                return _groups.blocks(position, source, step, size), (
+                return _prompt_groups.blocks(position, source, step, size), (
                     f"num_generations={size} is a guess from runs of equal prompts {why}"
                 )
-        return _groups.by_prompt(step, prompt), (
+        return _prompt_groups.by_prompt(step, prompt), (
             "groups are a guess: all completions of one prompt at one step"
         )
 
@@ -134,7 +134,7 @@ class Columns:
         numbers = {name: np.array(values) for name, values in self.numbers.items()}
         columns: dict[str, Any] = {
             "prompt_id": np.array(self.prompt),
-            "sample_id": _groups.index_in_group(group_id),
+            "sample_id": _prompt_groups.index_in_group(group_id),
             "step": pd.arrays.IntegerArray(step, step == _NO_STEP),
             "prompt": _categorical(self.prompt, self.prompts),
             "completion": self.completion.series(),

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kltarget._text import counted
+from kltarget._core.words import counted
 from kltarget.rollouts._answers import Rule, answer_rule
-from kltarget.rollouts._files import Reading, rows_of
 from kltarget.rollouts._formats import Format
 from kltarget.rollouts._frame import Columns
+from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from kltarget._raw_table import as_number, as_reward
+from kltarget.tasks._raw_table import as_number, as_reward
 
 NAN = math.nan
 

@@ -13,24 +13,17 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._numerics import as_float, log_sum_exp, widest, working_dtype
-from kltarget.objectives import (
-    _at,
-    _common_dtype,
-    _first,
-    _named,
-    _raise_first,
-    _traced,
+from kltarget._core.checks import (
+    at_index,
+    common_dtype,
+    first_index,
+    float_argument,
     mass_tolerance,
+    raise_first,
+    traced,
 )
-from kltarget.spaces._small_matrices import (
-    cholesky,
-    diagonal,
-    inverse_lower,
-    product,
-    times,
-    transposed,
-)
+from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
+from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
 
 __all__ = ["GaussianMixture"]
 
@@ -106,8 +99,8 @@ class GaussianMixture:
         spread_name = "covariances" if cholesky is None else "cholesky"
         spread = covariances if cholesky is None else cholesky
         given = {"log_weights": log_weights, "means": means, spread_name: spread}
-        arrays = {name: _named(x, name) for name, x in given.items()}
-        dtype = _common_dtype(given.values(), arrays.values())
+        arrays = {name: float_argument(x, name) for name, x in given.items()}
+        dtype = common_dtype(given.values(), arrays.values())
         weights, centers, spread = (x.astype(dtype) for x in arrays.values())
         kind = "full" if cholesky is not None else covariance_type
         _require_shapes(weights, centers, spread, spread_name, kind)
@@ -121,7 +114,7 @@ class GaussianMixture:
                 f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} "
                 f"and {spread_name} {factors.shape[:-3]} do not broadcast"
             ) from None
-        if not _traced(weights, centers, factors):
+        if not traced(weights, centers, factors):
             self._check_values(spread_name)
 
     @property
@@ -209,13 +202,13 @@ class GaussianMixture:
 
     def _log_joint(self, x: ArrayLike) -> Array:
         """``log w_k N(x; μ_k, Σ_k)``, shape ``[..., K]``, in the working dtype."""
-        points = _named(x, "x")
+        points = float_argument(x, "x")
         if points.ndim == 0 or points.shape[-1] != self.dim:
             raise ValueError(
                 f"x has shape {points.shape}, but the mixture has {self.dim} dimensions: its last "
                 "axis must have that size"
             )
-        return _log_joint(self, points.astype(working_dtype(self._dtype(points))))
+        return log_joint(self, points.astype(working_dtype(self._dtype(points))))
 
     def _dtype(self, x: ArrayLike) -> Any:
         return widest(as_float(x).dtype, self.means.dtype)
@@ -234,12 +227,12 @@ class GaussianMixture:
         total = np.exp(np.asarray(self.log_weights, np.float64)).sum(-1)
         off = ~(np.abs(total - 1) <= mass_tolerance(self.log_weights.dtype))
         if off.any():
-            at = _first(off)
+            at = first_index(off)
             raise ValueError(
-                f"log_weights is not normalised: the weights sum to {total[at]:.10g}{_at(at)}, "
-                "not 1; pass kltarget.normalize(log_weights)"
+                f"log_weights is not normalised: the weights sum to {total[at]:.10g}"
+                f"{at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
             )
-        _raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
+        raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
         factors = np.asarray(self.cholesky, np.float64)
         scales = np.diagonal(factors, axis1=-2, axis2=-1)
         bad = ~((scales > 0).all(-1) & np.isfinite(factors).all((-1, -2)))
@@ -248,12 +241,12 @@ class GaussianMixture:
                 "have positive diagonals" if spread_name == "cholesky" else "be positive definite"
             )
             raise ValueError(
-                f"{spread_name} must {what}, but that{_at(_first(bad))} is not so; a component "
-                "without extent in some direction has no density: add a small variance"
+                f"{spread_name} must {what}, but that{at_index(first_index(bad))} is not so; "
+                "a component without extent in some direction has no density: add a small variance"
             )
         if np.triu(factors, 1).any():
-            at = _first(np.triu(factors, 1).any((-1, -2)))
-            raise ValueError(f"cholesky must be lower triangular, but that{_at(at)} is not")
+            at = first_index(np.triu(factors, 1).any((-1, -2)))
+            raise ValueError(f"cholesky must be lower triangular, but that{at_index(at)} is not")
 
 
 def _flatten(mixture: GaussianMixture) -> tuple[tuple[Array, ...], None]:
@@ -283,7 +276,7 @@ def unchecked(log_weights: Array, means: Array, factors: Array) -> GaussianMixtu
 
 
 @jax.jit
-def _log_joint(mixture: GaussianMixture, x: Array) -> Array:
+def log_joint(mixture: GaussianMixture, x: Array) -> Array:
     weights, means, factors = (y.astype(x.dtype) for y in mixture._broadcast())
     size, count = mixture.dim, mixture.num_components
     lead = jnp.broadcast_shapes(x.shape[:-1], mixture.batch_shape)

@@ -7,7 +7,7 @@ where it collapses. `save` and `load` keep the results.
 """
 
 from kltarget.sweeps._boundaries import phase_boundaries
-from kltarget.sweeps._files import load, save
+from kltarget.sweeps._saved_sweeps import load, save
 from kltarget.sweeps._sweep import sweep
 
 __all__ = ["load", "phase_boundaries", "save", "sweep"]

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget._numerics import double_precision
+from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
 from kltarget.modes import collapse_beta, flip_beta
-from kltarget.objectives import Objective
-from kltarget.rewards import mara
-from kltarget.sweeps._grid import grid_of
-from kltarget.sweeps._problem import Problem, problem_of
+from kltarget.objectives import Objective, mara
+from kltarget.sweeps._settings import grid_of
+from kltarget.sweeps._swept_problem import Problem, problem_of
 from kltarget.tasks import Task
 
 if TYPE_CHECKING:

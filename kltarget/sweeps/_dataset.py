@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.versions import installed_version
+
 if TYPE_CHECKING:
     import xarray
 
-    from kltarget.sweeps._grid import Grid
+    from kltarget.sweeps._settings import Grid
 
 _COORDINATES = {
     "divergence": ("regulariser D(π, π_ref)", ""),
@@ -45,17 +45,9 @@ _VARIABLES = {
     "forward_kl_to_target": ("KL(π*‖π) of the fine-tuned policy π", "nats"),
     "tuned_expected_reward": ("expected reward of the fine-tuned policy", "reward"),
     "tuned_effective_modes": ("effective number of modes of the fine-tuned policy", "1"),
-    "training_status": ("kltarget.RunStatus of the fine-tuning", "1"),
+    "training_status": ("kltarget.training.RunStatus of the fine-tuning", "1"),
 }
 _OWN_AXIS = {"mode_mass": "mode", "pass_at_k": "k", "log_probs": "outcome"}
-
-
-def installed_version() -> str:
-    """The version of this package, `"unknown"` in a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("kltarget")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def frame(grid: Grid) -> dict[str, Any]:
@@ -120,11 +112,3 @@ def dataset(
             if units:
                 data[name].attrs["units"] = units
     return data
-
-
-def size_in_words(grid: Grid) -> str:
-    """How many of what: `"2 divergences × 40 reward scales × 50 betas"`."""
-    counts = {"divergence": len(grid.divergences) if grid.several_divergences else 1}
-    counts |= {name: x.size for name, x in grid.settings.items() if x.ndim}
-    parts = [f"{n} {name.replace('_', ' ')}s" for name, n in counts.items() if n > 1]
-    return " × ".join(parts) or f"{math.prod(counts.values())} point"

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kltarget.divergences import Divergence, ReverseKL, kl
-from kltarget.modes import _mode_log_mass, effective_modes, entropy, pass_at_k
-from kltarget.objectives import Objective, normalize
-from kltarget.rewards import mara
+from kltarget.modes import effective_modes, entropy, pass_at_k
+from kltarget.modes._measures import log_mass_of_blocks
+from kltarget.objectives import Objective, mara, normalize
 from kltarget.targets import solve
 
 
@@ -76,7 +76,7 @@ def measure(
     possible = log_probs > -jnp.inf
     gain = jnp.broadcast_to(reward, log_probs.shape)
     gain = jnp.exp(log_probs) * jnp.where(possible, gain, jnp.zeros_like(gain))
-    log_mass = _mode_log_mass(log_probs, blocks)
+    log_mass = log_mass_of_blocks(log_probs, blocks)
     mass = jnp.exp(log_mass)
     right = jnp.broadcast_to(mass.sum(-1, keepdims=True), (mass.shape[0], k.size))
     found = {
@@ -114,5 +114,5 @@ def distances(
         "reverse_kl_to_target": kl(log_policy, log_target),
         "forward_kl_to_target": kl(log_target, log_policy),
         "tuned_expected_reward": (probs * jnp.where(probs > 0, gain, jnp.zeros_like(gain))).sum(-1),
-        "tuned_effective_modes": effective_modes(_mode_log_mass(log_policy, blocks)),
+        "tuned_effective_modes": effective_modes(log_mass_of_blocks(log_policy, blocks)),
     }

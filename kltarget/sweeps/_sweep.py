@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget._numerics import double_precision
+from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
-from kltarget.modes import _blocks
+from kltarget.modes._labels import mode_blocks
 from kltarget.objectives import Objective
 from kltarget.sweeps._dataset import dataset, frame
-from kltarget.sweeps._grid import Grid, grid_of
 from kltarget.sweeps._parts import Arrays, Parts, joined
-from kltarget.sweeps._problem import problem_of
 from kltarget.sweeps._program import measure
+from kltarget.sweeps._settings import Grid, grid_of
+from kltarget.sweeps._swept_problem import problem_of
 from kltarget.tasks import Task
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
     """A function from the number of a divergence and some rows to what is measured of them."""
     problem = grid.problem
     constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
-    blocks = tuple(map(jnp.asarray, _blocks(problem.modes)))
+    blocks = tuple(map(jnp.asarray, mode_blocks(problem.modes)))
     k = jnp.asarray(grid.k, jnp.float64)
     used = grid.ingredients
 

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kltarget._comparison import normalised
-from kltarget._numerics import double_precision
+from kltarget._core.distances import normalised
+from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
-from kltarget.modes import _blocks
-from kltarget.sweeps._grid import Grid
-from kltarget.sweeps._problem import Problem
+from kltarget.modes._labels import mode_blocks
+from kltarget.policies import TabularPolicy
+from kltarget.recipes import Recipe
 from kltarget.sweeps._program import distances, targets
-from kltarget.training import Recipe, TabularPolicy, fine_tune
+from kltarget.sweeps._settings import Grid
+from kltarget.sweeps._swept_problem import Problem
+from kltarget.training import fine_tune
 
 Arrays = dict[str, np.ndarray]
 
@@ -118,7 +120,7 @@ class Tuning:
                 jnp.asarray(reached),
                 jnp.asarray(np.broadcast_to(aimed, reached.shape)),
                 constants[0],
-                tuple(map(jnp.asarray, _blocks(problem.modes))),
+                tuple(map(jnp.asarray, mode_blocks(problem.modes))),
             )
             arrays = {name: np.asarray(x) for name, x in measured.items()}
         return arrays | {"training_status": np.concatenate(status)}

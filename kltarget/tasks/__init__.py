@@ -21,28 +21,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kltarget.tasks._forgetting import Forgetting, forgetting
-from kltarget.tasks._sequences import (
+from kltarget.tasks._sequence_tasks import (
     SEQUENCE_TASKS,
     SequenceTask,
     load_sequence_task,
-    train_reference,
     word_counts,
 )
+from kltarget.tasks._tables import Table, TableError, read_table
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
-    "Forgetting",
     "Labels",
     "Listing",
+    "Table",
+    "TableError",
     "Task",
-    "forgetting",
     "listing",
     "load",
     "names",
     "one_mode_each",
+    "read_table",
     "right_outcomes",
-    "train_reference",
 ]
 
 # The hard keywords of Python 3.11, lower-cased; `keyword.kwlist` differs between versions.

@@ -33,7 +33,7 @@ class Task:
             `kltarget.effective_modes` and its like leave out.
         space: The sequences, in the order of the outcomes, if outcomes are sequences of tokens.
         alphabet: The tokens' characters: one string, or a tuple of one string per position.
-        policy: The model, in the sense of `kltarget.training.Policy`, whose probabilities `log_ref`
+        policy: The model, in the sense of `kltarget.policies.Policy`, whose probabilities `log_ref`
             are.
         params: Its trained parameters, float32; `kltarget.training.fine_tune(task.policy,
             task.params, task.reward, …)` starts from the reference. In that precision the policy's

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from kltarget.training._recipe import Recipe
+from kltarget.recipes import Recipe
 
 _MOST_GROUPS = 200_000
 

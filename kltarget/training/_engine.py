@@ -22,11 +22,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from kltarget._numerics import widest, working_dtype
+from kltarget._core.numerics import widest, working_dtype
 from kltarget.divergences import Divergence, kl
 from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, reference
+from kltarget.training._runs import RunStatus
 from kltarget.training.estimators import slope
-from kltarget.training.runs import RunStatus
 
 _AT_ONCE = 2**20
 """Outcomes of all runs together whose activations a device holds at a time."""

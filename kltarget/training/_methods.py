@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kltarget.recipes import Recipe
 from kltarget.training import estimators
 from kltarget.training._advantages import shaped
 from kltarget.training._engine import Program
 from kltarget.training._outcomes import Points
-from kltarget.training.recipes import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kltarget._numerics import as_float
-from kltarget.spaces import Box
-from kltarget.spaces._tree import SequenceSpace, counted
+from kltarget._core.numerics import as_float
+from kltarget.spaces import Box, SequenceSpace
+from kltarget.spaces._sequences import counted
 
 Space = SequenceSpace | Box
 
@@ -39,7 +39,9 @@ def sequence_space(policy: Any) -> SequenceSpace:
 def _require(policy: Any, names: tuple[str, ...]) -> None:
     for name in names:
         if not hasattr(policy, name):
-            raise TypeError(f"policy must be a kltarget.Policy, but {policy!r} has no {name}")
+            raise TypeError(
+                f"policy must be a kltarget.policies.Policy, but {policy!r} has no {name}"
+            )
     try:
         hash(policy)
     except TypeError:

@@ -13,10 +13,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._numerics import as_float
+from kltarget._core.numerics import as_float
 from kltarget.divergences import Divergence
+from kltarget.recipes import Recipe
 from kltarget.training._advantages import in_expectation, of_samples, shaped
-from kltarget.training.recipes import Recipe
 
 __all__ = ["absolute", "k1", "k2", "k3", "pseudo_reward", "surrogate", "weighted_k3"]
 
@@ -180,7 +180,8 @@ def surrogate(
         The exact gradient of the expected reward, at a policy over three sequences of one token:
 
         >>> import jax, jax.numpy as jnp
-        >>> from kltarget.training import Recipe, estimators
+        >>> from kltarget.recipes import Recipe
+        >>> from kltarget.training import estimators
         >>> reward = jnp.array([1.0, 0.0, 0.0])
         >>> def ascent(logits):
         ...     log_probs = jax.nn.log_softmax(logits)

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from kltarget._comparison import effective, kl, mode_masses, normalised, total_variation
+from kltarget._core.distances import effective, kl, mode_masses, normalised, total_variation
 from kltarget.divergences import ForwardKL
-from kltarget.training import Recipe, Run, RunStatus, TabularPolicy
-from kltarget.verification._measures import followable, own_target
-from kltarget.verification._problem import Problem
+from kltarget.policies import TabularPolicy
+from kltarget.recipes import Recipe
+from kltarget.training import Run, RunStatus
+from kltarget.verification._exact_targets import followable, own_target
 from kltarget.verification._report import Check, VerifiedRun
+from kltarget.verification._verified_problem import Problem
 
 _MOST_MODES = 20
 _ALLOWED_ERRORS = 3.0

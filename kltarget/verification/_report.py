@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._comparison import TARGETS
-from kltarget._text import aligned, plain, wrapped
+from kltarget._core.distances import TARGETS
+from kltarget._core.words import aligned, plain, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 __all__ = ["Check", "Report", "VerifiedRun"]
 
@@ -278,12 +277,6 @@ class Report:
         """Writes :meth:`to_json` to a file."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(self.to_json())
-
-    def plot(self) -> Figure:
-        """Three panels: modes predicted and reached, targets told apart, rewards on their way."""
-        from kltarget.plot._verification import overview
-
-        return overview(self)
 
 
 def _others(run: VerifiedRun) -> list[float]:

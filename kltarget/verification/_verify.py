@@ -13,12 +13,15 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from kltarget.spaces._tree import SequenceSpace, counted
-from kltarget.training import Policy, Recipe, TabularPolicy, fine_tune
+from kltarget.policies import Policy, TabularPolicy
+from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
+from kltarget.spaces._sequences import counted
+from kltarget.training import fine_tune
+from kltarget.verification._exact_targets import exact_targets
 from kltarget.verification._judge import Judge, described
-from kltarget.verification._measures import exact_targets
-from kltarget.verification._problem import Problem, problem_of
 from kltarget.verification._report import Report, VerifiedRun
+from kltarget.verification._verified_problem import Problem, problem_of
 
 __all__ = ["ALL_RECIPES", "RECIPES", "verify"]
 

@@ -1,0 +1,1 @@
+"""Numbers, checks of arguments, status bits, words and files: no noun of the field."""

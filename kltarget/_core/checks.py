@@ -1,0 +1,83 @@
+"""Checks of arguments, and the errors that name the argument, the shapes and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from kltarget._core.numerics import as_float, widest
+
+
+def traced(*arrays: Any) -> bool:
+    """Whether any of the arrays has no concrete values."""
+    return any(isinstance(x, Tracer) for x in arrays)
+
+
+def float_argument(x: object, name: str) -> Array:
+    """An argument as an array of floats, or an error that names it."""
+    try:
+        return as_float(x)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:
+    """The widest float type among the array arguments; Python numbers follow it."""
+    typed = [
+        x.dtype
+        for raw, x in zip(given, arrays, strict=True)
+        if not isinstance(raw, (int, float, list, tuple)) or isinstance(raw, np.generic)
+    ]
+    return widest(*typed) if typed else jnp.result_type(float)
+
+
+def require_outcomes(x: Array, name: str) -> None:
+    """An error if an argument has no last axis of outcomes."""
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} needs a last axis of at least one outcome, got shape {x.shape}")
+
+
+def mass_tolerance(dtype: Any) -> float:
+    """How far a row of reference masses may be from 1: rounding of its logarithms, generously."""
+    return float(8 * jnp.finfo(dtype).eps ** 0.5)
+
+
+def first_index(bad: Any) -> tuple[int, ...]:
+    """Where the first fault is."""
+    return tuple(int(i) for i in np.argwhere(bad)[0])
+
+
+def at_index(index: tuple[int, ...]) -> str:
+    """The place of a fault in words; nothing for a scalar."""
+    if not index:
+        return ""
+    return f" at index {index[0] if len(index) == 1 else index}"
+
+
+def raise_first(name: str, x: Array | None, bad: Any, rule: str) -> None:
+    """An error that names the argument and the first place where it breaks the rule."""
+    bad = np.asarray(bad)
+    if bad.any():
+        at = first_index(bad)
+        got = "" if x is None else f", got {np.asarray(x)[at]}"
+        raise ValueError(f"{name} {rule}{got}{at_index(at)}")
+
+
+def positive(name: str, value: int | None, least: int = 1) -> int | None:
+    """``value``, or an error that names it if it is neither None nor large enough."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and (not whole or value < least):
+        raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+    return value
+
+
+def typed_key(key: Any) -> Array:
+    """Random keys in the new style, whichever was given."""
+    key = jnp.asarray(key)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

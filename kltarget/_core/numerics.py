@@ -1,0 +1,178 @@
+"""Log-space helpers shared by the closed forms."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """64-bit floats inside a ``with`` block, whatever the user's setting, which is kept."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+    return enable_x64(True)
+
+
+def expm1_ratio(x: Array) -> Array:
+    """``(exp(x) − 1)/x``, equal to 1 at 0 and smooth through it."""
+    small = jnp.abs(x) < 1e-2
+    y = jnp.where(small, jnp.ones_like(x), x)
+    series = 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
+    return jnp.where(small, series, jnp.expm1(y) / y)
+
+
+def log1p_ratio(x: Array) -> Array:
+    """``log(1 + x)/x``, equal to 1 at 0 and smooth through it; NaN below −1."""
+    small = jnp.abs(x) < 1e-2
+    y = jnp.where(small, jnp.ones_like(x), x)
+    z = jnp.where(small, x, jnp.zeros_like(x))
+    series = jnp.zeros_like(x)
+    for k in range(9, 0, -1):
+        series = 1 / k - z * series
+    return jnp.where(small, series, jnp.log1p(y) / y)
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum of two floats and its rounding error, so that ``a + b = s + e`` exactly.
+
+    The error is reported as 0 where the sum is not finite.
+    """
+    s = a + b
+    t = s - a
+    e = (a - (s - t)) + (b - t)
+    return s, jnp.where(jnp.isfinite(s), e, jnp.zeros_like(e))
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    """Halves of ``x`` with so few bits each that their products are exact."""
+    kept, integer = (12, jnp.uint32) if x.dtype == jnp.float32 else (27, jnp.uint64)
+    mask = jnp.array((1 << x.dtype.itemsize * 8) - (1 << kept), integer)
+    high = lax.bitcast_convert_type(lax.bitcast_convert_type(x, integer) & mask, x.dtype)
+    return high, x - high
+
+
+def divide_exactly(a: Array, a_low: Array, b: Array) -> tuple[Array, Array]:
+    """The quotient ``(a + a_low)/b`` as a rounded float and a correction to it.
+
+    The remainder ``a − q·b`` is formed without error from split products, which gives the quotient
+    about twice the precision of its type. ``a_low`` must be small against ``a``.
+    """
+    q = a / b
+    qh, ql = _split(q)
+    bh, bl = _split(b)
+    remainder = ((a - qh * bh) - qh * bl - ql * bh) - ql * bl
+    low = (remainder + a_low) / b
+    return q, jnp.where(jnp.isfinite(low) & jnp.isfinite(q), low, jnp.zeros_like(low))
+
+
+def paired_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Sums of two arrays over the last axis, keeping it, in one pass over memory.
+
+    XLA fuses and vectorises one elementwise result per loop, and its variadic reductions run
+    several times slower and accumulate one by one. A complex number is one result with two parts,
+    and XLA sums it in blocks.
+    """
+    total = lax.complex(a, b).sum(-1, keepdims=True)
+    return total.real, total.imag
+
+
+def safe_exp_product(x: Array, log_weight: Array) -> Array:
+    """``exp(log_weight)·x`` with 0 where the weight is 0, whatever ``x`` is."""
+    present = log_weight > -jnp.inf
+    x = jnp.where(present, x, jnp.zeros_like(x))
+    return jnp.where(present, jnp.exp(log_weight) * x, jnp.zeros_like(x))
+
+
+def lambert(s: Array, steps: int) -> Array:
+    """``W(e^s)``, the ``w`` with ``w + log w = s``; 0 where it underflows.
+
+    Its relative error is 1e-4 without steps and rounding after one.
+    """
+    deep = s < -40  # W(x) is x to the last bit there
+    given, s = s, jnp.where(deep, -40.0, s)
+    low = s < 1
+    x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
+    high = jnp.where(low, jnp.ones_like(s), s)
+    log_high = jnp.log(high)
+    near = jnp.minimum(high, 1e15)
+    # Rational functions of x, and of s and log s in s − log s + c·log s/s, fitted to W.
+    top = jnp.where(
+        low,
+        x * (1 + x * (1.092215 + 0.046390 * x)),
+        log_high * (0.324949 + 0.011409 * log_high + near),
+    )
+    bottom = jnp.where(
+        low,
+        1 + x * (2.087803 + 0.682606 * x),
+        near * (1.645665 - 0.599784 * log_high + near),
+    )
+    w = jnp.where(low, jnp.zeros_like(s), high - log_high) + top / bottom
+    for _ in range(steps):
+        # Fritsch, Shafer and Crowley's step, of fourth order.
+        z = s - w - jnp.log(w)
+        a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
+        w = w * (1 + z / (1 + w) * (1 + z / (a - 2 * z)))
+    return jnp.where(deep, jnp.exp(given), w)
+
+
+def log_lambert(s: Array) -> Array:
+    """``log W(e^s)``, the ``x`` with ``e^x + x = s``."""
+    near = (s > -20.0) & (s < jnp.inf)
+    w = lambert(jnp.where(near, s, jnp.zeros_like(s)), 1)
+    # log w loses digits around w = 1, s − w around large w
+    log_w = jnp.where(w < 0.5, jnp.where(near, s, jnp.zeros_like(s)) - w, jnp.log(w))
+    return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
+
+
+def log_sum_exp(x: Array) -> Array:
+    """Over the last axis, which stays; -inf, with derivatives of 0, where there is nothing."""
+    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    none = jnp.isneginf(top)
+    shifted = x - jnp.where(none, jnp.zeros_like(top), top)
+    total = jnp.exp(shifted).sum(-1, keepdims=True)
+    log_total = jnp.log(jnp.where(none, jnp.ones_like(total), total))
+    return jnp.where(none, top, top + log_total)
+
+
+def working_dtype(dtype: Any) -> Any:
+    """The type to compute in: 16-bit inputs are computed in float32."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widest(*dtypes: Any) -> Any:
+    """The float type that holds all of ``dtypes``, whatever promotion the user has configured."""
+    result = jnp.dtype(dtypes[0])
+    for dtype in map(jnp.dtype, dtypes[1:]):
+        bits, most = jnp.finfo(dtype).bits, jnp.finfo(result).bits
+        if bits == most and dtype != result:  # float16 and bfloat16
+            result = jnp.dtype(jnp.float32)
+        elif bits > most:
+            result = dtype
+    return result
+
+
+def as_float(x: object) -> Float[Array, "..."]:
+    """A JAX array of floating type: integers and booleans become the default float."""
+    text = (str, bytes)
+    if isinstance(x, text) or (
+        isinstance(x, (list, tuple)) and any(isinstance(i, text) for i in x)
+    ):
+        raise TypeError(f"expected real numbers, got {x!r}")
+    array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jax.dtypes.float0:
+        raise TypeError(f"expected real numbers, got dtype {array.dtype}")
+    return array.astype(jnp.result_type(float))
+
+
+def select(condition: Array, x: Array, y: Array | float) -> Array:
+    """``where`` that keeps the shape and dtype of ``x``, whatever promotion the user has set."""
+    return jnp.where(condition, x, jnp.broadcast_to(jnp.asarray(y, x.dtype), x.shape))

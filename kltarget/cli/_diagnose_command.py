@@ -1,0 +1,277 @@
+"""The sub-command `kltarget diagnose`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+from kltarget.cli._arguments import (
+    InputError,
+    check_drawable,
+    check_outputs,
+    file_kind,
+    option,
+    real,
+    say,
+    whole,
+    without_device_warnings,
+    write,
+)
+from kltarget.recipes import Recipe, recipe
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser of the command."""
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="what a run's logged rollouts say of its KL regulariser",
+        description="Read the rollouts that a trainer logged and say what its regulariser aims at, "
+        "where right answers change places, and how far the run got. Says no more than the log "
+        "holds: rewards alone, with the reference's log-probabilities, or with the policy's too.",
+        epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
+        "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
+        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
+        allow_abbrev=False,
+    )
+    diagnose.add_argument(
+        "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
+    )
+    diagnose.add_argument(
+        "--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)"
+    )
+    diagnose.add_argument(
+        "--recipe",
+        type=option(recipe_fields),
+        metavar="place=…,…",
+        help="what the trainer does, or where it differs from the preset: "
+        "place=loss,estimator=k3,baseline=mean,normalise=group-std",
+    )
+    diagnose.add_argument(
+        "--beta",
+        type=option(_coefficient),
+        metavar="β",
+        help="the trainer's coefficient, 0 or more",
+    )
+    diagnose.add_argument(
+        "--answer",
+        default="text",
+        metavar="RULE",
+        help="what tells answers apart: text (default), number, boxed, answer, or regex:…",
+    )
+    diagnose.add_argument(
+        "--threshold",
+        type=option(real),
+        metavar="τ",
+        help="right: reward τ or more (default: best)",
+    )
+    diagnose.add_argument(
+        "--reference-from-first-step",
+        action="store_true",
+        help="take the first logged step as a sample of the reference",
+    )
+    diagnose.add_argument(
+        "--max-prompts",
+        type=option(whole),
+        default=200,
+        metavar="N",
+        help="how many prompts get targets (default: 200)",
+    )
+    reading = diagnose.add_argument_group("reading")
+    reading.add_argument(
+        "--group-size", type=option(whole), metavar="G", help="rollouts of a group"
+    )
+    reading.add_argument(
+        "--format",
+        default="auto",
+        metavar="NAME",
+        help="what wrote the files, such as trl, verl or generic (default: told by their columns)",
+    )
+    reading.add_argument(
+        "--columns",
+        type=option(_columns),
+        metavar="a=b,…",
+        help="files of your own: completion=response,reward=score",
+    )
+    reading.add_argument("--skip-bad", action="store_true", help="skip rows that cannot be read")
+    output = diagnose.add_argument_group("output")
+    output.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
+    output.add_argument(
+        "--html", type=pathlib.Path, metavar="OUT.html", help="write one page with the figure in it"
+    )
+    output.add_argument("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the figure")
+    output.add_argument(
+        "--watch",
+        type=option(_seconds),
+        metavar="SECONDS",
+        help="look again so often and print anew when files have changed; Ctrl-C ends",
+    )
+    diagnose.set_defaults(run=run_diagnose)
+
+
+def recipe_fields(text: str) -> dict[str, Any]:
+    """Fields of a recipe, ``place=loss,estimator=k3``."""
+    fields: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (x.strip() for x in part.partition("="))
+        if not equals or name not in _FIELDS:
+            raise ValueError(f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value")
+        default = _FIELDS[name].default
+        if value in ("none", "None") and default is None:
+            fields[name] = None
+        elif name in ("ddof", "group_size", "updates_per_batch"):
+            fields[name] = whole(value) if value != "0" else 0
+        elif isinstance(default, str) or name == "kl_length":
+            fields[name] = value
+        else:
+            fields[name] = real(value)
+    Recipe(**fields)  # says what is wrong with them
+    return fields
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | None]:
+    """What the trainer does, by name, by fields or both; its β if it was given, and its name."""
+    fields, name = dict(arguments.recipe or {}), arguments.trainer
+    if name is None and not fields:
+        raise InputError("say what the trainer does: --trainer trl-grpo==1.9.2, or --recipe")
+    beta = fields.pop("beta", None) if arguments.beta is None else arguments.beta
+    if name is None:
+        return Recipe(**fields), beta, None
+    changed = ", ".join(f"{field}={value}" for field, value in fields.items())
+    used = recipe(name, beta=beta, **fields)
+    return used, beta, f"{name} with {changed}" if changed else name
+
+
+def _coefficient(text: str) -> float:
+    value = real(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{text!r} is not a finite number of 0 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = real(text)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ValueError(f"{name + equals + value!r} is not of the form name=column")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> int:
+    """Runs the sub-command; with ``--watch`` it looks at the files at most ``rounds`` times."""
+    outputs = [x for x in (arguments.json, arguments.html, arguments.plot) if x is not None]
+    check_outputs(outputs, arguments.paths, what="a file of rollouts")
+    if arguments.plot is not None:
+        check_drawable(arguments.plot)
+    if arguments.watch is None:
+        _once(arguments)
+        return 0
+    seen, done = None, 0
+    try:
+        while done < rounds:
+            if done:
+                time.sleep(arguments.watch)
+            done += 1
+            state = _state(arguments.paths)
+            if state == seen:
+                continue
+            seen = state
+            try:
+                _once(arguments, again=done > 1)
+            except InputError as error:
+                # A run that has just begun has written nothing yet, or half a file.
+                say([f"waiting: {error}"])
+    except KeyboardInterrupt:
+        say(["", "stopped"])
+    return 0
+
+
+# Names of Python arguments in messages, and the options that set them.
+_OPTIONS = (
+    (r"num_generations=(\d+)", r"--group-size \1"),
+    (r"format='([\w-]+)'", r"--format \1"),
+    (r"give the format\b", "give --format"),
+    (r"format '([\w-]+)' is", r"--format \1 is"),
+    (r"answer='(.*)' is", r"--answer \1 is"),
+    (r"columns=\{.*\}", "--columns prompt=…,completion=…,reward=…"),
+    (r"^columns(:| are)", r"--columns\1"),
+    (r"beta is needed: .*", "beta is needed: --beta 0.04, for instance"),
+)
+
+
+def _as_options(text: str) -> str:
+    for name, option_text in _OPTIONS:
+        text = re.sub(name, option_text, text)
+    return text
+
+
+def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of all files."""
+    found = []
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                status = file.stat()
+                found.append((str(file), status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _once(arguments: argparse.Namespace, again: bool = False) -> None:
+    from kltarget import pages, plot
+    from kltarget.diagnosis import diagnose
+    from kltarget.rollouts import RolloutError, read_rollouts
+
+    try:
+        used, beta, name = _recipe(arguments)
+        frame = read_rollouts(
+            arguments.paths,
+            format=arguments.format,
+            columns=arguments.columns,
+            answer=arguments.answer,
+            num_generations=arguments.group_size,
+            skip_bad=arguments.skip_bad,
+            progress=sys.stderr.isatty(),
+        )
+        with without_device_warnings():
+            found = diagnose(
+                frame,
+                used,
+                beta=beta,
+                name=name,
+                reference="first-step" if arguments.reference_from_first_step else None,
+                threshold=arguments.threshold,
+                max_prompts=arguments.max_prompts,
+            )
+    except (RolloutError, ValueError, ImportError, KeyError, OSError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise InputError(_as_options(str(text))) from None
+    say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
+    wrote = []
+    if arguments.json is not None:
+        write(arguments.json, lambda file: file.write(found.to_json()))
+        wrote.append(arguments.json)
+    if arguments.html is not None:
+        page = pages.diagnosis(found)
+        write(arguments.html, lambda file: file.write(page))
+        wrote.append(arguments.html)
+    if arguments.plot is not None:
+        figure: Any = plot.diagnosis(found)
+        kind = file_kind(arguments.plot)
+        write(arguments.plot, lambda file: figure.savefig(file, format=kind), binary=True)
+        wrote.append(arguments.plot)
+    if wrote:
+        say(["", *(f"wrote {path}" for path in wrote)])

@@ -1,0 +1,53 @@
+"""The sub-command `kltarget explore`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+from kltarget.cli._arguments import InputError, beta_list, check_outputs, option, say, write
+from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
+from kltarget.pages._explorer_setup import DIVERGENCES
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser of the command."""
+    explore = commands.add_parser(
+        "explore",
+        help="a page with sliders that shows the target live",
+        description="Write one self-contained page that solves and draws the target as β, reward "
+        "scale, reference odds, MARA threshold and divergence are moved: it needs no server and no "
+        "network. In a notebook, kltarget.explore does the same.",
+        epilog="examples: kltarget explore bimodal --html bimodal.html; "
+        "kltarget explore answers.csv --divergence forward-kl --beta 0.05 --html answers.html",
+        allow_abbrev=False,
+    )
+    add_problem(explore)
+    explore.add_argument(
+        "--html", type=pathlib.Path, required=True, metavar="OUT.html", help="the page to write"
+    )
+    explore.add_argument(
+        "--beta", type=option(beta_list), metavar="β", help="where the slider of β starts"
+    )
+    add_divergence(explore)
+    add_columns(explore)
+    explore.set_defaults(run=_explore)
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from kltarget.pages import page
+
+    path, betas = arguments.html, arguments.beta or [None]
+    if len(betas) > 1:
+        raise InputError("--beta: one number, where the slider starts")
+    task, notes = load_problem(arguments)
+    check_outputs([path], [arguments.problem])
+    names = dict.fromkeys((arguments.divergence, *DIVERGENCES))
+    try:
+        text = page(task, beta=betas[0], divergences=tuple(names))
+    except ValueError as error:
+        raise InputError(f"{arguments.problem}: {error}") from None
+    write(path, lambda file: file.write(text))
+    say([*notes, f"wrote {path}: open it in any browser"])
+    return 0

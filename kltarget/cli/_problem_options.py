@@ -1,0 +1,82 @@
+"""What the sub-commands on one problem share: the table or task, and the divergence."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from kltarget import tasks
+from kltarget.cli._arguments import InputError, option, real
+from kltarget.divergences._names import EXAMPLES, named
+from kltarget.tasks import TableError, Task, read_table
+
+
+def add_problem(command: argparse.ArgumentParser) -> None:
+    """Adds the argument that names a table or a task."""
+    command.add_argument(
+        "problem",
+        metavar="TABLE_OR_TASK",
+        help="a .csv, .tsv, .json, .jsonl or .parquet file, a row per outcome, or a task's name",
+    )
+
+
+def add_columns(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a table is read."""
+    columns = command.add_argument_group("columns of a table (default: found by their names)")
+    columns.add_argument("--outcome", metavar="COLUMN", help="the outcomes' names")
+    columns.add_argument("--reward", metavar="COLUMN", help="their rewards")
+    reference = columns.add_mutually_exclusive_group()
+    reference.add_argument(
+        "--log-ref", metavar="COLUMN", help="reference log-probabilities (natural)"
+    )
+    reference.add_argument("--prob", metavar="COLUMN", help="or reference probabilities")
+    reference.add_argument("--count", metavar="COLUMN", help="or how often the reference gave each")
+    columns.add_argument("--modes", metavar="COLUMN", help="equal entries are one mode")
+    columns.add_argument(
+        "--unseen-reward",
+        type=option(real),
+        metavar="R",
+        help="keep reference mass that the rows leave out as one more outcome with this reward",
+    )
+
+
+def add_divergence(command: argparse.ArgumentParser) -> None:
+    """Adds the option that names the regulariser."""
+    command.add_argument(
+        "--divergence",
+        default="reverse-kl",
+        type=option(checked_divergence),
+        metavar="NAME",
+        help=f"{', '.join(EXAMPLES)} (default: reverse-kl)",
+    )
+
+
+def checked_divergence(text: str) -> str:
+    """The name of a divergence, if there is one of that name."""
+    named(text)
+    return text
+
+
+def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
+    """The problem and what there is to say about reading it."""
+    columns = {
+        role: getattr(arguments, role)
+        for role in ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
+    }
+    if arguments.problem in tasks.names():
+        for role, column in columns.items():
+            if column is not None:
+                option = role.replace("_", "-")
+                raise InputError(f"--{option} is for tables, but {arguments.problem!r} is a task")
+        return tasks.load(arguments.problem), ()
+    path = pathlib.Path(arguments.problem)
+    if not path.suffix and not path.exists():
+        raise InputError(
+            f"{arguments.problem!r} is neither a file nor a task: "
+            f"the tasks are {', '.join(tasks.names())}"
+        )
+    try:
+        table = read_table(path, **columns)
+    except (TableError, ImportError) as error:
+        raise InputError(str(error)) from None
+    return table, table.notes

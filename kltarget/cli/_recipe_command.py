@@ -1,0 +1,243 @@
+"""The sub-command `kltarget recipe`.
+
+`--json OUT` writes an object, with `--compare` a list of two, of these keys:
+
+- `name`, `trainer`, `versions`, `file`, `checked`, `notes`: the preset that was asked for;
+- `keys`: for fields of the recipe, the key of the trainer's configuration;
+- `recipe`: every field of the recipe, the arguments of `kltarget.recipes.Recipe`;
+- `objective`, `advantage`, `direction`, `unused`, `why`, `level`, `beta`, `effective`,
+  `effective_beta`, `effective_text`, `critical`, `critical_text`, `family`, `target`, `caveats`:
+  what it optimises.
+  `effective_beta` is `null` where it depends on a standard deviation that was not given, `critical`
+  where there is no critical β, `unused` where β is not 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+from kltarget import recipes
+from kltarget._core.words import aligned, display_width, plain, wrapped
+from kltarget.cli._arguments import InputError, check_outputs, option, positive, real, say, write
+from kltarget.recipes import Preset, Recipe
+from kltarget.recipes._comparison import in_words
+from kltarget.recipes._reading import Reading, number, read
+
+_WIDTH = 96
+_LABEL = 14
+_COLUMN = 38
+# Fields that a page names even at their defaults.
+_ALWAYS = ("place", "estimator", "level", "baseline", "normalise")
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser of the command."""
+    command = commands.add_parser(
+        "recipe",
+        help="what a version of a public trainer optimises",
+        description="Print what a version of a public trainer optimises: its objective, the "
+        "direction of its KL, the β its target really has, and where each number was read.",
+        epilog="examples: kltarget recipe trl-grpo --beta 0.04; kltarget recipe trl-grpo==1.9.2 "
+        "--compare trl-grpo==1.10 --beta 0.04; kltarget recipe --list",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2"
+    )
+    command.add_argument(
+        "--beta", type=option(_beta), metavar="β", help="coefficient (default: the trainer's)"
+    )
+    command.add_argument(
+        "--reward-std",
+        type=option(lambda text: positive(real(text), text)),
+        metavar="σ",
+        help="standard deviation of the reward within a group, for trainers that divide by it",
+    )
+    command.add_argument(
+        "--compare",
+        nargs="+",
+        default=(),
+        metavar="OTHER",
+        help="a second trainer, side by side; without NAME two of them",
+    )
+    command.add_argument("--list", action="store_true", help="list the trainers and versions")
+    command.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
+    command.set_defaults(run=_recipe)
+
+
+def _beta(text: str) -> float:
+    value = real(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{text!r} is not a finite number, 0 or more")
+    return value
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        if arguments.name is not None or arguments.compare:
+            raise InputError("--list lists all trainers: leave NAME and --compare out")
+        if arguments.json is not None:
+            raise InputError("--json writes one trainer: give a NAME instead of --list")
+        say(str(recipes.presets()).splitlines())
+        return 0
+    names = [*([] if arguments.name is None else [arguments.name]), *arguments.compare]
+    if not names:
+        raise InputError("give a NAME, or --list to see them (see kltarget recipe --help)")
+    if arguments.compare and len(names) != 2:
+        raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
+    check_outputs([arguments.json])
+    presets, used = [], []
+    for name in names:
+        try:
+            presets.append(recipes.preset(name))
+            used.append(recipes.recipe(name, beta=arguments.beta))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    readings = [read(recipe, arguments.reward_std) for recipe in used]
+    if not arguments.compare:
+        say(_page(presets[0], used[0], readings[0]))
+    else:
+        say(_beside(presets, used, readings))
+    if arguments.json is not None:
+        content = [_content(*row) for row in zip(presets, readings, strict=True)]
+        text = json.dumps(
+            plain(content if len(content) > 1 else content[0]), indent=1, ensure_ascii=False
+        )
+        write(arguments.json, lambda file: file.write(text + "\n"))
+        say([f"wrote {arguments.json}"])
+    return 0
+
+
+def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
+    return {
+        "name": preset.name,
+        "trainer": preset.trainer,
+        "versions": preset.versions,
+        "file": preset.file,
+        "checked": preset.checked.isoformat(),
+        "notes": list(preset.notes),
+        "keys": dict(preset.keys),
+        **dataclasses.asdict(reading),
+    }
+
+
+def _page(preset: Preset, recipe: Recipe, reading: Reading) -> list[str]:
+    lines = [_heading(preset), f"read in {preset.file}, checked {preset.checked}", ""]
+    for label, text in _entries(reading):
+        lines += _labelled(label, text)
+    lines += ["", "Mind"]
+    for text in (*reading.caveats, *preset.notes):
+        first, *rest = wrapped(text, _WIDTH - 2)
+        lines += [f"- {first}", *(f"  {line}" for line in rest)]
+    return [*lines, "", *_fields(preset, recipe)]
+
+
+def _heading(preset: Preset) -> str:
+    versions = "" if preset.versions == "*" else f", versions {preset.versions}"
+    return f"{preset.name}: {preset.trainer}{versions}"
+
+
+def _entries(reading: Reading) -> list[tuple[str, str]]:
+    by_advantage = "A = " not in reading.objective
+    entries = [
+        ("objective", reading.objective),
+        ("advantage", f"A = {reading.advantage}" if by_advantage else "—"),
+        ("β", "—" if reading.beta is None else number(reading.beta)),
+        ("KL", f"{reading.kl}: {reading.why}"),
+        ("level", reading.level),
+        ("effective β", reading.effective_text),
+        ("critical β", reading.critical_text),
+        ("target", reading.target),
+    ]
+    return [(label, text) for label, text in entries if text != "—"]
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    # “β = 0.1” stays on one line.
+    text = re.sub(r"([βσ]) = (?=\S)", "\\1\0=\0", text)
+    first, *rest = (line.replace("\0", " ") for line in wrapped(text, _WIDTH - _LABEL))
+    return [f"{label:<{_LABEL}}{first}", *(" " * _LABEL + line for line in rest)]
+
+
+def _fields(preset: Preset, recipe: Recipe) -> list[str]:
+    """The fields that matter, their values, and the keys of the trainer that set them."""
+    defaults = Recipe()
+    rows, sources = [["field", "value"]], ["set by"]
+    for field in dataclasses.fields(Recipe):
+        value = getattr(recipe, field.name)
+        told = field.name in preset.keys or field.name in _ALWAYS
+        if not told and value == getattr(defaults, field.name):
+            continue
+        rows.append([field.name, _value(value)])
+        sources.append(preset.keys.get(field.name, "–"))
+    lines = aligned(rows)
+    return [f"{line}   {source}" for line, source in zip(lines, sources, strict=True)]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) -> list[str]:
+    """Two columns; a line that differs is marked."""
+    rows = [("", presets[0].title, presets[1].title)]
+    rows.append(("trainer", presets[0].trainer, presets[1].trainer))
+    for label, pick in (
+        ("objective", lambda reading: reading.objective),
+        ("KL", lambda reading: reading.kl),
+        ("level", lambda reading: reading.level),
+        ("effective β", _effective),
+        ("critical β", _critical),
+        ("target", lambda reading: reading.target),
+    ):
+        rows.append((label, pick(readings[0]), pick(readings[1])))
+    lines = []
+    for label, left, right in rows:
+        lines += _columns(label, left, right)
+    fields = [
+        (field.name, *(_value(getattr(recipe, field.name)) for recipe in used))
+        for field in dataclasses.fields(Recipe)
+        if any(getattr(recipe, field.name) != getattr(Recipe(), field.name) for recipe in used)
+    ]
+    lines.append("")
+    for row in fields:
+        lines += _columns(*row)
+    same = presets[0].trainer == presets[1].trainer and used[0].beta == used[1].beta
+    lines += ["", "≠ marks what differs."] if any(line.startswith("≠") for line in lines) else []
+    summary = in_words(readings[0], readings[1], same_keys=same)
+    return [*lines, "", *wrapped(summary[0].upper() + summary[1:] + ".", _WIDTH)]
+
+
+def _effective(reading: Reading) -> str:
+    if reading.effective is None:
+        return "—"
+    if reading.effective_beta is None:
+        return reading.effective
+    return f"{reading.effective} = {number(reading.effective_beta)}"
+
+
+def _critical(reading: Reading) -> str:
+    if reading.critical is None:
+        return "—"
+    found = ", ".join(f"{beta:.3f}" for beta in reading.critical.values())
+    return f"{found} for a reference success rate of {', '.join(reading.critical)}"
+
+
+def _columns(label: str, left: str, right: str) -> list[str]:
+    mark = "≠" if label and left != right else " "
+    columns = [wrapped(text, _COLUMN) for text in (left, right)]
+    height = max(map(len, columns))
+    cells = [column + [""] * (height - len(column)) for column in columns]
+    lines = []
+    for i, (a, b) in enumerate(zip(*cells, strict=True)):
+        start = f"{mark if i == 0 else ' '} {label if i == 0 else '':<17}"
+        lines.append(f"{start}{a}{' ' * (_COLUMN - display_width(a) + 2)}{b}".rstrip())
+    return lines

@@ -1,0 +1,267 @@
+"""What the command says about the targets of one problem: a printed report, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kltarget._core.status import FAILURES, IN_WORDS, Status
+from kltarget._core.words import aligned, plain, quoted, scientific, short
+from kltarget.modes import flip_beta, summarize
+from kltarget.targets import Target
+from kltarget.tasks import Task
+
+# More columns than this do not fit beside the outcomes; the table of β is never cut.
+_MOST_COLUMNS = 5
+_WIDTH = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """One problem and its targets, a row per β; the measures begin with those of the reference."""
+
+    task: Task
+    betas: list[float]
+    divergence: str
+    divergence_name: str
+    mara: dict[str, Any] | None
+    right: np.ndarray
+    modes: np.ndarray
+    target: Any
+    log_probs: np.ndarray
+    measures: dict[str, list[float]]
+    statuses: list[Status]
+
+
+def set_bits(status: Status) -> list[str]:
+    """The names of the bits that are set."""
+    return [str(bit.name) for bit in Status if bit & status]
+
+
+def report(solution: Solution, notes: Sequence[str], top: int) -> list[str]:
+    """Lines of text: the problem, a table of β, one of outcomes, and what happens in words."""
+    task, betas = solution.task, solution.betas
+    rewards = task.reward[solution.right]
+    if solution.mara is not None:
+        what = f"reward ≥ {solution.mara['threshold']:g}"
+    elif (rewards == rewards.max()).all():
+        what = f"reward {rewards.max():.4g}"
+    else:
+        what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
+    right_mass = np.logaddexp.reduce(task.log_ref[solution.right])
+    num_modes = len(np.unique(solution.modes[solution.right]))
+    lines = [f"{task.name}: {task.description}", *(f"  {note}" for note in notes)]
+    lines.append(
+        f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
+        f"{probability(right_mass)}); regularised by {solution.divergence_name}"
+        + (f" with MARA ({solution.mara['method']})" if solution.mara else "")
+    )
+
+    rows = [["β", "expected reward", "KL(π‖π_ref)", "effective modes"]]
+    for i, name in enumerate(["reference", *(f"{beta:g}" for beta in betas)]):
+        row = {measure: values[i] for measure, values in solution.measures.items()}
+        rows.append(
+            [
+                name,
+                _decimal(row["expected_reward"]),
+                _decimal(row["kl_to_reference"]),
+                f"{_decimal(row['effective_modes'], 2)} of {num_modes:,}",
+            ]
+        )
+    lines += ["", *aligned(rows)]
+    lines += ["", *_outcomes(solution, top)]
+    lines.append("")
+    for sentence in _sentences(solution):
+        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent="    ", break_long_words=False)
+    return lines
+
+
+def _sentences(solution: Solution) -> list[str]:
+    """What happens, in words: the verdict on each β of the tables, or on MARA, and remarks."""
+    lines = _mara_verdict(solution) if solution.mara is not None else _verdicts(solution)
+    for bit, text in IN_WORDS.items():
+        at = [
+            f"{beta:g}"
+            for beta, status in zip(solution.betas, solution.statuses, strict=True)
+            if bit & status & ~FAILURES
+        ]
+        if at:
+            lines.append(f"Note: β = {', '.join(at)}: {text}")
+    task = solution.task
+    beyond = int(np.where(np.isneginf(task.log_ref), task.reward, -np.inf).argmax())
+    others = np.where(np.isneginf(task.log_ref), -np.inf, task.reward)
+    if task.reward[beyond] > others.max() and np.isneginf(solution.log_probs[:, beyond]).all():
+        lines.append(
+            f"Note: {quoted(task.labels[beyond])} has the highest reward but no reference mass, "
+            f"and {solution.divergence_name} keeps it impossible here"
+        )
+    return lines
+
+
+def _verdicts(solution: Solution) -> list[str]:
+    task, target = solution.task, solution.target
+    divergence = target.objective.divergence
+    verdicts, flips = [], False
+    for i in _columns(solution):
+        one = Target(
+            task.objective(solution.betas[i], divergence=divergence),
+            target.log_probs[i],
+            target.multiplier[i],
+            target.status[i],
+        )
+        summary = summarize(one, solution.modes, labels=task.labels)
+        verdicts.append(summary.verdict.split("; "))
+        flips = flips or math.isfinite(summary.flip_beta)
+    # What no β can change is said once.
+    ends = {verdict[-1] for verdict in verdicts}
+    common = sorted(ends) if len(verdicts) > 1 and len(ends) == 1 else []
+    if common and common[0].endswith("at every β") and all(len(v) > 1 for v in verdicts):
+        verdicts = [verdict[:-1] for verdict in verdicts]
+    else:
+        common = []
+    lines = [
+        f"β = {solution.betas[i]:g}: {'; '.join(verdict)}"
+        for i, verdict in zip(_columns(solution), verdicts, strict=True)
+    ]
+    lines += common
+    # The summary compares modes; the reference's favourite may be a wrong answer, in none of them.
+    favourite = int(task.log_ref.argmax())
+    possible = np.isfinite(task.log_ref) & np.isfinite(task.reward)
+    best = int(np.lexsort((-task.log_ref, -np.where(possible, task.reward, -np.inf)))[0])
+    if not flips and possible[favourite] and task.reward[favourite] < task.reward[best]:
+        one = task.objective(solution.betas[0], divergence=divergence)
+        flip = float(flip_beta(one, favourite, best))
+        if 0 < flip < math.inf:
+            lines.append(
+                f"{quoted(task.labels[best])} overtakes the reference's favourite "
+                f"{quoted(task.labels[favourite])} below β = {flip:.4g}"
+            )
+    return lines
+
+
+def _mara_verdict(solution: Solution) -> list[str]:
+    assert solution.mara is not None
+    raised = solution.log_probs[:, solution.right & np.isfinite(solution.task.log_ref)]
+    spread = np.exp(raised.max(axis=1) - raised.min(axis=1))
+    at = int(spread.argmax())
+    which = f"outcomes of reward {solution.mara['threshold']:g} or more"
+    if spread.max() < 1 + 1e-6:
+        return [f"MARA makes the {raised.shape[1]:,} {which} equally probable"]
+    return [
+        f"MARA leaves {which} unequal, by up to a factor {spread[at]:.3g} at "
+        f"β = {solution.betas[at]:g}: use --mara-method substitute"
+    ]
+
+
+def _columns(solution: Solution) -> list[int]:
+    """Which β are shown in columns and judged in words: all, or some from end to end."""
+    last = len(solution.betas) - 1
+    count = min(last + 1, _MOST_COLUMNS)
+    return sorted({round(k * last / max(count - 1, 1)) for k in range(count)})
+
+
+def _outcomes(solution: Solution, top: int) -> list[str]:
+    """The most probable outcomes, and modes if they are not single outcomes, at up to five β."""
+    task, betas = solution.task, solution.betas
+    columns = _columns(solution)
+    masses = np.vstack([task.log_ref, solution.log_probs[columns]])
+    heads = ["reference", *(f"β = {betas[i]:g}" for i in columns)]
+
+    chosen = _top(masses, top)
+    labels = [short(task.labels[int(i)]) for i in chosen]
+    rewards = [f"{task.reward[i]:.4g}" for i in chosen]
+    lines = _mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})
+
+    modes = np.unique(solution.modes[solution.right])
+    if len(modes) < solution.right.sum():
+        members = [np.flatnonzero(solution.modes == mode) for mode in modes]
+        if not solution.right.all():
+            members.append(np.flatnonzero(~solution.right))
+        by_mode = np.stack([np.logaddexp.reduce(masses[:, m], axis=1) for m in members], axis=1)
+        kept = _top(by_mode, top)
+        peaks = [task.labels[int(members[k][task.log_ref[members[k]].argmax()])] for k in kept]
+        labels = [
+            f"of “{short(peak, 30)}”" if k < len(modes) else "not right"
+            for k, peak in zip(kept, peaks, strict=True)
+        ]
+        sizes = [f"{len(members[k]):,}" for k in kept]
+        lines += ["", *_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes})]
+    return lines
+
+
+def _top(masses: np.ndarray, top: int) -> np.ndarray:
+    """All columns in their order; of more than `top`, those that some target favours."""
+    if masses.shape[1] <= top:
+        return np.arange(masses.shape[1])
+    best = np.where(np.isnan(masses[1:]), -np.inf, masses[1:]).max(axis=0)
+    return np.lexsort((-masses[0], -best))[:top]
+
+
+def _mass_table(
+    masses: np.ndarray, chosen: np.ndarray, heads: Sequence[str], names: dict[str, list[str]]
+) -> list[str]:
+    """Two columns that name the chosen entries, then their mass in each row of `masses`."""
+    rows = [[*names, *heads]]
+    for i, *cells in zip(chosen, *names.values(), strict=True):
+        rows.append([*cells, *map(probability, masses[:, i])])
+    rest = np.delete(masses, chosen, axis=1)
+    if rest.shape[1]:
+        total = np.logaddexp.reduce(rest, axis=1)
+        rows.append([f"({rest.shape[1]:,} more)", "", *map(probability, total)])
+    return aligned(rows)
+
+
+def _decimal(value: float, digits: int = 4) -> str:
+    if not math.isfinite(value):
+        return f"{value:g}".replace("inf", "∞")
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.4g}"
+
+
+def probability(log_mass: float) -> str:
+    """A probability, also one too small for a float."""
+    if math.isnan(log_mass):
+        return "nan"
+    if log_mass == -math.inf:
+        return "0"
+    if log_mass >= math.log(0.9999e-3):
+        return f"{math.exp(log_mass):.4f}"
+    return scientific(log_mass)
+
+
+def to_json(solution: Solution) -> str:
+    """What `--json` writes; `kltarget.cli` says which keys there are."""
+    task, target = solution.task, solution.target
+    fields = {
+        **{name: values[1:] for name, values in solution.measures.items()},
+        "value": target.value,
+        "multiplier": target.multiplier,
+        "divergence_value": target.divergence_value,
+    }
+    rows = {name: np.asarray(values).tolist() for name, values in fields.items()}
+    content = {
+        "problem": task.name,
+        "divergence": solution.divergence,
+        "mara": solution.mara,
+        "notes": list(getattr(task, "notes", ())),
+        "missing_mass": getattr(task, "missing_mass", 0.0),
+        "labels": list(task.labels),
+        "reward": task.reward.tolist(),
+        "log_ref": task.log_ref.tolist(),
+        "modes": task.modes.tolist(),
+        "targets": [
+            {
+                "beta": beta,
+                **{name: values[i] for name, values in rows.items()},
+                "status": set_bits(solution.statuses[i]),
+                "log_probs": solution.log_probs[i].tolist(),
+            }
+            for i, beta in enumerate(solution.betas)
+        ],
+    }
+    return json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"

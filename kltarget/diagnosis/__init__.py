@@ -1,0 +1,6 @@
+"""What a run's log says: what was asked for, how far it got, and what stood in the way."""
+
+from kltarget.diagnosis._diagnose import diagnose
+from kltarget.diagnosis._diagnosis import Diagnosis, Featured, Statement
+
+__all__ = ["Diagnosis", "Featured", "Statement", "diagnose"]

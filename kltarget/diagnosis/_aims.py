@@ -1,0 +1,298 @@
+"""What a recipe aims at, prompt by prompt, and what follows for the answers of one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from kltarget._core.status import Status
+from kltarget.divergences import ForwardKL
+from kltarget.evidence._prompts import Prompt, padded
+from kltarget.implied import implied_target
+from kltarget.modes import flip_beta
+from kltarget.objectives import Objective, mara
+from kltarget.recipes import Recipe
+
+_NUM_BETAS = 25
+_MOST_SHOWN = 8
+_MOST_PAIRS = 4
+# Finding a fixed point of finite groups takes this many times as long with several rewards.
+_SEVERAL_REWARDS = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Aim:
+    """A prompt's target.
+
+    Attributes:
+        log_target: ``[A]``, as the outcomes of the prompt.
+        x: reward over coefficient, on which the target depends, ``[A]``; None if there is none.
+        effective_beta: in units of the logged reward; 0 if there is no target.
+        status: :class:`kltarget.Status` bits.
+    """
+
+    prompt: Prompt
+    log_target: np.ndarray
+    x: np.ndarray | None
+    effective_beta: float
+    status: Status
+
+    def modes(self, log_probs: np.ndarray, threshold: float) -> float:
+        """The effective number of right answers under a distribution."""
+        return hill(log_probs[:-1][self.prompt.right(threshold)])
+
+
+def hill(log_probs: np.ndarray) -> float:
+    """``exp(entropy)`` of log-masses that need not be normalised; NaN where there are none."""
+    present = log_probs[log_probs > -np.inf]
+    if not present.size:
+        return float("nan")
+    share = present - np.logaddexp.reduce(present)
+    return float(np.exp(-(np.exp(share) * share).sum()))
+
+
+def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
+    """The first prompts whose targets take no longer than `most` simple ones."""
+    heavy = recipe.normalise in ("group-std", "others-std") and recipe.group_size is not None
+    heavy = heavy and not recipe.charged_before
+    cost, chosen = 0, []
+    for prompt in prompts:
+        several = len(np.unique(prompt.reward[prompt.log_ref > -np.inf])) > 2
+        cost += _SEVERAL_REWARDS if heavy and several else 1
+        if cost > max(most, _SEVERAL_REWARDS):
+            break
+        chosen.append(prompt)
+    return chosen
+
+
+def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
+    """Targets of many prompts at once."""
+    rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
+    # Searches for fixed points may step outside of what is possible and come back.
+    with np.errstate(invalid="ignore"):
+        target = implied_target(recipe, rewards, log_refs, beta=beta)
+    log_probs, status = np.asarray(target.log_probs), np.asarray(target.status)
+    coefficient = np.asarray(target.effective_beta)
+    shared = np.broadcast_to(np.asarray(target.objective.beta), coefficient.shape)
+    reward = np.broadcast_to(np.asarray(target.objective.reward), log_probs.shape)
+    plain = type(target.objective.divergence) is type(recipe.divergence)
+    aims = []
+    for row, prompt in enumerate(prompts):
+        size, bits = len(prompt.names), Status(int(status[row]))
+        held = plain and not bits & Status.NO_TARGET and coefficient[row] > 0
+        aims.append(
+            Aim(
+                prompt,
+                log_probs[row, :size],
+                reward[row, :size] / shared[row] if held else None,
+                float(coefficient[row]),
+                bits,
+            )
+        )
+    return aims
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Two answers that are equally probable at one β.
+
+    Attributes:
+        better: the answer of higher reward, ahead below the flip.
+        worse: the answer the reference prefers, ahead above it.
+        effective_beta: β in units of the logged reward per nat; NaN where normalised advantages
+            have no such closed form.
+        beta: the same as the trainer's own coefficient.
+        interval: of ``beta`` where the reference is estimated, else None.
+        other: ``beta`` if the unseen answers are as good as the best seen ones.
+    """
+
+    better: str
+    worse: str
+    effective_beta: float
+    beta: float
+    interval: tuple[float, float] | None
+    other: float
+
+
+def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
+    """Answers of which the better one is less likely by the reference, most likely ones first."""
+    log_ref, reward = prompt.log_ref[:-1], prompt.reward[:-1]
+    good = np.flatnonzero((reward > reward.min()) & (log_ref > -np.inf))
+    good = good[np.argsort(-log_ref[good], kind="stable")][:_MOST_SHOWN]
+    found = [
+        (int(i), int(j))
+        for j in good
+        for i in good
+        if reward[i] > reward[j] and log_ref[i] < log_ref[j]
+    ]
+    # The best answer against each favourite says most.
+    return sorted(found, key=lambda pair: (-reward[pair[0]], -log_ref[pair[0]]))[:_MOST_PAIRS]
+
+
+def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
+    """The trainer's coefficient over the effective one, where it is the same at every β."""
+    normalised = recipe.normalise != "none" and not recipe.charged_before
+    if normalised or recipe.entropy_bonus or recipe.divergence is None:
+        return None
+    return beta / aim.effective_beta if beta > 0 and aim.effective_beta > 0 else None
+
+
+def flips_of(
+    recipe: Recipe, beta: float, aim: Aim, rng: np.random.Generator, number: int
+) -> tuple[Flip, ...]:
+    """Where the recipe's target changes its favourite of two good answers."""
+    prompt, scale = aim.prompt, scale_of(recipe, beta, aim)
+    pairs = pairs_of(prompt)
+    if not pairs or beta == 0 or aim.status & Status.NO_TARGET:
+        return ()
+    if scale is None:
+        betas = np.geomspace(*searched(recipe, prompt), 13)
+        rows = _targets(recipe, prompt, betas)
+        levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
+        found = [(np.nan, level, None, np.nan) for level in levels]
+    else:
+        best = prompt.reward.copy()
+        best[-1] = prompt.reward.max()
+        found = []
+        drawn = _draws(prompt, rng, number) if prompt.known == "first-step" else None
+        for pair in pairs:
+            flip = _closed(recipe, prompt.reward, prompt.log_ref, pair)
+            other = _closed(recipe, best, prompt.log_ref, pair)
+            spread = None
+            if drawn is not None:
+                # A resample that turns the reference's order round has no flip: it is at infinity.
+                values = _closed(recipe, prompt.reward, drawn, pair)
+                spread = _quantiles(scale * np.where(np.isnan(values), np.inf, values))
+            found.append((float(flip), float(scale * flip), spread, float(scale * other)))
+    flips = [
+        Flip(prompt.names[i], prompt.names[j], *values)
+        for (i, j), values in zip(pairs, found, strict=True)
+    ]
+    return tuple(flip for flip in flips if np.isfinite(flip.beta))
+
+
+def searched(recipe: Recipe, prompt: Prompt) -> tuple[float, float]:
+    """Between which β flips are searched for where no formula is known."""
+    normalised = recipe.normalise != "none" and not recipe.charged_before
+    unit = 1.0 if normalised else recipe.reward_scale * float(np.ptp(prompt.reward))
+    return 1e-4 * unit, 1e2 * unit
+
+
+def _closed(recipe: Recipe, reward: np.ndarray, log_ref: np.ndarray, pair: tuple[int, int]) -> Any:
+    rows = np.atleast_2d(log_ref)
+    rewards, log_refs = padded([reward] * len(rows), list(rows))
+    assert recipe.divergence is not None
+    objective = Objective(rewards, log_refs, np.ones(len(rows)), recipe.divergence)
+    return np.asarray(flip_beta(objective, *pair)).reshape(log_ref.shape[:-1])
+
+
+def _draws(prompt: Prompt, rng: np.random.Generator, number: int) -> np.ndarray:
+    """References that fit the first step's counts, by Jeffreys' posterior."""
+    with np.errstate(divide="ignore"):
+        return np.log(rng.dirichlet(prompt.first_counts + 0.5, size=max(number, 1)))
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def reference_ratio(
+    prompt: Prompt, i: int, j: int, rng: np.random.Generator, number: int
+) -> tuple[float, tuple[float, float] | None]:
+    """``π_ref(i)/π_ref(j)``, with an interval if it is estimated."""
+    value = float(np.exp(prompt.log_ref[i] - prompt.log_ref[j]))
+    if prompt.known != "first-step":
+        return value, None
+    drawn = _draws(prompt, rng, max(number, 1000))
+    return value, _quantiles(np.exp(np.minimum(drawn[:, i] - drawn[:, j], 700)))
+
+
+def _search(
+    recipe: Recipe, prompt: Prompt, betas: np.ndarray, log_probs: np.ndarray, pair: tuple[int, int]
+) -> float:
+    """The trainer's β at which two answers are level, NaN if none is, given targets of some β."""
+    i, j = pair
+    lead = log_probs[:, i] - log_probs[:, j]
+    change = np.flatnonzero((lead[:-1] > 0) & (lead[1:] <= 0))
+    if not change.size:
+        return float("nan")
+
+    def leads(log_beta: float) -> float:
+        row = _targets(recipe, prompt, np.exp([log_beta]))[0]
+        # Two answers may both have vanished.
+        return 0.0 if row[i] == row[j] else float(row[i] - row[j])
+
+    low, high = (float(x) for x in np.log(betas[change[-1] : change[-1] + 2]))
+    root: Any = brentq(leads, low, high, xtol=1e-8)
+    return float(np.exp(root))
+
+
+def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
+    """Log-probabilities at every β, NaN where no target is found."""
+    reward, log_ref = padded([prompt.reward], [prompt.log_ref])
+    try:
+        with np.errstate(invalid="ignore"):
+            log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
+    except ValueError:
+        if len(betas) == 1:
+            return np.full((1, len(prompt.names)), np.nan)
+        return np.concatenate([_targets(recipe, prompt, betas[[k]]) for k in range(len(betas))])
+    return np.asarray(log_probs)[:, : len(prompt.names)]
+
+
+def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Target masses ``[B, A]`` over two decades of β on each side of the configured one."""
+    if beta == 0:
+        return np.empty(0), np.empty((0, len(prompt.names)))
+    betas = np.geomspace(beta / 100, beta * 100, _NUM_BETAS)
+    return betas, np.exp(_targets(recipe, prompt, betas))
+
+
+def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
+    """What MARA would give instead of the logged rewards, with the best of them as threshold.
+
+    None where it acts through another coefficient or on another target than these rewards have.
+    """
+    if aim.effective_beta <= 0 or recipe.divergence is None or recipe.entropy_bonus:
+        return None
+    reward, log_ref = padded([aim.prompt.reward], [aim.prompt.log_ref])
+    objective = Objective(reward, log_ref, np.array([aim.effective_beta]))
+    seen = aim.prompt.log_ref[:-1] > -np.inf
+    best = aim.prompt.reward[:-1][seen].max(initial=-np.inf)
+    if not np.isfinite(best) or aim.prompt.reward[-1] >= best:
+        return None
+    return np.asarray(mara(objective, best).reward)[0, : len(aim.prompt.names)]
+
+
+def is_forward(recipe: Recipe) -> bool:
+    return isinstance(recipe.divergence, ForwardKL)
+
+
+def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
+    """Log-masses of the last policy and the target.
+
+    What was not sampled lately, or has no reference log-probability, is one outcome.
+    """
+    known = (aim.prompt.log_now[:-1] > -np.inf) & ~aim.prompt.unknown[:-1]
+    target = aim.log_target[:-1]
+    rest = np.logaddexp.reduce(np.append(target[~known], aim.log_target[-1]))
+    now, others = aim.prompt.log_now[:-1], aim.prompt.log_now[-1]
+    now = np.append(now[known], np.logaddexp.reduce(np.append(now[~known], others)))
+    return now, np.append(target[known], rest)
+
+
+def distance(aim: Aim) -> float:
+    """Total variation of the last policy from the target."""
+    now, target = _side_by_side(aim)
+    return 0.5 * float(np.abs(np.exp(now) - np.exp(target)).sum())
+
+
+def divergence(aim: Aim) -> float:
+    """``KL(π‖target)`` of the last policy in nats, no less than that."""
+    now, target = _side_by_side(aim)
+    some = now > -np.inf
+    return float((np.exp(now[some]) * (now[some] - target[some])).sum())

@@ -1,0 +1,344 @@
+"""``diagnose``: from a trainer's log and its recipe to what the two say together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget._core.numerics import double_precision
+from kltarget._core.words import counted
+from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
+from kltarget.diagnosis._diagnosis import Diagnosis, Statement
+from kltarget.diagnosis._featured import featured_of, verdict_of
+from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
+from kltarget.diagnosis._say_run import run_statements
+from kltarget.diagnosis._say_targets import target_statements
+from kltarget.evidence._prompts import (
+    disagreements,
+    num_right,
+    order_of,
+    prompts_of,
+    reference_kind,
+)
+from kltarget.evidence._statistics import Log, groups_of, history, log_of
+from kltarget.recipes import Recipe
+from kltarget.recipes import recipe as preset
+from kltarget.rollouts._read import read_rollouts
+from kltarget.rollouts._rollout import RolloutError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Path = str | os.PathLike[str]
+
+
+def diagnose(
+    rollouts: pd.DataFrame | Path | Iterable[Path],
+    recipe: Recipe | str,
+    *,
+    beta: float | None = None,
+    reference: str | None = None,
+    threshold: float | None = None,
+    max_prompts: int = 200,
+    num_bootstrap: int = 200,
+    seed: int = 0,
+    name: str | None = None,
+) -> Diagnosis:
+    """What a run's log says of its regulariser: what it aims at, and how far it got.
+
+    A trainer that ascends ``E_π[r] − β·D(π, π_ref)`` by a recipe of its own (the estimator of the
+    KL, where it stands, how advantages are normalised) has a target in closed form, see
+    :func:`kltarget.implied.implied_target`. This compares a log with it, and says no more than the
+    log supports:
+
+    1. *Rewards alone*: groups of equal rewards, the effective β, pass@k, diversity, and which KL
+       the recipe follows. No flip β, no target.
+    2. *With the reference's log-probabilities*: the target over the seen answers and one outcome
+       for all unseen ones, rewarded as the worst seen; where answers change places (flip β); the
+       ratio of right answers; the rewards that MARA would pay.
+    3. *With the policy's too*: which family the run's own log-probabilities follow. Within a prompt
+       ``log π/π_ref = r/β − const`` at the target of the reverse KL and ``π_ref/π = (Λ − r)/β`` at
+       that of the forward KL; which line fits, its β, and how much diversity the target costs and
+       how much the path to it.
+
+    Args:
+        rollouts: what :func:`kltarget.rollouts.read_rollouts` returned, or paths for it.
+        recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``.
+            Its ``group_size`` is replaced by that of the log where all groups are of one size;
+            where they differ, the recipe's is kept or, if it has none, their median is taken. Its
+            scale and clip of rewards are left out where the log's rewards have them already
+            (``attrs["shaped"]`` of the rollouts).
+        beta: coefficient of the regulariser as the trainer is given it, in units of its normalised
+            reward per nat; by default the recipe's. 0 is a run without regulariser.
+        reference: ``"first-step"`` takes the rollouts of the first logged step as samples of the
+            reference, which they are if nothing was learned before; the numbers that depend on it
+            get intervals. By default the logged ``ref_logp`` is used.
+        threshold: reward from which on an answer is right; by default the log's highest.
+        max_prompts: for how many prompts, the most informative ones, targets are computed. Where
+            rewards of several sizes are normalised in finite groups one counts for ten.
+        num_bootstrap: resamples behind each interval.
+        seed: of the resampling: the same call gives the same numbers.
+        name: what to call the recipe; by default the preset's name, or the recipe in words.
+
+    Returns:
+        Statements, each with its value, interval, assumption and sample size, and the numbers of
+        every prompt. The last third of the logged steps is "now".
+
+    Raises:
+        RolloutError: a log without rows, rewards or, where it is needed, steps.
+        ValueError: no beta, or a negative one; an unknown ``reference``.
+        TypeError: a recipe that is none.
+
+    Where completions seldom repeat, the seen ones hold next to none of the reference's mass. If
+    both log-probabilities are there, answers are then weighed by ``π_ref/π``; otherwise there are
+    no targets over answers.
+
+    Example:
+        >>> import pandas as pd
+        >>> from kltarget.diagnosis import diagnose
+        >>> from kltarget.recipes import Recipe
+        >>> answers, rewards = ["1", "2", "1", "7"], [1.0, 1.0, 1.0, 0.0]
+        >>> frame = pd.DataFrame({"answer": answers, "completion": answers, "reward": rewards})
+        >>> frame = frame.assign(prompt="a digit?", step=1, group_id=0, logp=None, ref_logp=None)
+        >>> found = diagnose(frame, Recipe("loss", "k3", baseline="mean"), beta=0.3)
+        >>> found.tier, f"{found['effective_beta'].value:.2f}", found["flip_beta"].refused
+        (1, '0.40', True)
+
+    References:
+        GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
+        arXiv 2510.20817 (targets, ratios, MARA). Chen et al., "Evaluating Large Language Models
+        Trained on Code", 2021, arXiv 2107.03374 (pass@k).
+    """
+    unsaid = beta is None and (isinstance(recipe, str) or name is not None)
+    recipe, words = _recipe(recipe, beta)
+    name = words if name is None else name
+    beta = recipe.beta if beta is None else beta
+    if beta is None:
+        raise ValueError("beta is needed: pass beta=0.04, for instance, or give it to the recipe")
+    if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
+    for option, value, least in (
+        ("max_prompts", max_prompts, 1),
+        ("num_bootstrap", num_bootstrap, 2),
+    ):
+        if value < least:
+            raise ValueError(f"{option} must be {least} or more, got {value}")
+    frame: Any = rollouts
+    if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
+        frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
+    log = log_of(frame)
+    recipe, notes = _completed(recipe, log, beta)
+    recipe, shaping = _unshaped(recipe, frame)
+    default = [f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"]
+    default = default if unsaid else []
+    threshold = float(log.reward.max()) if threshold is None else float(threshold)
+    groups = groups_of(log, threshold, recipe.ddof)
+    rng = np.random.default_rng(seed)
+    case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
+    notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *notes, *shaping]
+    with double_precision():
+        aims, unknown = _aims(case, reference, max_prompts)
+        notes += unknown
+        right, late = num_right(log, threshold), num_right(log, threshold, late=True)
+        statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
+        featured, tier = None, 1
+        if aims:
+            tier = 2
+            flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
+            statements += target_statements(case, aims, flips)
+            run = run_statements(case, aims)
+            if any(not statement.refused for statement in run):
+                tier = 3
+            statements += run
+            featured = featured_of(case, aims[0].prompt, aims[0], flips)
+        else:
+            statements.append(refusal(case))
+            shown = prompts_of(log, order_of(log, threshold)[:1], "none")[0]
+            featured = featured_of(case, shown, None)
+    size = {
+        "rollouts": len(log),
+        "prompts": len(log.prompts),
+        "groups": len(groups.size),
+        "steps": len(log.steps),
+        "group_size": int(np.median(groups.size)),
+        "analysed": len(aims),
+    }
+    return Diagnosis(
+        title=_title(log, size, frame.attrs.get("format")),
+        recipe=recipe,
+        recipe_name=name,
+        beta=float(beta),
+        tier=tier,
+        size=size,
+        notes=tuple(notes),
+        verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
+        statements=tuple(statements),
+        history=history(log, groups),
+        featured=featured,
+        prompts=_columns(case, aims, right, late),
+    )
+
+
+def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
+    if isinstance(recipe, str):
+        return preset(recipe, beta=beta), recipe
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
+    return recipe, in_words(recipe)
+
+
+def in_words(recipe: Recipe) -> str:
+    """A recipe in a line."""
+    if recipe.place == "none":
+        parts = ["no KL"]
+    else:
+        parts = [f"{recipe.estimator} in the {recipe.place} per {recipe.level}"]
+    parts.append(
+        {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
+    )
+    parts.append("no std" if recipe.normalise == "none" else recipe.normalise)
+    return ", ".join(parts)
+
+
+def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
+    """The recipe with the log's own group size, if groups matter.
+
+    That is the one size they all have, or their median if the recipe has none.
+    """
+    sizes = np.bincount(log.group)
+    size, notes = int(np.median(sizes)), []
+    if recipe.beta != beta:
+        recipe = dataclasses.replace(recipe, beta=float(beta))
+    matters = recipe.baseline != "none" or recipe.normalise in ("group-std", "others-std")
+    if matters and (sizes != size).any():
+        whose = "the median" if recipe.group_size is None else "that of the recipe"
+        size = recipe.group_size or size
+        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {size}, {whose}, counts")
+    if not matters or recipe.group_size == size or size < 2:
+        return recipe, notes
+    try:
+        completed = dataclasses.replace(recipe, group_size=size)
+    except ValueError:
+        return recipe, notes
+    if recipe.group_size is not None:
+        notes.append(
+            f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used"
+        )
+    return completed, notes
+
+
+def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
+    """The recipe of rewards that were logged as it scaled and cut them."""
+    plain = dataclasses.replace(recipe, reward_scale=1.0, reward_clip=None)
+    if plain == recipe or not frame.attrs.get("shaped"):
+        return recipe, []
+    return plain, [
+        "rewards are in the trainer's own units, as it logs them: the recipe's scale and clip of "
+        "rewards are in them already"
+    ]
+
+
+def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
+    """Targets of the most informative prompts, and what there is to note."""
+    log, notes = case.log, []
+    kind = reference_kind(log, reference)
+    if kind is None:
+        return [], notes
+    if kind == "first-step" and log.steps[0] > 1:
+        notes.append(
+            f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
+            "reference then, the log does not say"
+        )
+    odd = disagreements(log) if kind == "logged" else 0
+    if odd:
+        notes.append(
+            f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
+            "other tokens of the same text, or another reference; the first is used"
+        )
+    prompts = prompts_of(log, order_of(log, case.threshold)[:most], kind)
+    if not prompts:
+        notes.append(
+            "the seen completions hold less than half of the reference's mass, and too few have "
+            "both log-probabilities to weigh them: no targets over answers"
+            if kind == "logged"
+            else "no prompt of the first step is among the most informative ones"
+        )
+        return [], notes
+    unknown = [int(prompt.unknown.sum()) for prompt in prompts if prompt.unknown.any()]
+    if unknown:
+        notes.append(
+            f"{counted(sum(unknown), 'answer')} of {counted(len(unknown), 'prompt')} without "
+            "reference log-probabilities: how likely the target makes them is not known, and they "
+            "are counted as unseen"
+        )
+    weighed = sum(prompt.known == "weighted" for prompt in prompts)
+    if weighed:
+        notes.append(
+            f"in {weighed:,} prompts completions seldom repeat: answers are weighed by π_ref/π"
+        )
+    if any(prompt.reward_varies for prompt in prompts):
+        notes.append("some answers were rewarded differently at times: their mean reward is used")
+    prompts = affordable(case.recipe, prompts, most)
+    try:
+        return aims_of(case.recipe, prompts, case.beta), notes
+    except ValueError as error:
+        notes.append(f"no target: {error}")
+        return [], notes
+
+
+def _title(log: Log, size: dict[str, int], format: str | None) -> str:
+    steps = ""
+    if len(log.steps):
+        steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
+    written = f"{format}: " if format else ""
+    return (
+        f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
+        f"in {counted(size['groups'], 'group')} of {size['group_size']}{steps}"
+    )
+
+
+def _columns(
+    case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray
+) -> dict[str, list[Any]]:
+    """A number per prompt and column."""
+    log, groups = case.log, case.groups
+    size = len(log.prompts)
+    number = np.bincount(log.prompt, minlength=size)
+    per = np.bincount(groups.prompt, minlength=size)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        columns: dict[str, Any] = {
+            "prompt": list(log.prompts),
+            "rollouts": number,
+            "groups": per,
+            "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
+            "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
+            "zero_std_share": np.bincount(groups.prompt, groups.equal, size) / per,
+            "pass@1": np.bincount(groups.prompt, groups.right / groups.size, size) / per,
+            "right_answers": right,
+            "late_right_answers": late,
+        }
+    names = (
+        "effective_beta",
+        "reference_modes",
+        "target_modes",
+        "modes_now",
+        "seen_reference_mass",
+    )
+    extra = {name: np.full(size, np.nan) for name in names}
+    for aim in aims:
+        at, prompt = aim.prompt.code, aim.prompt
+        extra["effective_beta"][at] = aim.effective_beta
+        extra["reference_modes"][at] = aim.modes(prompt.log_ref, case.threshold)
+        extra["target_modes"][at] = aim.modes(aim.log_target, case.threshold)
+        extra["modes_now"][at] = aim.modes(prompt.log_now, case.threshold)
+        extra["seen_reference_mass"][at] = prompt.seen_mass
+    columns.update(extra)
+    return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
+
+
+__all__ = ["RolloutError", "Statement", "diagnose", "in_words"]

@@ -1,0 +1,79 @@
+"""The page in a few sentences, and the numbers of its most informative prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kltarget._core.status import Status
+from kltarget.diagnosis._aims import Aim, Flip, mara_rewards, shares_over_beta
+from kltarget.diagnosis._diagnosis import Featured, Statement
+from kltarget.diagnosis._say_rewards import Case
+from kltarget.evidence._prompts import Prompt
+
+
+def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> tuple[str, ...]:
+    """The page in a few sentences."""
+    named: dict[str, Statement] = {}
+    for statement in statements:
+        named.setdefault(statement.name, statement)
+    told = "family" in named and named["family"].value is not None
+    far = "distance" in named and "far" in named["distance"].text
+    wanted = [] if told else ["direction"]
+    wanted += ["clipped"]
+    if not aims or aims[0].status & Status.NO_TARGET:
+        wanted += ["favoured"]
+    elif far:
+        wanted += ["distance", "family"]
+    else:
+        wanted += ["family", "implied_beta", "distance"]
+    wanted += ["reference_ratio"] if aims else ["effective_beta", "pass@1"]
+    flips = named.get("flip_beta")
+    if flips is not None and flips.value is not None:
+        wanted.append("flip_beta")
+    chosen = [named[name].text for name in wanted if name in named and not named[name].refused]
+    if (named["zero_std_groups"].value or 0) > 0.5:
+        chosen.append(named["zero_std_groups"].text)
+    if flips is not None and flips.refused:
+        chosen.append(flips.text)
+    # What follows a semicolon or another sentence is detail.
+    return tuple(text.split("; ")[0].split(". ")[0] for text in chosen)
+
+
+def featured_of(
+    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[Flip, ...] = ()
+) -> Featured:
+    """Numbers of the most informative prompt."""
+    base = Featured(
+        prompt=prompt.text,
+        names=prompt.names,
+        reward=_floats(prompt.reward),
+        counts=tuple(int(x) for x in prompt.counts),
+        reference=None if aim is None else _known(prompt, prompt.log_ref),
+        target=None,
+        now=_floats(np.exp(prompt.log_now)),
+    )
+    if aim is None or aim.status & Status.NO_TARGET:
+        return base
+    betas, shares = shares_over_beta(case.recipe, prompt, case.beta)
+    rewards = mara_rewards(case.recipe, aim)
+    return dataclasses.replace(
+        base,
+        target=_known(prompt, aim.log_target),
+        mara_reward=None if rewards is None else _floats(rewards),
+        flips=tuple(dataclasses.asdict(flip) for flip in flips),
+        betas=_floats(betas),
+        shares=tuple(map(_floats, shares)),
+        effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,
+    )
+
+
+def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:
+    """Probabilities; NaN where it is not known how likely the reference makes an answer."""
+    return _floats(np.where(prompt.unknown, np.nan, np.exp(log_probs)))
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(x) for x in values)

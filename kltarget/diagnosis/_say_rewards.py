@@ -1,0 +1,285 @@
+"""Statements that need rewards and answers alone, and the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from kltarget.diagnosis._diagnosis import Statement
+from kltarget.divergences import ForwardKL
+from kltarget.evidence._statistics import (
+    Groups,
+    Log,
+    answer_entropy,
+    median_interval,
+    pass_at,
+    share_interval,
+    wilson,
+)
+from kltarget.recipes import Recipe
+
+ON_POLICY = "on-policy: one update per batch, no clip of the ratio is active"
+LARGE = "expected gradients: averages over many groups"
+INDEPENDENT = "groups are independent draws"
+PRESENT = "σ is that of the present policy, not of the target"
+SOURCE = "the recipe is what the run did"
+
+_WHY = {
+    ("reward", "k1"): "charging k1 to the reward follows the gradient of the",
+    ("loss", "k2"): "the gradient of k2 in the loss is that of the",
+    ("loss", "weighted-k3"): "the gradient of k3 in the loss, weighted by π/sg(π), is that of the",
+    ("loss", "k3"): "the gradient of k3 in the loss, not weighted by π/sg(π), is that of the",
+}
+HOW_TO_LOG = (
+    "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
+    "subclass whose _generate_and_score_completions writes ref_per_token_logps; verl: add "
+    "ref_log_prob to the dumped fields; any trainer: score the completions again with the base "
+    "model at the rollout temperature)"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """What all statements are made from."""
+
+    log: Log
+    groups: Groups
+    recipe: Recipe
+    beta: float
+    threshold: float
+    rng: np.random.Generator
+    number: int
+
+    @property
+    def late(self) -> np.ndarray:
+        """Which groups are of the last third of the steps."""
+        return self.groups.time >= self.log.late_from
+
+
+def reward_statements(case: Case) -> list[Statement]:
+    found = [direction(case), _equal_groups(case)]
+    coefficient = _coefficient(case)
+    return [*found, *coefficient, *_passes(case), _diversity(case)]
+
+
+def direction(case: Case) -> Statement:
+    """Which KL the trainer follows, and why."""
+    recipe = case.recipe
+    key, bonus = (recipe.place, recipe.estimator), recipe.entropy_bonus
+    beside = f"the entropy bonus of {bonus:g} draws it to equally likely tokens"
+    if case.beta == 0 or recipe.place == "none":
+        what = "β = 0" if case.beta == 0 else "the recipe has no KL"
+        text = f"{what}: nothing holds the policy to the reference"
+        text += (
+            f", but {beside}"
+            if bonus
+            else ", so there is no target; the path of training decides, and exact policy "
+            "gradients favour the best answer that the reference makes likeliest"
+        )
+    elif recipe.divergence is not None:
+        forward = isinstance(recipe.divergence, ForwardKL)
+        name = "forward KL(π_ref‖π)" if forward else "reverse KL(π‖π_ref)"
+        by_token = recipe.place == "loss" and recipe.level == "token"
+        gain = "Q" if by_token else "r"
+        target = f"β·π_ref/(Λ − {gain})" if forward else f"π_ref·exp({gain}/β)/Z"
+        text = f"{_WHY[key]} {name}"
+        if bonus:
+            text += f", and {beside}"
+        elif by_token:
+            text += (
+                f": the target of every next token is {target}, Q the mean reward after it, with "
+                "the effective β for β"
+            )
+        else:
+            text += f": the target is {target}, with the effective β for β"
+    elif key == ("loss", "k1"):
+        text = "k1 in the loss has no expected gradient: this KL term holds nothing, as if β were 0"
+    elif recipe.estimator == "sampler":
+        text = (
+            "the squared log-ratio is to the policy that sampled, not to a reference: it holds "
+            "nothing on-policy, as if β were 0"
+        )
+    elif key == ("loss", "absolute"):
+        text = "the absolute log-ratio in the loss follows total variation, at twice the β"
+    else:
+        text = (
+            f"{recipe.estimator} in the {recipe.place} follows the gradient of no divergence: its "
+            "cost still acts, but there is no unique target, and the path of training decides"
+        )
+    return Statement("direction", text, assumption=f"{SOURCE}; {ON_POLICY}", unit="recipe")
+
+
+def _equal_groups(case: Case) -> Statement:
+    recipe, chosen = case.recipe, case.late
+    equal, total = int(case.groups.equal[chosen].sum()), int(chosen.sum())
+    idle = recipe.place == "loss" and recipe.estimator in ("k1", "sampler")
+    acting = ["the KL"] if case.beta > 0 and recipe.place != "none" and not idle else []
+    acting += ["the entropy bonus"] if recipe.entropy_bonus else []
+    if recipe.zero_std == "drop":
+        what = "the trainer drops them"
+    elif recipe.baseline == "none" and (recipe.normalise != "group-std" or recipe.charged_before):
+        what = "without a baseline their reward still counts"
+    elif acting:
+        what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
+    else:
+        what = "they teach nothing"
+    text = (
+        f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
+        f"{what}"
+    )
+    if total < len(case.groups.equal):
+        text += f"; over the whole log {share(case.groups.equal.mean())}"
+    return Statement(
+        "zero_std_groups",
+        text,
+        equal / total,
+        wilson(equal, total),
+        INDEPENDENT,
+        total,
+        "groups",
+    )
+
+
+def coefficients(case: Case) -> np.ndarray | None:
+    """The effective β of every late group with rewards that differ; None if it is one number."""
+    recipe = case.recipe
+    if recipe.normalise == "none" or recipe.charged_before:
+        return None
+    chosen = case.late & ~case.groups.equal
+    deviation = case.groups.deviation[chosen]
+    if recipe.normalise == "batch-std":
+        late = case.log.reward[case.log.late]
+        deviation = np.array([late.std(ddof=min(recipe.ddof, late.size - 1))])
+        deviation = deviation[deviation > 0]
+    return case.beta * (deviation + recipe.epsilon / recipe.reward_scale) * _own(recipe)
+
+
+def _own(recipe: Recipe) -> float:
+    """By how much more the KL counts where the group's mean includes the sample itself."""
+    size = recipe.group_size
+    return size / (size - 1) if size and recipe.baseline_shrinks else 1.0
+
+
+def _coefficient(case: Case) -> list[Statement]:
+    recipe, beta = case.recipe, case.beta
+    # A KL and an entropy bonus together are no KL with another coefficient.
+    if beta == 0 or recipe.divergence is None or recipe.entropy_bonus:
+        return []
+    span = float(np.ptp(case.log.reward))
+    size = recipe.group_size
+    own = f" · {size}/{size - 1}" if _own(recipe) > 1 and size else ""
+    why = " (the mean of a group includes the sample itself)" if own else ""
+    values = coefficients(case)
+    if values is None:
+        single = beta * _own(recipe) / recipe.reward_scale
+        scale = f" / {recipe.reward_scale:g}" if recipe.reward_scale != 1 else ""
+        equals = f" = {beta:g}{own}{scale}{why}" if own or scale else ", the configured one"
+        text = (
+            f"the effective β is {single:.4g}{equals}, the same for every prompt; the range of "
+            f"rewards, {span:.4g}, is {span / single:.3g} times that"
+        )
+        return [
+            Statement("effective_beta", text, single, None, f"{SOURCE}; {LARGE}", unit="recipe")
+        ]
+    if not values.size:
+        text = "no late group has rewards that differ, so its deviation says nothing of β"
+        return [Statement("effective_beta", text, None, None, INDEPENDENT, 0, "groups")]
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+    ratios = span / np.array([high, middle, low])
+    shown = f"{middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
+    text = (
+        f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
+        f"{why}: median {shown}; the range of rewards, {span:.4g}, is {ratios[1]:.3g} "
+        f"({ratios[0]:.3g} to {ratios[2]:.3g}) times that"
+    )
+    assumption = f"{SOURCE}; {PRESENT}; {INDEPENDENT}"
+    value, interval = median_interval(values)
+    unit = "groups" if values.size > 1 else "batches"
+    return [Statement("effective_beta", text, value, interval, assumption, values.size, unit)]
+
+
+def _passes(case: Case) -> list[Statement]:
+    late, early = case.late, case.groups.time == 0
+    largest = int(np.median(case.groups.size[late]))
+    found = []
+    moved = case.log.num_times > 1
+    for k in sorted({1, largest}):
+        values = pass_at(case.groups, late, k)
+        now, interval = share_interval(values)
+        before, _ = share_interval(pass_at(case.groups, early, k))
+        then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
+        text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
+        if k == 1:
+            text += f" (right: reward ≥ {case.threshold:g})"
+        found.append(
+            Statement(f"pass@{k}", text, now, interval, INDEPENDENT, values.size, "groups")
+        )
+    return found
+
+
+def _diversity(case: Case) -> Statement:
+    log, groups = case.log, case.groups
+    values = groups.differ[case.late]
+    if not np.isfinite(values).any():
+        text = "groups of one rollout say nothing of how much answers differ"
+        return Statement("diversity", text, None, None, INDEPENDENT, 0, "groups")
+    now, interval = share_interval(values)
+    entropy, time, _ = answer_entropy(log)
+    ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
+    moved = log.num_times > 1
+    before, _ = share_interval(groups.differ[groups.time == 0])
+    then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
+    drop = f", {ends[1]:.3g} then" if moved else ""
+    text = (
+        f"two completions of a group have different answers with probability {now:.3g} in "
+        f"{log.late_span}{then}; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+    )
+    return Statement(
+        "diversity", text, now, interval, INDEPENDENT, int(np.isfinite(values).sum()), "groups"
+    )
+
+
+def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
+    """How many different right answers prompts have, and how many are left."""
+    some, several = int((counts > 0).sum()), int((counts > 1).sum())
+    text = (
+        f"two or more different right answers were seen for {several:,} of {len(counts):,} "
+        f"prompts, none for {len(counts) - some:,}"
+    )
+    if several:
+        left = float((late[counts > 1] < 2).mean())
+        text += f"; in {span} {share(left)} of those show at most one"
+        text += " (fewer rollouts show fewer answers)"
+    value = float(counts[counts > 0].mean()) if some else 0.0
+    return Statement(
+        "right_answers",
+        text,
+        value,
+        None,
+        "answers are told apart by the rule",
+        len(counts),
+        "prompts",
+    )
+
+
+def refusal(case: Case) -> Statement:
+    """Why rewards alone give no flip β, and what would."""
+    text = (
+        "no flip β and no target: which of two answers is ahead at which β depends on how likely "
+        f"the reference makes them, and the log does not say. Log {HOW_TO_LOG}"
+    )
+    if len(case.log.steps) and case.log.steps[0] <= 1:
+        text += (
+            "; or take the first logged step as a sample of the reference: reference='first-step', "
+            "--reference-from-first-step"
+        )
+    return Statement("flip_beta", text, assumption="", unit="", refused=True)
+
+
+def share(x: float) -> str:
+    """A share in percent."""
+    if math.isnan(x):
+        return "nan"
+    return f"{100 * x:.3g} %"

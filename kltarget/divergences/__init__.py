@@ -1,0 +1,33 @@
+"""Regularisers ``D(π, π_ref)``: reverse and forward KL, every f-divergence, and one of your own."""
+
+from kltarget.divergences._base import Divergence
+from kltarget.divergences._families import (
+    Alpha,
+    ChiSquared,
+    ChiSquaredKL,
+    ForwardKL,
+    JensenShannon,
+    NeymanChiSquared,
+    ReverseKL,
+    SquaredHellinger,
+    TotalVariation,
+    Tsallis,
+    kl,
+)
+from kltarget.divergences._generator import FDivergence
+
+__all__ = [
+    "Alpha",
+    "ChiSquared",
+    "ChiSquaredKL",
+    "Divergence",
+    "FDivergence",
+    "ForwardKL",
+    "JensenShannon",
+    "NeymanChiSquared",
+    "ReverseKL",
+    "SquaredHellinger",
+    "TotalVariation",
+    "Tsallis",
+    "kl",
+]

@@ -1,0 +1,325 @@
+"""What every divergence is made from: the base class, its place among pytrees, the α family."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._core.numerics import (
+    as_float,
+    expm1_ratio,
+    log1p_ratio,
+    safe_exp_product,
+    widest,
+    working_dtype,
+)
+
+
+class Divergence(abc.ABC):
+    """An f-divergence ``D_f(π‖π_ref) = Σ π_ref f(π/π_ref)``, in nats, policy first.
+
+    Instances are pytrees: parameters such as the α of :class:`Alpha` are leaves, so they can be
+    swept with ``vmap`` and differentiated.
+
+    The public methods act elementwise on the density ratio ``u = π/π_ref ≥ 0`` or, for the inverse,
+    on the scaled reward ``s``.
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def f(self, u: ArrayLike) -> Array:
+        """The generator at density ratio ``u``; ``inf`` where it is infinite."""
+
+    @abc.abstractmethod
+    def f_prime(self, u: ArrayLike) -> Array:
+        """The generator's first derivative; ``-inf`` at 0 where it is infinite."""
+
+    @abc.abstractmethod
+    def f_second(self, u: ArrayLike) -> Array:
+        """The generator's second derivative."""
+
+    @abc.abstractmethod
+    def f_prime_inverse(self, s: ArrayLike) -> Array:
+        """The ratio ``u`` with ``f′(u) = s``: 0 below ``f′(0)``, ``inf`` from ``f′(∞)`` on."""
+
+    @property
+    @abc.abstractmethod
+    def slope_at_infinity(self) -> Array:
+        """``f′(∞) = lim f(u)/u``: what a unit of probability costs where the reference has none."""
+
+    def __call__(self, log_policy: ArrayLike, log_ref: ArrayLike) -> Float[Array, "*batch"]:
+        """The divergence of a policy from a reference, in nats.
+
+        ``D_f(π‖π_ref) = Σ_y π_ref(y) f(π(y)/π_ref(y))``, over the last axis. Exact at zeros on
+        either side: ``π_ref·f(0)`` where only the policy is 0, ``π·f′(∞)`` where only the reference
+        is, 0 where both are, and ``inf`` where one of these is infinite.
+
+        Args:
+            log_policy: log-probabilities log π, shape ``[*batch, A]``.
+            log_ref: log-probabilities log π_ref, shape ``[*batch, A]``; the two broadcast.
+
+        Returns:
+            The divergence, shape ``[*batch]``. Differentiable in both arguments where it is finite.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+            >>> print(f"{kt.ReverseKL()(p, q):.4f} {kt.ForwardKL()(p, q):.4f}")
+            0.5108 0.3681
+        """
+        log_p, log_q = _pair(log_policy, log_ref)
+        dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
+        return jnp.sum(self._over_outcomes()._integrand(log_p, log_q), axis=-1).astype(dtype)
+
+    def _over_outcomes(self) -> Divergence:
+        """The same divergence with its batched parameters aligned to arrays ``[*batch, A]``."""
+        return jax.tree.map(lambda x: x[..., None] if jnp.ndim(x) else x, self)
+
+    def _integrand(self, log_p: Array, log_q: Array) -> Array:
+        both, only_p, only_q = _supports(log_p, log_q)
+        zero = jnp.zeros_like(log_p)
+        log_u = jnp.where(both, log_p, zero) - jnp.where(both, log_q, zero)
+        inside = self._scaled(log_u, jnp.where(both, log_q, zero))
+        f_zero = self.f(jnp.zeros((), log_p.dtype))
+        slope = jnp.asarray(self.slope_at_infinity, log_p.dtype)
+        at_zero = jnp.exp(jnp.where(only_q, log_q, zero)) * f_zero
+        off = jnp.exp(jnp.where(only_p, log_p, zero)) * slope
+        return jnp.where(both, inside, jnp.where(only_q, at_zero, jnp.where(only_p, off, zero)))
+
+    def _scaled(self, log_u: Array, log_q: Array) -> Array:
+        """``π_ref·f(u)`` from finite ``log u`` and ``log π_ref``, accurate near ``u = 1``."""
+        return jnp.exp(log_q) * self.f(jnp.exp(log_u))
+
+    def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
+        """``π_ref·[f(u) − f(u*) − f′(u*)(u − u*)]`` at each outcome."""
+        u, u_star = jnp.exp(log_u), jnp.exp(log_u_star)
+        f_prime = self.f_prime(u_star)
+        step = jnp.where(u == u_star, jnp.zeros_like(u), f_prime * (u - u_star))
+        return safe_exp_product(self.f(u) - self.f(u_star) - step, log_q)
+
+    def _f_prime_at(self, log_u: Array) -> Array:
+        """``f′(u)`` from ``log u``, also where ``u`` overflows."""
+        return self.f_prime(jnp.exp(log_u))
+
+    def _log_inverse(self, s: Array) -> Array:
+        """``log u`` with ``f′(u) = s``, also where ``u`` overflows or underflows."""
+        u = self.f_prime_inverse(s)
+        positive = u > 0
+        return jnp.where(positive, jnp.log(jnp.where(positive, u, jnp.ones_like(u))), -jnp.inf)
+
+    def _log_elasticity(self, log_u: Array) -> Array:
+        """``log (d log u/d s) = −log(u f″(u))``."""
+        u = jnp.exp(log_u)
+        return -jnp.log(u * self.f_second(u))
+
+
+def slope_at_zero(divergence: Divergence, dtype: Any) -> Array:
+    """``f′(0)``; read off ``f′`` near 0 where a caller's generator is NaN at 0 itself."""
+    at_zero = divergence.f_prime(jnp.zeros((), dtype))
+    before, last = (divergence.f_prime(jnp.asarray(2.0**-k, dtype)) for k in (40, 80))
+    settled = jnp.abs(last - before) <= 1e-4 * jnp.maximum(jnp.abs(last), 1e-3)
+    return jnp.where(jnp.isnan(at_zero), jnp.where(settled, last, -jnp.inf), at_zero)
+
+
+def _pair(log_policy: ArrayLike, log_ref: ArrayLike) -> tuple[Array, Array]:
+    log_p, log_q = as_float(log_policy), as_float(log_ref)
+    if log_p.ndim == 0 or log_q.ndim == 0:
+        raise ValueError(
+            "log_policy and log_ref need an axis of outcomes, got shapes "
+            f"{log_p.shape} and {log_q.shape}"
+        )
+    if log_p.shape[-1] != log_q.shape[-1]:
+        raise ValueError(
+            f"log_policy has {log_p.shape[-1]} outcomes and log_ref has {log_q.shape[-1]} "
+            f"(shapes {log_p.shape} and {log_q.shape}); both need the same last axis"
+        )
+    dtype = working_dtype(widest(log_p.dtype, log_q.dtype))
+    try:
+        shape = jnp.broadcast_shapes(log_p.shape, log_q.shape)
+    except ValueError:
+        raise ValueError(
+            f"log_policy {log_p.shape} and log_ref {log_q.shape} do not broadcast"
+        ) from None
+    return (
+        jnp.broadcast_to(log_p.astype(dtype), shape),
+        jnp.broadcast_to(log_q.astype(dtype), shape),
+    )
+
+
+def _supports(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    in_p, in_q = ~jnp.isneginf(log_p), ~jnp.isneginf(log_q)
+    return in_p & in_q, in_p & ~in_q, in_q & ~in_p
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def register(cls: _Class) -> _Class:
+    """Makes a frozen dataclass a pytree whose fields are leaves and whose structure is its class.
+
+    ``register_dataclass`` leaves the class out when two structures are compared: all divergences
+    without parameters would be the same one to a jit cache, and a function compiled for one could
+    be run for another.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+
+    def flatten(divergence: Any) -> tuple[tuple[Any, ...], type]:
+        return tuple(getattr(divergence, name) for name in names), cls
+
+    def flatten_with_keys(divergence: Any) -> tuple[tuple[Any, ...], type]:
+        children, structure = flatten(divergence)
+        keys = (jax.tree_util.GetAttrKey(name) for name in names)
+        return tuple(zip(keys, children, strict=True)), structure
+
+    def unflatten(_: type, children: Iterable[Any]) -> Any:
+        # Transformations carry other things than numbers through trees: no checks on the way back.
+        divergence = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(divergence, name, child)
+        return divergence
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+class PowerDivergence(Divergence):
+    """``f = c·f_α(u) + b(u − 1)`` with ``f_α = (u^α − αu + α − 1)/(α(α − 1))``.
+
+    The α family and everything that is a multiple of one of its members. α may be a Python number,
+    which picks the member's own formula, or an array, which must serve all α at once.
+    """
+
+    _alpha: ClassVar[Any]
+    _scale: ClassVar[Any] = 1.0
+    _slope: ClassVar[float] = 0.0
+
+    @property
+    def _gamma(self) -> Any:
+        return self._alpha - 1
+
+    def f(self, u: ArrayLike) -> Array:
+        u = as_float(u)
+        positive = u > 0
+        log_u = jnp.log(jnp.where(positive, u, jnp.ones_like(u)))
+        alpha = jnp.asarray(self._alpha, u.dtype)
+        above = alpha > 0
+        at_zero = jnp.where(above, 1 / jnp.where(above, alpha, jnp.ones_like(alpha)), jnp.inf)
+        inside = jnp.where(positive, alpha_generator(alpha, log_u), at_zero)
+        return jnp.asarray(self._scale, u.dtype) * inside + self._slope * (u - 1)
+
+    def f_prime(self, u: ArrayLike) -> Array:
+        u = as_float(u)
+        positive = u > 0
+        log_u = jnp.log(jnp.where(positive, u, jnp.ones_like(u)))
+        gamma = jnp.asarray(self._gamma, u.dtype)
+        above = gamma > 0
+        at_zero = jnp.where(above, -1 / jnp.where(above, gamma, jnp.ones_like(gamma)), -jnp.inf)
+        at_zero = jnp.asarray(self._scale, u.dtype) * at_zero + self._slope
+        return jnp.where(positive, self._f_prime_at(log_u), at_zero)
+
+    def _f_prime_at(self, log_u: Array) -> Array:
+        gamma = jnp.asarray(self._gamma, log_u.dtype)
+        x = gamma * log_u
+        large = jnp.abs(x) > 1
+        ratio = log_u * expm1_ratio(jnp.where(large, jnp.zeros_like(x), x))
+        power = jnp.expm1(x) / jnp.where(large, gamma, jnp.ones_like(gamma))
+        return jnp.asarray(self._scale, x.dtype) * jnp.where(large, power, ratio) + self._slope
+
+    def f_second(self, u: ArrayLike) -> Array:
+        u = as_float(u)
+        return jnp.asarray(self._scale, u.dtype) * u ** jnp.asarray(self._gamma - 1, u.dtype)
+
+    def f_prime_inverse(self, s: ArrayLike) -> Array:
+        return jnp.exp(self._log_inverse(as_float(s)))
+
+    def _log_inverse(self, s: Array) -> Array:
+        gamma = jnp.asarray(self._gamma, s.dtype)
+        s = (s - self._slope) / jnp.asarray(self._scale, s.dtype)
+        inside = 1 + gamma * s > 0
+        safe = jnp.where(inside, s, jnp.zeros_like(s))
+        outside = jnp.where(gamma > 0, jnp.full_like(gamma, -jnp.inf), jnp.inf)
+        return jnp.where(inside, safe * log1p_ratio(gamma * safe), outside)
+
+    @property
+    def slope_at_infinity(self) -> Array:
+        gamma = as_float(self._gamma)
+        below = gamma < 0
+        slope = -1 / jnp.where(below, gamma, -jnp.ones_like(gamma))
+        slope = jnp.asarray(self._scale, gamma.dtype) * slope + self._slope
+        return jnp.where(below, slope, jnp.full_like(slope, jnp.inf))
+
+    def _scaled(self, log_u: Array, log_q: Array) -> Array:
+        alpha = jnp.asarray(self._alpha, log_u.dtype)
+        scale = jnp.asarray(self._scale, log_u.dtype)
+        linear = jnp.exp(log_q + log_u) - jnp.exp(log_q) if self._slope else jnp.zeros_like(log_u)
+        return scale * alpha_generator(alpha, log_u, log_q) + self._slope * linear
+
+    def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
+        # The family is homogeneous: B(u, u*) = u*^α f_α(u/u*), non-negative term by term.
+        alpha = jnp.asarray(self._alpha, log_u.dtype)
+        scale = jnp.asarray(self._scale, log_u.dtype)
+        inside = (log_u > -jnp.inf) & (log_u_star > -jnp.inf) & (log_q > -jnp.inf)
+        zero = jnp.zeros_like(log_u)
+        y = jnp.where(inside, log_u, zero) - jnp.where(inside, log_u_star, zero)
+        weight = jnp.where(inside, log_q + alpha * log_u_star, zero)
+        return jnp.where(
+            inside,
+            scale * alpha_generator(alpha, y, weight),
+            super()._bregman(log_u, log_u_star, log_q),
+        )
+
+    def _log_elasticity(self, log_u: Array) -> Array:
+        gamma = jnp.asarray(self._gamma, log_u.dtype)
+        scale = jnp.asarray(self._scale, log_u.dtype)
+        flat = gamma == 0
+        power = -jnp.where(flat, jnp.ones_like(gamma), gamma) * log_u
+        return jnp.where(flat, jnp.zeros_like(log_u), power) - jnp.log(scale)
+
+
+def alpha_generator(alpha: Array, y: Array, log_q: Array | None = None) -> Array:
+    """``π_ref f_α(e^y)``, without overflow where ``π_ref`` is tiny and ``e^y`` huge.
+
+    ``f_α`` is ``y²`` times a divided difference of ``(e^x − 1)/x`` between ``αy`` and ``y``. Two
+    closed forms of it cover the line, one smooth through α = 1, the other through α = 0; both
+    cancel at small ``y``, where the Taylor series Σ (1 + α + … + α^{k−2}) y^k/k! takes over.
+    """
+    q = jnp.zeros_like(y) if log_q is None else log_q
+    upper = alpha >= 0.5
+    one = jnp.ones_like(alpha)
+    limit = 0.3 / (1 + jnp.abs(alpha))
+    small = jnp.abs(y) < limit
+    big = jnp.where(small, jnp.ones_like(y), y)
+    p_minus_q = jnp.exp(q + big) - jnp.exp(q)
+    p_minus_q = jnp.where(jnp.abs(big) < 1, jnp.exp(q) * jnp.expm1(jnp.clip(big, -1, 1)), p_minus_q)
+    a_up, a_down = jnp.where(upper, alpha, one), jnp.where(upper, 0 * one, alpha)
+    # e^{q+y}·φ((α−1)y)·y and e^q·φ(αy)·y, with the exponent inside φ moved where it cannot overflow
+    near_one = (_weighted_ratio(q + big, (a_up - 1) * big) * big - p_minus_q) / a_up
+    near_zero = (p_minus_q - _weighted_ratio(q, a_down * big) * big) / (1 - a_down)
+    closed = jnp.where(upper, near_one, near_zero)
+    x = jnp.where(small, y, jnp.zeros_like(y))
+    polynomials = [one]
+    for _ in range(11):
+        polynomials.append(1 + alpha * polynomials[-1])
+    series = jnp.zeros_like(x)
+    for k in range(13, 1, -1):
+        series = polynomials[k - 2] / float(math.factorial(k)) + x * series
+    return jnp.where(small, jnp.exp(q) * x * x * series, closed)
+
+
+def _weighted_ratio(log_weight: Array, x: Array) -> Array:
+    """``exp(log_weight)·(e^x − 1)/x``, the exponentials joined where ``x`` is large."""
+    large = x > 1
+    y = jnp.where(large, x, jnp.ones_like(x))
+    joined = (jnp.exp(log_weight + y) - jnp.exp(log_weight)) / y
+    return jnp.where(
+        large, joined, jnp.exp(log_weight) * expm1_ratio(jnp.where(large, jnp.zeros_like(x), x))
+    )

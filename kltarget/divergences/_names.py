@@ -1,0 +1,52 @@
+"""Divergences by the names that the command line and labelled data call them."""
+
+from __future__ import annotations
+
+import math
+
+from kltarget.divergences import _families
+from kltarget.divergences._base import Divergence
+
+CLASSES = {
+    "reverse-kl": "ReverseKL",
+    "forward-kl": "ForwardKL",
+    "jensen-shannon": "JensenShannon",
+    "alpha": "Alpha",
+    "chi-squared": "ChiSquared",
+    "neyman-chi-squared": "NeymanChiSquared",
+    "squared-hellinger": "SquaredHellinger",
+    "tsallis": "Tsallis",
+    "chi-squared-kl": "ChiSquaredKL",
+    "total-variation": "TotalVariation",
+}
+_WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
+
+EXAMPLES = tuple(
+    f"{name}:{_WITH_PARAMETER[name]}" if name in _WITH_PARAMETER else name for name in CLASSES
+)
+"""Every name, those of families with an example of their parameter."""
+
+
+def named(text: str) -> Divergence:
+    """The divergence that `text`, such as `"reverse-kl"` or `"alpha:0.5"`, names.
+
+    Raises:
+        ValueError: If there is none of that name, or its parameter is missing or no number.
+    """
+    name, colon, parameter = text.partition(":")
+    if name not in CLASSES:
+        raise ValueError(f"{text!r} is none of {', '.join(CLASSES)}")
+    make = getattr(_families, CLASSES[name])
+    if name not in _WITH_PARAMETER:
+        if colon:
+            raise ValueError(f"{name} has no parameter")
+        return make()
+    if not colon:
+        raise ValueError(f"{name} needs its parameter, such as {name}:{_WITH_PARAMETER[name]}")
+    try:
+        value = float(parameter)
+    except ValueError:
+        raise ValueError(f"{parameter!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{parameter!r} is not a finite number")
+    return make(value)

@@ -1,0 +1,230 @@
+"""What a log knows of single prompts: answers, rewards, and how likely each is by whom."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kltarget.evidence._statistics import Log
+from kltarget.rollouts._rollout import RolloutError
+
+UNSEEN = "(unseen)"
+# Targets over the seen answers say little if those hold less of the reference than this.
+LEAST_SEEN = 0.5
+_LEAST_SAMPLES = 20.0
+_FOUND_TWICE = 0.01
+_STEP = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt: what is known of its answers, the last of which stands for all unseen ones.
+
+    Attributes:
+        code: of the prompt in the log.
+        text: the prompt.
+        answers: codes of the seen answers, ``[A − 1]``.
+        names: of all outcomes, ``[A]``.
+        reward: mean logged reward; of the unseen the least, ``[A]``.
+        log_ref: log-probabilities by the reference, ``[A]``; those of unknown answers are among the
+            unseen.
+        unknown: of which answers the log has no reference log-probability, ``[A]``.
+        counts: rollouts of each outcome in the whole log, ``[A]``.
+        late_counts: the same in its last third.
+        first_counts: the same at its first step.
+        log_now: log-probabilities by the policy of the last steps, ``[A]``.
+        known: where the reference is from: "logged", "weighted", "first-step", or "none".
+        exact_now: whether ``log_now`` is from logged probabilities, not from counts.
+        reward_varies: whether one answer was rewarded differently.
+    """
+
+    code: int
+    text: str
+    answers: np.ndarray
+    names: tuple[str, ...]
+    reward: np.ndarray
+    log_ref: np.ndarray
+    unknown: np.ndarray
+    counts: np.ndarray
+    late_counts: np.ndarray
+    first_counts: np.ndarray
+    log_now: np.ndarray
+    known: str
+    exact_now: bool
+    reward_varies: bool
+
+    def right(self, threshold: float) -> np.ndarray:
+        """Which seen answers are right and possible, ``[A − 1]``."""
+        return (self.reward[:-1] >= threshold) & ~np.isneginf(self.log_ref[:-1])
+
+    @property
+    def seen_mass(self) -> float:
+        return float(np.exp(np.logaddexp.reduce(self.log_ref[:-1])))
+
+
+def order_of(log: Log, threshold: float) -> np.ndarray:
+    """Prompts, the most informative first: many rollouts, rewards that differ, right answers."""
+    number = np.bincount(log.prompt, minlength=len(log.prompts))
+    mean = np.bincount(log.prompt, log.reward) / number
+    spread = np.sqrt(np.bincount(log.prompt, (log.reward - mean[log.prompt]) ** 2) / number)
+    return np.argsort(-number * spread * (1 + num_right(log, threshold)), kind="stable")
+
+
+def num_right(log: Log, threshold: float, late: bool = False) -> np.ndarray:
+    """How many different right answers of every prompt were seen."""
+    right = log.reward >= threshold
+    codes = np.unique(log.answer[right & log.late] if late else log.answer[right])
+    return np.bincount(log.answer_prompt[codes], minlength=len(log.prompts))
+
+
+def prompts_of(log: Log, codes: np.ndarray, reference: str) -> list[Prompt]:
+    """The chosen prompts of which a reference over the answers is known."""
+    by_prompt = np.argsort(log.prompt, kind="stable")
+    ends = np.cumsum(np.bincount(log.prompt, minlength=len(log.prompts)))
+    found = []
+    for code in codes:
+        rows = by_prompt[ends[code - 1] if code else 0 : ends[code]]
+        prompt = _prompt(log, int(code), rows, reference)
+        if prompt is not None:
+            found.append(prompt)
+    return found
+
+
+def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | None:
+    answers, place = np.unique(log.answer[rows], return_inverse=True)
+    size = len(answers)
+    counts = np.bincount(place, minlength=size + 1)
+    early, late = log.early[rows], log.late[rows]
+    first_counts = np.bincount(place[early], minlength=size + 1)
+    late_counts = np.bincount(place[late], minlength=size + 1)
+    reward = np.bincount(place, log.reward[rows], minlength=size) / counts[:-1]
+    unknown = np.zeros(size + 1, bool)
+    varies = np.abs(log.reward[rows] - reward[place]).max() > 1e-6
+    if reference == "first-step":
+        if not early.any():
+            return None
+        log_ref, known = _shares(first_counts), "first-step"
+    elif reference == "none":
+        log_ref, known = np.full(size + 1, np.nan), "none"
+    else:
+        log_ref, known = _logged(log, rows, place, size)
+        if log_ref is None:
+            return None
+        unknown[:-1] = np.bincount(place[~np.isnan(log.ref_logp[rows])], minlength=size) == 0
+    log_now = _now(log, rows, place, size)
+    exact = log_now is not None
+    if log_now is None:
+        with np.errstate(divide="ignore"):
+            log_now = np.log(late_counts / max(late_counts.sum(), 1))
+    return Prompt(
+        code=code,
+        text=log.prompts[code],
+        answers=answers,
+        names=(*(str(name) for name in log.answer_names[answers]), UNSEEN),
+        reward=np.append(reward, reward.min()),
+        log_ref=log_ref,
+        unknown=unknown,
+        counts=counts,
+        late_counts=late_counts,
+        first_counts=first_counts,
+        log_now=log_now,
+        known=known,
+        exact_now=exact,
+        reward_varies=bool(varies),
+    )
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Shares that counts suggest, with half a count more for each outcome (Jeffreys)."""
+    return np.log((counts + 0.5) / (counts + 0.5).sum())
+
+
+def _logged(
+    log: Log, rows: np.ndarray, place: np.ndarray, size: int
+) -> tuple[np.ndarray | None, str]:
+    """The reference's masses by logged probabilities: added up, or weighted if too few are seen."""
+    ref = log.ref_logp[rows]
+    kept = np.flatnonzero(np.isfinite(ref))
+    if not kept.size:
+        return None, ""
+    _, first = np.unique(log.completion[rows[kept]], return_index=True)
+    once = kept[first]
+    seen = np.bincount(place[once], np.exp(np.minimum(ref[once], 0.0)), minlength=size)
+    total = seen.sum()
+    if total >= LEAST_SEEN:
+        # Different tokens can spell one text, and logs are rounded: no sum may pass 1.
+        seen = seen / max(total, 1.0)
+        with np.errstate(divide="ignore"):
+            return np.log(np.append(seen, max(1 - total, 0.0))), "logged"
+    weight = ref[kept] - log.logp[rows[kept]]
+    known = np.isfinite(weight)
+    if not known.any():
+        return None, ""
+    kept, weight = kept[known], np.exp(weight[known] - weight[known].max())
+    if weight.sum() ** 2 / (weight**2).sum() < _LEAST_SAMPLES:
+        return None, ""
+    mass = np.bincount(place[kept], weight, minlength=size + 1)
+    with np.errstate(divide="ignore"):
+        return np.log(mass / mass.sum()), "weighted"
+
+
+def _now(log: Log, rows: np.ndarray, place: np.ndarray, size: int) -> np.ndarray | None:
+    """The last policy's masses by logged probabilities; what is left over is unseen."""
+    ranks = log.time[rows]
+    kept = np.flatnonzero(np.isfinite(log.logp[rows]) & log.late[rows])
+    if not kept.size:
+        return None
+    # The latest of each completion.
+    kept = kept[np.argsort(-ranks[kept], kind="stable")]
+    _, first = np.unique(log.completion[rows[kept]], return_index=True)
+    once = kept[first]
+    mass = np.bincount(place[once], np.exp(np.minimum(log.logp[rows[once]], 0.0)), minlength=size)
+    if mass.sum() < LEAST_SEEN:
+        return None
+    mass = np.append(mass, max(1 - mass.sum(), 0.0))
+    with np.errstate(divide="ignore"):
+        return np.log(mass / mass.sum())
+
+
+def reference_kind(log: Log, reference: str | None) -> str | None:
+    """What a reference can be had from: "logged", "first-step" if asked for, or None."""
+    if reference not in (None, "first-step"):
+        raise ValueError(f"reference must be None or 'first-step', got {reference!r}")
+    if reference == "first-step" and not len(log.steps):
+        raise RolloutError(
+            "the reference cannot be taken from the first step: the files do not say the steps"
+        )
+    if reference is not None:
+        return reference
+    return "logged" if np.isfinite(log.ref_logp).any() else None
+
+
+def disagreements(log: Log) -> int:
+    """How many completions were logged with reference log-probabilities that differ."""
+    kept = np.isfinite(log.ref_logp)
+    if not kept.any():
+        return 0
+    code, value = log.completion[kept], log.ref_logp[kept]
+    low = np.full(code.max() + 1, np.inf)
+    high = np.full(code.max() + 1, -np.inf)
+    np.minimum.at(low, code, value)
+    np.maximum.at(high, code, value)
+    return int((high - low > _FOUND_TWICE).sum())
+
+
+def padded(
+    rewards: Sequence[np.ndarray], log_refs: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and references as rows of one length; what is added is impossible.
+
+    Lengths come in steps, so that prompts of other sizes find programs that are compiled already.
+    """
+    width = -(-max(map(len, rewards)) // _STEP) * _STEP
+    reward = np.zeros((len(rewards), width))
+    log_ref = np.full((len(rewards), width), -np.inf)
+    for row, (values, masses) in enumerate(zip(rewards, log_refs, strict=True)):
+        reward[row, : len(values)] = values
+        log_ref[row, : len(masses)] = masses
+    return reward, log_ref - np.logaddexp.reduce(log_ref, 1)[:, None]

@@ -1,0 +1,320 @@
+"""What rewards and answers alone say: arrays of a log, and sums over its groups.
+
+Nothing here loops over groups or prompts: a million rollouts are a few sorts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import binom
+from scipy.stats import t as student
+
+from kltarget.rollouts._rollout import RolloutError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_ANSWER = "(no answer)"
+LEVEL = 0.95
+Interval = tuple[float, float]
+_Z = 1.959963984540054
+_MOST_BINS = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Log:
+    """Rollouts as arrays, a row each, and the names that their codes stand for.
+
+    Attributes:
+        prompt: code of the prompt, ``[N]``.
+        answer: code of the prompt's answer, one per different pair of prompt and answer, ``[N]``.
+        completion: the same for the pair of prompt and completion, ``[N]``.
+        group: code of the generation group, without gaps, ``[N]``.
+        time: rank of the step among the logged ones, ``[N]``.
+        steps: the logged steps, ascending; empty if the files do not say.
+        reward: total reward, finite, ``[N]``.
+        ref_logp: natural log-probabilities of the completions, NaN where missing, ``[N]``.
+        logp: the same of the policy that sampled them.
+        prompts: texts of the prompts.
+        answer_names: texts of the answers, by code.
+        answer_prompt: whose answer each is, by code.
+        notes: what was left out.
+    """
+
+    prompt: np.ndarray
+    answer: np.ndarray
+    completion: np.ndarray
+    group: np.ndarray
+    time: np.ndarray
+    steps: np.ndarray
+    reward: np.ndarray
+    ref_logp: np.ndarray
+    logp: np.ndarray
+    prompts: tuple[str, ...]
+    answer_names: np.ndarray
+    answer_prompt: np.ndarray
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def num_times(self) -> int:
+        return max(len(self.steps), 1)
+
+    @property
+    def late_from(self) -> int:
+        """The first rank of the last third of the logged steps, or of half of a few."""
+        most = min(3, self.num_times // 2)
+        return self.num_times - max(1, math.ceil(self.num_times / 3), most)
+
+    @functools.cached_property
+    def late(self) -> np.ndarray:
+        return self.time >= self.late_from
+
+    @functools.cached_property
+    def early(self) -> np.ndarray:
+        """The rows of the first logged step."""
+        return self.time == 0
+
+    def span(self, first: int, last: int) -> str:
+        """Steps of these ranks in words."""
+        if not len(self.steps):
+            return "the whole log"
+        low, high = self.steps[first], self.steps[last]
+        return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
+
+    @property
+    def late_span(self) -> str:
+        return self.span(self.late_from, self.num_times - 1)
+
+
+def log_of(frame: pd.DataFrame) -> Log:
+    """The arrays of a frame that `read_rollouts` made.
+
+    Raises:
+        RolloutError: a frame without rows, rewards or one of the columns.
+    """
+    table: Any = frame
+    needed = ("prompt", "completion", "answer", "reward", "step", "group_id", "ref_logp", "logp")
+    missing = [name for name in needed if name not in getattr(table, "columns", ())]
+    if missing:
+        raise RolloutError(
+            f"the rollouts have no column {missing[0]!r}: read them by read_rollouts"
+        )
+    notes = []
+    reward = table["reward"].to_numpy(np.float64)
+    kept = np.isfinite(reward)
+    if not kept.any():
+        raise RolloutError(
+            "the rollouts have no rewards" if len(table) else "there are no rollouts"
+        )
+    if not kept.all():
+        table, reward = table[kept], reward[kept]
+        notes.append(
+            f"{(~kept).sum():,} of {kept.size:,} rollouts without a finite reward left out"
+        )
+    prompt, prompts = _codes(table["prompt"])
+    text, texts = _codes(table["answer"])
+    said, _ = _codes(table["completion"])
+    pair, answer = np.unique(
+        prompt.astype(np.int64) * (len(texts) + 1) + text + 1, return_inverse=True
+    )
+    _, completion = np.unique(
+        prompt.astype(np.int64) * (said.max() + 2) + said + 1, return_inverse=True
+    )
+    _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
+    step = table["step"]
+    steps, time = np.empty(0, np.int64), np.zeros(len(reward), np.int64)
+    if not step.isna().any():
+        steps, time = np.unique(step.to_numpy(np.int64), return_inverse=True)
+    elif not step.isna().all():
+        notes.append("some rollouts name no step: the whole log is taken as one")
+    names = np.append(np.asarray(texts, object), NO_ANSWER)
+    return Log(
+        prompt=prompt,
+        answer=answer,
+        completion=completion,
+        group=group,
+        time=time,
+        steps=steps,
+        reward=reward,
+        ref_logp=table["ref_logp"].to_numpy(np.float64),
+        logp=table["logp"].to_numpy(np.float64),
+        prompts=tuple(map(str, prompts)),
+        answer_names=names[pair % (len(texts) + 1) - 1],
+        answer_prompt=pair // (len(texts) + 1),
+        notes=tuple(notes),
+    )
+
+
+def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
+    """Codes without gaps, in the order of appearance; missing texts are -1."""
+    import pandas as pd
+
+    codes, values = pd.factorize(column)
+    return np.asarray(codes, np.int64), list(values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Groups:
+    """Generation groups, one entry each.
+
+    Attributes:
+        size: number of rollouts.
+        prompt: code of the prompt.
+        time: rank of the last step.
+        deviation: standard deviation of the rewards, as the recipe takes it.
+        equal: whether all rewards are equal.
+        right: number of right answers.
+        differ: the chance that two different rollouts of the group have different answers.
+    """
+
+    size: np.ndarray
+    prompt: np.ndarray
+    time: np.ndarray
+    deviation: np.ndarray
+    equal: np.ndarray
+    right: np.ndarray
+    differ: np.ndarray
+
+
+def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
+    """Sizes, deviations and diversity of every group."""
+    size = np.bincount(log.group)
+    first = np.empty(len(size), np.int64)
+    first[log.group[::-1]] = np.arange(len(log))[::-1]
+    # Distances from the group's first reward: equal rewards have a deviation of exactly 0.
+    apart = log.reward - log.reward[first][log.group]
+    total, squares = np.bincount(log.group, apart), np.bincount(log.group, apart**2)
+    left = np.maximum(squares - total**2 / size, 0) / np.maximum(size - ddof, 1)
+    equal = squares == 0
+    time = np.zeros(len(size), np.int64)
+    np.maximum.at(time, log.group, log.time)
+    pairs = np.unique(log.group * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True)
+    owner = pairs[0] // (np.int64(log.answer.max()) + 1)
+    same = np.bincount(owner, pairs[1] * (pairs[1] - 1.0), minlength=len(size))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differ = np.where(size > 1, 1 - same / (size * (size - 1.0)), np.nan)
+    return Groups(
+        size=size,
+        prompt=log.prompt[first],
+        time=time,
+        deviation=np.where(equal, 0.0, np.sqrt(left)),
+        equal=equal,
+        right=np.bincount(log.group, log.reward >= threshold).astype(np.int64),
+        differ=differ,
+    )
+
+
+def pass_at(groups: Groups, chosen: np.ndarray, k: int) -> np.ndarray:
+    """The unbiased estimate of pass@k in every chosen group of k rollouts or more."""
+    from kltarget.modes import pass_at_k_from_counts
+
+    size, right = groups.size[chosen], groups.right[chosen]
+    large = size >= k
+    size, right = size[large], right[large]
+    # Few pairs of numbers occur, however many groups there are.
+    width = int(size.max(initial=0)) + 1
+    pairs, inverse = np.unique(size * width + right, return_inverse=True)
+    if not pairs.size:
+        return np.empty(0)
+    return np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float)[inverse]
+
+
+def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entropy of the answers of every prompt at every step, in nats, with the step's rank.
+
+    Miller's and Madow's correction, half the number of seen answers less one over the number of
+    rollouts, takes off most of what small samples miss. Third come the numbers of rollouts.
+    """
+    width = np.int64(log.num_times)
+    cell_of = log.prompt * width + log.time
+    cells, cell = np.unique(cell_of, return_inverse=True)
+    size = np.bincount(cell)
+    pair, count = np.unique(
+        cell * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True
+    )
+    owner = pair // (np.int64(log.answer.max()) + 1)
+    share = count / size[owner]
+    plain = -np.bincount(owner, share * np.log(share), minlength=len(cells))
+    return plain + (np.bincount(owner) - 1) / (2 * size), cells % width, size
+
+
+def history(log: Log, groups: Groups) -> dict[str, list[float]]:
+    """Means over groups and prompts along the steps, in at most a dozen bins."""
+    bins = min(log.num_times, _MOST_BINS)
+    bin_of = np.arange(log.num_times) * bins // log.num_times
+    value, time, _ = answer_entropy(log)
+    steps = log.steps if len(log.steps) else np.zeros(1, np.int64)
+
+    def mean(values: np.ndarray, times: np.ndarray) -> list[float]:
+        kept = np.isfinite(values)
+        at = bin_of[times[kept]]
+        count = np.bincount(at, minlength=bins)
+        total = np.bincount(at, values[kept], minlength=bins)
+        return [float(t / c) if c else math.nan for t, c in zip(total, count, strict=True)]
+
+    return {
+        "step": [float(steps[bin_of == b].min()) for b in range(bins)],
+        "until": [float(steps[bin_of == b].max()) for b in range(bins)],
+        "reward": mean(log.reward, log.time),
+        "entropy": mean(value, time),
+        "differ": mean(groups.differ, groups.time),
+        "zero_std": mean(groups.equal.astype(float), groups.time),
+    }
+
+
+def wilson(successes: float, number: float, z: float = _Z) -> Interval:
+    """Wilson's interval of a share, by default of 95 %."""
+    if not number:
+        return 0.0, 1.0
+    p, z2 = successes / number, z**2 / number
+    middle = (p + z2 / 2) / (1 + z2)
+    half = math.sqrt(p * (1 - p) * z2 + z2**2 / 4) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The mean of independent values between 0 and 1 and its 95 % interval, None for one value.
+
+    It is Wilson's for as many trials as would scatter like the values, and Student's factor allows
+    for how few values say so. Values that are all equal count as one trial each.
+    """
+    values = values[np.isfinite(values)]
+    if values.size < 2:
+        return (float(values[0]) if values.size else math.nan), None
+    mean, scatter = float(values.mean()), float(values.var(ddof=1)) / values.size
+    trials = float(values.size)
+    if scatter > 0:
+        trials = max(trials, mean * (1 - mean) / scatter)
+    return mean, wilson(mean * trials, trials, _student(values.size))
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The mean of independent values and Student's 95 % interval; None if they do not differ."""
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if values.size else math.nan
+    if values.size < 2 or not np.ptp(values):
+        return mean, None
+    half = _student(values.size) * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return mean, (mean - half, mean + half)
+
+
+def median_interval(values: np.ndarray) -> tuple[float, Interval | None]:
+    """The median and the order statistics that hold it with 95 % or more; None for few values."""
+    ordered = np.sort(values)
+    # So many of the values, or fewer, are below the median with a chance of 2.5 % at most.
+    below = int(binom.ppf((1 - LEVEL) / 2, ordered.size, 0.5)) - 1
+    if below < 0:
+        return float(np.median(ordered)), None
+    return float(np.median(ordered)), (float(ordered[below]), float(ordered[-1 - below]))
+
+
+def _student(size: int) -> float:
+    return float(student.ppf((1 + LEVEL) / 2, size - 1))

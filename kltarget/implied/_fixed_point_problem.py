@@ -1,0 +1,144 @@
+"""One prompt under one recipe: what its stationary policies are made of, and what is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from kltarget._core.status import Status
+from kltarget.implied._nodes import over_tree, stationary
+from kltarget.recipes import Recipe
+from kltarget.recipes._groups import Groups, make_groups
+from kltarget.training._advantages import needs_groups
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FixedPoint:
+    """A policy at which the gradient vanishes, and the plain objective that has it as target.
+
+    Attributes:
+        log_probs: ``[A]``.
+        reward: of the objective, ``[A]``; None if no plain objective has it. Outcomes that training
+            gives up although the reference has them have ``-inf``.
+        beta: of that objective.
+        effective_beta: coefficient in units of the recipe's reward.
+        status: remarks.
+        others: expected rewards at the other fixed points that were found.
+        error: standard error of the total variation where groups were sampled.
+    """
+
+    log_probs: np.ndarray
+    reward: np.ndarray | None
+    beta: float
+    effective_beta: float
+    status: Status = Status.OK
+    others: tuple[float, ...] = ()
+    error: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A recipe on one prompt, in float64.
+
+    Attributes:
+        recipe: with ``beta`` in ``beta``.
+        beta: coefficient of the regulariser, relative to what the reward's gradient weighs.
+        reward: as the recipe uses it, ``[A]``.
+        log_ref: ``[A]``.
+        forward: whether the regulariser's gradient is that of the forward KL.
+        regularised: whether its estimator has an expected gradient at all.
+        sizes: number of tokens per position where each has a condition of its own, else None.
+        lengths: number of tokens per sequence where they differ and matter, else None.
+    """
+
+    recipe: Recipe
+    beta: float
+    reward: np.ndarray
+    log_ref: np.ndarray
+    forward: bool
+    regularised: bool
+    sizes: tuple[int, ...] | None = None
+    lengths: np.ndarray | None = None
+
+    @functools.cached_property
+    def levels(self) -> np.ndarray:
+        """The different rewards of possible outcomes, ascending."""
+        return np.unique(self.reward[self.log_ref > -np.inf])
+
+    @functools.cached_property
+    def level(self) -> np.ndarray:
+        """The index of every outcome's reward; of impossible ones any."""
+        return np.minimum(np.searchsorted(self.levels, self.reward), self.levels.size - 1)
+
+    @functools.cached_property
+    def groups(self) -> Groups | None:
+        """The finite groups that samples are compared in, where they matter."""
+        if not needs_groups(self.recipe) or self.recipe.charged_before:
+            return None
+        return make_groups(self.recipe, self.levels)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a plain objective has the target; the same for all prompts of a recipe."""
+        dropped = self.recipe.zero_std == "drop" and self.recipe.group_size is not None
+        return self.recipe.entropy_bonus == 0 and self.lengths is None and not dropped
+
+    @property
+    def _own_share(self) -> float:
+        """What a mean over the group that includes the sample leaves of what it is taken from."""
+        size = self.recipe.group_size
+        return 1 - 1 / size if size and self.recipe.baseline == "mean" else 1.0
+
+    @property
+    def baseline_factor(self) -> float:
+        """What the baseline leaves of the reward's gradient, but not of the regulariser's."""
+        return self._own_share if self.recipe.baseline_shrinks else 1.0
+
+    @property
+    def entropy(self) -> float:
+        """Coefficient of the entropy, relative to that of the regulariser."""
+        # No baseline ever shrinks the entropy, but one may shrink the regulariser.
+        return self.recipe.entropy_bonus * self.baseline_factor / self._own_share
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the scale of the advantages depends on the policy."""
+        return self.recipe.normalise != "none" and not self.recipe.charged_before
+
+    def only(self, chosen: np.ndarray, status: Status) -> FixedPoint:
+        """Nothing but these outcomes, in the reference's proportions: what no regulariser holds."""
+        log_probs = np.where(chosen, self.log_ref, -np.inf)
+        log_probs = log_probs - np.logaddexp.reduce(log_probs)
+        return FixedPoint(log_probs, np.where(chosen, 0.0, -np.inf), 1.0, 0.0, status)
+
+    def policy(self, gain: np.ndarray, cost: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+        """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
+        if self.sizes is not None:
+            charged = self.recipe.place == "reward"
+            return over_tree(self.sizes, gain, cost, self.log_ref, entropy, self.forward, charged)
+        return stationary(gain, cost, self.log_ref, entropy, self.forward)
+
+    def at_scale(self, scale: np.ndarray) -> np.ndarray:
+        """The policies of rewards that are divided by ``scale [S]``: ``[S, A]``."""
+        even = np.ones((scale.size, 1))
+        cost = scale[:, None] * (self.beta if self.regularised else 0.0)
+        entropy = scale[:, None] * self.entropy
+        return self.policy(self.reward * even, cost * even, entropy * even)
+
+    def deviation(self, log_probs: np.ndarray) -> np.ndarray:
+        """The standard deviation of the reward under policies ``[..., A]``."""
+        probs = np.exp(log_probs)
+        mean = (probs * self.reward).sum(-1, keepdims=True)
+        return np.sqrt((probs * (self.reward - mean) ** 2).sum(-1))
+
+    def masses(self, log_probs: np.ndarray) -> np.ndarray:
+        """How likely each reward is, ``[..., K]``."""
+        order = np.argsort(self.level, kind="stable")
+        first = np.searchsorted(self.level[order], np.arange(self.levels.size))
+        return np.add.reduceat(np.exp(log_probs)[..., order], first, axis=-1)
+
+    def expected_reward(self, log_probs: np.ndarray) -> float:
+        """``E_π[reward]``."""
+        return float((np.exp(log_probs) * self.reward).sum())

@@ -1,0 +1,323 @@
+"""``implied_target``: from a trainer's recipe to the policy its expected gradient vanishes at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._core.status import Status
+from kltarget.divergences import ReverseKL, TotalVariation
+from kltarget.implied._fixed_point_problem import FixedPoint, Problem
+from kltarget.implied._fixed_points import find, smallest_coefficient
+from kltarget.implied._nodes import next_tokens
+from kltarget.implied._rows import Rows, make_rows, several_tokens
+from kltarget.objectives import Objective, reward_for
+from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
+from kltarget.targets import solve, token_local_target
+from kltarget.targets.sequences._token_local import TokenLocalTarget
+
+__all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImpliedTarget(TokenLocalTarget):
+    """The policy at which a recipe's expected gradient vanishes.
+
+    Attributes:
+        objective: the plain objective of which it is the target: at sequence level its maximiser,
+            for a token-local recipe its token-local target. Where advantages are divided by an
+            expected deviation this has the trainer's own reward and the ``effective_beta``; in
+            finite groups its reward is the expected advantage. Outcomes that training gives up
+            although the reference has them have the reward ``-inf``.
+        log_probs: log π, shape ``[*batch, A]``.
+        multiplier: λ of the objective, or of the first token's problem.
+        status: :class:`Status` bits, shape ``[*batch]``. ``NO_TARGET``, ``SATURATED`` and
+            ``SEVERAL`` say where there is no policy that the regulariser holds, or more than one;
+            ``CLIPPED``, that the trainer's clip of the estimate would be active there, so that the
+            regulariser pulls less than is reckoned with here.
+        effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
+            objective's divergence and that reward it would give this target or, in finite groups,
+            one as close as the deviation of the rewards or the lengths of sequences allow.
+        other_rewards: expected rewards (after the recipe's scaling) at the further fixed points
+            that were found, ``[*batch, R]``, padded with NaN.
+        error: standard error of the total variation, 0 unless groups had to be sampled.
+    """
+
+    effective_beta: Float[Array, "*batch"]
+    other_rewards: Float[Array, "*batch R"]
+    error: Float[Array, "*batch"]
+
+
+def implied_target(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+    beta: ArrayLike | None = None,
+) -> ImpliedTarget:
+    """The policy at which the expected gradient of a trainer's recipe vanishes.
+
+    What a recipe ascends is ``E_π[A(y)] − beta · K(π, π_ref)`` with advantages A that may depend on
+    the policy and a regulariser whose *gradient* decides which divergence K is:
+
+    - k1 in the reward, k2 or weighted k3 in the loss: reverse KL, ``π = π_ref e^{A/β}/Z``;
+    - k3 in the loss: forward KL, ``π = β π_ref/(Λ − A)``;
+    - the same per token in the loss: the token-local versions, see
+      :func:`kltarget.token_local_target`;
+    - k1 in the loss, or ``beta = 0``: nothing holds the policy, ``NO_TARGET``.
+
+    Advantages divided by the standard deviation σ of the rewards under the policy itself give a
+    fixed point with ``effective_beta = β (σ + ε)``, ε the recipe's ``epsilon``; in groups of G
+    samples it is that of ``u_a = E[A | a]``, expected over the multinomial of the other G − 1
+    rewards. A mean over the group that includes the sample shortens the reward's gradient by
+    ``(G − 1)/G`` and so multiplies the coefficient of a KL outside of it by ``G/(G − 1)``. A KL in
+    the reward that is normalised along with it keeps the target of β itself, for there all
+    regularised rewards are equal.
+
+    Args:
+        recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
+        reward: of every outcome, in the units that the trainer's reward function returns, shape
+            ``[*batch, A]``; finite where the reference has mass.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``.
+        space: the sequences that the outcomes are. Without it an outcome is one token, and token
+            and sequence level are the same.
+        beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
+            more, shape ``[*batch]``.
+
+    Returns:
+        The target that training from the reference is drawn to. Where there is none, what training
+        ends in: for ``SATURATED`` the best outcomes in the reference's proportions; for
+        ``NO_TARGET`` the likeliest of the best outcomes, onto which exact policy gradients of a
+        softmax over outcomes collapse (:func:`kltarget.implied.unregularised_path`), and with a
+        ``space`` of several tokens the best in the reference's proportions, since there no
+        conserved quantity is known. Where all rewards are equal nothing moves, and it is the
+        reference. k2, k3 or the absolute log-ratio in the reward have no target either, but their
+        cost still acts, and which of its many stationary policies is reached the path decides:
+        NaN.
+
+    Raises:
+        TypeError: a recipe or a space that is none.
+        ValueError: shapes that do not fit, a missing beta, values out of range, or a recipe whose
+            fixed points no formula is known for; the message names the argument.
+
+    Assumptions: on-policy (no clip of the ratio is active), no clip of the estimate is active
+    (``CLIPPED`` says where one is), averages over many prompts and groups, a policy that can
+    represent the target. Not to be called under a trace: fixed points are searched for on the host,
+    in float64.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import implied_target
+        >>> from kltarget.recipes import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+        >>> reward = jnp.array([1.0, 1.0, 0.0])
+        >>> grpo = Recipe("loss", "k3", "token", "mean", normalise="group-std", group_size=8)
+        >>> target = implied_target(grpo, reward, log_ref, beta=0.2)
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.8871', '0.0591', '0.0538']
+
+    References:
+        Vojnovic and Yun, "What is the Alignment Objective of GRPO?", 2025, arXiv 2502.18548 (k3 in
+        the loss with large groups and groups of two). Mroueh, "Reinforcement Learning with
+        Verifiable Rewards: GRPO's Effective Loss", 2025, arXiv 2503.06639 (fixed points of the
+        success probability). The rest is derived from the conditions above.
+    """
+    rows = make_rows(recipe, reward, log_ref, space, beta)
+    found = [_find(row, space) for row in rows.problems]
+    return _assemble(rows, found)
+
+
+def effective_beta(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+    beta: ArrayLike | None = None,
+) -> Float[Array, "*batch"]:
+    """The coefficient that a recipe amounts to, per prompt, in units of its reward.
+
+    ``E_π[reward] − effective_beta · D(π, π_ref)`` has the recipe's target, where D is the
+    divergence whose gradient the recipe follows; 0 where nothing holds the policy, NaN where a cost
+    acts that no divergence has. In finite groups with a standard deviation, and where sequences
+    count by their lengths, no such number exists exactly unless there are two rewards or one
+    length: it is then the one that matches the spread of the advantages and the mean weights.
+
+    Args and errors are those of :func:`implied_target`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import effective_beta
+        >>> from kltarget.recipes import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
+        >>> recipe = Recipe("loss", "k3", baseline="mean", group_size=8, beta=0.35)
+        >>> print(f"{effective_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.3f}")
+        0.400
+    """
+    return implied_target(recipe, reward, log_ref, space=space, beta=beta).effective_beta
+
+
+def saturation_beta(
+    recipe: Recipe,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    *,
+    space: SequenceSpace | None = None,
+) -> Float[Array, "*batch"]:
+    """The coefficient below which rewards normalised in large groups saturate.
+
+    With advantages ``(r − E r)/(σ + ε)`` a fixed point needs ``s = β (σ(s) + ε)``, where σ(s) is
+    the deviation under the target of coefficient s. Below ``min_s s/(σ(s) + ε)`` there is none
+    short of saturation. For two rewards, reverse KL and ε = 0 it is
+    :func:`kltarget.recipes.critical_beta`; for the forward KL it is 0.
+
+    Args:
+        recipe: with a standard deviation in its advantages; its ``group_size`` is taken as infinite
+            and its ``beta`` is not used.
+        reward: of every outcome, ``[*batch, A]``.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``.
+        space: the sequences that the outcomes are.
+
+    Returns:
+        Coefficients of shape ``[*batch]``, of normalised reward per nat.
+
+    Raises:
+        ValueError: a recipe whose normalisation has no such coefficient, shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.implied import saturation_beta
+        >>> from kltarget.recipes import Recipe
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
+        >>> recipe = Recipe("loss", "k2", baseline="mean", normalise="group-std")
+        >>> print(f"{saturation_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.4f}")
+        1.0819
+    """
+    large = dataclasses.replace(recipe, group_size=None)
+    rows = make_rows(large, reward, log_ref, space, 1.0)
+    if recipe.normalise == "none" or not all(x.normalised and x.regularised for x in rows.problems):
+        raise ValueError(
+            "saturation needs advantages that are divided by a standard deviation with the "
+            f"regulariser outside: this recipe has normalise={recipe.normalise!r}, "
+            f"place={recipe.place!r} and normalise_when={recipe.normalise_when!r}"
+        )
+    if any(x.lengths is not None for x in rows.problems):
+        raise ValueError("saturation_beta knows no sequences that count by their lengths")
+    values = [
+        0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient(x)
+        for x in rows.problems
+    ]
+    return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
+
+
+def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
+    recipe = problem.recipe
+    if recipe.place == "reward" and recipe.divergence is None and problem.beta > 0:
+        return _charged_without_divergence(problem)
+    if recipe.estimator == "absolute" and recipe.place == "loss" and problem.beta > 0:
+        # Both have the target of total variation, computed when all rows are put together.
+        beta = 2 * problem.beta / problem.baseline_factor
+        return FixedPoint(problem.log_ref, problem.reward, beta, beta)
+    if problem.regularised or recipe.entropy_bonus:
+        found = find(problem)
+        sizes = space.sizes if space is not None and recipe.level == "token" else None
+        clipped = _clipped(problem, found.log_probs, sizes)
+        status = found.status | (Status.CLIPPED if clipped else Status.OK)
+        return dataclasses.replace(found, status=status)
+    return _unheld(problem, several_tokens(space))
+
+
+def _charged_without_divergence(problem: Problem) -> FixedPoint:
+    """A cost in the reward that no divergence has: it acts, and has many stationary policies."""
+    if problem.levels.size == 1:
+        return problem.only(problem.log_ref > -np.inf, Status.NO_TARGET)
+    nowhere = np.full_like(problem.log_ref, np.nan)
+    return FixedPoint(nowhere, problem.reward, problem.beta, np.nan, Status.NO_TARGET)
+
+
+def _unheld(problem: Problem, several: bool) -> FixedPoint:
+    """What exact policy gradients end in where nothing regularises."""
+    possible = problem.log_ref > -np.inf
+    best = possible & (problem.reward == problem.levels[-1])
+    # Where all rewards are equal there is no gradient.
+    if not several and problem.levels.size > 1:
+        best &= problem.log_ref == problem.log_ref[best].max()
+    return problem.only(best, Status.NO_TARGET)
+
+
+def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | None) -> bool:
+    """Whether the estimate of the divergence, per token of these, is cut anywhere at a policy."""
+    recipe = problem.recipe
+    if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
+        return False
+    sizes = sizes or (log_probs.size,)
+    largest = 0.0
+    for now, then in zip(
+        next_tokens(sizes, log_probs), next_tokens(sizes, problem.log_ref), strict=True
+    ):
+        log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
+        if np.abs(log_ratio).max() > (recipe.log_ratio_clip or np.inf):
+            return True
+        estimates = {"k1": log_ratio, "k2": log_ratio**2 / 2}
+        cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
+        largest = max(largest, float(np.abs(cost).max()))
+    return largest > (recipe.kl_clip or np.inf)
+
+
+def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
+    """One batched target from the fixed points of its rows."""
+    size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
+    divergence = rows.recipe.divergence or ReverseKL()
+    if rows.recipe.estimator == "absolute" and rows.recipe.place == "loss":
+        divergence = TotalVariation()
+
+    def batched(values: Any) -> Array:
+        return jnp.asarray(np.reshape(np.array(values, np.float64), batch), dtype)
+
+    log_probs = jnp.asarray(np.array([x.log_probs for x in found]).reshape(*batch, size), dtype)
+    log_ref = jnp.asarray(rows.log_ref, dtype)
+    remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
+    width = max(len(x.others) for x in found) if found else 0
+    others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
+    by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
+    # Of a recipe, not of a row: what else is in a batch changes nothing.
+    if all(x.plain for x in rows.problems):
+        reward = np.array([x.reward for x in found]).reshape(*batch, size)
+        # What the reference cannot produce is never sampled, however well it were rewarded.
+        reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
+        beta = batched([x.beta for x in found])
+        if rows.space is not None and by_token and several_tokens(rows.space):
+            target = token_local_target(
+                rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
+            )
+        else:
+            target = solve(Objective(jnp.asarray(reward, dtype), log_ref, beta, divergence))
+        objective = target.objective
+        log_probs = jnp.where(jnp.isnan(log_probs), log_probs, target.log_probs)
+        unheld = remarks & Status.NO_TARGET > 0
+        multiplier, status = target.multiplier, jnp.where(unheld, 0, target.status) | remarks
+    else:
+        positive = np.where(rows.beta > 0, rows.beta, 1.0)
+        beta = jnp.asarray(positive, dtype)
+        known = jnp.where(jnp.isnan(log_probs), log_ref, log_probs)
+        wish = reward_for(known, log_ref, beta, ReverseKL())
+        objective = Objective(wish, log_ref, beta, ReverseKL())
+        multiplier, status = solve(objective).multiplier, remarks
+    return ImpliedTarget(
+        objective=objective,
+        log_probs=log_probs,
+        multiplier=multiplier,
+        status=status,
+        effective_beta=batched([x.effective_beta for x in found]),
+        other_rewards=jnp.asarray(others.reshape(*batch, width), dtype),
+        error=batched([x.error for x in found]),
+    )

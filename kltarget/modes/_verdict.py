@@ -1,0 +1,258 @@
+"""The verdict: what one target does to the modes, measured on the host and said in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kltarget._core.status import Status
+from kltarget._core.words import percent, quoted, ratio
+from kltarget.divergences import kl
+from kltarget.modes._flips import collapse_beta, flip_beta
+from kltarget.modes._measures import effective_modes, mode_log_mass
+from kltarget.objectives import Objective
+from kltarget.targets import Target, greedy_limit
+
+_COLLAPSED = 0.9
+_KEPT = 0.9
+_REACHED = 0.5
+_UNMOVED = 0.01
+
+FOOTNOTE = (
+    f"Collapses: at least {_COLLAPSED:.0%} of the best modes' mass is on one of them. "
+    f"Keeps diversity: at least {_KEPT:.0%} of the reference's effective modes among them. "
+    f"Misses: less than {_REACHED:.0%} of all mass is on them. "
+    f"Stays: KL(π*‖π_ref) below {_UNMOVED:g} nats."
+).replace("%", " %")
+
+
+class Facts:
+    """Host copies of one problem, and what is read off them."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        target: Target,
+        modes: np.ndarray,
+        names: Sequence[str],
+        top: int,
+    ) -> None:
+        def host(x: Any) -> np.ndarray:
+            return np.asarray(x, dtype=np.float64)
+
+        self.objective, self.target, self.modes, self.names = objective, target, modes, names
+        self.top = top
+        self.beta = float(objective.beta)
+        self.reward, self.log_ref = host(objective.reward), host(objective.log_ref)
+        self.log_probs = host(target.log_probs)
+        self.status = Status(int(target.status))
+        self.failed = bool(np.isnan(self.log_probs).any())
+        self.mode_labels, sizes = np.unique(modes[modes >= 0], return_counts=True)
+        self.mode_ref = host(mode_log_mass(objective.log_ref, modes))
+        self.mode_log = host(mode_log_mass(target.log_probs, modes))
+        self.mode_reward = self.by_mode(np.maximum, self.reward, modes >= 0, -math.inf)
+        self.grouped = bool((sizes > 1).any())
+
+        usable = (self.log_ref > -np.inf) & (self.reward > -np.inf)
+        self.possible = usable
+        # At a finite slope at infinity a better outcome that the reference lacks can have mass.
+        if usable.any() and float(objective.divergence.slope_at_infinity) < math.inf:
+            beyond = self.reward > self.reward[usable].max()
+            self.possible = usable | (np.isneginf(self.log_ref) & beyond)
+        counted = self.possible & (modes >= 0)
+        self.highest = float(self.reward[counted].max()) if counted.any() else math.nan
+        on_top = counted & (self.reward == self.highest)
+        self.is_best = np.isin(self.mode_labels, modes[on_top])
+
+    def by_mode(self, ufunc: np.ufunc, x: np.ndarray, members: np.ndarray, start: Any) -> Any:
+        """``ufunc`` over the members of each mode, in time that does not grow with their number."""
+        result = np.full(len(self.mode_labels), start)
+        ufunc.at(result, np.searchsorted(self.mode_labels, self.modes[members]), x[members])
+        return result
+
+    def name_of(self, mode: int) -> str:
+        """A mode goes by its likeliest outcome."""
+        members = np.flatnonzero(self.modes == self.mode_labels[mode])
+        best = members[self.log_ref[members].argmax()] if len(members) else 0
+        return self.names[int(best)]
+
+    def quoted(self, mode: int) -> str:
+        return ("the mode of " if self.grouped else "") + quoted(self.name_of(mode))
+
+    def numbers(self) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The fields of a summary that are measured, and the modes whose flip is among them."""
+        target, modes = self.target, self.modes
+        among = np.where(np.isin(modes, self.mode_labels[self.is_best]), modes, -1)
+
+        def hill(log_probs: Any, labels: np.ndarray) -> float:
+            if not (labels >= 0).any():
+                return math.nan
+            return float(effective_modes(log_probs, labels))
+
+        forbidden = (self.log_ref > -np.inf) & np.isneginf(self.reward)
+        safe = np.where(np.isfinite(self.reward), self.reward, 0)
+        reference_reward = float((np.exp(self.log_ref) * safe).sum())
+        flip, rivals = self.flip()
+        mass, mass_ref = (_total(x[self.is_best]) for x in (self.mode_log, self.mode_ref))
+        numbers: dict[str, Any] = {
+            "divergence": self.objective.divergence.name,
+            "beta": self.beta,
+            "num_outcomes": len(modes),
+            "num_modes": len(self.mode_labels),
+            "num_best_modes": int(self.is_best.sum()),
+            "expected_reward": float(target.expected_reward),
+            "expected_reward_reference": -math.inf if forbidden.any() else reference_reward,
+            "reverse_kl": float(kl(target.log_probs, self.objective.log_ref)),
+            "forward_kl": float(kl(self.objective.log_ref, target.log_probs)),
+            "best_mass": math.exp(mass),
+            "best_mass_reference": math.exp(mass_ref),
+            "effective_modes": hill(target.log_probs, modes),
+            "effective_modes_reference": hill(self.objective.log_ref, modes),
+            "effective_best_modes": hill(target.log_probs, among),
+            "effective_best_modes_reference": hill(self.objective.log_ref, among),
+            "flip_beta": flip,
+            "flip_modes": tuple(self.name_of(k) for k in rivals),
+            "collapse_beta": float(collapse_beta(self.objective)),
+        }
+        if self.failed:
+            for name in ("expected_reward", "reverse_kl", "forward_kl", "best_mass"):
+                numbers[name] = math.nan
+        return numbers, rivals
+
+    def order(self, log_probs: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
+        known = np.where(np.isnan(log_probs), -np.inf, log_probs)
+        return np.lexsort((-log_ref, -known))[: self.top]
+
+    def greedy(self) -> tuple[tuple[str, float], ...]:
+        if self.failed or self.possible.sum() == 1:
+            return ()
+        log_probs = greedy_limit(self.objective).log_probs
+        masses = np.exp(np.asarray(mode_log_mass(log_probs, self.modes), dtype=np.float64))
+        order = np.argsort(-masses, kind="stable")[: self.top]
+        return tuple((self.name_of(k), float(masses[k])) for k in order if masses[k] > 0)
+
+    def flip(self) -> tuple[float, tuple[int, ...]]:
+        """Where the only best mode overtakes its likeliest rival."""
+        if self.failed or self.is_best.sum() != 1 or len(self.mode_labels) < 2:
+            return math.nan, ()
+        best = int(self.is_best.argmax())
+        ranked = np.lexsort((-self.mode_ref, -self.mode_log))
+        rival = int(next(k for k in ranked if k != best))
+        i, j = (int(self.mode_labels[k]) for k in (best, rival))
+        return float(flip_beta(self.objective, i, j, modes=self.modes)), (best, rival)
+
+    def notes(self, numbers: dict[str, Any]) -> tuple[str, ...]:
+        notes = []
+        out_of_reach = np.isneginf(self.log_ref) & (self.reward > self.highest)
+        if out_of_reach.any():
+            i = int(np.where(out_of_reach, self.reward, -np.inf).argmax())
+            notes.append(
+                f"{quoted(self.names[i])} has a higher reward ({self.reward[i]:.4g}), but no "
+                f"reference mass, and {numbers['divergence']} never leaves the reference's support"
+            )
+        threshold = numbers["collapse_beta"]
+        if 0 < threshold < math.inf:
+            side = "within" if self.beta <= threshold else "above"
+            notes.append(
+                f"all mass is on the best outcomes for β up to {threshold:.4g}; this β is {side}"
+            )
+        return tuple(notes)
+
+    def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> str:
+        if self.failed:
+            return "no target: the problem is invalid or was not solved"
+        if self.possible.sum() == 1:
+            only = self.names[int(self.possible.argmax())]
+            return f"there is no choice: only {quoted(only)} is possible"
+        best = np.flatnonzero(self.is_best)
+        if not len(best):
+            return "no mode is possible: all mass is on outcomes of no mode"
+        kept = self.kept_ratios(best)
+        if len(np.unique(self.reward[self.possible])) == 1:
+            return "keeps the reference at every β: all possible outcomes have the same reward"
+        if numbers["reverse_kl"] < _UNMOVED:
+            return _joined(
+                f"stays at the reference: KL(π*‖π_ref) is {numbers['reverse_kl']:.2g} nats",
+                kept,
+                self.flip_sentence(numbers, rivals),
+            )
+        mass = numbers["best_mass"]
+        if len(best) == 1:
+            return _joined(self.single(best[0], mass), self.flip_sentence(numbers, rivals))
+        several = f"{len(best):,} equally rewarded modes"
+        if mass < _REACHED:
+            return _joined(
+                f"misses the best reward: {percent(_log1m(mass))} of the mass is on outcomes of "
+                f"lower reward than the {several}",
+                kept,
+            )
+        largest = best[self.mode_log[best].argmax()]
+        share = math.exp(self.mode_log[largest] - _total(self.mode_log[best]))
+        now, before = numbers["effective_best_modes"], numbers["effective_best_modes_reference"]
+        if share >= _COLLAPSED:
+            return _joined(
+                f"collapses: {percent(float(self.mode_log[largest]))} of the mass is on "
+                f"{self.quoted(largest)}, one of {several}",
+                kept,
+            )
+        amount = f"{now:.3g} effective modes among {several}"
+        if now >= _KEPT * before or math.isnan(before):
+            return _joined(f"keeps the reference's diversity: {amount}", kept)
+        return _joined(
+            f"leans to {self.quoted(largest)}: {amount}, where the reference has {before:.3g}",
+            kept,
+        )
+
+    def single(self, best: int, mass: float) -> str:
+        only = f"{self.quoted(best)}, which alone has the best reward ({self.highest:.4g})"
+        share = percent(float(self.mode_log[best]))
+        if mass >= _COLLAPSED:
+            return f"collapses: {share} of the mass is on {only}"
+        if mass >= _REACHED:
+            return f"leans: {share} of the mass is on {only}"
+        return f"misses the best reward: only {share} of the mass is on {only}"
+
+    def kept_ratios(self, best: np.ndarray) -> str:
+        """Which ratios no β can change: those of equally rewarded modes that the reference has."""
+        members = self.possible & (self.modes >= 0)
+        in_ref = self.by_mode(np.logical_and, self.log_ref > -np.inf, members, True)
+        least = self.by_mode(np.minimum, self.reward, members, math.inf)
+        most = self.by_mode(np.maximum, self.reward, members, -math.inf)
+        uniform = self.mode_ref[best][(in_ref & (least == most))[best]]
+        if len(uniform) < 2:
+            return ""
+        log_ratio = uniform.max() - uniform.min()
+        if len(uniform) == 2:
+            return f"equal rewards keep the reference's ratio ({ratio(log_ratio)}) at every β"
+        return f"equal rewards keep the reference's ratios (up to {ratio(log_ratio)}) at every β"
+
+    def flip_sentence(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> str:
+        if not rivals:
+            return ""
+        best, rival = rivals
+        flip = numbers["flip_beta"]
+        if math.isfinite(flip):
+            side = "below" if self.beta < flip else "above"
+            return (
+                f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and this β is {side} that"
+            )
+        if self.mode_ref[best] >= self.mode_ref[rival]:
+            return f"the reference prefers it to {self.quoted(rival)} already"
+        return ""
+
+
+def _joined(*sentences: str) -> str:
+    return "; ".join(filter(None, sentences))
+
+
+def _total(log_masses: np.ndarray) -> float:
+    if np.isnan(log_masses).any():
+        return math.nan
+    return float(np.logaddexp.reduce(log_masses)) if len(log_masses) else -math.inf
+
+
+def _log1m(p: float) -> float:
+    return math.log1p(-p) if p < 1 else -math.inf

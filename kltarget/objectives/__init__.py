@@ -1,0 +1,15 @@
+"""What is maximised: the regularised objective, and rewards that are made from others."""
+
+from kltarget.objectives._objective import Objective, normalize
+from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
+from kltarget.objectives._rewards import mara, reward_for
+
+__all__ = [
+    "LogDensityReward",
+    "Objective",
+    "QuadraticReward",
+    "RewardSum",
+    "mara",
+    "normalize",
+    "reward_for",
+]

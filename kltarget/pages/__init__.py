@@ -1,0 +1,26 @@
+"""Pages: a diagnosis as HTML, and the live explorer.
+
+The explorer has sliders for β and its like, and redraws the exact target at every move.
+
+`explore` is for notebooks, `page` writes the same as one HTML file that needs nothing beside it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from kltarget.pages._diagnosis_page import diagnosis
+from kltarget.pages._explore import explore
+from kltarget.pages._explorer_page import page
+from kltarget.pages._moves import Move, Path, Scene
+
+if TYPE_CHECKING:
+    from kltarget.pages._widget import Explorer
+
+__all__ = ["Explorer", "Move", "Path", "Scene", "diagnosis", "explore", "page"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Explorer":
+        from kltarget.pages._widget import Explorer
+
+        return Explorer
+    raise AttributeError(f"module 'kltarget.pages' has no attribute {name!r}")

@@ -1,0 +1,97 @@
+"""The figure of a diagnosis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget.plot._beta_path import beta_path
+from kltarget.plot._paths import likeliest_first
+from kltarget.plot._style import (
+    REFERENCE_COLOR,
+    color,
+    drawing,
+    in_style,
+    ink,
+    legend_beside,
+    new_figure,
+    short_label,
+    short_number,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kltarget.diagnosis import Diagnosis
+
+_MOST_ANSWERS = 9
+
+
+def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draws the shares of a prompt's answers: reference, target and the last policy.
+
+    Args:
+        diagnosis: what :func:`kltarget.diagnosis.diagnose` found; its ``featured`` prompt is drawn.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the bars.
+
+    Returns:
+        The axes; `ax.figure` is the figure. What the log does not tell is left out.
+
+    Example:
+        >>> import pandas as pd
+        >>> from kltarget import plot
+        >>> from kltarget.diagnosis import diagnose
+        >>> from kltarget.recipes import Recipe
+        >>> frame = pd.DataFrame({"answer": ["1", "2"], "completion": ["1", "2"], "reward": [1, 0]})
+        >>> frame = frame.assign(prompt="?", step=1, group_id=0, logp=None, ref_logp=[-0.7, -0.7])
+        >>> found = diagnose(frame, Recipe("reward", "k1"), beta=1.0)
+        >>> plot.answers(found).get_ylabel()
+        'probability'
+    """
+    featured = diagnosis.featured
+    with drawing(ax) as ax:
+        if featured is None:
+            ax.text(0.5, 0.5, "no answers", ha="center", transform=ax.transAxes)
+            return ax
+        shown = likeliest_first(featured)[:_MOST_ANSWERS]
+        bars = [
+            ("reference", featured.reference, REFERENCE_COLOR),
+            ("target", featured.target, color(0)),
+            ("now", featured.now, color(1)),
+        ]
+        bars = [(name, np.asarray(x), shade) for name, x, shade in bars if x is not None]
+        width = 0.8 / len(bars)
+        for k, (name, values, shade) in enumerate(bars):
+            place = np.arange(len(shown)) + (k - (len(bars) - 1) / 2) * width
+            options = {"color": shade, "label": name, "zorder": 3, **style}
+            ax.bar(place, values[shown], width * 0.92, **options)
+        labels = [
+            f"{short_label(featured.names[i], 12)}\n{short_number(featured.reward[i])}"
+            for i in shown
+        ]
+        ax.set_xticks(range(len(shown)), labels)
+        ax.set_xlim(-0.6, len(shown) - 0.4)
+        ax.set_xlabel("answer, and its reward")
+        ax.set_ylabel("probability")
+        ax.grid(False, axis="x")
+        legend_beside(ax)
+        ax.set_title(f"“{short_label(featured.prompt, 40)}”", color=ink())
+    return ax
+
+
+def diagnosis(diagnosis: Diagnosis) -> Figure:
+    """The featured prompt's shares beside its target, and the target over β.
+
+    Args:
+        diagnosis: what :func:`kltarget.diagnose` returned.
+    """
+    with in_style():
+        figure = new_figure(figsize=(12.0, 4.2))
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
+        answers(diagnosis, ax=left)
+        beta_path(diagnosis, ax=right)
+        figure.suptitle(f"{diagnosis.recipe_name}, β = {diagnosis.beta:g}", x=0.01, ha="left")
+    return figure

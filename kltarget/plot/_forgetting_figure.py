@@ -1,0 +1,60 @@
+"""The figure of what learning costs in forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget.plot._style import color, drawing, legend_beside, short_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from kltarget.studies import ForgettingPath
+
+
+def forgetting(
+    paths: Mapping[str, ForgettingPath], *, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """Draws what has been forgotten of an old mode against what has been learned of a new one.
+
+    Args:
+        paths: by name, such as :func:`kltarget.studies.forgetting_path` gives; of one with batch
+            axes every run is drawn, faintly.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the lines.
+
+    Returns:
+        The axes; `ax.figure` is the figure. Training goes from the left to the right; a path that
+        stays low learns without forgetting.
+
+    Raises:
+        ValueError: If there are no paths.
+
+    Example:
+        >>> from kltarget import plot, tasks
+        >>> from kltarget.studies import forgetting_path
+        >>> task = studies.forgetting()
+        >>> paths = {
+        ...     name: forgetting_path(task, name, learning_rate=rate)
+        ...     for name, rate in (("sft", 0.15), ("rl", 0.01))
+        ... }
+        >>> ax = plot.forgetting(paths)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['sft', 'rl']
+    """
+    if not paths:
+        raise ValueError("paths is empty: give at least one")
+    with drawing(ax, figsize=(5.6, 3.4)) as ax:
+        for k, (name, path) in enumerate(paths.items()):
+            gain = np.asarray(path.gain, float)
+            gain, loss = (x.reshape(-1, gain.shape[-1]) for x in (gain, np.asarray(path.loss)))
+            look = {"color": color(k), "lw": 1.6, "alpha": 1.0 if len(gain) == 1 else 0.3, **style}
+            for row, (x, y) in enumerate(zip(gain, loss, strict=True)):
+                ax.plot(x, y, label=None if row else short_label(name), **look)
+        ax.set_xlabel("gain: overlap with the new mode, since the start")
+        ax.set_ylabel("loss of overlap with the old mode")
+        legend_beside(ax)
+    return ax

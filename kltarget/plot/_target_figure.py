@@ -1,0 +1,392 @@
+"""The figure of a target beside its reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget.objectives import Objective
+from kltarget.plot._paths import divergence_name
+from kltarget.plot._style import (
+    REFERENCE_COLOR,
+    drawing,
+    faint,
+    in_style,
+    ink,
+    legend_beside,
+    paper,
+    shades,
+    short_label,
+    short_number,
+)
+from kltarget.targets import Target, solve
+from kltarget.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Bars stay countable and their labels level up to here; beyond it outcomes are ranked on an axis.
+_MOST_BARS = 12
+_MOST_POSITIONS = 1000
+_MOST_LEGEND_ENTRIES = 6
+_MOST_TICK_CHARACTERS = 64
+
+
+def target(
+    data: Task | Objective | Target | Sequence[Target],
+    *,
+    problem: Task | Objective | None = None,
+    labels: Sequence[str] | None = None,
+    top: int = 8,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    r"""Draws the reference, the reward and the targets of several β over the same outcomes.
+
+    Up to 12 outcomes are drawn as groups of bars in the given order. More are drawn as points on a
+    logarithmic scale, ranked by reference mass with the rewards as a strip above and the `top` most
+    probable outcomes named. Up to 1,000 labels that count upwards, such as token positions, keep
+    their order instead of being ranked.
+
+    Args:
+        data: A target, whose batch may hold several β; a sequence of targets; an objective, which
+            is solved; or a task, of which only reference and reward are drawn. All share `A`
+            outcomes.
+        problem: Draw the reference and the reward of this problem instead of the targets' own, for
+            instance those from before `mara` changed them.
+        labels: Names of the outcomes, `A` strings. Default: those of the task, else their indices.
+        top: How many outcomes are named when there are more than 12.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the targets' bars or points, such as `alpha`.
+
+    Returns:
+        The axes; `ax.figure` is the figure. Probabilities of exactly zero have no point on the
+        logarithmic scale.
+
+    Raises:
+        TypeError: If `data` is none of these.
+        ValueError: If the problems differ in anything but β and divergence, or the number of labels
+            is wrong.
+
+    Example:
+        >>> import kltarget as kt
+        >>> from kltarget import plot, tasks
+        >>> task = tasks.load("one-two")
+        >>> ax = plot.target(task.objective([0.1, 1.0]), labels=task.labels)
+        >>> [tick.get_text() for tick in ax.get_xticklabels()]
+        ['1\nreward 1', '2\nreward 1', 'other\nreward 0']
+    """
+    with in_style(ax):
+        curves = _curves(data)
+    base = (
+        problem if problem is not None else data if isinstance(data, Task) else curves[0].objective
+    )
+    reward, log_ref = _shared(base.reward, "reward"), _shared(base.log_ref, "log_ref")
+    if problem is None:
+        for curve in curves[1:]:
+            if not (
+                np.array_equal(_shared(curve.objective.reward, "reward"), reward)
+                and np.array_equal(_shared(curve.objective.log_ref, "log_ref"), log_ref)
+            ):
+                raise ValueError(
+                    "the targets belong to different problems: draw targets that differ in beta or "
+                    "divergence only, or say with problem= whose reference and reward to draw"
+                )
+    if labels is None:
+        labels = next((x.labels for x in (problem, data) if isinstance(x, Task)), None)
+    # Indices that stand in for labels name points but say nothing of an order worth keeping.
+    keep_order = labels is not None and reward.size <= _MOST_POSITIONS and counts_upwards(labels)
+    names: Sequence[Any] = range(reward.size) if labels is None else labels
+    for name, size in (("labels", len(names)), *((f"{c.name}", c.log_probs.size) for c in curves)):
+        if size != reward.size:
+            raise ValueError(f"{name}: {size} outcomes, but the reward has {reward.size}")
+
+    with drawing(ax) as ax:
+        if reward.size <= _MOST_BARS:
+            _bars(ax, list(map(str, names)), reward, log_ref, curves, style)
+        else:
+            _points(ax, names, reward, log_ref, curves, 0 if keep_order else top, style, keep_order)
+    return ax
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Curve:
+    name: str
+    color: Any
+    log_probs: np.ndarray
+    objective: Objective
+
+
+def _curves(data: Any) -> list[_Curve]:
+    if isinstance(data, Task):
+        return []
+    if isinstance(data, Objective):
+        data = solve(data)
+    targets = list(data) if isinstance(data, list | tuple) else [data]
+    if not targets or not all(isinstance(item, Target) for item in targets):
+        raise TypeError("data must be a Task, an Objective, a Target or a sequence of Targets")
+    rows = []
+    for item in targets:
+        log_probs = np.asarray(item.log_probs, np.float64)
+        beta = np.broadcast_to(np.asarray(item.objective.beta, np.float64), log_probs.shape[:-1])
+        rows += [(float(beta[at]), item.objective, log_probs[at]) for at in np.ndindex(beta.shape)]
+    divergences = {divergence_name(row[1].divergence) for row in rows}
+    # From dark for weak regularisation to bright.
+    colors = shades(len(rows))
+    rank = {
+        row: place for place, row in enumerate(sorted(range(len(rows)), key=lambda i: rows[i][0]))
+    }
+    named = {
+        i: f"β = {beta:.4g}"
+        + (f", {divergence_name(objective.divergence)}" if len(divergences) > 1 else "")
+        for i, (beta, objective, _) in enumerate(rows)
+    }
+    return [_Curve(named[i], colors[rank[i]], row[2], row[1]) for i, row in enumerate(rows)]
+
+
+def _shared(values: Any, name: str) -> np.ndarray:
+    """The `[A]` array that all rows of a batch have in common."""
+    values = np.asarray(values, np.float64)
+    rows = values.reshape(-1, values.shape[-1])
+    if not (rows == rows[0]).all():
+        raise ValueError(f"{name} differs within the batch: draw problems that differ in beta only")
+    return rows[0]
+
+
+def _bars(
+    ax: Axes,
+    labels: list[str],
+    reward: np.ndarray,
+    log_ref: np.ndarray,
+    curves: list[_Curve],
+    style: dict[str, Any],
+) -> None:
+    positions = np.arange(len(labels))
+    ticks = [
+        f"{short_label(label)}\nreward {short_number(r)}"
+        for label, r in zip(labels, reward, strict=True)
+    ]
+    # Labels that would run into each other below the bars are written beside them.
+    flat = sum(max(map(len, tick.split("\n"))) + 2 for tick in ticks) > _MOST_TICK_CHARACTERS
+    if flat:
+        ticks = [
+            f"{short_label(label)} ({short_number(r)})"
+            for label, r in zip(labels, reward, strict=True)
+        ]
+    width = 0.84 / (len(curves) + 1)
+    in_legend = _legend_entries(curves)
+    for k, (name, color, log_probs) in enumerate(
+        [("reference", REFERENCE_COLOR, log_ref), *((c.name, c.color, c.log_probs) for c in curves)]
+    ):
+        shown = name if k == 0 or curves[k - 1] in in_legend else "_nolegend_"
+        options = {"color": color, "label": shown, **(style if k else {})}
+        where = positions + (k - len(curves) / 2) * width
+        thickness = width * (0.92 if len(curves) < 7 else 1.0)
+        if flat:
+            ax.barh(where, np.exp(log_probs), thickness, **options)
+        else:
+            ax.bar(where, np.exp(log_probs), thickness, **options)
+    outcome, mass = (ax.yaxis, ax.xaxis) if flat else (ax.xaxis, ax.yaxis)
+    outcome.set_ticks(positions, ticks)
+    outcome.set_tick_params(length=0)
+    outcome.grid(False)
+    mass.set_label_text("probability")
+    top = ax.dataLim.x1 if flat else ax.dataLim.y1
+    limits = (0, 1.0 if top > 0.93 else 1.08 * top)
+    if flat:
+        ax.set_xlim(*limits)
+        ax.set_ylim(len(labels) - 0.5, -0.5)
+        ax.set_ylabel("outcome (reward)")
+    else:
+        ax.set_ylim(*limits)
+    _legend(ax, curves)
+
+
+def _points(
+    ax: Axes,
+    labels: Sequence[Any],
+    reward: np.ndarray,
+    log_ref: np.ndarray,
+    curves: list[_Curve],
+    top: int,
+    style: dict[str, Any],
+    keep_order: bool,
+) -> None:
+    size = len(labels)
+    order = np.arange(size) if keep_order else np.argsort(-log_ref, kind="stable")
+    x = np.array([float(label) for label in labels]) if keep_order else np.arange(1.0, size + 1)
+    log_ref, reward = log_ref[order], reward[order]
+    rows = [c.log_probs[order] for c in curves]
+
+    if not keep_order and size > 60:
+        ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.plot(x, _mass(log_ref), color=REFERENCE_COLOR, lw=2.2, label="reference", zorder=2)
+    in_legend = _legend_entries(curves)
+    # Well rewarded outcomes are large, the fourth power keeps the many middling ones of a graded
+    # reward small.
+    emphasis = _unit(reward) ** 4
+    least, most = (1.5, 30.0) if size > 200 else (9.0, 45.0)
+    for k, (curve, row) in enumerate(zip(curves, rows, strict=True)):
+        # Where targets coincide, later and smaller points leave the rim of the earlier ones
+        # visible.
+        shrink = 1 - 0.65 * k / max(len(curves) - 1, 1)
+        shown = curve.name if curve in in_legend else "_nolegend_"
+        ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=shown)
+        options = {
+            "color": [curve.color],
+            "linewidths": 0,
+            "zorder": 3,
+            "rasterized": size > 500,
+            **style,
+        }
+        ax.scatter(x, _mass(row), least + (most - least) * emphasis * shrink, **options)
+
+    _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.0)
+    _reward_strip(ax, x, reward)
+    best = np.max(rows if rows else [log_ref], axis=0)
+    _name_points(ax, x, labels, order, best, top)
+    ax.set_ylabel("probability")
+    ax.set_xlabel("outcome" if keep_order else "rank of the outcome under the reference")
+    _legend(ax, curves, reward)
+
+
+def _unit(reward: np.ndarray) -> np.ndarray:
+    """Rewards moved and scaled to [0, 1]; `-inf` counts as the least finite one."""
+    finite = reward[np.isfinite(reward)]
+    low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
+    if not high > low:
+        return np.zeros_like(reward)
+    return (np.maximum(reward, low) - low) / (high - low)
+
+
+def _mass(log_probs: np.ndarray) -> np.ndarray:
+    # What float64 cannot hold lies far below the axis; a NaN is left out of a line, a zero would
+    # raise a warning.
+    return np.where(log_probs > -700, np.exp(np.maximum(log_probs, -700)), np.nan)
+
+
+def _probability_axis(
+    ax: Axes, log_ref: np.ndarray, rows: list[np.ndarray], *, room: float
+) -> None:
+    """Limits that show the whole reference and at most four decades below; names need room."""
+    decades = [row[np.isfinite(row)] / math.log(10) for row in (log_ref, *rows)]
+    least = [math.floor(row.min(initial=-1.0)) for row in decades]
+    low = max(min(least), least[0] - 4)
+    ax.set_ylim(10.0**low, 10.0 ** (0.06 * -low if not room else room * -low))
+    step = max(1, round(-low / 6))
+    ax.set_yticks([10.0**k for k in range(0, low - 1, -step)])
+    ax.set_yticks([], minor=True)
+
+
+def _reward_strip(ax: Axes, x: np.ndarray, reward: np.ndarray) -> None:
+    strip = ax.inset_axes((0, 1.02, 1, 0.05), sharex=ax)
+    edges = np.concatenate([[x[0] - 0.5], (x[1:] + x[:-1]) / 2, [x[-1] + 0.5]])
+    strip.pcolormesh(
+        edges, [0, 1], _unit(reward)[None], cmap=_reward_colors(), vmin=0, vmax=1, rasterized=True
+    )
+    strip.set_label("reward")
+    strip.set_yticks([])
+    strip.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    strip.grid(False)
+    strip.spines[:].set_visible(True)
+    ax.set_xlim(edges[0], edges[-1])
+
+
+def _reward_colors() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    # Hardly darker than a light page, hardly lighter than a dark one.
+    least = 0.95 * np.array(to_rgb(paper())) + 0.05 * np.array(to_rgb(ink()))
+    return LinearSegmentedColormap.from_list("reward", [least, np.array(to_rgb("#d55e00"))])
+
+
+def _name_points(
+    ax: Axes,
+    x: np.ndarray,
+    labels: Sequence[Any],
+    order: np.ndarray,
+    log_mass: np.ndarray,
+    top: int,
+) -> None:
+    """Names the most probable outcomes on a rail above the points, so that names cannot overlap."""
+    chosen = np.sort(np.argsort(-log_mass, kind="stable")[:top])
+    if not chosen.size:
+        return
+    log_x = ax.get_xscale() == "log"
+    to_axes = np.log(x) if log_x else x
+    left, right = (np.log(ax.get_xlim()) if log_x else np.array(ax.get_xlim())).tolist()
+    wanted = (to_axes[chosen] - left) / (right - left)
+    # What a legend will leave of the axes, in points; a name of 9 points at 40 degrees needs 13 to
+    # its neighbour and 50 to the right end.
+    room = max(72 * ax.bbox.width / ax.figure.dpi - 90, 100)
+    placed = _spread(wanted, gap=13 / room, low=0.01, high=1 - 50 / room)
+    for i, place in zip(chosen, placed, strict=True):
+        ax.annotate(
+            short_label(str(labels[int(order[i])]), 12),
+            xy=(x[i], math.exp(log_mass[i])),
+            xytext=(place, 0.77),
+            textcoords="axes fraction",
+            rotation=40,
+            ha="left",
+            va="bottom",
+            rotation_mode="anchor",
+            fontsize="small",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": faint(),
+                "lw": 0.7,
+                "shrinkA": 0,
+                "shrinkB": 3,
+            },
+            zorder=1,
+        )
+
+
+def _spread(wanted: np.ndarray, *, gap: float, low: float, high: float) -> np.ndarray:
+    """Sorted positions, moved by a forward and a backward pass to keep `gap` between them."""
+    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    placed = np.clip(wanted, low, high)
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    placed[-1] = min(placed[-1], high)
+    for i in range(len(placed) - 2, -1, -1):
+        placed[i] = min(placed[i], placed[i + 1] - gap)
+    return placed
+
+
+def _legend_entries(curves: list[_Curve]) -> list[_Curve]:
+    if len(curves) <= _MOST_LEGEND_ENTRIES:
+        return curves
+    picked = np.linspace(0, len(curves) - 1, _MOST_LEGEND_ENTRIES - 1).round().astype(int)
+    return [curves[i] for i in picked]
+
+
+def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) -> None:
+    """A legend beside the axes, where it covers nothing, with a key to the reward strip."""
+    from matplotlib.patches import Patch
+
+    handles, names = ax.get_legend_handles_labels()
+    if reward is not None:
+        unit = _unit(reward)
+        for i in dict.fromkeys((int(unit.argmax()), int(unit.argmin()))):
+            handles.append(
+                Patch(facecolor=_reward_colors()(unit[i]), edgecolor=REFERENCE_COLOR, lw=0.6)
+            )
+            names.append(f"reward {short_number(reward[i])}")
+    divergences = {divergence_name(curve.objective.divergence) for curve in curves}
+    title = divergences.pop() if len(divergences) == 1 else None
+    legend_beside(ax, handles, names, title=title)
+
+
+def counts_upwards(labels: Sequence[str]) -> bool:
+    try:
+        numbers = [float(label) for label in labels]
+    except (TypeError, ValueError):
+        return False
+    return all(map(math.isfinite, numbers)) and all(a < b for a, b in itertools.pairwise(numbers))

@@ -1,0 +1,314 @@
+"""Figures of training and of verifications."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget._core.distances import TARGETS, kl, normalised
+from kltarget.plot._style import (
+    DASHED,
+    REFERENCE_COLOR,
+    color,
+    drawing,
+    in_style,
+    ink,
+    legend_beside,
+    new_figure,
+    shades,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kltarget.targets import Target
+    from kltarget.training import Run
+    from kltarget.verification import Report
+
+_MARKERS = ("o", "^", "s", "D", "v", "P")
+_LEAST_MASS = 1e-4
+_METRICS = {
+    "expected_reward": "expected reward",
+    "reverse_kl": "KL(π‖π_ref), nats",
+    "forward_kl": "KL(π_ref‖π), nats",
+    "entropy": "entropy, nats",
+}
+
+
+def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draws the probability of every mode under the target against what training reached.
+
+    A point is a mode in a run: colours are recipes, shapes are policies. On the diagonal the
+    prediction is exact. Modes that the target gives less than 1e-4 are left out.
+
+    Args:
+        report: what :func:`kltarget.verification.verify` found.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the points, such as `s` or `alpha`.
+
+    Returns:
+        The axes; `ax.figure` is the figure.
+
+    Example:
+        >>> import jax
+        >>> from kltarget import plot
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
+        >>> plot.predicted_vs_reached(report).get_xlabel()
+        'mode probability in the target'
+    """
+    with drawing(ax, figsize=(5.4, 3.8)) as ax:
+        policies = list(dict.fromkeys(run.policy for run in report.runs))
+        recipes = list(dict.fromkeys(run.recipe for run in report.runs))
+        least = 1.0
+        # Small and hollow, those that spread most first: the others stay visible.
+        for p, policy in reversed(list(enumerate(policies))):
+            for r, recipe in enumerate(recipes):
+                runs = [x for x in report.runs if (x.policy, x.recipe) == (policy, recipe)]
+                x = np.concatenate([run.target_mode_mass for run in runs])
+                y = np.concatenate([run.mode_mass for run in runs])
+                shown = (x >= _LEAST_MASS) & (y > 0)
+                least = min(least, *x[shown], *y[shown]) if shown.any() else least
+                options = {"s": 15, "linewidths": 0.8, "alpha": 0.75, **style}
+                ax.scatter(
+                    x[shown],
+                    y[shown],
+                    marker=_MARKERS[p % len(_MARKERS)],
+                    facecolors="none",
+                    edgecolors=color(r),
+                    rasterized=True,
+                    zorder=3 + (p == 0),
+                    **options,
+                )
+        low = max(10.0 ** np.floor(np.log10(least)), _LEAST_MASS / 10)
+        ax.plot([low, 1], [low, 1], color=REFERENCE_COLOR, lw=1.2, zorder=2)
+        ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(low, 1.4))
+        ax.set_xlabel("mode probability in the target")
+        ax.set_ylabel("reached by training")
+        _legend(ax, policies, recipes)
+    return ax
+
+
+def training(
+    run: Run,
+    *,
+    target: Target | None = None,
+    metric: str = "expected_reward",
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Draws what runs measured on their way, with the target as a horizontal asymptote.
+
+    Args:
+        run: what a trainer such as :func:`kltarget.training.fine_tune` returned; a line per run.
+        target: targets of the runs; their batch axes broadcast against those of the runs.
+        metric: one of "expected_reward" (before its scale), "reverse_kl", "forward_kl", "entropy",
+            "gap" (reward units) and "gradient_norm"; the last two have 0 as their asymptote and are
+            drawn on a logarithmic scale.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the lines.
+
+    Returns:
+        The axes; `ax.figure` is the figure.
+
+    Raises:
+        ValueError: If there is no such metric or the targets do not fit the runs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, kltarget as kt
+        >>> from kltarget import plot
+        >>> from kltarget.recipes import Recipe
+        >>> from kltarget.policies import TabularPolicy
+        >>> from kltarget.training import fine_tune
+        >>> policy = TabularPolicy(vocab_size=3, length=1)
+        >>> params, reward = policy.init(key=jax.random.key(0)), jnp.array([1.0, 0.0, 0.5])
+        >>> run = fine_tune(
+        ...     policy, params, reward, Recipe(), beta=0.5, learning_rate=0.1, num_steps=100
+        ... )
+        >>> log_ref = policy.conditionals(params, kt.SequenceSpace(3, 1))[0][0]
+        >>> target = kt.solve(kt.Objective(reward, log_ref, 0.5))
+        >>> plot.training(run, target=target).get_xlabel()
+        'gradient step'
+    """
+    choices = (*_METRICS, "gap", "gradient_norm")
+    if metric not in choices:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, choices))}, got {metric!r}")
+    batch = np.shape(run.status)
+    values = np.asarray(getattr(run.history, metric), float).reshape(-1, len(run.history.step))
+    beta = np.asarray(run.beta, float).reshape(-1)
+    ends = None
+    if target is not None and metric in _METRICS:
+        ends = _asymptotes(run, target, metric, batch)
+    return _lines(run.history.step, values, ends, beta, metric, ax, style)
+
+
+def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -> np.ndarray:
+    log_probs = normalised(target.log_probs)
+    try:
+        np.broadcast_to(np.empty(log_probs.shape[:-1]), batch)
+    except ValueError:
+        raise ValueError(
+            f"target has batch shape {log_probs.shape[:-1]}, which does not broadcast to the "
+            f"runs' {batch}"
+        ) from None
+    if metric == "expected_reward":
+        gain = np.where(np.isneginf(log_probs), 0, np.asarray(target.objective.reward, float))
+        ends = (np.exp(log_probs) * gain).sum(-1)
+        ends = ends / np.asarray(run.reward_scale, float)
+    else:
+        log_ref = np.broadcast_to(np.asarray(target.objective.log_ref, float), log_probs.shape)
+        rows = [(log_probs[at], log_ref[at]) for at in np.ndindex(log_probs.shape[:-1])]
+        measure = {
+            "reverse_kl": lambda p, q: kl(p, q),
+            "forward_kl": lambda p, q: kl(q, p),
+            "entropy": lambda p, q: -kl(p, np.zeros_like(p)),
+        }[metric]
+        ends = np.reshape([measure(p, q) for p, q in rows], log_probs.shape[:-1])
+    return np.broadcast_to(ends, batch).reshape(-1)
+
+
+def _lines(
+    step: np.ndarray,
+    values: np.ndarray,
+    ends: np.ndarray | None,
+    beta: np.ndarray,
+    metric: str,
+    ax: Axes | None,
+    style: dict[str, Any],
+) -> Axes:
+    with drawing(ax) as ax:
+        levels = np.unique(beta)
+        colors = shades(levels.size)
+        for row, b in zip(values, beta, strict=True):
+            shade = colors[np.searchsorted(levels, b)]
+            ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
+        if ends is not None:
+            for end, b in zip(ends, beta, strict=True):
+                shade = colors[np.searchsorted(levels, b)]
+                ax.axhline(end, color=shade, lw=0.9, ls=DASHED, zorder=2)
+        for b, shade in zip(levels, colors, strict=False):
+            ax.plot([], [], color=shade, label=f"β = {b:.4g}")
+        if ends is not None:
+            ax.plot([], [], color=ink(), lw=0.9, ls=DASHED, label="target")
+        if metric not in _METRICS:
+            ax.set_yscale("log")
+        ax.set_xlabel("gradient step")
+        names = {"gap": "bound on J* − J", "gradient_norm": "norm of the gradient"}
+        ax.set_ylabel(_METRICS.get(metric) or names[metric])
+        ax.margins(x=0)
+        legend_beside(ax)
+    return ax
+
+
+def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draws the median total variation of each policy and recipe from each of the four targets.
+
+    Args:
+        report: what :func:`kltarget.verification.verify` found.
+        ax: Axes to draw into. Default: those of a new figure.
+        **style: Properties of the image.
+
+    Returns:
+        The axes. The target of each recipe is framed: dark means near.
+
+    Example:
+        >>> import jax
+        >>> from kltarget import plot
+        >>> from kltarget.verification import RECIPES, verify
+        >>> options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1}
+        >>> report = verify("one-two", key=jax.random.key(0), **options)
+        >>> plot.distances(report).get_title(loc="left")
+        'total variation from each target'
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    with drawing(ax) as ax:
+        groups = list(report.groups())
+        table = np.array(
+            [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
+        )
+        options = {
+            "cmap": "viridis",
+            "norm": LogNorm(1e-5, 1.0, clip=True),
+            "aspect": "auto",
+            **style,
+        }
+        ax.imshow(np.maximum(table, 1e-9), **options)
+        for i, (_, _, runs) in enumerate(groups):
+            for j, name in enumerate(TARGETS):
+                shade = "white" if table[i, j] < 5e-3 else "black"
+                ax.text(
+                    *(j, i, _brief(table[i, j])),
+                    ha="center",
+                    va="center",
+                    color=shade,
+                    fontsize="small",
+                )
+                if name == runs[0].target:
+                    frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
+                    ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
+        names = [name.replace(" ", "\n", 1) for name in TARGETS.values()]
+        ax.set_xticks(range(len(TARGETS)), names)
+        rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
+        ax.set_yticks(range(len(groups)), rows)
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        ax.set_title("total variation from each target", color=ink())
+    return ax
+
+
+def verification(report: Report) -> Figure:
+    """Three panels: modes predicted and reached, targets told apart, rewards on their way.
+
+    Args:
+        report: what :func:`kltarget.verify` returned.
+    """
+    with in_style():
+        num_groups = len(list(report.groups()))
+        figure = new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 1.0))
+        predicted_vs_reached(report, ax=left)
+        left.set_title("modes: predicted and reached")
+        distances(report, ax=middle)
+        policy, recipe, runs = list(report.groups())[-1]
+        scale = runs[0].reward_scale
+        runs = [run for run in runs if run.reward_scale == scale]
+        longest = max((run.step for run in runs), key=len)
+        values = [np.pad(x.history, (0, len(longest) - len(x.history)), "edge") for x in runs]
+        ends = np.array([run.target_expected_reward for run in runs])
+        beta = np.array([run.beta for run in runs])
+        _lines(longest, np.array(values), ends, beta, "expected_reward", right, {})
+        right.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
+        figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
+    return figure
+
+
+def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=5, color=color(r), label=recipe)
+        for r, recipe in enumerate(recipes)
+    ]
+    handles += [
+        Line2D(
+            *([], []),
+            ls="",
+            marker=_MARKERS[p % len(_MARKERS)],
+            ms=5,
+            mfc="none",
+            mec=ink(),
+            label=policy,
+        )
+        for p, policy in enumerate(policies)
+    ]
+    ax.legend(handles=handles, loc="upper left", fontsize="small")
+
+
+def _brief(x: float) -> str:
+    return f"{x:.2f}" if x >= 0.1 else f"{x:.3f}" if x >= 1e-3 else f"{x:.0e}"

@@ -1,0 +1,20 @@
+"""Models that gradients move, and files of their parameters."""
+
+from kltarget.policies._files import load_params, save_params
+from kltarget.policies._mixture_policy import GaussianMixturePolicy
+from kltarget.policies._sequence_policies import (
+    GRUPolicy,
+    Policy,
+    TabularPolicy,
+    TransformerPolicy,
+)
+
+__all__ = [
+    "GRUPolicy",
+    "GaussianMixturePolicy",
+    "Policy",
+    "TabularPolicy",
+    "TransformerPolicy",
+    "load_params",
+    "save_params",
+]

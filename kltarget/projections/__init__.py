@@ -1,0 +1,15 @@
+"""The closest law in a family: given moments, a mixture of Gaussians, a fit to samples."""
+
+from kltarget.projections._em import MixtureFit, fit_mixture, from_sklearn
+from kltarget.projections._moments import MomentProjection, moment_projection
+from kltarget.projections._project import Projection, project
+
+__all__ = [
+    "MixtureFit",
+    "MomentProjection",
+    "Projection",
+    "fit_mixture",
+    "from_sklearn",
+    "moment_projection",
+    "project",
+]

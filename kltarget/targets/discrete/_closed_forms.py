@@ -1,0 +1,132 @@
+"""The closed forms behind ``solve``, row by row on ``[*batch, A]`` arrays.
+
+Every f-divergence target has the form ``π = π_ref · u((r − λ)/β)`` with ``u = (f′)⁻¹`` and one
+scalar per problem, the multiplier λ, fixed by ``Σπ = 1``: in closed form for reverse KL, by a rule
+for total variation, as a root for the rest (:mod:`kltarget._root`).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kltarget._core.numerics import two_sum
+from kltarget._core.status import FAILURES, Status, flag
+from kltarget.divergences import Divergence, ReverseKL, TotalVariation
+from kltarget.targets.discrete._anchor import COMFORTABLE, anywhere, scaled_gaps, supported_max
+from kltarget.targets.discrete._root import Solution, root
+
+
+def closed_form(
+    divergence: Divergence,
+    reward: Array,
+    log_ref: Array,
+    beta: Array,
+    mass_tolerance: float | None = None,
+    measure: bool = False,
+) -> Solution:
+    """The target, its multiplier and its status, NaN in failed rows.
+
+    Args:
+        divergence: parameters, if arrays, of shape ``[*batch, 1]``.
+        reward: shape ``[*batch, A]``.
+        log_ref: shape ``[*batch, A]``.
+        beta: shape ``[*batch, 1]``.
+        mass_tolerance: how far the reference mass may be from 1; None leaves it unchecked.
+        measure: whether it is meant to be something else.
+    """
+    highest = jnp.max(reward, axis=-1, keepdims=True)
+    status = flag(~((beta > 0) & (beta < jnp.inf)), Status.INVALID_BETA)
+    status = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
+    if mass_tolerance is not None:
+        mass = jnp.exp(log_ref).sum(-1, keepdims=True)
+        far = ~(jnp.abs(mass - 1) <= mass_tolerance)
+        status = status | flag(far, Status.INVALID_REFERENCE)
+    if isinstance(divergence, ReverseKL):
+        found = _gibbs(reward, log_ref, beta, highest)
+    elif isinstance(divergence, TotalVariation):
+        found = total_variation(reward, log_ref, beta, highest, measure)
+    else:
+        found = root(divergence, reward, log_ref, beta, highest)
+    status = status | found.status
+    failed = (status & FAILURES) != 0
+    return Solution(
+        jnp.where(failed, jnp.nan, jnp.minimum(found.log_probs, 0)),
+        jnp.where(failed, jnp.nan, found.multiplier),
+        status,
+    )
+
+
+def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Solution:
+    plain = log_ref + (reward - highest) / beta
+    log_sum = jnp.log(jnp.exp(plain).sum(-1, keepdims=True))
+
+    def simple() -> tuple[Array, Array, Array]:
+        return log_ref + (reward - highest) / beta - log_sum, highest, log_sum
+
+    def compensated() -> tuple[Array, Array, Array]:
+        best = supported_max(reward, log_ref)
+        v, v_low = scaled_gaps(reward, best, beta)
+        score, low = two_sum(log_ref, v)
+        top = jnp.max(score, axis=-1, keepdims=True)
+        shifted = (score - top) + (low + v_low)
+        log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+        return shifted - log_sum, best, top + log_sum
+
+    # The comparison is false for NaN, which rows without support produce.
+    log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
+    return Solution(
+        log_probs, best + beta * log_sum, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
+    )
+
+
+def total_variation(
+    reward: Array, log_ref: Array, beta: Array, best: Array, measure: bool
+) -> Solution:
+    argmax = reward == best
+    kept = (best - reward < beta) & ~argmax
+    minus_inf = jnp.full_like(log_ref, -jnp.inf)
+    in_ref = log_ref > -jnp.inf
+    log_kept = jnp.where(kept, log_ref, minus_inf)
+    held = jnp.exp(jnp.where(argmax, log_ref, minus_inf)).sum(-1, keepdims=True)
+    lost = jnp.exp(jnp.where(kept | argmax, minus_inf, log_ref)).sum(-1, keepdims=True)
+    freed = held + lost
+    if measure:
+        log_kept, freed = _fit_to_one(reward, log_kept)
+    # Ties share in proportion to the reference, or equally where it has none of them.
+    absent = held == 0
+    count = argmax.sum(-1, keepdims=True).astype(reward.dtype)
+    shares = jnp.where(
+        absent,
+        jnp.broadcast_to(-jnp.log(count), reward.shape),
+        log_ref - jnp.log(jnp.where(absent, jnp.ones_like(held), held)),
+    )
+    some = freed > 0
+    log_freed = jnp.log(jnp.where(some, freed, jnp.ones_like(held)))
+    log_freed = jnp.where(some, log_freed, jnp.full_like(held, -jnp.inf))
+    log_probs = jnp.where(argmax, shares + log_freed, log_kept)
+    status = (
+        flag(~anywhere(in_ref & (reward > -jnp.inf)), Status.EMPTY_SUPPORT)
+        | flag(anywhere((log_probs > -jnp.inf) & ~in_ref), Status.CONDENSED)
+        | flag(anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED)
+        | flag(
+            anywhere((best - reward == beta) & in_ref) | ((lost > 0) & (count > 1)),
+            Status.NOT_UNIQUE,
+        )
+    )
+    return Solution(log_probs, best - beta / 2, status)
+
+
+def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
+    """Total variation from a measure whose mass is not one: keep the best until 1 is reached."""
+    order = jnp.argsort(-reward, axis=-1)
+    mass = jnp.exp(jnp.take_along_axis(log_kept, order, axis=-1))
+    before = jnp.cumsum(mass, axis=-1) - mass
+    held = mass > 0
+    share = jnp.clip((1 - before) / jnp.where(held, mass, 1.0), 0, 1)
+    share = jnp.take_along_axis(jnp.where(held, share, 0.0), jnp.argsort(order, axis=-1), axis=-1)
+    fits = share > 0
+    log_kept = jnp.where(fits, jnp.where(fits, log_kept, 0.0), -jnp.inf)
+    log_kept = jnp.where(fits, log_kept + jnp.log(jnp.where(fits, share, 1.0)), -jnp.inf)
+    return log_kept, jnp.maximum(1 - jnp.exp(log_kept).sum(-1, keepdims=True), 0)

@@ -1,0 +1,327 @@
+"""``solve``: from an objective to the policy that maximises it, in closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
+
+from kltarget._core.checks import mass_tolerance
+from kltarget._core.status import FAILURES, Status, flag, raise_if_failed
+from kltarget.divergences import TotalVariation
+from kltarget.objectives import Objective
+from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
+from kltarget.targets.discrete._anchor import supported_max
+from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
+from kltarget.targets.discrete._root import Solution
+
+__all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
+
+
+def _where(condition: Array, x: Array) -> Array:
+    return jnp.where(condition, x, jnp.zeros_like(x))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """The policy that maximises an :class:`Objective`, with its certificate.
+
+    Attributes:
+        objective: what it maximises.
+        log_probs: log π*, shape ``[*batch, A]``; ``-inf`` where the target is exactly 0.
+        multiplier: λ, the dual variable of ``Σπ = 1`` in reward units, shape ``[*batch]``:
+            ``π* = π_ref (f′)⁻¹((r − λ)/β)``. For reverse KL it is ``β log Z``.
+        status: :class:`Status` bits, shape ``[*batch]``; 0 where there is nothing to say.
+    """
+
+    objective: Objective
+    log_probs: Float[Array, "*batch A"]
+    multiplier: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+    @property
+    def probs(self) -> Float[Array, "*batch A"]:
+        """The probabilities π*, shape ``[*batch, A]``."""
+        return jnp.exp(self.log_probs)
+
+    @property
+    def value(self) -> Float[Array, "*batch"]:
+        """The maximum J* in reward units, shape ``[*batch]``; its gradient is the envelope's.
+
+        ``−inf`` where every policy has an infinite divergence or loss: forward KL with reward
+        ``−inf`` on an outcome of the reference. NaN where the row failed.
+        """
+        reward, log_ref, beta, divergence = broadcast_fields(self.objective)
+        wide = self.log_probs.astype(reward.dtype)
+        return optimal_value(divergence, reward, log_ref, beta, wide)[..., 0].astype(
+            self.log_probs.dtype
+        )
+
+    @property
+    def expected_reward(self) -> Float[Array, "*batch"]:
+        """``E_π*[reward]`` in reward units, shape ``[*batch]``."""
+        reward, *_ = broadcast_fields(self.objective)
+        log_probs = self.log_probs.astype(reward.dtype)
+        gain = jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)
+        return gain.sum(-1).astype(self.log_probs.dtype)
+
+    @property
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """``D(π*, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
+        reward, log_ref, _, divergence = broadcast_fields(self.objective)
+        cost = divergence._integrand(self.log_probs.astype(reward.dtype), log_ref)
+        return cost.sum(-1).astype(self.log_probs.dtype)
+
+    def gap(self, log_policy: ArrayLike) -> Float[Array, "*batch"]:
+        """How far a policy falls short of this optimum, ``J* − J(π) ≥ 0``, in reward units.
+
+        It is computed as a Bregman divergence to the target, not as a difference of two values, so
+        it keeps its relative accuracy near the optimum. For reverse KL it is ``β·KL(π‖π*)``.
+
+        Args:
+            log_policy: log-probabilities, shape ``[*batch, A]``.
+
+        Returns:
+            The gap, shape ``[*batch]``; ``inf`` where ``J(π) = −∞`` and the optimum is finite, 0
+            where every policy has ``J = −∞``. Differentiable in the policy where finite.
+
+        Raises:
+            ValueError: ``log_policy`` does not broadcast against the objective.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+            >>> target = kt.solve(kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0))
+            >>> print(f"{target.gap(log_ref):.4f}")
+            0.1182
+        """
+        policy = policy_argument(self.objective, log_policy)
+        return _gap(self, policy).astype(self.objective.reward.dtype)
+
+    def raise_if_failed(self) -> Target:
+        """This target, or an error naming the first failed row.
+
+        Raises:
+            ValueError: a row's status has a failure bit.
+        """
+        raise_if_failed(self.status, "solve")
+        return self
+
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Int[Array, "num_samples *batch"]:
+        """Independent draws of outcomes.
+
+        Args:
+            key: a JAX random key.
+            num_samples: how many, per row.
+
+        Returns:
+            Outcome indices, shape ``[num_samples, *batch]``.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, kltarget as kt
+            >>> even = jnp.log(jnp.full(2, 0.5))
+            >>> target = kt.solve(kt.Objective(jnp.array([0.0, 99.0]), even, 1.0))
+            >>> print(target.sample(key=jax.random.key(0), num_samples=4))
+            [1 1 1 1]
+        """
+        shape = (num_samples, *self.log_probs.shape[:-1])
+        return jax.random.categorical(key, self.log_probs, axis=-1, shape=shape)
+
+
+@jax.jit
+def _gap(target: Target, log_policy: Array) -> Array:
+    """``J* − J(π)`` as a Bregman divergence to the target plus the cost of forbidden moves."""
+    reward, log_ref, beta, divergence = broadcast_fields(target.objective)
+    log_star = target.log_probs.astype(reward.dtype)
+    log_policy = jnp.broadcast_to(log_policy, reward.shape)
+    value = target.value.astype(reward.dtype)
+    if isinstance(divergence, TotalVariation):
+        # Outcome by outcome against the multiplier: every term is non-negative.
+        probs, star, ref = jnp.exp(log_policy), jnp.exp(log_star), jnp.exp(log_ref)
+        price = (jnp.max(reward, axis=-1, keepdims=True) - reward) - beta / 2
+        paid = jnp.where(probs == star, jnp.zeros_like(price), price * (probs - star))
+        moved = beta / 2 * (jnp.abs(probs - ref) - jnp.abs(star - ref))
+        gap = jnp.maximum(paid + moved, 0).sum(-1)
+    else:
+        in_ref = log_ref > -jnp.inf
+        log_u = jnp.where(in_ref, log_policy - _where(in_ref, log_ref), jnp.zeros_like(log_ref))
+        held = in_ref & (log_star > -jnp.inf)
+        gone = jnp.where(in_ref, -jnp.inf, jnp.zeros_like(log_ref))
+        log_u_star = jnp.where(held, log_star - log_ref, gone)
+        # A forbidden outcome costs infinitely much already.
+        counted = in_ref & (held | (reward > -jnp.inf))
+        apart = divergence._bregman(_where(counted, log_u), _where(counted, log_u_star), log_ref)
+        zero = jnp.zeros((), reward.dtype)
+        endless = jnp.asarray(divergence.slope_at_infinity, reward.dtype)
+        slope = jnp.where(in_ref, divergence.f_prime(zero), endless)
+        allowed = (reward > -jnp.inf) & (slope > -jnp.inf)
+        slack = target.multiplier.astype(reward.dtype)[..., None] - _where(allowed, reward)
+        slack = jnp.where(allowed, slack + charged(beta, slope), jnp.inf)
+        used = (log_policy > -jnp.inf) & jnp.isneginf(log_star)
+        extra = jnp.exp(log_policy) * jnp.maximum(_where(used, slack), 0)
+        gap = charged(beta[..., 0], _where(counted, apart).sum(-1)) + extra.sum(-1)
+    gap = jnp.where(jnp.isneginf(value), jnp.zeros_like(gap), gap)
+    return jnp.where(jnp.isnan(value), jnp.full_like(gap, jnp.nan), gap)
+
+
+def solve(objective: Objective) -> Target:
+    """The policy that maximises ``J(π) = E_π[reward] − beta · D(π, π_ref)``.
+
+    Reverse KL: ``π* = π_ref e^{r/β}/Z``. Any other f-divergence: ``π* = π_ref (f′)⁻¹((r − λ)/β)``
+    with λ from ``Σπ* = 1``, a root in one scalar; forward KL: ``π* = β π_ref/(Λ − r)``, Λ = λ + β.
+
+    Where the reference has no mass, a finite slope of f at infinity lets the target put mass at
+    small β ("condensation"): with ``λ_c = r_out − β f′(∞)`` above the supported problem's own
+    multiplier, λ = λ_c and the best unsupported outcomes hold what is missing, in equal parts.
+
+    Args:
+        objective: of any batch shape.
+
+    Returns:
+        The target. Log-probabilities carry the inputs' dtype and an error of a few ``eps·(1 +
+        |log π|)``, for β from 1e-12 to 1e12 and reference masses down to e^−800.
+
+    Status:
+        ``CONDENSED``, ``TRUNCATED``, ``NOT_UNIQUE`` are remarks. Failures (``INVALID_BETA``,
+        ``INVALID_REWARD``, ``INVALID_REFERENCE``, ``EMPTY_SUPPORT``, ``NOT_CONVERGED``) come with
+        NaN in every number of the row; :meth:`Target.raise_if_failed` makes them an exception.
+
+    Where the reward is ``-inf`` or the reference 0 (and not condensed) the target is 0. A NaN in
+    one row does not touch another.
+
+    Differentiable, forward and in reverse, in reward, log_ref, beta and the divergence's parameters
+    by the implicit function theorem: ``∂π_i/∂r_j = (w_i δ_ij − w_i w_j/W)/β`` with
+    ``w = π_ref/f″(π/π_ref)`` and ``W = Σw``. Derivatives at outcomes of probability 0 are 0; at the
+    kinks of truncating divergences they are one-sided. Works under ``jit``, ``vmap`` and sharding
+    of the batch axes or of the outcomes.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+        >>> reward = jnp.array([1.0, 1.0, 0.0])
+        >>> target = kt.solve(kt.Objective(reward, log_ref, 0.1))
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.9374', '0.0625', '0.0001']
+        >>> target = kt.solve(kt.Objective(reward, log_ref, 0.1, kt.ForwardKL()))
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.8759', '0.0584', '0.0657']
+
+    References:
+        Korbak et al., 2022, arXiv 2205.11275 (reverse KL). GX-Chen et al., "KL-Regularized
+        Reinforcement Learning is Designed to Mode Collapse", 2025, arXiv 2510.20817 (both KLs).
+        Grill et al., 2020, arXiv 2007.12509 (forward KL). Roulet et al., "Loss Functions and
+        Operators Generated by f-Divergences", 2025, arXiv 2501.18537 (any f).
+    """
+    # Values that the constructor saw are not checked again.
+    return Target(objective, *_solve(objective, trusted=objective._validated))
+
+
+@functools.partial(jax.jit, static_argnames="trusted")
+def _solve(objective: Objective, trusted: bool) -> Solution:
+    reward, log_ref, beta, divergence = broadcast_fields(objective)
+    unchecked = objective.measure or trusted
+    tolerance = None if unchecked else mass_tolerance(objective.log_ref.dtype)
+    found = differentiable_closed_form(
+        divergence, reward, log_ref, beta, tolerance, objective.measure
+    )
+    dtype = objective.reward.dtype
+    return Solution(
+        found.log_probs.astype(dtype),
+        found.multiplier[..., 0].astype(dtype),
+        found.status[..., 0],
+    )
+
+
+def greedy_limit(objective: Objective) -> Target:
+    """The limit of the target for beta → 0: the best outcomes, in the reference's proportions.
+
+    At β = 0 itself every distribution on the best outcomes is optimal and the training path decides
+    which one is reached; the limit of the targets is the reference restricted to them. Divergences
+    with a finite slope at infinity prefer a better outcome without reference mass; several tied
+    ones share equally. The objective's own beta is not used.
+
+    Args:
+        objective: of any batch shape.
+
+    Returns:
+        A target whose value is the best reward it reaches (the regulariser counts for nothing).
+        ``NOT_UNIQUE`` marks ties, ``CONDENSED`` mass outside the reference.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+        >>> limit = kt.targets.greedy_limit(kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0))
+        >>> print(limit.probs.round(4))
+        [0.9375 0.0625 0.    ]
+    """
+    return _limit(objective, greedy=True)
+
+
+def reference_limit(objective: Objective) -> Target:
+    """The limit of the target for beta → ∞: the reference itself, whatever the divergence.
+
+    Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+        >>> limit = kt.targets.reference_limit(
+        ...     kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, 1.0)
+        ... )
+        >>> print([f"{p:.4f}" for p in limit.probs])
+        ['0.3000', '0.0200', '0.6800']
+    """
+    return _limit(objective, greedy=False)
+
+
+def _limit(objective: Objective, *, greedy: bool) -> Target:
+    return Target(*_limits(objective, greedy))
+
+
+@functools.partial(jax.jit, static_argnames="greedy")
+def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array, Array]:
+    reward, log_ref, _, divergence = broadcast_fields(objective)
+    dtype = objective.reward.dtype
+    in_ref = log_ref > -jnp.inf
+    minus_inf = jnp.full_like(log_ref, -jnp.inf)
+    best = supported_max(reward, log_ref)
+    mass = jnp.exp(log_ref).sum(-1, keepdims=True)
+    tolerance = jnp.inf if objective.measure else mass_tolerance(objective.log_ref.dtype)
+    status = (
+        flag(~(jnp.max(reward, axis=-1, keepdims=True) < jnp.inf), Status.INVALID_REWARD)
+        | flag(~(jnp.abs(mass - 1) <= tolerance), Status.INVALID_REFERENCE)
+        | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
+    )
+    level = best
+    if greedy:
+        outside = jnp.max(jnp.where(in_ref, minus_inf, reward), axis=-1, keepdims=True)
+        beyond = (outside > best) & (divergence.slope_at_infinity < jnp.inf)
+        level = jnp.where(beyond, outside, best)
+        members = (reward == level) & (in_ref ^ beyond)
+        weights = jnp.where(members, jnp.where(beyond, jnp.zeros_like(log_ref), log_ref), minus_inf)
+        tied = members.sum(-1, keepdims=True) > 1
+        status = status | flag(tied, Status.NOT_UNIQUE) | flag(beyond, Status.CONDENSED)
+        limit_beta = jnp.zeros_like(objective.beta)
+    else:
+        weights = jnp.where(reward > -jnp.inf, log_ref, minus_inf)
+        limit_beta = jnp.full_like(objective.beta, jnp.inf)
+    log_sum = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
+    log_probs = jnp.where(weights > -jnp.inf, weights - log_sum, minus_inf)
+    if greedy:
+        multiplier = level
+    else:
+        mean = (jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)).sum(-1, keepdims=True)
+        lift = divergence._f_prime_at(jnp.zeros_like(best))
+        multiplier = jnp.where(lift == 0, mean, -jnp.inf * jnp.sign(lift))
+    failed = (status & FAILURES) != 0
+    log_probs = jnp.where(failed, jnp.full_like(log_probs, jnp.nan), log_probs).astype(dtype)
+    multiplier = jnp.where(failed, jnp.full_like(multiplier, jnp.nan), multiplier).astype(dtype)
+    limit = dataclasses.replace(objective, beta=limit_beta)
+    return limit, log_probs, multiplier[..., 0], status[..., 0]

@@ -1,0 +1,432 @@
+"""Soft values and token advantages: reverse KL, or any divergence, backwards through the tree."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._core.checks import common_dtype, mass_tolerance, raise_first, traced
+from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget.spaces import SequenceSpace
+from kltarget.spaces._sequences import (
+    after_eos,
+    children,
+    conditionals,
+    counted,
+    ended,
+    floats,
+    only_possible,
+)
+
+__all__ = ["soft_values", "token_advantages"]
+
+
+def soft_values(
+    space: SequenceSpace,
+    reward: ArrayLike | tuple[ArrayLike, ...],
+    log_ref: ArrayLike | tuple[ArrayLike, ...],
+    beta: ArrayLike,
+) -> tuple[Float[Array, "..."], ...]:
+    """Soft values of prefixes, the best ``E_π[reward] − beta · KL(π‖π_ref)`` from there on.
+
+    For whole sequences ``V(y) = r(y)`` at the leaves and backwards ``V(s) = β log Σ_a π_ref(a|s)
+    e^{V(sa)/β}``. At the root it is ``β log Z``, the value of reverse KL, and the target
+    ``π_ref(y) e^{r(y)/β}/Z`` has the conditionals ``π(a|s) = π_ref(a|s) e^{(V(sa) − V(s))/β}``: the
+    sum of the sequences under s is ``π_ref(s) e^{V(s)/β}/Z``, so the ratio of two such sums is the
+    conditional.
+
+    Rewards per prefix, a tuple, are earned on reaching the prefix and add up along the sequence:
+    ``V(s) = ρ(s) + β log Σ_a π_ref(a|s) e^{V(sa)/β}``. After the last array of the tuple nothing is
+    earned, and values end there: prefixes beyond are not visited, however long the sequences. An
+    array of ``V**k`` entries for prefixes of t > k tokens says that only their last k tokens count;
+    where this is so of rewards and reference, values have few entries too, and the cost grows
+    with the length, not with the number of sequences.
+
+    Args:
+        space: the sequences.
+        reward: of the sequences, shape ``[*batch, V**L]``; or a tuple of at most L + 1 arrays
+            ``[*batch, V**t]``, of the prefixes of t = 0, 1, … tokens. Any real unit.
+        log_ref: log-probabilities of the sequences, shape ``[*batch, V**L]``; or a tuple of
+            conditionals ``[*batch, V**t, V]`` as :meth:`SequenceSpace.conditionals` gives them, as
+            many as the rewards need. Both may be of ``V**k < V**t`` prefixes, told apart by their
+            last k tokens.
+        beta: coefficient of the divergence, in reward units per nat, above 0, shape ``[*batch]``.
+
+    Returns:
+        Values in reward units: arrays of shape ``[*batch, V**t]`` for prefixes of t = 0, 1, …, L
+        tokens, or up to the last ones with rewards.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: shapes that do not fit, naming both; too many sequences for arrays of whole
+            ones; outside a trace, a beta not above 0, a NaN or +inf reward, an unnormalised or NaN
+            reference. Under a trace such rows are NaN.
+
+    ``-inf`` where every continuation is forbidden by a reward of ``-inf``. Prefixes without
+    reference mass have the value that a uniform reference gives them. After ``eos`` nothing more is
+    earned: of rewards per prefix, those of prefixes that continue after it do not count; rewards of
+    impossible whole sequences are taken for ``-inf``. Differentiable in reward, log_ref and beta:
+    ``∂V(s)/∂V(sa) = π(a|s)``.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> space = kt.SequenceSpace(2, 2)
+        >>> log_ref = jnp.log(jnp.array([0.42, 0.28, 0.06, 0.24]))
+        >>> values = kt.soft_values(space, jnp.array([0.0, 0.5, 1.0, 0.2]), log_ref, 0.3)
+        >>> [[f"{v:.4f}" for v in depth] for depth in values[:2]]
+        [['0.4197'], ['0.2999', '0.5907']]
+
+        Forty tokens, of which every "1" after a "0" earns 1:
+
+        >>> long = kt.SequenceSpace(2, 40)
+        >>> even = jnp.log(jnp.array([[0.5, 0.5]]))
+        >>> pairs = (jnp.zeros(1), jnp.zeros(1)) + (jnp.array([0.0, 1.0, 0.0, 0.0]),) * 39
+        >>> print(f"{kt.soft_values(long, pairs, (even,) * 40, 1.0)[0][0]:.3f}")
+        11.018
+
+    References:
+        Levine, "Reinforcement Learning and Control as Probabilistic Inference: Tutorial and
+        Review", 2018, arXiv 1805.00909, for a uniform reference. Rafailov et al., "From r to Q*:
+        Your Language Model is Secretly a Q-Function", 2024, arXiv 2404.12358, for language models.
+    """
+    problem = _problem(space, reward, log_ref, beta)
+    found = _soft_values(space, problem.whole, *problem.arrays, problem.tolerance)
+    return tuple(
+        jnp.broadcast_to(v, (*problem.batch, v.shape[-1])).astype(problem.dtype)
+        for v in found.values
+    )
+
+
+def token_advantages(
+    space: SequenceSpace,
+    reward: ArrayLike | tuple[ArrayLike, ...],
+    log_ref: ArrayLike | tuple[ArrayLike, ...],
+    beta: ArrayLike,
+) -> tuple[Float[Array, "..."], ...]:
+    """What each token adds to the soft value, ``A(s, a) = V(sa) − V(s)``.
+
+    They are ``β log(π(a|s)/π_ref(a|s))`` where π is the maximiser of ``E_π[reward] − beta ·
+    KL(π‖π_ref)`` over policies on sequences and V its :func:`soft_values`. Along a sequence they
+    telescope to ``r(y) − V_0``: the one per-token reward that has the same target as the sequence's
+    reward and expects nothing more after each token. With rewards per prefix, ``A(s, a) = V(sa) −
+    (V(s) − ρ(s))``, and r is their sum.
+
+    Args:
+        space: the sequences.
+        reward: as for :func:`soft_values`, of sequences or, as a tuple, of prefixes.
+        log_ref: as there, of sequences or, as a tuple, conditionals.
+        beta: coefficient of the divergence, in reward units per nat, above 0, shape ``[*batch]``.
+
+    Returns:
+        Advantages in reward units: arrays of shape ``[*batch, V**t, V]`` for the tokens after
+        t = 0, 1, … tokens; L arrays, or as many as rewards reach. Later ones would be 0.
+
+    Raises:
+        TypeError: as for :func:`soft_values`.
+        ValueError: as for :func:`soft_values`.
+
+    ``-inf`` for tokens that lead only to forbidden sequences; 0 at prefixes that do. After ``eos``
+    they are 0 at ``eos`` and ``-inf`` elsewhere. Differentiable in reward, log_ref and beta.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> space = kt.SequenceSpace(2, 2)
+        >>> log_ref = jnp.log(jnp.array([0.42, 0.28, 0.06, 0.24]))
+        >>> first, second = kt.token_advantages(
+        ...     space, jnp.array([0.0, 0.5, 1.0, 0.2]), log_ref, 0.3
+        ... )
+        >>> [f"{x:.4f}" for x in first[0]]
+        ['-0.1198', '0.1710']
+        >>> [f"{x:.4f}" for x in (first[0][:, None] + second).ravel()]  # reward − 0.4197
+        ['-0.4197', '0.0803', '0.5803', '-0.2197']
+
+    References:
+        Rafailov et al., "From r to Q*: Your Language Model is Secretly a Q-Function", 2024,
+        arXiv 2404.12358.
+    """
+    problem = _problem(space, reward, log_ref, beta)
+    found = _soft_values(space, problem.whole, *problem.arrays, problem.tolerance)
+    return tuple(
+        jnp.broadcast_to(x, (*problem.batch, *x.shape[-2:])).astype(problem.dtype)
+        for x in found.advantages
+    )
+
+
+class _Values(NamedTuple):
+    values: tuple[Array, ...]
+    advantages: tuple[Array, ...]
+
+
+class _Problem(NamedTuple):
+    """Checked arguments, with batch axes of one rank, in the working dtype."""
+
+    whole: bool
+    """Whether rewards are of whole sequences."""
+    arrays: tuple[tuple[Array, ...], tuple[Array, ...] | Array, Array]
+    batch: tuple[int, ...]
+    dtype: Any
+    """Of the results."""
+    tolerance: float
+
+
+def _problem(space: SequenceSpace, reward: Any, log_ref: Any, beta: Any) -> _Problem:
+    whole = not isinstance(reward, tuple)
+    if whole:
+        rewards = (whole_reward(space, reward),)
+        depth = space.length
+    else:
+        rewards = tuple(floats(x, f"reward[{t}]") for t, x in enumerate(reward))
+        depth = len(rewards) - 1
+        if not 0 <= depth <= space.length:
+            raise ValueError(
+                f"reward has {len(rewards)} arrays; prefixes of 0 to {space.length} tokens can "
+                f"have one each, so give 1 to {space.length + 1}"
+            )
+        for t, x in enumerate(rewards):
+            _require_prefixes(space, x, t, f"reward[{t}]", 1)
+    given = log_ref
+    if isinstance(log_ref, tuple):
+        if not depth <= len(log_ref) <= space.length:
+            raise ValueError(
+                f"log_ref has {len(log_ref)} arrays of conditionals; reward needs those after 0 to "
+                f"{depth - 1} tokens, so give at least {depth} and at most {space.length}"
+            )
+        refs = tuple(floats(x, f"log_ref[{t}]") for t, x in enumerate(log_ref[:depth]))
+        for t, x in enumerate(refs):
+            _require_prefixes(space, x, t, f"log_ref[{t}]", 2)
+    else:
+        refs = (space.require_log_probs(log_ref, "log_ref"),)
+    beta, given_beta = floats(beta, "beta"), beta
+    tail = 2 if isinstance(log_ref, tuple) else 1
+    shapes = (
+        *(x.shape[:-1] for x in rewards),
+        *(x.shape[: x.ndim - tail] for x in refs),
+        beta.shape,
+    )
+    try:
+        batch = jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(
+            f"the batch axes of reward {shapes[0]}, log_ref {shapes[len(rewards)]} and beta "
+            f"{beta.shape} do not broadcast; beta has no axis of sequences"
+        ) from None
+    raw = (
+        *(reward if not whole else (reward,)),
+        *(given[:depth] if isinstance(given, tuple) else (given,)),
+        given_beta,
+    )
+    dtype = common_dtype(raw, (*rewards, *refs, beta))
+    tolerance = mass_tolerance(dtype)
+    if not traced(*rewards, *refs, beta):
+        _check_values(space, rewards, refs, beta, whole, isinstance(log_ref, tuple), tolerance)
+
+    def led(x: Array, own: int) -> Array:
+        missing = len(batch) - (x.ndim - own)
+        return x.reshape((1,) * missing + x.shape).astype(working_dtype(dtype))
+
+    rewards = tuple(led(x, 1) for x in rewards)
+    refs = tuple(led(x, tail) for x in refs)
+    arrays = (rewards, refs if isinstance(log_ref, tuple) else refs[0], led(beta, 0))
+    return _Problem(whole, arrays, batch, dtype, tolerance)
+
+
+def whole_reward(space: SequenceSpace, reward: Any) -> Array:
+    """Rewards of whole sequences as a float array, or an error that names both shapes."""
+    space.require_enumerable()
+    x = floats(reward, "reward")
+    if x.ndim == 0 or x.shape[-1] != space.num_sequences:
+        raise ValueError(
+            f"reward has shape {x.shape}, but there are {counted(space)} = "
+            f"{space.num_sequences} sequences: the last axis must be {space.num_sequences}"
+        )
+    return x
+
+
+def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: int) -> None:
+    sizes = space.sizes
+    counts = {math.prod(sizes[t - k : t]) for k in range(t + 1)}
+    vocabulary = own == 1 or x.shape[-1:] == (sizes[t],)
+    if x.ndim < own or not vocabulary or x.shape[-own] not in counts:
+        if isinstance(space.vocab_size, tuple):
+            nodes, fewer = str(space.num_prefixes(t)), f"one of {sorted(counts)}"
+        else:
+            nodes = f"{space.vocab_size}**{t}"
+            fewer = f"a smaller power of {space.vocab_size}"
+        wanted = nodes + (f", {sizes[t]}" if own == 2 else "")
+        raise ValueError(
+            f"{name} has shape {x.shape}, but must end in [{wanted}] for the prefixes of {t} "
+            f"tokens, or in {fewer} if only the last tokens count"
+        )
+
+
+def _check_values(
+    space: SequenceSpace,
+    rewards: tuple[Array, ...],
+    refs: tuple[Array, ...],
+    beta: Array,
+    whole: bool,
+    stepwise: bool,
+    tolerance: float,
+) -> None:
+    raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
+    for t, x in enumerate(rewards):
+        name = "reward" if whole else f"reward[{t}]"
+        raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
+    for t, x in enumerate(refs):
+        name = f"log_ref[{t}]" if stepwise else "log_ref"
+        x = after_eos(space, x) if stepwise else x
+        raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must not be NaN or +inf")
+        mass = jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1)
+        rule = "is not normalised: pass kltarget.normalize of it"
+        raise_first(name, None, ~(jnp.abs(mass - 1) <= tolerance), rule)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _soft_values(
+    space: SequenceSpace,
+    whole: bool,
+    rewards: tuple[Array, ...],
+    log_ref: tuple[Array, ...] | Array,
+    beta: Array,
+    tolerance: float,
+) -> _Values:
+    valid = (beta > 0) & (beta < jnp.inf)
+    if isinstance(log_ref, tuple):
+        given = tuple(after_eos(space, _by_last_token(space, x, t)) for t, x in enumerate(log_ref))
+        for x in given:
+            valid = valid & jnp.all(jnp.abs(jnp.exp(x).sum(-1) - 1) <= tolerance, axis=-1)
+    else:
+        given = conditionals(space, log_ref)
+        valid = valid & (jnp.abs(possible_mass(space, log_ref) - 1) <= tolerance)
+    if whole:
+        value = only_possible(space, rewards[0])
+        earned = (None,) * space.length
+    else:
+        *earned, value = rewards
+    leads = (value.shape[:-1], beta.shape, *(x.shape[:-2] for x in given))
+    leads += tuple(x.shape[:-1] for x in earned if x is not None)
+    batch = jnp.broadcast_shapes(*leads)
+
+    def led(x: Array) -> Array:
+        return jnp.broadcast_to(x, (*batch, *x.shape[len(batch) :]))
+
+    def completed(x: Array) -> Array:
+        return jnp.where(
+            led(valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))), x, jnp.nan
+        )
+
+    def step(value: Array, steps: tuple[Array, Array | None], t: int) -> tuple[Array, Any]:
+        before, advantage = _step(space, value, *steps, beta, t)
+        before = led(before)
+        return before, (completed(before), completed(led(advantage)))
+
+    value = led(value)
+    values, advantages = [completed(value)], []
+    t = len(earned) - 1
+    while t >= 0:
+        run = 1
+        if t > 0 and _num_nodes(space, value, given[t], earned[t], t) == value.shape[-1]:
+            while t - run > 0 and _alike(given, earned, t, t - run):
+                run += 1
+        if run == 1:
+            value, (before, advantage) = step(value, (given[t], earned[t]), t)
+            values.append(before)
+            advantages.append(advantage)
+        else:
+            # Equal steps are compiled once: XLA takes minutes for a few hundred of them.
+            stacked = jax.tree.map(
+                lambda *x: jnp.stack(x), *((given[u], earned[u]) for u in range(t, t - run, -1))
+            )
+            value, found = lax.scan(functools.partial(step, t=t), value, stacked)
+            values += jnp.unstack(found[0])
+            advantages += jnp.unstack(found[1])
+        t -= run
+    return _Values(tuple(values[::-1]), tuple(advantages[::-1]))
+
+
+def _num_nodes(
+    space: SequenceSpace, value: Array, given: Array, earned: Array | None, t: int
+) -> int:
+    """For how many prefixes there are values after a step."""
+    size = max(1, value.shape[-1] // space.sizes[t])
+    return max(size, given.shape[-2], 1 if earned is None else earned.shape[-1])
+
+
+def _alike(given: Any, earned: Any, t: int, u: int) -> bool:
+    if earned[t] is None:
+        return False
+    return given[t].shape == given[u].shape and earned[t].shape == earned[u].shape
+
+
+def _step(
+    space: SequenceSpace, value: Array, given: Array, earned: Array | None, beta: Array, t: int
+) -> tuple[Array, Array]:
+    """Values of prefixes of t tokens from those of t + 1, and the advantages of the next token."""
+    q, before = _backed_up(space, value, given, beta[..., None, None], t)
+    nothing = jnp.isneginf(before)[..., None]
+    advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
+    if earned is not None:
+        if space.eos is not None and t:
+            over = jnp.broadcast_to(ended(space, before.shape[-1]), before.shape)
+            before = jnp.where(over, jnp.zeros_like(before), before)
+        before, earned = _of_one_size(before, earned, -1)
+        before = before + earned
+    return before, after_eos(space, advantage)
+
+
+def _backed_up(
+    space: SequenceSpace, value: Array, given: Array, beta: Array, t: int
+) -> tuple[Array, Array]:
+    """The values after each token, ``[..., nodes, V]``, and what they are worth before it."""
+    if value.shape[-1] < space.sizes[t]:
+        q = jnp.broadcast_to(value[..., None], (*value.shape, space.sizes[t]))
+    else:
+        q = children(space, value, t)
+    q, given = _of_one_size(q, given, -2)
+    alive = ~jnp.isneginf(q) & ~jnp.isneginf(given)
+    best = jnp.max(jnp.where(alive, q, -jnp.inf), axis=-1, keepdims=True)
+    nothing = jnp.isneginf(best)
+    best = jnp.where(nothing, 0.0, lax.stop_gradient(best))
+    gap = jnp.where(alive, jnp.where(alive, q, 0.0) - best, 0.0) / beta
+    gap = jnp.where(alive, gap, -jnp.inf)
+    # V − best = β log Σ π_ref e^gap: as a logarithm near 1 where β is large, else as it stands.
+    mass = jnp.exp(given)
+    total = mass.sum(-1, keepdims=True)
+    near = (mass * jnp.expm1(gap)).sum(-1, keepdims=True) + (total - lax.stop_gradient(total))
+    is_near = near > -0.5
+    near = jnp.log1p(jnp.where(is_near, near, 0.0))
+    far = log_sum_exp(jnp.where(alive, jnp.where(alive, given, 0.0) + gap, -jnp.inf))
+    value = best + beta * jnp.where(is_near, near, jnp.where(nothing, 0.0, far))
+    return q, jnp.where(nothing, -jnp.inf, value)[..., 0]
+
+
+def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
+    """Conditionals that can tell whether a prefix of t tokens has ended."""
+    vocab_size = given.shape[-1]
+    if space.eos is None or t == 0 or given.shape[-2] >= vocab_size:
+        return given
+    return jnp.broadcast_to(given, (*given.shape[:-2], vocab_size, vocab_size))
+
+
+def _of_one_size(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
+    """Both for as many prefixes as the larger; the smaller repeats, by the last tokens."""
+    size = max(x.shape[axis], y.shape[axis])
+
+    def repeated(z: Array) -> Array:
+        times = [1] * z.ndim
+        times[axis] = size // z.shape[axis]
+        return z if times[axis] == 1 else jnp.tile(z, times)
+
+    return repeated(x), repeated(y)
+
+
+def possible_mass(space: SequenceSpace, log_ref: Array) -> Array:
+    """The total probability of the sequences that exist, shape ``[...]``."""
+    return jnp.exp(only_possible(space, log_ref)).sum(-1)

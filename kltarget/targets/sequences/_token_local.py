@@ -1,0 +1,255 @@
+"""The targets of per-token losses, whose gradient does not see which prefixes are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._core.checks import mass_tolerance
+from kltarget._core.status import FAILURES, Status, flag
+from kltarget.divergences import Divergence
+from kltarget.objectives import Objective
+from kltarget.objectives._objective import broadcast_fields
+from kltarget.spaces import SequenceSpace
+from kltarget.spaces._sequences import children, conditionals, joint, only_possible
+from kltarget.targets.discrete._solve import Target, solve
+from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
+
+__all__ = ["TokenLocalTarget", "token_local_target"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenLocalTarget(Target):
+    """The fixed point of a per-token loss, as a :class:`Target` over whole sequences.
+
+    Attributes:
+        objective: the sequence-level objective of the same reward, reference, beta and divergence.
+            For more than one token this policy does *not* maximise it; ``objective.gap`` says by
+            how much it falls short. Impossible sequences of a space with ``eos`` have reward
+            ``-inf`` in it.
+        log_probs: log π over whole sequences, shape ``[*batch, V**L]``; ``-inf`` where exactly 0.
+        multiplier: λ of the first token's problem, in reward units, shape ``[*batch]``.
+        status: :class:`Status` bits, shape ``[*batch]``. A remark holds at some prefix that the
+            policy reaches, a failure at any.
+    """
+
+    @property
+    def value(self) -> Float[Array, "*batch"]:
+        """The sequence-level objective at this policy, in reward units, shape ``[*batch]``.
+
+        ``E_π[reward] − beta · D(π, π_ref)``, below the maximum for more than one token, ``-inf``
+        where the divergence is infinite. The expected reward alone, which is the root's mean value
+        V in the recursion, is ``expected_reward``. Both have the derivatives of what they are.
+        """
+        reward, log_ref, beta, divergence = broadcast_fields(self.objective)
+        log_probs = self.log_probs.astype(reward.dtype)
+        failed = jnp.any(jnp.isnan(log_probs), axis=-1, keepdims=True)
+        endless = ~jnp.isfinite(divergence._integrand(log_probs, log_ref))
+        # Where the divergence is not finite, neither must its derivatives be formed.
+        apart = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
+        near = jnp.where(apart, log_probs, log_ref)
+        cost = divergence._integrand(near, log_ref).sum(-1)
+        value = self.expected_reward.astype(reward.dtype) - beta[..., 0] * cost
+        value = jnp.where(apart[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
+        return value.astype(self.log_probs.dtype)
+
+
+def token_local_target(
+    space: SequenceSpace,
+    reward: ArrayLike,
+    log_ref: ArrayLike,
+    beta: ArrayLike,
+    divergence: Divergence,
+    *,
+    full_gradient: bool = False,
+) -> TokenLocalTarget:
+    """The fixed point of "policy gradient of the reward plus a per-token divergence in the loss".
+
+    Trainers of the GRPO kind add ``beta · Σ_t D(π(·|s_t), π_ref(·|s_t))`` to the loss with prefixes
+    s_t drawn from π, but let no gradient through which prefixes are drawn. This ascends no
+    objective. Its fixed point is where at every prefix s, with the rest of the policy held
+    constant, ``Σ_a π(a|s) Q(s, a) − beta · D(π(·|s), π_ref(·|s))`` is largest:
+
+    - ``V(y) = reward(y)`` at whole sequences, ``Q(s, a) = V(sa)``,
+    - ``π(a|s) = π_ref(a|s) (f′)⁻¹((Q(s, a) − λ_s)/β)``, as ``solve`` gives it for rewards Q,
+    - ``V(s) = Σ_a π(a|s) Q(s, a)``, the *mean* value: what later tokens pay to the divergence is
+      not seen from here.
+
+    Derivation: the gradient of the reward with respect to the logits of s is ``π(s) π(a|s) (Q(s, a)
+    − V(s))``, that of the term in the loss ``β π(s) π(a|s) (f′(u_a) − E_π f′(u))`` with ``u =
+    π(a|s)/π_ref(a|s)``. Both carry the probability π(s) of the prefix, which cancels; the sum
+    vanishes where ``Q − β f′(u)`` is constant on the support. From the last token back to the first
+    this determines one policy.
+
+    Which divergence: :class:`ReverseKL` for the k2 estimator in the loss (or k3 with a
+    differentiable weight π/π_old, or k1 as a reward credited to its own token only),
+    :class:`ForwardKL` for k3 in the loss. For one token it is ``solve``; for more neither the
+    target of the sequence-level divergence, which for reverse KL has soft instead of mean values,
+    nor of any other objective. Sequences of equal reward that differ in their last token keep their
+    reference ratio; others in general do not.
+
+    With ``full_gradient`` the gradient flows through the choice of prefixes too, and training does
+    ascend an objective, the divergence summed over tokens: ``max E_π[reward − beta · Σ_t
+    D(π(·|s_t), π_ref(·|s_t))]``. The recursion is the same with the value of every prefix's problem
+    in place of the mean: ``V(s) = Σ_a π(a|s) Q(s, a) − beta · D(π(·|s), π_ref(·|s))``, for each
+    prefix pays for what follows it. For reverse KL this is the target of the sequence-level
+    divergence, which is the same sum; for no other.
+
+    Args:
+        space: the sequences.
+        reward: of whole sequences, any real unit, shape ``[*batch, V**L]``; ``-inf`` forbids one.
+        log_ref: log-probabilities of whole sequences, shape ``[*batch, V**L]``.
+        beta: coefficient of the per-token divergence, in reward units per nat, above 0, shape
+            ``[*batch]``.
+        divergence: the per-token divergence; array parameters broadcast against ``*batch``.
+        full_gradient: whether the gradient of the divergence flows through the prefixes, as it does
+            where each token is also charged with the divergences after it.
+
+    Returns:
+        A :class:`Target` over whole sequences. ``log_probs`` are the joint ones, their conditionals
+        ``space.conditionals(target.log_probs)``. ``expected_reward`` is the root's mean value.
+        ``value`` is the sequence-level objective at this policy, not a maximum, and
+        ``divergence_value`` the sequence-level divergence, not the sum over tokens. ``multiplier``
+        is the λ of the first token.
+
+    Raises:
+        TypeError: not numbers, or not a divergence.
+        ValueError: shapes that do not fit, too many sequences; outside a trace, bad values, as for
+            :class:`Objective`, or reference mass on an impossible sequence.
+
+    Status:
+        Remarks where they hold at a prefix that the policy reaches. Failures, as for :func:`solve`,
+        come with NaN in every number of the row. A prefix whose continuations are all forbidden is
+        no failure but has value ``-inf``; only at the root it is ``EMPTY_SUPPORT``.
+
+    At prefixes without reference mass, which matter only to divergences of finite slope at infinity
+    that put mass there, the reference's conditionals are taken to be uniform. Differentiable in
+    reward, log_ref, beta and the divergence's parameters: every prefix by the implicit function
+    theorem, the recursion by the chain rule; derivatives at outcomes of probability 0 are 0. Works
+    under ``jit`` and ``vmap``.
+
+    Example:
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> space = kt.SequenceSpace(2, 2)
+        >>> log_ref = jnp.log(jnp.array([0.42, 0.28, 0.06, 0.24]))
+        >>> reward = jnp.array([0.0, 0.5, 1.0, 0.2])
+        >>> target = kt.token_local_target(space, reward, log_ref, 0.3, kt.ReverseKL())
+        >>> print([f"{p:.4f}" for p in target.probs])
+        ['0.0779', '0.2748', '0.5065', '0.1408']
+        >>> whole = kt.solve(kt.Objective(reward, log_ref, 0.3))
+        >>> print([f"{p:.4f}" for p in whole.probs])  # the target of the sequence-level KL
+        ['0.1037', '0.3659', '0.4151', '0.1154']
+
+    References:
+        Derived here. Tang, Munos, "On a few pitfalls in KL divergence gradient estimation for RL",
+        2025, arXiv 2506.09477, and Liu et al., "Rethinking KL Regularization in RLHF", 2025, arXiv
+        2510.01555, on what estimators of the KL do in the loss.
+    """
+    log_ref = space.require_log_probs(log_ref, "log_ref")
+    reward = only_possible(space, whole_reward(space, reward))
+    objective = Objective(reward, log_ref, beta, divergence)
+    return TokenLocalTarget(objective, *_token_local(space, full_gradient, objective))
+
+
+SHALLOW = 256
+"""Depths of at most this many prefixes share one compiled program, each padded to the largest."""
+
+
+class _Node(NamedTuple):
+    """The problems of one depth; prefixes are the last axis of all."""
+
+    log_probs: Array
+    multiplier: Array
+    status: Array
+    empty: Array
+
+
+def _node(
+    q: Array, log_ref: Array, beta: Array, divergence: Divergence, full_gradient: bool
+) -> tuple[Array, _Node]:
+    """Values ``[*batch, nodes]`` of the targets for rewards ``[*batch, nodes, V]``."""
+    supported = ~jnp.isneginf(q) & ~jnp.isneginf(log_ref)
+    empty = ~jnp.any(supported, axis=-1)
+    # Where nothing is allowed any policy will do: the prefix's value keeps it from being used.
+    q = jnp.where(jnp.broadcast_to(empty[..., None], q.shape), jnp.zeros_like(q), q)
+    here = solve(Objective(q, log_ref, beta, divergence))
+    value = here.value if full_gradient else here.expected_reward
+    value = jnp.where(empty, jnp.full_like(value, -jnp.inf), value)
+    tokens_first = jnp.moveaxis(here.log_probs, -1, -2)
+    return value, _Node(tokens_first, here.multiplier, here.status, empty)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _token_local(
+    space: SequenceSpace, full_gradient: bool, objective: Objective
+) -> tuple[Array, Array, Array]:
+    reward, log_ref, beta, divergence = broadcast_fields(objective)
+    given = conditionals(space, log_ref)
+    batch, size = reward.shape[:-1], space.sizes[0]
+    # Every shape is a program to compile: near the root they are padded to one, which takes nodes
+    # of one size.
+    alike = set(space.sizes) == {size}
+    shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
+    node = functools.partial(_node, beta=beta, divergence=divergence, full_gradient=full_gradient)
+    value, nodes = reward, []
+    for t in reversed(range(shallow, space.length)):
+        value, found = node(children(space, value, t), given[t])
+        nodes.append(found)
+    if shallow:
+        nodes += _shallow_nodes(space, value, given[:shallow], node)
+    nodes = nodes[::-1]
+    solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
+
+    off = jnp.abs(possible_mass(space, log_ref) - 1)
+    normalised = off <= mass_tolerance(objective.log_ref.dtype)
+    status = flag(nodes[0].empty[..., 0], Status.EMPTY_SUPPORT)
+    status = status | flag(~normalised, Status.INVALID_REFERENCE)
+    reached = jnp.ones((*batch, 1), bool)
+    for log_probs, found in zip(solved, nodes, strict=True):
+        bits = jnp.where(reached, found.status, found.status & FAILURES)
+        status = status | lax.reduce(bits, jnp.int32(0), lax.bitwise_or, (bits.ndim - 1,))
+        reached = (reached[..., None] & ~jnp.isneginf(log_probs)).reshape(*batch, -1)
+    failed = (status & FAILURES) != 0
+    dtype = objective.reward.dtype
+    log_probs = joint(space, solved)
+    gone = jnp.broadcast_to(failed[..., None], log_probs.shape)
+    log_probs = jnp.where(gone, jnp.nan, log_probs)
+    multiplier = jnp.where(failed, jnp.nan, nodes[0].multiplier[..., 0])
+    return log_probs.astype(dtype), multiplier.astype(dtype), status
+
+
+def _shallow_nodes(
+    space: SequenceSpace,
+    value: Array,
+    given: tuple[Array, ...],
+    node: Callable[[Array, Array], tuple[Array, _Node]],
+) -> list[_Node]:
+    """The problems of the depths of ``given``, the last first, in one compiled step."""
+    shallow, size = len(given), space.sizes[0]
+    width = space.num_prefixes(shallow - 1)
+
+    def widened(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, width - x.shape[axis])
+        return jnp.pad(x, padding, constant_values=-math.log(size))
+
+    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
+        value, found = node(children(space, value, 0), ref)
+        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
+
+    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
+    _, stacked = lax.scan(step, value, refs)
+    return [
+        jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked)
+        for k, t in enumerate(reversed(range(shallow)))
+    ]

@@ -1,0 +1,343 @@
+r"""Read a problem from a table: one row per outcome, with its reward and its reference probability.
+
+CSV, TSV, JSON, JSON Lines and Parquet are read. Which column is which is guessed from the names
+unless it is said; every guess is kept as a line of text in `Table.notes`.
+
+Rows are counted from 1 and the header is not a row; where the two differ, messages give the line of
+the file too.
+
+Example:
+    >>> import pathlib, tempfile
+    >>> from kltarget import tasks
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "answers.csv"
+    >>> _ = path.write_text("answer,reward,count\nyes,1,30\nno,0,10\n")
+    >>> table = tasks.read_table(path)
+    >>> table.labels, table.reward.tolist()
+    (('yes', 'no'), [1.0, 0.0])
+    >>> print(*table.notes, sep="\n")
+    outcome column 'answer', reward column 'reward'
+    reference from counts in column 'count' (total 40)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw, shown
+from kltarget.tasks._task import Task, one_mode_each, right_outcomes
+
+__all__ = [
+    "COUNT_NAMES",
+    "LOG_REF_NAMES",
+    "MODE_NAMES",
+    "OUTCOME_NAMES",
+    "PROB_NAMES",
+    "REWARD_NAMES",
+    "UNSEEN",
+    "Table",
+    "TableError",
+    "read_table",
+]
+
+# Names that are recognised, in order of preference; compared in lower case with `-` and ` ` read as
+# `_`.
+OUTCOME_NAMES = (
+    "outcome",
+    "answer",
+    "completion",
+    "response",
+    "output",
+    "text",
+    "word",
+    "token",
+    "label",
+    "name",
+)
+REWARD_NAMES = ("reward", "rewards", "score", "r", "correct", "is_correct")
+LOG_REF_NAMES = (
+    "log_ref",
+    "ref_logp",
+    "ref_logprob",
+    "ref_log_prob",
+    "logp",
+    "logprob",
+    "log_prob",
+    "log_probability",
+)
+PROB_NAMES = ("ref_prob", "ref_probability", "pi_ref", "probability", "prob", "p", "ref")
+COUNT_NAMES = ("count", "counts", "n", "freq", "frequency")
+MODE_NAMES = ("mode", "modes")
+
+UNSEEN = "(unseen)"
+
+# Masses that miss one by less than this are taken for rounding and not reported as missing.
+_ROUNDING = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    names: tuple[str, ...]
+    what: str
+    low: float
+    high: float
+    wrong: str
+
+
+_REFERENCES = {
+    "log_ref": _Reference(
+        LOG_REF_NAMES,
+        "log-probabilities",
+        -math.inf,
+        0.0,
+        "no log-probability: it must be 0 or less",
+    ),
+    "prob": _Reference(
+        PROB_NAMES, "probabilities", 0.0, 1.0, "no probability: it must be between 0 and 1"
+    ),
+    "count": _Reference(
+        COUNT_NAMES,
+        "counts",
+        0.0,
+        sys.float_info.max,
+        "no count: it must be finite and 0 or more",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table(Task):
+    """A `Task` read from a file, and what was guessed or changed on the way.
+
+    Attributes:
+        notes: One line of text for each guess and each change.
+        missing_mass: Reference mass that the file's rows leave out, a probability. It was spread
+            over the rows in proportion, or kept as one more outcome when a reward for it was given.
+    """
+
+    notes: tuple[str, ...] = ()
+    missing_mass: float = 0.0
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    *,
+    outcome: str | None = None,
+    reward: str | None = None,
+    log_ref: str | None = None,
+    prob: str | None = None,
+    count: str | None = None,
+    modes: str | None = None,
+    unseen_reward: float | None = None,
+) -> Table:
+    """Reads one problem, a row per outcome.
+
+    The reference is read from the first of these that the table has, or from the one that is named:
+    log-probabilities (natural logarithms), probabilities, counts. Masses are normalised; what
+    rounding cannot explain is noted.
+
+    Args:
+        path: A `.csv`, `.tsv`, `.json` (a list of records or an object of columns), `.jsonl` or
+            `.parquet` file.
+        outcome: Column of the outcomes' labels. A label may occur once only.
+        reward: Column of the rewards: numbers, `-inf`, or true/false for 1 and 0.
+        log_ref: Column of natural-log reference probabilities.
+        prob: Column of reference probabilities.
+        count: Column of how often the reference produced each outcome.
+        modes: Column whose equal entries mark outcomes of the same mode. Without it (and without a
+            column called `mode`), each right outcome is its own mode and all others are labelled
+            -1; right are those of positive reward, see `kltarget.tasks.right_outcomes`.
+        unseen_reward: If given, reference mass that the rows leave out is kept as one more outcome
+            with this reward, labelled `(unseen)`, instead of being normalised away.
+
+    Returns:
+        A `Table` of `A` outcomes in the order of the file, the unseen one last.
+
+    Raises:
+        TableError: If the file is missing, is not what its extension says, lacks a column, or has
+            an entry that is no valid reward, reference or label. The message is one line naming
+            file, column and row.
+        ImportError: If a Parquet file is read and pyarrow is not installed.
+    """
+    path = pathlib.Path(path)
+    raw = read_raw(path)
+    notes = list(raw.notes)
+
+    references = {"log_ref": log_ref, "prob": prob, "count": count}
+    given = [kind for kind, column in references.items() if column is not None]
+    if len(given) > 1:
+        raise TableError(
+            f"{path}: columns were given for {' and '.join(given)}: "
+            "the reference is read from one of them"
+        )
+    if unseen_reward is not None and (math.isnan(unseen_reward) or unseen_reward == math.inf):
+        raise TableError(
+            f"{path}: the reward of the unseen outcome is {unseen_reward}: give a number or -inf"
+        )
+
+    reward_column = raw.find("reward", reward, REWARD_NAMES)
+    kind, reference_column = _find_reference(raw, references)
+    taken = {reward_column, reference_column}
+    mode_column = raw.find_any("mode", modes, MODE_NAMES, taken)
+    outcome_column = raw.find_any("outcome", outcome, OUTCOME_NAMES, taken)
+    if outcome_column is None:
+        outcome_column = _only_text_column(raw, taken | {mode_column})
+    named = f"outcome column {outcome_column!r}, reward column {reward_column!r}"
+    notes.append(named + (f", mode column {mode_column!r}" if mode_column is not None else ""))
+
+    labels = _labels(raw, outcome_column)
+    rewards = np.array([raw.reward(reward_column, i) for i in range(raw.num_rows)])
+    log_mass = _log_masses(raw, kind, reference_column)
+    highest = log_mass.max()
+    if highest == -math.inf:
+        raise TableError(
+            f"{path}: column {reference_column!r}: every outcome has reference mass zero"
+        )
+    log_total = float(highest + np.log(np.exp(log_mass - highest).sum()))
+
+    missing = 0.0
+    source = f"reference from {_REFERENCES[kind].what} in column {reference_column!r}"
+    if kind == "count":
+        notes.append(f"{source} (total {math.exp(log_total):,.10g})")
+    elif log_total > _ROUNDING:
+        hint = "" if log_total < 0.01 else "; is each row a different outcome of one prompt?"
+        notes.append(
+            f"{source}: masses sum to {math.exp(log_total):.6g}, more than one: normalised{hint}"
+        )
+    elif log_total < -_ROUNDING:
+        missing = -math.expm1(log_total)
+        fate = "normalised away"
+        if unseen_reward is not None:
+            fate = f"kept as {UNSEEN!r}, reward {unseen_reward:g}"
+        notes.append(
+            f"{source}: masses sum to {math.exp(log_total):.6g}, missing mass {missing:.6g} {fate}"
+        )
+    else:
+        notes.append(source)
+    known = {name for reference in _REFERENCES.values() for name in reference.names}
+    spare = [column for column in raw.called(known) if column != reference_column]
+    if spare:
+        notes.append(f"not used for the reference: {', '.join(map(repr, spare))}")
+
+    mode_labels = _modes(raw, mode_column, rewards)
+    if unseen_reward is not None and missing > 0:
+        if UNSEEN in labels:
+            row = labels.index(UNSEEN)
+            raw.fail(outcome_column, row, f"{UNSEEN!r} is the name of the missing mass")
+        labels = (*labels, UNSEEN)
+        rewards = np.append(rewards, unseen_reward)
+        log_mass = np.append(log_mass, math.log(missing))
+        if mode_column is None:
+            mode_labels = _modes(raw, None, rewards)
+        else:
+            mode_labels = np.append(mode_labels, mode_labels.max() + 1)
+    else:
+        log_mass = log_mass - log_total
+        if unseen_reward is not None:
+            notes.append("no reference mass is missing: the unseen reward is not used")
+
+    empty = int(np.isneginf(log_mass).sum())
+    if empty:
+        notes.append(f"{empty} outcome{'s have' if empty > 1 else ' has'} no reference mass")
+    if np.isneginf(np.where(np.isneginf(log_mass), -np.inf, rewards)).all():
+        raise TableError(
+            f"{path}: column {reward_column!r}: no outcome with reference mass has a finite reward"
+        )
+    return Table(
+        name=path.stem,
+        description=f"{len(labels):,} outcomes from {path.name}",
+        log_ref=log_mass,
+        reward=rewards,
+        labels=labels,
+        modes=mode_labels,
+        notes=tuple(notes),
+        missing_mass=missing,
+    )
+
+
+def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
+    for kind, column in given.items():
+        if column is not None:
+            return kind, raw.find("reference", column, ())
+    for kind, reference in _REFERENCES.items():
+        column = raw.find_any("reference", None, reference.names)
+        if column is not None:
+            return kind, column
+    raise TableError(
+        f"{raw.path}: no reference column: none of {raw.listing()} "
+        "is called 'ref_logp', 'prob' or 'count'"
+    )
+
+
+def _log_masses(raw: RawTable, kind: str, column: str) -> np.ndarray:
+    reference = _REFERENCES[kind]
+    values = np.array([raw.number(column, i) for i in range(raw.num_rows)])
+    for row in np.flatnonzero((values < reference.low) | (values > reference.high + _ROUNDING)):
+        raw.fail(column, int(row), f"{values[row]:g} is {reference.wrong}")
+    values = np.minimum(values, reference.high)
+    if kind == "log_ref":
+        return values
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
+def _only_text_column(raw: RawTable, taken: set[str | None]) -> str:
+    text = [
+        column
+        for column, entries in raw.columns.items()
+        if column not in taken and any(_is_text(entry) for entry in entries)
+    ]
+    if len(text) != 1:
+        raise TableError(
+            f"{raw.path}: no outcome column: none of {raw.listing()} "
+            f"is called {either(OUTCOME_NAMES[:3])}"
+        )
+    return text[0]
+
+
+def _is_text(entry: Any) -> bool:
+    if not isinstance(entry, str):
+        return False
+    try:
+        float(entry)
+    except ValueError:
+        return bool(entry.strip())
+    return False
+
+
+def _labels(raw: RawTable, column: str) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    for row, entry in enumerate(raw.columns[column]):
+        if entry is None:
+            raw.fail(column, row, "the entry is empty")
+        label = (
+            entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False, default=str)
+        )
+        if label in seen:
+            raw.fail(
+                column,
+                row,
+                f"{shown(label)} is already in {raw.row(seen[label])}: "
+                "give each outcome one row (add up its counts or probabilities)",
+            )
+        seen[label] = row
+    return tuple(seen)
+
+
+def _modes(raw: RawTable, column: str | None, rewards: np.ndarray) -> np.ndarray:
+    if column is None:
+        return one_mode_each(right_outcomes(rewards))
+    codes: dict[str, int] = {}
+    for row, entry in enumerate(raw.columns[column]):
+        if entry is None or not str(entry).strip():
+            raw.fail(column, row, "the entry is empty")
+        codes.setdefault(str(entry), len(codes))
+    return np.array([codes[str(entry)] for entry in raw.columns[column]])

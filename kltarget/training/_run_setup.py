@@ -1,0 +1,318 @@
+"""From what a caller gives a trainer to runs that can be compiled, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from kltarget._core.checks import mass_tolerance, positive, typed_key
+from kltarget._core.numerics import as_float, working_dtype
+from kltarget.divergences import Divergence
+from kltarget.recipes import Recipe
+from kltarget.spaces import Box
+from kltarget.training._advantages import all_groups, needs_groups
+from kltarget.training._engine import Method, Optimizer, Plan, Program, train
+from kltarget.training._outcomes import Points, Sequences, Space, as_function, outcomes_of, space_of
+from kltarget.training._runs import History, Run
+
+_CUT_OFF = 1e-4
+"""Mass that a density may have outside its box."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every trainer takes, as documented in :func:`kltarget.training.fine_tune`."""
+
+    optimizer: Optimizer = optax.adam
+    history_every: int | None = 100
+    tol: float = 1e-5
+    chunk_runs: int | None = None
+    devices: Any = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.optimizer):
+            raise TypeError(
+                "optimizer must be a function of a learning rate, such as optax.adam, got "
+                f"{type(self.optimizer).__name__}"
+            )
+        positive("history_every", self.history_every)
+        positive("chunk_runs", self.chunk_runs)
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or more, got {self.tol}")
+        if self.devices is not None and not len(self.devices):
+            raise ValueError("devices must name at least one device, or be None for all")
+
+
+def to_target(
+    policy: Any,
+    params: Any,
+    log_target: Any,
+    divergence: Divergence,
+    method: Method,
+    learning_rate: Any,
+    num_steps: int,
+    key: Any,
+    options: Options,
+) -> Run:
+    """Runs towards given distributions, which take the place of the reference."""
+    space = space_of(policy)
+    outcomes = outcomes_of(policy, space)
+    off_grid = functions(method, outcomes, params, log_target=log_target)
+    log_target = distribution(outcomes, log_target, "log_target")
+    reward = jnp.zeros(outcomes.num_outcomes, log_target.dtype)
+    # The reference of what is shared is not looked at: every run has its target.
+    shared, _ = shared_arrays(outcomes, params, reward, None, divergence, None)
+    shared |= off_grid
+    return train_runs(
+        policy,
+        params,
+        method,
+        shared,
+        {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate},
+        space=space,
+        key=key,
+        num_steps=num_steps,
+        log_target=log_target,
+        options=options,
+    )
+
+
+def shared_arrays(
+    outcomes: Sequences | Points,
+    params: Any,
+    reward: Any,
+    log_ref: Any,
+    divergence: Divergence | None,
+    modes: Any,
+) -> tuple[dict[str, Any], int]:
+    """What all runs have in common, as arrays of the policy's dtype, and the number of modes."""
+    table = outcomes.table(params)
+    dtype = table.dtype
+    possible = outcomes.possible()
+    reward = over_outcomes(outcomes, reward, "reward", batched=False)
+    bad = np.asarray(possible & ~jnp.isfinite(reward))
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"reward must be finite to be followed by gradients, got {np.asarray(reward)[at]} at "
+            f"index {at}; forbid an outcome by a log_ref and a policy that cannot produce it"
+        )
+    if log_ref is not None:
+        table = outcomes.split(distribution(outcomes, log_ref, "log_ref", batched=False), dtype)
+    num_modes = 0
+    if modes is not None:
+        modes = jnp.asarray(modes)
+        if modes.shape != reward.shape or not jnp.issubdtype(modes.dtype, jnp.integer):
+            raise ValueError(
+                f"modes must be integer labels of shape {reward.shape}, got {modes.dtype} of shape "
+                f"{modes.shape}"
+            )
+        if not bool((modes >= 0).any()):
+            raise ValueError("modes has no label of 0 or more: every sequence is in no mode")
+        num_modes = int(modes.max()) + 1
+        # A negative index would count from the end.
+        modes = jnp.where(modes >= 0, modes, num_modes)
+    measure = None
+    if isinstance(outcomes.space, Box):
+        measure = outcomes.space.log_weights().astype(dtype)
+    shared = {
+        "log_measure": measure,
+        "reward": jnp.where(possible, reward, jnp.zeros_like(reward)).astype(dtype),
+        "possible": possible,
+        "token_log_ref": table,
+        "log_ref": table.sum(-1),
+        "divergence": divergence,
+        "modes": modes,
+    }
+    return shared, num_modes
+
+
+def functions(
+    method: Method, outcomes: Sequences | Points, params: Any, **given: Any
+) -> dict[str, Any]:
+    """What is asked about samples that are not among the outcomes, as functions of them."""
+    if isinstance(outcomes, Sequences) or not method.looks_up:
+        return {}
+    known = {}
+    for name, x in given.items():
+        if name == "log_ref" and x is None:
+            x = jax.tree_util.Partial(outcomes.policy.log_probs, params)
+        elif not callable(x):
+            raise ValueError(
+                f"{name} must be a function of vectors [..., {outcomes.space.dim}], got an array "
+                f"of shape {jnp.shape(x)}: samples are not points of the grid, and between them an "
+                "array has neither values nor derivatives"
+            )
+        known["reward" if name == "reward" else "log_ref"] = as_function(x)
+    return {"functions": known}
+
+
+def train_runs(
+    policy: Any,
+    params: Any,
+    method: Method,
+    shared: dict[str, Any],
+    numbers: dict[str, Any],
+    *,
+    space: Space,
+    key: Any,
+    num_steps: int,
+    options: Options,
+    num_modes: int = 0,
+    log_target: Any = None,
+    recipe: Recipe | None = None,
+    positive_beta: bool = False,
+) -> Run:
+    """Broadcasts the settings, trains one run per entry and shapes the results back."""
+    positive("num_steps", num_steps)
+    if key is None and method.batch_size is not None:
+        raise ValueError("key is needed with batch_size: pass key=jax.random.key(0), for instance")
+    dtype = shared["reward"].dtype
+    runs = {name: as_float(x).astype(dtype) for name, x in numbers.items()}
+    beta = np.asarray(runs["beta"])
+    if not np.all(np.isfinite(beta) & ((beta > 0) if positive_beta else (beta >= 0))):
+        raise ValueError(f"beta must be {'above 0' if positive_beta else '0 or more'} and finite")
+    shapes = {name: x.shape for name, x in runs.items()}
+    if key is not None:
+        runs["key"] = typed_key(key)
+        shapes["key"] = runs["key"].shape
+    if log_target is not None:
+        shapes["log_target"] = log_target.shape[:-1]
+    try:
+        batch = jnp.broadcast_shapes(*shapes.values())
+    except ValueError:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"the batch axes of {listed} do not broadcast") from None
+    runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
+    if log_target is not None:
+        wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))
+        runs["log_ref"] = wide.reshape(-1, log_target.shape[-1])
+    regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
+    runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
+    program = Program(
+        policy=policy,
+        space=space,
+        method=method,
+        optimizer=options.optimizer,
+        steps=min(options.history_every or 100, num_steps),
+        num_modes=num_modes,
+        devices=tuple(jax.devices() if options.devices is None else options.devices),
+    )
+    plan = Plan(
+        program=program,
+        params=params,
+        shared=shared,
+        runs=runs,
+        num_steps=num_steps,
+        tol=options.tol,
+        chunk_runs=options.chunk_runs,
+        progress=options.progress,
+        only_last=options.history_every is None,
+    )
+    final, history, step = train(plan)
+    back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
+    series = {name: x.reshape(*batch, -1) for name, x in history.items()}
+    settings = ("beta", "reward_scale", "learning_rate")
+    return Run(
+        **back,
+        **{name: runs[name].reshape(batch) for name in settings},
+        history=History(step=step, **series),
+        policy=policy,
+        recipe=recipe,
+    )
+
+
+def check_batch(recipe: Recipe, batch_size: int | None) -> None:
+    """Raises unless samples can be dealt to groups of the size the recipe needs."""
+    positive("batch_size", batch_size)
+    if batch_size is None:
+        return
+    group = recipe.group_size or batch_size
+    if batch_size % group:
+        raise ValueError(f"the recipe's group_size={group} must divide batch_size={batch_size}")
+    others = recipe.baseline == "leave-one-out" or recipe.normalise == "others-std"
+    least = 1 + others + (recipe.ddof if recipe.normalise != "none" else 0)
+    if group < least:
+        raise ValueError(
+            f"baseline={recipe.baseline!r} with normalise={recipe.normalise!r} needs groups of at "
+            f"least {least} samples, got {group}"
+        )
+
+
+def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -> None:
+    """Raises unless the gradient and, of vectors, the recipe are ones that there are."""
+    if gradient not in ("score", "pathwise"):
+        raise ValueError(f"gradient must be one of 'score', 'pathwise', got {gradient!r}")
+    if isinstance(outcomes, Points) and recipe.level == "token":
+        raise ValueError(
+            "level='token' of the recipe needs tokens, which vectors have not: 'sequence'"
+        )
+    if gradient == "score":
+        return
+    if isinstance(outcomes, Sequences) or not hasattr(outcomes.policy, "components"):
+        raise ValueError(
+            "gradient='pathwise' differentiates through samples: it needs a GaussianMixturePolicy, "
+            f"got a {type(outcomes.policy).__name__}"
+        )
+    for name, plain in (("baseline", "none"), ("normalise", "none"), ("updates_per_batch", 1)):
+        if getattr(recipe, name) != plain:
+            raise ValueError(
+                f"{name}={getattr(recipe, name)!r} of the recipe is for score functions: "
+                f"gradient='pathwise' needs {plain!r}"
+            )
+    if recipe.place != "none" and recipe.estimator in ("weighted-k3", "sampler"):
+        raise ValueError(
+            f"estimator={recipe.estimator!r} of the recipe is made for its own derivative: "
+            "gradient='pathwise' needs 'k1', 'k2', 'k3' or 'absolute'"
+        )
+
+
+def of_recipe(
+    recipe: Recipe, outcomes: Sequences | Points, reward: Array, exactly: bool
+) -> dict[str, Any]:
+    """What a recipe's gradient looks up beside rewards and references."""
+    extra: dict[str, Any] = {}
+    if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
+        extra["lengths"] = outcomes.lengths().astype(reward.dtype)
+    if exactly and needs_groups(recipe):
+        whole = recipe.reward_scale * np.asarray(reward, np.float64)
+        if recipe.reward_clip is not None:
+            whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)
+        groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))
+        extra["groups"] = jax.tree.map(jnp.asarray, groups)
+    return extra
+
+
+def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+    """An array of floats over the policy's outcomes, or an error that names it."""
+    array, size = outcomes.on_all(x, name), outcomes.num_outcomes
+    if array.ndim == 0 or array.shape[-1] != size or (array.ndim > 1 > batched):
+        raise ValueError(
+            f"{name} has shape {array.shape}, but the policy has {outcomes.counted}: "
+            f"it needs shape {'[..., ' if batched else '['}{size}]"
+        )
+    return array
+
+
+def distribution(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+    """Log-probabilities of the policy's outcomes, or an error that names them."""
+    x = outcomes.require_log_probs(over_outcomes(outcomes, x, name, batched), name)
+    mass = np.asarray(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1))
+    if isinstance(outcomes, Points):
+        off = ~(np.abs(mass - 1) <= _CUT_OFF)
+        if off.any():
+            raise ValueError(
+                f"{name} has a mass of {mass[off].flat[0]:.6g} on the policy's grid, not 1: widen "
+                "the box or give it more points; of a density the log-weights of the points are "
+                f"part of the log-masses, kltarget.normalize({name}) restricts it to the box"
+            )
+    elif not (np.abs(mass - 1) <= mass_tolerance(x.dtype)).all():
+        raise ValueError(f"{name} is not normalised: pass kltarget.normalize({name})")
+    return x

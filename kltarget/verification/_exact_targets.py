@@ -1,0 +1,143 @@
+"""How far a trained policy is from each target, and what the rest of the way is made of.
+
+Everything is summed in double precision, whatever the runs were trained in.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kltarget._core.distances import TARGETS
+from kltarget._core.numerics import double_precision
+from kltarget.divergences import ForwardKL, ReverseKL
+from kltarget.objectives import Objective
+from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
+from kltarget.targets import solve, token_local_target
+from kltarget.training import estimators
+from kltarget.training._outcomes import token_table
+
+_NATURAL_STEPS = 100
+
+
+def own_target(recipe: Recipe) -> str | None:
+    """Which of `TARGETS` a recipe's expected gradient vanishes at."""
+    divergence = recipe.divergence
+    if divergence is None:
+        return None
+    level = "token" if recipe.place == "loss" and recipe.level == "token" else "sequence"
+    return f"{level}_{'reverse' if isinstance(divergence, ReverseKL) else 'forward'}"
+
+
+def exact_targets(
+    space: SequenceSpace, reward: np.ndarray, log_ref: Any, beta: Any, scale: Any
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Log-probabilities `[B, S, V**L]` and values `[B, S]` of the four targets, in float64."""
+    with double_precision():
+        beta = jnp.asarray(beta, jnp.float64)[:, None]
+        log_ref = jnp.asarray(log_ref)
+        scaled = jnp.asarray(np.asarray(scale, np.float64)[:, None] * reward)
+        targets = {}
+        for name, divergence in (("reverse", ReverseKL()), ("forward", ForwardKL())):
+            targets[f"sequence_{name}"] = solve(Objective(scaled, log_ref, beta, divergence))
+            targets[f"token_{name}"] = token_local_target(space, scaled, log_ref, beta, divergence)
+        found = {name: targets[name].raise_if_failed() for name in TARGETS}
+        return {name: (np.asarray(x.log_probs), np.asarray(x.value)) for name, x in found.items()}
+
+
+def followable(
+    policy: Any,
+    space: SequenceSpace,
+    recipe: Recipe,
+    params: Any,
+    log_probs: np.ndarray,
+    log_ref: np.ndarray,
+    reward: np.ndarray,
+    beta: np.ndarray,
+    scale: np.ndarray,
+    wanted: np.ndarray,
+) -> np.ndarray:
+    """The share of the remaining pull that the parameters could still follow, per run `[R]`.
+
+    The recipe pulls at the logits of every prefix, with a strength ``δ(s, a)`` that vanishes
+    everywhere at its target alone. In the norm ``Σ π(s) π(a|s) δ²``, which to leading order is
+    ``2β²`` times the divergence that is left, δ splits by Pythagoras into what some change of the
+    parameters produces and a rest that none does. A natural-gradient step is that projection; here
+    conjugate gradients take it, and the few steps they are given bound the share from below. Near
+    1 training was not finished, at 0 the policy's family ends here. NaN for runs not ``wanted``.
+    """
+    shares = np.full(len(log_probs), np.nan)
+    for row in np.flatnonzero(wanted):
+        with double_precision():
+            pull, masses = _pull(
+                space,
+                recipe,
+                jnp.asarray(log_probs[row]),
+                jnp.asarray(log_ref),
+                jnp.asarray(scale[row] * reward),
+                jnp.asarray(beta[row], jnp.float64),
+            )
+            pull, masses = np.asarray(pull), np.asarray(masses)
+        there = masses > 0
+        size = np.sqrt((pull[there] ** 2 / masses[there]).sum())
+        if not size > 0 or not np.isfinite(size):
+            continue
+        own = jax.tree.map(lambda x, row=row: x[row], params)
+        dtype = jax.tree.leaves(own)[0].dtype
+        found = _projected(
+            policy, space, own, jnp.asarray(pull / size, dtype), jnp.asarray(masses, dtype)
+        )
+        shares[row] = np.clip(float(found), 0.0, 1.0)
+    return shares
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pull(
+    space: SequenceSpace,
+    recipe: Recipe,
+    log_probs: Array,
+    log_ref: Array,
+    reward: Array,
+    beta: Array,
+) -> tuple[Array, Array]:
+    """The followed gradient in a logit per prefix and token, and the mass of each, flat."""
+    table_ref = token_table(space, space.conditionals(log_ref))
+
+    def ascent(logits: tuple[Array, ...]) -> Array:
+        table = token_table(space, tuple(jax.nn.log_softmax(x, axis=-1) for x in logits))
+        weights = lax.stop_gradient(jnp.exp(table.sum(-1)))
+        return estimators.surrogate(recipe, table, table_ref, reward, beta, weights).sum()
+
+    gradient = jax.grad(ascent)(space.conditionals(log_probs))
+    masses = space.prefix_log_masses(log_probs)[1:]
+    return (
+        jnp.concatenate([x.ravel() for x in gradient]),
+        jnp.concatenate([jnp.exp(x) for x in masses]),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, masses: Array) -> Array:
+    """``gᵀ F⁺ g`` with the gradient g in the parameters and their Fisher matrix F."""
+
+    def conditionals(params: Any) -> Array:
+        levels = [x.ravel() for x in policy.conditionals(params, space)]
+        flat = jnp.concatenate(levels)
+        return jnp.where(jnp.isneginf(flat), jnp.zeros_like(flat), flat)
+
+    _, back = jax.vjp(conditionals, params)
+    (gradient,) = back(pull)
+
+    def fisher(direction: Any) -> Any:
+        return back(masses * jax.jvp(conditionals, (params,), (direction,))[1])[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        step, _ = jax.scipy.sparse.linalg.cg(fisher, gradient, maxiter=_NATURAL_STEPS, tol=1e-4)
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.vdot(x, y), gradient, step))
