@@ -11,7 +11,6 @@ from kltarget._core.status import Status
 from kltarget.implied._nodes import over_tree, stationary
 from kltarget.recipes import Recipe
 from kltarget.recipes._groups import Groups, make_groups
-from kltarget.training._advantages import needs_groups
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ class Problem:
     @functools.cached_property
     def groups(self) -> Groups | None:
         """The finite groups that samples are compared in, where they matter."""
-        if not needs_groups(self.recipe) or self.recipe.charged_before:
+        if not self.recipe.depends_on_groups or self.recipe.charged_before:
             return None
         return make_groups(self.recipe, self.levels)
 

@@ -14,7 +14,6 @@ from kltarget.implied._fixed_point_problem import Problem
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
-from kltarget.training._advantages import needs_groups
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,7 +114,7 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
             unknown = "the absolute log-ratio with normalised rewards or dropped groups"
         elif recipe.entropy_bonus or weighed:
             unknown = "the absolute log-ratio with an entropy bonus or lengths that count"
-    elif weighed and recipe.charged_before and (by_position or needs_groups(recipe)):
+    elif weighed and recipe.charged_before and (by_position or recipe.depends_on_groups):
         unknown = "a KL that is normalised with the reward where sequences count by their lengths"
     elif weighed and in_sequence_reward and recipe.entropy_bonus:
         unknown = "an entropy bonus beside a KL on sequences that count by their lengths"

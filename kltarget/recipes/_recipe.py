@@ -195,3 +195,9 @@ class Recipe:
         times.
         """
         return self.baseline == "mean" and not self.charged_before
+
+    @property
+    def depends_on_groups(self) -> bool:
+        """Whether expected advantages depend on more than the mean of a finite group."""
+        nonlinear = self.normalise in ("group-std", "others-std") or self.zero_std == "drop"
+        return self.group_size is not None and nonlinear

@@ -78,12 +78,6 @@ def in_expectation(
     return _over(advantage, jnp.broadcast_to(std, returns.shape), recipe.epsilon), ones
 
 
-def needs_groups(recipe: Recipe) -> bool:
-    """Whether expected advantages depend on more than the mean of a finite group."""
-    nonlinear = recipe.normalise in ("group-std", "others-std") or recipe.zero_std == "drop"
-    return recipe.group_size is not None and nonlinear
-
-
 def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict[str, Any]:
     """Every group of the other G − 1 samples, by the returns that outcomes can have.
 

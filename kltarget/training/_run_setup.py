@@ -16,7 +16,7 @@ from kltarget._core.numerics import as_float, working_dtype
 from kltarget.divergences import Divergence
 from kltarget.recipes import Recipe
 from kltarget.spaces import Box
-from kltarget.training._advantages import all_groups, needs_groups
+from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Optimizer, Plan, Program, train
 from kltarget.training._outcomes import Points, Sequences, Space, as_function, outcomes_of, space_of
 from kltarget.training._runs import History, Run
@@ -281,7 +281,7 @@ def of_recipe(
     extra: dict[str, Any] = {}
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
         extra["lengths"] = outcomes.lengths().astype(reward.dtype)
-    if exactly and needs_groups(recipe):
+    if exactly and recipe.depends_on_groups:
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
         if recipe.reward_clip is not None:
             whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)

@@ -1,0 +1,151 @@
+"""The rooms of the library and the arrows between them: which may import which.
+
+Every import counts: those inside functions and those for types alone too.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+import kltarget
+
+ROOT = pathlib.Path(kltarget.__file__).parent
+
+FLOORS = (
+    ("_core",),
+    ("divergences",),
+    ("spaces", "recipes"),
+    ("objectives",),
+    ("policies",),
+    ("targets", "training", "tasks"),
+    ("projections", "modes"),
+    ("implied",),
+    ("sweeps", "verification", "rollouts"),
+    ("evidence",),
+    ("diagnosis", "studies"),
+    ("mixtures", "plot"),
+    ("pages",),
+    ("cli",),
+)
+"""From the ground up. A room may import those below its own floor."""
+
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+AT_THE_ROOT = {"__init__.py", "__main__.py", "testing.py", "py.typed"}
+
+
+def files():
+    return sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_by(path):
+    """The modules of the library that a file imports, the files behind names included."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {x.name for x in node.names if x.name.split(".")[0] == "kltarget"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kltarget":
+            for x in node.names:
+                inner = f"{node.module}.{x.name}"
+                modules.add(inner if is_module(inner) else node.module)
+    return modules
+
+
+def is_module(name):
+    path = ROOT.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def arrows():
+    """Every import between two rooms: from which file, to which room."""
+    for path in [*files(), *ROOT.glob("*/**/__init__.py")]:
+        source = room_of(module_of(path))
+        if source in FLOOR_OF:
+            for module in imported_by(path):
+                if room_of(module) != source:
+                    yield path.relative_to(ROOT).as_posix(), source, room_of(module)
+
+
+def test_nothing_new_at_the_root():
+    assert {x.name for x in ROOT.iterdir() if x.is_file()} == AT_THE_ROOT
+    rooms = {x.name for x in ROOT.iterdir() if x.is_dir() and x.name not in ("data", "__pycache__")}
+    assert rooms == set(FLOOR_OF)
+
+
+def test_every_arrow_points_downwards():
+    upwards = [
+        f"{file} → {target or 'kltarget'}"
+        for file, source, target in arrows()
+        if FLOOR_OF.get(target, len(FLOORS)) >= FLOOR_OF[source]
+    ]
+    assert not upwards, "\n".join(upwards)
+
+
+def test_training_and_closed_forms_cannot_reach_each_other():
+    below = {room: set() for room in FLOOR_OF}
+    for _, source, target in arrows():
+        below[source].add(target)
+
+    def reached(room):
+        rooms = set(below[room])
+        for other in below[room]:
+            rooms |= reached(other)
+        return rooms
+
+    assert "targets" not in reached("training")
+    assert "training" not in reached("targets")
+
+
+def test_files_import_each_other_in_no_circle():
+    graph = {module_of(path): imported_by(path) for path in files()}
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            circle = " → ".join([*path[path.index(module) :], module])
+            pytest.fail(f"a circle: {circle}")
+        if module in done or module not in graph:
+            return
+        path.append(module)
+        for target in sorted(graph[module]):
+            visit(target)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def test_a_file_name_occurs_once():
+    counts = Counter(path.name for path in files() if path.parent != ROOT)
+    assert [name for name, number in counts.items() if number > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("kltarget", ("optax", "pandas", "matplotlib", "xarray", "tqdm")),
+        ("kltarget.implied", ("optax", "pandas", "matplotlib", "xarray")),
+        ("kltarget.rollouts", ("optax", "matplotlib", "xarray")),
+        ("kltarget.diagnosis", ("optax", "matplotlib", "xarray")),
+    ],
+)
+def test_a_room_brings_no_more_than_it_needs(module, without):
+    code = f"import sys, {module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(without).isdisjoint(run.stdout.split())
