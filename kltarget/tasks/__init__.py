@@ -13,7 +13,7 @@ Example:
     (('1', '2', 'other'), [1.0, 1.0, 0.0])
 """
 
-from kltarget.tasks._as_task import as_task
+from kltarget.tasks._as_task import ProblemLike, as_task
 from kltarget.tasks._shipped import Listing, listing, load, names
 from kltarget.tasks._tables import Table, TableError, read_table
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
@@ -21,6 +21,7 @@ from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 __all__ = [
     "Labels",
     "Listing",
+    "ProblemLike",
     "Table",
     "TableError",
     "Task",

@@ -21,14 +21,14 @@ from kltarget.tasks._shipped import load, names
 from kltarget.tasks._tables import read_table
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
-Problem: TypeAlias = Task | Objective | str | os.PathLike[str] | tuple[ArrayLike, ArrayLike]
+ProblemLike: TypeAlias = Task | Objective | str | os.PathLike[str] | tuple[ArrayLike, ArrayLike]
 """What `as_task` takes."""
 
 _MASS_TOLERANCE = 1e-3
 
 
 def as_task(
-    problem: Problem,
+    problem: ProblemLike,
     *,
     modes: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
@@ -130,7 +130,7 @@ def _of_objective(objective: Objective, space: SequenceSpace | None) -> Task:
     if objective.measure:
         raise ValueError(
             "problem has a reference that is no distribution, as kltarget.mara makes them: give "
-            "the objective from before"
+            "the objective from before and threshold= where there is one"
         )
     return _of_fields(objective, "objective", space)
 
