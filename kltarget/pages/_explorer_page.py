@@ -6,6 +6,7 @@ import functools
 import html
 import importlib.resources
 import json
+import re
 from typing import Any
 
 from kltarget.pages._explorer_setup import setup_of
@@ -43,17 +44,14 @@ def page(problem: Any, **options: Any) -> str:
         "data": data,
         "script": script(),
     }
-    text = _file("page.html")
-    for name, value in fields.items():
-        before, after = text.split("{{" + name + "}}")
-        text = before + value + after
-    return text
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: fields[field[1]], _file("page.html"))
 
 
 @functools.cache
 def script() -> str:
     """The JavaScript that solves and draws, its style included: defines `render({model, el})`."""
-    return f"{_file('solve.js')}\nconst style = {json.dumps(_file('page.css'))};\n{_file('page.js')}"
+    style = f"const style = {json.dumps(_file('page.css'))};"
+    return "\n".join([_file("solve.js"), style, _file("page.js")])
 
 
 def _file(name: str) -> str:

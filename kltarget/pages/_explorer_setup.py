@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -95,7 +94,7 @@ class Setup:
             "positions": [float(label) for label in labels] if in_order else None,
             "beta_decades": self.beta_decades,
             "thresholds": _thresholds(task.reward[possible]),
-            "divergences": [(name, title(x), _table(x)) for name, x in self.divergences.items()],
+            "divergences": [(name, x.title, _table(x)) for name, x in self.divergences.items()],
             "start": self.start,
             "most_bars": MOST_BARS,
         }
@@ -149,31 +148,16 @@ def setup_of(
 def _choices(
     divergences: Sequence[str | Divergence] | None, first: Divergence | None
 ) -> dict[str, Divergence]:
-    given = DIVERGENCES if divergences is None else tuple(divergences)
+    given = [named(x) if isinstance(x, str) else x for x in divergences or ()]
+    if divergences is None:
+        given = [*map(named, DIVERGENCES)] if first is None else [first, *map(named, DIVERGENCES)]
     if not given:
         raise ValueError("divergences is empty: name at least one, such as 'reverse-kl'")
-    chosen = {
-        x if isinstance(x, str) else x.name: named(x) if isinstance(x, str) else x for x in given
-    }
-    if first is None or divergences is not None:
-        return chosen
-    alike = [name for name, x in chosen.items() if _same(x, first)]
-    start = alike[0] if alike else first.name
-    return {start: first, **{name: x for name, x in chosen.items() if name != start}}
-
-
-def _same(x: Divergence, y: Divergence) -> bool:
-    leaves, structure = jax.tree.flatten(x)
-    others, other = jax.tree.flatten(y)
-    pairs = zip(leaves, others, strict=False)
-    return structure == other and all(np.array_equal(a, b) for a, b in pairs)
-
-
-def title(divergence: Divergence) -> str:
-    """Its name with the parameters that tell members of a family apart."""
-    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(divergence)]
-    shown = ", ".join(f"{x:.4g}" for x in numbers if x.ndim == 0)
-    return f"{divergence.name} ({shown})" if shown else divergence.name
+    chosen: dict[str, Divergence] = {}
+    for divergence in given:
+        if type(chosen.setdefault(divergence.slug, divergence)) is not type(divergence):
+            raise ValueError(f"two divergences are called {divergence.slug!r}: rename one")
+    return chosen
 
 
 def _thresholds(reward: np.ndarray) -> list[float]:
@@ -222,25 +206,26 @@ def _table(divergence: Divergence) -> dict[str, Any] | None:
 
     The rows are closest around u = 1; a cubic between two of them is off by some 1e-9 of f′.
     """
-    if type(divergence).__name__ in CLASSES.values():
+    if type(divergence) in CLASSES.values():
         return None
     log_ratio = _NEAR * np.sinh(np.arange(-_ROWS, _ROWS + 1) * (_WIDEST / _ROWS))
     with double_precision():
         ratio = jnp.exp(log_ratio)
         slope = np.asarray(divergence.f_prime(ratio))
         rate = np.asarray(ratio * divergence.f_second(ratio))
-        ends = slope_at_zero(divergence, slope.dtype), divergence.slope_at_infinity
+        at_zero, at_infinity = slope_at_zero(divergence, slope.dtype), divergence.slope_at_infinity
+        ends = _numbers(np.array([at_zero, at_infinity]))
     known = np.isfinite(slope) & np.isfinite(rate)
     return {
         "log_ratio": log_ratio[known].tolist(),
         # Rounding makes f′ fall where it hardly rises.
         "slope": np.maximum.accumulate(slope[known]).tolist(),
         "rate": np.maximum(rate[known], 0).tolist(),
-        "at_zero": _numbers(np.asarray(ends[0])),
-        "at_infinity": _numbers(np.asarray(ends[1])),
+        "at_zero": ends[0],
+        "at_infinity": ends[1],
     }
 
 
-def _numbers(values: np.ndarray) -> Any:
-    """As lists, with None for infinities, which JSON lacks."""
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """With None for infinities, which JSON lacks."""
+    return [x if math.isfinite(x) else None for x in values.tolist()]
