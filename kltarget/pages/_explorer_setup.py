@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 from kltarget._core.distances import normalised
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
-from kltarget.divergences._base import slope_at_zero
 from kltarget.divergences._names import CLASSES, named
 from kltarget.objectives import Objective
 from kltarget.plot._target_figure import counts_upwards
@@ -213,16 +212,18 @@ def _table(divergence: Divergence) -> dict[str, Any] | None:
         ratio = jnp.exp(log_ratio)
         slope = np.asarray(divergence.f_prime(ratio))
         rate = np.asarray(ratio * divergence.f_second(ratio))
-        at_zero, at_infinity = slope_at_zero(divergence, slope.dtype), divergence.slope_at_infinity
-        ends = _numbers(np.array([at_zero, at_infinity]))
+        at_infinity = float(divergence.slope_at_infinity)
     known = np.isfinite(slope) & np.isfinite(rate)
+    # Rounding makes f′ fall where it hardly rises.
+    log_ratio, slope = log_ratio[known], np.maximum.accumulate(slope[known])
+    halfway = slope[np.searchsorted(log_ratio, log_ratio[0] / 2)]
+    settled = halfway - slope[0] <= 1e-9 * (1 + abs(slope[0]))
     return {
-        "log_ratio": log_ratio[known].tolist(),
-        # Rounding makes f′ fall where it hardly rises.
-        "slope": np.maximum.accumulate(slope[known]).tolist(),
+        "log_ratio": log_ratio.tolist(),
+        "slope": slope.tolist(),
         "rate": np.maximum(rate[known], 0).tolist(),
-        "at_zero": ends[0],
-        "at_infinity": ends[1],
+        "at_zero": float(slope[0]) if settled else None,
+        "at_infinity": at_infinity if math.isfinite(at_infinity) else None,
     }
 
 

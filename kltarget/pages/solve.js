@@ -73,6 +73,7 @@ const kltarget = (() => {
       const end = s < y[0] ? 0 : s > y[last] ? last : -1;
       if (end >= 0) return x[end] + (s - y[end]) / m[end];
       const k = row(y, s);
+      if (!(y[k + 1] > y[k])) return x[k];
       let low = x[k], high = x[k + 1], at = low + ((s - y[k]) / (y[k + 1] - y[k])) * (high - low);
       for (let n = 0; n < 60 && high - low > 1e-15 * (1 + Math.abs(at)); n++) {
         const [value, rate] = cubic(k, at);
@@ -85,7 +86,7 @@ const kltarget = (() => {
     }
     const ratio = (t, d) => {
       if (d === 0) return [t, 1];
-      const [own, rate] = slope(t), log = inverse(own - d);
+      const [own, rate] = slope(t), log = Math.min(inverse(own - d), t);
       return [log, log === -Infinity ? 0 : rate / slope(log)[1]];
     };
     return { ratio, scale: 1, finite: at_infinity !== null };
