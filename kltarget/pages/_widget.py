@@ -93,7 +93,7 @@ class Explorer(anywidget.AnyWidget):
         unknown = settings.keys() - self._setup.start.keys()
         if unknown:
             raise TypeError(f"there is no slider {sorted(unknown)[0]!r}")
-        with self.hold_trait_notifications(), self.hold_sync():
+        with self.hold_sync(), self.hold_trait_notifications():
             for name, value in settings.items():
                 setattr(self, name, value)
         return self.scene
