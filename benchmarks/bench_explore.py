@@ -1,8 +1,8 @@
 """``explore``: from the move of a slider to the new picture, in milliseconds.
 
-What is timed is all that the browser does before it paints: solving, measuring, the path over β with
-its flips where more than β has moved, the SVG and its layout. The bar is a median of 50 ms. Beside
-it stands the same problem solved in Python, which is what ``Explorer.scene`` does.
+What is timed is all that the browser does before it paints: solving, measuring, the path over β
+with its flips where more than β has moved, the SVG and its layout. The bar is a median of 50 ms.
+Beside it stands the same problem solved in Python, which is what ``Explorer.scene`` does.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ QUIET = [
     "--dump-dom",
 ]
 OWN = kt.FDivergence(lambda u: u * jnp.log(u) + (u - 1) ** 2 - u + 1, name="own")
+AT_ONCE = "<script>requestAnimationFrame = (call) => { call(); return 0; };</script></head>"
 MOVES = """<script>
-  requestAnimationFrame = (call) => { call(); return 0; };
   const taken = Object.fromEntries(["beta", "reward_scale"].map((name) => {
     const slider = document.getElementById("explorer").shadowRoot.getElementById(name);
     return [name, Array.from({ length: 21 }, (_, k) => {
@@ -58,7 +58,8 @@ MOVES = """<script>
 def test_redraw(benchmark, divergence, name: str, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "page.html"
     page = pages.page(name, divergences=(divergence,), beta=0.1)
-    file.write_text(page.replace("</body>", MOVES), encoding="utf-8")
+    page = page.replace("</head>", AT_ONCE).replace("</body>", MOVES)
+    file.write_text(page, encoding="utf-8")
     command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path}/user", file.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     found = re.search(r'data-taken="([^"]*)"', dom)

@@ -141,9 +141,10 @@ const kltarget = (() => {
     }
     const bought = missing > 0 ? (r) => r === top : () => false;
     const atoms = reward.filter(bought).length;
+    const ratios = new Map([...levels.keys()].map((r) => [r, ratio(t, gap(r))[0]]));
     return reward.map((r, i) => {
       if (logRef[i] === -Infinity) return bought(r) ? Math.log(missing / atoms) : -Infinity;
-      return r === -Infinity ? r : Math.min(logRef[i] + ratio(t, gap(r))[0], 0);
+      return r === -Infinity ? r : Math.min(logRef[i] + ratios.get(r), 0);
     });
   }
 
