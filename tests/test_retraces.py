@@ -39,7 +39,9 @@ def test_new_programs_are_counted():
 
 
 def solved(divergence, beta, reward=REWARD):
-    return jax.block_until_ready(kt.solve(kt.Objective(reward, LOG_REF, np.array(beta, DTYPE), divergence)))
+    return jax.block_until_ready(
+        kt.solve(kt.Objective(reward, LOG_REF, np.array(beta, DTYPE), divergence))
+    )
 
 
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.ChiSquared()])
