@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
+import pytest
 
 import kltarget as kt
 
@@ -162,8 +163,29 @@ NAMED = [case for case in CASES if not case.id.startswith(("alpha", "tsallis"))]
 """One of each class without parameters, TotalVariation excepted."""
 
 
+LOOK_ALIKES = ("hellinger", "neyman", "tsallis", "js_twice", "alpha-0.875", "alpha--0.5")
+"""Multiples of members of other families: the same formulas, compiled once more."""
+
+
 def ids(case: Any) -> str:
     return getattr(case, "id", str(case))
+
+
+def slow(cases: Iterable[Any]) -> list[Any]:
+    """The cases as parameters of slow tests."""
+    return [pytest.param(case, id=ids(case), marks=pytest.mark.slow) for case in cases]
+
+
+def slow_look_alikes(cases: Iterable[Any]) -> list[Any]:
+    """The cases as parameters, of slow tests where a look-alike's name is in theirs."""
+    return [
+        pytest.param(
+            case,
+            id=ids(case),
+            marks=pytest.mark.slow if any(x in ids(case) for x in LOOK_ALIKES) else (),
+        )
+        for case in cases
+    ]
 
 
 def _exact(x: Any) -> mp.mpf:

@@ -739,6 +739,16 @@ def test_every_row_refuses_something(name):
 LOGARITHMIC = set(CONTRACTS) - {"reward_for", "normalize", "log_odds", *COSTLY}
 
 
+@pytest.mark.quick_only(
+    "entropy",
+    "kl",
+    "ForwardKL",
+    "mirror_ascent",
+    "mode_log_mass",
+    "soft_values",
+    "solve",
+    "solve_on_samples",
+)
 @pytest.mark.parametrize("name", sorted(x for x in LOGARITHMIC if CONTRACTS[x].differentiable))
 def test_impossible_outcomes_keep_derivatives_finite(name):
     # For all functions of log-probabilities: -inf on both sides, where sums would make NaNs.

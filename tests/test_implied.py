@@ -312,6 +312,9 @@ def assert_reached(problem, recipe, beta):
     return target
 
 
+@pytest.mark.quick_only(
+    "k3 in groups-graded", "weighted k3 in groups-graded", "dropped groups-lengths"
+)
 @pytest.mark.parametrize("where", ["graded", "lengths"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_implied_target(name, where):
@@ -319,6 +322,7 @@ def test_training_reaches_the_implied_target(name, where):
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
 
+@pytest.mark.quick_only("trl-rloo*-one-two", "prime-rl*-one-two", "prime-rl*-tree")
 @pytest.mark.parametrize("where", ["one-two", "tree"])
 @pytest.mark.parametrize("preset", recipes.list(), ids=lambda x: f"{x.name}{x.versions}")
 def test_presets_train_to_their_implied_target(preset, where):
@@ -441,6 +445,7 @@ def test_a_search_that_finds_nothing_says_so(monkeypatch):
     assert target.status & kt.Status.NOT_CONVERGED
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_active_at_the_target_is_reported():
     """Answers that fell out of verl's clip of k3 at 10 are held by nothing any more."""
     problem, recipe = PROBLEMS["tree"](), recipes.recipe("verl-grpo")
@@ -672,6 +677,7 @@ def prompts(draw):
 BETAS = st.floats(1.0, 4.0, width=32)
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS, seed=st.integers(0, 9))
 def test_the_order_of_outcomes_does_not_matter(recipe, prompt, beta, seed):
     reward, log_ref = prompt
@@ -681,6 +687,7 @@ def test_the_order_of_outcomes_does_not_matter(recipe, prompt, beta, seed):
     np.testing.assert_allclose(permuted.probs, target.probs[order], atol=1e3 * eps(DTYPE))
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
 def test_a_constant_reward_changes_nothing(recipe, prompt, beta):
     reward, log_ref = prompt
@@ -698,6 +705,7 @@ def test_the_scale_of_normalised_rewards_does_not_matter(recipe, prompt, beta):
     np.testing.assert_allclose(scaled.probs, target.probs, atol=1e3 * eps(DTYPE))
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
 def test_outcomes_of_equal_reward_can_be_merged(recipe, prompt, beta):
     reward, log_ref = prompt
@@ -754,6 +762,7 @@ def test_finite_groups_are_at_rest(
     assert np.abs(ascent).max() < 1e3 * eps(DTYPE) * (1 + beta)
 
 
+@pytest.mark.slow
 def test_batches_are_loops_and_pytrees():
     reward, log_ref = np.stack([P5_REWARD, P5_REWARD[::-1]]), np.stack([P5, P5])
     beta = np.array([[0.8], [1.6], [3.2]], DTYPE)
@@ -786,6 +795,7 @@ def test_degenerate_prompts():
         assert np.isfinite(rare.log_probs).all()
 
 
+@pytest.mark.quick_only("reverse-reward")
 @pytest.mark.parametrize("match", ["reward", "kl"])
 @pytest.mark.parametrize(
     "other", [kt.ReverseKL(), kt.ForwardKL(), of_group(K2, 8)], ids=["reverse", "forward", "recipe"]

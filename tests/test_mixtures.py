@@ -19,6 +19,9 @@ from scipy import integrate, stats
 import kltarget as kt
 from kltarget.spaces import mixtures
 
+# Closed forms and their derivatives are worth their digits in double precision too.
+pytestmark = pytest.mark.precise
+
 DTYPE = DTYPES[0]
 SLOW = pytest.mark.slow
 A = {"weights": [0.7, 0.3], "means": [[-2.0], [2.0]], "variances": [0.64, 0.36]}

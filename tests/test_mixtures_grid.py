@@ -280,6 +280,7 @@ def test_atoms_of_alpha_targets(alpha, size):
     assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
 
 
+@pytest.mark.slow
 def test_an_atom_that_no_float_can_resolve_is_not_believed():
     """In two dimensions there is none, but Λ − sup r is e^−67 here, and r is a function only."""
     off = GaussianMixture(
@@ -501,6 +502,7 @@ def draws(count: int, size: int) -> jax.Array:
     return jax.random.normal(jax.random.key(6), (count, size), DTYPE)
 
 
+@pytest.mark.slow
 def test_samples_in_five_dimensions():
     """Regular at β = 4; with an atom at β = 1, and E|x|⁻⁴ finite, so that errors can be trusted."""
     regular = reference("fkl-gauss-d5")["expected"]

@@ -53,6 +53,7 @@ def test_a_space_is_a_static_argument():
     assert pickle.loads(pickle.dumps(SPACE)) == SPACE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (2, 1, 3)])
 def test_conditionals_and_joint_are_inverses(shape):
     _, log_probs = random_tree(1, *shape)
@@ -122,6 +123,7 @@ def brute_token_local(reward, log_ref, beta, generator):
     return [float(x) for x in log_probs.values()], float(value[()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reverse-kl", "forward-kl"])
 def test_token_local_targets_by_brute_force(name):
     case = BY_ID[name]
@@ -145,6 +147,7 @@ POLICIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 def test_policies(policy):
     params = policy.init(key=jax.random.key(0))
@@ -185,6 +188,7 @@ def test_tabular_parameters_of_a_tree():
     close(SPACE.joint(policy.conditionals(params, SPACE)), log_probs)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_target():
     policy = TabularPolicy(SIZES, 4)
     reward, log_ref = random_tree(6)

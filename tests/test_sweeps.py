@@ -164,6 +164,7 @@ def test_one_point_to_many_digits():
     np.testing.assert_allclose(point.log_probs, exact, rtol=1e-13)
 
 
+@pytest.mark.quick_only("reverse-kl-inf-kinds0")
 @pytest.mark.parametrize(
     ("divergence", "threshold", "kinds"),
     [

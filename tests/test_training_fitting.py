@@ -42,6 +42,7 @@ def test_maximum_likelihood_is_the_empirical_distribution():
     assert np.all(np.diff(by_weight.history) > -1e-6)
 
 
+@pytest.mark.slow
 def test_held_out_likelihood_is_of_what_was_not_seen():
     corpus = np.asarray(
         POLICY.sample(POLICY.init(key=jax.random.key(5)), key=jax.random.key(6), num_samples=400)
@@ -196,6 +197,7 @@ def test_mirror_ascent_on_reverse_kl_contracts_at_its_known_rate():
     assert at_once.converged.all()
 
 
+@pytest.mark.slow
 def test_mirror_ascent_on_other_divergences_is_certified_by_its_gap():
     objective = kt.Objective(REWARD.astype(DTYPE), np.log(REF).astype(DTYPE), 0.5, kt.ForwardKL())
     ascent = mirror_ascent(
