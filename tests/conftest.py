@@ -3,9 +3,7 @@
 Here and not at the root: the benchmarks must time the machine as it is.
 """
 
-import inspect
 import os
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +24,6 @@ _COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.
 hypothesis.settings.register_profile("default", max_examples=30, derandomize=True, **_COMPILES)
 hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
 hypothesis.settings.load_profile("default")
-
-SLOW_EXAMPLES = (
-    "kltarget.plot.distances",
-    "kltarget.plot.predicted_vs_reached",
-    "kltarget.verification.Report",
-    "kltarget.verification.verify",
-)
-"""Public names whose docstrings train for several seconds: an example cannot carry a mark."""
 
 
 def pytest_configure() -> None:
@@ -87,20 +77,6 @@ def pytest_pycollect_makeitem(name: str) -> Any:
     for case in set(cases) - set(mark.args):
         cases[case].add_marker("slow")
     return collected
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the slow examples of the library's docstrings, each of which must exist."""
-    examples = {x.name: x for x in items if isinstance(x, pytest.DoctestItem)}
-    files = {x.path for x in examples.values()}
-    for public in SLOW_EXAMPLES if examples else ():
-        shown = pkgutil.resolve_name(public)
-        name = f"{shown.__module__}.{shown.__qualname__}"
-        if name in examples:
-            examples[name].add_marker("slow")
-        elif Path(inspect.getfile(shown)) in files and not any("::" in x for x in config.args):
-            raise pytest.UsageError(f"SLOW_EXAMPLES: the docstring of {public} has no example")
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
