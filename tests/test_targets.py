@@ -579,10 +579,12 @@ def test_agrees_with_a_convex_solver(name):
     ]
     solved = oracles.solve_rows([(r, log(q), b) for r, q, b in problems], CONVEX[name], dtype)
     for (reward, ref, beta), got in zip(problems, solved, strict=True):
-        policy, value = oracles.convex_optimum(reward, ref, beta, name)
-        assert float(got.value) == pytest.approx(value, abs=2e-6)
+        policy, value, slack = oracles.convex_optimum(reward, ref, beta, name)
+        assert float(got.value) == pytest.approx(value, abs=slack + 16 * eps(dtype))
         if not got.status & kt.Status.NOT_UNIQUE:
-            np.testing.assert_allclose(got.probs, policy, atol=5e-4)
+            # A policy whose value is short by `slack` is within 2·√(slack/β) where the generator's
+            # curvature is at least ½ (Pinsker), and within its multiple where it has a kink.
+            np.testing.assert_allclose(got.probs, policy, atol=2 * np.sqrt(slack / beta))
 
 
 P5, R5 = [0.4, 0.3, 0.15, 0.1, 0.05], [0.1, 0.5, 1.0, 0.9, 0.3]
