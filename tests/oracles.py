@@ -34,6 +34,22 @@ def eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
+@functools.cache
+def has_float16() -> bool:
+    """Whether XLA can compute in float16 here: on some processors it lacks the conversions."""
+    try:
+        jax.jit(lambda x: x.astype(jnp.float16) + jnp.float16(1))(np.float32(1))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def require_float16() -> None:
+    """Skips a test where XLA cannot compute in float16."""
+    if not has_float16():
+        pytest.skip("XLA cannot compute in float16 on this processor")
+
+
 @dataclasses.dataclass(frozen=True)
 class Generator:
     """A convex generator in arbitrary precision, with the inverse of its derivative."""

@@ -515,6 +515,8 @@ DEFAULT = np.float64 if X64 else np.float32
     ],
 )
 def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want):
+    if any(np.asarray(x).dtype == np.float16 for x in (reward, log_ref)):
+        oracles.require_float16()
     objective = kt.Objective(reward, log_ref, beta)
     target = kt.solve(objective)
     for x in (
@@ -538,6 +540,8 @@ def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want):
 @pytest.mark.quick_only("bfloat16")
 @pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_sixteen_bit_inputs_are_computed_in_float32(kind):
+    if kind == jnp.float16:
+        oracles.require_float16()
     reward, log_ref = jnp.asarray(R5, kind), kt.normalize(jnp.asarray(log(P5), kind))
     for divergence in (kt.ReverseKL(), kt.ForwardKL()):
         short = kt.solve(kt.Objective(reward, log_ref, jnp.asarray(0.05, kind), divergence))
@@ -551,4 +555,6 @@ def test_sixteen_bit_inputs_are_computed_in_float32(kind):
             )
         )
         assert short.log_probs.dtype == kind
-        np.testing.assert_array_equal(short.log_probs, wide.log_probs.astype(kind))
+        # Two programs: float32's last digits may tip the rounding to the short type.
+        here, there = (np.asarray(x.log_probs, np.float64) for x in (short, wide))
+        np.testing.assert_allclose(here, there, rtol=eps(kind))
