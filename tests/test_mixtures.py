@@ -98,7 +98,7 @@ def test_covariance_types_say_the_same():
     factors = kt.GaussianMixture(full.log_weights, full.means, cholesky=full.cholesky)
     for other in (diag, round_, factors):
         for x, y in zip(jax.tree.leaves(full), jax.tree.leaves(other), strict=True):
-            np.testing.assert_array_equal(x, y)
+            assert_near(x, y, 4)
     np.testing.assert_allclose(full.covariances[1], 9 * np.eye(2))
 
 
@@ -118,7 +118,7 @@ def test_components_without_weight_do_not_count():
     p = gmm([1.0, 0.0], [[0.5], [3.0]], [1.0, 1e-4])
     alone = gmm([1.0], [[0.5]], [1.0])
     x = np.array([[3.0], [0.0]], DTYPE)
-    np.testing.assert_array_equal(p.log_prob(x), alone.log_prob(x))
+    assert_near(p.log_prob(x), alone.log_prob(x), 4)
 
     def at_peak(p):
         return p.log_prob(x).sum() + mixtures.tilt(p, up(), 0.5).log_normalizer

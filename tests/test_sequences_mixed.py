@@ -241,9 +241,7 @@ def test_equal_sizes_are_the_same_sequences():
     log_probs[3] = -INF
     one, many = kt.SequenceSpace(2, 3), kt.SequenceSpace((2, 2, 2), 3)
     for x, y in zip(one.conditionals(log_probs), many.conditionals(log_probs), strict=True):
-        np.testing.assert_array_equal(x, y)
+        close(x, y, ulps=4)
     params = TabularPolicy(2, 3).init(key=jax.random.key(0))
     for policy in (TabularPolicy(2, 3), TabularPolicy((2, 2, 2), 3)):
-        np.testing.assert_array_equal(
-            policy.conditionals(params, many)[2], policy.conditionals(params, one)[2]
-        )
+        close(policy.conditionals(params, many)[2], policy.conditionals(params, one)[2], ulps=4)

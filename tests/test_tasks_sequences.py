@@ -291,7 +291,8 @@ def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
     ("name", "favourite"),
     [
         ("words-3", "the"),
-        pytest.param("primes", "000002", marks=pytest.mark.slow),
+        ("primes", "000002"),
+        ("brackets", "()()()()()()()()()()"),
     ],
 )
 def test_the_command_solves_them(name, favourite, capsys, tmp_path):

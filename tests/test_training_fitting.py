@@ -57,8 +57,9 @@ def test_held_out_likelihood_is_of_what_was_not_seen():
     want = policy.log_probs(given.params, jnp.asarray(unseen)).sum(-1).mean()
     np.testing.assert_allclose(given.held_out_log_likelihood, want, rtol=1e-5)
     again = fit(policy, corpus, **options, history_every=150, batch_size=32)
+    # The same batches in programs of other lengths, whose rounding differs; others differ by more.
     for x, y in zip(jax.tree.leaves(fitted.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(x, y)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_chunks_do_not_matter(sampled):
     arguments, options, run = sampled
     other = fine_tune(*arguments, **{**options, "history_every": 5})
     assert other.history.step.tolist() == [0, 5, 10, 12]
-    assert_same(run.log_probs, other.log_probs, exactly=True)
+    assert_same(run.log_probs, other.log_probs, exactly=False)
     assert_same(run, fine_tune(*arguments, **options, chunk_runs=4), exactly=False)
 
 
