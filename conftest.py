@@ -23,11 +23,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SLOW_EXAMPLES = (
     "kltarget.plot.distances",
+    "kltarget.plot.forgetting",
     "kltarget.plot.predicted_vs_reached",
+    "kltarget.spaces.mixtures.basins",
+    "kltarget.spaces.mixtures.find_modes",
+    "kltarget.spaces.mixtures.fit_mixture",
+    "kltarget.spaces.mixtures.project",
+    "kltarget.training.GaussianMixturePolicy",
+    "kltarget.training.dpo",
     "kltarget.verification.Report",
     "kltarget.verification.verify",
 )
-"""Public names whose docstrings train for several seconds: an example cannot carry a mark."""
+"""Public names whose docstrings take several seconds: an example cannot carry a mark."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -125,7 +125,7 @@ def test_jacobians_in_arbitrary_precision(case, dtype):
             assert error <= 512 * eps(dtype) * scale, (where, of_multiplier[k], exact[-1])
 
 
-@pytest.mark.quick_only("forward-kl", "jensen-shannon")
+@pytest.mark.quick_only("forward-kl")
 @dtypes
 @cases
 def test_derivatives_at_masked_outcomes_are_exactly_zero(case, dtype):

@@ -312,9 +312,7 @@ def assert_reached(problem, recipe, beta):
     return target
 
 
-@pytest.mark.quick_only(
-    "k3 in groups-graded", "weighted k3 in groups-graded", "dropped groups-lengths"
-)
+@pytest.mark.quick_only("k3 in groups-graded", "dropped groups-lengths")
 @pytest.mark.parametrize("where", ["graded", "lengths"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_implied_target(name, where):
@@ -322,7 +320,7 @@ def test_training_reaches_the_implied_target(name, where):
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
 
-@pytest.mark.quick_only("trl-rloo*-one-two", "prime-rl*-one-two", "prime-rl*-tree")
+@pytest.mark.quick_only("trl-rloo*-one-two", "prime-rl*-one-two")
 @pytest.mark.parametrize("where", ["one-two", "tree"])
 @pytest.mark.parametrize("preset", recipes.list(), ids=lambda x: f"{x.name}{x.versions}")
 def test_presets_train_to_their_implied_target(preset, where):

@@ -326,6 +326,7 @@ def test_powers_and_sums_against_quadrature(which):
     assert 0 <= low <= target.divergence_value <= high < low + 0.2
 
 
+@pytest.mark.slow
 def test_bounds_of_the_divergence_in_five_dimensions():
     rng = np.random.default_rng(3)
     p = gmm([0.5, 0.5], rng.normal(size=(2, 5)), [1.0, 2.0])

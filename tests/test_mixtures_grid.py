@@ -259,6 +259,7 @@ def test_atoms_of_forward_targets_in_three_dimensions(beta):
     close(target.mean, np.zeros(3), tol)
 
 
+@pytest.mark.slow
 def test_an_atom_in_two_dimensions():
     """Neyman's χ² is twice the divergence of α = −1."""
     case = reference("alpha-condense-a-1.0-d2")["expected"]

@@ -539,7 +539,8 @@ def test_reverse_optima_are_stationary_and_their_values_are_divergences(seeking)
         assert float(seeking.optima_values[row]) == pytest.approx(value, rel=slack)
 
 
-@pytest.mark.parametrize("direction", [pytest.param("forward", marks=pytest.mark.slow), "reverse"])
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_family_that_holds_the_target_neither_seeks_nor_covers(direction):
     for case in (APART, CLOSE):
         p = project(mixture_1d(**case), 2, direction, key=KEY)
