@@ -84,6 +84,7 @@ class ReverseKL(PowerDivergence):
     """
 
     name: ClassVar[str] = "reverse KL"
+    _slug: ClassVar[str | None] = "reverse-kl"
     _alpha: ClassVar[float] = 1
 
 
@@ -110,6 +111,7 @@ class ForwardKL(PowerDivergence):
     """
 
     name: ClassVar[str] = "forward KL"
+    _slug: ClassVar[str | None] = "forward-kl"
     _alpha: ClassVar[float] = 0
 
 
@@ -131,6 +133,7 @@ class ChiSquared(PowerDivergence):
     """
 
     name: ClassVar[str] = "χ²"
+    _slug: ClassVar[str | None] = "chi-squared"
     _alpha: ClassVar[float] = 2
     _scale: ClassVar[float] = 2.0
 
@@ -150,6 +153,7 @@ class NeymanChiSquared(PowerDivergence):
     """
 
     name: ClassVar[str] = "Neyman χ²"
+    _slug: ClassVar[str | None] = "neyman-chi-squared"
     _alpha: ClassVar[float] = -1
     _scale: ClassVar[float] = 2.0
 
@@ -169,6 +173,7 @@ class SquaredHellinger(PowerDivergence):
     """
 
     name: ClassVar[str] = "squared Hellinger"
+    _slug: ClassVar[str | None] = "squared-hellinger"
     _alpha: ClassVar[float] = 0.5
     _scale: ClassVar[float] = 0.5
 
@@ -205,6 +210,7 @@ class Alpha(PowerDivergence):
     """
 
     name: ClassVar[str] = "α-divergence"
+    _slug: ClassVar[str | None] = "alpha"
     alpha: Any
 
     @property
@@ -236,6 +242,7 @@ class Tsallis(PowerDivergence):
     """
 
     name: ClassVar[str] = "Tsallis KL"
+    _slug: ClassVar[str | None] = "tsallis"
     q: Any
     _slope: ClassVar[float] = 1.0
 
@@ -271,6 +278,7 @@ class JensenShannon(Divergence):
     """
 
     name: ClassVar[str] = "Jensen–Shannon"
+    _slug: ClassVar[str | None] = "jensen-shannon"
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -330,6 +338,7 @@ class ChiSquaredKL(Divergence):
     """
 
     name: ClassVar[str] = "χ² + KL"
+    _slug: ClassVar[str | None] = "chi-squared-kl"
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -387,6 +396,7 @@ class TotalVariation(Divergence):
     """
 
     name: ClassVar[str] = "total variation"
+    _slug: ClassVar[str | None] = "total-variation"
 
     def f(self, u: ArrayLike) -> Array:
         return 0.5 * jnp.abs(as_float(u) - 1)

@@ -53,17 +53,16 @@ _OWN_AXIS = {"mode_mass": "mode", "pass_at_k": "k", "log_probs": "outcome"}
 def frame(grid: Grid) -> dict[str, Any]:
     """What labels the arrays of a grid, as JSON has it."""
     problem = grid.problem
+    modes = problem.mode_names
     return {
         "problem": problem.name,
-        "divergence": [name for name, _ in grid.divergences],
+        "divergence": [one.slug for one in grid.divergences],
         "several_divergences": grid.several_divergences,
         "settings": {name: x.tolist() for name, x in grid.settings.items()},
-        "mode": problem.mode_ids.tolist(),
-        "mode_label": problem.mode_labels,
+        "mode": list(modes),
+        "mode_label": list(modes.values()),
         "k": grid.k.tolist(),
-        "outcome_label": (
-            [problem.label(i) for i in range(problem.reward.size)] if grid.log_probs else []
-        ),
+        "outcome_label": list(problem.labels) if grid.log_probs else [],
         "kltarget": installed_version(),
     }
 

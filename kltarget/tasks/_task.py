@@ -75,6 +75,18 @@ class Task:
         """Number of outcomes `A`."""
         return len(self.labels)
 
+    @property
+    def mode_names(self) -> dict[int, str]:
+        """What each mode is called, by its label: as the likeliest of its outcomes is.
+
+        Example:
+            >>> from kltarget import tasks
+            >>> tasks.load("bimodal").mode_names
+            {0: '25', 1: '75'}
+        """
+        likeliest = likeliest_outcomes(self.modes, self.log_ref)
+        return {mode: self.labels[outcome] for mode, outcome in likeliest.items()}
+
     def objective(self, beta: Any, **options: Any) -> Objective:
         """The regularised objective of this task: maximise E_π[reward] − beta · D(π, π_ref) over π.
 
@@ -211,3 +223,14 @@ def right_outcomes(reward: np.ndarray) -> np.ndarray:
 def one_mode_each(right: np.ndarray) -> np.ndarray:
     """Labels `[A]` that make each right outcome a mode, -1 for the others; from booleans `[A]`."""
     return np.where(right, np.cumsum(right) - 1, -1)
+
+
+def likeliest_outcomes(modes: np.ndarray, log_probs: np.ndarray) -> dict[int, int]:
+    """The likeliest outcome of each mode, the first of those that are equal, by the mode's label.
+
+    From labels and log-probabilities `[A]`; the modes are in increasing order.
+    """
+    members = np.flatnonzero(modes >= 0)
+    members = members[np.argsort(-log_probs[members], kind="stable")]
+    keys, first = np.unique(modes[members], return_index=True)
+    return dict(zip(keys.tolist(), members[first].tolist(), strict=True))
