@@ -1,8 +1,11 @@
 """Sphinx configuration: `sphinx-build -W docs build/docs`."""
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import pkgutil
 import re
 import shutil
 import tomllib
@@ -74,15 +77,48 @@ def _prepare(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def _public_name(app, env, node, contnode) -> nodes.Node | None:
-    """Finds what a docstring names briefly, `solve` for one, under the package itself."""
+    """Finds what a docstring names briefly, or by another door than the reference does."""
     if node.get("refdomain") != "py":
         return None
-    target = "kltarget." + node["reftarget"].split(".")[-1]
-    found = env.domains["py"].find_obj(env, None, None, target, node["reftype"])
-    if not found:
-        return None
-    _, entry = found[0]
-    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+    entries = env.domains["py"].objects
+    for prefix in (f"{node.get('py:module')}.", "kltarget.", ""):
+        owner, path = _lookup(prefix + node["reftarget"])
+        for name in (n for n, _ in _doors(owner) if ".".join((n, *path)) in entries):
+            entry = entries[".".join((name, *path))]
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+    return None
+
+
+def _lookup(name: str) -> tuple[object, list[str]]:
+    """The object that stands in a module by a dotted name, and the path of attributes in it."""
+    module, path = name.strip(".").split("."), []
+    while len(module) > 1:
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            found = importlib.import_module(".".join(module[:-1]))
+            attribute = getattr(found, module[-1])
+            functools.reduce(getattr, path, attribute)
+            return attribute, path
+        path.insert(0, module.pop())
+    return None, []
+
+
+@functools.cache
+def _public() -> list[tuple[str, object]]:
+    """Every name in the ``__all__`` of a public module, the shortest first."""
+    import kltarget
+
+    rooms = [m.name for m in pkgutil.walk_packages(kltarget.__path__, "kltarget.")]
+    modules = ["kltarget", *(room for room in rooms if "._" not in room)]
+    return [
+        (f"{module}.{name}", getattr(importlib.import_module(module), name))
+        for module in modules
+        for name in getattr(importlib.import_module(module), "__all__", ())
+    ]
+
+
+def _doors(owner: object) -> list[tuple[str, object]]:
+    """The public names of an object."""
+    return [(name, public) for name, public in _public() if public is owner]
 
 
 class CommandHelp(SphinxDirective):
