@@ -81,44 +81,44 @@ def _public_name(app, env, node, contnode) -> nodes.Node | None:
     if node.get("refdomain") != "py":
         return None
     entries = env.domains["py"].objects
-    for prefix in (f"{node.get('py:module')}.", "kltarget.", ""):
-        owner, path = _lookup(prefix + node["reftarget"])
-        for name in (n for n, _ in _doors(owner) if ".".join((n, *path)) in entries):
-            entry = entries[".".join((name, *path))]
-            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+    target = node["reftarget"].strip(".")
+    for name in (f"{node.get('py:module')}.{target}", f"kltarget.{target}", target):
+        owner, path = _lookup(name)
+        for door in (other for other, public in _doors().items() if public is owner):
+            if (documented := ".".join((door, *path))) in entries:
+                page, anchor = entries[documented].docname, entries[documented].node_id
+                return make_refnode(app.builder, node["refdoc"], page, anchor, contnode)
     return None
 
 
 def _lookup(name: str) -> tuple[object, list[str]]:
-    """The object that stands in a module by a dotted name, and the path of attributes in it."""
-    module, path = name.strip(".").split("."), []
+    """The object that a module, or one room alone, has by that name; and the attribute of it."""
+    module, path = name.split("."), []
     while len(module) > 1:
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            found = importlib.import_module(".".join(module[:-1]))
-            attribute = getattr(found, module[-1])
-            functools.reduce(getattr, path, attribute)
-            return attribute, path
+        with contextlib.suppress(ImportError, AttributeError):
+            owner = getattr(importlib.import_module(".".join(module[:-1])), module[-1])
+            functools.reduce(getattr, path, owner)
+            return owner, path
         path.insert(0, module.pop())
+    first, *path = name.split(".")
+    owners = [public for door, public in _doors().items() if door.split(".")[-1] == first]
+    if len({id(owner) for owner in owners}) == 1 and all(hasattr(owners[0], x) for x in path[:1]):
+        return owners[0], path
     return None, []
 
 
 @functools.cache
-def _public() -> list[tuple[str, object]]:
-    """Every name in the ``__all__`` of a public module, the shortest first."""
+def _doors() -> dict[str, object]:
+    """Every public object by each name under which it may be imported, the shortest first."""
     import kltarget
 
-    rooms = [m.name for m in pkgutil.walk_packages(kltarget.__path__, "kltarget.")]
+    rooms = [room.name for room in pkgutil.walk_packages(kltarget.__path__, "kltarget.")]
     modules = ["kltarget", *(room for room in rooms if "._" not in room)]
-    return [
-        (f"{module}.{name}", getattr(importlib.import_module(module), name))
+    return {
+        f"{module}.{name}": getattr(importlib.import_module(module), name)
         for module in modules
         for name in getattr(importlib.import_module(module), "__all__", ())
-    ]
-
-
-def _doors(owner: object) -> list[tuple[str, object]]:
-    """The public names of an object."""
-    return [(name, public) for name, public in _public() if public is owner]
+    }
 
 
 class CommandHelp(SphinxDirective):
