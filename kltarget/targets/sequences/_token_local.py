@@ -34,8 +34,8 @@ class TokenLocalTarget(Target):
 
     Attributes:
         objective: the sequence-level objective of the same reward, reference, beta and divergence.
-            For more than one token this policy does *not* maximise it; ``objective.gap`` says by
-            how much it falls short. Impossible sequences of a space with ``eos`` have reward
+            For more than one token this policy does *not* maximise it; ``solve(objective).gap``
+            says by how much it falls short. Impossible sequences of a space with ``eos`` have reward
             ``-inf`` in it.
         log_probs: log π over whole sequences, shape ``[*batch, V**L]``; ``-inf`` where exactly 0.
         multiplier: λ of the first token's problem, in reward units, shape ``[*batch]``.
