@@ -5,6 +5,7 @@ import importlib
 import io
 import pkgutil
 import re
+import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -93,44 +94,88 @@ def test_links_are_well_formed():
             assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), url
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if ">>>" in p.read_text()], ids=lambda p: p.stem)
-def test_python_examples_run(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    text = re.sub(r"^```.*", "", page.read_text(), flags=re.MULTILINE)  # ends what is expected
-    example = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
-    report = io.StringIO()
-    doctest.DocTestRunner(optionflags=LINES).run(example, out=report.write)
-    assert not report.getvalue(), report.getvalue()
-
-
-COMMANDS = [
-    (command, output)
-    for page in PAGES
-    for command, output in re.findall(
-        r"```console\n\$ kltarget (.+)\n((?s:.*?))```", page.read_text()
-    )
-]
-
-
-@pytest.mark.parametrize(
-    ("command", "output"), COMMANDS, ids=[command.split()[0] for command, _ in COMMANDS]
+STEP = re.compile(
+    r"^(?P<mark><!-- not run: .*? -->\n)?"
+    r"```(?P<kind>python|pycon|console|sh|bash)\n(?P<code>.*?)^```$"
+    r"(?:\n\n```text\n(?P<shown>.*?)^```$)?"
+    r"|`(?P<command>kltarget [a-z]+ [^`]+)`",
+    re.MULTILINE | re.DOTALL,
 )
-def test_commands_say_what_the_pages_show(command, output, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    assert main(command.split()) == 0
-    said = capsys.readouterr().out
-    assert doctest.OutputChecker().check_output(output, said, LINES), said
+PLACEHOLDER = re.compile(r"^<!-- ([A-Z]+) = (\S+) -->$", re.MULTILINE)
 
 
-def test_the_readme_prints_what_it_shows():
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n((?s:.*?))```\n\n```text\n((?s:.*?))```", readme)
-    assert blocks
-    for code, shown in blocks:
+def steps(page):
+    """What a reader of a page may run, in order: kind, text, and what is shown as its output.
+
+    Blocks after a comment ``<!-- not run: why -->`` are left out, and a comment
+    ``<!-- PATH = here -->`` gives a name in capitals its value.
+    """
+    text = page.read_text()
+    for name, value in PLACEHOLDER.findall(text):
+        text = re.sub(rf"\b{name}\b(?! = )", value, text)
+    for step in STEP.finditer(text):
+        kind, code, shown = step["kind"], step["code"], step["shown"]
+        if step["command"]:
+            yield "command", " ".join(step["command"].split()), None
+        elif step["mark"]:
+            continue
+        elif kind in ("python", "pycon"):
+            yield kind, code, shown
+        elif kind == "console":
+            for command, output in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE):
+                yield "command", command, output
+        else:
+            lines = re.sub(r"\\\n| +#.*", "", code).splitlines()
+            for command in (x.strip() for line in lines for x in line.split("&&")):
+                if command.startswith("kltarget "):
+                    yield "command", command, shown
+
+
+def assert_shown(said, shown):
+    """The page's words exactly, and its numbers as far as float32 has their digits."""
+    if doctest.OutputChecker().check_output(shown, said, LINES):
+        return
+    number = r"[-+]?\d*\.\d+(?:e[-+]?\d+)?"
+    assert doctest.OutputChecker().check_output(
+        re.sub(number, "#", shown), re.sub(number, "#", said), LINES
+    ), said
+    here, there = ([float(x) for x in re.findall(number, text)] for text in (said, shown))
+    np.testing.assert_allclose(here, there, rtol=2e-6, err_msg=said)
+
+
+RUNNABLE = {page.stem: page for page in (ROOT / "README.md", *PAGES) if any(steps(page))}
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_page_does_what_it_says(name, tmp_path, monkeypatch):
+    (tmp_path / "tests").symlink_to(ROOT / "tests")  # rollouts that a checkout has
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for kind, code, shown in steps(RUNNABLE[name]):
+        if kind == "pycon":
+            example = doctest.DocTestParser().get_doctest(code, names, name, None, 0)
+            report = io.StringIO()
+            doctest.DocTestRunner(optionflags=LINES).run(
+                example, out=report.write, clear_globs=False
+            )
+            assert not report.getvalue(), report.getvalue()
+            names.update(example.globs)
+            continue
         with redirect_stdout(io.StringIO()) as said:
-            exec(code, {})
-        here, there = (
-            [float(x) for x in re.findall(r"[-+.\de]+", text)] for text in (said.getvalue(), shown)
-        )
-        # Printed with the digits of float32.
-        np.testing.assert_allclose(here, there, rtol=2e-6)
+            if kind == "python":
+                exec(code, names)
+            else:
+                assert main(shlex.split(code)[1:]) == 0, code
+        if shown is not None:
+            assert_shown(said.getvalue(), shown)
+
+
+def test_the_pages_that_run_are_read():
+    kinds = {(name, kind) for name, page in RUNNABLE.items() for kind, *_ in steps(page)}
+    assert kinds >= {
+        ("README", "python"),
+        ("README", "command"),
+        ("concepts", "pycon"),
+        ("trainers", "command"),
+        ("jupyter", "command"),
+    }
