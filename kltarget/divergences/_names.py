@@ -28,10 +28,10 @@ EXAMPLES = tuple(
 
 
 def named(text: str) -> Divergence:
-    """The divergence that `text`, such as `"reverse-kl"` or `"alpha:0.5"`, names.
+    """The divergence that ``text``, such as ``"reverse-kl"`` or ``"alpha:0.5"``, names.
 
     Raises:
-        ValueError: If there is none of that name, or its parameter is missing or no number.
+        ValueError: there is none of that name, or its parameter is missing or no number.
     """
     name, colon, parameter = text.partition(":")
     if name not in CLASSES:

@@ -1,8 +1,9 @@
 """Named problems shared by the tests, the notebooks, the benchmarks and the command line.
 
 A task is a reference distribution and a reward over a finite, labelled set of outcomes, held as
-plain NumPy float64 arrays; `Task.objective` hands it to the solver. Where outcomes are sequences,
-the reference is a trained model, `Task.policy` with `Task.params`, which training can start from.
+plain NumPy float64 arrays; ``Task.objective`` hands it to the solver. Where outcomes are sequences,
+the reference is a trained model, ``Task.policy`` with ``Task.params``, which training can start
+from.
 
 Example:
     >>> from kltarget import tasks
@@ -59,10 +60,10 @@ class Listing(NamedTuple):
     """What there is to know of a task without building it.
 
     Attributes:
-        name: How `load` finds it.
-        num_outcomes: Number of outcomes.
-        num_right: How many of them are right.
-        description: One line for a reader who has not seen the problem.
+        name: how ``load`` finds it.
+        num_outcomes: number of outcomes.
+        num_right: how many of them are right.
+        description: one line for a reader who has not seen the problem.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Listing(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` accepts."""
+    """Names that ``load`` accepts."""
     return tuple(_SMALL_TASKS) + tuple(SEQUENCE_TASKS)
 
 
@@ -80,7 +81,7 @@ def listing() -> tuple[Listing, ...]:
     """What tasks there are, without building those of more than a few thousand outcomes.
 
     Returns:
-        One `Listing` per task, in the order of `names`.
+        One ``Listing`` per task, in the order of ``names``.
 
     Example:
         >>> from kltarget import tasks
@@ -98,16 +99,16 @@ def listing() -> tuple[Listing, ...]:
 
 
 def load(name: str) -> Task:
-    """The task called `name`.
+    """The task called ``name``.
 
     Args:
-        name: One of `names()`.
+        name: one of ``names()``.
 
     Returns:
         The task. It is built once per process; its arrays are read-only.
 
     Raises:
-        ValueError: If there is no such task; the message lists the names.
+        ValueError: there is no such task; the message lists the names.
 
     Example:
         >>> from kltarget import tasks
@@ -162,7 +163,7 @@ def _bimodal() -> Task:
 def _words() -> Task:
     """Word frequencies of Python's documentation; the right answers are Python's keywords.
 
-    See `data/README.md` for where the counts come from and their licence.
+    See ``data/README.md`` for where the counts come from and their licence.
     """
     labels, count = word_counts()
     right = np.array([word in _KEYWORDS for word in labels])
