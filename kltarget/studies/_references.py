@@ -13,6 +13,7 @@ from kltarget.tasks._sequence_tasks import SEQUENCE_TASKS
 from kltarget.training import fit
 
 NUM_SEQUENCES = 200_000
+"""How many sequences of its corpus a reference is trained on; a tenth more are held out."""
 
 
 def train_reference(name: str, *, key: PRNGKeyArray) -> Any:

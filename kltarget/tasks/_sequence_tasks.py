@@ -24,9 +24,6 @@ from kltarget._core.numerics import double_precision
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._task import Labels, Task, one_mode_each
 
-"""How many sequences of its corpus a reference is trained on; a tenth more are held out."""
-
-
 @dataclasses.dataclass(frozen=True)
 class SequenceTask:
     """All that defines a task over sequences but the parameters of its reference.
