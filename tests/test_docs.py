@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from test_house import FLOORS
 
 import kltarget as kt
 from kltarget.cli import main
@@ -84,6 +85,14 @@ def test_papers_are_those_of_the_docstrings():
     listed = (ROOT / "docs" / "bibliography.md").read_text()
     assert set(number.findall(listed)) == cited
     assert all(f"[arXiv {n}](https://arxiv.org/abs/{n})" in listed for n in cited)
+
+
+def test_the_picture_of_the_house_is_that_of_the_arrows():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    picture = re.search(r"```text\n(cli .*?)```", text, re.DOTALL)
+    assert picture
+    rooms = [set(re.split(r" {2,}", line)[0].split(" · ")) for line in picture[1].splitlines()]
+    assert rooms == [set(floor) for floor in reversed(FLOORS)]
 
 
 def test_links_are_well_formed():

@@ -24,6 +24,7 @@ from kltarget._core.numerics import double_precision
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._task import Labels, Task, one_mode_each
 
+
 @dataclasses.dataclass(frozen=True)
 class SequenceTask:
     """All that defines a task over sequences but the parameters of its reference.

@@ -138,7 +138,7 @@ def read_table(
     modes: str | None = None,
     unseen_reward: float | None = None,
 ) -> Table:
-    """Reads one problem, a row per outcome, to be solved as ``table.objective(beta)``.
+    r"""Reads one problem, a row per outcome, to be solved as ``table.objective(beta)``.
 
     The reference is read from the first of these that the table has, or from the one that is named:
     log-probabilities (natural logarithms), probabilities, counts. Masses are normalised; what
@@ -178,7 +178,7 @@ def read_table(
         >>> from kltarget.tasks import read_table
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "answers.csv")
-        ...     _ = path.write_text("answer,reward,count\\none,1,15\\ntwo,1,1\\nother,0,34\\n")
+        ...     _ = path.write_text("answer,reward,count\none,1,15\ntwo,1,1\nother,0,34\n")
         ...     table = read_table(path)
         >>> table.labels, table.reward.tolist()
         (('one', 'two', 'other'), [1.0, 1.0, 0.0])

@@ -267,8 +267,8 @@ def greedy_limit(objective: Objective) -> Target:
 def reference_limit(objective: Objective) -> Target:
     """The limit of the target for beta → ∞: the reference itself, whatever the divergence.
 
-    As ``E_π[reward] − beta · D(π, π_ref)`` counts less and less of the reward, what remains of it is
-    which outcomes it forbids. The objective's own beta is not used.
+    The larger beta, the less the reward counts in ``E_π[reward] − beta · D(π, π_ref)``; what is
+    left of it is which outcomes it forbids. The objective's own beta is not used.
 
     Args:
         objective: of any batch shape.
