@@ -43,7 +43,7 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# Docstrings state shapes and units themselves, and use single backticks for code.
+# Docstrings state shapes and units themselves.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
