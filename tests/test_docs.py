@@ -1,6 +1,7 @@
 """The documentation names everything that is public, and its examples run."""
 
 import doctest
+import functools
 import importlib
 import io
 import pkgutil
@@ -29,14 +30,16 @@ def public_modules():
 
 
 def resolve(name):
-    """The object that a dotted name of the reference stands for."""
-    module, attribute = name, None
+    """The object that a dotted name stands for."""
+    module, attributes = name, []
     while True:
         try:
-            found = importlib.import_module(module)
-            return found if attribute is None else getattr(found, attribute)
+            return functools.reduce(getattr, attributes, importlib.import_module(module))
         except ModuleNotFoundError:
-            module, attribute = module.rsplit(".", 1)
+            module, _, attribute = module.rpartition(".")
+            attributes.insert(0, attribute)
+            if not module:
+                raise AttributeError(name) from None
 
 
 def documented():
@@ -85,6 +88,46 @@ def test_papers_are_those_of_the_docstrings():
     listed = (ROOT / "docs" / "bibliography.md").read_text()
     assert set(number.findall(listed)) == cited
     assert all(f"[arXiv {n}](https://arxiv.org/abs/{n})" in listed for n in cited)
+
+
+def exists(scope, path):
+    """Whether a chain of attributes, the last of which may be a field of a dataclass, is there."""
+    *owners, last = path
+    try:
+        scope = functools.reduce(getattr, owners, scope)
+    except AttributeError:
+        return False
+    return hasattr(scope, last) or last in getattr(scope, "__dataclass_fields__", ())
+
+
+def test_docstrings_refer_to_what_exists():
+    public = [importlib.import_module(name) for name in public_modules()]
+    missing = []
+    for file in sorted((ROOT / "kltarget").rglob("*.py")):
+        if file.stem == "__main__":
+            continue
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        classes = [x for x in vars(module).values() if isinstance(x, type)]
+        for reference in re.findall(r":(?:func|class|meth|attr|mod):`~?([\w.]+)", file.read_text()):
+            path = reference.split(".")
+            if path[0] == "kltarget":
+                scopes, path = [kt], path[1:]
+            else:
+                scopes = [module, *classes, *public]
+            if not any(exists(scope, path) for scope in scopes):
+                missing.append(f"{name}: {reference}")
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(ROOT / page for page in ("README.md", ".github/CONTRIBUTING.md"))],
+    ids=lambda page: f"{page.parent.name}-{page.stem}",
+)
+def test_pages_name_what_exists(page):
+    for name in re.findall(r"`(?:kt|kltarget)\.([A-Za-z_]\w*(?:\.\w+)*)", page.read_text()):
+        resolve(f"kltarget.{name}")
 
 
 def test_the_picture_of_the_house_is_that_of_the_arrows():
