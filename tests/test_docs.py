@@ -198,28 +198,40 @@ def assert_shown(said, shown):
 RUNNABLE = {page.stem: page for page in (ROOT / "README.md", *PAGES) if any(steps(page))}
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_a_page_does_what_it_says(name, tmp_path, monkeypatch):
-    (tmp_path / "tests").symlink_to(ROOT / "tests")  # rollouts that a checkout has
+def of_kinds(*kinds, slow=()):
+    """The pages that have steps of some kinds, to parametrise tests by."""
+    pages = [x for x in RUNNABLE if any(kind in kinds for kind, *_ in steps(RUNNABLE[x]))]
+    return [pytest.param(x, marks=[pytest.mark.slow] * (x in slow)) for x in pages]
+
+
+@pytest.mark.parametrize("name", of_kinds("python", "pycon"))
+def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     for kind, code, shown in steps(RUNNABLE[name]):
-        if kind == "pycon":
+        if kind == "python":
+            with redirect_stdout(io.StringIO()) as said:
+                exec(code, names)
+            assert_shown(said.getvalue(), shown or "")
+        elif kind == "pycon":
             example = doctest.DocTestParser().get_doctest(code, names, name, None, 0)
             report = io.StringIO()
-            doctest.DocTestRunner(optionflags=LINES).run(
-                example, out=report.write, clear_globs=False
-            )
+            runner = doctest.DocTestRunner(optionflags=LINES)
+            runner.run(example, out=report.write, clear_globs=False)
             assert not report.getvalue(), report.getvalue()
             names.update(example.globs)
-            continue
-        with redirect_stdout(io.StringIO()) as said:
-            if kind == "python":
-                exec(code, names)
-            else:
-                assert main(shlex.split(code)[1:]) == 0, code
-        if shown is not None:
-            assert_shown(said.getvalue(), shown)
+
+
+@pytest.mark.parametrize("name", of_kinds("command", slow=("README",)))
+def test_commands_of_a_page_say_what_it_shows(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").symlink_to(ROOT / "tests")  # rollouts that a checkout has
+    monkeypatch.chdir(tmp_path)
+    for kind, command, shown in steps(RUNNABLE[name]):
+        if kind == "command":
+            assert main(shlex.split(command)[1:]) == 0, command
+            said = capsys.readouterr().out
+            if shown:
+                assert_shown(said, shown)
 
 
 def test_the_pages_that_run_are_read():
