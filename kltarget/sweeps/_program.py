@@ -28,7 +28,7 @@ class Ingredients:
 
 
 Columns = dict[str, Array]
-"""The settings of `N` rows, each `[N]`, by their names."""
+"""The settings of ``N`` rows, each ``[N]``, by their names."""
 
 
 def pose(

@@ -48,8 +48,8 @@ __all__ = [
     "read_table",
 ]
 
-# Names that are recognised, in order of preference; compared in lower case with `-` and ` ` read as
-# `_`.
+# Names that are recognised, in order of preference; compared in lower case with - and blanks read
+# as _.
 OUTCOME_NAMES = (
     "outcome",
     "answer",
