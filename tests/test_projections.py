@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from oracles import DTYPES, assert_reference, eps, reference
 from scipy.integrate import quad
 from scipy.special import logsumexp
