@@ -13,11 +13,12 @@ import numpy as np
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
-from kltarget.diagnosis._diagnosis import Diagnosis, Statement
+from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
 from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
+from kltarget.diagnosis._statement import Statement
 from kltarget.evidence._prompts import (
     disagreements,
     num_right,
