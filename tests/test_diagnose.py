@@ -25,7 +25,7 @@ from kltarget._core.words import display_width
 from kltarget.cli import _diagnose_command
 from kltarget.diagnosis import Diagnosis, diagnose
 from kltarget.diagnosis._family import MARGIN, SHARE, Cells, fit_families
-from kltarget.diagnosis._text_page import sentence_of
+from kltarget.diagnosis._diagnosis import sentence_of
 from kltarget.evidence._statistics import (
     groups_of,
     log_of,
@@ -189,7 +189,7 @@ def test_the_first_step_stands_in_for_the_reference(folder, beta):
     assert len(flips) == 1
     effective = exact_flip(folder, "2", "7", kt.ForwardKL())
     assert flips[0]["interval"][0] < effective * 7 / 8 < flips[0]["interval"][1]
-    assert "the policy was still the reference at the first logged step" in ratio.assumption
+    assert "the policy was still the reference at the first logged step" in ratio.assumptions
     assert ratio.sample_size == (frame["step"] == 1).sum()
 
 
@@ -547,7 +547,7 @@ def test_every_statement_says_on_what_it_rests(graded, short):
         for statement in found.statements:
             assert statement.text
             assert statement.tier in (1, 2, 3)
-            assert statement.refused or statement.assumption, statement.name
+            assert statement.refused or statement.assumptions, statement.name
             if statement.interval is not None:
                 low, high = statement.interval
                 assert low <= statement.value <= high, statement.name
