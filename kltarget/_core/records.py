@@ -74,7 +74,8 @@ def restored(kind: Any, x: Any) -> Any:
         return np.asarray(restored(Any, x))
     if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
         fields = typing.get_type_hints(kind)
-        return kind(**{name: restored(of, x[name]) for name, of in fields.items() if name in x})
+        known = {name: restored(of, x[name]) for name, of in fields.items() if name in x}
+        return typing.cast(Any, kind)(**known)
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return None if x is None else restored(of[0], x)
