@@ -31,18 +31,9 @@ def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> l
         text += f", {number(float(target), 3)} of the target"
     if len(aims) > 1:
         text += f" (prompts with two or more: {len(several):,})"
+    by = (*assumed, INDEPENDENT)
     return [
-        Statement(
-            "effective_modes",
-            text,
-            "",
-            now,
-            interval,
-            (*assumed, INDEPENDENT),
-            groups,
-            "late groups",
-            tier=2,
-        )
+        Statement("effective_modes", text, "", now, interval, by, groups, "late groups", tier=2)
     ]
 
 

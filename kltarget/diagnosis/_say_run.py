@@ -262,19 +262,8 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         f"{number(target, 3)} by the target, {number(now, 3)} now: the target takes "
         f"{number(_tidy(by_target), 2)}, the path {number(_tidy(by_path), 2)} nats"
     )
-    return [
-        Statement(
-            "path",
-            text,
-            "",
-            float(by_path),
-            None,
-            assumptions(case, aims[0].prompt),
-            len(known),
-            "prompts",
-            tier=3,
-        )
-    ]
+    by, size = assumptions(case, aims[0].prompt), len(known)
+    return [Statement("path", text, "", float(by_path), None, by, size, "prompts", tier=3)]
 
 
 def _tidy(x: float) -> float:

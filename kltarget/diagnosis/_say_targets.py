@@ -103,18 +103,10 @@ def _favoured(case: Case, aim: Aim) -> list[Statement]:
     now = np.exp(prompt.log_now[best])
     if now.sum() > 0 and len(best) > 1:
         detail = f". Now it has {share(now[0] / now.sum())} of their mass"
+    value, size = float(now[0] / now.sum()) if now.sum() else None, int(prompt.late_counts.sum())
+    by = (ENUMERATED, LARGE, SOFTMAX, "plain gradients: no momentum, no clip")
     return [
-        Statement(
-            "favoured",
-            text,
-            detail,
-            float(now[0] / now.sum()) if now.sum() else None,
-            None,
-            (ENUMERATED, LARGE, SOFTMAX, "plain gradients: no momentum, no clip"),
-            int(prompt.late_counts.sum()),
-            "late rollouts",
-            tier=2,
-        )
+        Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2),
     ]
 
 
@@ -140,19 +132,9 @@ def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
         number_of = sum(bool(aim.status & bit) for aim in aims)
         if number_of:
             counted = f"{number_of:,} of {len(aims):,} targets {text}"
-            found.append(
-                Statement(
-                    bit.name.lower() if bit.name else "remark",
-                    counted,
-                    detail,
-                    float(number_of),
-                    None,
-                    assumptions(case, aims[0].prompt),
-                    len(aims),
-                    "prompts",
-                    tier=2,
-                )
-            )
+            name, value = (bit.name or "remark").lower(), float(number_of)
+            by, size = assumptions(case, aims[0].prompt), len(aims)
+            found.append(Statement(name, counted, detail, value, None, by, size, "prompts", tier=2))
     return found
 
 
@@ -186,25 +168,15 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
     if np.isfinite(now).all():
         detail = f"; now it is {ratio(float(now[0] - now[1]))}"
     counts = prompt.first_counts if prompt.known == "first-step" else prompt.counts
-    return [
-        Statement(
-            "reference_ratio",
-            text,
-            detail,
-            value,
-            interval,
-            assumptions(case, prompt),
-            int(counts.sum()),
-            "rollouts of the first step" if prompt.known == "first-step" else "rollouts",
-            tier=2,
-        )
-    ]
+    by, size = assumptions(case, prompt), int(counts.sum())
+    unit = "rollouts of the first step" if prompt.known == "first-step" else "rollouts"
+    return [Statement("reference_ratio", text, detail, value, interval, by, size, unit, tier=2)]
 
 
 def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
     if aim.status & Status.NO_TARGET or case.beta == 0:
         return []
-    found = []
+    found, by = [], assumptions(case, aim.prompt)
     for flip in flips:
         names = aim.prompt.names
         lead = aim.log_target[names.index(flip.better)] - aim.log_target[names.index(flip.worse)]
@@ -221,19 +193,10 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
         detail = ""
         if np.isfinite(flip.other) and abs(flip.other / flip.beta - 1) > 0.01:
             detail = f"; were unseen answers as good as the best, at {number(flip.other)}"
-        found.append(
-            Statement(
-                "flip_beta",
-                text,
-                detail,
-                flip.beta,
-                flip.interval,
-                assumptions(case, aim.prompt),
-                int(aim.prompt.first_counts.sum() if flip.interval else aim.prompt.counts.sum()),
-                "rollouts of the first step" if flip.interval else "rollouts",
-                tier=2,
-            )
-        )
+        counts = aim.prompt.first_counts if flip.interval else aim.prompt.counts
+        unit = "rollouts of the first step" if flip.interval else "rollouts"
+        evidence = flip.beta, flip.interval, by, int(counts.sum()), unit
+        found.append(Statement("flip_beta", text, detail, *evidence, tier=2))
     if not found:
         if not pairs_of(aim.prompt):
             text = (
@@ -252,15 +215,8 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
                 f"and {number(high, 2)}, though of some pairs the better one is less likely by the "
                 "reference"
             )
-        found = [
-            Statement(
-                "flip_beta",
-                text,
-                assumptions=assumptions(case, aim.prompt),
-                sample_size=int(aim.prompt.counts.sum()),
-                tier=2,
-            )
-        ]
+        size = int(aim.prompt.counts.sum())
+        found = [Statement("flip_beta", text, assumptions=by, sample_size=size, tier=2)]
     return found
 
 
@@ -283,18 +239,8 @@ def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
     held = not aims[0].status & Status.NO_TARGET
     if held:
         text += f", of the target {number(mean([aim.log_target for aim in aims]), 3)}"
-    found = Statement(
-        "expected_reward",
-        text,
-        "",
-        now,
-        interval,
-        (*assumptions(case, aims[0].prompt), INDEPENDENT),
-        len(groups),
-        "late groups",
-        tier=2,
-    )
-    return [found]
+    evidence = now, interval, (*assumptions(case, aims[0].prompt), INDEPENDENT), len(groups)
+    return [Statement("expected_reward", text, "", *evidence, "late groups", tier=2)]
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:
@@ -327,18 +273,8 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
             f"of the effective one the ratio^(1/{size}) would be left; a leave-one-out baseline "
             "has no such factor"
         )
-    return [
-        Statement(
-            "mara",
-            text,
-            detail,
-            extra,
-            None,
-            assumptions(case, aim.prompt),
-            int(aim.prompt.counts.sum()),
-            tier=2,
-        )
-    ]
+    by, size = assumptions(case, aim.prompt), int(aim.prompt.counts.sum())
+    return [Statement("mara", text, detail, extra, None, by, size, tier=2)]
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
