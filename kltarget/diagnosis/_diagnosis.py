@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kltarget._core.page import STYLE, Bullets, Figure, Heading, Item, Lines, Page, Table
+from kltarget._core.page import STYLE, Bullets, Figure, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import Record
 from kltarget._core.words import number, short
 from kltarget.diagnosis._statement import Featured, Statement
@@ -112,7 +112,10 @@ class Diagnosis(Record):
 
         The middle of a prompt of more than ``room`` columns is left out.
         """
-        page = Page([Heading(f"kltarget diagnose · {self.title}", 1), Lines([self._recipe_line()])])
+        groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
+        recipe = f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
+        title = Heading(f"kltarget diagnose · {self.title}", 1)
+        page = Page([title, Paragraph(recipe, faint=True)])
         in_short = [Item("  • ", sentence_of(text)) for text in self.verdict]
         page.add(Heading("In short"), Bullets(in_short, "short"), *figures)
         if len(self.history["step"]) > 1:
@@ -139,10 +142,6 @@ class Diagnosis(Record):
         if self.notes:
             page.add(Heading("Notes"), Bullets([Item("  - ", note) for note in self.notes]))
         return page
-
-    def _recipe_line(self) -> str:
-        groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
-        return f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
 
     def _add_featured(self, page: Page, featured: Featured, room: int) -> None:
         which = "the prompt" if self.size["prompts"] == 1 else "the most informative prompt"
