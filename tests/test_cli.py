@@ -93,6 +93,7 @@ def test_labels_may_hold_what_parts_sentences(capsys, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_python_dash_m_is_the_same_command(capsys):
     arguments = ["solve", "one-two", "--beta", "0.1", "--divergence", "forward-kl"]
     done = subprocess.run(
@@ -202,6 +203,7 @@ DIVERGENCES = {
 }
 
 
+@pytest.mark.quick_only("forward-kl", "total-variation")
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence(capsys, tmp_path, name):
     content = _json(
