@@ -77,6 +77,22 @@ other          0      0.6800    7.9e-44   9.6e-05   0.4388
     assert f"β = 0.1: {summary.verdict}" in out.replace("\n    ", " ")
 
 
+def test_labels_may_hold_what_parts_sentences(capsys, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        'answer,reward,prob\n"1; at every β",1,0.3\n"2; far",1,0.02\n"other; at every β",0,0.68\n'
+    )
+    code, out, _ = _run(capsys, "solve", path, "--beta", "0.1,0.2")
+    assert code == 0
+    first, second, *rest = out.split("\n\n")[-1].replace("\n    ", " ").splitlines()
+    for line in (first, second):
+        assert line.endswith("“1; at every β”, one of 2 equally rewarded modes")
+    assert rest == [
+        "equal rewards keep the reference's ratio (15 : 1) at every β",
+        "“1; at every β” overtakes the reference's favourite “other; at every β” below β = 1.222",
+    ]
+
+
 @pytest.mark.slow
 def test_python_dash_m_is_the_same_command(capsys):
     arguments = ["solve", "one-two", "--beta", "0.1", "--divergence", "forward-kl"]

@@ -23,8 +23,8 @@ from kltarget._core.numerics import double_precision
 from kltarget._core.words import display_width
 from kltarget.cli import _diagnose_command
 from kltarget.diagnosis import Diagnosis, diagnose
+from kltarget.diagnosis._diagnosis import sentence_of
 from kltarget.diagnosis._family import MARGIN, SHARE, Cells, fit_families
-from kltarget.diagnosis._text_page import sentence_of
 from kltarget.evidence._statistics import (
     groups_of,
     log_of,
@@ -188,7 +188,7 @@ def test_the_first_step_stands_in_for_the_reference(folder, beta):
     assert len(flips) == 1
     effective = exact_flip(folder, "2", "7", kt.ForwardKL())
     assert flips[0]["interval"][0] < effective * 7 / 8 < flips[0]["interval"][1]
-    assert "the policy was still the reference at the first logged step" in ratio.assumption
+    assert "the policy was still the reference at the first logged step" in ratio.assumptions
     assert ratio.sample_size == (frame["step"] == 1).sum()
 
 
@@ -546,7 +546,7 @@ def test_every_statement_says_on_what_it_rests(graded, short):
         for statement in found.statements:
             assert statement.text
             assert statement.tier in (1, 2, 3)
-            assert statement.refused or statement.assumption, statement.name
+            assert statement.refused or statement.assumptions, statement.name
             if statement.interval is not None:
                 low, high = statement.interval
                 assert low <= statement.value <= high, statement.name
@@ -573,6 +573,53 @@ def test_the_page(graded, short):
     assert "MARA would pay" in page
     assert "ratio^(1/8)" in page
     assert "least likely answer gets most" in page
+
+
+def test_answers_may_hold_what_parts_sentences():
+    """And the word that says that a run is far from its target."""
+    names = {"a": "It is 1. Sure", "b": "so far; 2", "c": "3; or 4. Far"}
+    log_ref = np.log([0.6, 0.3, 0.1])
+    frame = small([0, 1, 1], log_ref, counts=[10, 50, 36])
+    with double_precision():
+        log_probs = np.asarray(
+            kt.solve(kt.Objective(np.array([0.0, 1, 1]), log_ref, 0.4)).log_probs
+        )
+    frame["logp"] = frame["answer"].map(dict(zip("abc", log_probs, strict=True)))
+    plain = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
+    frame["answer"] = frame["completion"] = frame["answer"].map(names)
+    found = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
+
+    def renamed(text):
+        return re.sub("“([abc])”", lambda match: f"“{names[match[1]]}”", text)
+
+    assert any("“" in text for text in plain.verdict)
+    assert found.verdict == tuple(map(renamed, plain.verdict))
+    for statement in found.statements:
+        assert statement.text.startswith(statement.headline)
+        assert statement.warning == plain[statement.name].warning
+        assert statement.headline.count("“") == statement.headline.count("”")
+    for sentence in found.verdict:
+        assert f"  • {sentence_of(sentence)[:40]}" in str(found)
+
+
+def test_a_run_far_from_its_target_is_a_warning(short, graded):
+    assert short["distance"].warning
+    assert not graded["distance"].warning
+
+
+def test_errors_carry_their_argument():
+    for options, argument in (
+        ({"answer": "best"}, "answer"),
+        ({"format": "trll"}, "format"),
+        ({"columns": {"x": "y"}}, "columns"),
+        ({"num_generations": 7}, "num_generations"),
+    ):
+        with pytest.raises(RolloutError, match=argument) as error:
+            read_rollouts(DATA / "trl116_grpo_digit_b004", **options)
+        assert error.value.argument == argument
+    with pytest.raises(ValueError, match=r"^beta is needed: pass beta=0\.04, for") as error:
+        diagnose(GRADED, K3)
+    assert error.value.argument == "beta"
 
 
 def test_mara_makes_the_best_answers_equal(graded):

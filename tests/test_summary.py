@@ -133,6 +133,49 @@ def test_an_objective_is_solved():
     assert kt.summarize(objective) == kt.summarize(kt.solve(objective))
 
 
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.Alpha(np.array([[0.5], [2]]))])
+def test_a_batch_is_a_summary_per_problem(divergence):
+    task = tasks.load("one-two")
+    betas, scales = np.array([0.1, 1.0, 10.0]), np.array([[1.0], [2.0]])
+    objective = kt.Objective(
+        (scales[..., None] * task.reward).astype(FLOAT),
+        task.log_ref.astype(FLOAT),
+        betas.astype(FLOAT),
+        divergence,
+    )
+    summaries = kt.summarize(objective, task.modes, labels=task.labels, top=2)
+    assert len(summaries) == 6
+    for k, summary in enumerate(summaries):
+        scale, beta = scales.flat[k // 3], betas[k % 3]
+        alone = jax.tree.map(lambda x, k=k: x.flat[k // 3].astype(FLOAT), divergence)
+        one = problem([0.3, 0.02, 0.68], scale * task.reward, beta, alone)
+        alone = kt.summarize(one, task.modes, labels=task.labels, top=2)
+        assert summary.verdict == alone.verdict
+        assert summary.rows[0].log_prob == pytest.approx(alone.rows[0].log_prob, abs=1e-5)
+        assert summary.beta == pytest.approx(beta)
+
+
+def test_the_parts_of_a_verdict_are_fields():
+    summary = of_task("one-two", 0.1)
+    assert summary.headline.startswith("collapses: 93.7 %")
+    assert summary.invariant == "equal rewards keep the reference's ratio (15 : 1) at every β"
+    assert summary.verdict == f"{summary.headline}; {summary.invariant}"
+    assert of_task("bimodal", 0.05).invariant == ""
+
+
+def test_summaries_are_saved_and_loaded(tmp_path):
+    forbidden = kt.summarize(
+        problem([0.5, 0.3, 0.2], [1, 0, -np.inf], 0.5), labels=["nan", "b", "c"]
+    )
+    for summary in (of_task("bimodal", 0.05), forbidden):
+        summary.save(tmp_path / "summary.json")
+        again = kt.modes.Summary.load(tmp_path / "summary.json")
+        assert str(again) == str(summary)
+        assert again.rows == summary.rows
+        assert again.expected_reward_reference == summary.expected_reward_reference
+        assert again.to_json() == summary.to_json()
+
+
 def test_modes_are_listed_when_they_have_members():
     summary = of_task("bimodal", 0.05, top=1)
     row = summary.mode_rows[0]
@@ -261,9 +304,6 @@ def test_a_forbidden_outcome_of_the_reference():
 
 
 def test_what_is_refused():
-    objective = problem([0.5, 0.5], [1, 0], np.array([0.1, 1.0], FLOAT))
-    with pytest.raises(ValueError, match=r"one problem, got batch shape \(2,\): pass one of them"):
-        kt.summarize(objective)
     single = problem([0.5, 0.5], [1, 0], 0.1)
     with pytest.raises(ValueError, match="there are 1 labels for 2 outcomes"):
         kt.summarize(single, labels=["a"])

@@ -13,7 +13,7 @@ import pytest
 from oracles import DTYPES
 
 import kltarget as kt
-from kltarget import cli, plot
+from kltarget import cli, plot, verification
 from kltarget._core.distances import TARGETS
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
@@ -278,6 +278,21 @@ def test_report_as_data(report, tmp_path):
     table = str(report)
     assert "token-local forward KL" in table
     assert "Verdict: confirmed." in table
+
+
+def test_a_report_is_saved_and_loaded(report, tmp_path):
+    report.save(tmp_path / "report.json")
+    again = verification.Report.load(tmp_path / "report.json")
+    assert str(again) == str(report)
+    assert again.to_json() == report.to_json()
+    assert np.array_equal(again.runs[3].history, report.runs[3].history)
+
+
+def test_wide_names_keep_the_columns(report):
+    runs = [dataclasses.replace(report.runs[0], policy=name) for name in ("日本語", "tabular")]
+    lines = str(dataclasses.replace(report, runs=tuple(runs))).splitlines()
+    wide, narrow = (line for line in lines if line.startswith(("日本語", "tabular")))
+    assert wide.index("k1 in") + 3 == narrow.index("k1 in")  # three characters of double width
 
 
 @pytest.mark.slow

@@ -14,6 +14,36 @@ from jaxtyping import Array
 from kltarget._core.numerics import as_float, widest
 
 
+class ArgumentError(ValueError):
+    """What is wrong with an argument.
+
+    ``{}`` in the message stands for the argument and its value, which Python and the command line
+    spell differently.
+
+    Args:
+        message: what is wrong, a line.
+        argument: name of the argument; none if the error is about something else.
+        value: its value, or one to give.
+        python: how Python spells both, ``argument=value`` by default.
+
+    Attributes:
+        argument: its name.
+    """
+
+    def __init__(
+        self, message: str, argument: str = "", value: object = None, python: str | None = None
+    ) -> None:
+        if python is None:
+            python = argument if value is None else f"{argument}={value!r}"
+        super().__init__(message.replace("{}", python, 1) if argument else message)
+        self.argument, self._message, self._value = argument, message, value
+
+    def with_option(self, option: str) -> str:
+        """The message for a command line, where an option sets the argument."""
+        given = option if self._value is None else f"{option} {self._value}"
+        return self._message.replace("{}", given, 1)
+
+
 def traced(*arrays: Any) -> bool:
     """Whether any of the arrays has no concrete values."""
     return any(isinstance(x, Tracer) for x in arrays)

@@ -1,11 +1,9 @@
-"""Words and columns for people: labels, numbers and tables as text."""
+"""Words for people: labels and numbers as text, and lines of a width."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
 
 
 def quoted(label: str) -> str:
@@ -33,30 +31,18 @@ def display_width(text: str) -> int:
     )
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Text columns: the first to the left, numbers to the right."""
-    widths = [max(map(display_width, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        padding = [
-            " " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True)
-        ]
-        cells = [
-            row[0] + padding[0],
-            *(p + cell for p, cell in zip(padding[1:], row[1:], strict=True)),
-        ]
-        lines.append("   ".join(cells).rstrip())
-    return lines
+def wrapped(text: str, width: int = 96, indent: str = "") -> list[str]:
+    """Lines of at most so many columns, all but the first after an indent.
 
-
-def wrapped(text: str, width: int = 96) -> list[str]:
-    """Lines of at most so many columns; a percent sign stays with its number."""
-    lines = [""]
-    for word in text.replace(" %", "\0%").split(" "):
+    A percent sign stays with its number, and a no-break space becomes a space that does not break.
+    """
+    lines, start = [""], ""
+    for word in text.replace(" %", "\u00a0%").split(" "):
         if lines[-1] and display_width(f"{lines[-1]} {word}") > width:
             lines.append("")
-        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return [line.replace("\0%", " %") for line in lines]
+            start = indent
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else start + word
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def counted(number: int, noun: str) -> str:
@@ -76,6 +62,17 @@ def percent(log_p: float) -> str:
     if 99.95 <= share < 100 * (1 - 1e-6):
         return "> 99.9 %"
     return f"{share:.3g} %"
+
+
+def probability(log_p: float) -> str:
+    """A probability with four decimals, or two digits if it is smaller, perhaps than any float."""
+    if math.isnan(log_p):
+        return "nan"
+    if log_p == -math.inf:
+        return "0"
+    if log_p >= math.log(0.9999e-3):
+        return f"{math.exp(log_p):.4f}"
+    return scientific(log_p)
 
 
 def times(log_p: float, log_q: float) -> str:
@@ -111,14 +108,3 @@ def number(x: float, digits: int = 4) -> str:
     if not math.isfinite(x):
         return f"{x:g}".replace("inf", "∞")
     return f"{x:.{digits}g}"
-
-
-def plain(x: Any) -> Any:
-    """Nested content for ``json``, which has no infinities: what is not finite as a string."""
-    if isinstance(x, dict):
-        return {name: plain(value) for name, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [plain(value) for value in x]
-    if isinstance(x, float) and not math.isfinite(x):
-        return str(x)
-    return x

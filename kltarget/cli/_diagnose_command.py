@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import math
 import pathlib
-import re
 import sys
 import time
 from typing import Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget.cli._arguments import (
     InputError,
     check_drawable,
@@ -200,23 +200,14 @@ def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> 
     return 0
 
 
-# Names of Python arguments in messages, and the options that set them.
-_OPTIONS = (
-    (r"num_generations=(\d+)", r"--group-size \1"),
-    (r"format='([\w-]+)'", r"--format \1"),
-    (r"give the format\b", "give --format"),
-    (r"format '([\w-]+)' is", r"--format \1 is"),
-    (r"answer='(.*)' is", r"--answer \1 is"),
-    (r"columns=\{.*\}", "--columns prompt=…,completion=…,reward=…"),
-    (r"^columns(:| are)", r"--columns\1"),
-    (r"beta is needed: .*", "beta is needed: --beta 0.04, for instance"),
-)
-
-
-def _as_options(text: str) -> str:
-    for name, option_text in _OPTIONS:
-        text = re.sub(name, option_text, text)
-    return text
+_OPTIONS = {
+    "num_generations": "--group-size",
+    "format": "--format",
+    "answer": "--answer",
+    "columns": "--columns",
+    "beta": "--beta",
+}
+"""The options that set Python's arguments."""
 
 
 def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
@@ -233,7 +224,7 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget import pages, plot
     from kltarget.diagnosis import diagnose
-    from kltarget.rollouts import RolloutError, read_rollouts
+    from kltarget.rollouts import read_rollouts
 
     try:
         used, beta, name = _recipe(arguments)
@@ -256,9 +247,12 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
                 threshold=arguments.threshold,
                 max_prompts=arguments.max_prompts,
             )
-    except (RolloutError, ValueError, ImportError, KeyError, OSError) as error:
+    except ArgumentError as error:
+        option = _OPTIONS.get(error.argument)
+        raise InputError(error.with_option(option) if option else str(error)) from None
+    except (ValueError, ImportError, KeyError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(_as_options(str(text))) from None
+        raise InputError(str(text)) from None
     say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
     wrote = []
     if arguments.json is not None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
-from kltarget._core.words import aligned
+from kltarget._core.page import Page, Table
 from kltarget.cli import (
     _diagnose_command,
     _explore_command,
@@ -99,10 +99,9 @@ class _Version(argparse.Action):
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    known = tasks.listing()
-    rows = [["task", "outcomes", "right"]]
-    rows += [[task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}"] for task in known]
-    descriptions = ["description", *(task.description for task in known)]
-    lines = zip(aligned(rows), descriptions, strict=True)
-    say([f"{line}   {description}" for line, description in lines])
+    rows = [
+        (task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}", task.description)
+        for task in tasks.listing()
+    ]
+    say(Page([Table([("task", "outcomes", "right", "description"), *rows], "lrrl")]))
     return 0

@@ -16,22 +16,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import pathlib
-import re
 from typing import Any
 
 from kltarget import recipes
-from kltarget._core.words import aligned, display_width, plain, wrapped
+from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
+from kltarget._core.records import json_text
 from kltarget.cli._arguments import InputError, check_outputs, option, positive, real, say, write
 from kltarget.recipes import Preset, Recipe
 from kltarget.recipes._comparison import in_words
 from kltarget.recipes._reading import Reading, number, read
 
-_WIDTH = 96
-_LABEL = 14
-_COLUMN = 38
 # Fields that a page names even at their defaults.
 _ALWAYS = ("place", "estimator", "level", "baseline", "normalise")
 
@@ -106,10 +102,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
         say(_beside(presets, used, readings))
     if arguments.json is not None:
         content = [_content(*row) for row in zip(presets, readings, strict=True)]
-        text = json.dumps(
-            plain(content if len(content) > 1 else content[0]), indent=1, ensure_ascii=False
-        )
-        write(arguments.json, lambda file: file.write(text + "\n"))
+        text = json_text(content if len(content) > 1 else content[0], indent=1)
+        write(arguments.json, lambda file: file.write(text))
         say([f"wrote {arguments.json}"])
     return 0
 
@@ -127,15 +121,20 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _page(preset: Preset, recipe: Recipe, reading: Reading) -> list[str]:
-    lines = [_heading(preset), f"read in {preset.file}, checked {preset.checked}", ""]
-    for label, text in _entries(reading):
-        lines += _labelled(label, text)
-    lines += ["", "Mind"]
-    for text in (*reading.caveats, *preset.notes):
-        first, *rest = wrapped(text, _WIDTH - 2)
-        lines += [f"- {first}", *(f"  {line}" for line in rest)]
-    return [*lines, "", *_fields(preset, recipe)]
+def _page(preset: Preset, recipe: Recipe, reading: Reading) -> Page:
+    entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
+    mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
+    return Page(
+        [Heading(_heading(preset), 1), Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [Bullets(entries, "labelled")],
+        [Heading("Mind"), Bullets(mind)],
+        [_fields(preset, recipe)],
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Keeps “β = 0.1” on one line."""
+    return text.replace("β = ", "β\u00a0=\u00a0").replace("σ = ", "σ\u00a0=\u00a0")
 
 
 def _heading(preset: Preset) -> str:
@@ -158,26 +157,16 @@ def _entries(reading: Reading) -> list[tuple[str, str]]:
     return [(label, text) for label, text in entries if text != "—"]
 
 
-def _labelled(label: str, text: str) -> list[str]:
-    # “β = 0.1” stays on one line.
-    text = re.sub(r"([βσ]) = (?=\S)", "\\1\0=\0", text)
-    first, *rest = (line.replace("\0", " ") for line in wrapped(text, _WIDTH - _LABEL))
-    return [f"{label:<{_LABEL}}{first}", *(" " * _LABEL + line for line in rest)]
-
-
-def _fields(preset: Preset, recipe: Recipe) -> list[str]:
+def _fields(preset: Preset, recipe: Recipe) -> Table:
     """The fields that matter, their values, and the keys of the trainer that set them."""
     defaults = Recipe()
-    rows, sources = [["field", "value"]], ["set by"]
+    rows = [("field", "value", "set by")]
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
         told = field.name in preset.keys or field.name in _ALWAYS
-        if not told and value == getattr(defaults, field.name):
-            continue
-        rows.append([field.name, _value(value)])
-        sources.append(preset.keys.get(field.name, "–"))
-    lines = aligned(rows)
-    return [f"{line}   {source}" for line, source in zip(lines, sources, strict=True)]
+        if told or value != getattr(defaults, field.name):
+            rows.append((field.name, _value(value), preset.keys.get(field.name, "–")))
+    return Table(rows, "lrl")
 
 
 def _value(value: Any) -> str:
@@ -186,10 +175,9 @@ def _value(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) -> list[str]:
+def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) -> Page:
     """Two columns; a line that differs is marked."""
-    rows = [("", presets[0].title, presets[1].title)]
-    rows.append(("trainer", presets[0].trainer, presets[1].trainer))
+    rows = [("trainer", presets[0].trainer, presets[1].trainer)]
     for label, pick in (
         ("objective", lambda reading: reading.objective),
         ("KL", lambda reading: reading.kl),
@@ -199,21 +187,23 @@ def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) 
         ("target", lambda reading: reading.target),
     ):
         rows.append((label, pick(readings[0]), pick(readings[1])))
-    lines = []
-    for label, left, right in rows:
-        lines += _columns(label, left, right)
     fields = [
         (field.name, *(_value(getattr(recipe, field.name)) for recipe in used))
         for field in dataclasses.fields(Recipe)
         if any(getattr(recipe, field.name) != getattr(Recipe(), field.name) for recipe in used)
     ]
-    lines.append("")
-    for row in fields:
-        lines += _columns(*row)
+    table = [("", presets[0].title, presets[1].title)]
+    for label, left, right in (*rows, ("", "", ""), *fields):
+        mark = "≠" if left != right else "\u00a0"
+        table.append((f"{mark}\u00a0{label}" if label else "", left, right))
+    differ = any(left != right for _, left, right in (*rows, *fields))
     same = presets[0].trainer == presets[1].trainer and used[0].beta == used[1].beta
-    lines += ["", "≠ marks what differs."] if any(line.startswith("≠") for line in lines) else []
     summary = in_words(readings[0], readings[1], same_keys=same)
-    return [*lines, "", *wrapped(summary[0].upper() + summary[1:] + ".", _WIDTH)]
+    return Page(
+        [Table(table, "lll", gap=2, widths=(17, 38, 38))],
+        [Lines(["≠ marks what differs."])] if differ else [],
+        [Paragraph(summary[0].upper() + summary[1:] + ".")],
+    )
 
 
 def _effective(reading: Reading) -> str:
@@ -229,15 +219,3 @@ def _critical(reading: Reading) -> str:
         return "—"
     found = ", ".join(f"{beta:.3f}" for beta in reading.critical.values())
     return f"{found} for a reference success rate of {', '.join(reading.critical)}"
-
-
-def _columns(label: str, left: str, right: str) -> list[str]:
-    mark = "≠" if label and left != right else " "
-    columns = [wrapped(text, _COLUMN) for text in (left, right)]
-    height = max(map(len, columns))
-    cells = [column + [""] * (height - len(column)) for column in columns]
-    lines = []
-    for i, (a, b) in enumerate(zip(*cells, strict=True)):
-        start = f"{mark if i == 0 else ' '} {label if i == 0 else '':<17}"
-        lines.append(f"{start}{a}{' ' * (_COLUMN - display_width(a) + 2)}{b}".rstrip())
-    return lines

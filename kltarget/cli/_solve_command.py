@@ -44,7 +44,7 @@ from kltarget.cli._arguments import (
     write,
 )
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
-from kltarget.cli._solve_page import Solution, report, set_bits, to_json
+from kltarget.cli._solve_page import Solution, page, set_bits, to_json
 from kltarget.divergences import kl
 from kltarget.divergences._names import named
 from kltarget.modes import effective_modes, entropy
@@ -103,7 +103,7 @@ def _solve(arguments: argparse.Namespace) -> int:
         check_drawable(arguments.plot)
     with double_precision(), without_device_warnings():
         solution = _solution(task, arguments)
-        say(report(solution, read, arguments.top))
+        say(page(solution, read, arguments.top))
         if arguments.json is not None:
             write(arguments.json, lambda file: file.write(to_json(solution)))
         if arguments.plot is not None:

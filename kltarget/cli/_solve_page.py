@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from kltarget._core.page import Lines, Page, Paragraph, Table
+from kltarget._core.records import json_text
 from kltarget._core.status import FAILURES, IN_WORDS, Status
-from kltarget._core.words import aligned, plain, quoted, scientific, short
+from kltarget._core.words import probability, quoted, short
 from kltarget.modes import flip_beta, summarize
 from kltarget.targets import Target
 from kltarget.tasks import Task
 
 # More columns than this do not fit beside the outcomes; the table of β is never cut.
 _MOST_COLUMNS = 5
-_WIDTH = 96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +43,27 @@ def set_bits(status: Status) -> list[str]:
     return [str(bit.name) for bit in Status if bit & status]
 
 
-def report(solution: Solution, notes: Sequence[str], top: int) -> list[str]:
-    """Lines of text: the problem, a table of β, one of outcomes, and what happens in words."""
-    task, betas = solution.task, solution.betas
+def page(solution: Solution, notes: Sequence[str], top: int) -> Page:
+    """The problem, a table of β, those of outcomes and modes, and what happens in words."""
+    rows = [("β", "expected reward", "KL(π‖π_ref)", "effective modes")]
+    num_modes = len(np.unique(solution.modes[solution.right]))
+    names = ("reference", *(f"{beta:g}" for beta in solution.betas))
+    measures = (solution.measures[x] for x in ("expected_reward", "kl_to_reference"))
+    for name, reward, nats, modes in zip(
+        names, *measures, solution.measures["effective_modes"], strict=True
+    ):
+        of = f"{_decimal(modes, 2)} of {num_modes:,}"
+        rows.append((name, _decimal(reward), _decimal(nats), of))
+    return Page(
+        [Lines(_problem(solution, notes))],
+        [Table(rows, "lrrr")],
+        *([table] for table in _outcomes(solution, top)),
+        [Paragraph(sentence, hanging=4) for sentence in _sentences(solution)],
+    )
+
+
+def _problem(solution: Solution, notes: Sequence[str]) -> list[str]:
+    task = solution.task
     rewards = task.reward[solution.right]
     if solution.mara is not None:
         what = f"reward ≥ {solution.mara['threshold']:g}"
@@ -54,32 +71,14 @@ def report(solution: Solution, notes: Sequence[str], top: int) -> list[str]:
         what = f"reward {rewards.max():.4g}"
     else:
         what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
-    right_mass = np.logaddexp.reduce(task.log_ref[solution.right])
-    num_modes = len(np.unique(solution.modes[solution.right]))
-    lines = [f"{task.name}: {task.description}", *(f"  {note}" for note in notes)]
-    lines.append(
+    right_mass = probability(np.logaddexp.reduce(task.log_ref[solution.right]))
+    mara = f" with MARA ({solution.mara['method']})" if solution.mara else ""
+    return [
+        f"{task.name}: {task.description}",
+        *(f"  {note}" for note in notes),
         f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
-        f"{probability(right_mass)}); regularised by {solution.divergence_name}"
-        + (f" with MARA ({solution.mara['method']})" if solution.mara else "")
-    )
-
-    rows = [["β", "expected reward", "KL(π‖π_ref)", "effective modes"]]
-    for i, name in enumerate(["reference", *(f"{beta:g}" for beta in betas)]):
-        row = {measure: values[i] for measure, values in solution.measures.items()}
-        rows.append(
-            [
-                name,
-                _decimal(row["expected_reward"]),
-                _decimal(row["kl_to_reference"]),
-                f"{_decimal(row['effective_modes'], 2)} of {num_modes:,}",
-            ]
-        )
-    lines += ["", *aligned(rows)]
-    lines += ["", *_outcomes(solution, top)]
-    lines.append("")
-    for sentence in _sentences(solution):
-        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent="    ", break_long_words=False)
-    return lines
+        f"{right_mass}); regularised by {solution.divergence_name}{mara}",
+    ]
 
 
 def _sentences(solution: Solution) -> list[str]:
@@ -105,38 +104,28 @@ def _sentences(solution: Solution) -> list[str]:
 
 
 def _verdicts(solution: Solution) -> list[str]:
-    task, target = solution.task, solution.target
-    divergence = target.objective.divergence
-    verdicts, flips = [], False
-    for i in _columns(solution):
-        one = Target(
-            task.objective(solution.betas[i], divergence=divergence),
-            target.log_probs[i],
-            target.multiplier[i],
-            target.status[i],
-        )
-        summary = summarize(one, solution.modes, labels=task.labels)
-        verdicts.append(summary.verdict.split("; "))
-        flips = flips or math.isfinite(summary.flip_beta)
+    task, target, shown = solution.task, solution.target, np.array(_columns(solution))
+    rows = Target(
+        dataclasses.replace(target.objective, beta=target.objective.beta[shown]),
+        *(x[shown] for x in (target.log_probs, target.multiplier, target.status)),
+    )
+    summaries = summarize(rows, solution.modes, labels=task.labels)
     # What no β can change is said once.
-    ends = {verdict[-1] for verdict in verdicts}
-    common = sorted(ends) if len(verdicts) > 1 and len(ends) == 1 else []
-    if common and common[0].endswith("at every β") and all(len(v) > 1 for v in verdicts):
-        verdicts = [verdict[:-1] for verdict in verdicts]
-    else:
-        common = []
+    always = {summary.invariant for summary in summaries}
+    once = len(summaries) > 1 and len(always) == 1
     lines = [
-        f"β = {solution.betas[i]:g}: {'; '.join(verdict)}"
-        for i, verdict in zip(_columns(solution), verdicts, strict=True)
+        f"β = {solution.betas[i]:g}: {summary.headline if once else summary.verdict}"
+        for i, summary in zip(shown, summaries, strict=True)
     ]
-    lines += common
+    lines += filter(None, always if once else ())
     # The summary compares modes; the reference's favourite may be a wrong answer, in none of them.
     favourite = int(task.log_ref.argmax())
     possible = np.isfinite(task.log_ref) & np.isfinite(task.reward)
     best = int(np.lexsort((-task.log_ref, -np.where(possible, task.reward, -np.inf)))[0])
+    flips = any(math.isfinite(summary.flip_beta) for summary in summaries)
     if not flips and possible[favourite] and task.reward[favourite] < task.reward[best]:
-        one = task.objective(solution.betas[0], divergence=divergence)
-        flip = float(flip_beta(one, favourite, best))
+        objective = task.objective(solution.betas[0], divergence=target.objective.divergence)
+        flip = float(flip_beta(objective, favourite, best))
         if 0 < flip < math.inf:
             lines.append(
                 f"{quoted(task.labels[best])} overtakes the reference's favourite "
@@ -166,7 +155,7 @@ def _columns(solution: Solution) -> list[int]:
     return sorted({round(k * last / max(count - 1, 1)) for k in range(count)})
 
 
-def _outcomes(solution: Solution, top: int) -> list[str]:
+def _outcomes(solution: Solution, top: int) -> list[Table]:
     """The most probable outcomes, and modes if they are not single outcomes, at up to five β."""
     task, betas = solution.task, solution.betas
     columns = _columns(solution)
@@ -176,7 +165,7 @@ def _outcomes(solution: Solution, top: int) -> list[str]:
     chosen = _top(masses, top)
     labels = [short(task.labels[int(i)]) for i in chosen]
     rewards = [f"{task.reward[i]:.4g}" for i in chosen]
-    lines = _mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})
+    tables = [_mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})]
 
     modes = np.unique(solution.modes[solution.right])
     if len(modes) < solution.right.sum():
@@ -191,8 +180,8 @@ def _outcomes(solution: Solution, top: int) -> list[str]:
             for k, peak in zip(kept, peaks, strict=True)
         ]
         sizes = [f"{len(members[k]):,}" for k in kept]
-        lines += ["", *_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes})]
-    return lines
+        tables.append(_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes}))
+    return tables
 
 
 def _top(masses: np.ndarray, top: int) -> np.ndarray:
@@ -205,7 +194,7 @@ def _top(masses: np.ndarray, top: int) -> np.ndarray:
 
 def _mass_table(
     masses: np.ndarray, chosen: np.ndarray, heads: Sequence[str], names: dict[str, list[str]]
-) -> list[str]:
+) -> Table:
     """Two columns that name the chosen entries, then their mass in each row of `masses`."""
     rows = [[*names, *heads]]
     for i, *cells in zip(chosen, *names.values(), strict=True):
@@ -214,24 +203,13 @@ def _mass_table(
     if rest.shape[1]:
         total = np.logaddexp.reduce(rest, axis=1)
         rows.append([f"({rest.shape[1]:,} more)", "", *map(probability, total)])
-    return aligned(rows)
+    return Table(rows, "l" + "r" * (len(heads) + 1))
 
 
 def _decimal(value: float, digits: int = 4) -> str:
     if not math.isfinite(value):
         return f"{value:g}".replace("inf", "∞")
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.4g}"
-
-
-def probability(log_mass: float) -> str:
-    """A probability, also one too small for a float."""
-    if math.isnan(log_mass):
-        return "nan"
-    if log_mass == -math.inf:
-        return "0"
-    if log_mass >= math.log(0.9999e-3):
-        return f"{math.exp(log_mass):.4f}"
-    return scientific(log_mass)
 
 
 def to_json(solution: Solution) -> str:
@@ -264,4 +242,4 @@ def to_json(solution: Solution) -> str:
             for i, beta in enumerate(solution.betas)
         ],
     }
-    return json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)

@@ -1,6 +1,7 @@
 """What a run's log says: what was asked for, how far it got, and what stood in the way."""
 
 from kltarget.diagnosis._diagnose import diagnose
-from kltarget.diagnosis._diagnosis import Diagnosis, Featured, Statement
+from kltarget.diagnosis._diagnosis import Diagnosis
+from kltarget.diagnosis._statement import Featured, Statement
 
 __all__ = ["Diagnosis", "Featured", "Statement", "diagnose"]

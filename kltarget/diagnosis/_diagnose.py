@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
-from kltarget.diagnosis._diagnosis import Diagnosis, Statement
+from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
 from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
+from kltarget.diagnosis._statement import Statement
 from kltarget.evidence._prompts import (
     disagreements,
     num_right,
@@ -118,7 +120,12 @@ def diagnose(
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
     if beta is None:
-        raise ValueError("beta is needed: pass beta=0.04, for instance, or give it to the recipe")
+        raise ArgumentError(
+            "beta is needed: {}",
+            "beta",
+            "0.04, for instance",
+            python="pass beta=0.04, for instance, or give it to the recipe",
+        )
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
     for option, value, least in (

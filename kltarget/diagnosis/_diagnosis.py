@@ -3,83 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kltarget._core.words import plain
-from kltarget.evidence._statistics import Interval
+from kltarget._core.page import STYLE, Bullets, Figure, Heading, Item, Lines, Page, Paragraph, Table
+from kltarget._core.records import Record
+from kltarget._core.words import number, short
+from kltarget.diagnosis._statement import Featured, Statement
 from kltarget.recipes import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-@dataclasses.dataclass(frozen=True)
-class Statement:
-    """One thing that a log says.
-
-    Attributes:
-        name: what it is about, in one word for programs.
-        text: the statement as a sentence.
-        value: its number; None if there is none, or if it is refused.
-        interval: 95 % interval of ``value``; None if it is exact or has no number.
-        assumption: what it takes for granted, phrases parted by "; ".
-        sample_size: how many ``unit`` it rests on.
-        unit: what was counted.
-        tier: what the log had to hold: 1 rewards, 2 also the reference's log-probabilities, 3 also
-            those of the policy.
-        refused: whether it only says what is missing.
-    """
-
-    name: str
-    text: str
-    value: float | None = None
-    interval: Interval | None = None
-    assumption: str = ""
-    sample_size: int = 0
-    unit: str = "rollouts"
-    tier: int = 1
-    refused: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Featured:
-    """The most informative prompt in numbers, an entry per outcome; the last holds all unseen.
-
-    Attributes:
-        prompt: its text.
-        names: its answers.
-        reward: mean logged reward of each.
-        counts: rollouts in the whole log.
-        reference: probability by the reference.
-        target: by the recipe's target; None if there is none.
-        now: by the policy of the last logged steps.
-        mara_reward: what MARA would pay instead, None where it has no answer.
-        flips: the answers that change places, a dictionary each: ``better``, ``worse``, ``beta`` of
-            the trainer, ``effective_beta``, ``interval``, and ``other`` for good unseen answers.
-        betas: coefficients of ``shares``.
-        shares: target probabilities of every outcome at each of them.
-        effective_beta: the configured coefficient in units of the logged reward.
-    """
-
-    prompt: str
-    names: tuple[str, ...]
-    reward: tuple[float, ...]
-    counts: tuple[int, ...]
-    reference: tuple[float, ...] | None
-    target: tuple[float, ...] | None
-    now: tuple[float, ...]
-    mara_reward: tuple[float, ...] | None = None
-    flips: tuple[dict[str, Any], ...] = ()
-    betas: tuple[float, ...] = ()
-    shares: tuple[tuple[float, ...], ...] = ()
-    effective_beta: float | None = None
+WIDTH = 98
+_LONG_PROMPT = 2000
+_TIERS = {
+    1: "From the rewards",
+    2: "From the reference's log-probabilities",
+    3: "From the policy's log-probabilities",
+}
+_BARS = "▁▂▃▄▅▆▇█"
+_LEGENDS = {
+    "reward": "mean reward",
+    "entropy": "answer entropy, nats",
+    "differ": "two answers differ",
+    "zero_std": "groups with σ = 0",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Diagnosis:
+class Diagnosis(Record):
     """What :func:`kltarget.diagnosis.diagnose` found. Prints as a page.
 
     Attributes:
@@ -148,62 +102,78 @@ class Diagnosis:
         return any(x.name == name for x in self.statements)
 
     def __str__(self) -> str:
-        from kltarget.diagnosis._text_page import text_page
-
-        return "\n".join(text_page(self))
+        return self.page().to_text(WIDTH)
 
     def _repr_html_(self) -> str:
-        from kltarget.diagnosis._html_page import fragment
+        return f"<style>{STYLE}</style>{self.page(room=_LONG_PROMPT).to_html()}"
 
-        return fragment(self)
+    def page(self, *figures: Figure, room: int = 60) -> Page:
+        """The whole as headings, lists and tables, with figures after its first lines.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for :meth:`from_dict`."""
-        content = dataclasses.asdict(self)
-        content["size"] = dict(self.size)
-        return _listed(content)
+        The middle of a prompt of more than ``room`` columns is left out.
+        """
+        groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
+        recipe = f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
+        title = Heading(f"kltarget diagnose · {self.title}", 1)
+        page = Page([title, Paragraph(recipe, faint=True)])
+        in_short = [Item("  • ", sentence_of(text)) for text in self.verdict]
+        page.add(Heading("In short"), Bullets(in_short, "short"), *figures)
+        if len(self.history["step"]) > 1:
+            page.add(self._sparklines())
+        assumed = [text for x in self.statements for text in x.assumptions]
+        letters = {x: chr(ord("a") + i) for i, x in enumerate(dict.fromkeys(assumed))}
+        for tier, heading in _TIERS.items():
+            items = [
+                Item("  ✗ " if x.refused else "  · ", x.text, x.evidence(letters), x.refused)
+                for x in self.statements
+                if x.tier == tier
+            ]
+            if items and tier == 2 and self.featured is not None:
+                page.add(Heading(heading))
+                self._add_featured(page, self.featured, room)
+                page.add(Bullets(items))
+            elif items:
+                page.add(Heading(heading), Bullets(items))
+        if self.tier == 1 and self.featured is not None:
+            self._add_featured(page, self.featured, room)
+        if letters:
+            items = [Item(f"  {letter}  ", text) for text, letter in letters.items()]
+            page.add(Heading("Assumptions"), Bullets(items, "labelled"))
+        if self.notes:
+            page.add(Heading("Notes"), Bullets([Item("  - ", note) for note in self.notes]))
+        return page
+
+    def _add_featured(self, page: Page, featured: Featured, room: int) -> None:
+        which = "the prompt" if self.size["prompts"] == 1 else "the most informative prompt"
+        page.add(Lines([f"  {which}: “{short(featured.prompt, room)}”"]), featured.table())
+
+    def _sparklines(self) -> Table:
+        """Rows of what changed along the steps, from the first bin to the last."""
+        first, last = self.history["step"][0], self.history["until"][-1]
+        rows = [("along the steps", f"{first:,.0f}", "…", f"{last:,.0f}")]
+        for name, legend in _LEGENDS.items():
+            values = self.history[name]
+            finite = [x for x in values if math.isfinite(x)]
+            if not finite:
+                continue
+            low, high = min(finite), max(finite)
+            step = (high - low) or 1.0
+            bars = "".join(
+                _BARS[min(int((x - low) / step * 8), 7)] if math.isfinite(x) else " "
+                for x in values
+            )
+            ends = (number(x, 3) if math.isfinite(x) else "–" for x in (values[0], values[-1]))
+            rows.append((legend, next(ends), bars, next(ends)))
+        return Table(rows, "lrcr")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Diagnosis:
         """What :meth:`to_dict` gave, read from JSON perhaps."""
-        known = _numbers(dict(content))
-        statements = tuple(
-            Statement(**{**x, "interval": _pair(x["interval"])}) for x in known["statements"]
+        again = super().from_dict(content)
+        # A prompt may be called "nan".
+        return dataclasses.replace(
+            again, prompts={**again.prompts, "prompt": list(content["prompts"]["prompt"])}
         )
-        featured = known["featured"]
-        if featured is not None:
-            featured = {
-                **{name: _tuples(value) for name, value in featured.items()},
-                "flips": tuple(
-                    {**flip, "interval": _pair(flip["interval"])} for flip in featured["flips"]
-                ),
-            }
-            featured = Featured(**featured)
-        return cls(
-            **{
-                **known,
-                "recipe": Recipe(**known["recipe"]),
-                "notes": tuple(known["notes"]),
-                "verdict": tuple(known["verdict"]),
-                "statements": statements,
-                "featured": featured,
-            }
-        )
-
-    def to_json(self) -> str:
-        """Everything as JSON; what is not finite is a string."""
-        return json.dumps(plain(self.to_dict()), ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes :meth:`to_json` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Diagnosis:
-        """Reads what :meth:`save` wrote."""
-        with open(path, encoding="utf-8") as file:
-            return cls.from_dict(json.load(file))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per prompt; numbers of prompts that were not analysed in full are NaN."""
@@ -212,29 +182,8 @@ class Diagnosis:
         return pd.DataFrame(self.prompts)
 
 
-def _listed(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {name: _listed(value) for name, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [_listed(value) for value in x]
-    return x
-
-
-def _tuples(x: Any) -> Any:
-    return tuple(map(_tuples, x)) if isinstance(x, list) else x
-
-
-def _pair(x: Any) -> Interval | None:
-    return None if x is None else (x[0], x[1])
-
-
-_TEXTS = frozenset({"prompt", "names", "text", "title", "notes", "verdict", "better", "worse"})
-
-
-def _numbers(x: Any) -> Any:
-    """Turns the strings that stand for infinities and NaN back, except in texts."""
-    if isinstance(x, dict):
-        return {name: v if name in _TEXTS else _numbers(v) for name, v in x.items()}
-    if isinstance(x, list):
-        return [_numbers(value) for value in x]
-    return float(x) if x in ("nan", "inf", "-inf") else x
+def sentence_of(text: str) -> str:
+    """With a capital, unless it begins with a symbol such as β, k1 or pass@8, and a full stop."""
+    first = text.split()[0]
+    symbol = not first.isascii() or any(x.isdigit() for x in first)
+    return (text[0] if symbol else text[0].upper()) + text[1:] + "."

@@ -9,8 +9,8 @@ import numpy as np
 
 from kltarget._core.status import Status
 from kltarget.diagnosis._aims import Aim, Flip, mara_rewards, shares_over_beta
-from kltarget.diagnosis._diagnosis import Featured, Statement
 from kltarget.diagnosis._say_rewards import Case
+from kltarget.diagnosis._statement import Featured, FlipOfAnswers, Statement
 from kltarget.evidence._prompts import Prompt
 
 
@@ -20,7 +20,7 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     for statement in statements:
         named.setdefault(statement.name, statement)
     told = "family" in named and named["family"].value is not None
-    far = "distance" in named and "far" in named["distance"].text
+    far = "distance" in named and named["distance"].warning
     wanted = [] if told else ["direction"]
     wanted += ["clipped"]
     if not aims or aims[0].status & Status.NO_TARGET:
@@ -33,13 +33,12 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
-    chosen = [named[name].text for name in wanted if name in named and not named[name].refused]
-    if (named["zero_std_groups"].value or 0) > 0.5:
-        chosen.append(named["zero_std_groups"].text)
+    chosen = [named[name] for name in wanted if name in named and not named[name].refused]
+    if named["zero_std_groups"].warning:
+        chosen.append(named["zero_std_groups"])
     if flips is not None and flips.refused:
-        chosen.append(flips.text)
-    # What follows a semicolon or another sentence is detail.
-    return tuple(text.split("; ")[0].split(". ")[0] for text in chosen)
+        chosen.append(flips)
+    return tuple(statement.headline for statement in chosen)
 
 
 def featured_of(
@@ -63,7 +62,7 @@ def featured_of(
         base,
         target=_known(prompt, aim.log_target),
         mara_reward=None if rewards is None else _floats(rewards),
-        flips=tuple(dataclasses.asdict(flip) for flip in flips),
+        flips=tuple(FlipOfAnswers(**dataclasses.asdict(flip)) for flip in flips),
         betas=_floats(betas),
         shares=tuple(map(_floats, shares)),
         effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,

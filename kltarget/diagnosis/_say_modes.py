@@ -7,15 +7,15 @@ import numpy as np
 from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis._aims import Aim
-from kltarget.diagnosis._diagnosis import Statement
 from kltarget.diagnosis._say_rewards import INDEPENDENT, Case
+from kltarget.diagnosis._statement import Statement
 from kltarget.evidence._statistics import Interval
 
 # Resamples of fewer groups scatter less than what they stand for.
 _FEWEST = 10
 
 
-def modes_statements(case: Case, aims: list[Aim], assumed: str) -> list[Statement]:
+def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> list[Statement]:
     """Effective numbers of right answers: by the reference, the target, and now."""
     several = [aim for aim in aims if aim.prompt.right(case.threshold).sum() > 1]
     if not several:
@@ -31,17 +31,9 @@ def modes_statements(case: Case, aims: list[Aim], assumed: str) -> list[Statemen
         text += f", {number(float(target), 3)} of the target"
     if len(aims) > 1:
         text += f" (prompts with two or more: {len(several):,})"
+    by = (*assumed, INDEPENDENT)
     return [
-        Statement(
-            "effective_modes",
-            text,
-            now,
-            interval,
-            f"{assumed}; {INDEPENDENT}",
-            groups,
-            "late groups",
-            tier=2,
-        )
+        Statement("effective_modes", text, "", now, interval, by, groups, "late groups", tier=2)
     ]
 
 

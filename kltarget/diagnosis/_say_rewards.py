@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from kltarget.diagnosis._diagnosis import Statement
+from kltarget.diagnosis._statement import Statement
 from kltarget.divergences import ForwardKL
 from kltarget.evidence._statistics import (
     Groups,
@@ -68,16 +68,17 @@ def direction(case: Case) -> Statement:
     """Which KL the trainer follows, and why."""
     recipe = case.recipe
     key, bonus = (recipe.place, recipe.estimator), recipe.entropy_bonus
+    detail = ""
     beside = f"the entropy bonus of {bonus:g} draws it to equally likely tokens"
     if case.beta == 0 or recipe.place == "none":
         what = "β = 0" if case.beta == 0 else "the recipe has no KL"
         text = f"{what}: nothing holds the policy to the reference"
-        text += (
-            f", but {beside}"
-            if bonus
-            else ", so there is no target; the path of training decides, and exact policy "
-            "gradients favour the best answer that the reference makes likeliest"
-        )
+        text += f", but {beside}" if bonus else ", so there is no target"
+        if not bonus:
+            detail = (
+                "; the path of training decides, and exact policy gradients favour the best answer "
+                "that the reference makes likeliest"
+            )
     elif recipe.divergence is not None:
         forward = isinstance(recipe.divergence, ForwardKL)
         name = "forward KL(π_ref‖π)" if forward else "reverse KL(π‖π_ref)"
@@ -108,7 +109,8 @@ def direction(case: Case) -> Statement:
             f"{recipe.estimator} in the {recipe.place} follows the gradient of no divergence: its "
             "cost still acts, but there is no unique target, and the path of training decides"
         )
-    return Statement("direction", text, assumption=f"{SOURCE}; {ON_POLICY}", unit="recipe")
+    assumptions = (SOURCE, ON_POLICY)
+    return Statement("direction", text, detail, assumptions=assumptions, unit="recipe")
 
 
 def _equal_groups(case: Case) -> Statement:
@@ -129,16 +131,17 @@ def _equal_groups(case: Case) -> Statement:
         f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
         f"{what}"
     )
-    if total < len(case.groups.equal):
-        text += f"; over the whole log {share(case.groups.equal.mean())}"
+    part = total < len(case.groups.equal)
     return Statement(
         "zero_std_groups",
         text,
+        f"; over the whole log {share(case.groups.equal.mean())}" if part else "",
         equal / total,
         wilson(equal, total),
-        INDEPENDENT,
+        (INDEPENDENT,),
         total,
         "groups",
+        warning=equal / total > 0.5,
     )
 
 
@@ -176,28 +179,35 @@ def _coefficient(case: Case) -> list[Statement]:
         single = beta * _own(recipe) / recipe.reward_scale
         scale = f" / {recipe.reward_scale:g}" if recipe.reward_scale != 1 else ""
         equals = f" = {beta:g}{own}{scale}{why}" if own or scale else ", the configured one"
-        text = (
-            f"the effective β is {single:.4g}{equals}, the same for every prompt; the range of "
-            f"rewards, {span:.4g}, is {span / single:.3g} times that"
-        )
         return [
-            Statement("effective_beta", text, single, None, f"{SOURCE}; {LARGE}", unit="recipe")
+            Statement(
+                "effective_beta",
+                f"the effective β is {single:.4g}{equals}, the same for every prompt",
+                f"; the range of rewards, {span:.4g}, is {span / single:.3g} times that",
+                single,
+                assumptions=(SOURCE, LARGE),
+                unit="recipe",
+            )
         ]
     if not values.size:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
-        return [Statement("effective_beta", text, None, None, INDEPENDENT, 0, "groups")]
+        return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     ratios = span / np.array([high, middle, low])
     shown = f"{middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
-        f"{why}: median {shown}; the range of rewards, {span:.4g}, is {ratios[1]:.3g} "
-        f"({ratios[0]:.3g} to {ratios[2]:.3g}) times that"
+        f"{why}: median {shown}"
     )
-    assumption = f"{SOURCE}; {PRESENT}; {INDEPENDENT}"
+    detail = (
+        f"; the range of rewards, {span:.4g}, is {ratios[1]:.3g} ({ratios[0]:.3g} to "
+        f"{ratios[2]:.3g}) times that"
+    )
+    assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = median_interval(values)
     unit = "groups" if values.size > 1 else "batches"
-    return [Statement("effective_beta", text, value, interval, assumption, values.size, unit)]
+    size = values.size
+    return [Statement("effective_beta", text, detail, value, interval, assumed, size, unit)]
 
 
 def _passes(case: Case) -> list[Statement]:
@@ -214,7 +224,7 @@ def _passes(case: Case) -> list[Statement]:
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
         found.append(
-            Statement(f"pass@{k}", text, now, interval, INDEPENDENT, values.size, "groups")
+            Statement(f"pass@{k}", text, "", now, interval, (INDEPENDENT,), values.size, "groups")
         )
     return found
 
@@ -224,7 +234,7 @@ def _diversity(case: Case) -> Statement:
     values = groups.differ[case.late]
     if not np.isfinite(values).any():
         text = "groups of one rollout say nothing of how much answers differ"
-        return Statement("diversity", text, None, None, INDEPENDENT, 0, "groups")
+        return Statement("diversity", text, assumptions=(INDEPENDENT,), unit="groups")
     now, interval = share_interval(values)
     entropy, time, _ = answer_entropy(log)
     ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
@@ -234,11 +244,11 @@ def _diversity(case: Case) -> Statement:
     drop = f", {ends[1]:.3g} then" if moved else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "
-        f"{log.late_span}{then}; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+        f"{log.late_span}{then}"
     )
-    return Statement(
-        "diversity", text, now, interval, INDEPENDENT, int(np.isfinite(values).sum()), "groups"
-    )
+    detail = f"; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+    size = int(np.isfinite(values).sum())
+    return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
 
 
 def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
@@ -248,17 +258,19 @@ def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
         f"two or more different right answers were seen for {several:,} of {len(counts):,} "
         f"prompts, none for {len(counts) - some:,}"
     )
+    detail = ""
     if several:
         left = float((late[counts > 1] < 2).mean())
-        text += f"; in {span} {share(left)} of those show at most one"
-        text += " (fewer rollouts show fewer answers)"
+        detail = f"; in {span} {share(left)} of those show at most one"
+        detail += " (fewer rollouts show fewer answers)"
     value = float(counts[counts > 0].mean()) if some else 0.0
     return Statement(
         "right_answers",
         text,
+        detail,
         value,
         None,
-        "answers are told apart by the rule",
+        ("answers are told apart by the rule",),
         len(counts),
         "prompts",
     )
@@ -268,14 +280,15 @@ def refusal(case: Case) -> Statement:
     """Why rewards alone give no flip β, and what would."""
     text = (
         "no flip β and no target: which of two answers is ahead at which β depends on how likely "
-        f"the reference makes them, and the log does not say. Log {HOW_TO_LOG}"
+        "the reference makes them, and the log does not say"
     )
+    detail = f". Log {HOW_TO_LOG}"
     if len(case.log.steps) and case.log.steps[0] <= 1:
-        text += (
+        detail += (
             "; or take the first logged step as a sample of the reference: reference='first-step', "
             "--reference-from-first-step"
         )
-    return Statement("flip_beta", text, assumption="", unit="", refused=True)
+    return Statement("flip_beta", text, detail, unit="", refused=True)
 
 
 def share(x: float) -> str:

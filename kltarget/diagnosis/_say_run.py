@@ -7,7 +7,6 @@ import numpy as np
 from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis._aims import Aim, distance, divergence, is_forward
-from kltarget.diagnosis._diagnosis import Statement
 from kltarget.diagnosis._family import (
     MARGIN,
     SHARE,
@@ -20,6 +19,7 @@ from kltarget.diagnosis._family import (
 )
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
+from kltarget.diagnosis._statement import Statement
 from kltarget.evidence._prompts import LEAST_SEEN
 from kltarget.evidence._statistics import Log
 
@@ -42,8 +42,9 @@ def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
             f"{what}, of each completion"
         )
         return [Statement("family", text, unit="", tier=3, refused=True)]
-    far = _far(case, aims)
-    return [*far, *_family(case, aims, far), *_path(case, aims)]
+    distances = _distance(case, aims)
+    is_far = any(statement.warning for statement in distances)
+    return [*distances, *_family(case, aims, is_far), *_path(case, aims)]
 
 
 def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
@@ -89,62 +90,65 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
     return cells, int(rows.size), scaled
 
 
-def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement]:
+def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
     cells, size, scaled = _cells(case.log, aims)
     name = "family"
     if case.recipe.entropy_bonus:
         text = "which family the run follows is not asked: beside an entropy bonus neither fits"
-        return [Statement(name, text, None, None, SOURCE, size, "late rollouts", tier=3)]
+        return [Statement(name, text, "", None, None, (SOURCE,), size, "late rollouts", tier=3)]
     if size < _LEAST_CELLS or not some_slope(cells):
         text = (
             f"which family the run follows cannot be told: in {case.log.late_span} the completions "
             "of a prompt have equal rewards"
         )
-        return [Statement(name, text, None, None, "", size, "late rollouts", tier=3)]
+        return [Statement(name, text, sample_size=size, unit="late rollouts", tier=3)]
     reverse, forward, share, units = fit_families(cells, case.rng, case.number)
     unit = 1.0 if not scaled else float(np.median([aim.effective_beta for aim in aims]))
     differ = scaled and np.ptp([aim.effective_beta for aim in aims]) > 1e-6 * unit
-    assumption = f"{STANDS}; {ON_POLICY}; {LARGE}; {DISTINCT}"
+    assumed = (STANDS, ON_POLICY, LARGE, DISTINCT)
     both = (
         f"reverse KL fits log π/π_ref with β = {_beta(reverse, unit)} to "
         f"{number(reverse.miss, 2)} nats, the forward KL π_ref/π with β = {_beta(forward, unit)} "
         f"to {number(forward.miss, 2)} nats"
     )
     ahead, behind = (forward, reverse) if forward.miss < reverse.miss else (reverse, forward)
-    distant = any(x.name == "distance" and "far" in x.text for x in far)
     sure = (
         can_tell(cells)
         and behind.miss > MARGIN * ahead.miss
         and share >= SHARE
         and ahead.factor < np.inf
     )
+    care = " (read with care: the run is far from the target)" if is_far else ""
+    detail = f". The {both}"
     if not can_tell(cells):
-        verdict = (
+        headline = (
             "cannot tell the family: no prompt's late completions have three different rewards, "
-            "and both pass through two"
+            f"and both pass through two{care}"
         )
     elif sure:
         times = behind.miss / max(ahead.miss, 1e-12)
         told = "more than 1,000" if times > 1000 else number(times, 2)
-        verdict = (
+        headline = (
             f"the log follows the {ahead.family} KL: the {behind.family} KL misses {told} times as "
-            f"much; it misses more in {100 * share:.3g} % of the resamples ({MARGIN:g} times and "
-            f"{100 * SHARE:g} % are asked for)"
+            "much"
+        )
+        detail = (
+            f"; it misses more in {100 * share:.3g} % of the resamples ({MARGIN:g} times and "
+            f"{100 * SHARE:g} % are asked for){care}{detail}"
         )
     else:
-        verdict = (
+        headline = (
             f"cannot tell the family: neither misses {MARGIN:g} times as much as the other in "
-            f"{100 * SHARE:g} % of the resamples"
+            f"{100 * SHARE:g} % of the resamples{care}"
         )
-    if distant:
-        verdict += " (read with care: the run is far from the target)"
     statements = [
         Statement(
             name,
-            f"{verdict}. The {both}",
+            headline,
+            detail,
             float(ahead.family == "forward") if sure else None,
             None,
-            assumption,
+            assumed,
             size,
             "late rollouts",
             tier=3,
@@ -165,15 +169,15 @@ def _family(case: Case, aims: list[Aim], far: list[Statement]) -> list[Statement
         text += f" (by the {used.family} KL, which the log follows but the recipe does not)"
     elif not sure:
         text += f" (by the {configured} KL, which the recipe follows)"
-    if distant:
-        text += "; the run is far from the target, so this is the β of a policy on its way"
+    on_its_way = "; the run is far from the target, so this is the β of a policy on its way"
     statements.append(
         Statement(
             "implied_beta",
             text,
+            on_its_way if is_far else "",
             value,
             (interval[0], interval[1]),
-            assumption,
+            assumed,
             units,
             "completions",
             tier=3,
@@ -186,7 +190,7 @@ def _beta(fit: Fit, unit: float) -> str:
     return number(unit * fit.factor, 3)
 
 
-def _far(case: Case, aims: list[Aim]) -> list[Statement]:
+def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
     known = [aim for aim in aims if aim.prompt.exact_now and aim.prompt.seen_mass >= LEAST_SEEN]
     if not known or aims[0].status & Status.NO_TARGET:
         return []
@@ -198,21 +202,25 @@ def _far(case: Case, aims: list[Aim]) -> list[Statement]:
         f"the last policy is {number(value, 2)} away from the target in total variation, "
         f"{number(nats, 2)} nats in KL(π‖target)"
     )
-    text = f"the run is far from its target: {text}" if max(value, nats) > FAR else f"{text}: close"
+    is_far = max(value, nats) > FAR
+    text = f"the run is far from its target: {text}" if is_far else f"{text}: close"
+    detail = ""
     if moves.size:
-        text += f"; it moved by {number(float(moves.mean()), 2)} between the last two logged steps"
-    if max(value, nats) > FAR:
-        text += "; it was too short, or the path, the recipe or β are not what is assumed"
+        detail = f"; it moved by {number(float(moves.mean()), 2)} between the last two logged steps"
+    if is_far:
+        detail += "; it was too short, or the path, the recipe or β are not what is assumed"
     return [
         Statement(
             "distance",
             text,
+            detail,
             value,
             None,
             assumptions(case, aims[0].prompt),
             len(known),
             "prompts",
             tier=3,
+            warning=is_far,
         )
     ]
 
@@ -254,18 +262,8 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         f"{number(target, 3)} by the target, {number(now, 3)} now: the target takes "
         f"{number(_tidy(by_target), 2)}, the path {number(_tidy(by_path), 2)} nats"
     )
-    return [
-        Statement(
-            "path",
-            text,
-            float(by_path),
-            None,
-            assumptions(case, aims[0].prompt),
-            len(known),
-            "prompts",
-            tier=3,
-        )
-    ]
+    by, size = assumptions(case, aims[0].prompt), len(known)
+    return [Statement("path", text, "", float(by_path), None, by, size, "prompts", tier=3)]
 
 
 def _tidy(x: float) -> float:

@@ -21,9 +21,9 @@ from kltarget.diagnosis._aims import (
     scale_of,
     searched,
 )
-from kltarget.diagnosis._diagnosis import Statement
 from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
+from kltarget.diagnosis._statement import Statement
 from kltarget.evidence._prompts import Prompt
 from kltarget.evidence._statistics import mean_interval
 
@@ -35,14 +35,14 @@ WEIGHED = "answers weighed by π_ref/π"
 SOFTMAX = "one softmax over answers, as if each were one token"
 
 
-def assumptions(case: Case, prompt: Prompt) -> str:
+def assumptions(case: Case, prompt: Prompt) -> tuple[str, ...]:
     """What a statement on targets takes for granted."""
     parts = [ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE]
     if case.recipe.level == "token" and case.recipe.place == "loss":
         parts.append(WHOLE)
     if prompt.known in ("first-step", "weighted"):
         parts.append(FIRST if prompt.known == "first-step" else WEIGHED)
-    return "; ".join(parts)
+    return tuple(parts)
 
 
 def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> list[Statement]:
@@ -71,13 +71,15 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
     if len(aims) > 1:
         text += f" (least {share(seen.min())})"
     text += ", the rest is one unseen outcome of the lowest seen reward"
+    detail = ""
     if not aims[0].status & Status.NO_TARGET and not np.isneginf(prompt.log_ref[-1]):
         reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
         other = aims_of(case.recipe, [dataclasses.replace(prompt, reward=reward)], case.beta)[0]
         apart = 0.5 * np.abs(np.exp(other.log_target) - np.exp(aims[0].log_target)).sum()
-        text += f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
+        detail = f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
     assumption = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
-    return Statement("reference", text, mean, None, assumption, len(aims), "prompts", tier=2)
+    assumed, size = (assumption,), len(aims)
+    return Statement("reference", text, detail, mean, None, assumed, size, "prompts", tier=2)
 
 
 def _favoured(case: Case, aim: Aim) -> list[Statement]:
@@ -89,56 +91,50 @@ def _favoured(case: Case, aim: Aim) -> list[Statement]:
     why = "at β = 0" if case.beta == 0 else "for this recipe"
     first = quoted(prompt.names[best[0]])
     if len(best) == 1:
-        text = f"there is no target {why}; {first} alone is best: any path that learns ends there"
+        text = f"there is no target {why}"
+        detail = f"; {first} alone is best: any path that learns ends there"
     else:
         text = (
             f"there is no target {why}: every mixture of {names} is optimal, and exact policy "
             f"gradients from the reference end on the likeliest of them alone, {first} "
             f"({share(float(np.exp(prompt.log_ref[best[0]])))} of the reference)"
         )
+        detail = ""
     now = np.exp(prompt.log_now[best])
     if now.sum() > 0 and len(best) > 1:
-        text += f". Now it has {share(now[0] / now.sum())} of their mass"
+        detail = f". Now it has {share(now[0] / now.sum())} of their mass"
+    value, size = float(now[0] / now.sum()) if now.sum() else None, int(prompt.late_counts.sum())
+    by = (ENUMERATED, LARGE, SOFTMAX, "plain gradients: no momentum, no clip")
     return [
-        Statement(
-            "favoured",
-            text,
-            float(now[0] / now.sum()) if now.sum() else None,
-            None,
-            f"{ENUMERATED}; {LARGE}; {SOFTMAX}; plain gradients: no momentum, no clip",
-            int(prompt.late_counts.sum()),
-            "late rollouts",
-            tier=2,
-        )
+        Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2),
     ]
 
 
 def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
     found = []
     words = {
-        Status.SATURATED: "saturate: normalised rewards outweigh the KL, and all but one in a "
-        "million ends on the best answers, in the reference's proportions",
-        Status.SEVERAL: "have further fixed points; the one that training from the reference "
-        "reaches is used",
-        Status.CLIPPED: "lie where the trainer cuts its KL estimate: answers beyond the cut are "
-        "held by nothing and fall further",
+        Status.SATURATED: (
+            "saturate: normalised rewards outweigh the KL, and all but one in a million ends on "
+            "the best answers, in the reference's proportions",
+            "",
+        ),
+        Status.SEVERAL: (
+            "have further fixed points",
+            "; the one that training from the reference reaches is used",
+        ),
+        Status.CLIPPED: (
+            "lie where the trainer cuts its KL estimate: answers beyond the cut are held by "
+            "nothing and fall further",
+            "",
+        ),
     }
-    for bit, text in words.items():
+    for bit, (text, detail) in words.items():
         number_of = sum(bool(aim.status & bit) for aim in aims)
         if number_of:
             counted = f"{number_of:,} of {len(aims):,} targets {text}"
-            found.append(
-                Statement(
-                    bit.name.lower() if bit.name else "remark",
-                    counted,
-                    float(number_of),
-                    None,
-                    assumptions(case, aims[0].prompt),
-                    len(aims),
-                    "prompts",
-                    tier=2,
-                )
-            )
+            name, value = (bit.name or "remark").lower(), float(number_of)
+            by, size = assumptions(case, aims[0].prompt), len(aims)
+            found.append(Statement(name, counted, detail, value, None, by, size, "prompts", tier=2))
     return found
 
 
@@ -168,28 +164,19 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
             f"{names} have equal rewards: the target's ratio stays the reference's, "
             f"{ratio(np.log(value))}, at every β"
         )
-    now = prompt.log_now[[i, j]]
+    now, detail = prompt.log_now[[i, j]], ""
     if np.isfinite(now).all():
-        text += f"; now it is {ratio(float(now[0] - now[1]))}"
+        detail = f"; now it is {ratio(float(now[0] - now[1]))}"
     counts = prompt.first_counts if prompt.known == "first-step" else prompt.counts
-    return [
-        Statement(
-            "reference_ratio",
-            text,
-            value,
-            interval,
-            assumptions(case, prompt),
-            int(counts.sum()),
-            "rollouts of the first step" if prompt.known == "first-step" else "rollouts",
-            tier=2,
-        )
-    ]
+    by, size = assumptions(case, prompt), int(counts.sum())
+    unit = "rollouts of the first step" if prompt.known == "first-step" else "rollouts"
+    return [Statement("reference_ratio", text, detail, value, interval, by, size, unit, tier=2)]
 
 
 def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
     if aim.status & Status.NO_TARGET or case.beta == 0:
         return []
-    found = []
+    found, by = [], assumptions(case, aim.prompt)
     for flip in flips:
         names = aim.prompt.names
         lead = aim.log_target[names.index(flip.better)] - aim.log_target[names.index(flip.worse)]
@@ -203,20 +190,13 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
             f"{number(flip.beta)}{effective}: the configured {case.beta:g} is {side}, so the "
             f"target prefers {quoted(ahead)}"
         )
+        detail = ""
         if np.isfinite(flip.other) and abs(flip.other / flip.beta - 1) > 0.01:
-            text += f"; were unseen answers as good as the best, at {number(flip.other)}"
-        found.append(
-            Statement(
-                "flip_beta",
-                text,
-                flip.beta,
-                flip.interval,
-                assumptions(case, aim.prompt),
-                int(aim.prompt.first_counts.sum() if flip.interval else aim.prompt.counts.sum()),
-                "rollouts of the first step" if flip.interval else "rollouts",
-                tier=2,
-            )
-        )
+            detail = f"; were unseen answers as good as the best, at {number(flip.other)}"
+        counts = aim.prompt.first_counts if flip.interval else aim.prompt.counts
+        unit = "rollouts of the first step" if flip.interval else "rollouts"
+        evidence = flip.beta, flip.interval, by, int(counts.sum()), unit
+        found.append(Statement("flip_beta", text, detail, *evidence, tier=2))
     if not found:
         if not pairs_of(aim.prompt):
             text = (
@@ -235,17 +215,8 @@ def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
                 f"and {number(high, 2)}, though of some pairs the better one is less likely by the "
                 "reference"
             )
-        found = [
-            Statement(
-                "flip_beta",
-                text,
-                None,
-                None,
-                assumptions(case, aim.prompt),
-                int(aim.prompt.counts.sum()),
-                tier=2,
-            )
-        ]
+        size = int(aim.prompt.counts.sum())
+        found = [Statement("flip_beta", text, assumptions=by, sample_size=size, tier=2)]
     return found
 
 
@@ -268,17 +239,8 @@ def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
     held = not aims[0].status & Status.NO_TARGET
     if held:
         text += f", of the target {number(mean([aim.log_target for aim in aims]), 3)}"
-    found = Statement(
-        "expected_reward",
-        text,
-        now,
-        interval,
-        f"{assumptions(case, aims[0].prompt)}; {INDEPENDENT}",
-        len(groups),
-        "late groups",
-        tier=2,
-    )
-    return [found]
+    evidence = now, interval, (*assumptions(case, aims[0].prompt), INDEPENDENT), len(groups)
+    return [Statement("expected_reward", text, "", *evidence, "late groups", tier=2)]
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:
@@ -292,36 +254,27 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
         f"instead of {number(float(aim.prompt.reward[rare]))}, to make all {len(best)} best "
         "answers equally probable"
     )
-    recipe = case.recipe
+    recipe, detail = case.recipe, ""
     if recipe.normalise != "none" and not recipe.charged_before:
-        text += (
+        detail = (
             ". Not with this recipe: dividing by the deviation scales the extra reward but not "
             "the KL, and the policy can collapse on the least likely answer; turn it off first"
         )
     elif is_forward(recipe):
-        text += (
+        detail = (
             ". Not with this recipe: it follows the forward KL, under which these rewards "
             "over-correct, and the least likely answer gets most; use a reverse KL, or substitute "
             "the reference's probabilities on the right answers"
         )
     if recipe.baseline_shrinks and recipe.group_size:
         size = recipe.group_size
-        text += (
+        detail += (
             ". The group mean shortens the reward's gradient: with the trainer's own β in place "
             f"of the effective one the ratio^(1/{size}) would be left; a leave-one-out baseline "
             "has no such factor"
         )
-    return [
-        Statement(
-            "mara",
-            text,
-            extra,
-            None,
-            assumptions(case, aim.prompt),
-            int(aim.prompt.counts.sum()),
-            tier=2,
-        )
-    ]
+    by, size = assumptions(case, aim.prompt), int(aim.prompt.counts.sum())
+    return [Statement("mara", text, detail, extra, None, by, size, tier=2)]
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget._core.checks import traced
+from kltarget._core.page import Page, Paragraph, Table
+from kltarget._core.records import Record
 from kltarget._core.status import IN_WORDS
-from kltarget._core.words import aligned, number, percent, plain, quoted, short, times, wrapped
+from kltarget._core.words import counted, number, percent, quoted, short, times
 from kltarget.modes._labels import concrete_labels
-from kltarget.modes._verdict import FOOTNOTE, Facts
+from kltarget.modes._verdict import FOOTNOTE, Facts, joined
 from kltarget.objectives import Objective
+from kltarget.objectives._objective import unchecked_objective
 from kltarget.targets import Target, solve
 
 __all__ = ["Summary", "SummaryRow", "summarize"]
@@ -45,7 +48,7 @@ class SummaryRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(Record):
     """What a target does to the reference; :func:`summarize` makes it.
 
     Prints as a table, and as HTML in a notebook.
@@ -74,7 +77,9 @@ class Summary:
             none or the comparison makes no sense.
         flip_modes: labels of the best mode and of its likeliest rival, or empty.
         collapse_beta: the largest β at which the target stands on the best outcomes alone.
-        verdict: what happens, in a sentence.
+        verdict: what happens, in a sentence: the headline, and what no β changes.
+        headline: what happens at this β.
+        invariant: the ratios that are the reference's at every β; empty if there are none.
         status: remarks and failures of the solver, in words; empty if there are none.
         notes: other things worth knowing.
     """
@@ -101,45 +106,32 @@ class Summary:
     flip_modes: tuple[str, ...]
     collapse_beta: float
     verdict: str
+    headline: str
+    invariant: str
     status: str
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python for ``json``; numbers that are not finite become strings."""
-        return plain(dataclasses.asdict(self))
-
     def __str__(self) -> str:
-        lines = [self._title(), ""]
-        for table in self._tables():
-            lines += [*aligned(table), ""]
-        lines += wrapped(f"Verdict: {self.verdict}")
-        for remark in self._remarks():
-            lines += wrapped(f"Note: {remark}")
-        lines += ["", *wrapped(FOOTNOTE)]
-        return "\n".join(lines)
+        return self._page().to_text()
 
     def _repr_html_(self) -> str:
-        parts = [f"<p><b>{html.escape(self._title())}</b></p>"]
-        for head, *body in self._tables():
-            cells = [
-                f"<tr>{''.join(_html_cell('th', x, k) for k, x in enumerate(head))}</tr>",
-                *(
-                    f"<tr>{''.join(_html_cell('td', x, k) for k, x in enumerate(row))}</tr>"
-                    for row in body
-                ),
-            ]
-            parts.append(
-                f"<table><thead>{cells[0]}</thead><tbody>{''.join(cells[1:])}</tbody></table>"
-            )
-        parts.append(f"<p><b>Verdict:</b> {html.escape(self.verdict)}</p>")
-        parts += [f"<p>Note: {html.escape(remark)}</p>" for remark in self._remarks()]
-        parts.append(f"<p><small>{html.escape(FOOTNOTE)}</small></p>")
-        return f"<div>{''.join(parts)}</div>"
+        return self._page().to_html()
+
+    def _page(self) -> Page:
+        return Page(
+            [Paragraph("", label=self._title())],
+            *([table] for table in self._tables()),
+            [
+                Paragraph(self.verdict, label="Verdict:"),
+                *(Paragraph(f"Note: {remark}") for remark in self._remarks()),
+            ],
+            [Paragraph(FOOTNOTE, faint=True)],
+        )
 
     def _title(self) -> str:
-        count = f"{self.num_outcomes:,} outcome{'s' * (self.num_outcomes != 1)}"
+        count = counted(self.num_outcomes, "outcome")
         if self.num_modes != self.num_outcomes:
-            count += f", {self.num_modes:,} mode{'s' * (self.num_modes != 1)}"
+            count += f", {counted(self.num_modes, 'mode')}"
         return f"Target of {self.divergence} at β = {self.beta:.4g}, {count}"
 
     def _remarks(self) -> list[str]:
@@ -154,44 +146,39 @@ class Summary:
             remarks.append(f"as β → 0 the target tends to {of}{', '.join(shown)}{more}")
         return remarks
 
-    def _tables(self) -> list[list[list[str]]]:
-        several = "" if self.num_best_modes == 1 else "s"
-        best = f"{self.num_best_modes:,} best mode{several}"
-        before_after = [
-            ["", "reference", "target"],
-            [
+    def _tables(self) -> list[Table]:
+        best = counted(self.num_best_modes, "best mode")
+        rows = [
+            ("", "reference", "target"),
+            (
                 "expected reward",
                 number(self.expected_reward_reference),
                 number(self.expected_reward),
-            ],
-            [
+            ),
+            (
                 f"mass on the {best}",
                 percent(_log(self.best_mass_reference)),
                 percent(_log(self.best_mass)),
-            ],
-            [
+            ),
+            (
                 f"effective modes, of {self.num_modes:,}",
                 number(self.effective_modes_reference, 3),
                 number(self.effective_modes, 3),
-            ],
+            ),
+            (
+                f"effective modes among the {best}",
+                number(self.effective_best_modes_reference, 3),
+                number(self.effective_best_modes, 3),
+            ),
+            ("KL(π*‖π_ref), nats", "0", number(self.reverse_kl)),
+            ("KL(π_ref‖π*), nats", "0", number(self.forward_kl)),
         ]
-        if self.num_best_modes > 1:
-            before_after.append(
-                [
-                    f"effective modes among the {best}",
-                    number(self.effective_best_modes_reference, 3),
-                    number(self.effective_best_modes, 3),
-                ]
-            )
-        before_after += [
-            ["KL(π*‖π_ref), nats", "0", number(self.reverse_kl)],
-            ["KL(π_ref‖π*), nats", "0", number(self.forward_kl)],
-        ]
-        tables = [before_after]
+        if self.num_best_modes <= 1:
+            del rows[4]
+        tables = [Table(rows, "lrr")]
         if self.mode_rows:
             tables.append(_mass_table("mode", "outcomes", self.mode_rows, self.num_modes))
-        tables.append(_mass_table("outcome", "", self.rows, self.num_outcomes))
-        return tables
+        return [*tables, _mass_table("outcome", "", self.rows, self.num_outcomes)]
 
 
 def summarize(
@@ -200,7 +187,7 @@ def summarize(
     *,
     labels: Sequence[str] | None = None,
     top: int = 10,
-) -> Summary:
+) -> Any:
     """What the target of ``max_π E_π[reward] − β·D(π, π_ref)`` does to the reference, at a glance.
 
     The best modes are those that hold an outcome of the highest reward a target can reach. The
@@ -214,19 +201,20 @@ def summarize(
     - *leans*: anything between.
 
     Args:
-        objective_or_target: one problem, of batch shape ``()``. An objective is solved.
+        objective_or_target: one problem, or a batch of them. An objective is solved.
         modes: one integer label per outcome, shape ``[A]``; outcomes of labels below 0 belong to no
             mode. By default each outcome is a mode.
         labels: what to call the outcomes, A strings; by default their indices.
         top: how many outcomes, and modes, to list.
 
     Returns:
-        A :class:`Summary`. ``print`` it, or leave it as the last line of a notebook's cell;
+        A :class:`Summary`; of a batch a tuple of them, an entry per problem with the last axis of
+        the batch running fastest. ``print`` it, or leave it as the last line of a notebook's cell;
         ``to_dict()`` is ready for ``json``.
 
     Raises:
         TypeError: traced arrays, or an argument that is neither an objective nor a target.
-        ValueError: several problems at once, ``modes`` or ``labels`` that do not fit, a ``top``
+        ValueError: ``modes`` or ``labels`` that do not fit, a ``top``
             below 1.
 
     A failed target is reported as such, with NaN in its numbers. Not differentiable: this is for
@@ -252,12 +240,6 @@ def summarize(
         raise TypeError("summarize needs concrete numbers: call it outside jit, vmap and grad")
     is_target = isinstance(objective_or_target, Target)
     objective = objective_or_target.objective if is_target else objective_or_target
-    batch = objective.batch_shape
-    if batch != ():
-        raise ValueError(
-            f"summarize describes one problem, got batch shape {batch}: pass one of them, for "
-            "example summarize(Objective(reward[i], log_ref[i], beta[i]))"
-        )
     if top < 1:
         raise ValueError(f"top must be 1 or more, got {top}")
     count = objective.num_outcomes
@@ -267,17 +249,39 @@ def summarize(
         raise ValueError(f"there are {len(names)} labels for {count} outcomes: give one for each")
     mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
     target = objective_or_target if is_target else solve(objective)
-    return _summary(Facts(objective, target, mode_labels, names, top))
+    if objective.batch_shape == ():
+        return _summary(Facts(objective, target, mode_labels, names, top))
+    return tuple(_summary(Facts(*row, mode_labels, names, top)) for row in _rows(target))
+
+
+def _rows(target: Target) -> Iterator[tuple[Objective, Target]]:
+    """Every problem of a batch and its target."""
+    objective, batch = target.objective, target.objective.batch_shape
+    size = objective.num_outcomes
+    fields = (
+        jnp.broadcast_to(objective.reward, (*batch, size)),
+        jnp.broadcast_to(objective.log_ref, (*batch, size)),
+        jnp.broadcast_to(objective.beta, batch),
+        jax.tree.map(lambda x: jnp.broadcast_to(x, batch), objective.divergence),
+    )
+    certificate = target.log_probs, target.multiplier, target.status
+    for index in np.ndindex(batch):
+        one, parts = jax.tree.map(lambda x, index=index: x[index], (fields, certificate))
+        row = unchecked_objective(objective.measure, one)
+        yield row, Target(row, *parts)
 
 
 def _summary(facts: Facts) -> Summary:
     numbers, rivals = facts.numbers()
+    headline, invariant = facts.verdict(numbers, rivals)
     return Summary(
         **numbers,
         rows=_outcome_rows(facts),
         mode_rows=_mode_rows(facts) if facts.grouped else (),
         greedy=facts.greedy(),
-        verdict=facts.verdict(numbers, rivals),
+        headline=headline,
+        invariant=invariant,
+        verdict=joined(headline, invariant),
         status="; ".join(text for bit, text in IN_WORDS.items() if bit & facts.status),
         notes=facts.notes(numbers),
     )
@@ -314,14 +318,14 @@ def _log(p: float) -> float:
     return math.log(p) if p > 0 else (math.nan if math.isnan(p) else -math.inf)
 
 
-def _mass_table(what: str, size: str, rows: tuple[SummaryRow, ...], total: int) -> list[list[str]]:
+def _mass_table(what: str, size: str, rows: tuple[SummaryRow, ...], total: int) -> Table:
     table = [[what, *filter(None, [size]), "reward", "reference", "target", "target/reference"]]
     for row in rows:
         named = [f"of {quoted(row.label)}", f"{row.size:,}"] if size else [short(row.label)]
         table.append(
             [
                 *named,
-                f"{row.reward:.4g}".replace("inf", "∞"),
+                number(row.reward),
                 percent(row.log_ref),
                 percent(row.log_prob),
                 times(row.log_prob, row.log_ref),
@@ -330,9 +334,4 @@ def _mass_table(what: str, size: str, rows: tuple[SummaryRow, ...], total: int) 
     if len(rows) < total:
         # All masses sum to one, but for outcomes of no mode.
         table.append([f"({total - len(rows):,} more)", *[""] * (len(table[0]) - 1)])
-    return table
-
-
-def _html_cell(tag: str, text: str, column: int) -> str:
-    side = "left" if column == 0 else "right"
-    return f'<{tag} style="text-align: {side}">{html.escape(text)}</{tag}>'
+    return Table(table, "l" + "r" * (len(table[0]) - 1))

@@ -161,30 +161,29 @@ class Facts:
             )
         return tuple(notes)
 
-    def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> str:
+    def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> tuple[str, str]:
+        """What happens at this β, and what no β changes."""
         if self.failed:
-            return "no target: the problem is invalid or was not solved"
+            return "no target: the problem is invalid or was not solved", ""
         if self.possible.sum() == 1:
             only = self.names[int(self.possible.argmax())]
-            return f"there is no choice: only {quoted(only)} is possible"
+            return f"there is no choice: only {quoted(only)} is possible", ""
         best = np.flatnonzero(self.is_best)
         if not len(best):
-            return "no mode is possible: all mass is on outcomes of no mode"
+            return "no mode is possible: all mass is on outcomes of no mode", ""
         kept = self.kept_ratios(best)
         if len(np.unique(self.reward[self.possible])) == 1:
-            return "keeps the reference at every β: all possible outcomes have the same reward"
+            same = "keeps the reference at every β: all possible outcomes have the same reward"
+            return same, ""
         if numbers["reverse_kl"] < _UNMOVED:
-            return _joined(
-                f"stays at the reference: KL(π*‖π_ref) is {numbers['reverse_kl']:.2g} nats",
-                kept,
-                self.flip_sentence(numbers, rivals),
-            )
+            stays = f"stays at the reference: KL(π*‖π_ref) is {numbers['reverse_kl']:.2g} nats"
+            return joined(stays, self.flip_sentence(numbers, rivals)), kept
         mass = numbers["best_mass"]
         if len(best) == 1:
-            return _joined(self.single(best[0], mass), self.flip_sentence(numbers, rivals))
+            return joined(self.single(best[0], mass), self.flip_sentence(numbers, rivals)), ""
         several = f"{len(best):,} equally rewarded modes"
         if mass < _REACHED:
-            return _joined(
+            return (
                 f"misses the best reward: {percent(_log1m(mass))} of the mass is on outcomes of "
                 f"lower reward than the {several}",
                 kept,
@@ -193,15 +192,15 @@ class Facts:
         share = math.exp(self.mode_log[largest] - _total(self.mode_log[best]))
         now, before = numbers["effective_best_modes"], numbers["effective_best_modes_reference"]
         if share >= _COLLAPSED:
-            return _joined(
+            return (
                 f"collapses: {percent(float(self.mode_log[largest]))} of the mass is on "
                 f"{self.quoted(largest)}, one of {several}",
                 kept,
             )
         amount = f"{now:.3g} effective modes among {several}"
         if now >= _KEPT * before or math.isnan(before):
-            return _joined(f"keeps the reference's diversity: {amount}", kept)
-        return _joined(
+            return f"keeps the reference's diversity: {amount}", kept
+        return (
             f"leans to {self.quoted(largest)}: {amount}, where the reference has {before:.3g}",
             kept,
         )
@@ -244,7 +243,7 @@ class Facts:
         return ""
 
 
-def _joined(*sentences: str) -> str:
+def joined(*sentences: str) -> str:
     return "; ".join(filter(None, sentences))
 
 

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from kltarget import plot
-from kltarget.diagnosis._html_page import STYLE, body
+from kltarget._core.page import STYLE, Figure
 
 if TYPE_CHECKING:
     from kltarget.diagnosis import Diagnosis
@@ -25,13 +25,13 @@ def diagnosis(diagnosis: Diagnosis) -> str:
     drawn = io.BytesIO()
     plot.diagnosis(diagnosis).savefig(drawn, format="png", dpi=160)
     data = base64.b64encode(drawn.getvalue()).decode()
-    figure = (
-        '<img alt="shares of the answers beside the target, and the target over β" '
-        f'src="data:image/png;base64,{data}">'
+    figure = Figure(
+        f"data:image/png;base64,{data}",
+        "shares of the answers beside the target, and the target over β",
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>kltarget diagnose</title><style>body {{ margin: 2rem; }}{STYLE}</style></head>"
-        f"<body>{body(diagnosis, figure)}</body></html>\n"
+        f"<body>{diagnosis.page(figure, room=2000).to_html()}</body></html>\n"
     )

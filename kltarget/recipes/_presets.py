@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kltarget._core.words import aligned
+from kltarget._core.page import Page, Table
 from kltarget.recipes._recipe import Recipe
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
@@ -77,13 +77,7 @@ class Presets(tuple[Preset, ...]):
     def __repr__(self) -> str:
         head = ("name", "versions", "trainer", "β", "KL")
         rows = [head, *((*_row(preset)[:3], *_short(preset)) for preset in self)]
-        # Only numbers belong to the right.
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        left = [
-            "   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)) for row in rows
-        ]
-        lines = aligned([[text, row[3]] for text, row in zip(left, rows, strict=True)])
-        return "\n".join(f"{line}   {row[4]}" for line, row in zip(lines, rows, strict=True))
+        return Page([Table(rows, "lllrl")]).to_text()
 
     __str__ = __repr__
 

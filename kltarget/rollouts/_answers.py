@@ -24,12 +24,14 @@ def answer_rule(answer: str | re.Pattern[str] | Rule) -> tuple[str, Rule]:
             try:
                 return answer, _last_match(re.compile(answer.removeprefix("regex:")))
             except re.error as error:
-                raise RolloutError(f"answer={answer!r} is no regular expression: {error}") from None
+                why = f"{{}} is no regular expression: {error}"
+                raise RolloutError(why, "answer", answer) from None
         if answer in _RULES:
             return answer, _RULES[answer]
         raise RolloutError(
-            f"answer={answer!r} is no rule: give one of {', '.join(map(repr, _RULES))}, "
-            "'regex:…' or a function"
+            f"{{}} is no rule: give one of {', '.join(map(repr, _RULES))}, 'regex:…' or a function",
+            "answer",
+            answer,
         )
     return getattr(answer, "__name__", repr(answer)), _checked(answer)
 

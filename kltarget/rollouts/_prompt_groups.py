@@ -25,14 +25,16 @@ def check_blocks(groups: np.ndarray, prompt: np.ndarray, size: int, whole: bool)
     first = np.zeros(groups.max(initial=-1) + 1, dtype=np.int64)
     first[groups[::-1]] = np.arange(groups.size)[::-1]
     strange = np.flatnonzero(prompt != prompt[first[groups]])
-    mend = f"num_generations={size} does not fit: give another"
+    mend = "{} does not fit: give another"
     if strange.size:
-        raise RolloutError(f"{mend}: in row {strange[0] + 1} a block has a second prompt")
+        why = f"in row {strange[0] + 1} a block has a second prompt"
+        raise RolloutError(f"{mend}: {why}", "num_generations", size)
     counts = np.bincount(groups)
     if whole and (counts != size).any():
         row = first[np.flatnonzero(counts != size)[0]]
         count = counts[counts != size][0]
-        raise RolloutError(f"{mend}: the block from row {row + 1} has {count} rows")
+        why = f"the block from row {row + 1} has {count} rows"
+        raise RolloutError(f"{mend}: {why}", "num_generations", size)
 
 
 def guess_size(

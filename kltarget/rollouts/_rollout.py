@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget.tasks._raw_table import as_number, as_reward
 
 NAN = math.nan
@@ -16,7 +17,7 @@ NAN = math.nan
 _ROUNDING = 0.01
 
 
-class RolloutError(ValueError):
+class RolloutError(ArgumentError):
     """A file of rollouts that cannot be read; the message is one line naming file and line."""
 
     __module__ = "kltarget.rollouts"

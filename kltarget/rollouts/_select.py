@@ -58,13 +58,14 @@ def select(
     """The files to read, all of one format, and the names of those left out."""
     if format not in ("auto", *FORMAT_NAMES):
         raise RolloutError(
-            f"format={format!r} is none of 'auto', {', '.join(map(repr, FORMAT_NAMES))}"
+            f"{{}} is none of 'auto', {', '.join(map(repr, FORMAT_NAMES))}", "format", format
         )
     if columns and format not in ("auto", "generic"):
-        raise RolloutError(f"columns are for files of your own, not for format={format!r}")
+        raise RolloutError("columns are for files of your own, not for {}", "format", format)
     strange = [name for name in columns if name not in CANONICAL]
     if strange:
-        raise RolloutError(f"columns: {strange[0]!r} is none of {', '.join(map(repr, CANONICAL))}")
+        known = ", ".join(map(repr, CANONICAL))
+        raise RolloutError(f"{{}}: {strange[0]!r} is none of {known}", "columns")
     found: dict[pathlib.Path, Format] = {}
     left_out: list[pathlib.Path] = []
     for path, named in files.items():
@@ -87,7 +88,9 @@ def select(
     if len(names) > 1:
         raise RolloutError(
             f"{where}: files of several formats, {', '.join(sorted(names))}: "
-            "read them one by one, or give the format"
+            "read them one by one, or give {}",
+            "format",
+            python="the format",
         )
     if not found:
         pickles = [path for path in left_out if path.suffix in _PICKLES]
@@ -149,8 +152,10 @@ def _match(
         raise RolloutError(f"{path}: there is no column {missing}: the columns are {listing}")
     raise RolloutError(
         f"{path}: not of {'any known format' if format == 'auto' else f'format {format!r}'}: "
-        f"the columns are {listing}; name those of a file of your own by columns="
-        "{'prompt': …, 'completion': …, 'reward': …}"
+        f"the columns are {listing}; name those of a file of your own by {{}}",
+        "columns",
+        "prompt=…,completion=…,reward=…",
+        python="columns={'prompt': …, 'completion': …, 'reward': …}",
     )
 
 

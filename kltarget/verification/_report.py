@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
-import os
 import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.distances import TARGETS
-from kltarget._core.words import aligned, plain, wrapped
+from kltarget._core.page import Lines, Page, Paragraph, Table
+from kltarget._core.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +126,7 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Report:
+class Report(Record):
     """What :func:`kltarget.verification.verify` found. Prints as a table.
 
     Attributes:
@@ -165,25 +164,31 @@ class Report:
             yield policy, recipe, list(runs)
 
     def __str__(self) -> str:
-        lines = [*self.description, "", *aligned(self._table()), "", *wrapped(_LEGEND), ""]
-        for check in self.checks:
-            mark = "ok  " if check.passed else "FAIL"
-            lines += [f"{mark}  {check.name}: {check.detail}"]
-        lines += ["", *wrapped(self.verdict)]
-        return "\n".join(lines)
-
-    def _table(self) -> list[list[str]]:
-        head = [
-            *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
-            *("nearest", "what is left"),
+        checks = [
+            f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}"
+            for check in self.checks
         ]
-        rows = []
+        return Page(
+            [Lines(self.description)],
+            [self._table()],
+            [Paragraph(_LEGEND)],
+            [Lines(checks)],
+            [Paragraph(self.verdict)],
+        ).to_text()
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
+                *("nearest", "what is left"),
+            )
+        ]
         for policy, recipe, runs in self.groups():
             target = runs[0].target
             distances = [run.distance for run in runs]
             near = sum(run.nearest == target for run in runs)
             rows.append(
-                [
+                (
                     policy,
                     recipe,
                     "none" if target is None else TARGETS[target],
@@ -192,9 +197,9 @@ class Report:
                     _short(max(distances)),
                     "" if target is None else f"{near} of {len(runs)}",
                     _counted([run.remains for run in runs]),
-                ]
+                )
             )
-        return _left([head, *rows], (0, 1, 2, 7))
+        return Table(rows, "lllrrrrl")
 
     @property
     def verdict(self) -> str:
@@ -263,20 +268,9 @@ class Report:
         writer.writerows(rows)
         return file.getvalue()
 
-    def to_json(self) -> str:
-        """Everything, as JSON; what is not finite is a string."""
-        content = dataclasses.asdict(self)
-        content["passed"], content["verdict"] = self.passed, self.verdict
-        for run in content["runs"]:
-            for name, value in run.items():
-                if isinstance(value, np.ndarray):
-                    run[name] = value.tolist()
-        return json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes :meth:`to_json` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python for ``json``; numbers that are not finite become strings."""
+        return {**super().to_dict(), "passed": self.passed, "verdict": self.verdict}
 
 
 def _others(run: VerifiedRun) -> list[float]:
@@ -289,15 +283,6 @@ def _counted(words: list[str]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{word} {count}" for word, count in counts.items())
-
-
-def _left(rows: list[list[str]], columns: tuple[int, ...]) -> list[list[str]]:
-    """Pads columns of words, which `aligned` would set to the right."""
-    for column in columns:
-        width = max(len(row[column]) for row in rows)
-        for row in rows:
-            row[column] = row[column].ljust(width)
-    return rows
 
 
 def _short(x: float) -> str:

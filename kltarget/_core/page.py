@@ -1,0 +1,205 @@
+"""A page of headings, paragraphs, lists and tables, as text and as HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import Literal
+
+from kltarget._core.words import display_width, wrapped
+
+STYLE = """
+.kltarget { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; color: #222; }
+.kltarget h1 { font-size: 1.35rem; margin: 0 0 .2rem; }
+.kltarget h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
+.kltarget p { margin: .3rem 0; }
+.kltarget ul { padding-left: 1.2rem; margin: .3rem 0; }
+.kltarget li { margin: .3rem 0; }
+.kltarget .short { background: #f1f5fa; border-left: 4px solid #0072b2; padding: .5rem 2rem; }
+.kltarget .labelled { list-style: none; }
+.kltarget .refused { color: #a33d00; }
+.kltarget .faint { color: #777; font-size: .87em; }
+.kltarget table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+.kltarget th { color: #555; font-weight: 600; border-bottom: 1px solid #bbb; }
+.kltarget th, .kltarget td { padding: .15rem .8rem; }
+.kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
+"""
+_SIDES = {"l": "left", "r": "right", "c": "center"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A title of the page (level 1) or of a part of it (level 2)."""
+
+    text: str
+    level: Literal[1, 2] = 2
+
+    def lines(self, width: int) -> list[str]:
+        return wrapped(self.text, width)
+
+    def html(self) -> str:
+        return f"<h{self.level}>{html.escape(self.text)}</h{self.level}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+    """A paragraph, after a ``label`` that stands out perhaps.
+
+    Its lines after the first are indented by ``hanging``; ``faint`` is what few readers need.
+    """
+
+    text: str
+    label: str = ""
+    hanging: int = 0
+    faint: bool = False
+
+    def lines(self, width: int) -> list[str]:
+        text = f"{self.label} {self.text}" if self.label and self.text else self.label + self.text
+        return wrapped(text, width, " " * self.hanging)
+
+    def html(self) -> str:
+        label = f"<b>{html.escape(self.label)}</b> " if self.label else ""
+        kind = ' class="faint"' if self.faint else ""
+        return f"<p{kind}>{(label + html.escape(self.text)).strip()}</p>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Lines that are not wrapped."""
+
+    texts: Sequence[str]
+
+    def lines(self, width: int) -> list[str]:
+        return list(self.texts)
+
+    def html(self) -> str:
+        return "".join(f"<p>{html.escape(text)}</p>" for text in self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An entry of a list: its mark with the space around it, its text, and its evidence."""
+
+    mark: str
+    text: str
+    evidence: str = ""
+    refused: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Bullets:
+    """A list; ``kind`` is its class in HTML, where ``"labelled"`` shows the marks."""
+
+    items: Sequence[Item]
+    kind: Literal["", "short", "labelled"] = ""
+
+    def lines(self, width: int) -> list[str]:
+        lines = []
+        for item in self.items:
+            indent = display_width(item.mark)
+            text = f"{item.text} [{item.evidence}]" if item.evidence else item.text
+            first, *rest = wrapped(text, width - indent)
+            lines += [item.mark + first, *(" " * indent + line for line in rest)]
+        return lines
+
+    def html(self) -> str:
+        items = []
+        for item in self.items:
+            mark = f"<b>{html.escape(item.mark.strip())}</b> " if self.kind == "labelled" else ""
+            refused = ' class="refused"' if item.refused else ""
+            evidence = html.escape(f"[{item.evidence}]") if item.evidence else ""
+            evidence = f' <span class="faint">{evidence}</span>' if evidence else ""
+            items.append(f"<li{refused}>{mark}{html.escape(item.text)}{evidence}</li>")
+        kind = f' class="{self.kind}"' if self.kind else ""
+        return f"<ul{kind}>{''.join(items)}</ul>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows, the head first, with a letter per column: left, right or centred.
+
+    A column with a number in ``widths`` is at least so wide, and its cells are wrapped to it.
+    """
+
+    rows: Sequence[Sequence[str]]
+    align: str
+    indent: int = 0
+    gap: int = 3
+    widths: Sequence[int] = ()
+
+    def lines(self, width: int) -> list[str]:
+        least = [*self.widths, *[0] * (len(self.align) - len(self.widths))]
+        rows = [
+            [wrapped(cell, most) if most else [cell] for cell, most in zip(row, least, strict=True)]
+            for row in self.rows
+        ]
+        widths = [
+            max(most, *(display_width(line) for row in rows for line in row[column]))
+            for column, most in enumerate(least)
+        ]
+        lines = []
+        for row in rows:
+            for i in range(max(map(len, row))):
+                cells = [
+                    _placed(cell[i] if i < len(cell) else "", size, side)
+                    for cell, size, side in zip(row, widths, self.align, strict=True)
+                ]
+                lines.append((" " * self.indent + (" " * self.gap).join(cells)).rstrip())
+        return lines
+
+    def html(self) -> str:
+        head, *body = (
+            [
+                f' style="text-align: {_SIDES[side]}">{html.escape(cell)}'
+                for cell, side in zip(row, self.align, strict=True)
+            ]
+            for row in self.rows
+        )
+        lines = [f"<thead><tr>{''.join(f'<th{cell}</th>' for cell in head)}</tr></thead>"]
+        lines += [f"<tr>{''.join(f'<td{cell}</td>' for cell in row)}</tr>" for row in body]
+        return f"<table>{lines[0]}<tbody>{''.join(lines[1:])}</tbody></table>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture, which text leaves out."""
+
+    source: str
+    description: str
+
+    def lines(self, width: int) -> list[str]:
+        return []
+
+    def html(self) -> str:
+        return f'<img alt="{html.escape(self.description)}" src="{html.escape(self.source)}">'
+
+
+Block = Heading | Paragraph | Lines | Bullets | Table | Figure
+
+
+class Page:
+    """Parts, each of some blocks; in text an empty line stands between two parts."""
+
+    def __init__(self, *parts: Sequence[Block]) -> None:
+        self.parts = list(parts)
+
+    def add(self, *blocks: Block) -> None:
+        """Appends a part."""
+        self.parts.append(blocks)
+
+    def to_text(self, width: int = 96) -> str:
+        """Lines of at most so many columns, but for tables and lines that are not wrapped."""
+        parts = [[line for block in part for line in block.lines(width)] for part in self.parts]
+        return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+    def to_html(self) -> str:
+        """A fragment for a notebook or a document; ``STYLE`` is for its head."""
+        blocks = "\n".join(block.html() for part in self.parts for block in part)
+        return f'<div class="kltarget">\n{blocks}\n</div>'
+
+
+def _placed(text: str, width: int, side: str) -> str:
+    space = width - display_width(text)
+    before = {"l": 0, "r": space, "c": space // 2}[side]
+    return " " * before + text + " " * (space - before)

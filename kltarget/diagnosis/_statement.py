@@ -1,0 +1,152 @@
+"""What a diagnosis found: statements, and the most informative prompt in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TypedDict
+
+import numpy as np
+
+from kltarget._core.page import Table
+from kltarget._core.words import number, short
+from kltarget.evidence._statistics import Interval
+
+_MOST_ROWS = 10
+_SHARES = {"zero_std_groups"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """One thing that a log says.
+
+    Attributes:
+        name: what it is about, in one word for programs.
+        headline: the statement in a few words, without a full stop.
+        detail: what follows the headline, with the punctuation before it.
+        value: its number; None if there is none, or if it is refused.
+        interval: 95 % interval of ``value``; None if it is exact or has no number.
+        assumptions: what it takes for granted, a phrase each.
+        sample_size: how many ``unit`` it rests on.
+        unit: what was counted.
+        tier: what the log had to hold: 1 rewards, 2 also the reference's log-probabilities, 3 also
+            those of the policy.
+        refused: whether it only says what is missing.
+        warning: whether it says that the run is not where it should be.
+    """
+
+    name: str
+    headline: str
+    detail: str = ""
+    value: float | None = None
+    interval: Interval | None = None
+    assumptions: tuple[str, ...] = ()
+    sample_size: int = 0
+    unit: str = "rollouts"
+    tier: int = 1
+    refused: bool = False
+    warning: bool = False
+
+    @property
+    def text(self) -> str:
+        """The whole statement."""
+        return self.headline + self.detail
+
+    def evidence(self, letters: Mapping[str, str]) -> str:
+        """Interval, sample size and assumptions by their letters."""
+        parts = []
+        if self.interval is not None and self.name in _SHARES:
+            low, high = self.interval
+            parts.append(f"95 %: {100 * low:.3g} to {100 * high:.3g} %")
+        elif self.interval is not None:
+            parts.append("95 %: {} to {}".format(*(number(x, 3) for x in self.interval)))
+        if self.sample_size:
+            one = self.sample_size == 1 and self.unit.endswith("s")
+            parts.append(f"n = {self.sample_size:,} {self.unit[:-1] if one else self.unit}")
+        if self.assumptions:
+            parts.append(" ".join(sorted(letters[text] for text in self.assumptions)))
+        return "; ".join(parts)
+
+
+class FlipOfAnswers(TypedDict):
+    """Two answers that change places, see :class:`Featured`."""
+
+    better: str
+    worse: str
+    effective_beta: float
+    beta: float
+    interval: Interval | None
+    other: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Featured:
+    """The most informative prompt in numbers, an entry per outcome; the last holds all unseen.
+
+    Attributes:
+        prompt: its text.
+        names: its answers.
+        reward: mean logged reward of each.
+        counts: rollouts in the whole log.
+        reference: probability by the reference.
+        target: by the recipe's target; None if there is none.
+        now: by the policy of the last logged steps.
+        mara_reward: what MARA would pay instead, None where it has no answer.
+        flips: the answers that change places, a dictionary each: ``better``, ``worse``, ``beta`` of
+            the trainer, ``effective_beta``, ``interval``, and ``other`` for good unseen answers.
+        betas: coefficients of ``shares``.
+        shares: target probabilities of every outcome at each of them.
+        effective_beta: the configured coefficient in units of the logged reward.
+    """
+
+    prompt: str
+    names: tuple[str, ...]
+    reward: tuple[float, ...]
+    counts: tuple[int, ...]
+    reference: tuple[float, ...] | None
+    target: tuple[float, ...] | None
+    now: tuple[float, ...]
+    mara_reward: tuple[float, ...] | None = None
+    flips: tuple[FlipOfAnswers, ...] = ()
+    betas: tuple[float, ...] = ()
+    shares: tuple[tuple[float, ...], ...] = ()
+    effective_beta: float | None = None
+
+    def table(self) -> Table:
+        """Answers by the target's order, or by how often they were seen."""
+        given = {"reference": self.reference, "target": self.target, "now": self.now}
+        given = {name: x for name, x in given.items() if x is not None}
+        key = self.target or self.now
+        order = sorted(
+            range(len(self.names) - 1), key=lambda i: (-_or_zero(key[i]), -self.counts[i])
+        )
+        paid = self.mara_reward
+        if paid is not None and np.allclose(paid, self.reward, rtol=0, atol=1e-12):
+            paid = None
+        rows = [["answer", "seen", "reward", *given]]
+        for i in order[:_MOST_ROWS]:
+            cells = [short(self.names[i], 30), f"{self.counts[i]:,}", f"{self.reward[i]:.4g}"]
+            rows.append([*cells, *(probability(x[i]) for x in given.values())])
+        if hidden := order[_MOST_ROWS:]:
+            cells = [f"({len(hidden):,} more)", f"{sum(self.counts[i] for i in hidden):,}", ""]
+            cells += [probability(sum(x[i] for i in hidden)) for x in given.values()]
+            rows.append(cells)
+        if self.reference is not None:
+            cells = [self.names[-1], "0", f"{self.reward[-1]:.4g}?"]
+            rows.append([*cells, *(probability(x[-1]) for x in given.values())])
+        if paid is not None:
+            column = ["MARA would pay", *(f"{paid[i]:.4g}" for i in order[:_MOST_ROWS])]
+            column += [""] * (len(rows) - len(column))
+            rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+        return Table(rows, "l" + "r" * (len(rows[0]) - 1), indent=2)
+
+
+def probability(p: float) -> str:
+    if math.isnan(p):
+        return "?"
+    return f"{p:.4f}" if p >= 1e-4 or p == 0 else f"{p:.1e}"
+
+
+def _or_zero(p: float) -> float:
+    return 0.0 if math.isnan(p) else p
