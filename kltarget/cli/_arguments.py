@@ -9,9 +9,10 @@ import math
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
+
+from kltarget._core.files import open_whole
 
 # For terminals without Greek.
 _PLAIN = {
@@ -125,23 +126,9 @@ def file_kind(path: pathlib.Path) -> str:
 
 def write(path: pathlib.Path, fill: Callable[[IO[Any]], Any], *, binary: bool = False) -> None:
     """Writes a file that appears complete or not at all."""
-    mode, encoding = ("wb", None) if binary else ("w", "utf-8")
     try:
-        with tempfile.NamedTemporaryFile(
-            mode, encoding=encoding, dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                fill(file)
-                file.close()
-                # The temporary file is private; the result gets the permissions of any new file.
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(file.name, 0o666 & ~umask)
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+        with open_whole(path, "wb" if binary else "w") as file:
+            fill(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 

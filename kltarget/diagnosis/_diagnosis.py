@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kltarget._core.files import open_whole
 from kltarget._core.words import plain
 from kltarget.evidence._statistics import Interval
 from kltarget.recipes import Recipe
@@ -195,8 +196,8 @@ class Diagnosis:
         return json.dumps(plain(self.to_dict()), ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes :meth:`to_json` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
+        """Writes :meth:`to_json` to a file, which appears whole or not at all."""
+        with open_whole(path) as file:
             file.write(self.to_json())
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.distances import TARGETS
+from kltarget._core.files import open_whole
 from kltarget._core.words import aligned, plain, wrapped
 
 if TYPE_CHECKING:
@@ -274,8 +275,8 @@ class Report:
         return json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes :meth:`to_json` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
+        """Writes :meth:`to_json` to a file, which appears whole or not at all."""
+        with open_whole(path) as file:
             file.write(self.to_json())
 
 
