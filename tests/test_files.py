@@ -46,12 +46,12 @@ SAVED = {
 def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path, what):
     save, save_broken = SAVED[what]
     path = tmp_path / "saved"
-    with pytest.raises(Exception, match="pickle|serializable"):
+    with pytest.raises(Exception, match=r"pickle|serializable"):
         save_broken(path)
     assert not list(tmp_path.iterdir())
     save(path)
     before = path.read_bytes()
-    with pytest.raises(Exception, match="pickle|serializable"):
+    with pytest.raises(Exception, match=r"pickle|serializable"):
         save_broken(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

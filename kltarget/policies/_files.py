@@ -38,7 +38,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     arrays = {_name(where): np.asarray(leaf) for where, leaf in leaves}
     with open_whole(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def load_params(path: str | os.PathLike[str], like: Any) -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from kltarget.rollouts._log_files import Row
+from kltarget._core.rows import Row, shown
 from kltarget.rollouts._rollout import (
     NAN,
     BadRow,
@@ -27,7 +27,6 @@ from kltarget.rollouts._rollout import (
     split_chat,
     total,
 )
-from kltarget.tasks._raw_table import shown
 
 Reader = Callable[[Row], Rollout]
 

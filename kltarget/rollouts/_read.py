@@ -155,24 +155,24 @@ def _gather(
 ) -> None:
     read = format.reader(path)
     source = str(path)
-    for position, number, row in rows_of(path, reading):
+    for position, where, row in rows_of(path, reading):
         try:
             rollout = read(row)
             rollout.check()
         except BadRow as error:
-            reading.bad(path, number, str(error))
+            reading.bad(path, where, str(error))
             continue
         except KeyError as error:
-            reading.bad(path, number, f"no {error.args[0]!r}, which {format.name!r} has")
+            reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
             continue
         except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            reading.bad(path, number, f"not as {format.name!r} writes it: {error}")
+            reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
             continue
         answer = rollout.answer if rollout.answered else rule(rollout.completion)
         try:
             gathered.add(rollout, answer, source, position)
         except BadRow as error:
-            reading.bad(path, number, str(error))
+            reading.bad(path, where, str(error))
 
 
 def _why_none(reading: Reading) -> str:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from kltarget.tasks._raw_table import as_number, as_reward
+from kltarget._core.rows import as_number
+from kltarget.tasks._raw_table import as_reward
 
 NAN = math.nan
 

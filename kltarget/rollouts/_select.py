@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kltarget._core.rows import kind_of
 from kltarget.rollouts._formats import CANONICAL, FORMATS, Format, generic
-from kltarget.rollouts._log_files import Reading, columns_of, kind_of
+from kltarget.rollouts._log_files import Reading, columns_of
 from kltarget.rollouts._rollout import RolloutError
 
 Path = str | os.PathLike[str]

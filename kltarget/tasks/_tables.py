@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw, shown
+from kltarget._core.rows import shown
+from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 __all__ = [
