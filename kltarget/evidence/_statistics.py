@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import quantile_test, ttest_1samp
 from scipy.stats import t as student
 
 from kltarget.rollouts._rollout import RolloutError
@@ -293,7 +293,8 @@ def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     trials = float(values.size)
     if scatter > 0:
         trials = max(trials, mean * (1 - mean) / scatter)
-    return mean, wilson(mean * trials, trials, _student(values.size))
+    width = float(student.ppf((1 + LEVEL) / 2, values.size - 1))
+    return mean, wilson(mean * trials, trials, width)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
@@ -302,19 +303,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     mean = float(values.mean()) if values.size else math.nan
     if values.size < 2 or not np.ptp(values):
         return mean, None
-    half = _student(values.size) * float(values.std(ddof=1)) / math.sqrt(values.size)
-    return mean, (mean - half, mean + half)
+    low, high = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
+    return mean, (float(low), float(high))
 
 
 def median_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     """The median and the order statistics that hold it with 95 % or more; None for few values."""
-    ordered = np.sort(values)
-    # So many of the values, or fewer, are below the median with a chance of 2.5 % at most.
-    below = int(binom.ppf((1 - LEVEL) / 2, ordered.size, 0.5)) - 1
-    if below < 0:
-        return float(np.median(ordered)), None
-    return float(np.median(ordered)), (float(ordered[below]), float(ordered[-1 - below]))
-
-
-def _student(size: int) -> float:
-    return float(student.ppf((1 + LEVEL) / 2, size - 1))
+    low, high = quantile_test(values).confidence_interval(LEVEL)
+    interval = None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
+    return float(np.median(values)), interval
