@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from kltarget.rollouts import FORMAT_NAMES, RolloutError, read_rollouts
-from kltarget.rollouts._answers import answer_rule
+from kltarget.rollouts import FORMAT_NAMES, RolloutError, answer_rule, read_rollouts
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
 OTHER = DATA / "other_formats"

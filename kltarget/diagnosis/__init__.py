@@ -2,5 +2,14 @@
 
 from kltarget.diagnosis._diagnose import diagnose
 from kltarget.diagnosis._diagnosis import Diagnosis, Featured, Statement
+from kltarget.diagnosis._family import FamilyFit, LogRatios, fit_families
 
-__all__ = ["Diagnosis", "Featured", "Statement", "diagnose"]
+__all__ = [
+    "Diagnosis",
+    "FamilyFit",
+    "Featured",
+    "LogRatios",
+    "Statement",
+    "diagnose",
+    "fit_families",
+]

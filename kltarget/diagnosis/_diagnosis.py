@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kltarget._core.files import open_whole
 from kltarget._core.words import plain
-from kltarget.evidence._statistics import Interval
+from kltarget.evidence import Interval
 from kltarget.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import numpy as np
 
 from kltarget.diagnosis._diagnosis import Statement
 from kltarget.divergences import ForwardKL
-from kltarget.evidence._statistics import (
+from kltarget.evidence import (
     Groups,
     Log,
     answer_entropy,
     median_interval,
     pass_at,
     share_interval,
-    wilson,
+    wilson_interval,
 )
 from kltarget.recipes import Recipe
 
@@ -135,7 +135,7 @@ def _equal_groups(case: Case) -> Statement:
         "zero_std_groups",
         text,
         equal / total,
-        wilson(equal, total),
+        wilson_interval(equal, total),
         INDEPENDENT,
         total,
         "groups",
