@@ -31,8 +31,7 @@ from kltarget.evidence import (
     prompts_of,
     reference_kind,
 )
-from kltarget.recipes import Recipe
-from kltarget.recipes import recipe as preset
+from kltarget.recipes import Recipe, recipe as preset
 from kltarget.rollouts import RolloutError, read_rollouts
 
 if TYPE_CHECKING:

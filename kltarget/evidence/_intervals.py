@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import quantile_test, ttest_1samp
-from scipy.stats import t as student
+from scipy.stats import quantile_test, t as student, ttest_1samp
 
 LEVEL = 0.95
 Interval = tuple[float, float]
