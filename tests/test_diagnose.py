@@ -4,7 +4,6 @@ Files under `data/rollouts` were written by trainers, with the exact probabiliti
 last policy beside them; the other frames are sampled here from targets that are known.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -12,6 +11,7 @@ import pathlib
 import re
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -19,20 +19,15 @@ import pytest
 
 import kltarget as kt
 from kltarget import cli, pages, plot
-from kltarget._core.numerics import double_precision
-from kltarget._core.words import display_width
-from kltarget.cli import _diagnose_command
-from kltarget.diagnosis import Diagnosis, diagnose
-from kltarget.diagnosis._diagnosis import sentence_of
-from kltarget.diagnosis._family import MARGIN, SHARE, Cells, fit_families
-from kltarget.evidence._statistics import (
+from kltarget.diagnosis import Diagnosis, LogRatios, diagnose, fit_families
+from kltarget.evidence import (
     groups_of,
     log_of,
     mean_interval,
     median_interval,
     pass_at,
     share_interval,
-    wilson,
+    wilson_interval,
 )
 from kltarget.implied import implied_target
 from kltarget.recipes import Recipe
@@ -75,7 +70,7 @@ def exact(folder, prompt=0):
 
 def exact_flip(folder, better, worse, divergence):
     names, reward, log_ref = exact(folder)
-    with double_precision():
+    with jax.enable_x64(True):
         objective = kt.Objective(reward, log_ref, 1.0, divergence)
         return float(kt.flip_beta(objective, names.index(better), names.index(worse)))
 
@@ -87,7 +82,7 @@ def sampled(family, beta, seed, prompts=4, steps=6, groups=4, size=8, jitter=0.0
     log_ref = np.log(rng.dirichlet(np.ones(8), prompts))
     reward = rng.choice([0.0, 0.5, 1.0], (prompts, 8))
     reward[:, :3] = [0, 0.5, 1]
-    with double_precision():
+    with jax.enable_x64(True):
         problem = kt.Objective(reward, log_ref, np.full(prompts, beta), divergence)
         target = np.asarray(kt.solve(problem).log_probs)
     rows = []
@@ -198,7 +193,7 @@ def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
     flip = flips["2", "7"]
     assert np.isnan(flip["effective_beta"])
     names, reward, log_ref = exact(GRADED)
-    with double_precision():
+    with jax.enable_x64(True):
         level = implied_target(GRPO, reward, log_ref, beta=flip["beta"]).log_probs
     assert float(level[names.index("2")] - level[names.index("7")]) == pytest.approx(0, abs=1e-3)
     assert "Not with this recipe: dividing by the deviation" in found["mara"].text
@@ -266,7 +261,7 @@ def jittered_cells(family, rng, prompts=3, steps=4, jitter=0.1, common=0.0):
     log_ref = np.log(np.random.default_rng(5).dirichlet(np.ones(8), prompts))
     x = np.tile([0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0], (prompts, 1)) / 0.4
     factor = np.exp(common * rng.normal(size=(steps, 1)))
-    with double_precision():
+    with jax.enable_x64(True):
         problem = kt.Objective(x, log_ref, np.broadcast_to(factor, (steps, prompts)), divergence)
         ratio = np.asarray(kt.solve(problem).log_probs) - log_ref
     count = np.array([rng.multinomial(48, p / p.sum(-1)) for p in np.exp(ratio + log_ref)[0]])
@@ -276,7 +271,7 @@ def jittered_cells(family, rng, prompts=3, steps=4, jitter=0.1, common=0.0):
     ratio = ratio + jitter * rng.normal(size=ratio.shape)
     columns = np.broadcast_arrays(ratio, x, count.astype(float), line, completion, block)
     kept = columns[2].reshape(-1) > 0
-    return Cells(*(column.reshape(-1)[kept] for column in columns))
+    return LogRatios(*(column.reshape(-1)[kept] for column in columns))
 
 
 @pytest.mark.parametrize("common", [0.0, 0.08])
@@ -290,7 +285,8 @@ def test_intervals_cover_as_often_as_they_say(family, common):
         fit = forward if family == "forward" else reverse
         other = reverse if family == "forward" else forward
         covered += fit.interval[0] <= 1 <= fit.interval[1]
-        wrong += other.miss * MARGIN < fit.miss and share >= SHARE
+        # What it takes to say "the log follows", as the statement says.
+        wrong += other.miss * 1.5 < fit.miss and share >= 0.95
     # Of 100 intervals of 95 %, ninety or more hold it with a chance of 99 %.
     assert covered >= 90
     assert wrong == 0
@@ -367,7 +363,7 @@ def test_mara_is_refused_only_where_it_fails(fields, words, factor):
     assert ("ratio^(1/8)" in found["mara"].text) == factor
     assert ("· 8/7" in found["effective_beta"].text) == factor
     if words is None and not factor:
-        with double_precision(), np.errstate(divide="ignore"):
+        with jax.enable_x64(True), np.errstate(divide="ignore"):
             log_ref = np.log(found.featured.reference)
             even = implied_target(recipe, found.featured.mara_reward, log_ref, beta=6.0).probs
         i, j = (found.featured.names.index(name) for name in "ab")
@@ -486,8 +482,8 @@ def test_group_statistics_are_those_of_pandas():
 
 
 def test_intervals():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert median_interval(np.arange(101.0)) == (50.0, (40.0, 60.0))
     # From six values on some pair of them holds the median with 95 %: here as often as it says.
     assert median_interval(np.arange(5.0))[1] is None
@@ -556,7 +552,7 @@ def test_every_statement_says_on_what_it_rests(graded, short):
 def test_the_page(graded, short):
     for found in (graded, short):
         page = str(found)
-        assert max(map(display_width, page.splitlines())) <= 100
+        assert max(map(len, page.splitlines())) <= 100
         for heading in (
             *("In short", "From the rewards", "From the reference's log-probabilities"),
             *("From the policy's log-probabilities", "Assumptions", "Notes", "along the steps"),
@@ -565,9 +561,9 @@ def test_the_page(graded, short):
         letters = set(re.findall(r"^  ([a-z])  ", page, re.MULTILINE))
         used = re.findall(r"(?:; |\[)((?:[a-z]\s+)*[a-z])\s*\]", page)
         assert {x for group in used for x in group.split()} == letters
-    assert sentence_of("pass@1 is 1") == "pass@1 is 1."
-    assert sentence_of("k1 in the loss") == "k1 in the loss."
-    assert sentence_of("cannot tell") == "Cannot tell."
+    verdict = ("pass@1 is 1", "k1 in the loss", "cannot tell")
+    page = str(dataclasses.replace(graded, verdict=verdict))
+    assert "• pass@1 is 1.\n  • k1 in the loss.\n  • Cannot tell.\n" in page
     page = str(graded)
     assert "“2” overtakes “7” below β = 0.6912 (effective 0.7899)" in page
     assert "MARA would pay" in page
@@ -580,7 +576,7 @@ def test_answers_may_hold_what_parts_sentences():
     names = {"a": "It is 1. Sure", "b": "so far; 2", "c": "3; or 4. Far"}
     log_ref = np.log([0.6, 0.3, 0.1])
     frame = small([0, 1, 1], log_ref, counts=[10, 50, 36])
-    with double_precision():
+    with jax.enable_x64(True):
         log_probs = np.asarray(
             kt.solve(kt.Objective(np.array([0.0, 1, 1]), log_ref, 0.4)).log_probs
         )
@@ -599,7 +595,7 @@ def test_answers_may_hold_what_parts_sentences():
         assert statement.warning == plain[statement.name].warning
         assert statement.headline.count("“") == statement.headline.count("”")
     for sentence in found.verdict:
-        assert f"  • {sentence_of(sentence)[:40]}" in str(found)
+        assert sentence[1:40] in str(found)
 
 
 def test_a_run_far_from_its_target_is_a_warning(short, graded):
@@ -686,7 +682,7 @@ def test_the_figure(graded):
 
 def test_the_same_call_gives_the_same_numbers(graded):
     assert diagnose(GRADED, K3, beta=0.3).to_json() == graded.to_json()
-    assert diagnose(GRADED, K3, beta=0.3, seed=1).to_json() != graded.to_json()
+    assert diagnose(GRADED, K3, beta=0.3, key=jax.random.key(1)).to_json() != graded.to_json()
 
 
 def test_group_sizes_come_from_the_log():
@@ -848,26 +844,9 @@ def test_no_beta_is_one_line(capsys):
     assert "beta is needed: --beta 0.04" in err
 
 
-def watching(path, **changes):
-    arguments = {
-        "paths": [path],
-        "trainer": None,
-        "recipe": {"place": "reward"},
-        "beta": 0.1,
-        "answer": "text",
-        "threshold": None,
-        "reference_from_first_step": False,
-        "max_prompts": 10,
-        "group_size": None,
-        "columns": None,
-        "skip_bad": False,
-        "format": "auto",
-        "json": None,
-        "html": None,
-        "plot": None,
-        "watch": 0.01,
-    }
-    return argparse.Namespace(**{**arguments, **changes})
+def watching(path):
+    options = "--recipe place=reward --beta 0.1 --max-prompts 10 --watch 0.01"
+    return "diagnose", path, *options.split()
 
 
 def test_watching_a_folder(capsys, tmp_path, monkeypatch):
@@ -876,13 +855,15 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
 
     def arrives(seconds):
         assert seconds == 0.01
-        step = next(steps)
+        step = next(steps, None)
+        if step is None:
+            raise KeyboardInterrupt
         if step < 3:
             (tmp_path / f"{step}.jsonl").write_text(rows % step)
 
-    monkeypatch.setattr(_diagnose_command.time, "sleep", arrives)
-    assert _diagnose_command.run_diagnose(watching(tmp_path), rounds=4) == 0
-    out = capsys.readouterr().out
+    monkeypatch.setattr(time, "sleep", arrives)
+    code, out, _ = run(capsys, *watching(tmp_path))
+    assert code == 0
     assert out.startswith("waiting: ")
     assert "1 logged step, 1 to 1" in out
     assert "2 logged steps, 1 to 2" in out
@@ -894,9 +875,9 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
     def stop(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_diagnose_command.time, "sleep", stop)
-    assert _diagnose_command.run_diagnose(watching(GRADED)) == 0
-    out = capsys.readouterr().out
+    monkeypatch.setattr(time, "sleep", stop)
+    code, out, _ = run(capsys, *watching(GRADED))
+    assert code == 0
     assert out.startswith("kltarget diagnose ·")
     assert out.endswith("stopped\n")
 

@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from kltarget.rollouts import FORMAT_NAMES, RolloutError, read_rollouts
-from kltarget.rollouts._answers import answer_rule
+from kltarget.rollouts import FORMAT_NAMES, RolloutError, answer_rule, read_rollouts
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
 OTHER = DATA / "other_formats"
@@ -766,7 +765,7 @@ def test_files_that_are_none(tmp_path):
     none_good = tmp_path / "bad.jsonl"
     none_good.write_bytes(GOOD + b"\n")
     fails(none_good, "not of format 'tunix': the columns are", format="tunix")
-    fails(none_good, "format='trll' is none of 'auto', 'open-instruct'", format="trll")
+    fails(none_good, "format='trll' is none of 'auto', 'nemo-rl'", format="trll")
     none_good.write_bytes(changed(reward=None) + b"\n")
     fails(none_good, r"bad.jsonl: no rows that can be read: 1 are bad, the first", skip_bad=True)
     no_rows = tmp_path / "no_rows.parquet"

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from kltarget.tasks import TableError, read_table
-from kltarget.tasks._tables import UNSEEN
 
 ROWS = [
     {"answer": "red", "reward": 1.0, "count": 30, "family": "warm"},
@@ -415,7 +414,7 @@ def test_unseen_reward_must_be_one(tmp_path, reward):
 
 
 def test_the_unseen_outcome_needs_its_name(tmp_path):
-    path = _csv(tmp_path, f"answer,reward,p\n{UNSEEN},1,0.5\n")
+    path = _csv(tmp_path, "answer,reward,p\n(unseen),1,0.5\n")
     with pytest.raises(
         TableError, match=r"row 1 \(line 2\): '\(unseen\)' is the name of the missing mass"
     ):

@@ -171,8 +171,8 @@ def _columns(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> int:
-    """Runs the sub-command; with ``--watch`` it looks at the files at most ``rounds`` times."""
+def run_diagnose(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command, with ``--watch`` until it is interrupted."""
     outputs = [x for x in (arguments.json, arguments.html, arguments.plot) if x is not None]
     check_outputs(outputs, arguments.paths, what="a file of rollouts")
     if arguments.plot is not None:
@@ -180,21 +180,18 @@ def run_diagnose(arguments: argparse.Namespace, *, rounds: float = math.inf) -> 
     if arguments.watch is None:
         _once(arguments)
         return 0
-    seen, done = None, 0
+    seen = None
     try:
-        while done < rounds:
-            if done:
-                time.sleep(arguments.watch)
-            done += 1
+        while True:
             state = _state(arguments.paths)
-            if state == seen:
-                continue
+            if state != seen:
+                try:
+                    _once(arguments, again=seen is not None)
+                except InputError as error:
+                    # A run that has just begun has written nothing yet, or half a file.
+                    say([f"waiting: {error}"])
             seen = state
-            try:
-                _once(arguments, again=done > 1)
-            except InputError as error:
-                # A run that has just begun has written nothing yet, or half a file.
-                say([f"waiting: {error}"])
+            time.sleep(arguments.watch)
     except KeyboardInterrupt:
         say(["", "stopped"])
     return 0

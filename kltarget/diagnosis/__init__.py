@@ -2,6 +2,15 @@
 
 from kltarget.diagnosis._diagnose import diagnose
 from kltarget.diagnosis._diagnosis import Diagnosis
+from kltarget.diagnosis._family import FamilyFit, LogRatios, fit_families
 from kltarget.diagnosis._statement import Featured, Statement
 
-__all__ = ["Diagnosis", "Featured", "Statement", "diagnose"]
+__all__ = [
+    "Diagnosis",
+    "FamilyFit",
+    "Featured",
+    "LogRatios",
+    "Statement",
+    "diagnose",
+    "fit_families",
+]

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 
 from kltarget._core.status import Status
 from kltarget.divergences import ForwardKL
-from kltarget.evidence._prompts import Prompt, padded
+from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
 from kltarget.modes import flip_beta
 from kltarget.objectives import Objective, mara

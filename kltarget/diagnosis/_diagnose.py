@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
@@ -20,17 +22,19 @@ from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, ri
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence._prompts import (
+from kltarget.evidence import (
+    Log,
     disagreements,
+    groups_of,
+    history,
+    informative_order,
+    log_of,
     num_right,
-    order_of,
     prompts_of,
     reference_kind,
 )
-from kltarget.evidence._statistics import Log, groups_of, history, log_of
 from kltarget.recipes import Recipe, recipe as preset
-from kltarget.rollouts._read import read_rollouts
-from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts import RolloutError, read_rollouts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +51,7 @@ def diagnose(
     threshold: float | None = None,
     max_prompts: int = 200,
     num_bootstrap: int = 200,
-    seed: int = 0,
+    key: PRNGKeyArray | None = None,
     name: str | None = None,
 ) -> Diagnosis:
     """What a run's log says of its regulariser: what it aims at, and how far it got.
@@ -83,7 +87,8 @@ def diagnose(
         max_prompts: for how many prompts, the most informative ones, targets are computed. Where
             rewards of several sizes are normalised in finite groups one counts for ten.
         num_bootstrap: resamples behind each interval.
-        seed: of the resampling: the same call gives the same numbers.
+        key: of the resampling behind intervals, the only randomness; by default
+            ``jax.random.key(0)``, so that a log and a recipe alone give the same numbers each time.
         name: what to call the recipe; by default the preset's name, or the recipe in words.
 
     Returns:
@@ -144,7 +149,9 @@ def diagnose(
     default = default if unsaid else []
     threshold = float(log.reward.max()) if threshold is None else float(threshold)
     groups = groups_of(log, threshold, recipe.ddof)
-    rng = np.random.default_rng(seed)
+    bits = jax.random.key_data(jax.random.key(0) if key is None else key)
+    # NumPy's generator takes the low word first.
+    rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
     case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
     notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *notes, *shaping]
     with double_precision():
@@ -164,7 +171,7 @@ def diagnose(
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
             statements.append(refusal(case))
-            shown = prompts_of(log, order_of(log, threshold)[:1], "none")[0]
+            shown = prompts_of(log, informative_order(log, threshold)[:1], "none")[0]
             featured = featured_of(case, shown, None)
     size = {
         "rollouts": len(log),
@@ -266,7 +273,7 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
             "other tokens of the same text, or another reference; the first is used"
         )
-    prompts = prompts_of(log, order_of(log, case.threshold)[:most], kind)
+    prompts = prompts_of(log, informative_order(log, case.threshold)[:most], kind)
     if not prompts:
         notes.append(
             "the seen completions hold less than half of the reference's mass, and too few have "

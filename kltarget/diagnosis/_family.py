@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy.stats import t as student
 
-from kltarget.evidence._statistics import LEVEL
+from kltarget.evidence import LEVEL
 
 # One family has to miss by so much more than the other, in so many of the resamples.
 MARGIN, SHARE = 1.5, 0.95
@@ -25,7 +25,7 @@ _ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cells:
+class LogRatios:
     """Distinct completions at a step, an entry each.
 
     Attributes:
@@ -46,7 +46,7 @@ class Cells:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class FamilyFit:
     """One family fitted to a log.
 
     Attributes:
@@ -62,7 +62,7 @@ class Fit:
     miss: float
 
 
-def can_tell(cells: Cells) -> bool:
+def can_tell(cells: LogRatios) -> bool:
     """Whether some line has three rewards: through two points both families pass."""
     order = np.lexsort((cells.x, cells.line))
     x, line = cells.x[order], cells.line[order]
@@ -71,7 +71,7 @@ def can_tell(cells: Cells) -> bool:
     return bool((np.bincount(line, new) >= 3).any())
 
 
-def some_slope(cells: Cells) -> bool:
+def some_slope(cells: LogRatios) -> bool:
     """Whether rewards differ anywhere within a line."""
     low = np.full(cells.line.max() + 1, np.inf)
     high = -low
@@ -81,8 +81,8 @@ def some_slope(cells: Cells) -> bool:
 
 
 def fit_families(
-    cells: Cells, rng: np.random.Generator, number: int
-) -> tuple[Fit, Fit, float, int]:
+    cells: LogRatios, rng: np.random.Generator, number: int
+) -> tuple[FamilyFit, FamilyFit, float, int]:
     """Both families, the share of resamples in which the better stays so, and how many completions.
 
     Resampled by random weights are the completions, and the blocks of steps: so one answer may
@@ -111,17 +111,18 @@ def fit_families(
     for name in names:
         slope, miss = (float(x) for x in estimates[name][:, 0])
         half = _half_width(variances[name]) + _ROUNDING * abs(slope)
-        fits.append(Fit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
+        fits.append(FamilyFit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
     return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
 
 
-def _by_line(cells: Cells) -> Cells:
+def _by_line(cells: LogRatios) -> LogRatios:
     order = np.argsort(cells.line, kind="stable")
-    return Cells(**{f.name: getattr(cells, f.name)[order] for f in dataclasses.fields(Cells)})
+    names = (field.name for field in dataclasses.fields(cells))
+    return LogRatios(**{name: getattr(cells, name)[order] for name in names})
 
 
 def _resampled(
-    cells: Cells, unit: np.ndarray, few: int, rng: np.random.Generator, number: int
+    cells: LogRatios, unit: np.ndarray, few: int, rng: np.random.Generator, number: int
 ) -> dict[str, np.ndarray]:
     """Slopes and misses of both families under random weights of the units, ``[2, R]`` each."""
     at_once = max(1, _MOST_AT_ONCE // len(unit))
@@ -151,7 +152,7 @@ def _inverted(low: float, high: float) -> tuple[float, float]:
     return _inverse(high), _inverse(low)
 
 
-def _fit(family: str, cells: Cells, weight: np.ndarray) -> np.ndarray:
+def _fit(family: str, cells: LogRatios, weight: np.ndarray) -> np.ndarray:
     """The slopes of a family in 1/β and what they miss by, ``[2, R]``, of weights ``[R, N]``."""
     if family == "reverse":
         slope, fitted = _line(cells, cells.log_ratio, weight)
@@ -167,7 +168,7 @@ def _fit(family: str, cells: Cells, weight: np.ndarray) -> np.ndarray:
     return np.stack([-slope, _mean_square(-tame - np.log(fitted), weight)])
 
 
-def _line(cells: Cells, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _line(cells: LogRatios, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted least squares with one slope and an intercept per line, of sorted lines."""
     starts = np.flatnonzero(np.diff(cells.line, prepend=-1))
     sizes = np.diff(np.append(starts, len(cells.line)))

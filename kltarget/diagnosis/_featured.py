@@ -11,7 +11,7 @@ from kltarget._core.status import Status
 from kltarget.diagnosis._aims import Aim, Flip, mara_rewards, shares_over_beta
 from kltarget.diagnosis._say_rewards import Case
 from kltarget.diagnosis._statement import Featured, FlipOfAnswers, Statement
-from kltarget.evidence._prompts import Prompt
+from kltarget.evidence import Prompt
 
 
 def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> tuple[str, ...]:

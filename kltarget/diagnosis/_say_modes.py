@@ -9,7 +9,7 @@ from kltarget._core.words import number
 from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._say_rewards import INDEPENDENT, Case
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence._statistics import Interval
+from kltarget.evidence import Interval
 
 # Resamples of fewer groups scatter less than what they stand for.
 _FEWEST = 10

@@ -9,14 +9,14 @@ import numpy as np
 
 from kltarget.diagnosis._statement import Statement
 from kltarget.divergences import ForwardKL
-from kltarget.evidence._statistics import (
+from kltarget.evidence import (
     Groups,
     Log,
     answer_entropy,
     median_interval,
     pass_at,
     share_interval,
-    wilson,
+    wilson_interval,
 )
 from kltarget.recipes import Recipe
 
@@ -137,7 +137,7 @@ def _equal_groups(case: Case) -> Statement:
         text,
         f"; over the whole log {share(case.groups.equal.mean())}" if part else "",
         equal / total,
-        wilson(equal, total),
+        wilson_interval(equal, total),
         (INDEPENDENT,),
         total,
         "groups",

@@ -10,8 +10,8 @@ from kltarget.diagnosis._aims import Aim, distance, divergence, is_forward
 from kltarget.diagnosis._family import (
     MARGIN,
     SHARE,
-    Cells,
-    Fit,
+    FamilyFit,
+    LogRatios,
     blocks,
     can_tell,
     fit_families,
@@ -20,8 +20,7 @@ from kltarget.diagnosis._family import (
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence._prompts import LEAST_SEEN
-from kltarget.evidence._statistics import Log
+from kltarget.evidence import LEAST_SEEN, Log
 
 # A policy is far from its target from here on, in total variation or in nats of KL(π‖π*).
 FAR = 0.1
@@ -47,7 +46,7 @@ def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
     return [*distances, *_family(case, aims, is_far), *_path(case, aims)]
 
 
-def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
+def _cells(log: Log, aims: list[Aim]) -> tuple[LogRatios, int, bool]:
     """Late completions of the analysed prompts, how many rollouts they are, and whether scaled."""
     scaled = all(aim.x is not None for aim in aims)
     x_of = np.full(len(log.answer_prompt), np.nan)
@@ -68,7 +67,7 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
         x = log.reward
     rows = np.flatnonzero(rows)
     if not rows.size:
-        return Cells(*(np.empty(0),) * 6), 0, scaled
+        return LogRatios(*(np.empty(0),) * 6), 0, scaled
     block = blocks(log.time[rows], log.group[rows])
     line = log.prompt[rows] * np.int64(log.num_times) + log.time[rows]
     single = len(np.unique(log.time[rows])) < 2
@@ -84,7 +83,7 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[Cells, int, bool]:
     ratio = np.bincount(cell, (log.logp - log.ref_logp)[rows]) / count
     reward = np.bincount(cell, x[rows]) / count
     _, lines = np.unique(line[first], return_inverse=True)
-    cells = Cells(
+    cells = LogRatios(
         ratio, reward, count.astype(float), lines, log.completion[rows][first], block[first]
     )
     return cells, int(rows.size), scaled
@@ -186,7 +185,7 @@ def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
     return statements
 
 
-def _beta(fit: Fit, unit: float) -> str:
+def _beta(fit: FamilyFit, unit: float) -> str:
     return number(unit * fit.factor, 3)
 
 

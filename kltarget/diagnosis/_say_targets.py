@@ -24,8 +24,7 @@ from kltarget.diagnosis._aims import (
 from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence._prompts import Prompt
-from kltarget.evidence._statistics import mean_interval
+from kltarget.evidence import Prompt, mean_interval
 
 ENUMERATED = "the seen answers and one outcome for the rest of the reference are all there is"
 UNSEEN_WORST = "unseen answers are rewarded as the worst seen"

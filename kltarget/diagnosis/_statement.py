@@ -11,7 +11,7 @@ import numpy as np
 
 from kltarget._core.page import Table
 from kltarget._core.words import number, short
-from kltarget.evidence._statistics import Interval
+from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
 _SHARES = {"zero_std_groups"}

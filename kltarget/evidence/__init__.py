@@ -1,1 +1,59 @@
-"""The prompts of a log as small problems, with what the number of samples leaves open."""
+"""The prompts of a log as small problems, with what the number of samples leaves open.
+
+`log_of` turns the frame of :func:`kltarget.rollouts.read_rollouts` into arrays; `groups_of` has its
+generation groups, `prompts_of` its prompts: the seen answers with their rewards and the reference's
+masses, and one outcome for all unseen ones. Means, medians and shares of independent values have
+intervals. Nothing here knows a recipe or judges a run.
+"""
+
+from kltarget.evidence._intervals import (
+    LEVEL,
+    Interval,
+    mean_interval,
+    median_interval,
+    share_interval,
+    wilson_interval,
+)
+from kltarget.evidence._log import (
+    Groups,
+    Log,
+    answer_entropy,
+    groups_of,
+    history,
+    log_of,
+    pass_at,
+)
+from kltarget.evidence._prompts import (
+    LEAST_SEEN,
+    Prompt,
+    disagreements,
+    informative_order,
+    num_right,
+    padded,
+    prompts_of,
+    reference_kind,
+)
+
+__all__ = [
+    "LEAST_SEEN",
+    "LEVEL",
+    "Groups",
+    "Interval",
+    "Log",
+    "Prompt",
+    "answer_entropy",
+    "disagreements",
+    "groups_of",
+    "history",
+    "informative_order",
+    "log_of",
+    "mean_interval",
+    "median_interval",
+    "num_right",
+    "padded",
+    "pass_at",
+    "prompts_of",
+    "reference_kind",
+    "share_interval",
+    "wilson_interval",
+]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kltarget.evidence._statistics import Log
-from kltarget.rollouts._rollout import RolloutError
+from kltarget.evidence._log import Log
+from kltarget.rollouts import RolloutError
 
 UNSEEN = "(unseen)"
 # Targets over the seen answers say little if those hold less of the reference than this.
@@ -64,7 +64,7 @@ class Prompt:
         return float(np.exp(np.logaddexp.reduce(self.log_ref[:-1])))
 
 
-def order_of(log: Log, threshold: float) -> np.ndarray:
+def informative_order(log: Log, threshold: float) -> np.ndarray:
     """Prompts, the most informative first: many rollouts, rewards that differ, right answers."""
     number = np.bincount(log.prompt, minlength=len(log.prompts))
     mean = np.bincount(log.prompt, log.reward) / number

@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kltarget._core.files import open_whole
+
 __all__ = ["load_params", "save_params"]
 
 
 def save_params(path: str | os.PathLike[str], params: Any) -> None:
     """Writes parameters to an ``.npz`` file, one array per leaf, named by its place in the tree.
+
+    The file appears whole or not at all.
 
     Args:
         path: where to; the name is taken as it is.
@@ -33,7 +37,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     arrays = {_name(where): np.asarray(leaf) for where, leaf in leaves}
-    with open(path, "wb") as file:
+    with open_whole(path, "wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 

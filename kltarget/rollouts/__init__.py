@@ -49,6 +49,7 @@ run does not have::
         print(json.dumps(row))
 """
 
+from kltarget.rollouts._answers import answer_rule
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import FORMAT_NAMES
@@ -56,5 +57,6 @@ from kltarget.rollouts._select import FORMAT_NAMES
 __all__ = [
     "FORMAT_NAMES",
     "RolloutError",
+    "answer_rule",
     "read_rollouts",
 ]

@@ -16,7 +16,23 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def answer_rule(answer: str | re.Pattern[str] | Rule) -> tuple[str, Rule]:
-    """The name of a rule and its function from a completion to its answer, None if it has none."""
+    """Which completions are the same answer, as `read_rollouts` is told it.
+
+    Args:
+        answer: A rule's name, a pattern, its text after "regex:", or a function.
+
+    Returns:
+        The rule's name, and its function from a completion to its answer, None if it has none.
+
+    Raises:
+        RolloutError: If there is no such rule, or the pattern is none.
+
+    Example:
+        >>> from kltarget.rollouts import answer_rule
+        >>> name, rule = answer_rule("number")
+        >>> rule("so 1,200.50"), rule("who knows")
+        ('1200.5', None)
+    """
     if isinstance(answer, re.Pattern):
         return f"regex:{answer.pattern}", _last_match(answer)
     if isinstance(answer, str):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from kltarget._core.progress import progress_bar
 from kltarget._core.words import counted
 from kltarget.rollouts._answers import Rule, answer_rule
-from kltarget.rollouts._formats import Format
 from kltarget.rollouts._frame import Columns
 from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
+from kltarget.rollouts.formats._format import Format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,8 +114,10 @@ def read_rollouts(
 
     gathered = Columns()
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
-    with _bar(files, progress) as advance:
-        reading.advance = advance
+    size = sum(path.stat().st_size for path in files)
+    bar = progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts")
+    with bar:
+        reading.advance = bar.update
         for path, file_format in files.items():
             try:
                 _gather(path, file_format, rule, reading, gathered)
@@ -153,41 +155,30 @@ def read_rollouts(
 def _gather(
     path: pathlib.Path, format: Format, rule: Rule, reading: Reading, gathered: Columns
 ) -> None:
-    read = format.reader(path)
-    source = str(path)
-    for position, number, row in rows_of(path, reading):
+    source, step = str(path), format.step_of(path)
+    for position, where, row in rows_of(path, reading):
         try:
-            rollout = read(row)
+            rollout = format.read(row, path)
             rollout.check()
         except BadRow as error:
-            reading.bad(path, number, str(error))
+            reading.bad(path, where, str(error))
             continue
         except KeyError as error:
-            reading.bad(path, number, f"no {error.args[0]!r}, which {format.name!r} has")
+            reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
             continue
         except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            reading.bad(path, number, f"not as {format.name!r} writes it: {error}")
+            reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
             continue
+        if rollout.step is None:
+            rollout.step = step
         answer = rollout.answer if rollout.answered else rule(rollout.completion)
         try:
             gathered.add(rollout, answer, source, position)
         except BadRow as error:
-            reading.bad(path, number, str(error))
+            reading.bad(path, where, str(error))
 
 
 def _why_none(reading: Reading) -> str:
     if not reading.skipped:
         return ""
     return f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
-
-
-@contextlib.contextmanager
-def _bar(files: Iterable[pathlib.Path], shown: bool) -> Iterator[Any]:
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    size = sum(path.stat().st_size for path in files)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
-        yield bar.update

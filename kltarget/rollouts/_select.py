@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kltarget.rollouts._formats import CANONICAL, FORMATS, Format, generic
-from kltarget.rollouts._log_files import Reading, columns_of, kind_of
+from kltarget._core.rows import kind_of
+from kltarget.rollouts._log_files import Reading, columns_of
 from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts.formats import FORMATS
+from kltarget.rollouts.formats._format import AS_CALLED, Format
+from kltarget.rollouts.formats._own_columns import generic
 
 Path = str | os.PathLike[str]
 
@@ -62,9 +65,9 @@ def select(
         )
     if columns and format not in ("auto", "generic"):
         raise RolloutError("columns are for files of your own, not for {}", "format", format)
-    strange = [name for name in columns if name not in CANONICAL]
+    strange = [name for name in columns if name not in AS_CALLED]
     if strange:
-        known = ", ".join(map(repr, CANONICAL))
+        known = ", ".join(map(repr, AS_CALLED))
         raise RolloutError(f"{{}}: {strange[0]!r} is none of {known}", "columns")
     found: dict[pathlib.Path, Format] = {}
     left_out: list[pathlib.Path] = []

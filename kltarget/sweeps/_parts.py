@@ -1,7 +1,7 @@
 """Long sweeps in a folder: a part per file, and a manifest that says what they are parts of.
 
-A part is written under another name and renamed when it is complete, so that a file with a part's
-name is a whole part, whenever the process is killed. One process at a time may write to a folder.
+A file with a part's name is a whole part, whenever the process is killed. One process at a time may
+write to a folder.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.files import UNFINISHED, open_whole
 from kltarget.sweeps._dataset import dataset
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class Parts:
         elif any(self.folder.glob("part-*.npz")):
             raise ValueError(f"folder {self.folder} has parts but no {_MANIFEST}: give another one")
         else:
-            _write(path, json.dumps(manifest, indent=1).encode())
-        for leftover in self.folder.glob(".*.unfinished"):
+            with open_whole(path) as file:
+                json.dump(manifest, file, indent=1)
+        for leftover in self.folder.glob(UNFINISHED):
             leftover.unlink()
 
     def get(self, number: int) -> Arrays | None:
@@ -55,7 +56,8 @@ class Parts:
 
     def put(self, number: int, arrays: Arrays) -> None:
         """Writes a part."""
-        _write(_part(self.folder, number), arrays)
+        with open_whole(_part(self.folder, number), "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 def _part(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -115,16 +117,3 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _read_arrays(path: pathlib.Path) -> Arrays:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def _write(path: pathlib.Path, content: bytes | Arrays) -> None:
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
-    ) as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            np.savez(file, allow_pickle=False, **content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)

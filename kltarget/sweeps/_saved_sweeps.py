@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import TYPE_CHECKING
+
+from kltarget._core.files import replacing
 
 if TYPE_CHECKING:
     import xarray
@@ -38,20 +38,14 @@ def save(data: xarray.Dataset, path: str | os.PathLike[str]) -> None:
     """
     path = pathlib.Path(path)
     kind = _kind(path)
-    if kind == ".nc":
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = pathlib.Path(folder) / path.name
+    if kind == ".zarr":
+        _require_zarr()
+    with replacing(path) as part:
+        if kind == ".nc":
             data.to_netcdf(part, engine="scipy", format="NETCDF3_64BIT")
-            os.replace(part, path)
-        return
-    _require_zarr()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = pathlib.Path(folder) / path.name
-        # Version 3 of the format has no strings yet.
-        data.to_zarr(part, zarr_format=2, consolidated=True)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(part, path)
+        else:
+            # Version 3 of the format has no strings yet.
+            data.to_zarr(part, zarr_format=2, consolidated=True)
 
 
 def load(path: str | os.PathLike[str]) -> xarray.Dataset:

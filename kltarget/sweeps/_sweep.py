@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget._core.numerics import double_precision
+from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence
 from kltarget.modes._labels import mode_blocks
 from kltarget.sweeps._dataset import dataset, frame
@@ -144,7 +144,8 @@ def sweep(
     with double_precision():
         solve_rows = _solver(grid)
     found = []
-    with _bar(grid.num_rows * len(grid.divergences), progress) as advance:
+    total = grid.num_rows * len(grid.divergences)
+    with progress_bar(progress, total=total, unit="point") as bar:
         for number, (d, rows) in enumerate(grid.parts):
             part = None if parts is None else parts.get(number)
             if part is None:
@@ -154,7 +155,7 @@ def sweep(
                 if parts is not None:
                     parts.put(number, part)
             found.append(part)
-            advance(rows.stop - rows.start)
+            bar.update(rows.stop - rows.start)
     return dataset(named, settings, joined(found, len(grid.divergences)))
 
 
@@ -179,14 +180,3 @@ def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
             return {name: np.asarray(x)[:size] for name, x in found.items()}
 
     return solve_rows
-
-
-@contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
-    if not shown:
-        yield lambda count: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="point") as bar:
-        yield bar.update

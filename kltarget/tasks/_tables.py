@@ -32,46 +32,20 @@ from typing import Any
 
 import numpy as np
 
-from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw, shown
+from kltarget._core.rows import shown
+from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
-
-__all__ = [
-    "COUNT_NAMES",
-    "LOG_REF_NAMES",
-    "MODE_NAMES",
-    "OUTCOME_NAMES",
-    "PROB_NAMES",
-    "REWARD_NAMES",
-    "UNSEEN",
-    "Table",
-    "TableError",
-    "read_table",
-]
 
 # Names that are recognised, in order of preference; compared in lower case with - and blanks read
 # as _.
 OUTCOME_NAMES = (
-    "outcome",
-    "answer",
-    "completion",
-    "response",
-    "output",
-    "text",
-    "word",
-    "token",
-    "label",
-    "name",
+    *("outcome", "answer", "completion", "response", "output"),
+    *("text", "word", "token", "label", "name"),
 )
 REWARD_NAMES = ("reward", "rewards", "score", "r", "correct", "is_correct")
 LOG_REF_NAMES = (
-    "log_ref",
-    "ref_logp",
-    "ref_logprob",
-    "ref_log_prob",
-    "logp",
-    "logprob",
-    "log_prob",
-    "log_probability",
+    *("log_ref", "ref_logp", "ref_logprob", "ref_log_prob"),
+    *("logp", "logprob", "log_prob", "log_probability"),
 )
 PROB_NAMES = ("ref_prob", "ref_probability", "pi_ref", "probability", "prob", "p", "ref")
 COUNT_NAMES = ("count", "counts", "n", "freq", "frequency")

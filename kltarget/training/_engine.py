@@ -6,7 +6,6 @@ run has converged is read off its own gradient: nothing here knows a closed form
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from kltarget._core.numerics import widest, working_dtype
+from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
 from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, reference
 from kltarget.training._runs import RunStatus
@@ -127,7 +127,8 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     times = [*range(0, plan.num_steps, plan.program.steps), plan.num_steps]
     measured = [plan.num_steps] if plan.only_last else times
     results, histories = [], []
-    with progress_bar(plan.progress, plan.num_steps * len(chunks)) as bar:
+    total = plan.num_steps * len(chunks)
+    with progress_bar(plan.progress, total=total, unit="step") as bar:
         for rows in chunks:
             runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
             final, history = _train_chunk(plan, runs, times, bar)
@@ -185,18 +186,9 @@ def _train_chunk(
     return final, history
 
 
-def progress_bar(shown: bool, num_steps: int) -> Any:
-    """A context of a tqdm bar over steps with the time that is left, or of None."""
-    if not shown:
-        return contextlib.nullcontext()
-    from tqdm.auto import tqdm
-
-    return tqdm(total=num_steps, unit="step")
-
-
 def show_progress(bar: Any, num_steps: int, numbers: dict[str, Any]) -> None:
     """Moves a bar on and shows means over the runs where they are finite."""
-    if bar is None:
+    if bar.disable:
         return
     shown = {}
     for name, x in numbers.items():

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._core.checks import positive
 from kltarget._core.numerics import as_float
+from kltarget._core.progress import progress_bar
 from kltarget.policies import Policy
 from kltarget.spaces._sequences import require_tokens
-from kltarget.training._engine import Optimizer, progress_bar, show_progress
+from kltarget.training._engine import Optimizer, show_progress
 from kltarget.training._outcomes import sequence_space
 
 __all__ = ["Fit", "fit"]
@@ -138,7 +139,7 @@ def fit(
         return float(seen), float(held_out)
 
     steps, history = [0], [measured(params)]
-    with progress_bar(progress, num_steps) as bar:
+    with progress_bar(progress, total=num_steps, unit="step") as bar:
         while steps[-1] < num_steps:
             length = min(history_every, num_steps - steps[-1])
             static = (policy, optimizer, batch_size, length)

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray
 
+from kltarget._core.progress import progress_bar
 from kltarget.policies import Policy, TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -168,20 +169,15 @@ def verify(
     targets = exact_targets(problem.space, problem.reward, problem.log_ref, beta, reward_scale)
     judge = Judge(problem, targets, beta, reward_scale, bar, batch_size is not None)
 
-    bar_shown = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        count = len(problem.policies) * len(recipes) * num_seeds * beta.size * reward_scale.size
-        bar_shown = tqdm(total=count, unit="run")
+    count = len(problem.policies) * len(recipes) * num_seeds * beta.size * reward_scale.size
+    shown = progress_bar(progress, total=count, unit="run")
     runs: list[VerifiedRun] = []
     for name, (policy, params) in problem.policies.items():
         tabular = isinstance(policy, TabularPolicy)
         steps = _of(num_steps, name, 500 if tabular else 300)
         rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
         for recipe in recipes:
-            if bar_shown is not None:
-                bar_shown.set_postfix_str(f"{name}, {described(recipe)}")
+            shown.set_postfix_str(f"{name}, {described(recipe)}")
             for seed in range(num_seeds):
                 keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
                 sampled = batch_size is not None
@@ -203,11 +199,9 @@ def verify(
                     tol=1e-5,
                 )
                 runs += judge.verified(name, recipe, seed, run)
-                if bar_shown is not None:
-                    bar_shown.update(beta.size * reward_scale.size)
-    if bar_shown is not None:
-        bar_shown.set_postfix_str("")
-        bar_shown.close()
+                shown.update(beta.size * reward_scale.size)
+    shown.set_postfix_str("")
+    shown.close()
     checks = judge.checks(runs)
     settings = {
         "policies": list(problem.policies),

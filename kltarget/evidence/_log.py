@@ -11,17 +11,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binom, t as student
 
-from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts import RolloutError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NO_ANSWER = "(no answer)"
-LEVEL = 0.95
-Interval = tuple[float, float]
-_Z = 1.959963984540054
 _MOST_BINS = 12
 
 
@@ -267,53 +263,3 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
         "differ": mean(groups.differ, groups.time),
         "zero_std": mean(groups.equal.astype(float), groups.time),
     }
-
-
-def wilson(successes: float, number: float, z: float = _Z) -> Interval:
-    """Wilson's interval of a share, by default of 95 %."""
-    if not number:
-        return 0.0, 1.0
-    p, z2 = successes / number, z**2 / number
-    middle = (p + z2 / 2) / (1 + z2)
-    half = math.sqrt(p * (1 - p) * z2 + z2**2 / 4) / (1 + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
-    """The mean of independent values between 0 and 1 and its 95 % interval, None for one value.
-
-    It is Wilson's for as many trials as would scatter like the values, and Student's factor allows
-    for how few values say so. Values that are all equal count as one trial each.
-    """
-    values = values[np.isfinite(values)]
-    if values.size < 2:
-        return (float(values[0]) if values.size else math.nan), None
-    mean, scatter = float(values.mean()), float(values.var(ddof=1)) / values.size
-    trials = float(values.size)
-    if scatter > 0:
-        trials = max(trials, mean * (1 - mean) / scatter)
-    return mean, wilson(mean * trials, trials, _student(values.size))
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
-    """The mean of independent values and Student's 95 % interval; None if they do not differ."""
-    values = values[np.isfinite(values)]
-    mean = float(values.mean()) if values.size else math.nan
-    if values.size < 2 or not np.ptp(values):
-        return mean, None
-    half = _student(values.size) * float(values.std(ddof=1)) / math.sqrt(values.size)
-    return mean, (mean - half, mean + half)
-
-
-def median_interval(values: np.ndarray) -> tuple[float, Interval | None]:
-    """The median and the order statistics that hold it with 95 % or more; None for few values."""
-    ordered = np.sort(values)
-    # So many of the values, or fewer, are below the median with a chance of 2.5 % at most.
-    below = int(binom.ppf((1 - LEVEL) / 2, ordered.size, 0.5)) - 1
-    if below < 0:
-        return float(np.median(ordered)), None
-    return float(np.median(ordered)), (float(ordered[below]), float(ordered[-1 - below]))
-
-
-def _student(size: int) -> float:
-    return float(student.ppf((1 + LEVEL) / 2, size - 1))

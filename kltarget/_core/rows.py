@@ -1,0 +1,312 @@
+"""Files of rows, one reader per format: where each row is, and what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+Row = dict[str, Any]
+
+_KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_BATCH = 16384
+
+
+class FileError(ValueError):
+    """What is wrong with a whole file; the message is one line that begins with its name."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a row.
+
+    Attributes:
+        phrase: as it follows the row's place and a colon.
+        predicate: as it follows the place alone.
+        of_line: whether the line is no whole row, so that it cannot be counted.
+    """
+
+    phrase: str
+    predicate: str = ""
+    of_line: bool = False
+
+    def at(self, number: int, line: int | None) -> str:
+        """The fault as a sentence about its place."""
+        where = f"line {line}" if self.of_line else place(number, line)
+        return f"{where} {self.predicate}" if self.predicate else f"{where}: {self.phrase}"
+
+
+NOT_A_RECORD = Fault("not a record of named entries", "is not a record of named entries")
+
+
+def kind_of(path: pathlib.Path) -> str | None:
+    """What the extension says a file is: csv, tsv, json, jsonl, parquet; None if nothing known."""
+    return _KINDS.get(path.suffix.lower())
+
+
+def place(number: int, line: int | None) -> str:
+    """Where a row is, in words."""
+    return f"row {number}" if line is None else f"row {number} (line {line})"
+
+
+class RowFile:
+    """A file of rows that is read, row by row, while it is iterated over.
+
+    Iterating yields triples: the row's number from 1, broken ones counted; the number of its line,
+    None in Parquet; its entries by name, or a `Fault`. Rows of blank entries are none.
+
+    Args:
+        path: A file of any kind but JSON, for which there is `load_json`.
+        guess_delimiter: Whether semicolons, say, are looked for where the header has no comma.
+        advance: Called with so many bytes as were read.
+
+    Attributes:
+        columns: Those of a header or a schema, once iteration has begun.
+        delimiter: What separates entries, if it had to be guessed.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        guess_delimiter: bool = False,
+        advance: Callable[[int], Any] = lambda _: None,
+    ) -> None:
+        self.path, self.kind, self.advance = path, kind_of(path), advance
+        self.guess_delimiter, self.delimiter = guess_delimiter, None
+        self.columns: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int | None, Row | Fault]]:
+        with readable(self.path):
+            if self.kind == "parquet":
+                yield from self._parquet()
+            elif self.kind == "jsonl":
+                yield from self._jsonl()
+            else:
+                with _long_entries():
+                    yield from self._csv(_DELIMITERS[str(self.kind)])
+
+    def _parquet(self) -> Iterator[tuple[int, None, Row]]:
+        size, number = self.path.stat().st_size, 0
+        if not size:
+            return
+        with _open_parquet(self.path) as file:
+            self.columns = names = _unique(self.path, file.schema_arrow.names)
+            for batch in file.iter_batches(_BATCH):
+                columns = [column.to_pylist() for column in batch.columns]
+                for entries in zip(*columns, strict=True):
+                    number += 1
+                    yield number, None, dict(zip(names, entries, strict=True))
+                self.advance(size * batch.num_rows // file.metadata.num_rows)
+
+    def _lines(self, newline: str) -> Iterator[str]:
+        with self.path.open(
+            encoding="utf-8-sig", errors="surrogateescape", newline=newline
+        ) as file:
+            told, buffer = 0, cast("io.BufferedReader", file.buffer)
+            for line in file:
+                yield line
+                read = buffer.tell()
+                if read > told:
+                    self.advance(read - told)
+                    told = read
+
+    def _jsonl(self) -> Iterator[tuple[int, int, Row | Fault]]:
+        number = 0
+        # Only \n ends a record: JSON strings may contain what else separates lines.
+        for line, text in enumerate(self._lines("\n"), start=1):
+            if text.isspace():
+                continue
+            number += 1
+            fault = _encoding_fault(text)
+            if fault is not None:
+                yield number, line, fault
+                continue
+            try:
+                row = json.loads(text.strip())
+            except (json.JSONDecodeError, RecursionError) as error:
+                row = Fault(_not_json(error))
+            yield number, line, row if isinstance(row, dict | Fault) else NOT_A_RECORD
+
+    def _csv(self, delimiter: str) -> Iterator[tuple[int, int, Row | Fault]]:
+        undecoded: dict[int, Fault] = {}
+
+        def lines() -> Iterator[str]:
+            for number, line in enumerate(self._lines(""), start=1):
+                fault = _encoding_fault(line)
+                if fault is not None:
+                    undecoded[number] = fault
+                yield line
+
+        text, head = lines(), []
+        if self.guess_delimiter:
+            for line in text:
+                head.append(line)
+                if line.strip():
+                    break
+            if head and delimiter not in head[-1]:
+                self.delimiter = next((d for d in (";", "\t", ",") if d in head[-1]), None)
+                delimiter = self.delimiter or delimiter
+        reader = csv.reader(itertools.chain(head, text), delimiter=delimiter, strict=True)
+        number, end = 0, 0
+        while True:
+            # A quoted entry may span lines; the reader reports the last of them.
+            start = end + 1
+            try:
+                entries = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                number, end = number + 1, reader.line_num
+                yield number, start, Fault(str(error), of_line=True)
+                continue
+            end = reader.line_num
+            broken = min(undecoded.keys() & range(start, end + 1), default=None)
+            if not any(map(str.strip, entries)):
+                continue
+            if not self.columns:
+                if broken is not None:
+                    raise FileError(f"{self.path}: line {broken}: {undecoded[broken].phrase}")
+                self.columns = _unique(self.path, [entry.strip() for entry in entries])
+                continue
+            number += 1
+            if broken is not None:
+                yield number, broken, undecoded[broken]
+            elif len(entries) != len(self.columns):
+                counts = len(entries), len(self.columns)
+                yield (
+                    number,
+                    start,
+                    Fault(
+                        "{} entries, but the header has {}".format(*counts),
+                        "has {} entries, the header has {}".format(*counts),
+                    ),
+                )
+            else:
+                yield number, start, dict(zip(self.columns, entries, strict=True))
+
+
+def parquet_columns(path: pathlib.Path) -> list[str]:
+    """The columns of a Parquet file."""
+    with readable(path), _open_parquet(path) as file:
+        return _unique(path, file.schema_arrow.names)
+
+
+def load_json(path: pathlib.Path) -> Any:
+    """What a JSON file holds."""
+    with readable(path):
+        content = path.read_text("utf-8-sig", errors="surrogateescape")
+    if not content.strip():
+        raise FileError(f"{path}: the file is empty")
+    for line, text in enumerate(content.split("\n"), start=1):
+        fault = _encoding_fault(text)
+        if fault is not None:
+            raise FileError(f"{path}: {fault.at(line, line)}")
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise FileError(f"{path}: line {line}: {_not_json(error)}") from None
+
+
+@contextlib.contextmanager
+def readable(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the operating system says into a `FileError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise FileError(f"{path}: cannot be read: {reason}") from None
+
+
+@contextlib.contextmanager
+def _open_parquet(path: pathlib.Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(
+            f'{path}: reading Parquet needs pyarrow: pip install "kltarget[parquet]"'
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{path}: not a readable Parquet file: {reason}") from None
+
+
+@contextlib.contextmanager
+def _long_entries() -> Iterator[None]:
+    """Lists of tokens are longer than the csv module expects an entry to be."""
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _unique(path: pathlib.Path, columns: Sequence[str]) -> list[str]:
+    for i, name in enumerate(columns):
+        if name in columns[:i]:
+            raise FileError(f"{path}: two columns are called {name!r}")
+    return list(columns)
+
+
+def _encoding_fault(text: str) -> Fault | None:
+    """What is wrong with a text that was decoded with `surrogateescape`, if anything is."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        phrase = f"not UTF-8 text (byte 0x{byte:02x}): save the file as UTF-8"
+        return Fault(phrase, f"is {phrase}", of_line=True)
+    return None
+
+
+def _not_json(error: json.JSONDecodeError | RecursionError) -> str:
+    return f"not JSON: {getattr(error, 'msg', 'nested too deeply')}"
+
+
+def as_number(entry: Any) -> float:
+    """The number that an entry of a table is; a ValueError says why it is none."""
+    if entry is None or (isinstance(entry, str) and not entry.strip()):
+        raise ValueError("the entry is empty")
+    try:
+        # float() accepts digit grouping by underscores, which in a table is more likely a
+        # typing error.
+        if isinstance(entry, bool | complex) or (isinstance(entry, str) and "_" in entry):
+            raise ValueError
+        value = float(entry)
+    except (TypeError, ValueError, OverflowError):
+        comma = isinstance(entry, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", entry)
+        hint = ": write a decimal point, not a comma" if comma else ""
+        raise ValueError(f"{shown(entry)} is not a number{hint}") from None
+    if math.isnan(value):
+        raise ValueError("the entry is NaN")
+    return value
+
+
+def shown(entry: Any) -> str:
+    """An entry as messages quote it, cut off if it is long."""
+    text = repr(entry)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,91 @@
+"""What a format of logs is, and what several of them have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
+
+from kltarget._core.rows import Row, shown
+from kltarget.rollouts import _entries as entries
+from kltarget.rollouts._rollout import NAN, BadRow, Rollout
+
+# What canonical columns are called, if they are not given other names.
+AS_CALLED = {
+    name: name
+    for name in (
+        *("prompt", "completion", "answer", "reward", "step"),
+        *("advantage", "group_id", "logp", "ref_logp", "num_tokens"),
+    )
+}
+# Columns that `read_rollouts` itself makes up; a file that has them is one of its own.
+MADE_UP = frozenset({"prompt_id", "sample_id", "group_id", "source"})
+
+IDS_ALONE = "texts are token ids, separated by spaces: the file has no others"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        kinds: The extensions it comes in, as `kind_of` calls them.
+        columns: The columns it is known by.
+        read: The rollout of a row in a file.
+        step_pattern: Where a file's path has the step of the rows that do not say theirs.
+        grouping: Where rows do not name their group: whether groups are consecutive blocks, or all
+            completions of one prompt at one step.
+        notes: What its users should know.
+        without: Columns of which it has none.
+        shaped: Whether the rewards are logged as the trainer scaled and cut them.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    columns: frozenset[str]
+    read: Callable[[Row, pathlib.Path], Rollout]
+    step_pattern: str | None = None
+    grouping: Literal["blocks", "prompt"] = "prompt"
+    notes: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+    shaped: bool = False
+
+    def matches(self, kind: str | None, columns: Collection[str]) -> bool:
+        present = frozenset(columns)
+        return kind in self.kinds and self.columns <= present and not self.without & present
+
+    def step_of(self, path: pathlib.Path) -> int | None:
+        """The step that a file's path names."""
+        named = re.search(self.step_pattern, path.as_posix()) if self.step_pattern else None
+        return int(named.group(1)) if named else None
+
+
+def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> tuple[float, float, float]:
+    """A practitioner's `ref_logp` and `logp`, summed or per token, and the number of tokens."""
+    ref_logp, logp = (
+        entries.number_in(row, columns["ref_logp"]),
+        entries.number_in(row, columns["logp"]),
+    )
+    count = entries.number_in(row, columns["num_tokens"])
+    tokens = row.get("token_logps")
+    listed = row.get("token_ids") or tokens
+    return (
+        entries.total(row.get("ref_token_logps")) if math.isnan(ref_logp) else ref_logp,
+        entries.total(tokens) if math.isnan(logp) else logp,
+        float(len(listed)) if math.isnan(count) and isinstance(listed, list) else count,
+    )
+
+
+def added_up(parts: Collection[float]) -> float:
+    """As TRL adds rewards: NaN says that a reward does not apply, if not all of them are."""
+    applying = [part for part in parts if not math.isnan(part)]
+    return math.fsum(applying) if applying else NAN
+
+
+def ids_as_text(tokens: Sequence[int]) -> str:
+    if not isinstance(tokens, list):
+        raise BadRow(f"{shown(tokens)} is not a list of token ids")
+    return " ".join(map(str, tokens))

@@ -1,0 +1,41 @@
+"""What NeMo-RL writes."""
+
+from __future__ import annotations
+
+import pathlib
+
+from kltarget._core.rows import Row
+from kltarget.rollouts import _entries as entries
+from kltarget.rollouts._rollout import Rollout
+from kltarget.rollouts.formats._format import Format
+
+
+def _read_nemo_rl(row: Row, path: pathlib.Path) -> Rollout:
+    row = {
+        name: entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
+        for name, entry in row.items()
+    }
+    prompt, *said = row["content"]
+    mask = row["token_loss_mask"]
+    return Rollout(
+        entries.prompt_in({"content": prompt}, "content"),
+        "\n".join(map(entries.content_text, said)),
+        reward=entries.reward_in(row, "rewards"),
+        logp=entries.total(row.get("generation_logprobs", row.get("prev_logprobs")), mask),
+        num_tokens=float(sum(map(bool, mask))),
+        advantage=entries.mean(row.get("advantages"), mask),
+        index=entries.whole_in(row, "idx"),
+    )
+
+
+FORMATS = (
+    Format(
+        "nemo-rl",
+        ("jsonl",),
+        frozenset({"content", "rewards", "token_loss_mask"}),
+        _read_nemo_rl,
+        step_pattern=r"step(\d+)\.\w+$",
+        grouping="blocks",
+        notes=("logp is that of the engine that sampled, not of the trainer",),
+    ),
+)

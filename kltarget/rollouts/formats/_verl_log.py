@@ -1,0 +1,43 @@
+"""What verl writes into `rollout_data_dir` and `validation_data_dir`."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kltarget._core.rows import Row
+from kltarget.rollouts import _entries as entries
+from kltarget.rollouts._rollout import Rollout
+from kltarget.rollouts.formats._format import Format
+
+
+def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
+    uid, mask = row.get("uid"), row.get("response_mask")
+    return Rollout(
+        entries.prompt_in(row, "input"),
+        entries.completion_in(row, "output"),
+        reward=entries.reward_in(row, "score"),
+        step=entries.whole_in(row, "step"),
+        logp=_number_or_total(row, "old_log_probs", mask),
+        ref_logp=_number_or_total(row, "ref_log_prob", mask),
+        # One uid per prompt, session and trajectory; groups are of the prompt.
+        group=None if uid is None else re.sub(r"_\d+_\d+$", "", str(uid)),
+    )
+
+
+def _number_or_total(row: Row, column: str, mask: Sequence[Any] | None) -> float:
+    entry = row.get(column)
+    return entries.total(entry, mask) if isinstance(entry, list) else entries.number_in(row, column)
+
+
+FORMATS = (
+    Format(
+        "verl",
+        ("jsonl",),
+        frozenset({"input", "output", "score"}),
+        _read_verl,
+        step_pattern=r"(\d+)\.\w+$",
+    ),
+)
