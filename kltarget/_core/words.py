@@ -113,6 +113,16 @@ def number(x: float, digits: int = 4) -> str:
     return f"{x:.{digits}g}"
 
 
+def compact(x: float) -> str:
+    """A number as people write it: 0.001, but 1e-4."""
+    text = number(x)
+    mantissa, e, exponent = text.partition("e")
+    if not e and 0 < abs(x) < 1e-3:
+        mantissa, e, exponent = f"{x:.3e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}" if e else text
+
+
 def plain(x: Any) -> Any:
     """Nested content for ``json``, which has no infinities: what is not finite as a string."""
     if isinstance(x, dict):

@@ -28,6 +28,7 @@ from kltarget.evidence._prompts import (
 from kltarget.evidence._statistics import Log, groups_of, history, log_of
 from kltarget.recipes import Recipe
 from kltarget.recipes import recipe as preset
+from kltarget.recipes._reading import in_words
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 
@@ -192,19 +193,6 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def in_words(recipe: Recipe) -> str:
-    """A recipe in a line."""
-    if recipe.place == "none":
-        parts = ["no KL"]
-    else:
-        parts = [f"{recipe.estimator} in the {recipe.place} per {recipe.level}"]
-    parts.append(
-        {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
-    )
-    parts.append("no std" if recipe.normalise == "none" else recipe.normalise)
-    return ", ".join(parts)
-
-
 def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
     """The recipe with the log's own group size, if groups matter.
 
@@ -341,4 +329,4 @@ def _columns(
     return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 
-__all__ = ["RolloutError", "Statement", "diagnose", "in_words"]
+__all__ = ["RolloutError", "Statement", "diagnose"]

@@ -204,7 +204,7 @@ def saturation_beta(
     """
     large = dataclasses.replace(recipe, group_size=None)
     rows = make_rows(large, reward, log_ref, space, 1.0)
-    if recipe.normalise == "none" or not all(x.normalised and x.regularised for x in rows.problems):
+    if not (recipe.normalized and recipe.divergence):
         raise ValueError(
             "saturation needs advantages that are divided by a standard deviation with the "
             f"regulariser outside: this recipe has normalise={recipe.normalise!r}, "
@@ -221,11 +221,11 @@ def saturation_beta(
 
 def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
     recipe = problem.recipe
-    if recipe.place == "reward" and recipe.divergence is None and problem.beta > 0:
+    if recipe.charged_without_divergence and problem.beta > 0:
         return _charged_without_divergence(problem)
-    if recipe.estimator == "absolute" and recipe.place == "loss" and problem.beta > 0:
+    if recipe.aim == "total variation" and problem.beta > 0:
         # Both have the target of total variation, computed when all rows are put together.
-        beta = 2 * problem.beta / problem.baseline_factor
+        beta = 2 * problem.beta / recipe.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
         found = find(problem)
@@ -277,7 +277,7 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     """One batched target from the fixed points of its rows."""
     size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
     divergence = rows.recipe.divergence or ReverseKL()
-    if rows.recipe.estimator == "absolute" and rows.recipe.place == "loss":
+    if rows.recipe.aim == "total variation":
         divergence = TotalVariation()
 
     def batched(values: Any) -> Array:
@@ -288,14 +288,13 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
     width = max(len(x.others) for x in found) if found else 0
     others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
-    by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
     # Of a recipe, not of a row: what else is in a batch changes nothing.
     if all(x.plain for x in rows.problems):
         reward = np.array([x.reward for x in found]).reshape(*batch, size)
         # What the reference cannot produce is never sampled, however well it were rewarded.
         reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
         beta = batched([x.beta for x in found])
-        if rows.space is not None and by_token and several_tokens(rows.space):
+        if rows.space is not None and rows.recipe.per_token and several_tokens(rows.space):
             target = token_local_target(
                 rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
             )
