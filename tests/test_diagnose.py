@@ -202,7 +202,7 @@ def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
     with double_precision():
         level = implied_target(GRPO, reward, log_ref, beta=flip["beta"]).log_probs
     assert float(level[names.index("2")] - level[names.index("7")]) == pytest.approx(0, abs=1e-3)
-    assert "Not with this recipe: dividing by the deviation" in found["mara"].text
+    assert "Not with this recipe: under the forward KL" in found["mara"].text
 
 
 def test_rewards_alone_refuse_what_they_cannot_say():
@@ -526,7 +526,7 @@ def test_an_effective_beta_per_group(short):
     ("recipe", "words"),
     [
         (Recipe("loss", "k1"), "no expected gradient"),
-        (Recipe("loss", "sampler"), "the policy that sampled"),
+        (Recipe("loss", "sampler"), "the policy that drew the sample"),
         (Recipe("none"), "the recipe has no KL"),
         (Recipe("loss", "absolute"), "total variation"),
         (Recipe("reward", "k3"), "no divergence"),
@@ -573,7 +573,7 @@ def test_the_page(graded, short):
     assert "“2” overtakes “7” below β = 0.6912 (effective 0.7899)" in page
     assert "MARA would pay" in page
     assert "ratio^(1/8)" in page
-    assert "least likely answer gets most" in page
+    assert "the augmentation over-corrects" in page
 
 
 def test_mara_makes_the_best_answers_equal(graded):

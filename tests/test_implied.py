@@ -625,6 +625,7 @@ def test_mara_over_corrects_the_forward_kl():
     [
         (K2, "augment", "collapses on the least likely"),
         (Recipe("loss", "k2", "token", "mean", group_size=8), "augment", "power 1/8"),
+        (Recipe("reward", "k1", "token", "mean", "none", "before", group_size=8), "augment", "1/8"),
         (Recipe("loss", "k3"), "augment", "over-corrects"),
         (Recipe("loss", "k1"), "augment", "nothing for the augmentation to undo"),
     ],
@@ -641,6 +642,8 @@ def test_mara_warns_of_recipes_that_defeat_it(recipe, method, message):
         (Recipe("reward", "k1", "sequence", "leave-one-out", group_size=4), "augment"),
         (Recipe("reward", "k1", "sequence", "mean", "group-std", group_size=4), "augment"),
         (Recipe("loss", "k3", "token", "leave-one-out", group_size=4), "substitute"),
+        # Equal rewards and references stay equal, whatever they are divided by.
+        (of_group(K2, 4), "substitute"),
     ],
 )
 def test_mara_is_silent_of_recipes_that_do_not(recipe, method):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from kltarget import cli, recipes
+from kltarget import cli, implied, recipes
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.recipes import Recipe, critical_beta, read, recipe
 
@@ -162,6 +162,25 @@ def test_effective_beta(name, fields, formula, value):
     found = read(recipe(name, **fields), 0.3)
     assert found.effective == formula
     assert found.effective_beta == (value if value is None else pytest.approx(value, rel=1e-12))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        Recipe("reward", "k1", "sequence", "mean", "group-std", group_size=4, reward_scale=3.0),
+        Recipe("loss", "k3", "token", "mean", group_size=4, reward_scale=3.0),
+        Recipe("loss", "k2", "token", "mean", "batch-std", epsilon=0.1, group_size=4),
+        Recipe("loss", "k3", "sequence", "none", "group-std", epsilon=0.01, reward_scale=2.0),
+    ],
+)
+def test_the_formula_is_that_of_the_implied_target(trainer):
+    reward, log_ref = np.array([1.0, 0.4, 0.0]), np.log([0.2, 0.3, 0.5])
+    target = implied.implied_target(trainer, reward, log_ref, beta=1.5)
+    probs = np.asarray(target.probs, np.float64)
+    deviation = np.sqrt(probs @ (reward - probs @ reward) ** 2)
+    factor = trainer.effective_factor(trainer.reward_scale * deviation)
+    scaled = float(target.effective_beta) / trainer.reward_scale
+    assert scaled == pytest.approx(1.5 * factor, rel=1e-4)
 
 
 def test_effective_beta_without_a_std_is_a_formula():

@@ -203,7 +203,7 @@ def mara_obstacle(recipe: Recipe, method: str = "augment") -> str | None:
         return None
     if recipe.aim == "forward":
         return (
-            "under the forward KL augmented rewards over-correct: the least likely right answer "
+            "under the forward KL the augmentation over-corrects: the least likely right answer "
             'gets the most; use a reverse KL or method="substitute"'
         )
     if recipe.normalized:
