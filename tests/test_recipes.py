@@ -62,39 +62,39 @@ def test_the_wanted_trainers_are_there():
 FACTS = [
     ("trl-grpo==1.9.2", {"beta": 0.0, "place": "loss", "estimator": "k3", "level": "token"}),
     ("trl-grpo==1.10.0", {"beta": 0.0, "place": "loss", "estimator": "weighted-k3"}),
-    ("trl-grpo==1.16.0", {"normalise": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
+    ("trl-grpo==1.16.0", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
     ("trl-grpo==1.16.0", {"baseline": "mean", "length": "batch-mean", "level": "token"}),
     ("trl-rloo", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "sequence"}),
-    ("trl-rloo", {"baseline": "leave-one-out", "normalise": "none", "group_size": 2}),
+    ("trl-rloo", {"baseline": "leave-one-out", "normalize": "none", "group_size": 2}),
     ("trl-ppo==1.15", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "token"}),
     ("verl", {"place": "none", "beta": 0.0}),
     ("verl-grpo", {"place": "loss", "estimator": "k3", "level": "token", "beta": 0.001}),
-    ("verl-grpo", {"normalise": "group-std", "epsilon": 1e-6, "ddof": 1}),
+    ("verl-grpo", {"normalize": "group-std", "epsilon": 1e-6, "ddof": 1}),
     ("verl-grpo", {"log_ratio_clip": 20.0, "kl_clip": 10.0}),
     ("verl-kl-in-reward", {"place": "reward", "estimator": "k1", "beta": 0.001}),
-    ("verl-kl-in-reward", {"normalise": "group-std", "normalise_when": "after"}),
+    ("verl-kl-in-reward", {"normalize": "group-std", "normalize_when": "after"}),
     ("openrlhf", {"place": "reward", "estimator": "k1", "beta": 0.01, "log_ratio_clip": 10.0}),
-    ("openrlhf", {"reward_clip": 10.0, "normalise": "batch-std", "normalise_when": "after"}),
-    ("openrlhf-group-norm", {"normalise": "group-std", "normalise_when": "before"}),
+    ("openrlhf", {"reward_clip": 10.0, "normalize": "batch-std", "normalize_when": "after"}),
+    ("openrlhf-group-norm", {"normalize": "group-std", "normalize_when": "before"}),
     ("openrlhf-group-norm", {"epsilon": 1e-9, "beta": 0.01, "place": "reward"}),
     ("open-instruct", {"place": "loss", "estimator": "k3", "beta": 0.05, "reward_scale": 10.0}),
-    ("open-instruct", {"baseline": "mean", "normalise": "none", "zero_std": "drop"}),
+    ("open-instruct", {"baseline": "mean", "normalize": "none", "zero_std": "drop"}),
     ("open-instruct", {"log_ratio_clip": 40.0, "level": "token"}),
     ("nemo-rl==0.6.0", {"place": "loss", "estimator": "k3", "beta": 0.01, "level": "token"}),
     ("nemo-rl==0.7.0", {"place": "loss", "estimator": "weighted-k3", "beta": 0.01}),
-    ("nemo-rl", {"baseline": "leave-one-out", "normalise": "others-std", "ddof": 1}),
+    ("nemo-rl", {"baseline": "leave-one-out", "normalize": "others-std", "ddof": 1}),
     ("nemo-rl", {"epsilon": 1e-6, "log_ratio_clip": 20.0, "kl_clip": 10.0}),
     ("skyrl", {"place": "loss", "estimator": "k3", "beta": 0.001, "epsilon": 1e-6}),
-    ("skyrl", {"length": "batch-mean", "kl_length": "mean", "normalise": "group-std"}),
+    ("skyrl", {"length": "batch-mean", "kl_length": "mean", "normalize": "group-std"}),
     ("tunix==0.1.6", {"place": "loss", "estimator": "k3", "beta": 0.04}),
     ("tunix==0.1.7", {"place": "loss", "estimator": "k1", "beta": 0.04}),
-    ("tunix", {"normalise": "group-std", "ddof": 1, "epsilon": 1e-6}),
+    ("tunix", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-6}),
     ("maxtext", {"estimator": "k1", "beta": 0.08}),
     ("prime-rl", {"place": "loss", "estimator": "sampler", "beta": 1e-3, "baseline": "mean"}),
     ("deepseek-r1", {"place": "loss", "estimator": "k3", "level": "token", "length": "mean"}),
-    ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalise": "group-std"}),
-    ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalise": "group-std"}),
-    ("dr-grpo", {"place": "none", "normalise": "none", "length": "sum", "beta": 0.0}),
+    ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalize": "group-std"}),
+    ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalize": "group-std"}),
+    ("dr-grpo", {"place": "none", "normalize": "none", "length": "sum", "beta": 0.0}),
 ]
 
 
@@ -149,11 +149,11 @@ def test_direction_and_family(name, fields, direction, family):
         ("trl-grpo", {"beta": 0.04}, "β G/(G − 1) (σ + 1e-4)", 0.04 * 8 / 7 * 0.3001),
         ("nemo-rl", {}, "β(σ + 1e-6)", 0.01 * 0.300001),
         ("deepseek-r1", {}, "β G/(G − 1) σ", 0.0003 * 16 / 15),
-        ("trl-grpo", {"beta": 0.2, "normalise": "none"}, "β G/(G − 1)", 0.2 * 8 / 7),
+        ("trl-grpo", {"beta": 0.2, "normalize": "none"}, "β G/(G − 1)", 0.2 * 8 / 7),
         ("open-instruct", {}, "β G/(G − 1)/10", 0.05 * 4 / 3 / 10),
         ("open-instruct", {"baseline": "leave-one-out"}, "β/10", 0.005),
-        ("openrlhf-group-norm", {"normalise": "none", "group_size": 4}, "β G/(G − 1)", 0.04 / 3),
-        ("verl-grpo", {"normalise": "none"}, "β", 0.001),
+        ("openrlhf-group-norm", {"normalize": "none", "group_size": 4}, "β G/(G − 1)", 0.04 / 3),
+        ("verl-grpo", {"normalize": "none"}, "β", 0.001),
         ("tunix", {}, None, None),
         ("verl", {}, None, None),
     ],
@@ -202,7 +202,7 @@ def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
         group = np.c_[np.full(len(others), own), others]
         left_out = trainer.baseline == "leave-one-out"
         centred = own - (others if left_out else group).mean(1)
-        std = (others if trainer.normalise == "others-std" else group).std(1, ddof=trainer.ddof)
+        std = (others if trainer.normalize == "others-std" else group).std(1, ddof=trainer.ddof)
         # NeMo-RL divides by nothing where the others agree.
         agree = left_out & (std == 0)
         return (centred / np.where(agree, 1, std + trainer.epsilon)).mean()
@@ -302,9 +302,9 @@ def test_an_entry_is_found_by_the_versions_it_names(entry):
 
 
 def test_fields_are_overridden():
-    changed = recipe("trl-grpo", beta=0.1, group_size=16, normalise="none")
+    changed = recipe("trl-grpo", beta=0.1, group_size=16, normalize="none")
     assert changed == dataclasses.replace(
-        recipe("trl-grpo"), beta=0.1, group_size=16, normalise="none"
+        recipe("trl-grpo"), beta=0.1, group_size=16, normalize="none"
     )
     assert recipe("trl-rloo", beta=None).beta == 0.05
     assert recipe("trl-rloo", beta=0).beta == 0
@@ -324,6 +324,11 @@ def test_fields_are_overridden():
         ("trl-grpo==new", {}, "'new' in 'trl-grpo==new' is not a version such as 1.9.2"),
         ("trl-grpo==", {}, "'' in 'trl-grpo==' is not a version"),
         ("trl-rloo", {"bta": 1}, "a recipe has no field 'bta': did you mean 'beta'"),
+        (
+            "trl-rloo",
+            {"normalise": "none"},
+            "a recipe has no field 'normalise': did you mean 'normalize'",
+        ),
         ("trl-rloo", {"estimator": "k4"}, "estimator must be one of"),
         ("trl-rloo", {"beta": -1}, "beta must be a number 0 or more, got -1"),
     ],

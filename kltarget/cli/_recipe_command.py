@@ -32,7 +32,7 @@ _LABEL = 14
 _COLUMN = 38
 _LABELS = ("", "trainer", "objective", "KL", "level", "effective β", "critical β", "target")
 # Fields that a page names even at their defaults.
-_ALWAYS = ("place", "estimator", "level", "baseline", "normalise")
+_ALWAYS = ("place", "estimator", "level", "baseline", "normalize")
 
 
 def add_to(commands: Any) -> None:

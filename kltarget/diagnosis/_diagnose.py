@@ -202,7 +202,7 @@ def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]
     size, notes = int(np.median(sizes)), []
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
-    matters = recipe.baseline != "none" or recipe.normalise in ("group-std", "others-std")
+    matters = recipe.baseline != "none" or recipe.normalize in ("group-std", "others-std")
     if matters and (sizes != size).any():
         whose = "the median" if recipe.group_size is None else "that of the recipe"
         size = recipe.group_size or size

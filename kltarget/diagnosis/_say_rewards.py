@@ -73,7 +73,7 @@ def _equal_groups(case: Case) -> Statement:
     acting += ["the entropy bonus"] if recipe.entropy_bonus else []
     if recipe.zero_std == "drop":
         what = "the trainer drops them"
-    elif recipe.baseline == "none" and (recipe.normalise != "group-std" or recipe.charged_before):
+    elif recipe.baseline == "none" and (recipe.normalize != "group-std" or recipe.charged_before):
         what = "without a baseline their reward still counts"
     elif acting:
         what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
@@ -103,7 +103,7 @@ def coefficients(case: Case) -> np.ndarray | None:
         return None
     chosen = case.late & ~case.groups.equal
     deviation = case.groups.deviation[chosen]
-    if recipe.normalise == "batch-std":
+    if recipe.normalize == "batch-std":
         late = case.log.reward[case.log.late]
         deviation = np.array([late.std(ddof=min(recipe.ddof, late.size - 1))])
         deviation = deviation[deviation > 0]

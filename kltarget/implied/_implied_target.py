@@ -97,7 +97,7 @@ def implied_target(
         The target that training from the reference is drawn to. Where there is none, what training
         ends in: for ``SATURATED`` the best outcomes in the reference's proportions; for
         ``NO_TARGET`` the likeliest of the best outcomes, onto which exact policy gradients of a
-        softmax over outcomes collapse (:func:`kltarget.implied.unregularised_path`), and with a
+        softmax over outcomes collapse (:func:`kltarget.implied.unregularized_path`), and with a
         ``space`` of several tokens the best in the reference's proportions, since there no
         conserved quantity is known. Where all rewards are equal nothing moves, and it is the
         reference. k2, k3 or the absolute log-ratio in the reward have no target either, but their
@@ -120,7 +120,7 @@ def implied_target(
         >>> from kltarget.recipes import Recipe
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
         >>> reward = jnp.array([1.0, 1.0, 0.0])
-        >>> grpo = Recipe("loss", "k3", "token", "mean", normalise="group-std", group_size=8)
+        >>> grpo = Recipe("loss", "k3", "token", "mean", normalize="group-std", group_size=8)
         >>> target = implied_target(grpo, reward, log_ref, beta=0.2)
         >>> print([f"{p:.4f}" for p in target.probs])
         ['0.8871', '0.0591', '0.0538']
@@ -198,7 +198,7 @@ def saturation_beta(
         >>> from kltarget.implied import saturation_beta
         >>> from kltarget.recipes import Recipe
         >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
-        >>> recipe = Recipe("loss", "k2", baseline="mean", normalise="group-std")
+        >>> recipe = Recipe("loss", "k2", baseline="mean", normalize="group-std")
         >>> print(f"{saturation_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.4f}")
         1.0819
     """
@@ -207,8 +207,8 @@ def saturation_beta(
     if not (recipe.normalized and recipe.divergence):
         raise ValueError(
             "saturation needs advantages that are divided by a standard deviation with the "
-            f"regulariser outside: this recipe has normalise={recipe.normalise!r}, "
-            f"place={recipe.place!r} and normalise_when={recipe.normalise_when!r}"
+            f"regulariser outside: this recipe has normalize={recipe.normalize!r}, "
+            f"place={recipe.place!r} and normalize_when={recipe.normalize_when!r}"
         )
     if any(x.lengths is not None for x in rows.problems):
         raise ValueError("saturation_beta knows no sequences that count by their lengths")

@@ -99,17 +99,17 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
     several = several_tokens(space)
     # What a token is charged with from its position on has another mean at each position.
     by_position = recipe.level == "token" and (
-        recipe.baseline != "none" or recipe.normalise != "none"
+        recipe.baseline != "none" or recipe.normalize != "none"
     )
     unknown = None
-    if recipe.entropy_bonus and recipe.charged_before and recipe.normalise != "none":
+    if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
         unknown = "an entropy bonus beside a KL that is normalised with the reward"
     elif recipe.entropy_bonus and in_sequence_loss and several:
         unknown = "an entropy bonus per token beside a loss on whole sequences"
     elif recipe.zero_std == "drop" and recipe.place == "reward":
         unknown = "dropped groups with a KL in the reward"
     elif recipe.aim == "total variation":
-        if recipe.normalise != "none" or recipe.zero_std == "drop":
+        if recipe.normalize != "none" or recipe.zero_std == "drop":
             unknown = "the absolute log-ratio with normalised rewards or dropped groups"
         elif recipe.entropy_bonus or weighed:
             unknown = "the absolute log-ratio with an entropy bonus or lengths that count"

@@ -74,12 +74,12 @@ def _acting(recipe: Recipe) -> dict[str, Any]:
     if in_reward:
         fields["level"] = recipe.level if recipe.log_ratio_clip or recipe.kl_clip else None
     else:
-        fields["normalise_when"] = None
+        fields["normalize_when"] = None
     if not recipe.normalized:
-        fields |= {"epsilon": None, "ddof": None, "normalise": None}
+        fields |= {"epsilon": None, "ddof": None, "normalize": None}
     if recipe.charged_before and fields["length"] != "mean":
         fields["baseline"] = None
-    in_groups = recipe.normalized and recipe.normalise != "batch-std"
+    in_groups = recipe.normalized and recipe.normalize != "batch-std"
     if not (in_groups or recipe.baseline_shrinks or recipe.zero_std == "drop"):
         fields["group_size"] = None
     return fields

@@ -139,7 +139,7 @@ def in_words(recipe: Recipe) -> str:
     """A recipe in a line."""
     kl = f"{kl_term(recipe)} per {recipe.level}" if recipe.place != "none" else "no KL"
     baseline = {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
-    return f"{kl}, {baseline}, {'no std' if recipe.normalise == 'none' else recipe.normalise}"
+    return f"{kl}, {baseline}, {'no std' if recipe.normalize == 'none' else recipe.normalize}"
 
 
 def kl_term(recipe: Recipe) -> str:
@@ -231,10 +231,10 @@ def _advantage(recipe: Recipe) -> str:
             reward, charged = "r′", f", r′ = {reward}{cost}"
     mean = {"mean": " − mean", "leave-one-out": " − mean of the others", "none": ""}
     top = f"{reward}{mean[recipe.baseline]}"
-    if recipe.normalise == "none":
+    if recipe.normalize == "none":
         return top + charged
     std = {"group-std": "std", "others-std": "std of the others", "batch-std": "std of the batch"}
-    bottom = std[recipe.normalise]
+    bottom = std[recipe.normalize]
     if recipe.epsilon:
         bottom = f"({bottom} + {compact(recipe.epsilon)})"
     elif " " in bottom:
@@ -328,13 +328,13 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
             remark = f", for rewards 0 and 1, {groups} and a success rate of 0.5"
         else:
             remark = f", for {f'G = {size} and ' if shrunk else ''}σ = {compact(reward_std)}"
-        remark += f". σ is {_STD[recipe.normalise]} under the policy in training, so it moves"
+        remark += f". σ is {_STD[recipe.normalize]} under the policy in training, so it moves"
         remark += f"; {mean}" if shrunk else ""
     elif shrunk:
         remark = f", for G = {size}: {mean}"
     elif recipe.baseline_shrinks:
         remark = "; β G/(G − 1) in groups of G samples"
-    elif recipe.place == "reward" and recipe.normalise != "none":
+    elif recipe.place == "reward" and recipe.normalize != "none":
         remark = ", because the KL is charged before the division, which then moves no target"
     else:
         remark = ""
@@ -350,7 +350,7 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
 
 def _even_chances(recipe: Recipe) -> float:
     """Effective β over β for rewards 0 and 1 and a policy that succeeds half of the time."""
-    if recipe.group_size is None or recipe.normalise == "batch-std":
+    if recipe.group_size is None or recipe.normalize == "batch-std":
         return (0.5 + recipe.epsilon) / recipe.baseline_factor
     groups = make_groups(recipe, np.array([0.0, 1.0]))
     advantage, kept = groups.expected(np.array([0.5, 0.5]))
@@ -358,7 +358,7 @@ def _even_chances(recipe: Recipe) -> float:
 
 
 def _critical(recipe: Recipe) -> dict[str, float] | None:
-    of_group = recipe.normalise in ("group-std", "others-std")
+    of_group = recipe.normalize in ("group-std", "others-std")
     if recipe.aim != "reverse" or not of_group or recipe.charged_before:
         return None
     return {f"{p:g}": float(critical_beta(p)) for p in _P_REF}

@@ -50,10 +50,10 @@ class Recipe:
             ``"leave-one-out"``, the mean of the others in the group. A mean over G samples that
             includes the sample itself shortens the expected score-function gradient by
             ``(G − 1)/G``; leaving it out does not.
-        normalise: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
+        normalize: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
             standard deviation of the group; ``"others-std"``, that of the others in the group
             (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch.
-        normalise_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
+        normalize_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
             reward was charged, or ``"before"``, so that the KL is charged to normalised advantages.
         epsilon: added to the standard deviation.
         ddof: degrees of freedom taken off in the standard deviation: 0, or 1 for Bessel's.
@@ -100,8 +100,8 @@ class Recipe:
     estimator: Literal["k1", "k2", "k3", "weighted-k3", "absolute", "sampler"] = "k1"
     level: Literal["sequence", "token"] = "sequence"
     baseline: Literal["none", "mean", "leave-one-out"] = "none"
-    normalise: Literal["none", "group-std", "others-std", "batch-std"] = "none"
-    normalise_when: Literal["after", "before"] = "after"
+    normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
+    normalize_when: Literal["after", "before"] = "after"
     epsilon: float = 0.0
     ddof: int = 0
     zero_std: Literal["keep", "drop"] = "keep"
@@ -142,8 +142,8 @@ class Recipe:
                 f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
                 "does not take: use place='loss'"
             )
-        counted = (self.group_size or math.inf) - (self.normalise == "others-std")
-        if self.normalise in ("group-std", "others-std") and self.ddof >= counted:
+        counted = (self.group_size or math.inf) - (self.normalize == "others-std")
+        if self.normalize in ("group-std", "others-std") and self.ddof >= counted:
             raise ValueError(
                 f"ddof={self.ddof} must be less than the {counted:g} samples whose standard "
                 "deviation is taken: use a larger group_size"
@@ -189,7 +189,7 @@ class Recipe:
 
         Whatever is then done to the reward is done to the KL as well.
         """
-        return self.place == "reward" and self.normalise_when == "after"
+        return self.place == "reward" and self.normalize_when == "after"
 
     @property
     def normalized(self) -> bool:
@@ -197,7 +197,7 @@ class Recipe:
 
         It then scales β, and moves with the policy.
         """
-        return self.normalise != "none" and not self.charged_before
+        return self.normalize != "none" and not self.charged_before
 
     @property
     def baseline_shrinks(self) -> bool:
@@ -217,7 +217,7 @@ class Recipe:
     @property
     def depends_on_groups(self) -> bool:
         """Whether expected advantages depend on more than the mean of a finite group."""
-        nonlinear = self.normalise in ("group-std", "others-std") or self.zero_std == "drop"
+        nonlinear = self.normalize in ("group-std", "others-std") or self.zero_std == "drop"
         return self.group_size is not None and nonlinear
 
     @property
@@ -255,7 +255,7 @@ class Recipe:
 
         Example:
             >>> from kltarget.recipes import Recipe
-            >>> k3 = Recipe("loss", "k3", baseline="mean", normalise="group-std", group_size=5)
+            >>> k3 = Recipe("loss", "k3", baseline="mean", normalize="group-std", group_size=5)
             >>> print(f"{k3.effective_factor(0.5):.3f}")
             0.625
         """
