@@ -38,7 +38,7 @@ def _shown(tmp_path, page, script, fragment=""):
     found = f"<script>document.body.dataset.found = JSON.stringify({script});</script></body>"
     file.write_text(page.replace("</body>", found), encoding="utf-8")
     command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path}/user", f"{file.as_uri()}{fragment}"]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     data = re.search(r'data-found="([^"]*)"', dom)
     assert data, "the script in the page failed"
     return json.loads(html.unescape(data[1])), dom
