@@ -166,7 +166,7 @@ def table() -> str:
         >>> print(recipes.table())
         name   versions   trainer   β   KL
         ...
-        verl-kl-in-reward   *   verl, algorithm.use_kl_in_reward   0.001   k1 in the reward
+        verl-kl-in-reward   *   verl, GRPO with the KL in the reward   0.001   k1 in the reward
     """
     rows = [("name", "versions", "trainer", "β", "KL"), *map(_row, presets())]
     a, b, c, d = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:4])
