@@ -22,7 +22,7 @@ from kltarget.rollouts import read_rollouts
 from kltarget.recipes import Recipe
 frame = read_rollouts(sys.argv[1])
 read = time.perf_counter() - start
-recipe = Recipe("loss", "k3", baseline="mean", normalise="group-std", ddof=1, group_size=8)
+recipe = Recipe("loss", "k3", baseline="mean", normalize="group-std", ddof=1, group_size=8)
 found = diagnose(frame, recipe, beta=0.04)
 str(found)
 seconds = time.perf_counter() - start

@@ -106,7 +106,7 @@ FORWARD = objective_of(kt.ForwardKL())
 REVERSE = objective_of(kt.ReverseKL())
 
 TABULAR = kt.TabularPolicy(2, 2)
-K3_IN_GROUPS = kt.Recipe("loss", "k3", baseline="mean", normalise="group-std", group_size=4)
+K3_IN_GROUPS = kt.Recipe("loss", "k3", baseline="mean", normalize="group-std", group_size=4)
 LOGITS = np.array([[0.5, -0.2], [0.3, 0.1], [-1.0, 0.4]])
 TOKENS = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
 FEW = {"learning_rate": 0.1, "num_steps": 5}
@@ -582,7 +582,7 @@ NOT_OF_ARRAYS = {
     "save_params": "files",
     "summarize": "text for people",
     "sweep": "labelled data on many targets",
-    "unregularised_path": "a path in NumPy",
+    "unregularized_path": "a path in NumPy",
     "verify": "a report on many runs",
 }
 """Public names that are no functions of arrays, and what they are instead."""

@@ -42,7 +42,7 @@ AT_ZERO = DATA / "trl116_grpo_digit_b0"
 K3 = Recipe("loss", "k3", "token", "mean", group_size=8)
 GRPO = Recipe(
     *("loss", "weighted-k3", "token", "mean"),
-    normalise="group-std",
+    normalize="group-std",
     ddof=1,
     epsilon=1e-4,
     group_size=8,
@@ -196,7 +196,7 @@ def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
     with jax.enable_x64(True):
         level = implied_target(GRPO, reward, log_ref, beta=flip["beta"]).log_probs
     assert float(level[names.index("2")] - level[names.index("7")]) == pytest.approx(0, abs=1e-3)
-    assert "Not with this recipe: dividing by the deviation" in found["mara"].text
+    assert "Not with this recipe: the division by a standard dev" in found["mara"].text
 
 
 def test_rewards_alone_refuse_what_they_cannot_say():
@@ -350,9 +350,13 @@ def test_a_target_beyond_the_trainers_clip_says_so():
     ("fields", "words", "factor"),
     [
         # Where the KL is normalised with the reward, MARA is exact.
-        ({"normalise": "group-std"}, None, False),
-        ({"normalise": "none", "normalise_when": "before"}, None, True),
-        ({"normalise": "batch-std", "normalise_when": "before"}, "dividing by the deviation", True),
+        ({"normalize": "group-std"}, None, False),
+        ({"normalize": "none", "normalize_when": "before"}, None, True),
+        (
+            {"normalize": "batch-std", "normalize_when": "before"},
+            "the division by a standard deviation",
+            True,
+        ),
     ],
 )
 def test_mara_is_refused_only_where_it_fails(fields, words, factor):
@@ -383,7 +387,7 @@ def test_why_no_answers_change_places():
     assert "so the target prefers “a”" in found["flip_beta"].text
     # A search that finds nothing names its range.
     frame = small([1, 0.1, 0.2, 0], np.log([0.6, 0.2, 0.1, 0.1]))
-    found = diagnose(frame, dataclasses.replace(K3, normalise="batch-std"), beta=1.0)
+    found = diagnose(frame, dataclasses.replace(K3, normalize="batch-std"), beta=1.0)
     assert "between β = 0.0001 and 1e+02" in found["flip_beta"].text
 
 
@@ -413,8 +417,8 @@ def test_a_kl_per_token_has_a_target_per_token(short):
         (Recipe("loss", "k2", baseline="mean"), "only the KL acts there"),
         (Recipe("loss", "k2", baseline="mean", zero_std="drop"), "the trainer drops them"),
         (Recipe("none"), "their reward still counts"),
-        (Recipe("loss", "k2", normalise="group-std"), "only the KL acts there"),
-        (Recipe("reward", "k1", normalise="group-std"), "their reward still counts"),
+        (Recipe("loss", "k2", normalize="group-std"), "only the KL acts there"),
+        (Recipe("reward", "k1", normalize="group-std"), "their reward still counts"),
         (Recipe("none", baseline="mean", entropy_bonus=0.1), "only the entropy bonus acts"),
     ],
 )
@@ -513,7 +517,7 @@ def test_an_effective_beta_per_group(short):
     statement = short["effective_beta"]
     assert statement.value == pytest.approx(0.04 * 8 / 7 * (np.sqrt(1 / 8) + 1e-4), rel=1e-6)
     assert "differ by group" in statement.text
-    large = diagnose(SHORT, Recipe("reward", "k1", normalise="group-std"), beta=0.04)
+    large = diagnose(SHORT, Recipe("reward", "k1", normalize="group-std"), beta=0.04)
     assert large["effective_beta"].value == pytest.approx(0.04)
 
 
@@ -521,12 +525,12 @@ def test_an_effective_beta_per_group(short):
     ("recipe", "words"),
     [
         (Recipe("loss", "k1"), "no expected gradient"),
-        (Recipe("loss", "sampler"), "the policy that sampled"),
+        (Recipe("loss", "sampler"), "the policy that drew the sample"),
         (Recipe("none"), "the recipe has no KL"),
         (Recipe("loss", "absolute"), "total variation"),
         (Recipe("reward", "k3"), "no divergence"),
         (Recipe("loss", "k2"), "reverse KL(π‖π_ref)"),
-        (Recipe("reward", "k1", normalise="batch-std"), "reverse KL(π‖π_ref)"),
+        (Recipe("reward", "k1", normalize="batch-std"), "reverse KL(π‖π_ref)"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -568,7 +572,7 @@ def test_the_page(graded, short):
     assert "“2” overtakes “7” below β = 0.6912 (effective 0.7899)" in page
     assert "MARA would pay" in page
     assert "ratio^(1/8)" in page
-    assert "least likely answer gets most" in page
+    assert "the augmentation over-corrects" in page
 
 
 def test_answers_may_hold_what_parts_sentences():
@@ -695,7 +699,7 @@ def test_a_preset_by_its_name(capsys):
     found = diagnose(GRADED, "trl-grpo==1.9.2", beta=0.3)
     assert "trl-grpo==1.9.2" in str(found)
     # Fields of the preset are overridden by name.
-    options = ("--trainer", "trl-grpo==1.9.2", "--recipe", "normalise=none", "--beta", "0.3")
+    options = ("--trainer", "trl-grpo==1.9.2", "--recipe", "normalize=none", "--beta", "0.3")
     code, out, err = run(capsys, "diagnose", GRADED, *options)
     assert (code, err) == (0, "")
     assert "0.343" in out
@@ -772,12 +776,12 @@ def test_the_command(capsys, tmp_path):
 def test_a_preset_whose_beta_nobody_gave(capsys, tmp_path):
     path = tmp_path / "rollouts.csv"
     small([1, 0], np.full(2, np.nan)).to_csv(path, index=False)
-    options = ["--trainer", "trl-grpo==1.10", "--recipe", "normalise=none", "--format", "generic"]
+    options = ["--trainer", "trl-grpo==1.10", "--recipe", "normalize=none", "--format", "generic"]
     code, out, err = run(capsys, "diagnose", path, *options)
     assert (code, err) == (0, "")
-    assert "recipe: trl-grpo==1.10 with normalise=none, groups of 8; β = 0" in out
-    assert out.count("the default of trl-grpo==1.10 with normalise=none: give beta (--beta)") == 2
-    code, out, err = run(capsys, "diagnose", path, *options[:3], "normalise=none,beta=0.1")
+    assert "recipe: trl-grpo==1.10 with normalize=none, groups of 8; β = 0" in out
+    assert out.count("the default of trl-grpo==1.10 with normalize=none: give beta (--beta)") == 2
+    code, out, err = run(capsys, "diagnose", path, *options[:3], "normalize=none,beta=0.1")
     assert (code, err) == (0, "")
     assert "; β = 0.1" in out
     assert "default" not in out
@@ -818,6 +822,7 @@ def test_the_command_reads_files_of_ones_own(capsys, tmp_path):
         ("prompt,completion,reward\na,b,1\n", ["--group-size", "0"], "--group-size"),
         ("prompt,completion,reward\na,b,1\n", ["--recipe", "place=los"], "place"),
         ("prompt,completion,reward\na,b,1\n", ["--recipe", "kl=1"], "fields"),
+        ("prompt,completion,reward\na,b,1\n", ["--recipe", "normalise=none"], "'normalize'"),
         ("prompt,completion,reward\na,b,1\n", ["--trainer", "trl-grp"], "trl-grpo"),
         ("prompt,completion,reward\na,b,1\n", ["--reference-from-first-step"], "steps"),
         ("prompt,completion,reward\na,b,1\n", ["--plot", "no/where.png"], "no folder"),

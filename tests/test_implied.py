@@ -27,7 +27,7 @@ from kltarget.implied import (
     equivalent_beta,
     implied_target,
     saturation_beta,
-    unregularised_path,
+    unregularized_path,
 )
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe, _groups
@@ -40,7 +40,7 @@ T3 = np.log(np.array([0.3, 0.02, 0.68])).astype(DTYPE)
 T3_REWARD = np.array([1.0, 1.0, 0.0], DTYPE)
 P5 = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05])).astype(DTYPE)
 P5_REWARD = np.array([0.1, 0.5, 1.0, 0.9, 0.3], DTYPE)
-GRPO = {"level": "token", "baseline": "mean", "normalise": "group-std"}
+GRPO = {"level": "token", "baseline": "mean", "normalize": "group-std"}
 K3, K2 = Recipe("loss", "k3", **GRPO), Recipe("loss", "k2", **GRPO)
 
 
@@ -167,12 +167,12 @@ def test_where_normalised_rewards_saturate(name):
 
 
 ADVANTAGES = [
-    Recipe("loss", "k3", baseline="mean", normalise="group-std"),
-    Recipe("loss", "k3", baseline="mean", normalise="group-std", epsilon=0.1, ddof=1),
-    Recipe("loss", "k3", baseline="leave-one-out", normalise="others-std", epsilon=1e-3, ddof=1),
-    Recipe("loss", "k3", baseline="leave-one-out", normalise="group-std"),
+    Recipe("loss", "k3", baseline="mean", normalize="group-std"),
+    Recipe("loss", "k3", baseline="mean", normalize="group-std", epsilon=0.1, ddof=1),
+    Recipe("loss", "k3", baseline="leave-one-out", normalize="others-std", epsilon=1e-3, ddof=1),
+    Recipe("loss", "k3", baseline="leave-one-out", normalize="group-std"),
     Recipe("loss", "k3", baseline="mean", zero_std="drop"),
-    Recipe("loss", "k3", baseline="none", normalise="group-std"),
+    Recipe("loss", "k3", baseline="none", normalize="group-std"),
 ]
 
 
@@ -182,9 +182,9 @@ def advantage_in(recipe, group):
     equal = len(set(group)) == 1
     centre = {"none": 0.0, "mean": np.mean(group), "leave-one-out": np.mean(others)}
     value = own - centre[recipe.baseline]
-    if recipe.normalise == "group-std":
+    if recipe.normalize == "group-std":
         value = 0.0 if equal else value / (np.std(group, ddof=recipe.ddof) + recipe.epsilon)
-    if recipe.normalise == "others-std" and len(set(others)) > 1:
+    if recipe.normalize == "others-std" and len(set(others)) > 1:
         value = value / (np.std(others, ddof=recipe.ddof) + recipe.epsilon)
     kept = not (recipe.zero_std == "drop" and equal)
     return value * kept, float(kept)
@@ -327,13 +327,13 @@ def test_training_reaches_the_implied_target(name, where):
 @pytest.mark.parametrize("preset", recipes.presets(), ids=lambda x: f"{x.name}{x.versions}")
 def test_presets_train_to_their_implied_target(preset, where):
     problem, recipe = PROBLEMS[where](), preset.recipe
-    if recipe.place == "reward" and recipe.normalise_when == "after":
+    if recipe.place == "reward" and recipe.normalize_when == "after":
         # All regularised rewards are equal at the target, in groups of any size; over all groups
         # of different ones there is no summing.
         recipe = dataclasses.replace(recipe, group_size=None)
     _, _, space, log_ref, reward = problem
     beta = recipe.reward_scale * np.array([0.5, 1.0, 3.0])
-    if recipe.normalise != "none" and isinstance(recipe.divergence, kt.ReverseKL):
+    if recipe.normalize != "none" and isinstance(recipe.divergence, kt.ReverseKL):
         beta = np.array([1.5, 2.0, 4.0])  # above where large groups saturate
     target = implied_target(recipe, reward, log_ref, space=space, beta=beta)
     if recipe.divergence is None:
@@ -345,14 +345,14 @@ def test_presets_train_to_their_implied_target(preset, where):
     assert_reached(problem, recipe, beta[~clipped])
 
 
-BEFORE = {"baseline": "mean", "normalise_when": "before", "group_size": 4}
+BEFORE = {"baseline": "mean", "normalize_when": "before", "group_size": 4}
 PER_SEQUENCE = {"length": "sum", "kl_length": "mean"}
 STATIONARY = {
     "charged to advantages": (Recipe("reward", "k1", **BEFORE), 0.5),
-    "charged to whitened ones": (Recipe("reward", "k1", **BEFORE, normalise="batch-std"), 2.0),
+    "charged to whitened ones": (Recipe("reward", "k1", **BEFORE, normalize="batch-std"), 2.0),
     "charged, with lengths": (Recipe("reward", "k1", **BEFORE, length="mean"), 0.5),
     "charged per token, with lengths": (
-        Recipe("reward", "k1", "token", **BEFORE, normalise="batch-std", length="mean"),
+        Recipe("reward", "k1", "token", **BEFORE, normalize="batch-std", length="mean"),
         3.0,
     ),
     "in the reward per token, with lengths": (Recipe("reward", "k1", "token", length="mean"), 1.0),
@@ -405,13 +405,13 @@ def test_a_coefficient_that_counts_by_lengths():
         recipe = Recipe("loss", estimator, "token", **lengths, **fields)
         return implied_target(recipe, reward, log_ref, space=space, beta=beta)
 
-    target = target_of("k3", 0.3, normalise="group-std", epsilon=0.05)
+    target = target_of("k3", 0.3, normalize="group-std", epsilon=0.05)
     probs = np.asarray(target.probs, np.float64)
     deviation = np.sqrt(probs @ (reward - probs @ reward) ** 2)
     np.testing.assert_allclose(target.effective_beta, 0.3 * (deviation + 0.05), rtol=1e3 * FINE)
     shrunk = target_of("k3", 0.3, group_size=8)
     np.testing.assert_allclose(shrunk.effective_beta, 0.3 * 8 / 7, rtol=FINE)
-    several = target_of("k2", np.array([0.05, 2.5]), normalise="group-std")
+    several = target_of("k2", np.array([0.05, 2.5]), normalize="group-std")
     assert several.status.tolist() == [kt.Status.SATURATED, kt.Status.SEVERAL]
     assert several.effective_beta[0] == 0
     best = reward == 1
@@ -544,16 +544,16 @@ def test_collapse_without_a_regulariser_follows_the_conserved_quantity():
         num_steps=4000, history_every=None, optimizer=optax.sgd, tol=0.0,
     )  # fmt: skip
     failure = float(np.exp(gradient_flow.log_probs[2]))
-    path = unregularised_path(T3_REWARD, T3, failure)
+    path = unregularized_path(T3_REWARD, T3, failure)
     assert variation(path, gradient_flow.log_probs) < 1e-3
     assert np.exp(path[0] - path[1]) > 20 > 15
     assert run.log_probs[0] > T3[0]
 
 
 @pytest.mark.parametrize("name", reference_ids("pg-invariant"))
-def test_the_unregularised_path(name):
+def test_the_unregularized_path(name):
     failure = reference(name)["inputs"]["p_bad"]
-    path = np.asarray(unregularised_path(T3_REWARD, T3, failure), np.float64)
+    path = np.asarray(unregularized_path(T3_REWARD, T3, failure), np.float64)
     assert_reference(name, np.exp(path[0] - path[1]), "ratio", DTYPE, ulps=256)
     np.testing.assert_allclose(np.exp(path[2]), failure, rtol=256 * eps(DTYPE))
 
@@ -570,7 +570,7 @@ def test_the_path_of_many_outcomes_by_integration():
     end = solve_ivp(flow, (0, 60), start, rtol=1e-11, atol=1e-13).y[:, -1]
     end -= np.logaddexp.reduce(end)
     failure = np.exp(end)[reward == 0].sum()
-    path = unregularised_path(reward.astype(DTYPE), start.astype(DTYPE), failure)
+    path = unregularized_path(reward.astype(DTYPE), start.astype(DTYPE), failure)
     np.testing.assert_allclose(np.exp(path), np.exp(end), atol=max(1e-8, 32 * eps(DTYPE)))
 
 
@@ -628,6 +628,7 @@ def test_mara_over_corrects_the_forward_kl():
     [
         (K2, "augment", "collapses on the least likely"),
         (Recipe("loss", "k2", "token", "mean", group_size=8), "augment", "power 1/8"),
+        (Recipe("reward", "k1", "token", "mean", "none", "before", group_size=8), "augment", "1/8"),
         (Recipe("loss", "k3"), "augment", "over-corrects"),
         (Recipe("loss", "k1"), "augment", "nothing for the augmentation to undo"),
     ],
@@ -644,6 +645,8 @@ def test_mara_warns_of_recipes_that_defeat_it(recipe, method, message):
         (Recipe("reward", "k1", "sequence", "leave-one-out", group_size=4), "augment"),
         (Recipe("reward", "k1", "sequence", "mean", "group-std", group_size=4), "augment"),
         (Recipe("loss", "k3", "token", "leave-one-out", group_size=4), "substitute"),
+        # Equal rewards and references stay equal, whatever they are divided by.
+        (of_group(K2, 4), "substitute"),
     ],
 )
 def test_mara_is_silent_of_recipes_that_do_not(recipe, method):
@@ -700,7 +703,7 @@ def test_a_constant_reward_changes_nothing(recipe, prompt, beta):
 def test_the_scale_of_normalised_rewards_does_not_matter(recipe, prompt, beta):
     reward, log_ref = prompt
     scaled = implied_target(recipe, 4 * reward, log_ref, beta=beta)
-    factor = 1 if recipe.normalise != "none" else 4
+    factor = 1 if recipe.normalize != "none" else 4
     target = implied_target(recipe, reward, log_ref, beta=beta / factor)
     np.testing.assert_allclose(scaled.probs, target.probs, atol=1e3 * eps(DTYPE))
 
@@ -729,7 +732,7 @@ def test_the_objective_of_the_target_has_it(recipe, prompt, beta):
 @given(
     estimator=st.sampled_from(["k3", "weighted-k3", "k2"]),
     baseline=st.sampled_from(["mean", "leave-one-out"]),
-    normalise=st.sampled_from(["group-std", "others-std"]),
+    normalize=st.sampled_from(["group-std", "others-std"]),
     epsilon=st.sampled_from([0.0, 1e-4]),
     ddof=st.integers(0, 1),
     size=st.integers(3, 5),
@@ -738,10 +741,10 @@ def test_the_objective_of_the_target_has_it(recipe, prompt, beta):
     logits=st.lists(st.floats(-30, 0, width=32), min_size=4, max_size=4),
 )
 def test_finite_groups_are_at_rest(
-    estimator, baseline, normalise, epsilon, ddof, size, log_beta, levels, logits
+    estimator, baseline, normalize, epsilon, ddof, size, log_beta, levels, logits
 ):
     recipe = Recipe(
-        "loss", estimator, "token", baseline, normalise,
+        "loss", estimator, "token", baseline, normalize,
         epsilon=epsilon, ddof=ddof, group_size=size,
     )  # fmt: skip
     log_ref = np.array(logits) - np.logaddexp.reduce(logits)
@@ -871,9 +874,9 @@ def test_the_effective_coefficient_of_normalised_rewards():
             ValueError,
             "divided by a standard deviation",
         ),
-        (lambda: unregularised_path(P5_REWARD, P5, 0.1), ValueError, "two different values"),
-        (lambda: unregularised_path(T3_REWARD, T3, 0.9), ValueError, "failure_mass"),
-        (lambda: unregularised_path(T3_REWARD[None], T3, 0.1), ValueError, "one prompt"),
+        (lambda: unregularized_path(P5_REWARD, P5, 0.1), ValueError, "two different values"),
+        (lambda: unregularized_path(T3_REWARD, T3, 0.9), ValueError, "failure_mass"),
+        (lambda: unregularized_path(T3_REWARD[None], T3, 0.1), ValueError, "one prompt"),
         (lambda: equivalent_beta(K3, SUCCESS, binary(0.3), 1.0, beta=1), TypeError, "other must"),
         (
             lambda: equivalent_beta(K3, SUCCESS, binary(0.3), K2, beta=1, match="x"),

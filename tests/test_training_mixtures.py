@@ -318,7 +318,7 @@ def test_runs_depend_on_their_own_settings():
         "history_every": 3,
     }
     recipe = Recipe(
-        place="loss", estimator="k2", baseline="mean", normalise="group-std", group_size=4
+        place="loss", estimator="k2", baseline="mean", normalize="group-std", group_size=4
     )
     run = fine_tune(TWO, FROM, bump, recipe, **options)
     assert run.log_probs.shape == (3, 2, 500)
@@ -384,9 +384,9 @@ REWARD = np.zeros(500, DTYPE)
         (nothing, Recipe(baseline="mean"), {"gradient": "pathwise"}, "baseline='mean'"),
         (
             nothing,
-            Recipe(normalise="batch-std"),
+            Recipe(normalize="batch-std"),
             {"gradient": "pathwise"},
-            "normalise='batch-std'",
+            "normalize='batch-std'",
         ),
         (
             nothing,

@@ -478,7 +478,7 @@ def call(**changes):
         ),
         (call(beta=None), ValueError, "beta is needed"),
         (
-            call(recipe=Recipe(normalise="group-std", group_size=8)),
+            call(recipe=Recipe(normalize="group-std", group_size=8)),
             ValueError,
             "group_size=8 and 27 different returns sum over 4,272,048 groups",
         ),

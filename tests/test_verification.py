@@ -354,7 +354,7 @@ def test_training_curves_end_at_their_targets():
         ({"task": "one-two", "beta": [-1.0]}, "beta must be finite numbers above 0"),
         ({"task": "one-two", "recipes": []}, "ask for no run"),
         (
-            {"task": "one-two", "recipes": [Recipe(normalise="group-std")]},
+            {"task": "one-two", "recipes": [Recipe(normalize="group-std")]},
             "recipes may choose place, estimator, level and baseline alone",
         ),
         ({"task": "one-two", "batch_size": 8}, "num_seeds must be at least 4"),

@@ -108,3 +108,13 @@ def number(x: float, digits: int = 4) -> str:
     if not math.isfinite(x):
         return f"{x:g}".replace("inf", "∞")
     return f"{x:.{digits}g}"
+
+
+def compact(x: float) -> str:
+    """A number as people write it: 0.001, but 1e-4."""
+    text = number(x)
+    mantissa, e, exponent = text.partition("e")
+    if not e and 0 < abs(x) < 1e-3:
+        mantissa, e, exponent = f"{x:.3e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}" if e else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 import pathlib
 import sys
@@ -52,7 +53,7 @@ def add_to(commands: Any) -> None:
         type=option(recipe_fields),
         metavar="place=…,…",
         help="what the trainer does, or where it differs from the preset: "
-        "place=loss,estimator=k3,baseline=mean,normalise=group-std",
+        "place=loss,estimator=k3,baseline=mean,normalize=group-std",
     )
     diagnose.add_argument(
         "--beta",
@@ -122,7 +123,11 @@ def recipe_fields(text: str) -> dict[str, Any]:
     for part in text.split(","):
         name, equals, value = (x.strip() for x in part.partition("="))
         if not equals or name not in _FIELDS:
-            raise ValueError(f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value")
+            close = difflib.get_close_matches(name, set(_FIELDS) - {name}, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value{meant}"
+            )
         default = _FIELDS[name].default
         if value in ("none", "None") and default is None:
             fields[name] = None

@@ -23,13 +23,13 @@ from typing import Any
 from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
+from kltarget._core.words import compact
 from kltarget.cli._arguments import InputError, check_outputs, option, positive, real, say, write
-from kltarget.recipes import Preset, Recipe
-from kltarget.recipes._comparison import in_words
-from kltarget.recipes._reading import Reading, number, read
+from kltarget.recipes import Preset, Reading, Recipe
 
+_LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
 # Fields that a page names even at their defaults.
-_ALWAYS = ("place", "estimator", "level", "baseline", "normalise")
+_ALWAYS = ("place", "estimator", "level", "baseline", "normalize")
 
 
 def add_to(commands: Any) -> None:
@@ -38,9 +38,10 @@ def add_to(commands: Any) -> None:
         "recipe",
         help="what a version of a public trainer optimises",
         description="Print what a version of a public trainer optimises: its objective, the "
-        "direction of its KL, the β its target really has, and where each number was read.",
-        epilog="examples: kltarget recipe trl-grpo --beta 0.04; kltarget recipe trl-grpo==1.9.2 "
-        "--compare trl-grpo==1.10 --beta 0.04; kltarget recipe --list",
+        "direction of its KL, the β its target really has, and where each number was read. "
+        "Without NAME, list the trainers and versions.",
+        epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
+        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
         allow_abbrev=False,
     )
     command.add_argument(
@@ -75,36 +76,36 @@ def _beta(text: str) -> float:
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
-    if arguments.list:
-        if arguments.name is not None or arguments.compare:
-            raise InputError("--list lists all trainers: leave NAME and --compare out")
-        if arguments.json is not None:
-            raise InputError("--json writes one trainer: give a NAME instead of --list")
-        say(str(recipes.presets()).splitlines())
-        return 0
     names = [*([] if arguments.name is None else [arguments.name]), *arguments.compare]
-    if not names:
-        raise InputError("give a NAME, or --list to see them (see kltarget recipe --help)")
+    if not names or arguments.list:
+        return _list(arguments)
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     check_outputs([arguments.json])
-    presets, used = [], []
-    for name in names:
-        try:
-            presets.append(recipes.preset(name))
-            used.append(recipes.recipe(name, beta=arguments.beta))
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    readings = [read(recipe, arguments.reward_std) for recipe in used]
-    if not arguments.compare:
-        say(_page(presets[0], used[0], readings[0]))
-    else:
-        say(_beside(presets, used, readings))
+    try:
+        presets = [recipes.preset(name) for name in names]
+        used = [recipes.recipe(name, beta=arguments.beta) for name in names]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    readings = [recipes.read(recipe, arguments.reward_std) for recipe in used]
+    rows = list(zip(presets, readings, strict=True))
+    say(_beside(*rows) if arguments.compare else _page(*rows[0]))
     if arguments.json is not None:
-        content = [_content(*row) for row in zip(presets, readings, strict=True)]
+        content = [_content(*row) for row in rows]
         text = json_text(content if len(content) > 1 else content[0], indent=1)
         write(arguments.json, lambda file: file.write(text))
         say([f"wrote {arguments.json}"])
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.name is not None or arguments.compare:
+        raise InputError("--list lists all trainers: leave NAME and --compare out")
+    for name in ("json", "beta", "reward_std"):
+        if getattr(arguments, name) is not None:
+            what = "writes" if name == "json" else "says something of"
+            raise InputError(f"--{name.replace('_', '-')} {what} one trainer: give a NAME")
+    say(recipes.table().splitlines())
     return 0
 
 
@@ -121,14 +122,14 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _page(preset: Preset, recipe: Recipe, reading: Reading) -> Page:
+def _page(preset: Preset, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
     mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
     return Page(
         [Heading(_heading(preset), 1), Lines([f"read in {preset.file}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
-        [_fields(preset, recipe)],
+        [_fields(preset, reading.recipe)],
     )
 
 
@@ -147,7 +148,7 @@ def _entries(reading: Reading) -> list[tuple[str, str]]:
     entries = [
         ("objective", reading.objective),
         ("advantage", f"A = {reading.advantage}" if by_advantage else "—"),
-        ("β", "—" if reading.beta is None else number(reading.beta)),
+        ("β", "—" if reading.beta is None else compact(reading.beta)),
         ("KL", f"{reading.kl}: {reading.why}"),
         ("level", reading.level),
         ("effective β", reading.effective_text),
@@ -172,33 +173,26 @@ def _fields(preset: Preset, recipe: Recipe) -> Table:
 def _value(value: Any) -> str:
     if value is None:
         return "–"
-    return number(value) if isinstance(value, float) else str(value)
+    return compact(value) if isinstance(value, float) else str(value)
 
 
-def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) -> Page:
+def _beside(*rows: tuple[Preset, Reading]) -> Page:
     """Two columns; a line that differs is marked."""
-    rows = [("trainer", presets[0].trainer, presets[1].trainer)]
-    for label, pick in (
-        ("objective", lambda reading: reading.objective),
-        ("KL", lambda reading: reading.kl),
-        ("level", lambda reading: reading.level),
-        ("effective β", _effective),
-        ("critical β", _critical),
-        ("target", lambda reading: reading.target),
-    ):
-        rows.append((label, pick(readings[0]), pick(readings[1])))
+    (older, first), (newer, second) = rows
+    used = [first.recipe, second.recipe]
+    table = [("", older.title, newer.title)]
+    said = zip(_LABELS, _column(older, first), _column(newer, second), strict=True)
     fields = [
-        (field.name, *(_value(getattr(recipe, field.name)) for recipe in used))
-        for field in dataclasses.fields(Recipe)
-        if any(getattr(recipe, field.name) != getattr(Recipe(), field.name) for recipe in used)
+        (name, *(_value(getattr(recipe, name)) for recipe in used))
+        for name, default in dataclasses.asdict(Recipe()).items()
+        if any(getattr(recipe, name) != default for recipe in used)
     ]
-    table = [("", presets[0].title, presets[1].title)]
-    for label, left, right in (*rows, ("", "", ""), *fields):
+    for label, left, right in (*said, ("", "", ""), *fields):
         mark = "≠" if left != right else "\u00a0"
         table.append((f"{mark}\u00a0{label}" if label else "", left, right))
-    differ = any(left != right for _, left, right in (*rows, *fields))
-    same = presets[0].trainer == presets[1].trainer and used[0].beta == used[1].beta
-    summary = in_words(readings[0], readings[1], same_keys=same)
+    differ = any(label.startswith("≠") for label, _, _ in table)
+    same = older.trainer == newer.trainer and first.beta == second.beta
+    summary = recipes.compare(first, second, same_keys=same)
     return Page(
         [Table(table, "lll", gap=2, widths=(17, 38, 38))],
         [Lines(["≠ marks what differs."])] if differ else [],
@@ -206,16 +200,14 @@ def _beside(presets: list[Preset], used: list[Recipe], readings: list[Reading]) 
     )
 
 
-def _effective(reading: Reading) -> str:
-    if reading.effective is None:
-        return "—"
-    if reading.effective_beta is None:
-        return reading.effective
-    return f"{reading.effective} = {number(reading.effective_beta)}"
-
-
-def _critical(reading: Reading) -> str:
-    if reading.critical is None:
-        return "—"
-    found = ", ".join(f"{beta:.3f}" for beta in reading.critical.values())
-    return f"{found} for a reference success rate of {', '.join(reading.critical)}"
+def _column(preset: Preset, reading: Reading) -> list[str]:
+    """What a column of ``--compare`` says beside `_LABELS`."""
+    effective = reading.effective or "—"
+    if reading.effective_beta is not None:
+        effective += f" = {compact(reading.effective_beta)}"
+    critical = "—"
+    if reading.critical is not None:
+        critical = ", ".join(f"{beta:.3f}" for beta in reading.critical.values())
+        critical += f" for a reference success rate of {', '.join(reading.critical)}"
+    texts = [preset.trainer, reading.objective, reading.kl, reading.level]
+    return [*texts, effective, critical, reading.target]

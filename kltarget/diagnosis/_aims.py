@@ -9,7 +9,6 @@ import numpy as np
 from scipy.optimize import brentq
 
 from kltarget._core.status import Status
-from kltarget.divergences import ForwardKL
 from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
 from kltarget.modes import flip_beta
@@ -56,8 +55,7 @@ def hill(log_probs: np.ndarray) -> float:
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
     """The first prompts whose targets take no longer than `most` simple ones."""
-    heavy = recipe.normalise in ("group-std", "others-std") and recipe.group_size is not None
-    heavy = heavy and not recipe.charged_before
+    heavy = recipe.normalized and recipe.depends_on_groups
     cost, chosen = 0, []
     for prompt in prompts:
         several = len(np.unique(prompt.reward[prompt.log_ref > -np.inf])) > 2
@@ -134,8 +132,7 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
 
 def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
     """The trainer's coefficient over the effective one, where it is the same at every β."""
-    normalised = recipe.normalise != "none" and not recipe.charged_before
-    if normalised or recipe.entropy_bonus or recipe.divergence is None:
+    if recipe.normalized or recipe.entropy_bonus or recipe.divergence is None:
         return None
     return beta / aim.effective_beta if beta > 0 and aim.effective_beta > 0 else None
 
@@ -176,8 +173,7 @@ def flips_of(
 
 def searched(recipe: Recipe, prompt: Prompt) -> tuple[float, float]:
     """Between which β flips are searched for where no formula is known."""
-    normalised = recipe.normalise != "none" and not recipe.charged_before
-    unit = 1.0 if normalised else recipe.reward_scale * float(np.ptp(prompt.reward))
+    unit = 1.0 if recipe.normalized else recipe.reward_scale * float(np.ptp(prompt.reward))
     return 1e-4 * unit, 1e2 * unit
 
 
@@ -266,10 +262,6 @@ def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
     if not np.isfinite(best) or aim.prompt.reward[-1] >= best:
         return None
     return np.asarray(mara(objective, best).reward)[0, : len(aim.prompt.names)]
-
-
-def is_forward(recipe: Recipe) -> bool:
-    return isinstance(recipe.divergence, ForwardKL)
 
 
 def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:

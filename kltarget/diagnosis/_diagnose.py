@@ -34,6 +34,7 @@ from kltarget.evidence import (
     reference_kind,
 )
 from kltarget.recipes import Recipe, recipe as preset
+from kltarget.recipes._reading import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
 
 if TYPE_CHECKING:
@@ -205,19 +206,6 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def in_words(recipe: Recipe) -> str:
-    """A recipe in a line."""
-    if recipe.place == "none":
-        parts = ["no KL"]
-    else:
-        parts = [f"{recipe.estimator} in the {recipe.place} per {recipe.level}"]
-    parts.append(
-        {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
-    )
-    parts.append("no std" if recipe.normalise == "none" else recipe.normalise)
-    return ", ".join(parts)
-
-
 def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
     """The recipe with the log's own group size, if groups matter.
 
@@ -227,7 +215,7 @@ def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]
     size, notes = int(np.median(sizes)), []
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
-    matters = recipe.baseline != "none" or recipe.normalise in ("group-std", "others-std")
+    matters = recipe.baseline != "none" or recipe.normalize in ("group-std", "others-std")
     if matters and (sizes != size).any():
         whose = "the median" if recipe.group_size is None else "that of the recipe"
         size = recipe.group_size or size
@@ -354,4 +342,4 @@ def _columns(
     return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 
-__all__ = ["RolloutError", "Statement", "diagnose", "in_words"]
+__all__ = ["RolloutError", "Statement", "diagnose"]

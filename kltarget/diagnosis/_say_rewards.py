@@ -8,7 +8,6 @@ import math
 import numpy as np
 
 from kltarget.diagnosis._statement import Statement
-from kltarget.divergences import ForwardKL
 from kltarget.evidence import (
     Groups,
     Log,
@@ -19,6 +18,7 @@ from kltarget.evidence import (
     wilson_interval,
 )
 from kltarget.recipes import Recipe
+from kltarget.recipes._reading import aimed_at
 
 ON_POLICY = "on-policy: one update per batch, no clip of the ratio is active"
 LARGE = "expected gradients: averages over many groups"
@@ -26,12 +26,6 @@ INDEPENDENT = "groups are independent draws"
 PRESENT = "σ is that of the present policy, not of the target"
 SOURCE = "the recipe is what the run did"
 
-_WHY = {
-    ("reward", "k1"): "charging k1 to the reward follows the gradient of the",
-    ("loss", "k2"): "the gradient of k2 in the loss is that of the",
-    ("loss", "weighted-k3"): "the gradient of k3 in the loss, weighted by π/sg(π), is that of the",
-    ("loss", "k3"): "the gradient of k3 in the loss, not weighted by π/sg(π), is that of the",
-}
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
     "subclass whose _generate_and_score_completions writes ref_per_token_logps; verl: add "
@@ -59,69 +53,25 @@ class Case:
 
 
 def reward_statements(case: Case) -> list[Statement]:
-    found = [direction(case), _equal_groups(case)]
-    coefficient = _coefficient(case)
-    return [*found, *coefficient, *_passes(case), _diversity(case)]
-
-
-def direction(case: Case) -> Statement:
-    """Which KL the trainer follows, and why."""
-    recipe = case.recipe
-    key, bonus = (recipe.place, recipe.estimator), recipe.entropy_bonus
-    detail = ""
-    beside = f"the entropy bonus of {bonus:g} draws it to equally likely tokens"
-    if case.beta == 0 or recipe.place == "none":
-        what = "β = 0" if case.beta == 0 else "the recipe has no KL"
-        text = f"{what}: nothing holds the policy to the reference"
-        text += f", but {beside}" if bonus else ", so there is no target"
-        if not bonus:
-            detail = (
-                "; the path of training decides, and exact policy gradients favour the best answer "
-                "that the reference makes likeliest"
-            )
-    elif recipe.divergence is not None:
-        forward = isinstance(recipe.divergence, ForwardKL)
-        name = "forward KL(π_ref‖π)" if forward else "reverse KL(π‖π_ref)"
-        by_token = recipe.place == "loss" and recipe.level == "token"
-        gain = "Q" if by_token else "r"
-        target = f"β·π_ref/(Λ − {gain})" if forward else f"π_ref·exp({gain}/β)/Z"
-        text = f"{_WHY[key]} {name}"
-        if bonus:
-            text += f", and {beside}"
-        elif by_token:
-            text += (
-                f": the target of every next token is {target}, Q the mean reward after it, with "
-                "the effective β for β"
-            )
-        else:
-            text += f": the target is {target}, with the effective β for β"
-    elif key == ("loss", "k1"):
-        text = "k1 in the loss has no expected gradient: this KL term holds nothing, as if β were 0"
-    elif recipe.estimator == "sampler":
-        text = (
-            "the squared log-ratio is to the policy that sampled, not to a reference: it holds "
-            "nothing on-policy, as if β were 0"
-        )
-    elif key == ("loss", "absolute"):
-        text = "the absolute log-ratio in the loss follows total variation, at twice the β"
-    else:
-        text = (
-            f"{recipe.estimator} in the {recipe.place} follows the gradient of no divergence: its "
-            "cost still acts, but there is no unique target, and the path of training decides"
-        )
-    assumptions = (SOURCE, ON_POLICY)
-    return Statement("direction", text, detail, assumptions=assumptions, unit="recipe")
+    headline, detail = aimed_at(case.recipe)
+    return [
+        Statement("direction", headline, detail, assumptions=(SOURCE, ON_POLICY), unit="recipe"),
+        _equal_groups(case),
+        *_coefficient(case),
+        *_passes(case),
+        _diversity(case),
+    ]
 
 
 def _equal_groups(case: Case) -> Statement:
     recipe, chosen = case.recipe, case.late
     equal, total = int(case.groups.equal[chosen].sum()), int(chosen.sum())
-    idle = recipe.place == "loss" and recipe.estimator in ("k1", "sampler")
-    acting = ["the KL"] if case.beta > 0 and recipe.place != "none" and not idle else []
+    acts = recipe.aim != "none" or recipe.charged_without_divergence
+    acting = ["the KL"] if case.beta > 0 and acts else []
     acting += ["the entropy bonus"] if recipe.entropy_bonus else []
     if recipe.zero_std == "drop":
         what = "the trainer drops them"
-    elif recipe.baseline == "none" and (recipe.normalise != "group-std" or recipe.charged_before):
+    elif recipe.baseline == "none" and (recipe.normalize != "group-std" or recipe.charged_before):
         what = "without a baseline their reward still counts"
     elif acting:
         what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
@@ -148,21 +98,15 @@ def _equal_groups(case: Case) -> Statement:
 def coefficients(case: Case) -> np.ndarray | None:
     """The effective β of every late group with rewards that differ; None if it is one number."""
     recipe = case.recipe
-    if recipe.normalise == "none" or recipe.charged_before:
+    if not recipe.normalized:
         return None
     chosen = case.late & ~case.groups.equal
     deviation = case.groups.deviation[chosen]
-    if recipe.normalise == "batch-std":
+    if recipe.normalize == "batch-std":
         late = case.log.reward[case.log.late]
         deviation = np.array([late.std(ddof=min(recipe.ddof, late.size - 1))])
         deviation = deviation[deviation > 0]
-    return case.beta * (deviation + recipe.epsilon / recipe.reward_scale) * _own(recipe)
-
-
-def _own(recipe: Recipe) -> float:
-    """By how much more the KL counts where the group's mean includes the sample itself."""
-    size = recipe.group_size
-    return size / (size - 1) if size and recipe.baseline_shrinks else 1.0
+    return case.beta * recipe.effective_factor(recipe.reward_scale * deviation)
 
 
 def _coefficient(case: Case) -> list[Statement]:
@@ -172,11 +116,11 @@ def _coefficient(case: Case) -> list[Statement]:
         return []
     span = float(np.ptp(case.log.reward))
     size = recipe.group_size
-    own = f" · {size}/{size - 1}" if _own(recipe) > 1 and size else ""
+    own = f" · {size}/{size - 1}" if recipe.baseline_factor != 1 and size else ""
     why = " (the mean of a group includes the sample itself)" if own else ""
     values = coefficients(case)
     if values is None:
-        single = beta * _own(recipe) / recipe.reward_scale
+        single = beta * recipe.effective_factor()
         scale = f" / {recipe.reward_scale:g}" if recipe.reward_scale != 1 else ""
         equals = f" = {beta:g}{own}{scale}{why}" if own or scale else ", the configured one"
         return [

@@ -6,7 +6,7 @@ import numpy as np
 
 from kltarget._core.status import Status
 from kltarget._core.words import number
-from kltarget.diagnosis._aims import Aim, distance, divergence, is_forward
+from kltarget.diagnosis._aims import Aim, distance, divergence
 from kltarget.diagnosis._family import (
     MARGIN,
     SHARE,
@@ -153,7 +153,7 @@ def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
             tier=3,
         )
     ]
-    configured = "forward" if is_forward(case.recipe) else "reverse"
+    configured = case.recipe.aim
     if case.recipe.divergence is None or case.beta == 0 or not scaled:
         return statements
     used = ahead if sure else {"reverse": reverse, "forward": forward}[configured]

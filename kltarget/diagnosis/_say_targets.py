@@ -14,7 +14,6 @@ from kltarget.diagnosis._aims import (
     Aim,
     Flip,
     aims_of,
-    is_forward,
     mara_rewards,
     pairs_of,
     reference_ratio,
@@ -25,6 +24,7 @@ from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
 from kltarget.diagnosis._statement import Statement
 from kltarget.evidence import Prompt, mean_interval
+from kltarget.recipes._reading import mara_obstacle
 
 ENUMERATED = "the seen answers and one outcome for the rest of the reference are all there is"
 UNSEEN_WORST = "unseen answers are rewarded as the worst seen"
@@ -37,7 +37,7 @@ SOFTMAX = "one softmax over answers, as if each were one token"
 def assumptions(case: Case, prompt: Prompt) -> tuple[str, ...]:
     """What a statement on targets takes for granted."""
     parts = [ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE]
-    if case.recipe.level == "token" and case.recipe.place == "loss":
+    if case.recipe.per_token:
         parts.append(WHOLE)
     if prompt.known in ("first-step", "weighted"):
         parts.append(FIRST if prompt.known == "first-step" else WEIGHED)
@@ -82,7 +82,7 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
 
 
 def _favoured(case: Case, aim: Aim) -> list[Statement]:
-    if case.recipe.place == "reward" and case.beta > 0:
+    if case.recipe.charged_without_divergence and case.beta > 0:
         # The cost still acts, so the reward alone does not say where the path ends.
         return []
     prompt, best = aim.prompt, _best(aim.prompt)
@@ -254,23 +254,14 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
         "answers equally probable"
     )
     recipe, detail = case.recipe, ""
-    if recipe.normalise != "none" and not recipe.charged_before:
-        detail = (
-            ". Not with this recipe: dividing by the deviation scales the extra reward but not "
-            "the KL, and the policy can collapse on the least likely answer; turn it off first"
-        )
-    elif is_forward(recipe):
-        detail = (
-            ". Not with this recipe: it follows the forward KL, under which these rewards "
-            "over-correct, and the least likely answer gets most; use a reverse KL, or substitute "
-            "the reference's probabilities on the right answers"
-        )
-    if recipe.baseline_shrinks and recipe.group_size:
-        size = recipe.group_size
+    # What a baseline shortens is in the effective β, and so in these rewards.
+    if recipe.aim == "forward" or recipe.normalized:
+        detail = f". Not with this recipe: {mara_obstacle(recipe)}"
+    if recipe.baseline_factor != 1:
         detail += (
-            ". The group mean shortens the reward's gradient: with the trainer's own β in place "
-            f"of the effective one the ratio^(1/{size}) would be left; a leave-one-out baseline "
-            "has no such factor"
+            ". The group mean shortens the reward's gradient: with the trainer's own β in place of "
+            f"the effective one the ratio^(1/{recipe.group_size}) would be left; a leave-one-out "
+            "baseline has no such factor"
         )
     by, size = assumptions(case, aim.prompt), int(aim.prompt.counts.sum())
     return [Statement("mara", text, detail, extra, None, by, size, tier=2)]

@@ -7,7 +7,7 @@ from kltarget.implied._implied_target import (
     implied_target,
     saturation_beta,
 )
-from kltarget.implied._unregularized_path import unregularised_path
+from kltarget.implied._unregularized_path import unregularized_path
 
 __all__ = [
     "ImpliedTarget",
@@ -15,5 +15,5 @@ __all__ = [
     "equivalent_beta",
     "implied_target",
     "saturation_beta",
-    "unregularised_path",
+    "unregularized_path",
 ]

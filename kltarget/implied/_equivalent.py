@@ -95,7 +95,7 @@ def equivalent_beta(
         sign = 1.0 if match == "kl" else -1.0
         inside = np.where(logs > -np.inf, rewards, np.nan)
         spread = np.maximum(np.nanmax(inside, -1) - np.nanmin(inside, -1), np.finfo(float).tiny)
-        if isinstance(other, Recipe) and other.normalise != "none" and not other.charged_before:
+        if isinstance(other, Recipe) and other.normalized:
             spread = np.ones_like(spread)  # its rewards are numbers of deviations
         low, high = (np.broadcast_to(np.log(x * spread), batch) for x in _RANGE)
         within = sign * (at(np.exp(low)) - goal) > 0

@@ -85,26 +85,12 @@ class Problem:
         return self.recipe.entropy_bonus == 0 and self.lengths is None and not dropped
 
     @property
-    def _own_share(self) -> float:
-        """What a mean over the group that includes the sample leaves of what it is taken from."""
-        size = self.recipe.group_size
-        return 1 - 1 / size if size and self.recipe.baseline == "mean" else 1.0
-
-    @property
-    def baseline_factor(self) -> float:
-        """What the baseline leaves of the reward's gradient, but not of the regulariser's."""
-        return self._own_share if self.recipe.baseline_shrinks else 1.0
-
-    @property
     def entropy(self) -> float:
         """Coefficient of the entropy, relative to that of the regulariser."""
-        # No baseline ever shrinks the entropy, but one may shrink the regulariser.
-        return self.recipe.entropy_bonus * self.baseline_factor / self._own_share
-
-    @property
-    def normalised(self) -> bool:
-        """Whether the scale of the advantages depends on the policy."""
-        return self.recipe.normalise != "none" and not self.recipe.charged_before
+        # A baseline that shrinks the regulariser along with the reward does not shrink the entropy.
+        size, both = self.recipe.group_size, self.recipe.charged_before
+        shrunk = both and self.recipe.baseline == "mean" and size
+        return self.recipe.entropy_bonus / (1 - 1 / size if shrunk and size else 1.0)
 
     def only(self, chosen: np.ndarray, status: Status) -> FixedPoint:
         """Nothing but these outcomes, in the reference's proportions: what no regulariser holds."""

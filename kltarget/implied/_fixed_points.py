@@ -49,9 +49,9 @@ def _find(problem: Problem) -> FixedPoint:
         return _of_statistics(problem)
     if problem.groups is not None:
         return _of_masses(problem)
-    if problem.normalised:
+    if problem.recipe.normalized:
         return _of_deviation(problem)
-    return _at(problem, 1 / problem.baseline_factor)
+    return _at(problem, 1 / problem.recipe.baseline_factor)
 
 
 def smallest_coefficient(problem: Problem) -> float:
@@ -97,7 +97,7 @@ def _remarks(problem: Problem, log_probs: np.ndarray, others: tuple[float, ...])
     """What is to be said of a fixed point of normalised rewards."""
     short = 1 - problem.masses(log_probs)[-1]
     status = Status.SEVERAL if others else Status.OK
-    return status | Status.SATURATED if short < _RARE and problem.normalised else status
+    return status | Status.SATURATED if short < _RARE and problem.recipe.normalized else status
 
 
 def _best(problem: Problem) -> np.ndarray:
@@ -123,7 +123,7 @@ def _deviations(problem: Problem, scales: np.ndarray) -> np.ndarray:
 
 def _of_deviation(problem: Problem) -> FixedPoint:
     """All fixed points of rewards divided by ``σ(π) + ε``; the one nearest the reference first."""
-    epsilon, factor = problem.recipe.epsilon, problem.baseline_factor
+    epsilon, factor = problem.recipe.epsilon, problem.recipe.baseline_factor
     # Below, what is left of the other outcomes drowns in the rounding of the others' masses.
     # No deviation exceeds half the spread, but one may reach it.
     scales = _scales(problem, low=1e-6, high=1 + 1e-9)
@@ -253,8 +253,8 @@ def _of_statistics(problem: Problem) -> FixedPoint:
             gain, kept = advantage[problem.level], counts[problem.level]
         else:
             centre = 0.0 if recipe.baseline == "none" else state[0]
-            gain = problem.baseline_factor * (problem.reward - centre)
-            if problem.normalised:
+            gain = recipe.baseline_factor * (problem.reward - centre)
+            if recipe.normalized:
                 gain = gain / max(state[1] + recipe.epsilon, least)
         cost = (problem.beta if problem.regularised else 0.0) * other * kept
         return problem.policy(own * gain, cost, problem.entropy * own * kept)
@@ -279,10 +279,10 @@ def _of_statistics(problem: Problem) -> FixedPoint:
     if groups is not None:
         found = _in_groups(problem, groups, reached)
     else:
-        scale = float(problem.deviation(reached)) + recipe.epsilon if problem.normalised else 1.0
+        scale = float(problem.deviation(reached)) + recipe.epsilon if recipe.normalized else 1.0
         if scale <= least:
             return _saturated(problem)
-        effective = problem.beta * scale / problem.baseline_factor if problem.regularised else 0.0
+        effective = problem.beta * scale / recipe.baseline_factor if problem.regularised else 0.0
         found = FixedPoint(reached, None, problem.beta, effective)
     probs = np.exp(reached)
     own, other = ((probs * x).sum() for x in weights(float((probs * lengths).sum())))

@@ -97,7 +97,7 @@ def implied_target(
         The target that training from the reference is drawn to. Where there is none, what training
         ends in: for ``SATURATED`` the best outcomes in the reference's proportions; for
         ``NO_TARGET`` the likeliest of the best outcomes, onto which exact policy gradients of a
-        softmax over outcomes collapse (:func:`kltarget.implied.unregularised_path`), and with a
+        softmax over outcomes collapse (:func:`kltarget.implied.unregularized_path`), and with a
         ``space`` of several tokens the best in the reference's proportions, since there no
         conserved quantity is known. Where all rewards are equal nothing moves, and it is the
         reference. k2, k3 or the absolute log-ratio in the reward have no target either, but their
@@ -120,7 +120,7 @@ def implied_target(
         >>> from kltarget.recipes import Recipe
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
         >>> reward = jnp.array([1.0, 1.0, 0.0])
-        >>> grpo = Recipe("loss", "k3", "token", "mean", normalise="group-std", group_size=8)
+        >>> grpo = Recipe("loss", "k3", "token", "mean", normalize="group-std", group_size=8)
         >>> target = implied_target(grpo, reward, log_ref, beta=0.2)
         >>> print([f"{p:.4f}" for p in target.probs])
         ['0.8871', '0.0591', '0.0538']
@@ -215,17 +215,17 @@ def saturation_beta(
         >>> from kltarget.implied import saturation_beta
         >>> from kltarget.recipes import Recipe
         >>> log_ref = jnp.log(jnp.array([0.3, 0.7]))
-        >>> recipe = Recipe("loss", "k2", baseline="mean", normalise="group-std")
+        >>> recipe = Recipe("loss", "k2", baseline="mean", normalize="group-std")
         >>> print(f"{saturation_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.4f}")
         1.0819
     """
     large = dataclasses.replace(recipe, group_size=None)
     rows = make_rows(large, reward, log_ref, space, 1.0)
-    if recipe.normalise == "none" or not all(x.normalised and x.regularised for x in rows.problems):
+    if not (recipe.normalized and recipe.divergence):
         raise ValueError(
             "saturation needs advantages that are divided by a standard deviation with the "
-            f"regulariser outside: this recipe has normalise={recipe.normalise!r}, "
-            f"place={recipe.place!r} and normalise_when={recipe.normalise_when!r}"
+            f"regulariser outside: this recipe has normalize={recipe.normalize!r}, "
+            f"place={recipe.place!r} and normalize_when={recipe.normalize_when!r}"
         )
     if any(x.lengths is not None for x in rows.problems):
         raise ValueError("saturation_beta knows no sequences that count by their lengths")
@@ -238,11 +238,11 @@ def saturation_beta(
 
 def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
     recipe = problem.recipe
-    if recipe.place == "reward" and recipe.divergence is None and problem.beta > 0:
+    if recipe.charged_without_divergence and problem.beta > 0:
         return _charged_without_divergence(problem)
-    if recipe.estimator == "absolute" and recipe.place == "loss" and problem.beta > 0:
+    if recipe.aim == "total variation" and problem.beta > 0:
         # Both have the target of total variation, computed when all rows are put together.
-        beta = 2 * problem.beta / problem.baseline_factor
+        beta = 2 * problem.beta / recipe.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
         found = find(problem)
@@ -294,7 +294,7 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     """One batched target from the fixed points of its rows."""
     size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
     divergence = rows.recipe.divergence or ReverseKL()
-    if rows.recipe.estimator == "absolute" and rows.recipe.place == "loss":
+    if rows.recipe.aim == "total variation":
         divergence = TotalVariation()
 
     def batched(values: Any) -> Array:
@@ -305,14 +305,13 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
     width = max(len(x.others) for x in found) if found else 0
     others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
-    by_token = rows.recipe.place == "loss" and rows.recipe.level == "token"
     # Of a recipe, not of a row: what else is in a batch changes nothing.
     if all(x.plain for x in rows.problems):
         reward = np.array([x.reward for x in found]).reshape(*batch, size)
         # What the reference cannot produce is never sampled, however well it were rewarded.
         reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
         beta = batched([x.beta for x in found])
-        if rows.space is not None and by_token and several_tokens(rows.space):
+        if rows.space is not None and rows.recipe.per_token and several_tokens(rows.space):
             target = token_local_target(
                 rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
             )

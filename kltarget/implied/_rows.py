@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kltarget._core.numerics import as_float
-from kltarget.divergences import ForwardKL
 from kltarget.implied._fixed_point_problem import Problem
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
@@ -100,17 +99,17 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
     several = several_tokens(space)
     # What a token is charged with from its position on has another mean at each position.
     by_position = recipe.level == "token" and (
-        recipe.baseline != "none" or recipe.normalise != "none"
+        recipe.baseline != "none" or recipe.normalize != "none"
     )
     unknown = None
-    if recipe.entropy_bonus and recipe.charged_before and recipe.normalise != "none":
+    if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
         unknown = "an entropy bonus beside a KL that is normalised with the reward"
     elif recipe.entropy_bonus and in_sequence_loss and several:
         unknown = "an entropy bonus per token beside a loss on whole sequences"
     elif recipe.zero_std == "drop" and recipe.place == "reward":
         unknown = "dropped groups with a KL in the reward"
-    elif recipe.estimator == "absolute" and recipe.place == "loss":
-        if recipe.normalise != "none" or recipe.zero_std == "drop":
+    elif recipe.aim == "total variation":
+        if recipe.normalize != "none" or recipe.zero_std == "drop":
             unknown = "the absolute log-ratio with normalised rewards or dropped groups"
         elif recipe.entropy_bonus or weighed:
             unknown = "the absolute log-ratio with an entropy bonus or lengths that count"
@@ -137,18 +136,15 @@ def _row(
     if not np.isfinite(reward).all():
         raise ValueError("reward must be finite wherever the reference has mass")
     log_ref = log_ref - np.logaddexp.reduce(log_ref)
-    divergence = recipe.divergence
-    by_token = recipe.level == "token" and (
-        recipe.place == "loss" or (recipe.place == "reward" and lengths is not None)
-    )
-    own_conditions = by_token or recipe.entropy_bonus > 0
+    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
+    own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
     return Problem(
         recipe=recipe,
         beta=float(beta) * (1.0 if lengths is not None else _kl_weight(recipe, space)),
         reward=reward,
         log_ref=log_ref,
-        forward=isinstance(divergence, ForwardKL),
-        regularised=divergence is not None and beta > 0,
+        forward=recipe.aim == "forward",
+        regularised=recipe.divergence is not None and beta > 0,
         sizes=space.sizes if space is not None and space.length > 1 and own_conditions else None,
         lengths=lengths,
     )

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_points import crossing
 
-__all__ = ["unregularised_path"]
+__all__ = ["unregularized_path"]
 
 
-def unregularised_path(
+def unregularized_path(
     reward: ArrayLike, log_ref: ArrayLike, failure_mass: float
 ) -> Float[Array, "A"]:
     """The policy that unregularised training has become when only so much failure is left.
@@ -40,9 +40,9 @@ def unregularised_path(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from kltarget.implied import unregularised_path
+        >>> from kltarget.implied import unregularized_path
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
-        >>> path = jnp.exp(unregularised_path(jnp.array([1.0, 1.0, 0.0]), log_ref, 0.01))
+        >>> path = jnp.exp(unregularized_path(jnp.array([1.0, 1.0, 0.0]), log_ref, 0.01))
         >>> print(f"{path[0] / path[1]:.1f} : 1, from 15 : 1")
         203.6 : 1, from 15 : 1
 

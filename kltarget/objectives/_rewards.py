@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,11 @@ from jaxtyping import Array, Float
 
 from kltarget._core.checks import at_index, first_index, mass_tolerance, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, widest
-from kltarget.divergences import Divergence, ForwardKL, ReverseKL, TotalVariation
+from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.divergences._base import slope_at_zero
 from kltarget.objectives._objective import Objective, broadcast_fields
-
-if TYPE_CHECKING:
-    from kltarget.recipes import Recipe
+from kltarget.recipes import Recipe
+from kltarget.recipes._reading import mara_obstacle
 
 __all__ = ["mara", "reward_for"]
 
@@ -101,9 +100,8 @@ def mara(
         raise ValueError(f"method must be 'augment' or 'substitute', got {method!r}")
     if anchor not in ("reference", "best"):
         raise ValueError(f"anchor must be 'reference' or 'best', got {anchor!r}")
-    if recipe is not None:
-        for remark in _defeated_by(recipe, method):
-            warnings.warn(remark, stacklevel=2)
+    if recipe is not None and (obstacle := mara_obstacle(recipe, method)):
+        warnings.warn(obstacle, stacklevel=2)
     threshold = as_float(threshold).astype(objective.reward.dtype)
     try:
         fits = jnp.broadcast_shapes(threshold.shape, objective.batch_shape) == objective.batch_shape
@@ -125,35 +123,6 @@ def mara(
     if method == "augment":
         return dataclasses.replace(objective, reward=reward)
     return dataclasses.replace(objective, reward=reward, log_ref=log_ref, measure=True)
-
-
-def _defeated_by(recipe: Recipe, method: str) -> list[str]:
-    """Why a trainer's target is not uniform although its rewards were augmented."""
-    outside = recipe.place == "loss" or recipe.normalise_when == "before"
-    remarks = []
-    if recipe.divergence is None:
-        remarks.append(
-            f"{recipe.estimator} in place={recipe.place!r} holds no policy to its reference: there "
-            "is nothing for the augmentation to undo"
-        )
-    elif recipe.normalise != "none" and outside:
-        remarks.append(
-            f"normalise={recipe.normalise!r} divides the augmentation by the standard deviation "
-            "but not the regulariser: the order of the reference is reversed and the policy "
-            "collapses on the least likely good outcome; train without it"
-        )
-    elif recipe.baseline == "mean" and recipe.group_size and recipe.place == "loss":
-        remarks.append(
-            f"baseline='mean' over groups of {recipe.group_size} shortens the augmentation but not "
-            f"the regulariser: ratios keep the power 1/{recipe.group_size} of the reference's; use "
-            "'leave-one-out'"
-        )
-    if isinstance(recipe.divergence, ForwardKL) and method == "augment":
-        remarks.append(
-            f"{recipe.estimator} in the loss follows the forward KL, for which 'augment' "
-            "over-corrects: the least likely good outcome gets the most; use method='substitute'"
-        )
-    return remarks
 
 
 def _anchored(

@@ -1,12 +1,26 @@
 """How a trainer applies its regulariser, as data: the record, and presets of public trainers.
 
-``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` names them all,
-and ``preset(name)`` says where each number was read and which key of the trainer's configuration
-sets it.
+``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` are all of them
+and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
+trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
+formulas, and ``compare`` how the targets of two differ.
 """
 
+from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
-from kltarget.recipes._presets import Preset, preset, presets, recipe
+from kltarget.recipes._presets import Preset, preset, presets, recipe, table
+from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
 
-__all__ = ["Preset", "Recipe", "critical_beta", "preset", "presets", "recipe"]
+__all__ = [
+    "Preset",
+    "Reading",
+    "Recipe",
+    "compare",
+    "critical_beta",
+    "preset",
+    "presets",
+    "read",
+    "recipe",
+    "table",
+]

@@ -14,49 +14,50 @@ _DIRECTIONS = {"reverse": "reverse KL", "forward": "forward KL", "none": "no KL"
 _OFF_POLICY = ("clip", "clip_high", "updates_per_batch")
 
 
-def in_words(before: Reading, after: Reading, same_keys: bool) -> str:
-    """One sentence on how the targets of two recipes differ."""
+def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
+    """One sentence on how the targets of two recipes differ.
+
+    Args:
+        before: a recipe as :func:`read` reads it.
+        after: another.
+        same_keys: whether both follow from the same configuration, as of two versions of a trainer.
+
+    Returns:
+        Which target becomes which, by how much the effective β changes, or which fields differ.
+
+    Example:
+        >>> from kltarget import recipes
+        >>> older, newer = (recipes.read(recipes.recipe(f"tunix=={v}")) for v in ("0.1.6", "0.1.7"))
+        >>> recipes.compare(older, newer, same_keys=True)
+        'same YAML, other target: forward KL → no KL'
+    """
     same = "same YAML, " if same_keys else ""
     first, second = (_DIRECTIONS.get(x.direction, x.direction) for x in (before, after))
+    of = [f"of {'tokens' if x.recipe.per_token else 'sequences'}" for x in (before, after)]
     if first != second:
-        change = f"{same}other target: {first} → {second}"
-        if "none" not in (before.direction, after.direction) and _where(before) != _where(after):
-            change += f", of {_where(before)} → of {_where(after)}"
-        return change
-    if before.direction == "none":
-        unused = before.unused, after.unused
-        if None not in unused and unused[0] != unused[1]:
-            first, second = (_DIRECTIONS.get(str(x), str(x)) for x in unused)
-            return (
-                f"no target either way at β = 0; with β above 0, {same}other target: "
-                f"{first} → {second}"
-            )
-        return "no target either way: the path of training decides"
+        levels = f", {of[0]} → {of[1]}" if of[0] != of[1] and "no KL" not in (first, second) else ""
+        return f"{same}other target: {first} → {second}{levels}"
+    if first == "no KL":
+        unused = [_DIRECTIONS.get(str(x.unused), x.unused) for x in (before, after)]
+        if None in unused or unused[0] == unused[1]:
+            return "no target either way: the path of training decides"
+        change = f"{unused[0]} → {unused[1]}"
+        return f"no target either way at β = 0; with β above 0, {same}other target: {change}"
     if before.family != after.family:
-        return f"{same}other target: the same {first}, of {_where(before)} → of {_where(after)}"
-    names = [
-        field.name
-        for field in dataclasses.fields(Recipe)
-        if _acting(before.recipe)[field.name] != _acting(after.recipe)[field.name]
-    ]
+        return f"{same}other target: the same {first}, {of[0]} → {of[1]}"
+    fields, others = _acting(before.recipe), _acting(after.recipe)
+    names = [name for name in fields if fields[name] != others[name]]
     if not names:
         return "same target"
     differ = f"; what differs: {', '.join(names)}"
-    if before.effective != after.effective:
-        change = f"{before.effective} → {after.effective}"
-        return f"same family of targets, another effective β: {change}{differ}"
-    for one, other in (
-        (before.effective_beta, after.effective_beta),
-        (before.beta, after.beta),
-    ):
-        if one is not None and other is not None and not math.isclose(one, other):
-            ratio = f"ratio {other / one:.3g}"
-            return f"same family of targets, another effective β: {ratio}{differ}"
-    return f"same family of targets{differ}"
-
-
-def _where(reading: Reading) -> str:
-    return "tokens" if reading.family.startswith("token-local") else "sequences"
+    change = f"{before.effective} → {after.effective}"
+    if before.effective == after.effective:
+        pairs = (before.effective_beta, after.effective_beta), (before.beta, after.beta)
+        ratios = [b / a for a, b in pairs if a and b and not math.isclose(a, b)]
+        if not ratios:
+            return f"same family of targets{differ}"
+        change = f"ratio {ratios[0]:.3g}"
+    return f"same family of targets, another effective β: {change}{differ}"
 
 
 def _acting(recipe: Recipe) -> dict[str, Any]:
@@ -65,22 +66,20 @@ def _acting(recipe: Recipe) -> dict[str, Any]:
     # Estimators of one expected gradient differ in what a clip of them cuts.
     fields["estimator"] = recipe.divergence or recipe.estimator
     fields["kl_clip"] = recipe.kl_clip and (recipe.kl_clip, recipe.estimator)
-    kl_length = recipe.length if recipe.place == "reward" else recipe.kl_length or recipe.length
-    if recipe.length == kl_length == "batch-mean" or (
-        recipe.place == "reward" and recipe.baseline != "none"
-    ):
+    in_reward = recipe.place == "reward"
+    kl_length = recipe.length if in_reward else recipe.kl_length or recipe.length
+    if recipe.length == kl_length == "batch-mean" or (in_reward and recipe.baseline != "none"):
         fields["length"] = kl_length = "sum"
     fields["kl_length"] = None if kl_length == fields["length"] else kl_length
-    if recipe.place == "reward":
+    if in_reward:
         fields["level"] = recipe.level if recipe.log_ratio_clip or recipe.kl_clip else None
     else:
-        fields["normalise_when"] = None
-    scaled = recipe.normalise != "none" and not recipe.charged_before
-    if not scaled:
-        fields |= {"epsilon": None, "ddof": None, "normalise": None}
+        fields["normalize_when"] = None
+    if not recipe.normalized:
+        fields |= {"epsilon": None, "ddof": None, "normalize": None}
     if recipe.charged_before and fields["length"] != "mean":
         fields["baseline"] = None
-    in_groups = recipe.normalise in ("group-std", "others-std") and scaled
+    in_groups = recipe.normalized and recipe.normalize != "batch-std"
     if not (in_groups or recipe.baseline_shrinks or recipe.zero_std == "drop"):
         fields["group_size"] = None
     return fields

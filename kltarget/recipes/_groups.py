@@ -86,11 +86,11 @@ class Groups:
             advantage = np.broadcast_to(self.levels, counts.shape)
         else:
             advantage = -total / (size - (recipe.baseline == "leave-one-out"))
-        if recipe.normalise == "group-std":
+        if recipe.normalize == "group-std":
             deviation = np.sqrt((squares - total**2 / size) / (size - recipe.ddof))
             safe = np.where(alone, 1.0, deviation) + recipe.epsilon
             advantage = np.where(alone, 0.0, advantage / safe)
-        elif recipe.normalise == "others-std":
+        elif recipe.normalize == "others-std":
             left = np.maximum(squares - total**2 / (size - 1), 0)
             same = np.broadcast_to((counts == size - 1).any(1, keepdims=True), counts.shape)
             deviation = np.sqrt(left / (size - 1 - recipe.ddof))

@@ -1,4 +1,4 @@
-"""What a recipe optimises, in words and formulas: the content of ``kltarget recipe``."""
+"""What a recipe means, in words and formulas: wherever the library says it, it asks here."""
 
 from __future__ import annotations
 
@@ -6,17 +6,40 @@ import dataclasses
 
 import numpy as np
 
-from kltarget._core.words import number as short_number
-from kltarget.divergences import ForwardKL
+from kltarget._core.words import compact
 from kltarget.recipes._critical import critical_beta
 from kltarget.recipes._groups import make_groups
 from kltarget.recipes._recipe import Recipe
 
-P_REF = (0.1, 0.3, 0.5)
+_P_REF = (0.1, 0.3, 0.5)
 _STD = {
     "group-std": "the standard deviation of the group's rewards",
     "others-std": "the standard deviation of the rewards of the others in the group",
     "batch-std": "the standard deviation of the batch's rewards",
+}
+_KL = {
+    "reverse": "KL(π‖π_ref)",
+    "forward": "KL(π_ref‖π)",
+    "total variation": "2 TV(π, π_ref)",
+}
+_DIRECTIONS = {
+    "reverse": "reverse, KL(π‖π_ref)",
+    "forward": "forward, KL(π_ref‖π)",
+    "total variation": "none; total variation instead",
+    "none": "none",
+}
+_IN_LOSS = {
+    "k1": "k1 in the loss has no expected gradient: it is differentiated as it stands, and the "
+    "mean of ∇ log π under samples of π is 0",
+    "k2": "k2 is differentiated as it stands, and its mean derivative under samples of π is the "
+    "gradient of the reverse KL(π‖π_ref)",
+    "k3": "k3 is differentiated as it stands, not weighted by π/sg(π), and its mean derivative "
+    "under samples of π is the gradient of the forward KL(π_ref‖π)",
+    "weighted-k3": "k3 carries the probability of its sample as the weight π/sg(π), and with it "
+    "the mean derivative is the gradient of the reverse KL(π‖π_ref)",
+    "absolute": "the mean derivative of |log π/π_ref| is that of twice the total variation",
+    "sampler": "the log-ratio is to the policy that drew the sample, not to a reference, and its "
+    "square has no gradient there",
 }
 
 
@@ -64,71 +87,139 @@ class Reading:
     @property
     def kl(self) -> str:
         """The direction with its formula."""
-        return _named(self.direction)
-
-
-def number(x: float) -> str:
-    """A number as people write it: 0.001, but 1e-4."""
-    text = short_number(x)
-    mantissa, e, exponent = text.partition("e")
-    if not e and 0 < abs(x) < 1e-3:
-        mantissa, e, exponent = f"{x:.3e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".")
-    return f"{mantissa}e{int(exponent)}" if e else text
+        return _DIRECTIONS[self.direction]
 
 
 def read(recipe: Recipe, reward_std: float | None = None) -> Reading:
-    """Says what a recipe optimises; with a standard deviation of the reward, with numbers."""
-    pulls = _pull(recipe)
-    direction = "none" if recipe.beta == 0 else pulls
+    """What a recipe optimises, in words and formulas.
+
+    Args:
+        recipe: what a trainer does.
+        reward_std: standard deviation of the reward, for a number where the effective β depends on
+            it.
+
+    Returns:
+        The objective, the direction of the KL and where it comes from, the effective β as formula
+        and number, the target's formula, and what is easily got wrong; "—" for what there is not.
+
+    Example:
+        >>> from kltarget import recipes
+        >>> reading = recipes.read(recipes.recipe("trl-grpo==1.9.2", beta=0.04), reward_std=0.5)
+        >>> reading.direction, reading.family
+        ('forward', 'token-local hyperbolic')
+        >>> print(f"{reading.effective} = {reading.effective_beta:.4f}")
+        β G/(G − 1) (σ + 1e-4) = 0.0229
+    """
+    aimed = recipe.aim != "none"
+    direction = "none" if recipe.beta == 0 else recipe.aim
     family, target = _target(recipe, direction)
-    formula, value, text = _effective(recipe, direction, pulls, reward_std)
-    critical = _critical(recipe, pulls)
+    factor = recipe.effective_factor(reward_std)
+    critical = _critical(recipe)
     return Reading(
         recipe=recipe,
         objective=_objective(recipe, direction),
         advantage=_advantage(recipe),
         direction=direction,
-        unused=pulls if recipe.beta == 0 else None,
-        why=_why(recipe, direction, pulls),
+        unused=recipe.aim if recipe.beta == 0 else None,
+        why=_why(recipe),
         level=_level(recipe),
         beta=recipe.beta,
-        effective=formula,
-        effective_beta=value,
-        effective_text=text,
+        effective=recipe.effective_formula,
+        effective_beta=factor * recipe.beta if aimed and recipe.beta and factor else None,
+        effective_text=_effective_text(recipe, reward_std),
         critical=critical,
         critical_text=_critical_text(recipe, critical),
         family=family,
         target=target,
-        caveats=tuple(_caveats(recipe, direction, pulls)),
+        caveats=tuple(_caveats(recipe, direction)),
     )
 
 
-def _pull(recipe: Recipe) -> str:
-    """The divergence whose gradient a regulariser of coefficient above 0 follows."""
-    if recipe.place == "loss" and recipe.estimator == "absolute":
-        return "total variation"
+def in_words(recipe: Recipe) -> str:
+    """A recipe in a line."""
+    kl = f"{kl_term(recipe)} per {recipe.level}" if recipe.place != "none" else "no KL"
+    baseline = {"none": "no baseline", "mean": "group mean"}.get(recipe.baseline, recipe.baseline)
+    return f"{kl}, {baseline}, {'no std' if recipe.normalize == 'none' else recipe.normalize}"
+
+
+def kl_term(recipe: Recipe) -> str:
+    """The estimator and its place."""
+    return "none" if recipe.place == "none" else f"{recipe.estimator} in the {recipe.place}"
+
+
+def followed(recipe: Recipe) -> str:
+    """What the gradient of the KL term is that of, and why."""
+    if recipe.place == "none":
+        return "no KL term is computed"
+    if recipe.place == "loss":
+        return _IN_LOSS[recipe.estimator]
+    if recipe.aim == "none":
+        return (
+            f"{recipe.estimator} charged to the reward as a number follows the gradient of no "
+            "divergence, and its target is not unique"
+        )
+    return (
+        "k1 is charged to the reward as a number, and the policy gradient of that cost is the "
+        "gradient of the reverse KL(π‖π_ref)"
+    )
+
+
+def aimed_at(recipe: Recipe) -> tuple[str, str]:
+    """What a run with this recipe and its β is drawn to, and why; and what follows from that."""
+    bonus = recipe.entropy_bonus
+    beside = f"the entropy bonus of {bonus:g} draws it to equally likely tokens"
+    if recipe.beta == 0 or recipe.place == "none":
+        what = "β = 0" if recipe.beta == 0 else "the recipe has no KL"
+        text = f"{what}: nothing holds the policy to the reference"
+        if bonus:
+            return f"{text}, but {beside}", ""
+        return f"{text}, so there is no target", (
+            "; the path of training decides, and exact policy gradients favour the best answer "
+            "that the reference makes likeliest"
+        )
+    text = followed(recipe)
+    if recipe.charged_without_divergence:
+        return f"{text}: its cost still acts, and the path of training decides", ""
+    if recipe.aim == "none":
+        return f"{text}: this KL term holds nothing on-policy, as if β were 0", ""
+    if recipe.aim == "total variation":
+        return text, ""
+    if bonus:
+        return f"{text}, and {beside}", ""
+    law = _law(recipe, "", "", "Q" if recipe.per_token else "r", "·")
+    of_tokens = "the target of every next token is {}, Q the mean reward after it, with"
+    said = of_tokens.format(law) if recipe.per_token else f"the target is {law}, with"
+    return f"{text}: {said} the effective β for β", ""
+
+
+def mara_obstacle(recipe: Recipe, method: str = "augment") -> str | None:
+    """Why a recipe's target is not uniform on the good outcomes although MARA was applied."""
     if recipe.divergence is None:
-        return "none"
-    return "forward" if isinstance(recipe.divergence, ForwardKL) else "reverse"
-
-
-def _named(direction: str) -> str:
-    return {
-        "reverse": "reverse, KL(π‖π_ref)",
-        "forward": "forward, KL(π_ref‖π)",
-        "total variation": "none; total variation instead",
-        "none": "none",
-    }[direction]
-
-
-def _costs(recipe: Recipe) -> bool:
-    """Whether a cost without a divergence is charged to the reward."""
-    return recipe.place == "reward" and recipe.divergence is None and recipe.beta != 0
-
-
-def _token_local(recipe: Recipe) -> bool:
-    return recipe.place == "loss" and recipe.level == "token"
+        return (
+            f"{recipe.estimator} in place={recipe.place!r} holds no policy to its reference: there "
+            "is nothing for the augmentation to undo"
+        )
+    # What has equal rewards and equal references has equal shares, whatever is done to them.
+    if method == "substitute":
+        return None
+    if recipe.aim == "forward":
+        return (
+            "under the forward KL the augmentation over-corrects: the least likely right answer "
+            'gets the most; use a reverse KL or method="substitute"'
+        )
+    if recipe.normalized:
+        return (
+            "the division by a standard deviation σ scales the augmentation but not the KL: for "
+            "σ < 1 the order of the reference is reversed, and the policy collapses on the least "
+            "likely right answer; train without it"
+        )
+    if recipe.baseline_factor != 1:
+        return (
+            "the group's mean includes the sample and shortens the augmentation but not the KL: "
+            f"ratios keep the power 1/{recipe.group_size} of the reference's; use a leave-one-out "
+            "baseline"
+        )
+    return None
 
 
 def _advantage(recipe: Recipe) -> str:
@@ -141,198 +232,154 @@ def _advantage(recipe: Recipe) -> str:
             reward, charged = "r′", f", r′ = {reward}{cost}"
     mean = {"mean": " − mean", "leave-one-out": " − mean of the others", "none": ""}
     top = f"{reward}{mean[recipe.baseline]}"
-    if recipe.normalise == "none":
+    if recipe.normalize == "none":
         return top + charged
     std = {"group-std": "std", "others-std": "std of the others", "batch-std": "std of the batch"}
-    bottom = std[recipe.normalise]
+    bottom = std[recipe.normalize]
     if recipe.epsilon:
-        bottom = f"({bottom} + {number(recipe.epsilon)})"
+        bottom = f"({bottom} + {compact(recipe.epsilon)})"
     elif " " in bottom:
         bottom = f"({bottom})"
     return (f"({top})" if " " in top else top) + f"/{bottom}{charged}"
 
 
 def _objective(recipe: Recipe, direction: str) -> str:
-    advantage = _advantage(recipe)
     if recipe.charged_before and direction == "reverse":
         # The regularised rewards are all equal at the target, so what they are divided by does not
         # move it.
         return f"maximise E_π[{_reward(recipe)}] − β KL(π‖π_ref)"
-    name = {
-        "none": "",
-        "reverse": "KL(π‖π_ref)",
-        "forward": "KL(π_ref‖π)",
-        "total variation": "2 TV(π, π_ref)",
-    }[direction]
-    if name:
-        name = f" − β E_π[Σ_t {name}(s_t)]" if _token_local(recipe) else f" − β {name}"
-    return f"maximise E_π[A(y)]{name}, A = {advantage}"
+    regulariser = ""
+    if direction != "none":
+        kl = _KL[direction]
+        regulariser = f" − β E_π[Σ_t {kl}(s_t)]" if recipe.per_token else f" − β {kl}"
+    return f"maximise E_π[A(y)]{regulariser}, A = {_advantage(recipe)}"
 
 
 def _reward(recipe: Recipe, reward: str = "r") -> str:
     if recipe.reward_scale != 1:
-        reward = f"{number(recipe.reward_scale)} {reward}"
+        reward = f"{compact(recipe.reward_scale)} {reward}"
     if recipe.reward_clip is not None:
-        reward = f"clip({reward}, ±{number(recipe.reward_clip)})"
+        reward = f"clip({reward}, ±{compact(recipe.reward_clip)})"
     return reward
 
 
-def _why(recipe: Recipe, direction: str, pulls: str) -> str:
-    if recipe.place == "none":
-        return "no KL term is computed."
-    if recipe.estimator == "sampler":
-        return (
-            "the log-ratio is to the policy that drew the sample, which is the policy itself: its "
-            "square has no gradient there, and no reference enters."
-        )
-    if recipe.place == "reward":
-        if recipe.estimator == "k1":
-            how = (
-                "k1 is charged to the reward as a number, and the policy gradient of that cost is "
-                "the gradient of KL(π‖π_ref)."
-            )
-        else:
-            how = (
-                f"{recipe.estimator} charged to the reward as a number is not the derivative of "
-                "any divergence, and its target is not unique."
-            )
-    else:
-        how = {
-            "k1": "k1 is differentiated as it stands, and the mean of ∇ log π under samples of π "
-            "is 0: it adds noise, not regularisation.",
-            "k2": "k2 is differentiated as it stands, and its mean derivative under samples of π "
-            "is the gradient of KL(π‖π_ref).",
-            "k3": "the value of k3 estimates KL(π‖π_ref), but it is differentiated as it stands, "
-            "and the mean of that under samples of π is the gradient of KL(π_ref‖π).",
-            "weighted-k3": "k3 carries the probability of its sample as the weight π/sg(π), and "
-            "with it the mean derivative is the gradient of KL(π‖π_ref).",
-            "absolute": "the mean derivative of |log π/π_ref| is that of twice the total "
-            "variation.",
-        }[recipe.estimator]
-    if recipe.beta == 0:
-        above = "change nothing" if pulls == "none" else f"make it {_named(pulls)}"
-        return f"β = 0 switches it off. A β above 0 would {above}: {how}"
-    return how
+def _why(recipe: Recipe) -> str:
+    how = f"{followed(recipe)}."
+    if recipe.beta != 0 or recipe.place == "none" or recipe.estimator == "sampler":
+        return how
+    above = "change nothing" if recipe.aim == "none" else f"make it {_DIRECTIONS[recipe.aim]}"
+    return f"β = 0 switches it off. A β above 0 would {above}: {how}"
 
 
 def _level(recipe: Recipe) -> str:
     if recipe.place == "none":
         return "—"
-    if recipe.place == "reward":
-        if recipe.level == "token":
-            return "tokens, each charged with the KL from its own position on: adds up to sequences"
-        return "whole sequences"
     if recipe.level == "sequence":
         return "whole sequences"
+    if recipe.place == "reward":
+        return "tokens, each charged with the KL from its own position on: adds up to sequences"
     return "tokens: each prefix on its own; no gradient for which prefixes are reached"
 
 
+def _law(recipe: Recipe, outcome: str, prefix: str, gain: str, times: str = " ") -> str:
+    """The target of a KL, of an outcome such as ``"(y)"``."""
+    ref = f"π_ref{outcome}"
+    if recipe.aim == "reverse":
+        return f"{ref}{times}exp({gain}/β)/Z{prefix}"
+    return f"β{times}{ref}/(Λ{prefix} − {gain})"
+
+
 def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
+    """Family and formula."""
     if direction == "none":
-        which = "none that is unique" if _costs(recipe) else "none"
+        several = recipe.charged_without_divergence and recipe.beta != 0
+        which = "none that is unique" if several else "none"
         return "none", f"{which}: the path of training decides where it ends"
     if direction == "total variation":
-        return "total variation", (
+        return direction, (
             "total variation: mass moves from answers whose advantage is more than 2β below the "
             "best one to the best; the others keep the reference's probability"
         )
-    if _token_local(recipe):
-        if direction == "reverse":
-            return "token-local exponential tilt", (
-                "token-local exponential tilt, π(a|s) = π_ref(a|s) exp(Q(s,a)/β)/Z_s, with Q(s,a) "
-                "the mean advantage after token a"
-            )
-        return "token-local hyperbolic", (
-            "token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a)), with Q(s,a) the mean "
-            "advantage after token a"
-        )
+    family = {"reverse": "exponential tilt", "forward": "hyperbolic"}[direction]
+    if recipe.per_token:
+        family, law = f"token-local {family}", _law(recipe, "(a|s)", "_s", "Q(s,a)")
+        return family, f"{family}, π(a|s) = {law}, with Q(s,a) the mean advantage after token a"
     if recipe.charged_before:
-        reward = _reward(recipe, "r(y)")
-        return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp({reward}/β)/Z"
-    mean = ", with A(y) its mean advantage"
-    if direction == "reverse":
-        return "exponential tilt", f"exponential tilt, π(y) = π_ref(y) exp(A(y)/β)/Z{mean}"
-    return "hyperbolic", f"hyperbolic, π(y) = β π_ref(y)/(Λ − A(y)){mean}"
+        return family, f"{family}, π(y) = {_law(recipe, '(y)', '', _reward(recipe, 'r(y)'))}"
+    return (
+        family,
+        f"{family}, π(y) = {_law(recipe, '(y)', '', 'A(y)')}, with A(y) its mean advantage",
+    )
 
 
-def _effective(
-    recipe: Recipe, direction: str, pulls: str, reward_std: float | None
-) -> tuple[str | None, float | None, str]:
-    """Formula, value and sentence of the β that the target has in units of reward."""
-    if pulls == "none":
-        return None, None, "—"
-    beta = recipe.beta or None
-    size, scale = recipe.group_size, recipe.reward_scale
-    own = size / (size - 1) if size is not None and recipe.baseline_shrinks else 1.0
-    mean = "the group's mean includes the sample and shortens the gradient of the reward, not that "
-    mean += "of the KL"
-    if not recipe.charged_before and recipe.normalise != "none":
-        formula = f"(σ + {number(recipe.epsilon)})" if recipe.epsilon else "σ"
-        formula = f"β G/(G − 1) {formula}" if own > 1 else f"β{formula}"
+def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
+    """Formula and number of the effective β, and what they depend on."""
+    formula, scale = recipe.effective_formula, recipe.reward_scale
+    if formula is None:
+        return "—"
+    size, shrunk = recipe.group_size, recipe.baseline_factor != 1
+    mean = (
+        "the group's mean includes the sample and shortens the gradient of the reward, not that "
+        "of the KL"
+    )
+    factor = recipe.effective_factor(reward_std)
+    if recipe.normalized:
         if reward_std is None:
             groups = f"groups of {size}" if size else "large groups"
             remark = f", for rewards 0 and 1, {groups} and a success rate of 0.5"
-            factor = _even_chances(recipe)
         else:
-            remark = f", for {f'G = {size} and ' if own > 1 else ''}σ = {number(reward_std)}"
-            factor = own * (reward_std + recipe.epsilon)
-        remark += f". σ is {_STD[recipe.normalise]} under the policy in training, so it moves"
-        remark += f"; {mean}" if own > 1 else ""
-        known = reward_std is not None
-    elif own > 1:
-        formula, factor, known = "β G/(G − 1)", own, True
+            remark = f", for {f'G = {size} and ' if shrunk else ''}σ = {compact(reward_std)}"
+        remark += f". σ is {_STD[recipe.normalize]} under the policy in training, so it moves"
+        remark += f"; {mean}" if shrunk else ""
+    elif shrunk:
         remark = f", for G = {size}: {mean}"
+    elif recipe.baseline_shrinks:
+        remark = "; β G/(G − 1) in groups of G samples"
+    elif recipe.place == "reward" and recipe.normalize != "none":
+        remark = ", because the KL is charged before the division, which then moves no target"
     else:
-        formula, factor, known = "β", 1.0, True
         remark = ""
-        if recipe.baseline_shrinks:
-            remark = "; β G/(G − 1) in groups of G samples"
-        elif recipe.place == "reward" and recipe.normalise != "none":
-            remark = ", because the KL is charged before the division, which then moves no target"
-    amount = f"{number(factor)} β" if beta is None else number(factor * beta)
+    shown = _even_chances(recipe) if factor is None else factor * scale
+    amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
+    formula = formula.removesuffix(f"/{compact(scale)}")
     text = f"{formula}{remark}" if amount == "1 β" else f"{formula} = {amount}{remark}"
-    value = None if beta is None or not known else factor * beta
-    if scale != 1:
-        formula = f"{formula}/{number(scale)}"
-        if value is not None:
-            value /= scale
-            text += f". For a reward of 1 instead of {number(scale)} that is {number(value)}"
-    return formula, value, text
+    if scale != 1 and factor is not None and recipe.beta:
+        text += f". For a reward of 1 instead of {compact(scale)} that is "
+        text += compact(factor * recipe.beta)
+    return text
 
 
 def _even_chances(recipe: Recipe) -> float:
     """Effective β over β for rewards 0 and 1 and a policy that succeeds half of the time."""
-    size = recipe.group_size
-    if size is None or recipe.normalise == "batch-std":
-        own = size / (size - 1) if size is not None and recipe.baseline_shrinks else 1.0
-        return own * (0.5 + recipe.epsilon)
+    if recipe.group_size is None or recipe.normalize == "batch-std":
+        return (0.5 + recipe.epsilon) / recipe.baseline_factor
     groups = make_groups(recipe, np.array([0.0, 1.0]))
     advantage, kept = groups.expected(np.array([0.5, 0.5]))
     return float(kept.mean() / (advantage[1] - advantage[0]))
 
 
-def _critical(recipe: Recipe, pulls: str) -> dict[str, float] | None:
-    own_std = recipe.normalise in ("group-std", "others-std")
-    if pulls != "reverse" or not own_std or recipe.charged_before:
+def _critical(recipe: Recipe) -> dict[str, float] | None:
+    of_group = recipe.normalize in ("group-std", "others-std")
+    if recipe.aim != "reverse" or not of_group or recipe.charged_before:
         return None
-    return {f"{p:g}": float(critical_beta(p)) for p in P_REF}
+    return {f"{p:g}": float(critical_beta(p)) for p in _P_REF}
 
 
 def _critical_text(recipe: Recipe, critical: dict[str, float] | None) -> str:
     if critical is None:
         return "—"
-    found = ", ".join(f"{beta:.3f}" for beta in critical.values())
-    text = f"{found} if the reference succeeds with probability {', '.join(critical)}."
+    numbers = ", ".join(f"{beta:.3f}" for beta in critical.values())
+    text = f"{numbers} if the reference succeeds with probability {', '.join(critical)}."
     if recipe.beta:
         below = [p for p, beta in critical.items() if recipe.beta < beta]
         which = "all of them" if len(below) == len(critical) else f"that of {' and '.join(below)}"
         where = f"below {which}" if below else "above all of them"
-        text += f" β = {number(recipe.beta)} is {where}."
+        text += f" β = {compact(recipe.beta)} is {where}."
     text += (
         " Below the critical β only certainty is left: the success rate runs to 1 and σ, which "
         "multiplies β, to 0. (Rewards 0 and 1, large groups"
     )
-    text += "; answers of one token.)" if _token_local(recipe) else ".)"
+    text += "; answers of one token.)" if recipe.per_token else ".)"
     if recipe.group_size is not None:
         text += (
             f" In groups of {recipe.group_size} the success rate stays below 1 at every β: "
@@ -341,95 +388,80 @@ def _critical_text(recipe: Recipe, critical: dict[str, float] | None) -> str:
     return text
 
 
-def _caveats(recipe: Recipe, direction: str, pulls: str) -> list[str]:
-    found = []
-    normalised = recipe.normalise != "none" and not recipe.charged_before
-    if direction == "none":
-        path = "where training ends depends on how it gets there."
-        if _costs(recipe):
-            cost = f"The cost of {recipe.estimator} still acts, but leaves several targets: {path}"
-            return [cost, *_general(recipe, pulls)]
-        if recipe.place == "none":
-            found.append(f"Without a KL there is no target: {path}")
-        elif recipe.beta == 0:
-            found.append(f"β = 0 has no target: {path}")
-        elif recipe.place == "loss" and recipe.estimator == "k1":
-            found.append(
-                "k1 in the loss has no expected gradient: as far as targets go, this is β = 0 with "
-                "more noise. With several updates per batch it pushes away from the sampler, not "
-                "towards the reference."
-            )
-        found.append(
-            "Equally right answers do not keep the reference's ratio: the rarer one dies out, and "
-            "MARA, which acts through β, changes nothing."
-            if recipe.beta == 0 or recipe.place == "none"
-            else "Equally right answers do not keep the reference's ratio: the rarer one dies out."
+def _caveats(recipe: Recipe, direction: str) -> list[str]:
+    if direction != "none":
+        return [*_of_target(recipe, direction), *_general(recipe)]
+    path = "where training ends depends on how it gets there."
+    unregularised = recipe.beta == 0 or recipe.place == "none"
+    if recipe.charged_without_divergence and recipe.beta != 0:
+        first = f"The cost of {recipe.estimator} still acts, but leaves several targets: {path}"
+        return [first, *_general(recipe)]
+    texts = []
+    if unregularised:
+        what = (
+            "Without a KL there is no target" if recipe.place == "none" else "β = 0 has no target"
         )
-        return found + _general(recipe, pulls)
+        texts.append(f"{what}: {path}")
+    elif recipe.estimator == "k1":
+        texts.append(
+            "As far as targets go, this is β = 0 with more noise. With several updates per batch "
+            "it pushes away from the sampler, not towards the reference."
+        )
+    dies = "Equally right answers do not keep the reference's ratio: the rarer one dies out"
+    mara = ", and MARA, which acts through β, changes nothing" if unregularised else ""
+    return [*texts, f"{dies}{mara}.", *_general(recipe)]
+
+
+def _of_target(recipe: Recipe, direction: str) -> list[str]:
+    """What is easily got wrong about a target that there is."""
+    texts = []
     if direction == "forward":
-        found.append(
+        texts.append(
             "Logged as “KL”, the value of k3 estimates the reverse KL; the target is that of the "
             "forward one."
         )
     ratio = (
         "Equally rewarded answers keep the reference's ratio, at every β: a rare mode stays rare"
     )
-    if _token_local(recipe):
+    if recipe.per_token:
         ratio += (
             " (exactly so where they part at their last token; elsewhere the values of their "
             "branches matter too)"
         )
-    found.append(f"{ratio}. MARA (kltarget.mara) is what changes that.")
-    if direction == "forward":
-        found.append(
-            'Under a forward KL MARA by augmented rewards over-corrects: use method="substitute".'
-        )
-    if normalised and direction == "reverse":
-        found.append(
-            "Do not combine MARA with this division by a standard deviation: its bonus is divided "
-            "too and the KL is not, so for σ < 1 the least likely right answer takes over."
-        )
-    elif direction == "reverse" and recipe.baseline_shrinks:
-        found.append(
-            "MARA needs a leave-one-out baseline here: the group's mean shrinks its bonus by "
-            "(G − 1)/G."
-        )
-    return found + _general(recipe, pulls)
+    texts.append(f"{ratio}. MARA (kltarget.mara) is what changes that.")
+    obstacle = mara_obstacle(recipe) if recipe.divergence else None
+    return [*texts, f"What defeats MARA: {obstacle}."] if obstacle else texts
 
 
-def _general(recipe: Recipe, pulls: str) -> list[str]:
+def _general(recipe: Recipe) -> list[str]:
     """What holds whatever the target."""
-    found = []
+    texts = []
     if recipe.length == "mean":
-        found.append("Each token weighs 1/|y|: where lengths differ, long answers count for less.")
-    if recipe.kl_length not in (None, recipe.length) and pulls != "none":
-        if (recipe.length, recipe.kl_length) == ("batch-mean", "mean"):
-            found.append(
-                "The KL is averaged over its own sequence and the reward over the batch: an answer "
-                "of length |y| sees β times mean|y|/|y|, so long answers are regularised less."
-            )
-        else:
-            found.append("Reward and KL are averaged differently, so β depends on the length.")
+        texts.append("Each token weighs 1/|y|: where lengths differ, long answers count for less.")
+    if recipe.kl_length not in (None, recipe.length) and recipe.aim != "none":
+        texts.append(
+            "The KL is averaged over its own sequence and the reward over the batch: an answer "
+            "of length |y| sees β times mean|y|/|y|, so long answers are regularised less."
+            if (recipe.length, recipe.kl_length) == ("batch-mean", "mean")
+            else "Reward and KL are averaged differently, so β depends on the length."
+        )
     if recipe.zero_std == "drop":
-        found.append(
+        texts.append(
             "Groups of equal rewards are left out, their KL with them: the surer the policy, the "
             "less it is regularised."
         )
-    if recipe.place == "loss" and pulls != "none":
-        clips = [
-            f"a log-ratio beyond ±{number(recipe.log_ratio_clip)}" if recipe.log_ratio_clip else "",
-            f"a KL estimate beyond {number(recipe.kl_clip)}" if recipe.kl_clip else "",
-        ]
-        if any(clips):
-            found.append(f"The KL has no gradient at {' or '.join(filter(None, clips))} nats.")
-    elif recipe.place == "reward" and recipe.log_ratio_clip and recipe.beta != 0:
-        found.append(
-            f"Log-ratios are cut at ±{number(recipe.log_ratio_clip)} nats: straying further costs "
-            "no more."
+    log_ratio, kl = recipe.log_ratio_clip, recipe.kl_clip
+    if recipe.place == "loss" and recipe.aim != "none" and (log_ratio or kl):
+        cuts = [f"a log-ratio beyond ±{compact(log_ratio)}"] if log_ratio else []
+        cuts += [f"a KL estimate beyond {compact(kl)}"] if kl else []
+        texts.append(f"The KL has no gradient at {' or '.join(cuts)} nats.")
+    elif recipe.place == "reward" and log_ratio and recipe.beta != 0:
+        texts.append(
+            f"Log-ratios are cut at ±{compact(log_ratio)} nats: straying further costs no more."
         )
     if recipe.updates_per_batch > 1:
-        found.append(
+        texts.append(
             f"{recipe.updates_per_batch} updates per batch: all but the first are off-policy, "
             "which these statements leave out."
         )
-    return found
+    return texts

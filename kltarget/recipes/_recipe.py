@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+import typing
+from typing import Any, Literal
 
+from kltarget._core.words import compact
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 
-_CHOICES = {
-    "place": ("reward", "loss", "none"),
-    "estimator": ("k1", "k2", "k3", "weighted-k3", "absolute", "sampler"),
-    "level": ("sequence", "token"),
-    "baseline": ("none", "mean", "leave-one-out"),
-    "normalise": ("none", "group-std", "others-std", "batch-std"),
-    "normalise_when": ("after", "before"),
-    "zero_std": ("keep", "drop"),
-    "length": ("sum", "mean", "batch-mean"),
-    "kl_length": (None, "sum", "mean", "batch-mean"),
+Aim = Literal["reverse", "forward", "total variation", "none"]
+"""What a regulariser's expected gradient is that of: a direction of the KL, for most."""
+
+_AIMS: dict[tuple[str, str], Aim] = {
+    ("reward", "k1"): "reverse",
+    ("loss", "k2"): "reverse",
+    ("loss", "weighted-k3"): "reverse",
+    ("loss", "k3"): "forward",
+    ("loss", "absolute"): "total variation",
 }
-# Number fields: whether None is allowed, and what is asked of the others.
-_NUMBERS: dict[str, tuple[bool, str, Callable[[float], bool]]] = {
-    "beta": (True, "0 or more", lambda x: x >= 0),
-    "epsilon": (False, "0 or more", lambda x: x >= 0),
-    "reward_scale": (False, "above 0", lambda x: x > 0),
-    "reward_clip": (True, "above 0", lambda x: x > 0),
-    "clip": (True, "above 0", lambda x: x > 0),
-    "clip_high": (True, "above 0", lambda x: x > 0),
-    "log_ratio_clip": (True, "above 0", lambda x: x > 0),
-    "kl_clip": (True, "above 0", lambda x: x > 0),
-    "entropy_bonus": (False, "0 or more", lambda x: x >= 0),
-}
-_WHOLE = {"ddof": (0, False), "group_size": (2, True), "updates_per_batch": (1, False)}
+_LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1}
+_MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +50,10 @@ class Recipe:
             ``"leave-one-out"``, the mean of the others in the group. A mean over G samples that
             includes the sample itself shortens the expected score-function gradient by
             ``(G − 1)/G``; leaving it out does not.
-        normalise: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
+        normalize: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
             standard deviation of the group; ``"others-std"``, that of the others in the group
             (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch.
-        normalise_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
+        normalize_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
             reward was charged, or ``"before"``, so that the KL is charged to normalised advantages.
         epsilon: added to the standard deviation.
         ddof: degrees of freedom taken off in the standard deviation: 0, or 1 for Bessel's.
@@ -105,15 +96,15 @@ class Recipe:
         2503.20783 (what it and the length do).
     """
 
-    place: str = "reward"
-    estimator: str = "k1"
-    level: str = "sequence"
-    baseline: str = "none"
-    normalise: str = "none"
-    normalise_when: str = "after"
+    place: Literal["reward", "loss", "none"] = "reward"
+    estimator: Literal["k1", "k2", "k3", "weighted-k3", "absolute", "sampler"] = "k1"
+    level: Literal["sequence", "token"] = "sequence"
+    baseline: Literal["none", "mean", "leave-one-out"] = "none"
+    normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
+    normalize_when: Literal["after", "before"] = "after"
     epsilon: float = 0.0
     ddof: int = 0
-    zero_std: str = "keep"
+    zero_std: Literal["keep", "drop"] = "keep"
     group_size: int | None = None
     beta: float | None = None
     reward_scale: float = 1.0
@@ -123,60 +114,74 @@ class Recipe:
     updates_per_batch: int = 1
     log_ratio_clip: float | None = None
     kl_clip: float | None = None
-    length: str = "sum"
-    kl_length: str | None = None
+    length: Literal["sum", "mean", "batch-mean"] = "sum"
+    kl_length: Literal[None, "sum", "mean", "batch-mean"] = None
     entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, (kind, choices) in _types().items():
             value = getattr(self, name)
-            if value not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {listed}, got {value!r}")
-        for name, (optional, asked, holds) in _NUMBERS.items():
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if (
-                not isinstance(value, (int, float))
-                or isinstance(value, bool)
-                or not (math.isfinite(value) and holds(value))
-            ):
-                raise ValueError(f"{name} must be a number {asked}, got {value!r}")
-        for name, (least, optional) in _WHOLE.items():
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+            if kind is None:
+                if value not in choices:
+                    listed = ", ".join(map(repr, choices))
+                    raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+            elif value is not None or type(None) not in choices:
+                asked = f"a number {'0 or more' if name in _MAY_BE_ZERO else 'above 0'}"
+                if kind is int:
+                    asked = f"an integer of {_LEAST[name]} or more"
+                if (
+                    not isinstance(value, int if kind is int else (int, float))
+                    or isinstance(value, bool)
+                    or not math.isfinite(value)
+                    or value < _LEAST.get(name, 0)
+                    or (value == 0 and asked.endswith("above 0"))
+                ):
+                    raise ValueError(f"{name} must be {asked}, got {value!r}")
         if self.place == "reward" and self.estimator in ("weighted-k3", "sampler"):
             raise ValueError(
                 f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
                 "does not take: use place='loss'"
             )
-        counted = (self.group_size or math.inf) - (self.normalise == "others-std")
-        if self.normalise in ("group-std", "others-std") and self.ddof >= counted:
+        counted = (self.group_size or math.inf) - (self.normalize == "others-std")
+        if self.normalize in ("group-std", "others-std") and self.ddof >= counted:
             raise ValueError(
                 f"ddof={self.ddof} must be less than the {counted:g} samples whose standard "
                 "deviation is taken: use a larger group_size"
             )
 
     @property
-    def divergence(self) -> Divergence | None:
-        """The divergence whose gradient this is at sequence level, None if there is none.
+    def aim(self) -> Aim:
+        """What the expected gradient of the regulariser is that of, for any β above 0.
 
         k1 in the reward, k2 in the loss and weighted k3 in the loss follow the gradient of the
-        reverse KL, k3 in the loss that of the forward KL. k1 in the loss has no expected gradient,
-        nor has the log-ratio to the sampler where the sampler is the policy itself. The absolute
-        log-ratio in the loss follows total variation, but with twice the coefficient; the others
-        in the reward follow no divergence's.
+        reverse KL, k3 in the loss that of the forward KL, the absolute log-ratio in the loss that
+        of total variation with twice the coefficient. k1 in the loss has no expected gradient, nor
+        has the log-ratio to the sampler where the sampler is the policy itself. The others in the
+        reward follow no divergence's.
         """
-        if self.place == "reward":
-            return ReverseKL() if self.estimator == "k1" else None
-        if self.place == "none":
-            return None
-        in_loss = {"k2": ReverseKL(), "weighted-k3": ReverseKL(), "k3": ForwardKL()}
-        return in_loss.get(self.estimator)
+        return _AIMS.get((self.place, self.estimator), "none")
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The KL whose gradient this is at sequence level, None if it is that of neither."""
+        return {"reverse": ReverseKL(), "forward": ForwardKL()}.get(self.aim)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the target is token-local: no gradient flows through which prefixes are reached.
+
+        So it is for a KL of tokens in the loss. Tokens that are charged in the reward, each with
+        the estimates from its own position on, add up to sequences.
+        """
+        return self.place == "loss" and self.level == "token"
+
+    @property
+    def charged_without_divergence(self) -> bool:
+        """Whether a cost is charged to the reward that no divergence has.
+
+        It acts, but leaves several stationary policies: the path of training decides among them.
+        """
+        return self.place == "reward" and self.aim == "none"
 
     @property
     def charged_before(self) -> bool:
@@ -184,20 +189,88 @@ class Recipe:
 
         Whatever is then done to the reward is done to the KL as well.
         """
-        return self.place == "reward" and self.normalise_when == "after"
+        return self.place == "reward" and self.normalize_when == "after"
+
+    @property
+    def normalized(self) -> bool:
+        """Whether rewards are divided by a standard deviation, but not the KL.
+
+        It then scales β, and moves with the policy.
+        """
+        return self.normalize != "none" and not self.charged_before
 
     @property
     def baseline_shrinks(self) -> bool:
-        """Whether each sample's share in its own baseline shrinks the reward, but not the KL.
+        """Whether each sample's share in its own baseline shrinks the reward, but not the KL."""
+        return self.baseline == "mean" and not self.charged_before
+
+    @property
+    def baseline_factor(self) -> float:
+        """What the baseline leaves of the reward's gradient, but not of the regulariser's.
 
         Advantages less the mean of G samples that includes the sample itself are shorter by
         ``(G − 1)/G`` in expectation; against a KL that is not part of them, β counts ``G/(G − 1)``
         times.
         """
-        return self.baseline == "mean" and not self.charged_before
+        return 1 - 1 / self.group_size if self.group_size and self.baseline_shrinks else 1.0
 
     @property
     def depends_on_groups(self) -> bool:
         """Whether expected advantages depend on more than the mean of a finite group."""
-        nonlinear = self.normalise in ("group-std", "others-std") or self.zero_std == "drop"
+        nonlinear = self.normalize in ("group-std", "others-std") or self.zero_std == "drop"
         return self.group_size is not None and nonlinear
+
+    @property
+    def effective_formula(self) -> str | None:
+        """Formula of the β that the target has in units of the raw reward, None without an aim.
+
+        σ is the standard deviation of the rewards as the recipe scales and cuts them, under the
+        policy in training.
+
+        Example:
+            >>> from kltarget.recipes import recipe
+            >>> recipe("trl-grpo").effective_formula
+            'β G/(G − 1) (σ + 1e-4)'
+        """
+        if self.aim == "none":
+            return None
+        formula = "β" if self.baseline_factor == 1 else "β G/(G − 1)"
+        if self.normalized:
+            deviation = f"(σ + {compact(self.epsilon)})" if self.epsilon else "σ"
+            formula += deviation if formula == "β" else f" {deviation}"
+        return formula if self.reward_scale == 1 else f"{formula}/{compact(self.reward_scale)}"
+
+    def effective_factor(self, reward_std: Any = None) -> Any:
+        """The number of :attr:`effective_formula` in units of β.
+
+        It is exact for large groups, and in finite ones wherever nothing is divided by a standard
+        deviation; :func:`kltarget.implied.effective_beta` has that of finite groups.
+
+        Args:
+            reward_std: σ of the scaled rewards, a number or an array of any shape.
+
+        Returns:
+            Effective β over β, of the shape of ``reward_std`` if it matters; None if it matters and
+            is not given.
+
+        Example:
+            >>> from kltarget.recipes import Recipe
+            >>> k3 = Recipe("loss", "k3", baseline="mean", normalize="group-std", group_size=5)
+            >>> print(f"{k3.effective_factor(0.5):.3f}")
+            0.625
+        """
+        if self.normalized and reward_std is None:
+            return None
+        deviation = reward_std + self.epsilon if self.normalized else 1.0
+        return deviation / self.baseline_factor / self.reward_scale
+
+
+@functools.cache
+def _types() -> dict[str, tuple[type | None, tuple[Any, ...]]]:
+    """Of every field whether it is a float, an int or, with None, a choice; and what it may be."""
+    fields = {}
+    for name, hint in typing.get_type_hints(Recipe).items():
+        choices = typing.get_args(hint) or (hint,)
+        choice = typing.get_origin(hint) is Literal
+        fields[name] = (None if choice else int if int in choices else float, choices)
+    return fields

@@ -44,10 +44,10 @@ def of_samples(
     else:
         centred = jnp.where(equal, jnp.zeros_like(returns), returns - mean) * size / (size - 1)
     advantage = centred
-    if recipe.normalise == "others-std":
+    if recipe.normalize == "others-std":
         advantage = _over(centred, _std_of_others(returns, recipe.ddof), recipe.epsilon, skip=True)
-    elif recipe.normalise != "none":
-        axes = -2 if recipe.normalise == "group-std" else tuple(range(returns.ndim - 1))
+    elif recipe.normalize != "none":
+        axes = -2 if recipe.normalize == "group-std" else tuple(range(returns.ndim - 1))
         count = size if axes == -2 else math.prod(returns.shape[:-1])
         apart = returns - returns.mean(axes, keepdims=True)
         std = jnp.sqrt(jnp.square(apart).sum(axes, keepdims=True) / (count - recipe.ddof))
@@ -72,7 +72,7 @@ def in_expectation(
     if recipe.baseline == "mean" and recipe.group_size is not None:
         # The sample's own share in its group's mean.
         advantage = advantage * (1 - 1 / recipe.group_size)
-    if recipe.normalise == "none":
+    if recipe.normalize == "none":
         return advantage, ones
     std = jnp.sqrt((weight * jnp.square(returns - mean)).sum(-2, keepdims=True))
     return _over(advantage, jnp.broadcast_to(std, returns.shape), recipe.epsilon), ones
@@ -85,7 +85,7 @@ def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict
     different for every outcome.
     """
     size = recipe.group_size or 0
-    if recipe.place == "reward" and recipe.normalise_when == "after":
+    if recipe.place == "reward" and recipe.normalize_when == "after":
         first, level = np.arange(reward.size), np.arange(reward.size)
         first = first[possible]
         level = np.cumsum(possible) - 1

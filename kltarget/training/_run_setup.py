@@ -237,11 +237,11 @@ def check_batch(recipe: Recipe, batch_size: int | None) -> None:
     group = recipe.group_size or batch_size
     if batch_size % group:
         raise ValueError(f"the recipe's group_size={group} must divide batch_size={batch_size}")
-    others = recipe.baseline == "leave-one-out" or recipe.normalise == "others-std"
-    least = 1 + others + (recipe.ddof if recipe.normalise != "none" else 0)
+    others = recipe.baseline == "leave-one-out" or recipe.normalize == "others-std"
+    least = 1 + others + (recipe.ddof if recipe.normalize != "none" else 0)
     if group < least:
         raise ValueError(
-            f"baseline={recipe.baseline!r} with normalise={recipe.normalise!r} needs groups of at "
+            f"baseline={recipe.baseline!r} with normalize={recipe.normalize!r} needs groups of at "
             f"least {least} samples, got {group}"
         )
 
@@ -261,7 +261,7 @@ def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -
             "gradient='pathwise' differentiates through samples: it needs a GaussianMixturePolicy, "
             f"got a {type(outcomes.policy).__name__}"
         )
-    for name, plain in (("baseline", "none"), ("normalise", "none"), ("updates_per_batch", 1)):
+    for name, plain in (("baseline", "none"), ("normalize", "none"), ("updates_per_batch", 1)):
         if getattr(recipe, name) != plain:
             raise ValueError(
                 f"{name}={getattr(recipe, name)!r} of the recipe is for score functions: "

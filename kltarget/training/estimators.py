@@ -214,7 +214,7 @@ def surrogate(
     toll = jnp.zeros_like(cost)
     if recipe.place == "reward":
         toll = lax.cumsum(charged, axis=charged.ndim - 1, reverse=True)
-    before = recipe.normalise_when == "before"
+    before = recipe.normalize_when == "before"
     advantage, kept = _advantages(
         recipe, lax.stop_gradient(returns if before else returns - toll), share, weights, groups
     )

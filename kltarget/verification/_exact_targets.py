@@ -29,11 +29,9 @@ _NATURAL_STEPS = 100
 
 def own_target(recipe: Recipe) -> str | None:
     """Which of `TARGETS` a recipe's expected gradient vanishes at."""
-    divergence = recipe.divergence
-    if divergence is None:
+    if recipe.divergence is None:
         return None
-    level = "token" if recipe.place == "loss" and recipe.level == "token" else "sequence"
-    return f"{level}_{'reverse' if isinstance(divergence, ReverseKL) else 'forward'}"
+    return f"{'token' if recipe.per_token else 'sequence'}_{recipe.aim}"
 
 
 def exact_targets(

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from kltarget._core.distances import effective, kl, mode_masses, normalised, total_variation
-from kltarget.divergences import ForwardKL
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.training import Run, RunStatus
@@ -126,7 +125,7 @@ class Judge:
 
         reward = float(np.exp(log_probs) @ problem.reward)
         backward = kl(log_probs, problem.log_ref)
-        forward = isinstance(recipe.divergence, ForwardKL)
+        forward = recipe.aim == "forward"
         cost = kl(problem.log_ref, log_probs) if forward else backward
         best = float(self.value["forward" if forward else "reverse"][at])
         if recipe.place == "none":
