@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._core.distances import TARGETS
 from kltarget._core.words import aligned, plain, wrapped
+from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
     import pandas as pd
