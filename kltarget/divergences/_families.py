@@ -52,7 +52,14 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
     Returns:
         The divergence, shape ``[*batch]``; ``inf`` where ``q`` is 0 and ``p`` is not. Summed as
         ``Σ (p log(p/q) − p + q)``, whose terms are non-negative, so it keeps its relative accuracy
-        when the two distributions nearly agree.
+        when the two distributions nearly agree. Differentiable in both arguments where it is
+        finite.
+
+    Raises:
+        TypeError: complex numbers.
+        ValueError: shapes that do not fit, naming both.
+
+    An outcome that is ``-inf`` under ``p`` adds ``q`` to the sum as written, nothing to the KL.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt

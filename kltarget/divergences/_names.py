@@ -46,7 +46,7 @@ def named(text: str) -> Divergence:
     """The divergence whose `slug` is `text`, such as `"reverse-kl"` or `"alpha:0.5"`.
 
     Raises:
-        ValueError: If there is none of that name, or its parameter is missing or no number.
+        ValueError: there is none of that name, or its parameter is missing or no number.
     """
     name, colon, parameter = text.partition(":")
     if name not in CLASSES:

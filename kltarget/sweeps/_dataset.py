@@ -70,7 +70,7 @@ def frame(grid: Grid) -> dict[str, Any]:
 def dataset(
     frame: Mapping[str, Any], settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> xarray.Dataset:
-    """Labels arrays `[D, N, …]` over divergences and rows."""
+    """Labels arrays ``[D, N, …]`` over divergences and rows."""
     import xarray as xr
 
     values = {name: np.asarray(x, np.float64) for name, x in frame["settings"].items()}

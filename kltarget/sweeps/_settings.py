@@ -34,7 +34,7 @@ class Grid:
         settings: the values of each numeric setting, float64 `[n]`, or `[]` if it is but a number;
             without a threshold there is none.
         several_divergences: whether the divergence is a dimension.
-        k: numbers of samples, int32 `[K]`.
+        k: numbers of samples, int32 ``[K]``.
         log_probs: whether the targets themselves are kept.
         chunk_rows: rows solved at a time.
     """
@@ -78,7 +78,7 @@ class Grid:
         ]
 
     def rows(self, part: slice) -> dict[str, np.ndarray]:
-        """The settings of some rows, each `[N]`."""
+        """The settings of some rows, each ``[N]``."""
         size = part.stop - part.start
         axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape or (1,)))
         return {

@@ -35,7 +35,7 @@ class Tuning:
         policy: a policy over the problem's sequences.
         params: where each run starts.
         recipes: what trains towards each of the grid's divergences.
-        options: what else `kltarget.fine_tune` is given.
+        options: what else ``kltarget.fine_tune`` is given.
     """
 
     grid: Grid
@@ -86,7 +86,7 @@ class Tuning:
         }
 
     def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
-        """What is measured of the policies trained at some rows, each `[N]` or `[N, S]`."""
+        """What is measured of the policies trained at some rows, each ``[N]`` or ``[N, S]``."""
         problem, used = self.grid.problem, self.grid.ingredients
         # A program of its own would be made for a reward or a reference of each row.
         alike = not (used.threshold or used.entropy_weight)

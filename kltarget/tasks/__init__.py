@@ -1,8 +1,9 @@
 """Named problems shared by the tests, the notebooks, the benchmarks and the command line.
 
 A task is a reference distribution and a reward over a finite, labelled set of outcomes, held as
-plain NumPy float64 arrays; `Task.objective` hands it to the solver. Where outcomes are sequences,
-the reference is a trained model, `Task.policy` with `Task.params`, which training can start from.
+plain NumPy float64 arrays; ``Task.objective`` hands it to the solver. Where outcomes are sequences,
+the reference is a trained model, ``Task.policy`` with ``Task.params``, which training can start
+from.
 
 Example:
     >>> from kltarget import tasks
