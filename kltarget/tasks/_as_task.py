@@ -41,8 +41,8 @@ def as_task(
 
     Args:
         problem: a ``Task``; the name of a shipped one; the path of a table, as ``read_table`` reads
-            it; a ``kltarget.Objective`` of one reward ``[A]`` and one reference ``[A]``, whatever its
-            beta and divergence; or a pair ``(reward, log_ref)`` of arrays ``[A]``.
+            it; a ``kltarget.Objective`` of one reward ``[A]`` and one reference ``[A]``, whatever
+            its beta and divergence; or a pair ``(reward, log_ref)`` of arrays ``[A]``.
         modes: integer labels ``[A]`` of the outcomes' modes, below 0 for none. Default: the
             problem's own; where it has none, each outcome that ``right_outcomes`` counts is one.
         labels: what the outcomes are called, ``A`` strings. Default: the problem's own; of an
