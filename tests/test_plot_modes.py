@@ -227,7 +227,7 @@ def test_boundaries_are_computed_for_named_tasks(monkeypatch):
         asked.append((problem, settings))
         return ONE_FLIP
 
-    monkeypatch.setattr(plot._sweep, "phase_boundaries", phase_boundaries)
+    monkeypatch.setattr(plot._sweep_figures, "phase_boundaries", phase_boundaries)
     data = swept()
     assert len(plot.phase(data.assign_coords(threshold=0.5)).lines) == 1
     assert asked == [("bimodal", {"divergence": "reverse-kl", "threshold": 0.5})]

@@ -14,11 +14,11 @@ from oracles import DTYPES
 
 import kltarget as kt
 from kltarget import cli, plot, verification
-from kltarget._core.distances import TARGETS
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.training import RunStatus, fine_tune
 from kltarget.verification import ALL_RECIPES, RECIPES, _exact_targets, _verify, verify
+from kltarget.verification._exact_targets import TARGETS
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -63,6 +63,10 @@ def local(solve, ref, reward, beta, size):
     return probs
 
 
+def verify_tree(problem, **options):
+    return verify((problem["reward"], problem["log_ref"]), space=problem["space"], **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.05, 2.0])
 def test_the_four_targets(beta):
@@ -85,8 +89,8 @@ def test_the_four_targets(beta):
 
 @pytest.fixture(scope="module")
 def report():
-    return verify(
-        **tree(3, 1),
+    return verify_tree(
+        tree(3, 1),
         key=KEY,
         policies=["tabular"],
         beta=[0.05, 0.5],
@@ -113,7 +117,7 @@ def test_numbers_are_those_of_the_run():
     problem = tree(3, 1)
     ref, reward = np.exp(problem["log_ref"]), problem["reward"]
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [2.0], "num_seeds": 1}
-    (run,) = verify(**problem, key=KEY, recipes=RECIPES[:1], **options, num_steps=6).runs
+    (run,) = verify_tree(problem, key=KEY, recipes=RECIPES[:1], **options, num_steps=6).runs
     # The same training, seen by NumPy.
     policy = TabularPolicy(3, 3)
     params = policy.from_conditionals(
@@ -155,7 +159,7 @@ def test_numbers_are_those_of_the_run():
 @pytest.mark.slow
 def test_unfinished_training_is_called_so():
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
-    report = verify(**tree(3, 1), key=KEY, **options, num_steps=6, recipes=RECIPES[::2])
+    report = verify_tree(tree(3, 1), key=KEY, **options, num_steps=6, recipes=RECIPES[::2])
     assert not report.passed
     assert "NOT confirmed" in str(report)
     for run in report.runs:
@@ -195,11 +199,11 @@ def test_what_a_family_cannot_represent_is_called_so():
     space, tokens = kt.SequenceSpace(3, 3), np.indices((3, 3, 3)).reshape(3, -1)
     reward = tokens.sum(0) / 2 + 0.3 * (tokens[0] == tokens[1])
     problem = {"space": space, "reward": reward, "log_ref": np.full(27, -np.log(27))}
-    (run,) = verify(**problem, key=KEY, policies=policies, **options, num_steps=600).runs
+    (run,) = verify_tree(problem, key=KEY, policies=policies, **options, num_steps=600).runs
     assert run.distance > 0.02
     assert run.followable < 1e-3
     assert run.remains == "family"
-    (run,) = verify(**problem, key=KEY, policies=policies, **options, num_steps=2).runs
+    (run,) = verify_tree(problem, key=KEY, policies=policies, **options, num_steps=2).runs
     assert run.remains == "optimisation"
     assert 0.8 < run.followable < 0.999
 
@@ -245,7 +249,7 @@ SAMPLED = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "batch
 @pytest.mark.slow
 def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     arguments = {**SAMPLED, "recipes": RECIPES[3:], "num_seeds": 8, "learning_rate": 0.03}
-    report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
+    report = verify_tree(tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
     assert report.passed, str(report)
     assert {run.remains for run in report.runs} == {"sampling"}
     assert max(run.distance for run in report.runs) < 0.1
@@ -255,7 +259,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
         return _exact_targets.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
 
     monkeypatch.setattr(_verify, "exact_targets", wrong)
-    report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
+    report = verify_tree(tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
     assert not next(c for c in report.checks if "standard errors" in c.name).passed
 
 
@@ -341,28 +345,32 @@ def test_training_curves_end_at_their_targets():
         plot.training(run, target=kt.solve(kt.Objective(reward, log_ref, jnp.ones(3))))
 
 
+FOUR = {"problem": (np.zeros(4), np.log(np.ones(4) / 4))}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "one-three"}, "there is no task"),
-        ({"task": "one-two", "reward": np.zeros(3)}, "give a task or reward, not both"),
-        ({"space": kt.SequenceSpace(2, 2)}, "reward and log_ref is missing"),
-        ({**tree(3, 1), "reward": np.zeros(3)}, r"reward has shape \(3,\)"),
-        ({**tree(3, 1), "reward": np.full(27, -np.inf)}, "reward must be finite"),
-        ({**tree(3, 1), "log_ref": np.zeros(27)}, "log_ref has mass 27"),
-        ({"task": "one-two", "policies": ["lstm"]}, "policies has 'lstm'"),
-        ({"task": "one-two", "beta": [-1.0]}, "beta must be finite numbers above 0"),
-        ({"task": "one-two", "recipes": []}, "ask for no run"),
+        ({"problem": "one-three"}, "'one-three' is neither a file nor a task"),
+        ({"problem": "one-two", "space": kt.SequenceSpace(2, 2)}, "space has 4 sequences"),
+        ({"problem": (np.zeros(3), np.log(np.ones(4) / 4))}, "reward has 3 outcomes"),
+        ({**FOUR, "space": kt.SequenceSpace(3, 1)}, r"reward has shape \(4,\)"),
+        ({"problem": ([0, -np.inf, 0, 0], FOUR["problem"][1])}, "reward must be finite"),
+        ({"problem": (np.zeros(4), np.zeros(4))}, "log_ref has mass 4"),
+        ({**FOUR, "space": kt.SequenceSpace(2, 2, eos=0)}, "log_ref has mass 0.75 on"),
+        ({"policies": ["lstm"]}, "policies has 'lstm'"),
+        ({"beta": [-1.0]}, "beta must be finite numbers above 0"),
+        ({"recipes": []}, "ask for no run"),
         (
-            {"task": "one-two", "recipes": [Recipe(normalize="group-std")]},
+            {"recipes": [Recipe(normalize="group-std")]},
             "recipes may choose place, estimator, level and baseline alone",
         ),
-        ({"task": "one-two", "batch_size": 8}, "num_seeds must be at least 4"),
+        ({"batch_size": 8}, "num_seeds must be at least 4"),
     ],
 )
 def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
-        verify(**arguments, key=KEY)
+        verify(**{"problem": "one-two", **arguments}, key=KEY)
 
 
 def run_command(capsys, *arguments):
@@ -422,9 +430,9 @@ def test_bad_options_of_the_command(capsys, arguments, message):
     ids=["one-two", "three tokens", "four tokens"],
 )
 def test_every_recipe_at_every_beta(problem, recipes):
-    arguments = {"task": problem} if isinstance(problem, str) else tree(*problem)
-    report = verify(
-        **arguments,
+    run = verify if isinstance(problem, str) else verify_tree
+    report = run(
+        problem if isinstance(problem, str) else tree(*problem),
         key=KEY,
         policies=["tabular"],
         recipes=recipes,
@@ -439,8 +447,8 @@ def test_every_recipe_at_every_beta(problem, recipes):
 
 @pytest.mark.slow
 def test_networks_are_split_into_optimisation_and_family():
-    report = verify(
-        **tree(3, 1),
+    report = verify_tree(
+        tree(3, 1),
         key=KEY,
         policies=["gru", "transformer"],
         recipes=RECIPES[:2],

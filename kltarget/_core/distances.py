@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 
-TARGETS = {
-    "sequence_reverse": "sequence reverse KL",
-    "sequence_forward": "sequence forward KL",
-    "token_reverse": "token-local reverse KL",
-    "token_forward": "token-local forward KL",
-}
-
 
 def normalised(log_probs: Any) -> np.ndarray:
     """Log-probabilities in float64 without the rounding of their sum."""
@@ -39,7 +32,10 @@ def mode_masses(log_probs: np.ndarray, modes: np.ndarray) -> np.ndarray:
     return np.bincount(modes[inside], np.exp(log_probs[inside]), minlength=modes.max() + 1)
 
 
-def effective(masses: np.ndarray) -> float:
-    """``exp`` of the entropy of the modes' shares."""
-    share = masses[masses > 0] / masses.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
+def effective_number(log_masses: np.ndarray) -> float:
+    """``exp(entropy)`` of log-masses that need not be normalised; NaN where there are none."""
+    present = log_masses[log_masses > -np.inf]
+    if not present.size:
+        return float("nan")
+    share = present - np.logaddexp.reduce(present)
+    return float(np.exp(-(np.exp(share) * share).sum()))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
 from kltarget import tasks
 from kltarget.cli._arguments import InputError, option, real
 from kltarget.divergences._names import EXAMPLES, named
-from kltarget.tasks import TableError, Task, read_table
+from kltarget.tasks import Task, as_task
 
 
 def add_problem(command: argparse.ArgumentParser) -> None:
@@ -63,20 +62,12 @@ def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
         role: getattr(arguments, role)
         for role in ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
     }
-    if arguments.problem in tasks.names():
-        for role, column in columns.items():
-            if column is not None:
-                option = role.replace("_", "-")
-                raise InputError(f"--{option} is for tables, but {arguments.problem!r} is a task")
-        return tasks.load(arguments.problem), ()
-    path = pathlib.Path(arguments.problem)
-    if not path.suffix and not path.exists():
-        raise InputError(
-            f"{arguments.problem!r} is neither a file nor a task: "
-            f"the tasks are {', '.join(tasks.names())}"
-        )
+    given = {role: column for role, column in columns.items() if column is not None}
+    if given and arguments.problem in tasks.names():
+        role = next(iter(given)).replace("_", "-")
+        raise InputError(f"--{role} is for tables, but {arguments.problem!r} is a task")
     try:
-        table = read_table(path, **columns)
-    except (TableError, ImportError) as error:
+        task = as_task(arguments.problem, columns=given)
+    except (ValueError, ImportError) as error:
         raise InputError(str(error)) from None
-    return table, table.notes
+    return task, getattr(task, "notes", ())

@@ -160,8 +160,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
         task=task,
         betas=arguments.beta,
         divergence=arguments.divergence,
-        divergence_name=divergence.name
-        + (f" ({arguments.divergence})" if ":" in arguments.divergence else ""),
+        divergence_name=divergence.title,
         mara=None if threshold is None else {"threshold": threshold, "method": method},
         right=right,
         modes=modes,

@@ -16,6 +16,7 @@ from kltarget._core.words import probability, quoted, short
 from kltarget.modes import flip_beta, summarize
 from kltarget.targets import Target
 from kltarget.tasks import Task
+from kltarget.tasks._task import likeliest_outcomes
 
 # More columns than this do not fit beside the outcomes; the table of β is never cut.
 _MOST_COLUMNS = 5
@@ -174,10 +175,12 @@ def _outcomes(solution: Solution, top: int) -> list[Table]:
             members.append(np.flatnonzero(~solution.right))
         by_mode = np.stack([np.logaddexp.reduce(masses[:, m], axis=1) for m in members], axis=1)
         kept = _top(by_mode, top)
-        peaks = [task.labels[int(members[k][task.log_ref[members[k]].argmax()])] for k in kept]
+        likeliest = likeliest_outcomes(solution.modes, task.log_ref)
         labels = [
-            f"of “{short(peak, 30)}”" if k < len(modes) else "not right"
-            for k, peak in zip(kept, peaks, strict=True)
+            f"of “{short(task.labels[likeliest[int(modes[k])]], 30)}”"
+            if k < len(modes)
+            else "not right"
+            for k in kept
         ]
         sizes = [f"{len(members[k]):,}" for k in kept]
         tables.append(_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes}))

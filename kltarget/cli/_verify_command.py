@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
         help="fine-tune small models and compare them with their computed targets",
         description="Fine-tune small autoregressive models by gradients, for every policy, "
         "recipe, β, reward scale and seed, and compare each with the targets computed in closed "
-        "form. Without a task, a GRU is first trained on real words of three letters.",
+        "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
         "1 a check failed, 2 bad input.",
         allow_abbrev=False,
@@ -91,8 +91,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"there is no task {arguments.task!r}: the tasks are {', '.join(tasks.names())}"
         )
-    chosen: list[str | None] = [*(arguments.tasks or [arguments.task])]
-    folders = [arguments.out / str(name) if arguments.tasks else arguments.out for name in chosen]
+    chosen: list[str] = arguments.tasks or [arguments.task or "words-3"]
+    folders = [arguments.out / name if arguments.tasks else arguments.out for name in chosen]
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,18 +107,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     return failed
 
 
-def _one(name: str | None, folder: pathlib.Path, arguments: argparse.Namespace, skip: bool) -> int:
+def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: bool) -> int:
     from kltarget import verification
 
-    task = None if name is None else tasks.load(name)
-    if skip and not arguments.full and task is not None and task.num_outcomes > _MOST_SEQUENCES:
+    task = tasks.load(name)
+    if skip and not arguments.full and task.num_outcomes > _MOST_SEQUENCES:
         say([f"{name}: left out, {task.num_outcomes:,} sequences: add --full", ""])
         return 0
     began = time.monotonic()
-    if name is None:
-        say(["Training a small GRU on real words, computing the targets, fine-tuning copies…"])
-    else:
-        say([f"Computing the targets of {name}, fine-tuning copies…"])
+    say([f"Computing the targets of {name}, fine-tuning copies…"])
     options: dict[str, Any] = {}
     if arguments.full:
         options = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from kltarget._core.distances import effective_number, kl, total_variation
 from kltarget._core.status import Status
 from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
@@ -41,16 +42,7 @@ class Aim:
 
     def modes(self, log_probs: np.ndarray, threshold: float) -> float:
         """The effective number of right answers under a distribution."""
-        return hill(log_probs[:-1][self.prompt.right(threshold)])
-
-
-def hill(log_probs: np.ndarray) -> float:
-    """``exp(entropy)`` of log-masses that need not be normalised; NaN where there are none."""
-    present = log_probs[log_probs > -np.inf]
-    if not present.size:
-        return float("nan")
-    share = present - np.logaddexp.reduce(present)
-    return float(np.exp(-(np.exp(share) * share).sum()))
+        return effective_number(log_probs[:-1][self.prompt.right(threshold)])
 
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
@@ -279,12 +271,9 @@ def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
 
 def distance(aim: Aim) -> float:
     """Total variation of the last policy from the target."""
-    now, target = _side_by_side(aim)
-    return 0.5 * float(np.abs(np.exp(now) - np.exp(target)).sum())
+    return total_variation(*_side_by_side(aim))
 
 
 def divergence(aim: Aim) -> float:
     """``KL(π‖target)`` of the last policy in nats, no less than that."""
-    now, target = _side_by_side(aim)
-    some = now > -np.inf
-    return float((np.exp(now[some]) * (now[some] - target[some])).sum())
+    return kl(*_side_by_side(aim))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kltarget._core.distances import total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number, quoted, ratio
 from kltarget.diagnosis._aims import (
@@ -74,7 +75,7 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
     if not aims[0].status & Status.NO_TARGET and not np.isneginf(prompt.log_ref[-1]):
         reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
         other = aims_of(case.recipe, [dataclasses.replace(prompt, reward=reward)], case.beta)[0]
-        apart = 0.5 * np.abs(np.exp(other.log_target) - np.exp(aims[0].log_target)).sum()
+        apart = total_variation(other.log_target, aims[0].log_target)
         detail = f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
     assumption = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
     assumed, size = (assumption,), len(aims)

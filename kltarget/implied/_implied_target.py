@@ -22,6 +22,7 @@ from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve, token_local_target
 from kltarget.targets.sequences._token_local import TokenLocalTarget
+from kltarget.tasks import ProblemLike
 
 __all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
 
@@ -58,8 +59,8 @@ class ImpliedTarget(TokenLocalTarget):
 
 def implied_target(
     recipe: Recipe,
-    reward: ArrayLike,
-    log_ref: ArrayLike,
+    reward: ArrayLike | ProblemLike,
+    log_ref: ArrayLike | None = None,
     *,
     space: SequenceSpace | None = None,
     beta: ArrayLike | None = None,
@@ -86,10 +87,11 @@ def implied_target(
     Args:
         recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
         reward: of every outcome, in the units that the trainer's reward function returns, shape
-            ``[*batch, A]``; finite where the reference has mass.
+            ``[*batch, A]``; finite where the reference has mass. Or, without a ``log_ref``, one
+            problem in any form that :func:`kltarget.tasks.as_task` takes.
         log_ref: log-probabilities of the reference, ``[*batch, A]``.
-        space: the sequences that the outcomes are. Without it an outcome is one token, and token
-            and sequence level are the same.
+        space: the sequences that the outcomes are; by default the task's. Without it an outcome is
+            one token, and token and sequence level are the same.
         beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
             more, shape ``[*batch]``.
 
@@ -132,14 +134,14 @@ def implied_target(
         success probability). The rest is derived from the conditions above.
     """
     rows = make_rows(recipe, reward, log_ref, space, beta)
-    found = [_find(row, space) for row in rows.problems]
+    found = [_find(row, rows.space) for row in rows.problems]
     return _assemble(rows, found)
 
 
 def effective_beta(
     recipe: Recipe,
-    reward: ArrayLike,
-    log_ref: ArrayLike,
+    reward: ArrayLike | ProblemLike,
+    log_ref: ArrayLike | None = None,
     *,
     space: SequenceSpace | None = None,
     beta: ArrayLike | None = None,
@@ -185,8 +187,8 @@ def effective_beta(
 
 def saturation_beta(
     recipe: Recipe,
-    reward: ArrayLike,
-    log_ref: ArrayLike,
+    reward: ArrayLike | ProblemLike,
+    log_ref: ArrayLike | None = None,
     *,
     space: SequenceSpace | None = None,
 ) -> Float[Array, "*batch"]:
@@ -200,9 +202,9 @@ def saturation_beta(
     Args:
         recipe: with a standard deviation in its advantages; its ``group_size`` is taken as infinite
             and its ``beta`` is not used.
-        reward: of every outcome, ``[*batch, A]``.
+        reward: of every outcome, ``[*batch, A]``, or a problem, as for :func:`implied_target`.
         log_ref: log-probabilities of the reference, ``[*batch, A]``.
-        space: the sequences that the outcomes are.
+        space: the sequences that the outcomes are; by default the task's.
 
     Returns:
         Coefficients of shape ``[*batch]``, of normalised reward per nat.

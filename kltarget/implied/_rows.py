@@ -13,6 +13,7 @@ from kltarget.implied._fixed_point_problem import Problem
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
+from kltarget.tasks import as_task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,9 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
     if space is not None and not isinstance(space, SequenceSpace):
         raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
+    if log_ref is None:
+        task = as_task(reward, space=space)
+        reward, log_ref, space = task.reward, task.log_ref, task.space
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")

@@ -15,6 +15,7 @@ from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._measures import effective_modes, mode_log_mass
 from kltarget.objectives import Objective
 from kltarget.targets import Target, greedy_limit
+from kltarget.tasks._task import likeliest_outcomes
 
 _COLLAPSED = 0.9
 _KEPT = 0.9
@@ -50,6 +51,7 @@ class Facts:
         self.log_probs = host(target.log_probs)
         self.status = Status(int(target.status))
         self.failed = bool(np.isnan(self.log_probs).any())
+        self.likeliest = likeliest_outcomes(modes, self.log_ref)
         self.mode_labels, sizes = np.unique(modes[modes >= 0], return_counts=True)
         self.mode_ref = host(mode_log_mass(objective.log_ref, modes))
         self.mode_log = host(mode_log_mass(target.log_probs, modes))
@@ -75,9 +77,7 @@ class Facts:
 
     def name_of(self, mode: int) -> str:
         """A mode goes by its likeliest outcome."""
-        members = np.flatnonzero(self.modes == self.mode_labels[mode])
-        best = members[self.log_ref[members].argmax()] if len(members) else 0
-        return self.names[int(best)]
+        return self.names[self.likeliest[int(self.mode_labels[mode])]]
 
     def quoted(self, mode: int) -> str:
         return ("the mode of " if self.grouped else "") + quoted(self.name_of(mode))

@@ -12,7 +12,7 @@ import numpy as np
 import traitlets
 from jaxtyping import Array
 
-from kltarget._core.distances import effective, kl, mode_masses
+from kltarget._core.distances import effective_number, kl, mode_masses
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective, mara
@@ -125,7 +125,7 @@ class Explorer(anywidget.AnyWidget):
             log_probs=log_probs,
             measures={
                 "expected_reward": of_both(lambda logs: float(np.exp(logs) @ possible)),
-                "effective_modes": of_both(lambda logs: effective(mode_masses(logs, modes))),
+                "effective_modes": of_both(lambda logs: effective_number(mode_masses(logs, modes))),
                 "reverse_kl": of_both(lambda logs: kl(logs, log_ref)),
                 "forward_kl": of_both(lambda logs: kl(log_ref, logs)),
             },

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from kltarget.plot._paths import (
     BetaPath,
+    as_drawn,
     each_divergence,
     likeliest_first,
     path_of,
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from kltarget.diagnosis import Diagnosis
-    from kltarget.objectives import Objective
     from kltarget.targets import Target
-    from kltarget.tasks import Task
+    from kltarget.tasks import ProblemLike
 
 BETA = "β, reward units per nat"
 _MOST_NOTES = 3
@@ -48,7 +48,7 @@ _MOST_DECADES = 5
 
 
 def beta_path(
-    data: Task | Objective | Target | xr.Dataset | Diagnosis,
+    data: ProblemLike | Target | xr.Dataset | Diagnosis,
     *,
     beta: ArrayLike | None = None,
     modes: ArrayLike | None = None,
@@ -60,16 +60,16 @@ def beta_path(
     """Draws the probability of each mode against β, with circles where two modes change places.
 
     Args:
-        data: what maximises ``E_π[reward] − β·D(π, π_ref)`` for many β: a task, regularised by
-            reverse KL; an objective or a target whose batch ``[B]`` differs in β; a sweep with the
-            dimensions ``beta`` and ``mode``; or the diagnosis of a log, whose featured prompt is
-            drawn with the configured β.
+        data: what maximises ``E_π[reward] − β·D(π, π_ref)`` for many β: a task (its name, a table's
+            path or a pair of arrays), regularised by reverse KL; an objective or a target whose
+            batch ``[B]`` differs in β; a sweep with the dimensions ``beta`` and ``mode``; or the
+            diagnosis of a log, whose featured prompt is drawn with the configured β.
         beta: coefficients to solve a task for, reward units per nat. Default: from 1/100 to 10
             times the range of its rewards.
-        modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
-            each outcome is one.
+        modes: integer labels of the outcomes' modes, ``[A]``. Default: those of the task; of an
+            objective or a target each outcome is one.
         labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
-            reference likes best. Default: indices.
+            reference likes best. Default: those of the task, else indices.
         top: how many modes get a line of their own; the others, and the outcomes of no mode, share
             a grey one.
         ax: axes to draw into. Default: those of a new figure.
@@ -201,7 +201,7 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
 
 
 def ratio(
-    data: Task | Objective | Target | xr.Dataset | Sequence[Target],
+    data: ProblemLike | Target | xr.Dataset | Sequence[Target],
     *,
     pair: tuple[int, int] = (0, 1),
     beta: ArrayLike | None = None,
@@ -221,10 +221,10 @@ def ratio(
         pair: labels of the two modes, or indices of two outcomes where there are no modes.
         beta: coefficients to solve a task for, reward units per nat. Default: from 1/100 to 10
             times the range of its rewards.
-        modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
-            each outcome is one.
+        modes: integer labels of the outcomes' modes, ``[A]``. Default: those of the task; of an
+            objective or a target each outcome is one.
         labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
-            reference likes best. Default: indices.
+            reference likes best. Default: those of the task, else indices.
         ax: axes to draw into. Default: those of a new figure.
         **style: properties of the lines.
 
@@ -249,6 +249,7 @@ def ratio(
         'odds of 25 to 75'
     """
     given: dict[str, Any] = {"beta": beta, "modes": modes, "labels": labels}
+    data = as_drawn(data)
     several = data if isinstance(data, list | tuple) else each_divergence(data)
     paths = [path_of(item, **given) for item in several]
     if not paths:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget.divergences import Divergence
 from kltarget.modes import mode_log_mass
 from kltarget.objectives import Objective
 from kltarget.targets import Target, solve
-from kltarget.tasks import Task
+from kltarget.tasks import Task, as_task
+from kltarget.tasks._task import likeliest_outcomes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +76,14 @@ class BetaPath:
         return float(np.interp(np.log(beta), np.log(self.beta), mass))
 
 
+def as_drawn(data: Any) -> Any:
+    """A task's name, a table's path or arrays as a task; anything else as it is."""
+    arrays = isinstance(data, tuple) and all(
+        isinstance(item, list | tuple) or hasattr(item, "shape") for item in data
+    )
+    return as_task(data) if arrays or isinstance(data, str | os.PathLike) else data
+
+
 def path_of(
     data: Any,
     *,
@@ -83,8 +92,9 @@ def path_of(
     labels: Sequence[str] | None = None,
 ) -> BetaPath:
     """The one path that data hold."""
+    data = as_drawn(data)
     if isinstance(data, Task):
-        return _of_task(data, beta)
+        return _of_task(as_task(data, modes=modes, labels=labels), beta)
     if beta is not None:
         raise TypeError("beta is for a Task; an Objective, a Target and a sweep have their own")
     if isinstance(data, Objective):
@@ -138,23 +148,12 @@ def require_dims(data: xr.Dataset, variable: str, wanted: Iterable[str]) -> None
         )
 
 
-def divergence_name(divergence: Divergence) -> str:
-    """Its name with its parameters, which tell members of a family apart."""
-    import jax
-
-    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(divergence)]
-    shown = ", ".join(f"{x:.4g}" for x in numbers if x.ndim == 0)
-    return f"{divergence.name} ({shown})" if shown else divergence.name
-
-
 def mode_names(
     modes: np.ndarray, labels: Sequence[str] | None, log_ref: np.ndarray
 ) -> dict[int, str]:
     """Each mode by the name of its outcome that the reference likes best, by its label."""
-    order = np.argsort(-log_ref, kind="stable")
-    keys, first = np.unique(modes[order], return_index=True)
-    best = {int(key): int(order[at]) for key, at in zip(keys, first, strict=True) if key >= 0}
-    return {key: str(i) if labels is None else str(labels[i]) for key, i in best.items()}
+    likeliest = likeliest_outcomes(modes, log_ref)
+    return {mode: str(i) if labels is None else str(labels[i]) for mode, i in likeliest.items()}
 
 
 def _of_task(task: Task, beta: ArrayLike | None) -> BetaPath:
@@ -167,7 +166,7 @@ def _of_task(task: Task, beta: ArrayLike | None) -> BetaPath:
         mode_log_mass(solve(task.objective(part)).log_probs, task.modes)
         for part in np.array_split(grid, num_parts)
     ]
-    names = mode_names(task.modes, task.labels, task.log_ref)
+    names = task.mode_names
     return BetaPath(
         name=task.objective(1.0).divergence.name,
         beta=grid,
@@ -195,7 +194,7 @@ def _of_target(target: Target, modes: ArrayLike | None, labels: Sequence[str] | 
     first = log_ref.reshape(-1, log_ref.shape[-1])[0]
     names = mode_names(members, labels, first)
     return BetaPath(
-        name=divergence_name(objective.divergence),
+        name=objective.divergence.title,
         beta=beta[order],
         log_mass=np.asarray(mode_log_mass(log_probs[order], members), float),
         keys=tuple(names),

@@ -11,7 +11,7 @@ import numpy as np
 
 from kltarget import tasks
 from kltarget.plot._beta_path import BETA
-from kltarget.plot._paths import dataset_mode_names, mode_names, require_dims
+from kltarget.plot._paths import dataset_mode_names, require_dims
 from kltarget.plot._style import (
     DASHED,
     NUM_COLORS,
@@ -173,8 +173,8 @@ def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None
     if not given or name not in tasks.names() or "mode" not in data.coords:
         return None
     task = tasks.load(name)
-    own_modes = mode_names(task.modes, task.labels, task.log_ref)
-    if dataset_mode_names(data) != tuple(own_modes.values()) or _setting_of(data, "entropy_weight"):
+    own_modes = tuple(task.mode_names.values())
+    if dataset_mode_names(data) != own_modes or _setting_of(data, "entropy_weight"):
         return None
     names = ("divergence", "threshold", "ref_temperature")
     known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}

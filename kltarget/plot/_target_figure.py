@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget.objectives import Objective
-from kltarget.plot._paths import divergence_name
+from kltarget.plot._paths import as_drawn
 from kltarget.plot._style import (
     REFERENCE_COLOR,
     drawing,
@@ -25,7 +25,7 @@ from kltarget.plot._style import (
     short_number,
 )
 from kltarget.targets import Target, solve
-from kltarget.tasks import Task
+from kltarget.tasks import ProblemLike, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ _MOST_TICK_CHARACTERS = 64
 
 
 def target(
-    data: Task | Objective | Target | Sequence[Target],
+    data: ProblemLike | Target | Sequence[Target],
     *,
-    problem: Task | Objective | None = None,
+    problem: ProblemLike | None = None,
     labels: Sequence[str] | None = None,
     top: int = 8,
     ax: Axes | None = None,
@@ -55,8 +55,8 @@ def target(
 
     Args:
         data: a target, whose batch may hold several β; a sequence of targets; an objective, which
-            is solved; or a task, of which only reference and reward are drawn. All share ``A``
-            outcomes.
+            is solved; or a task (its name, a table's path or a pair of arrays), of which only
+            reference and reward are drawn. All share ``A`` outcomes.
         problem: draw the reference and the reward of this problem instead of the targets' own, for
             instance those from before ``mara`` changed them.
         labels: names of the outcomes, ``A`` strings. Default: those of the task, else their
@@ -82,11 +82,10 @@ def target(
         >>> [tick.get_text() for tick in ax.get_xticklabels()]
         ['1\nreward 1', '2\nreward 1', 'other\nreward 0']
     """
+    given, behind = as_drawn(data), as_drawn(problem)
     with in_style(ax):
-        curves = _curves(data)
-    base = (
-        problem if problem is not None else data if isinstance(data, Task) else curves[0].objective
-    )
+        curves = _curves(given)
+    base = behind or (given if isinstance(given, Task) else curves[0].objective)
     reward, log_ref = _shared(base.reward, "reward"), _shared(base.log_ref, "log_ref")
     if problem is None:
         for curve in curves[1:]:
@@ -99,7 +98,7 @@ def target(
                     "divergence only, or say with problem= whose reference and reward to draw"
                 )
     if labels is None:
-        labels = next((x.labels for x in (problem, data) if isinstance(x, Task)), None)
+        labels = next((x.labels for x in (behind, given) if isinstance(x, Task)), None)
     # Indices that stand in for labels name points but say nothing of an order worth keeping.
     keep_order = labels is not None and reward.size <= _MOST_POSITIONS and counts_upwards(labels)
     names: Sequence[Any] = range(reward.size) if labels is None else labels
@@ -136,15 +135,14 @@ def _curves(data: Any) -> list[_Curve]:
         log_probs = np.asarray(item.log_probs, np.float64)
         beta = np.broadcast_to(np.asarray(item.objective.beta, np.float64), log_probs.shape[:-1])
         rows += [(float(beta[at]), item.objective, log_probs[at]) for at in np.ndindex(beta.shape)]
-    divergences = {divergence_name(row[1].divergence) for row in rows}
+    divergences = {row[1].divergence.title for row in rows}
     # From dark for weak regularisation to bright.
     colors = shades(len(rows))
     rank = {
         row: place for place, row in enumerate(sorted(range(len(rows)), key=lambda i: rows[i][0]))
     }
     named = {
-        i: f"β = {beta:.4g}"
-        + (f", {divergence_name(objective.divergence)}" if len(divergences) > 1 else "")
+        i: f"β = {beta:.4g}" + (f", {objective.divergence.title}" if len(divergences) > 1 else "")
         for i, (beta, objective, _) in enumerate(rows)
     }
     return [_Curve(named[i], colors[rank[i]], row[2], row[1]) for i, row in enumerate(rows)]
@@ -380,7 +378,7 @@ def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) ->
                 Patch(facecolor=_reward_colors()(unit[i]), edgecolor=REFERENCE_COLOR, lw=0.6)
             )
             names.append(f"reward {short_number(reward[i])}")
-    divergences = {divergence_name(curve.objective.divergence) for curve in curves}
+    divergences = {curve.objective.divergence.title for curve in curves}
     title = divergences.pop() if len(divergences) == 1 else None
     legend_beside(ax, handles, names, title=title)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget.plot._paths import as_drawn
 from kltarget.plot._style import color, drawing, ink, short_label, short_number
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import Target
@@ -22,7 +24,7 @@ _WIDEST_EDGE = 5.0
 
 
 def tree(
-    data: Task | Target | ArrayLike,
+    data: Task | str | os.PathLike[str] | Target | ArrayLike,
     *,
     space: SequenceSpace | None = None,
     alphabet: str | tuple[str, ...] | None = None,
@@ -37,7 +39,7 @@ def tree(
 
     Args:
         data: log-probabilities ``[V**L]`` of all sequences, a target of that many outcomes without
-            batch axes, or a task over sequences, whose reference is drawn.
+            batch axes, or a task over sequences or its name, whose reference is drawn.
         space: the sequences; a task has its own.
         alphabet: the tokens' characters: one string, or a tuple of one string per position.
             Default: those of the task, else digits.
@@ -61,6 +63,7 @@ def tree(
         >>> [text.get_text() for text in ax.texts]
         ['a', 'b', 'aa  0.5', 'ab  0.25', 'ba  0.15', 'bb  0.1']
     """
+    data = as_drawn(data)
     task = data if isinstance(data, Task) else None
     space = space if task is None else task.space
     if space is None:

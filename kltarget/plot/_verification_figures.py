@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._core.distances import TARGETS, kl, normalised
+from kltarget._core.distances import kl, normalised
 from kltarget.plot._style import (
     DASHED,
     REFERENCE_COLOR,
@@ -18,6 +18,7 @@ from kltarget.plot._style import (
     new_figure,
     shades,
 )
+from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

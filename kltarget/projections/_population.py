@@ -68,7 +68,7 @@ class Population:
             own coordinates for a mixture in few dimensions, of points and masses otherwise.
         cloud: some of its points ``[N, d]``.
         masses: their masses ``[N]``.
-        normaliser_error: estimated error of ``log_total``.
+        normalizer_error: estimated error of ``log_total``.
         dtype: of what the user gave; that of the default float is any wider.
     """
 
@@ -76,7 +76,7 @@ class Population:
     rules: tuple[Rule, ...]
     cloud: np.ndarray
     masses: np.ndarray
-    normaliser_error: float
+    normalizer_error: float
     dtype: Any
 
     @property

@@ -305,7 +305,7 @@ class _Search:
             mean, square = moments(direction, count, check, density, x)
             variance = max(float(square) - float(mean) ** 2, 0.0)
             return float(mean), (variance / self.num_points) ** 0.5, gradient
-        return value, error + self.given.normaliser_error, gradient
+        return value, error + self.given.normalizer_error, gradient
 
     def _place(
         self, known: list[tuple[Array, float]], found: tuple[Array, float], rule: Rule

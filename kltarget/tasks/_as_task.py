@@ -22,7 +22,7 @@ from kltarget.tasks._tables import read_table
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 ProblemLike: TypeAlias = Task | Objective | str | os.PathLike[str] | tuple[ArrayLike, ArrayLike]
-"""What `as_task` takes."""
+"""What ``as_task`` takes."""
 
 _MASS_TOLERANCE = 1e-3
 
@@ -35,30 +35,30 @@ def as_task(
     space: SequenceSpace | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A problem as a `Task`, in whichever form it comes.
+    """A problem as a ``Task``, in whichever form it comes.
 
     Every verb on one problem takes it in each of these forms, through this function.
 
     Args:
-        problem: A `Task`; the name of a shipped one; the path of a table, as `read_table` reads
-            it; a `kltarget.Objective` of one reward `[A]` and one reference `[A]`, whatever its
-            beta and divergence; or a pair `(reward, log_ref)` of arrays `[A]`.
-        modes: Integer labels `[A]` of the outcomes' modes, below 0 for none. Default: the
-            problem's own; where it has none, each outcome that `right_outcomes` counts is one.
-        labels: What the outcomes are called, `A` strings. Default: the problem's own; of an
-            objective or arrays their indices, or their tokens if there is a `space`.
-        space: The sequences that the outcomes are. Default: the task's own, if it has one.
-        columns: The options of `read_table` that say which column is which; for tables only.
+        problem: a ``Task``; the name of a shipped one; the path of a table, as ``read_table`` reads
+            it; a ``kltarget.Objective`` of one reward ``[A]`` and one reference ``[A]``, whatever
+            its beta and divergence; or a pair ``(reward, log_ref)`` of arrays ``[A]``.
+        modes: integer labels ``[A]`` of the outcomes' modes, below 0 for none. Default: the
+            problem's own; where it has none, each outcome that ``right_outcomes`` counts is one.
+        labels: what the outcomes are called, ``A`` strings. Default: the problem's own; of an
+            objective or arrays their indices, or their tokens if there is a ``space``.
+        space: the sequences that the outcomes are. Default: the task's own, if it has one.
+        columns: the options of ``read_table`` that say which column is which; for tables only.
 
     Returns:
         The task itself if nothing of it is replaced. The reference of an objective or of arrays is
         normalised in double precision.
 
     Raises:
-        TypeError: If `problem` is nothing of these or is traced, or `modes` are no integers.
-        ValueError: If there is no such task, the objective has batch axes or a reference that is no
+        TypeError: if ``problem`` is nothing of these or is traced, or ``modes`` are no integers.
+        ValueError: if there is no such task, the objective has batch axes or a reference that is no
             distribution, or shapes or values do not fit; the message names the argument.
-        TableError: If a table is no problem.
+        TableError: if a table is no problem.
 
     Example:
         >>> import kltarget as kt

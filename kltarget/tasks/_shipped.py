@@ -16,7 +16,7 @@ from kltarget.tasks._sequence_tasks import (
 )
 from kltarget.tasks._task import Task, one_mode_each
 
-# The hard keywords of Python 3.11, lower-cased; `keyword.kwlist` differs between versions.
+# The hard keywords of Python 3.11, lower-cased; ``keyword.kwlist`` differs between versions.
 # fmt: off
 _KEYWORDS = frozenset((
     "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif",
@@ -31,7 +31,7 @@ class Listing(NamedTuple):
     """What there is to know of a task without building it.
 
     Attributes:
-        name: How `load` finds it.
+        name: How ``load`` finds it.
         num_outcomes: Number of outcomes.
         num_right: How many of them are right.
         description: One line for a reader who has not seen the problem.
@@ -44,7 +44,7 @@ class Listing(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` accepts."""
+    """Names that ``load`` accepts."""
     return tuple(_SMALL_TASKS) + tuple(SEQUENCE_TASKS)
 
 
@@ -52,7 +52,7 @@ def listing() -> tuple[Listing, ...]:
     """What tasks there are, without building those of more than a few thousand outcomes.
 
     Returns:
-        One `Listing` per task, in the order of `names`.
+        One ``Listing`` per task, in the order of ``names``.
 
     Example:
         >>> from kltarget import tasks
@@ -70,10 +70,10 @@ def listing() -> tuple[Listing, ...]:
 
 
 def load(name: str) -> Task:
-    """The task called `name`.
+    """The task called ``name``.
 
     Args:
-        name: One of `names()`.
+        name: One of ``names()``.
 
     Returns:
         The task. It is built once per process; its arrays are read-only.
@@ -134,7 +134,7 @@ def _bimodal() -> Task:
 def _words() -> Task:
     """Word frequencies of Python's documentation; the right answers are Python's keywords.
 
-    See `data/README.md` for where the counts come from and their licence.
+    See ``data/README.md`` for where the counts come from and their licence.
     """
     labels, count = word_counts()
     right = np.array([word in _KEYWORDS for word in labels])

@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.distances import TARGETS
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.objectives import Objective
@@ -23,6 +22,14 @@ from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve, token_local_target
 from kltarget.training import estimators
 from kltarget.training._outcomes import token_table
+
+TARGETS = {
+    "sequence_reverse": "sequence reverse KL",
+    "sequence_forward": "sequence forward KL",
+    "token_reverse": "token-local reverse KL",
+    "token_forward": "token-local forward KL",
+}
+"""The four targets, by the names that files have for them."""
 
 _NATURAL_STEPS = 100
 

@@ -9,13 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from kltarget._core.distances import effective, kl, mode_masses, normalised, total_variation
+from kltarget._core.distances import (
+    effective_number,
+    kl,
+    mode_masses,
+    normalised,
+    total_variation,
+)
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
+from kltarget.tasks import Task
+from kltarget.tasks._task import likeliest_outcomes
 from kltarget.training import Run, RunStatus
 from kltarget.verification._exact_targets import followable, own_target
 from kltarget.verification._report import Check, VerifiedRun
-from kltarget.verification._verified_problem import Problem
 
 _MOST_MODES = 20
 _ALLOWED_ERRORS = 3.0
@@ -56,18 +64,19 @@ class _Cloud:
 
 
 class Judge:
-    """Collects runs of one problem."""
+    """Collects runs of one task over sequences."""
 
     def __init__(
         self,
-        problem: Problem,
+        task: Task,
+        space: SequenceSpace,
         targets: Mapping[str, tuple[np.ndarray, np.ndarray]],
         beta: np.ndarray,
         scale: np.ndarray,
         bar: float,
         sampled: bool,
     ) -> None:
-        self.problem, self.beta, self.scale = problem, beta, scale
+        self.task, self.space, self.beta, self.scale = task, space, beta, scale
         self.bar, self.sampled = bar, sampled
         self.log_probs = {name: log_probs for name, (log_probs, _) in targets.items()}
         self.value = {name: targets[f"sequence_{name}"][1] for name in ("reverse", "forward")}
@@ -81,12 +90,12 @@ class Judge:
         if any(row.remains == "unknown" for row in found):
             shares = followable(
                 run.policy,
-                self.problem.space,
+                self.space,
                 recipe,
                 jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run.params),
                 log_probs.reshape(-1, log_probs.shape[-1]),
-                self.problem.log_ref,
-                self.problem.reward,
+                self.task.log_ref,
+                self.task.reward,
                 np.repeat(self.beta, self.scale.size),
                 np.tile(self.scale, self.beta.size),
                 np.array([row.remains == "unknown" for row in found]),
@@ -112,7 +121,7 @@ class Judge:
         at: tuple[int, ...],
         log_probs: np.ndarray,
     ) -> VerifiedRun:
-        problem, own = self.problem, own_target(recipe)
+        task, own = self.task, own_target(recipe)
         beta, scale = float(self.beta[at[0]]), float(self.scale[at[1]])
         targets = {name: x[at] for name, x in self.log_probs.items()}
         # Recipes without a target are shown beside that of reverse KL, which all estimators mean.
@@ -123,26 +132,27 @@ class Judge:
         if own is not None and tv[own] <= tv[closest] * (1 + 1e-9) + 1e-12:
             closest = own
 
-        reward = float(np.exp(log_probs) @ problem.reward)
-        backward = kl(log_probs, problem.log_ref)
+        reward = float(np.exp(log_probs) @ task.reward)
+        backward = kl(log_probs, task.log_ref)
         forward = recipe.aim == "forward"
-        cost = kl(problem.log_ref, log_probs) if forward else backward
+        cost = kl(task.log_ref, log_probs) if forward else backward
         best = float(self.value["forward" if forward else "reverse"][at])
         if recipe.place == "none":
-            best, cost = scale * float(problem.reward[np.isfinite(problem.log_ref)].max()), 0.0
+            best, cost = scale * float(task.reward[np.isfinite(task.log_ref)].max()), 0.0
         gap = best - (scale * reward - beta * cost)
         short = float(self.value["reverse"][at]) - (scale * reward - beta * backward)
         product = beta * kl(log_probs, targets["sequence_reverse"])
         size = abs(float(self.value["reverse"][at])) + scale * abs(reward) + beta * backward
         bound = float(np.asarray(run.gap)[at])
-        largest = scale * float(np.abs(problem.reward).max())
-        spread = float(np.abs(log_probs - problem.log_ref)[np.exp(log_probs) > 0].max(initial=0.0))
+        largest = scale * float(np.abs(task.reward).max())
+        spread = float(np.abs(log_probs - task.log_ref)[np.exp(log_probs) > 0].max(initial=0.0))
         rounding = 64 * float(np.finfo(run.gap.dtype).eps) * (largest + beta * (1 + spread))
 
-        masses = mode_masses(log_probs, problem.modes)
-        expected = mode_masses(goal, problem.modes)
+        masses = mode_masses(log_probs, task.modes)
+        expected = mode_masses(goal, task.modes)
         shown = np.argsort(-expected, kind="stable")[:_MOST_MODES]
         shown = shown[expected[shown] > 0]
+        likeliest = likeliest_outcomes(task.modes, goal)
         status = RunStatus(int(np.asarray(run.status)[at])).name
         distance = np.nan if own is None else tv[own]
         if status == "NON_FINITE" or not np.isfinite(log_probs).any():
@@ -172,7 +182,7 @@ class Judge:
             reverse_kl={name: kl(log_probs, x) for name, x in targets.items()},
             forward_kl={name: kl(x, log_probs) for name, x in targets.items()},
             target_tv={name: total_variation(goal, x) for name, x in targets.items()},
-            start_tv=total_variation(problem.log_ref, goal),
+            start_tv=total_variation(task.log_ref, goal),
             nearest=closest,
             value=best,
             gap=gap,
@@ -180,10 +190,10 @@ class Judge:
             bound_holds=bool(bound >= gap - rounding),
             identity_error=abs(short - product) / max(size, np.finfo(float).tiny),
             expected_reward=reward,
-            target_expected_reward=float(np.exp(goal) @ problem.reward),
-            effective_modes=effective(masses),
-            target_effective_modes=effective(expected),
-            mode_labels=tuple(self._mode_label(int(mode), goal) for mode in shown),
+            target_expected_reward=float(np.exp(goal) @ task.reward),
+            effective_modes=_effective(masses),
+            target_effective_modes=_effective(expected),
+            mode_labels=tuple(task.labels[likeliest[int(mode)]] for mode in shown),
             mode_mass=masses[shown],
             target_mode_mass=expected[shown],
             followable=float("nan"),
@@ -191,10 +201,6 @@ class Judge:
             step=run.history.step,
             history=np.asarray(run.history.expected_reward)[at].astype(float),
         )
-
-    def _mode_label(self, mode: int, log_probs: np.ndarray) -> str:
-        members = np.flatnonzero(self.problem.modes == mode)
-        return self.problem.label(int(members[log_probs[members].argmax()]))
 
     def checks(self, runs: Sequence[VerifiedRun]) -> tuple[Check, ...]:
         """What must be true of any policy, and of those that can represent everything."""
@@ -238,3 +244,8 @@ class Judge:
                 )
             )
         return tuple(checks)
+
+
+def _effective(masses: np.ndarray) -> float:
+    with np.errstate(divide="ignore"):
+        return effective_number(np.log(masses))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._core.distances import TARGETS
 from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import Record
+from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
     import pandas as pd

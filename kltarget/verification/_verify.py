@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 
 from kltarget._core.progress import progress_bar
 from kltarget.policies import Policy, TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.spaces._sequences import counted
+from kltarget.tasks import ProblemLike, Task
 from kltarget.training import fine_tune
 from kltarget.verification._exact_targets import exact_targets
 from kltarget.verification._judge import Judge, described
 from kltarget.verification._report import Report, VerifiedRun
-from kltarget.verification._verified_problem import Problem, problem_of
+from kltarget.verification._verified_problem import starting_policies, verified_task
 
 __all__ = ["ALL_RECIPES", "RECIPES", "verify"]
 
@@ -46,12 +47,10 @@ _JITTER = 0.1
 
 
 def verify(
-    task: Any = None,
+    problem: ProblemLike = "words-3",
     *,
     key: PRNGKeyArray,
     space: SequenceSpace | None = None,
-    reward: Float[ArrayLike, "A"] | None = None,
-    log_ref: Float[ArrayLike, "A"] | None = None,
     modes: Int[ArrayLike, "A"] | None = None,
     policies: Sequence[str] | Mapping[str, tuple[Policy, Any]] = ("tabular", "gru"),
     recipes: Sequence[Recipe] = RECIPES,
@@ -78,17 +77,16 @@ def verify(
     float64.
 
     Args:
-        task: a :class:`kltarget.tasks.Task` or the name of a shipped one. Its ``space`` says how
-            outcomes are sequences, without one each is a sequence of one token; its ``policy`` and
-            ``params``, if any, are the trained reference. By default a small GRU is trained on the
-            words of three letters in the shipped list and is the reference; right is a listed word.
+        problem: in any form that :func:`kltarget.tasks.as_task` takes: a task, the name of one, the
+            path of a table, an objective, whose beta is not used, or arrays ``(reward, log_ref)``
+            of shape ``[V**L]``. Rewards are finite wherever the reference has mass. A task's
+            ``policy`` and ``params``, if any, are the trained reference. By default it is the
+            strings of three letters; the reference is a small GRU, and right is a listed word.
         key: random key of everything that is random.
-        space: instead of a task: the sequences.
-        reward: instead of a task: their rewards, shape ``[V**L]``, any real unit; finite wherever
-            the reference has mass.
-        log_ref: instead of a task: log-probabilities of the reference, shape ``[V**L]``.
-        modes: instead of a task: integer mode labels, negative in no mode, shape ``[V**L]``; by
-            default each right sequence is one.
+        space: the sequences that the outcomes are; by default the task's, or sequences of one
+            token.
+        modes: integer mode labels, negative in no mode, shape ``[V**L]``; by default the task's, or
+            each right sequence is one.
         policies: of ``"tabular"``, which starts exactly at the reference, ``"gru"`` and
             ``"transformer"``, which are the task's own or learn to imitate the reference first; or
             a mapping from names of your own to ``(policy, params)``.
@@ -156,23 +154,16 @@ def verify(
                 "recipes may choose place, estimator, level and baseline alone, for whose targets "
                 f"there are formulas; kltarget.implied_target knows that of {recipe}"
             )
-    problem_key, run_key = jax.random.split(key)
-    problem = problem_of(
-        task,
-        space=space,
-        reward=reward,
-        log_ref=log_ref,
-        modes=modes,
-        policies=policies,
-        key=problem_key,
-    )
-    targets = exact_targets(problem.space, problem.reward, problem.log_ref, beta, reward_scale)
-    judge = Judge(problem, targets, beta, reward_scale, bar, batch_size is not None)
+    policy_key, run_key = jax.random.split(key)
+    task, space = verified_task(problem, space, modes)
+    starts, notes = starting_policies(task, space, policies, policy_key)
+    targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale)
+    judge = Judge(task, space, targets, beta, reward_scale, bar, batch_size is not None)
 
-    count = len(problem.policies) * len(recipes) * num_seeds * beta.size * reward_scale.size
+    count = len(starts) * len(recipes) * num_seeds * beta.size * reward_scale.size
     shown = progress_bar(progress, total=count, unit="run")
     runs: list[VerifiedRun] = []
-    for name, (policy, params) in problem.policies.items():
+    for name, (policy, params) in starts.items():
         tabular = isinstance(policy, TabularPolicy)
         steps = _of(num_steps, name, 500 if tabular else 300)
         rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
@@ -185,7 +176,7 @@ def verify(
                 run = fine_tune(
                     policy,
                     start,
-                    jnp.asarray(problem.reward),
+                    jnp.asarray(task.reward),
                     recipe,
                     beta=jnp.asarray(beta)[:, None],
                     reward_scale=jnp.asarray(reward_scale),
@@ -194,7 +185,7 @@ def verify(
                     key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
                     optimizer=_annealed(int(steps)),
                     batch_size=batch_size,
-                    log_ref=jnp.asarray(problem.log_ref),
+                    log_ref=jnp.asarray(task.log_ref),
                     history_every=max(1, int(steps) // 10),
                     tol=1e-5,
                 )
@@ -204,7 +195,7 @@ def verify(
     shown.close()
     checks = judge.checks(runs)
     settings = {
-        "policies": list(problem.policies),
+        "policies": list(starts),
         "recipes": [described(recipe) for recipe in recipes],
         "beta": beta.tolist(),
         "reward_scale": reward_scale.tolist(),
@@ -212,7 +203,8 @@ def verify(
         "batch_size": batch_size,
         "bar": bar,
     }
-    return Report(problem.name, _description(problem, settings), settings, tuple(runs), checks)
+    description = _description(task, space, notes, settings)
+    return Report(task.name, description, settings, tuple(runs), checks)
 
 
 def _of(setting: Any, name: str, default: Any) -> Any:
@@ -246,10 +238,11 @@ def _perturbed(params: Any, key: Any) -> Any:
     return jax.tree.unflatten(structure, noisy)
 
 
-def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
-    space = problem.space
-    right = problem.modes >= 0
-    share = np.exp(problem.log_ref[right]).sum()
+def _description(
+    task: Task, space: SequenceSpace, notes: tuple[str, ...], settings: dict[str, Any]
+) -> tuple[str, ...]:
+    right = task.modes >= 0
+    share = np.exp(task.log_ref[right]).sum()
     size = (
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
@@ -265,8 +258,8 @@ def _description(problem: Problem, settings: dict[str, Any]) -> tuple[str, ...]:
     gradients = "exact gradients" if batch is None else f"{batch} samples a step"
     grid = " × ".join(f"{n} {what}" for n, what in sizes)
     return (
-        f"{problem.name}: {problem.description}",
+        f"{task.name}: {task.description}",
         size,
-        *problem.notes,
+        *notes,
         f"{np.prod([n for n, _ in sizes]):,} runs: {grid}; {gradients}",
     )
