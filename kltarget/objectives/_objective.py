@@ -301,13 +301,7 @@ def charged(beta: Array, cost: Array) -> Array:
 def _gradient(objective: Objective, log_policy: Array) -> Array:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     log_policy = jnp.broadcast_to(log_policy, reward.shape)
-    supported = log_ref > -jnp.inf
-    log_u = jnp.where(supported, log_policy - log_ref, jnp.zeros_like(log_ref))
-    slope = jnp.where(
-        supported,
-        divergence.f_prime(jnp.exp(log_u)),
-        jnp.asarray(divergence.slope_at_infinity, reward.dtype),
-    )
+    slope = divergence._slope(log_policy, log_ref)
     forbidden = jnp.isneginf(reward)  # whatever the regulariser pays for it
     return jnp.where(forbidden, reward, reward - charged(beta, jnp.where(forbidden, 0.0, slope)))
 

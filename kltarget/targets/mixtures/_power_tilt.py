@@ -219,7 +219,7 @@ def _alpha(divergence: PowerDivergence) -> float:
 def _constants(divergence: PowerDivergence, alpha: float | None = None) -> tuple[float, Any, Any]:
     """``k``, ``κ/β`` and b of ``f = c·f_α + b(u − 1)``."""
     order = 1 / (1 - (_alpha(divergence) if alpha is None else alpha))
-    return order, order * divergence._scale, divergence._slope
+    return order, order * divergence._scale, divergence._linear
 
 
 def _loss(reward: QuadraticReward, points: Array, peak: Array) -> Array:
