@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget.divergences import Divergence
-from kltarget.objectives._objective import unchecked_objective
+from kltarget.objectives import Objective
 from kltarget.objectives._point_rewards import LogDensityReward
 from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import Target
@@ -318,8 +318,9 @@ class Problem:
             return jnp.asarray(x, dtype)
 
         # Its values have been looked at; to do it again takes a program per number of nodes.
-        fields = (rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence)
-        objective = unchecked_objective(True, fields)
+        objective = Objective.unchecked(
+            rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
+        )
         target = Target(
             objective,
             rounded(found.log_probs),

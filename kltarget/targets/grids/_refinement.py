@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from kltarget._core.status import FAILURES, Status
 from kltarget.divergences import Divergence, TotalVariation
-from kltarget.objectives._objective import unchecked_objective
+from kltarget.objectives import Objective
 from kltarget.targets.discrete._coordinates import coordinate
 from kltarget.targets.discrete._solve import solve
 from kltarget.targets.grids._cells import Cells, Evaluate
@@ -164,8 +164,13 @@ class Refinement:
         top = nowhere.copy()
         top[0] = 0.0 if self.atom else -np.inf
         # Its values were looked at as they came.
-        fields = (np.concatenate([reward, top]), np.concatenate([log_ref, nowhere]), beta)
-        objective = unchecked_objective(True, (*map(jnp.asarray, fields), self.divergence))
+        objective = Objective.unchecked(
+            jnp.asarray(np.concatenate([reward, top])),
+            jnp.asarray(np.concatenate([log_ref, nowhere])),
+            jnp.asarray(beta),
+            self.divergence,
+            measure=True,
+        )
         target = solve(objective)
         log_probs = np.asarray(target.log_probs)[..., : len(log_ref) + 1]
         best = np.argmax(np.where(log_ref > -np.inf, reward, -np.inf))
