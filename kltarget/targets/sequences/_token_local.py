@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,10 @@ from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.spaces import SequenceSpace
-from kltarget.spaces._sequences import children, conditionals, joint, only_possible
-from kltarget.targets.discrete._solve import Target, solve
+from kltarget.spaces import SequenceSpace, backward
+from kltarget.spaces._sequences import TokenLayer, conditionals, joint, only_possible
+from kltarget.targets._backups import Local, local_target
+from kltarget.targets.discrete._solve import Target
 from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
 
 __all__ = ["TokenLocalTarget", "token_local_target"]
@@ -165,30 +165,6 @@ SHALLOW = 256
 """Depths of at most this many prefixes share one compiled program, each padded to the largest."""
 
 
-class _Node(NamedTuple):
-    """The problems of one depth; prefixes are the last axis of all."""
-
-    log_probs: Array
-    multiplier: Array
-    status: Array
-    empty: Array
-
-
-def _node(
-    q: Array, log_ref: Array, beta: Array, divergence: Divergence, full_gradient: bool
-) -> tuple[Array, _Node]:
-    """Values ``[*batch, nodes]`` of the targets for rewards ``[*batch, nodes, V]``."""
-    supported = ~jnp.isneginf(q) & ~jnp.isneginf(log_ref)
-    empty = ~jnp.any(supported, axis=-1)
-    # Where nothing is allowed any policy will do: the prefix's value keeps it from being used.
-    q = jnp.where(jnp.broadcast_to(empty[..., None], q.shape), jnp.zeros_like(q), q)
-    here = solve(Objective(q, log_ref, beta, divergence))
-    value = here.value if full_gradient else here.expected_reward
-    value = jnp.where(empty, jnp.full_like(value, -jnp.inf), value)
-    tokens_first = jnp.moveaxis(here.log_probs, -1, -2)
-    return value, _Node(tokens_first, here.multiplier, here.status, empty)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _token_local(
     space: SequenceSpace, full_gradient: bool, objective: Objective
@@ -200,14 +176,13 @@ def _token_local(
     # of one size.
     alike = set(space.sizes) == {size}
     shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
-    node = functools.partial(_node, beta=beta, divergence=divergence, full_gradient=full_gradient)
-    value, nodes = reward, []
-    for t in reversed(range(shallow, space.length)):
-        value, found = node(children(space, value, t), given[t])
-        nodes.append(found)
+
+    def backed_up(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
+        return local_target(values, layer.log_ref, beta, divergence, full_gradient)
+
+    values, nodes = backward([TokenLayer(x) for x in given[shallow:]], reward, backed_up)
     if shallow:
-        nodes += _shallow_nodes(space, value, given[:shallow], node)
-    nodes = nodes[::-1]
+        nodes = _shallow_nodes(given[:shallow], values[0], backed_up) + nodes
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
 
     off = jnp.abs(possible_mass(space, log_ref) - 1)
@@ -229,27 +204,24 @@ def _token_local(
 
 
 def _shallow_nodes(
-    space: SequenceSpace,
-    value: Array,
     given: tuple[Array, ...],
-    node: Callable[[Array, Array], tuple[Array, _Node]],
-) -> list[_Node]:
-    """The problems of the depths of ``given``, the last first, in one compiled step."""
-    shallow, size = len(given), space.sizes[0]
-    width = space.num_prefixes(shallow - 1)
+    values: Array,
+    backed_up: Callable[[Array, TokenLayer], tuple[Array, Local]],
+) -> tuple[Local, ...]:
+    """The problems of the depths of ``given``, which are padded to be of one shape."""
+    width, size = given[-1].shape[-2:]
 
-    def widened(x: Array, axis: int) -> Array:
+    def widened(x: Array) -> TokenLayer:
         padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, width - x.shape[axis])
-        return jnp.pad(x, padding, constant_values=-math.log(size))
+        padding[-2] = (0, width - x.shape[-2])
+        return TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
 
-    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
-        value, found = node(children(space, value, 0), ref)
-        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
+    def padded(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
+        value, local = backed_up(values, layer)
+        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), local
 
-    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
-    _, stacked = lax.scan(step, value, refs)
-    return [
-        jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked)
-        for k, t in enumerate(reversed(range(shallow)))
-    ]
+    _, nodes = backward([widened(x) for x in given], values, padded)
+    return tuple(
+        jax.tree.map(lambda x, n=given[t].shape[-2]: x[..., :n], node)
+        for t, node in enumerate(nodes)
+    )
