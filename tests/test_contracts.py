@@ -390,9 +390,15 @@ CONTRACTS: dict[str, Contract] = {
         (Bad(lambda: kt.effective_modes(LOG_POLICY, order=-1), ValueError, "order"),),
     ),
     "coverage": Contract(
-        lambda log_probs: kt.coverage(log_probs, MODES, threshold=0.15),
+        lambda log_probs: kt.coverage(log_probs, MODES, least_probability=0.15),
         (LOG_POLICY,),
-        (Bad(lambda: kt.coverage(LOG_POLICY, threshold=2.0), ValueError, "threshold"),),
+        (
+            Bad(
+                lambda: kt.coverage(LOG_POLICY, least_probability=2.0),
+                ValueError,
+                "least_probability",
+            ),
+        ),
         differentiable=False,
     ),
     "entropy": Contract(
@@ -570,11 +576,13 @@ NOT_OF_ARRAYS = {
     "diagnose": "statements on a log",
     "effective_beta": "a formula in NumPy",
     "equivalent_beta": "a root on the host",
+    "existence_beta": "a formula of quadratics",
     "explore": "a widget",
     "find_modes": "a search for all local maxima",
     "fit_mixture": "a search from many starts",
     "from_sklearn": "another library's object",
     "load_params": "files",
+    "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",

@@ -304,7 +304,7 @@ def test_functions_as_density_and_reward(forward):
         kt.ForwardKL(),
         bounds=forward.box,
         tol=TOL,
-        labels=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
+        modes=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
     )
     close(target.atom, [1.0], 1e-7)
     close(target.multiplier, forward.multiplier)
@@ -401,7 +401,7 @@ def test_a_second_peak_is_seen_at_small_beta():
         reward,
         DTYPE.type(beta),
         bounds=[[-8, 7]],
-        labels=lambda x: (np.asarray(x)[:, 0] > 0).astype(int),
+        modes=lambda x: (np.asarray(x)[:, 0] > 0).astype(int),
     )
     # Laplace's approximation of either peak
     mass = [density_a(m) * s for m, s in zip(places, widths, strict=True)]
@@ -461,7 +461,7 @@ def test_what_is_refused_says_why():
             line, lambda x: jnp.log(x[:, 0]), beta, bounds=[[-9, 9]]
         ): "reward must be below",
         lambda: solve_on_grid(
-            line, bowl(1), beta, kt.ForwardKL(), maximiser=[1.0]
+            line, bowl(1), beta, kt.ForwardKL(), maximum=[1.0]
         ): "leave maximiser out",
         lambda: solve_on_samples(np.zeros(3, DTYPE), up, beta): "samples has shape",
         lambda: solve_on_samples(np.zeros((3, 1), DTYPE), np.ones(2, DTYPE), beta): "per sample",

@@ -322,7 +322,7 @@ BAD = {
     "beta-zero": (
         (R3, UNIFORM, 0.0),
         ValueError,
-        r"beta must be above 0, got 0; .* kltarget\.greedy_limit",
+        r"beta must be above 0, got 0; .* kltarget\.targets\.greedy_limit",
     ),
     "beta-zero-at": ((R3, UNIFORM, [1.0, 0.0]), ValueError, r"beta must .* got 0 at index 1"),
     "beta-negative": ((R3, UNIFORM, -2.0), ValueError, r"beta must be above 0 and finite, got -2"),

@@ -39,7 +39,7 @@ class GridTarget:
             multiplier found, shape ``[*batch]``. It is the largest of four, each summed over the
             cells as ``|rule − rules of the cell's halves|``: of the reference's mass, of the
             target's mass, and, relative to their size where that exceeds 1, of ``E_π[(r − λ)/β]``
-            and of the divergence (and of the labels' masses); plus the target's mass found in the
+            and of the divergence (and of the modes' masses); plus the target's mass found in the
             blocks around the box. What λ itself is off by is not included, which at small β moves
             rewards and divergences several times further. Where the grid does not resolve an atom,
             at least the atom's mass. NaN where a grid was given.
@@ -47,8 +47,8 @@ class GridTarget:
         density: log-density of the reference, a function of points.
         reward: reward of points.
         log_inside: log of the reference's mass in the box where it was truncated to it, else 0.
-        labels: one label per outcome of ``target``, shape ``[N + 1]``, or None.
-        num_labels: how many there are.
+        modes: one mode per outcome of ``target``, shape ``[N + 1]``, or None.
+        num_modes: how many there are.
         truncated: whether the box is the space.
         condensable: whether f has a finite slope at infinity, so that there may be an atom.
     """
@@ -62,8 +62,8 @@ class GridTarget:
     density: GaussianMixture | Callable[[Array], Array]
     reward: Callable[[Array], Array]
     log_inside: Float[Array, ""]
-    labels: Int[Array, " N+1"] | None
-    num_labels: int = dataclasses.field(metadata={"static": True})
+    modes: Int[Array, " N+1"] | None
+    num_modes: int = dataclasses.field(metadata={"static": True})
     truncated: bool = dataclasses.field(metadata={"static": True})
     condensable: bool = dataclasses.field(metadata={"static": True})
 
@@ -144,13 +144,13 @@ class GridTarget:
 
     @property
     def mode_log_mass(self) -> Float[Array, "*batch M"]:
-        """The log-mass of each label from 0 up, in increasing order, with the atom.
+        """The log-mass of each mode from 0 up, in increasing order, with the atom.
 
         Raises:
-            ValueError: the target was made without labels.
+            ValueError: the target was made without modes.
         """
-        if self.labels is None:
-            raise ValueError("pass labels to solve_on_grid: nothing says what the modes are")
+        if self.modes is None:
+            raise ValueError("pass modes to solve_on_grid: nothing says what the modes are")
         return _mode_log_mass(self)
 
     @property
@@ -210,10 +210,8 @@ def _covariance(found: GridTarget) -> Array:
 @jax.jit
 def _mode_log_mass(found: GridTarget) -> Array:
     log_probs = found.target.log_probs
-    labels = jnp.broadcast_to(jnp.asarray(found.labels), log_probs.shape)
-    held = [
-        log_sum_exp(jnp.where(labels == m, log_probs, -jnp.inf)) for m in range(found.num_labels)
-    ]
+    modes = jnp.broadcast_to(jnp.asarray(found.modes), log_probs.shape)
+    held = [log_sum_exp(jnp.where(modes == m, log_probs, -jnp.inf)) for m in range(found.num_modes)]
     return jnp.concatenate(held, axis=-1)
 
 

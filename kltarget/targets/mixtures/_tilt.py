@@ -22,7 +22,7 @@ from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
 from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation, expected_log_bounds
 
-__all__ = ["MixtureTarget", "critical_beta", "tilt"]
+__all__ = ["MixtureTarget", "existence_beta", "tilt"]
 
 
 @jax.tree_util.register_dataclass
@@ -154,7 +154,7 @@ def tilt(
         TypeError: a reward without closed form, or a traced ``beta`` with a log-density.
         ValueError: shapes that do not fit; and outside a trace: a ``beta`` that is not above 0, or
             at which there is no target; the message has the one that it must exceed,
-            :func:`kltarget.mixtures.critical_beta`.
+            :func:`kltarget.mixtures.existence_beta`.
 
     Status:
         ``UNBOUNDED`` where the reward grows faster than the reference decays, ``INVALID_BETA``;
@@ -214,7 +214,7 @@ def tilt(
         unbounded = np.asarray(target.status) & int(Status.UNBOUNDED) != 0
         if unbounded.any():
             at = first_index(unbounded)
-            needed = jnp.broadcast_to(critical_beta(mixture, reward), batch)[at]
+            needed = jnp.broadcast_to(existence_beta(mixture, reward), batch)[at]
             raise ValueError(
                 f"there is no target at beta = {jnp.broadcast_to(beta, batch)[at]:.6g}"
                 f"{at_index(at)}: the reward grows faster than the reference decays; "
@@ -223,7 +223,7 @@ def tilt(
     return target
 
 
-def critical_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch"]:
+def existence_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch"]:
     """The β that reverse KL must exceed for a target to exist.
 
     ``E_p[e^{r/β}]`` is finite iff ``Σ_k⁻¹ − M/β`` is positive definite for every component of
@@ -240,10 +240,10 @@ def critical_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch
 
     Example:
         >>> import kltarget as kt
-        >>> from kltarget.mixtures import critical_beta
+        >>> from kltarget.mixtures import existence_beta
         >>> p = kt.GaussianMixture([0.0], [[0.0, 0.0]], [[[1.0, 0.3], [0.3, 0.5]]])
         >>> bowl = kt.mixtures.QuadraticReward([[0.3, -0.2], [-0.2, -0.5]])
-        >>> print(f"{critical_beta(p, bowl):.4f}")
+        >>> print(f"{existence_beta(p, bowl):.4f}")
         0.2463
     """
     quadratic, densities = split(reward)
