@@ -163,7 +163,7 @@ def coverage(
     """The fraction of modes that hold at least so much probability.
 
     With ``relative=False`` a mode counts if its mass, as it is and not renormalised, is at least
-    ``least_probability``; with ``relative=True`` if it is at least that share of the largest mode's.
+    ``least_probability``; with ``relative=True`` at least that share of the largest mode's.
     Say which one wherever the number is reported.
 
     Args:
