@@ -94,8 +94,8 @@ QUICK = {
 """Tests of many programs, and which of them the quick suite compiles; the others are slow."""
 
 SLOW = {
-    "kltarget.plot._verification.distances",
-    "kltarget.plot._verification.predicted_vs_reached",
+    "kltarget.plot._verification_figures.distances",
+    "kltarget.plot._verification_figures.predicted_vs_reached",
     "kltarget.verification._report.Report",
     "kltarget.verification._verify.verify",
     "test_a_clip_that_is_active_at_the_target_is_reported",

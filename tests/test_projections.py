@@ -618,7 +618,7 @@ def test_optima_that_did_not_converge_come_last_and_no_start_counts_for_them(see
     def measured(self, x, value, error, gradient, check):
         return value, error, 1.0 if value < 1 else gradient
 
-    monkeypatch.setattr("kltarget.mixtures._project._Search._measured", measured)
+    monkeypatch.setattr("kltarget.projections._project._Search._measured", measured)
     p = project(mixture_1d(**APART), 1, "reverse", key=KEY)
     assert p.converged.tolist() == [True, False]
     assert numbers(p.optima_values).tolist() == numbers(seeking.optima_values)[::-1].tolist()

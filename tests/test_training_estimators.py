@@ -3,9 +3,7 @@
 The trees are random; expectations are exact sums over all of their sequences.
 """
 
-import ast
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -210,40 +208,3 @@ def test_values_near_and_far_from_agreement():
 def test_recipes_name_what_is_wrong(options, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**options)
-
-
-def imported(module):
-    """The modules of this package that a module loads when it is loaded."""
-    path = pathlib.Path(kt.__file__).parent.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    found = set()
-
-    def visit(body):
-        for node in body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kltarget"):
-                names = [f"{node.module}.{name.name}" for name in node.names]
-                root = pathlib.Path(kt.__file__).parent.parent
-                files = {n: root.joinpath(*n.split(".")).with_suffix(".py") for n in names}
-                found.update(n for n, file in files.items() if file.exists())
-                found.add(node.module)
-            elif isinstance(node, ast.Import):
-                found.update(n.name for n in node.names if n.name.startswith("kltarget"))
-            elif isinstance(node, (ast.Try, ast.ClassDef)):
-                visit(node.body)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")).body)
-    return found - {"kltarget"}
-
-
-def test_training_knows_no_closed_form():
-    todo, seen = {"kltarget.training"}, set()
-    training = pathlib.Path(kt.__file__).parent / "training"
-    todo |= {f"kltarget.training.{p.stem}" for p in training.glob("*.py") if p.stem != "__init__"}
-    while todo:
-        module = todo.pop()
-        seen.add(module)
-        todo |= imported(module) - seen
-    assert "kltarget.training.solver" in seen
-    assert "kltarget.divergences" in seen
-    forbidden = {"targets", "_root", "_closed_forms", "_implicit", "modes", "verification"}
-    assert not seen & {f"kltarget.{name}" for name in forbidden}

@@ -1,0 +1,90 @@
+"""A second call with the same shapes and divergence traces and compiles nothing."""
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kltarget as kt
+from kltarget import tasks
+
+DTYPE = np.dtype(jnp.result_type(float))
+REWARD = np.array([1.0, 0.5, 0.0], DTYPE)
+LOG_REF = np.log(np.array([0.3, 0.1, 0.6], DTYPE))
+
+
+TRACED = []
+
+
+def _listen(event, _duration, **_):
+    if event == "/jax/core/compile/jaxpr_trace_duration":
+        TRACED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def traces():
+    """How many programs JAX has traced since this was last asked."""
+    number = len(TRACED)
+    TRACED.clear()
+    return number
+
+
+def test_new_programs_are_counted():
+    traces()
+    jax.jit(lambda x: x + 1)(1.0)
+    assert traces() > 0
+
+
+def solved(divergence, beta, reward=REWARD):
+    return jax.block_until_ready(
+        kt.solve(kt.Objective(reward, LOG_REF, np.array(beta, DTYPE), divergence))
+    )
+
+
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.ChiSquared()])
+def test_solve_compiles_once_per_shape(divergence):
+    solved(divergence, [0.3, 1.0])
+    traces()
+    solved(divergence, [0.01, 7.0], REWARD * 2)
+    assert traces() == 0
+
+
+def test_parameters_of_a_divergence_are_data():
+    solved(kt.Alpha(0.3), 0.5)
+    traces()
+    solved(kt.Alpha(0.7), 0.5)
+    assert traces() == 0
+
+
+def fine_tuned(beta, learning_rate, steps=5):
+    policy = kt.TabularPolicy(3, 1)
+    params = policy.init(key=jax.random.key(0))
+    recipe = kt.Recipe("loss", "k3")
+    return kt.fine_tune(
+        policy,
+        params,
+        np.asarray(REWARD),
+        recipe,
+        beta=np.array(beta),
+        learning_rate=learning_rate,
+        num_steps=steps,
+        key=jax.random.key(1),
+    )
+
+
+def test_fine_tune_compiles_once_per_recipe():
+    fine_tuned([0.3, 1.0], 0.1)
+    traces()
+    fine_tuned([0.5, 2.0], 0.2)
+    assert traces() == 0
+
+
+def test_a_sweep_compiles_once_whatever_its_chunks():
+    task = tasks.load("one-two")
+    kt.sweep(task, beta=np.geomspace(0.1, 1, 4), chunk_rows=2, divergence="reverse-kl")
+    traces()
+    kt.sweep(task, beta=np.geomspace(0.01, 1, 12), chunk_rows=2, divergence="reverse-kl")
+    assert traces() == 0
