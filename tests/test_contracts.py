@@ -545,6 +545,7 @@ CONTRACTS: dict[str, Contract] = {
 
 NOT_OF_ARRAYS = {
     "Box": "a grid, as data",
+    "DiscreteTarget": "abstract",
     "Divergence": "abstract",
     "Fit": "what fit returns",
     "GridTarget": "what solve_on_grid returns",
@@ -680,6 +681,42 @@ def test_methods_are_documented(name):
     for method, x in vars(documented).items():
         if not method.startswith("_") and (inspect.isfunction(x) or isinstance(x, property)):
             assert inspect.getdoc(getattr(documented, method)), method
+
+
+def results():
+    """One result of every function that gives a target, by the name of its class."""
+    means = jnp.asarray(TWO_MODES[0], jnp.float32)
+    density, reward = modes_at(means), bowl(np.float32)
+    problem = tuple(x[0].astype(np.float32) for x in PROBLEM)
+    return {
+        "Target": kt.solve(kt.Objective(*problem)),
+        "TokenLocalTarget": kt.token_local_target(PAIRS, *problem, kt.ForwardKL()),
+        "ImpliedTarget": kt.implied_target(kt.Recipe(), *problem[:2], beta=0.5),
+        "MixtureTarget": mixtures.tilt(density, reward, 0.5),
+        "PowerTarget": mixtures.power_tilt(density, reward, 0.5),
+        "GridTarget": same_nodes(),
+        "SampleTarget": kt.solve_on_samples(means, reward, 0.5),
+    }
+
+
+def test_every_target_answers_the_same_questions():
+    classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
+    assert set(classes) == {*results(), "DiscreteTarget"}
+    stationary = {"TokenLocalTarget", "ImpliedTarget"}
+    assert not any(issubclass(classes[name], targets.Target) for name in stationary)
+    for name, target in results().items():
+        assert target.raise_if_failed() is target
+        numbers = ["expected_reward", "divergence_value", "status"]
+        numbers.append("objective_value" if name in stationary else "value")
+        numbers += [x for x in dir(target) if x.endswith("_error") and x != "expectation_error"]
+        for number in numbers:
+            assert jnp.shape(getattr(target, number)) == (), (name, number)
+        assert hasattr(target, "value") == (name not in stationary)
+        draws = target.sample(key=jax.random.key(0), num_samples=5)
+        assert draws.shape[0] == 5
+        assert target.log_prob(draws).shape == (5,), name
+        one = target.expectation(lambda x: jnp.ones(x.shape[:1], jnp.float32))
+        np.testing.assert_allclose(one, 1, rtol=1e-4)
 
 
 def test_randomness_wants_a_key_by_name():

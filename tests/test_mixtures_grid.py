@@ -503,9 +503,11 @@ def test_samples_in_five_dimensions():
     betas = np.array([4.0, 1.0], DTYPE)
     target = solve_on_samples(draws(8000, 5), bowl(5), betas, kt.ForwardKL())
     assert list(target.status) == [0, int(kt.Status.CONDENSED)]
-    both, errors = target.expectation(
-        lambda x: jnp.stack([-jnp.square(x).sum(-1), (x == 0).all(-1).astype(DTYPE)], -1)
-    )
+
+    def loss_and_atom(x):
+        return jnp.stack([-jnp.square(x).sum(-1), (x == 0).all(-1).astype(DTYPE)], -1)
+
+    both, errors = target.expectation(loss_and_atom), target.expectation_error(loss_and_atom)
     mean, held = np.asarray(both).T
     mean_error, held_error = np.asarray(errors).T
     assert abs(mean[0] - regular["mean_reward"]) < 4 * mean_error[0] < 0.4
@@ -519,7 +521,7 @@ def test_samples_in_five_dimensions():
     inner = scipy.integrate.quad(
         lambda y: math.log(4 / (top + y)) * scipy.stats.chi2.pdf(y, 5), 0, np.inf
     )[0]
-    value, value_error = target.value
+    value, value_error = target.value, target.value_error
     assert abs(float(value[0]) - (top - 4 + 4 * inner)) < 4 * float(value_error[0]) < 0.4
     assert float(target.effective_sample_size[0]) > 2_000
 
@@ -541,7 +543,9 @@ def test_intervals_cover_as_often_as_they_say(name):
     @jax.vmap
     def estimates(x):
         target = solve_on_samples(x, bowl(1, 0.5), DTYPE.type(1.0), divergence)
-        return target.expectation(lambda x: x[:, 0]), target.value
+        mean = target.expectation(lambda x: x[:, 0])
+        mean_error = target.expectation_error(lambda x: x[:, 0])
+        return (mean, mean_error), (target.value, target.value_error)
 
     for (mean, error), truth in zip(estimates(samples), (exact.mean[0], exact.value), strict=True):
         covered = np.abs(np.asarray(mean) - float(truth)) < 1.96 * np.asarray(error)
@@ -556,7 +560,7 @@ def test_estimates_from_samples_are_differentiable():
     def mean(theta):
         reward = QuadraticReward.peak(theta[1:3], jnp.eye(2, dtype=DTYPE))
         target = solve_on_samples(x, reward, theta[0], kt.ForwardKL())
-        return target.expectation(lambda x: x[:, 0])[0]
+        return target.expectation(lambda x: x[:, 0])
 
     at = jnp.array([1.0, 0.3, -0.2], DTYPE)
     step = 1e-5 if DOUBLE else 1e-2

@@ -21,14 +21,14 @@ from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve, token_local_target
-from kltarget.targets.sequences._token_local import TokenLocalTarget
+from kltarget.targets._protocol import StationaryPolicy
 
 __all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImpliedTarget(TokenLocalTarget):
+class ImpliedTarget(StationaryPolicy):
     """The policy at which a recipe's expected gradient vanishes.
 
     Attributes:
@@ -50,6 +50,8 @@ class ImpliedTarget(TokenLocalTarget):
             that were found, ``[*batch, R]``, padded with NaN.
         error: standard error of the total variation, 0 unless groups had to be sampled.
     """
+
+    made_by = "implied_target"
 
     effective_beta: Float[Array, "*batch"]
     other_rewards: Float[Array, "*batch R"]
@@ -152,7 +154,19 @@ def effective_beta(
     count by their lengths, no such number exists exactly unless there are two rewards or one
     length: it is then the one that matches the spread of the advantages and the mean weights.
 
-    Args and errors are those of :func:`implied_target`.
+    Args:
+        recipe: what the trainer does.
+        reward: of every outcome, ``[*batch, A]``.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``.
+        space: the sequences that the outcomes are.
+        beta: coefficient of the regulariser; by default the recipe's.
+
+    Returns:
+        Coefficients in units of the recipe's reward per nat, shape ``[*batch]``.
+
+    Raises:
+        TypeError: as :func:`implied_target`.
+        ValueError: as :func:`implied_target`.
 
     Example:
         >>> import jax.numpy as jnp

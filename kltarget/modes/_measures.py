@@ -23,7 +23,7 @@ from kltarget._core.checks import raise_first, require_outcomes, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
-from kltarget.targets import Target
+from kltarget.targets import DiscreteTarget
 
 __all__ = [
     "collapse_beta",
@@ -68,7 +68,11 @@ def mode_log_mass(log_probs: ArrayLike, modes: ArrayLike) -> Float[Array, "*batc
 
 
 def log_odds(
-    target: Target | ArrayLike, i: ArrayLike, j: ArrayLike, *, modes: ArrayLike | None = None
+    target: DiscreteTarget | ArrayLike,
+    i: ArrayLike,
+    j: ArrayLike,
+    *,
+    modes: ArrayLike | None = None,
 ) -> Float[Array, "*batch"]:
     """The log-odds ``log π(i) − log π(j)`` of two outcomes, or of two modes.
 
@@ -103,7 +107,9 @@ def log_odds(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    log_probs = target.log_probs if isinstance(target, Target) else _log_probabilities(target)
+    log_probs = (
+        target.log_probs if isinstance(target, DiscreteTarget) else _log_probabilities(target)
+    )
     masks = members_of(i, j, modes, log_probs.shape[-1])
     return _masked_log_odds(log_probs.astype(working_dtype(log_probs.dtype)), *masks).astype(
         log_probs.dtype

@@ -18,7 +18,7 @@ from kltarget._core.words import aligned, number, percent, plain, quoted, short,
 from kltarget.modes._labels import concrete_labels
 from kltarget.modes._verdict import FOOTNOTE, Facts
 from kltarget.objectives import Objective
-from kltarget.targets import Target, solve
+from kltarget.targets import DiscreteTarget, solve
 
 __all__ = ["Summary", "SummaryRow", "summarize"]
 
@@ -195,7 +195,7 @@ class Summary:
 
 
 def summarize(
-    objective_or_target: Objective | Target,
+    objective_or_target: Objective | DiscreteTarget,
     modes: ArrayLike | None = None,
     *,
     labels: Sequence[str] | None = None,
@@ -244,13 +244,13 @@ def summarize(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    if not isinstance(objective_or_target, (Objective, Target)):
+    if not isinstance(objective_or_target, (Objective, DiscreteTarget)):
         raise TypeError(
             f"expected an Objective or a Target, got {type(objective_or_target).__name__}"
         )
     if any(traced(x) for x in jax.tree.leaves(objective_or_target)):
         raise TypeError("summarize needs concrete numbers: call it outside jit, vmap and grad")
-    is_target = isinstance(objective_or_target, Target)
+    is_target = isinstance(objective_or_target, DiscreteTarget)
     objective = objective_or_target.objective if is_target else objective_or_target
     batch = objective.batch_shape
     if batch != ():

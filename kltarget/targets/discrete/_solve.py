@@ -8,13 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
-from kltarget._core.status import FAILURES, Status, flag, raise_if_failed
+from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
+from kltarget.targets._protocol import DiscreteTarget, Optimum
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
 from kltarget.targets.discrete._root import Solution
@@ -28,7 +29,7 @@ def _where(condition: Array, x: Array) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Target:
+class Target(DiscreteTarget, Optimum):
     """The policy that maximises an :class:`Objective`, with its certificate.
 
     Attributes:
@@ -39,15 +40,7 @@ class Target:
         status: :class:`Status` bits, shape ``[*batch]``; 0 where there is nothing to say.
     """
 
-    objective: Objective
-    log_probs: Float[Array, "*batch A"]
-    multiplier: Float[Array, "*batch"]
-    status: Int[Array, "*batch"]
-
-    @property
-    def probs(self) -> Float[Array, "*batch A"]:
-        """The probabilities π*, shape ``[*batch, A]``."""
-        return jnp.exp(self.log_probs)
+    made_by = "solve"
 
     @property
     def value(self) -> Float[Array, "*batch"]:
@@ -61,21 +54,6 @@ class Target:
         return optimal_value(divergence, reward, log_ref, beta, wide)[..., 0].astype(
             self.log_probs.dtype
         )
-
-    @property
-    def expected_reward(self) -> Float[Array, "*batch"]:
-        """``E_π*[reward]`` in reward units, shape ``[*batch]``."""
-        reward, *_ = broadcast_fields(self.objective)
-        log_probs = self.log_probs.astype(reward.dtype)
-        gain = jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)
-        return gain.sum(-1).astype(self.log_probs.dtype)
-
-    @property
-    def divergence_value(self) -> Float[Array, "*batch"]:
-        """``D(π*, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
-        reward, log_ref, _, divergence = broadcast_fields(self.objective)
-        cost = divergence._integrand(self.log_probs.astype(reward.dtype), log_ref)
-        return cost.sum(-1).astype(self.log_probs.dtype)
 
     def gap(self, log_policy: ArrayLike) -> Float[Array, "*batch"]:
         """How far a policy falls short of this optimum, ``J* − J(π) ≥ 0``, in reward units.
@@ -102,37 +80,6 @@ class Target:
         """
         policy = policy_argument(self.objective, log_policy)
         return _gap(self, policy).astype(self.objective.reward.dtype)
-
-    def raise_if_failed(self) -> Target:
-        """This target, or an error naming the first failed row.
-
-        Raises:
-            ValueError: a row's status has a failure bit.
-        """
-        raise_if_failed(self.status, "solve")
-        return self
-
-    def sample(
-        self, *, key: Shaped[Array, ""], num_samples: int
-    ) -> Int[Array, "num_samples *batch"]:
-        """Independent draws of outcomes.
-
-        Args:
-            key: a JAX random key.
-            num_samples: how many, per row.
-
-        Returns:
-            Outcome indices, shape ``[num_samples, *batch]``.
-
-        Example:
-            >>> import jax, jax.numpy as jnp, kltarget as kt
-            >>> even = jnp.log(jnp.full(2, 0.5))
-            >>> target = kt.solve(kt.Objective(jnp.array([0.0, 99.0]), even, 1.0))
-            >>> print(target.sample(key=jax.random.key(0), num_samples=4))
-            [1 1 1 1]
-        """
-        shape = (num_samples, *self.log_probs.shape[:-1])
-        return jax.random.categorical(key, self.log_probs, axis=-1, shape=shape)
 
 
 @jax.jit

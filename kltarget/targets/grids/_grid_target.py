@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import as_float, log_sum_exp, working_dtype
 from kltarget._core.status import Status
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import GaussianMixture
+from kltarget.targets._protocol import Optimum
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids._refinement import log_target
 
@@ -24,7 +25,7 @@ __all__ = ["GridTarget"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class GridTarget:
+class GridTarget(Optimum):
     """A density that maximises ``E_π[r] − beta · D(π, p)``, with its atom if it has one.
 
     Attributes:
@@ -53,6 +54,8 @@ class GridTarget:
         condensable: whether f has a finite slope at infinity, so that there may be an atom.
     """
 
+    made_by = "solve_on_grid"
+
     target: Target
     points: Float[Array, "N d"]
     log_weights: Float[Array, " N"]
@@ -77,7 +80,7 @@ class GridTarget:
         """λ, in reward units; the density is ``p (f′)⁻¹((r − λ)/β)``."""
         return self.target.multiplier
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride]
     def status(self) -> Int[Array, "*batch"]:
         """:class:`Status` bits; ``CONDENSED`` says that there is an atom.
 
@@ -119,18 +122,36 @@ class GridTarget:
             )
         return _log_prob(self, points)
 
-    def expectation(self, h: Callable[[Array], Array]) -> Float[Array, "*batch ..."]:
-        """``E_π[h]`` with the atom.
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Float[Array, "num_samples *batch d"]:
+        """Independent draws among the nodes and the atom, by the masses that integrals sum.
 
         Args:
-            h: a function of points ``[M, d]`` with values ``[M, ...]``.
+            key: a JAX random key.
+            num_samples: how many, per row.
+
+        Returns:
+            Points, shape ``[num_samples, *batch, d]``. Their moments are those of the grid; they
+            lie on its nodes, at whose distances the density is not told apart.
+        """
+        places = jnp.concatenate([self.points, self.atom[None]])
+        return places[self.target.sample(key=key, num_samples=num_samples)]
+
+    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+        """``E_π[fn]`` with the atom.
+
+        Args:
+            fn: a function of points ``[M, d]`` with values ``[M, ...]``.
 
         Returns:
             Shape ``[*batch, ...]``.
         """
         places = jnp.concatenate([self.points, self.atom[None]])
         probs = self.target.probs
-        return jnp.tensordot(probs, as_float(h(places)).astype(probs.dtype), 1, precision="highest")
+        return jnp.tensordot(
+            probs, as_float(fn(places)).astype(probs.dtype), 1, precision="highest"
+        )
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:
@@ -178,8 +199,7 @@ class GridTarget:
                     f"the grid of {len(self.points)} points is not accurate enough: NOT_CONVERGED, "
                     f"estimated error {worst:.3g}; raise tol or max_points, or narrow bounds"
                 )
-        self.target.raise_if_failed()
-        return self
+        return super().raise_if_failed()
 
 
 @jax.jit

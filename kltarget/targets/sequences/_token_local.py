@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance
 from kltarget._core.status import FAILURES, Status, flag
@@ -21,7 +21,7 @@ from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import SequenceSpace, backward
 from kltarget.spaces._sequences import TokenLayer, conditionals, joint, only_possible
 from kltarget.targets._backups import Local, local_target
-from kltarget.targets.discrete._solve import Target
+from kltarget.targets._protocol import StationaryPolicy
 from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
 
 __all__ = ["TokenLocalTarget", "token_local_target"]
@@ -29,39 +29,21 @@ __all__ = ["TokenLocalTarget", "token_local_target"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class TokenLocalTarget(Target):
-    """The fixed point of a per-token loss, as a :class:`Target` over whole sequences.
+class TokenLocalTarget(StationaryPolicy):
+    """The fixed point of a per-token loss, as a policy over whole sequences.
 
     Attributes:
         objective: the sequence-level objective of the same reward, reference, beta and divergence.
-            For more than one token this policy does *not* maximise it; ``objective.gap`` says by
-            how much it falls short. Impossible sequences of a space with ``eos`` have reward
-            ``-inf`` in it.
+            For more than one token this policy does *not* maximise it;
+            ``kt.solve(objective).gap(log_probs)`` says by how much it falls short. Impossible
+            sequences of a space with ``eos`` have reward ``-inf`` in it.
         log_probs: log π over whole sequences, shape ``[*batch, V**L]``; ``-inf`` where exactly 0.
         multiplier: λ of the first token's problem, in reward units, shape ``[*batch]``.
         status: :class:`Status` bits, shape ``[*batch]``. A remark holds at some prefix that the
             policy reaches, a failure at any.
     """
 
-    @property
-    def value(self) -> Float[Array, "*batch"]:
-        """The sequence-level objective at this policy, in reward units, shape ``[*batch]``.
-
-        ``E_π[reward] − beta · D(π, π_ref)``, below the maximum for more than one token, ``-inf``
-        where the divergence is infinite. The expected reward alone, which is the root's mean value
-        V in the recursion, is ``expected_reward``. Both have the derivatives of what they are.
-        """
-        reward, log_ref, beta, divergence = broadcast_fields(self.objective)
-        log_probs = self.log_probs.astype(reward.dtype)
-        failed = jnp.any(jnp.isnan(log_probs), axis=-1, keepdims=True)
-        endless = ~jnp.isfinite(divergence._integrand(log_probs, log_ref))
-        # Where the divergence is not finite, neither must its derivatives be formed.
-        apart = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
-        near = jnp.where(apart, log_probs, log_ref)
-        cost = divergence._integrand(near, log_ref).sum(-1)
-        value = self.expected_reward.astype(reward.dtype) - beta[..., 0] * cost
-        value = jnp.where(apart[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
-        return value.astype(self.log_probs.dtype)
+    made_by = "token_local_target"
 
 
 def token_local_target(
@@ -116,10 +98,11 @@ def token_local_target(
             where each token is also charged with the divergences after it.
 
     Returns:
-        A :class:`Target` over whole sequences. ``log_probs`` are the joint ones, their conditionals
-        ``space.conditionals(target.log_probs)``. ``expected_reward`` is the root's mean value.
-        ``value`` is the sequence-level objective at this policy, not a maximum, and
-        ``divergence_value`` the sequence-level divergence, not the sum over tokens. ``multiplier``
+        A :class:`TokenLocalTarget`. ``log_probs`` are the joint ones of whole sequences, their
+        conditionals ``space.conditionals(target.log_probs)``. ``expected_reward`` is the root's
+        mean value. ``objective_value`` is the sequence-level objective at this policy, not a
+        maximum, and ``divergence_value`` the sequence-level divergence, not the sum over tokens.
+        ``multiplier``
         is the λ of the first token.
 
     Raises:
