@@ -1,7 +1,10 @@
 """Configuration shared by the tests, the doctests and the benchmarks."""
 
 import gc
+import inspect
 import os
+import pkgutil
+from pathlib import Path
 
 import jax
 import jaxlib
@@ -16,6 +19,22 @@ gc.set_threshold(50_000, 50, 50)
 # broadcasting of ranks is how a batch axis is silently mistaken for the outcomes.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+SLOW_EXAMPLES = (
+    "kltarget.plot.distances",
+    "kltarget.plot.forgetting",
+    "kltarget.plot.predicted_vs_reached",
+    "kltarget.mixtures.basins",
+    "kltarget.mixtures.find_modes",
+    "kltarget.mixtures.fit_mixture",
+    "kltarget.mixtures.project",
+    "kltarget.policies.GaussianMixturePolicy",
+    "kltarget.training.dpo",
+    "kltarget.verification.Report",
+    "kltarget.verification.verify",
+)
+"""Public names whose docstrings take several seconds: an example cannot carry a mark."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,3 +55,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     """Says which of the two float modes this session tests."""
     mode = "on" if jax.config.jax_enable_x64 else "off"
     return f"jax: {jax.__version__}, x64 {mode} (JAX_ENABLE_X64)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the slow examples of the library's docstrings, each of which must exist."""
+    examples = {x.name: x for x in items if isinstance(x, pytest.DoctestItem)}
+    files = {x.path for x in examples.values()}
+    for public in SLOW_EXAMPLES if examples else ():
+        shown = pkgutil.resolve_name(public)
+        name = f"{shown.__module__}.{shown.__qualname__}"
+        if name in examples:
+            examples[name].add_marker("slow")
+        elif Path(inspect.getfile(shown)) in files and not any("::" in x for x in config.args):
+            raise pytest.UsageError(f"SLOW_EXAMPLES: the docstring of {public} has no example")

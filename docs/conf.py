@@ -1,8 +1,11 @@
 """Sphinx configuration: `sphinx-build -W docs build/docs`."""
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import pkgutil
 import re
 import shutil
 import tomllib
@@ -40,7 +43,7 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# Docstrings state shapes and units themselves, and use single backticks for code.
+# Docstrings state shapes and units themselves.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -74,15 +77,48 @@ def _prepare(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def _public_name(app, env, node, contnode) -> nodes.Node | None:
-    """Finds what a docstring names briefly, `solve` for one, under the package itself."""
+    """Finds what a docstring names briefly, or by another door than the reference does."""
     if node.get("refdomain") != "py":
         return None
-    target = "kltarget." + node["reftarget"].split(".")[-1]
-    found = env.domains["py"].find_obj(env, None, None, target, node["reftype"])
-    if not found:
-        return None
-    _, entry = found[0]
-    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+    entries = env.domains["py"].objects
+    target = node["reftarget"].strip(".")
+    for name in (f"{node.get('py:module')}.{target}", f"kltarget.{target}", target):
+        owner, path = _lookup(name)
+        for door in (other for other, public in _doors().items() if public is owner):
+            if (documented := ".".join((door, *path))) in entries:
+                page, anchor = entries[documented].docname, entries[documented].node_id
+                return make_refnode(app.builder, node["refdoc"], page, anchor, contnode)
+    return None
+
+
+def _lookup(name: str) -> tuple[object, list[str]]:
+    """The object that a module, or one room alone, has by that name; and the attribute of it."""
+    module, path = name.split("."), []
+    while len(module) > 1:
+        with contextlib.suppress(ImportError, AttributeError):
+            owner = getattr(importlib.import_module(".".join(module[:-1])), module[-1])
+            functools.reduce(getattr, path, owner)
+            return owner, path
+        path.insert(0, module.pop())
+    first, *path = name.split(".")
+    owners = [public for door, public in _doors().items() if door.split(".")[-1] == first]
+    if len({id(owner) for owner in owners}) == 1 and all(hasattr(owners[0], x) for x in path[:1]):
+        return owners[0], path
+    return None, []
+
+
+@functools.cache
+def _doors() -> dict[str, object]:
+    """Every public object by each name under which it may be imported, the shortest first."""
+    import kltarget
+
+    rooms = [room.name for room in pkgutil.walk_packages(kltarget.__path__, "kltarget.")]
+    modules = ["kltarget", *(room for room in rooms if "._" not in room)]
+    return {
+        f"{module}.{name}": getattr(importlib.import_module(module), name)
+        for module in modules
+        for name in getattr(importlib.import_module(module), "__all__", ())
+    }
 
 
 class CommandHelp(SphinxDirective):

@@ -1,4 +1,22 @@
-"""Exact target distributions of KL- and f-divergence-regularised reward maximisation."""
+"""Exact target distributions of KL- and f-divergence-regularised reward maximisation.
+
+An :class:`Objective` is what is maximised over policies π, ``E_π[reward] − beta · D(π, π_ref)``,
+and :func:`solve` computes the :class:`Target` that maximises it. A :class:`Recipe` is how a trainer
+really applies the regulariser, and :func:`implied_target` the policy it leads to. :func:`fine_tune`
+gets there by gradients, :func:`verify` puts the two side by side, and :func:`diagnose` reads what a
+run logged.
+
+What is typed first stands here; everything else is in a room of its own, such as
+``kltarget.mixtures.tilt`` or ``kltarget.training.sft``, and needs no further import.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> import kltarget as kt
+    >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
+    >>> target = kt.solve(kt.Objective(jnp.array([1.0, 1.0, 0.0]), log_ref, beta=0.1))
+    >>> print([f"{p:.3f}" for p in target.probs])
+    ['0.937', '0.062', '0.000']
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -44,47 +62,19 @@ from kltarget.targets import (
 if TYPE_CHECKING:
     from kltarget import (
         diagnosis as diagnosis,
-    )
-    from kltarget import (
         evidence as evidence,
-    )
-    from kltarget import (
         implied as implied,
-    )
-    from kltarget import (
         mixtures as mixtures,
-    )
-    from kltarget import (
         pages as pages,
-    )
-    from kltarget import (
         plot as plot,
-    )
-    from kltarget import (
         policies as policies,
-    )
-    from kltarget import (
         projections as projections,
-    )
-    from kltarget import (
         rollouts as rollouts,
-    )
-    from kltarget import (
         studies as studies,
-    )
-    from kltarget import (
         sweeps as sweeps,
-    )
-    from kltarget import (
         tasks as tasks,
-    )
-    from kltarget import (
         testing as testing,
-    )
-    from kltarget import (
         training as training,
-    )
-    from kltarget import (
         verification as verification,
     )
     from kltarget.diagnosis import diagnose

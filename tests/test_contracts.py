@@ -664,10 +664,9 @@ def test_docstrings_say_what_is_promised(name):
         assert "Example:" in text
         assert ">>>" in text
     if inspect.isfunction(documented):
-        assert "Args:" in text or name in ("greedy_limit", "reference_limit"), "no Args"
+        assert "Args:" in text, "no Args"
         for parameter in inspect.signature(documented).parameters:
-            if "Args:" in text:
-                assert f"{parameter}:" in text, f"{parameter} is not documented"
+            assert f"{parameter}:" in text, f"{parameter} is not documented"
         annotations = inspect.get_annotations(documented)
         assert set(annotations) == {*inspect.signature(documented).parameters, "return"}
 
@@ -745,9 +744,26 @@ COSTLY = ("TransformerPolicy", "dpo", "f_dpg", "moment_projection", "power_tilt"
 """Rows of large programs, whose parts other rows and tests have too."""
 
 
-def rows(names):
-    """One parameter per row, of which costly ones are left to the slow tests."""
-    marked = [pytest.param(n, marks=[pytest.mark.slow] * (n in COSTLY)) for n in sorted(names)]
+ALIKE = (
+    "Alpha",
+    "ChiSquared",
+    "ChiSquaredKL",
+    "JensenShannon",
+    "NeymanChiSquared",
+    "ReverseKL",
+    "SquaredHellinger",
+    "Tsallis",
+    "flip_beta",
+    "greedy_limit",
+    "reference_limit",
+    "token_local_target",
+)
+"""Rows whose programs are made as those of another row: ForwardKL's, collapse_beta's, solve's."""
+
+
+def rows(names, slow=COSTLY):
+    """One parameter per row, of which these are left to the slow tests."""
+    marked = [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in sorted(names)]
     return pytest.mark.parametrize("name", marked)
 
 
@@ -771,7 +787,7 @@ def close(got, want, dtype, ulps=64, floor=0.0):
         )
 
 
-@contracts
+@rows(CONTRACTS, slow=(*COSTLY, *ALIKE))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_jit_vmap_and_loops_agree(name, dtype):
     contract = CONTRACTS[name]
@@ -809,7 +825,7 @@ def test_sixteen_bit_inputs_lose_no_more_than_their_own_rounding(name):
         )
 
 
-@rows(x for x in CONTRACTS if CONTRACTS[x].differentiable)
+@rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE))
 def test_derivatives_are_finite_and_not_all_zero(name):
     contract = CONTRACTS[name]
     arguments = cast(contract.arguments, np.float32)
@@ -844,6 +860,16 @@ def test_every_row_refuses_something(name):
 LOGARITHMIC = set(CONTRACTS) - {"reward_for", "normalize", "log_odds", *COSTLY}
 
 
+@pytest.mark.quick_only(
+    "entropy",
+    "kl",
+    "ForwardKL",
+    "mirror_ascent",
+    "mode_log_mass",
+    "soft_values",
+    "solve",
+    "solve_on_samples",
+)
 @pytest.mark.parametrize("name", sorted(x for x in LOGARITHMIC if CONTRACTS[x].differentiable))
 def test_impossible_outcomes_keep_derivatives_finite(name):
     # For all functions of log-probabilities: -inf on both sides, where sums would make NaNs.

@@ -1,16 +1,19 @@
 """The documentation names everything that is public, and its examples run."""
 
 import doctest
+import functools
 import importlib
 import io
 import pkgutil
 import re
+import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from test_house import FLOORS
 
 import kltarget as kt
 from kltarget.cli import main
@@ -27,14 +30,16 @@ def public_modules():
 
 
 def resolve(name):
-    """The object that a dotted name of the reference stands for."""
-    module, attribute = name, None
+    """The object that a dotted name stands for."""
+    module, attributes = name, []
     while True:
         try:
-            found = importlib.import_module(module)
-            return found if attribute is None else getattr(found, attribute)
+            return functools.reduce(getattr, attributes, importlib.import_module(module))
         except ModuleNotFoundError:
-            module, attribute = module.rsplit(".", 1)
+            module, _, attribute = module.rpartition(".")
+            attributes.insert(0, attribute)
+            if not module:
+                raise AttributeError(name) from None
 
 
 def documented():
@@ -85,6 +90,54 @@ def test_papers_are_those_of_the_docstrings():
     assert all(f"[arXiv {n}](https://arxiv.org/abs/{n})" in listed for n in cited)
 
 
+def exists(scope, path):
+    """Whether a chain of attributes, the last of which may be a field of a dataclass, is there."""
+    *owners, last = path
+    try:
+        scope = functools.reduce(getattr, owners, scope)
+    except AttributeError:
+        return False
+    return hasattr(scope, last) or last in getattr(scope, "__dataclass_fields__", ())
+
+
+def test_docstrings_refer_to_what_exists():
+    public = [importlib.import_module(name) for name in public_modules()]
+    missing = []
+    for file in sorted((ROOT / "kltarget").rglob("*.py")):
+        if file.stem == "__main__":
+            continue
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        classes = [x for x in vars(module).values() if isinstance(x, type)]
+        for reference in re.findall(r":(?:func|class|meth|attr|mod):`~?([\w.]+)", file.read_text()):
+            path = reference.split(".")
+            if path[0] == "kltarget":
+                scopes, path = [kt], path[1:]
+            else:
+                scopes = [module, *classes, *public]
+            if not any(exists(scope, path) for scope in scopes):
+                missing.append(f"{name}: {reference}")
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(ROOT / page for page in ("README.md", ".github/CONTRIBUTING.md"))],
+    ids=lambda page: f"{page.parent.name}-{page.stem}",
+)
+def test_pages_name_what_exists(page):
+    for name in re.findall(r"`(?:kt|kltarget)\.([A-Za-z_]\w*(?:\.\w+)*)", page.read_text()):
+        resolve(f"kltarget.{name}")
+
+
+def test_the_picture_of_the_house_is_that_of_the_arrows():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    picture = re.search(r"```text\n(cli .*?)```", text, re.DOTALL)
+    assert picture
+    rooms = [set(re.split(r" {2,}", line)[0].split(" · ")) for line in picture[1].splitlines()]
+    assert rooms == [set(floor) for floor in reversed(FLOORS)]
+
+
 def test_links_are_well_formed():
     for page in (*PAGES, ROOT / "README.md"):
         for url in re.findall(r"\w+://[^\s)>\"`]+", page.read_text()):
@@ -93,44 +146,100 @@ def test_links_are_well_formed():
             assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), url
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if ">>>" in p.read_text()], ids=lambda p: p.stem)
-def test_python_examples_run(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    text = re.sub(r"^```.*", "", page.read_text(), flags=re.MULTILINE)  # ends what is expected
-    example = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
-    report = io.StringIO()
-    doctest.DocTestRunner(optionflags=LINES).run(example, out=report.write)
-    assert not report.getvalue(), report.getvalue()
-
-
-COMMANDS = [
-    (command, output)
-    for page in PAGES
-    for command, output in re.findall(
-        r"```console\n\$ kltarget (.+)\n((?s:.*?))```", page.read_text()
-    )
-]
-
-
-@pytest.mark.parametrize(
-    ("command", "output"), COMMANDS, ids=[command.split()[0] for command, _ in COMMANDS]
+STEP = re.compile(
+    r"^(?P<mark><!-- not run: .*? -->\n)?"
+    r"```(?P<kind>python|pycon|console|sh|bash)\n(?P<code>.*?)^```$"
+    r"(?:\n\n```text\n(?P<shown>.*?)^```$)?"
+    r"|`(?P<command>kltarget [a-z]+ [^`]+)`",
+    re.MULTILINE | re.DOTALL,
 )
-def test_commands_say_what_the_pages_show(command, output, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    assert main(command.split()) == 0
-    said = capsys.readouterr().out
-    assert doctest.OutputChecker().check_output(output, said, LINES), said
+PLACEHOLDER = re.compile(r"^<!-- ([A-Z]+) = (\S+) -->$", re.MULTILINE)
 
 
-def test_the_readme_prints_what_it_shows():
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n((?s:.*?))```\n\n```text\n((?s:.*?))```", readme)
-    assert blocks
-    for code, shown in blocks:
-        with redirect_stdout(io.StringIO()) as said:
-            exec(code, {})
-        here, there = (
-            [float(x) for x in re.findall(r"[-+.\de]+", text)] for text in (said.getvalue(), shown)
-        )
-        # Printed with the digits of float32.
-        np.testing.assert_allclose(here, there, rtol=2e-6)
+def steps(page):
+    """What a reader of a page may run, in order: kind, text, and what is shown as its output.
+
+    Blocks after a comment ``<!-- not run: why -->`` are left out, and a comment
+    ``<!-- PATH = here -->`` gives a name in capitals its value.
+    """
+    text = page.read_text()
+    for name, value in PLACEHOLDER.findall(text):
+        text = re.sub(rf"\b{name}\b(?! = )", value, text)
+    for step in STEP.finditer(text):
+        kind, code, shown = step["kind"], step["code"], step["shown"]
+        if step["command"]:
+            yield "command", " ".join(step["command"].split()), None
+        elif step["mark"]:
+            continue
+        elif kind in ("python", "pycon"):
+            yield kind, code, shown
+        elif kind == "console":
+            for command, output in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE):
+                yield "command", command, output
+        else:
+            lines = re.sub(r"\\\n| +#.*", "", code).splitlines()
+            for command in (x.strip() for line in lines for x in line.split("&&")):
+                if command.startswith("kltarget "):
+                    yield "command", command, shown
+
+
+def assert_shown(said, shown):
+    """The page's words exactly, and its numbers as far as float32 has their digits."""
+    if doctest.OutputChecker().check_output(shown, said, LINES):
+        return
+    number = r"[-+]?\d*\.\d+(?:e[-+]?\d+)?"
+    assert doctest.OutputChecker().check_output(
+        re.sub(number, "#", shown), re.sub(number, "#", said), LINES
+    ), said
+    here, there = ([float(x) for x in re.findall(number, text)] for text in (said, shown))
+    np.testing.assert_allclose(here, there, rtol=2e-6, err_msg=said)
+
+
+RUNNABLE = {page.stem: page for page in (ROOT / "README.md", *PAGES) if any(steps(page))}
+
+
+def of_kinds(*kinds, slow=()):
+    """The pages that have steps of some kinds, to parametrise tests by."""
+    pages = [x for x in RUNNABLE if any(kind in kinds for kind, *_ in steps(RUNNABLE[x]))]
+    return [pytest.param(x, marks=[pytest.mark.slow] * (x in slow)) for x in pages]
+
+
+@pytest.mark.parametrize("name", of_kinds("python", "pycon"))
+def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for kind, code, shown in steps(RUNNABLE[name]):
+        if kind == "python":
+            with redirect_stdout(io.StringIO()) as said:
+                exec(code, names)
+            assert_shown(said.getvalue(), shown or "")
+        elif kind == "pycon":
+            example = doctest.DocTestParser().get_doctest(code, names, name, None, 0)
+            report = io.StringIO()
+            runner = doctest.DocTestRunner(optionflags=LINES)
+            runner.run(example, out=report.write, clear_globs=False)
+            assert not report.getvalue(), report.getvalue()
+            names.update(example.globs)
+
+
+@pytest.mark.parametrize("name", of_kinds("command", slow=("README",)))
+def test_commands_of_a_page_say_what_it_shows(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").symlink_to(ROOT / "tests")  # rollouts that a checkout has
+    monkeypatch.chdir(tmp_path)
+    for kind, command, shown in steps(RUNNABLE[name]):
+        if kind == "command":
+            assert main(shlex.split(command)[1:]) == 0, command
+            said = capsys.readouterr().out
+            if shown:
+                assert_shown(said, shown)
+
+
+def test_the_pages_that_run_are_read():
+    kinds = {(name, kind) for name, page in RUNNABLE.items() for kind, *_ in steps(page)}
+    assert kinds >= {
+        ("README", "python"),
+        ("README", "command"),
+        ("concepts", "pycon"),
+        ("trainers", "command"),
+        ("jupyter", "command"),
+    }

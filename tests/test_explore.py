@@ -1,4 +1,4 @@
-"""The explorer: what the widget draws, and that a browser solves as Python does."""
+"""The explorer: that a browser solves as Python does, and that both say where the sliders are."""
 
 import html
 import json
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from traitlets import TraitError
 
 import kltarget as kt
 from kltarget import cli, pages, tasks
@@ -28,20 +29,24 @@ QUIET = [
     "--disable-sync",
     "--disable-background-networking",
     "--disable-component-update",
+    "--virtual-time-budget=10000",
     "--dump-dom",
 ]
 
 
 def _shown(tmp_path, page, script, fragment=""):
-    """The page after its scripts have run, and what a further one has found."""
+    """What a further script finds in the page, and what the explorer shows."""
     file = tmp_path / "page.html"
-    found = f"<script>document.body.dataset.found = JSON.stringify({script});</script></body>"
+    found = f"""<script type="module">
+    const shown = () => document.getElementById("explorer").shadowRoot.innerHTML;
+    const found = {script};
+    document.body.dataset.found = JSON.stringify([found, shown()]);</script></body>"""
     file.write_text(page.replace("</body>", found), encoding="utf-8")
     command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path}/user", f"{file.as_uri()}{fragment}"]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     data = re.search(r'data-found="([^"]*)"', dom)
     assert data, "the script in the page failed"
-    return json.loads(html.unescape(data[1])), dom
+    return json.loads(html.unescape(data[1]))
 
 
 def _problems():
@@ -61,7 +66,12 @@ def _js(x):
     return json.dumps(np.asarray(x).tolist())
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="needs a browser: apt-get install chromium"
+)
+
+
+@needs_browser
 @pytest.mark.parametrize(
     "names",
     [
@@ -74,7 +84,7 @@ def test_a_browser_solves_as_python_does(names, tmp_path):
     betas = np.array([1e-3, 0.02, 0.1316, 1.0, 50.0])
     problems = _problems()
     threshold = 0.5
-    page = pages.page(tasks.load("bimodal"), beta=0.1)
+    page = pages.page("bimodal", beta=0.1)
     script = f"""{_js(problems)}.flatMap(([r, q]) => {_js(names)}.map((name) => {_js(betas)}.map(
       (beta) => [[r, q], kltarget.mara(r, q, beta, name, {threshold})].map(
         ([reward, ref]) => kltarget.solve(reward, ref, beta, name).map(
@@ -101,74 +111,197 @@ def test_a_browser_solves_as_python_does(names, tmp_path):
     assert "prefers <b>“65–85”</b>, above it <b>“15–35”</b>" in dom
 
 
+LE_CAM = kt.FDivergence(lambda u: (1 - u) ** 2 / (2 * (1 + u)), name="Le Cam")
+QUARTIC = kt.FDivergence(lambda u: (u - 1) ** 2 + (u - 1) ** 4, name="quartic")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "own", [LE_CAM, pytest.param(QUARTIC, marks=pytest.mark.slow)], ids=lambda own: own.name
+)
+def test_a_browser_solves_a_generator_of_ones_own_as_python_does(own, tmp_path):
+    betas = np.array([1e-3, 0.02, 0.1316, 1.0, 50.0])
+    page = pages.page("bimodal", beta=0.1, divergences=("reverse-kl", own))
+    script = f"""((own) => {_js(_problems())}.map(([r, q]) => {_js(betas)}.map((beta) =>
+      kltarget.solve(r, q, beta, own).map((x) => x === -Infinity ? "-inf" : x))))(
+      kltarget.tabulated(JSON.parse(document.getElementById("data").text).divergences[1][2]))"""
+    found, dom = _shown(
+        tmp_path, page, script, f"#divergence={own.slug.replace(' ', '+')}&beta=0.2"
+    )
+    found = np.array(found, dtype=np.float64)
+    for here, (reward, log_ref) in zip(found, _problems(), strict=True):
+        with double_precision():
+            rows = np.broadcast_to(reward, (5, 8)), np.broadcast_to(log_ref, (5, 8)), betas
+            expected = np.asarray(kt.solve(kt.Objective(*rows, own, measure=True)).log_probs)
+        np.testing.assert_allclose(np.exp(here), np.exp(expected), atol=1e-8)
+        # Where it is not a matter of the last digits of f′ how little is left.
+        clear = expected > -15
+        np.testing.assert_allclose(here[clear], expected[clear], rtol=0, atol=1e-6)
+    scene = kt.explore("bimodal", divergences=(own,)).move(beta=0.2)
+    assert f"<td>{scene.measures['expected_reward'][1]:.4g}</td>" in dom
+
+
 @pytest.fixture
 def bimodal():
+    return kt.explore("bimodal", divergences=("reverse-kl", "forward-kl"), beta=0.1)
+
+
+MOVES = [
+    ("reverse-kl", 0.05, 1.0, None, None),
+    ("reverse-kl", 0.2, 3.0, 0.5, 0.75),
+    ("forward-kl", 0.2, 0.5, 2.0, None),
+    ("forward-kl", 0.3, 1.0, 1.0, 0.75),
+]
+
+
+def test_scenes_are_the_targets_of_where_the_sliders_are(bimodal):
+    from kltarget.pages._widget import _solved
+
     task = tasks.load("bimodal")
-    chosen = kt.explore(task, divergences=("reverse-kl", "forward-kl"), beta=0.1)
-    return task, chosen
-
-
-def _drawn(chosen):
-    """Probabilities as heights of the bars, by colour, in units of the top of the axis."""
-    svg = chosen.children[1].children[0].children[0].value
-    bars = re.findall(r'class="target" d="([^"]*)"', svg)
-    heights = [268 - float(y) for d in bars for y in re.findall(r"V([0-9.]+)", d)]
-    return np.sort(heights) / (268 - 30)
-
-
-def test_sliders_move_what_is_drawn(bimodal):
-    task, chosen = bimodal
     first, second = task.modes == 0, task.modes == 1
-    controls = chosen.controls
-    assert (chosen.move.beta, chosen.move.threshold) == (0.1, np.inf)
-    moves = [
-        ("reverse-kl", 0.05, 1.0, None, np.inf),
-        ("reverse-kl", 0.2, 3.0, 0.5, 0.75),
-        ("forward-kl", 0.2, 0.5, 2.0, np.inf),
-        ("forward-kl", 0.3, 1.0, 1.0, 0.75),
-    ]
-    for divergence, beta, scale, odds, threshold in moves:
-        controls["divergence"].value = divergence
-        controls["beta"].value = beta
-        controls["reward_scale"].value = scale
-        controls["threshold"].value = threshold
+    assert (bimodal.beta, bimodal.odds, bimodal.threshold) == (0.1, None, None)
+    _solved.clear_cache()
+    for divergence, beta, scale, odds, threshold in MOVES:
+        bimodal.divergence, bimodal.beta, bimodal.reward_scale = divergence, beta, scale
+        scene = bimodal.move(odds=odds, threshold=threshold)
         probs = np.exp(task.log_ref)
         if odds is not None:
-            controls["odds"].value = np.log10(odds)
             total = probs[first].sum() + probs[second].sum()
             probs[first] *= total * odds / (1 + odds) / probs[first].sum()
             probs[second] *= total / (1 + odds) / probs[second].sum()
         with double_precision():
             problem = scale * task.reward, np.log(probs), beta, named(divergence)
             objective = kt.Objective(*problem, measure=True)
-            if threshold < np.inf:
+            if threshold is not None:
                 method = "augment" if divergence == "reverse-kl" else "substitute"
                 objective = kt.mara(objective, scale * threshold, method=method)
             expected = np.asarray(kt.solve(objective).log_probs)
-        scene = chosen.scene
+            forward = float(kt.kl(np.log(probs), expected))
         np.testing.assert_allclose(scene.log_probs, expected, rtol=1e-12, atol=1e-12)
-        top = _drawn(chosen).max() / np.exp(expected).max()
-        np.testing.assert_allclose(_drawn(chosen) / top, np.sort(np.exp(expected)), atol=1e-4)
+        assert np.array_equal(scene.log_probs, bimodal.scene.log_probs)
         reward, wanted = scene.measures["expected_reward"][1], np.exp(expected) @ task.reward
         assert reward == pytest.approx(wanted, rel=1e-12)
-        near = np.searchsorted(scene.path.betas, beta)
-        masses = scene.path.masses[near - 1 : near + 1, 0]
-        assert masses.min() <= np.exp(expected)[first].sum() <= masses.max()
-        if threshold == np.inf:
-            with double_precision():
-                flip = 0.25 / 1.9 if odds is None else float(kt.flip_beta(objective, 25, 75))
-            assert scene.path.flips == pytest.approx((flip,), rel=1e-7)
-        else:
-            assert scene.path.flips == ()
+        assert scene.measures["forward_kl"] == pytest.approx((0, forward), rel=1e-12)
+        if threshold is not None:
             assert scene.measures["effective_modes"][1] == pytest.approx(2, rel=1e-9)
     # What was met in double precision is not of it ever after.
     assert jnp.asarray(task.reward).dtype == jnp.result_type(float)
-    # Moves compile nothing, but for the choice of a divergence.
-    assert chosen._mover._targets._cache_size() == 2
+    # Moves compile nothing, but for the choice of a divergence; nor does another explorer.
+    assert _solved._cache_size() == 2
+    assert kt.explore("bimodal", divergences=("forward-kl",)).move(beta=0.7).log_probs.shape == (
+        100,
+    )
+    assert _solved._cache_size() == 2
+
+
+def test_what_no_slider_can_say_is_refused(bimodal):
+    for name, value, message in [
+        ("beta", 0.0, "beta must be above 0"),
+        ("reward_scale", np.inf, "reward_scale must be above 0 and finite"),
+        ("odds", -1.0, "odds must be above 0"),
+        ("threshold", np.inf, "None for off"),
+        ("divergence", "alpha:0.5", "one of reverse-kl, forward-kl"),
+    ]:
+        with pytest.raises(TraitError, match=message):
+            setattr(bimodal, name, value)
+    with pytest.raises(TypeError, match="no slider 'gamma'"):
+        bimodal.move(gamma=1.0)
+    assert bimodal.beta == 0.1
+
+
+class _Frontend:
+    """The other end of a widget's comm."""
+
+    comm_id, kernel = "explorer", "python"
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, data=None, metadata=None, buffers=None):
+        if data["method"] == "update":
+            self.sent.append(data["state"])
+
+    def on_msg(self, callback):
+        self.receive = callback
+
+    def close(self, *args, **kwargs):
+        pass
+
+
+def test_the_state_goes_both_ways(bimodal):
+    frontend = _Frontend()
+    bimodal.comm = frontend
+    bimodal.beta = 0.05
+    bimodal.move(divergence="forward-kl", threshold=0.75)
+    assert frontend.sent == [{"beta": 0.05}, {"divergence": "forward-kl", "threshold": 0.75}]
+    state = {"beta": 0.3, "threshold": None, "odds": 2.0}
+    content = {"data": {"method": "update", "state": state, "buffer_paths": []}}
+    frontend.receive({"content": content, "buffers": []})
+    assert (bimodal.beta, bimodal.threshold, bimodal.odds) == (0.3, None, 2.0)
+    assert bimodal.scene.log_ref[25] - bimodal.scene.log_ref[75] == pytest.approx(np.log(2))
+
+
+def test_the_widgets_module_needs_nothing(bimodal):
+    module = bimodal._esm
+    assert "export default { render };" in module
+    assert not re.search(r"https?:|\bimport\b|\bfetch\b|XMLHttpRequest|url\(|\bsrc=", module)
+    json.dumps(bimodal.get_state("problem"), allow_nan=False)
+
+
+@needs_browser
+def test_the_widget_shows_and_moves_its_model(tmp_path, bimodal):
+    model = """class Model {
+      constructor(state) { Object.assign(this, { state, heard: [], saved: 0 }); }
+      get(name) { return this.state[name]; }
+      set(name, value) {
+        const changed = this.state[name] !== value;
+        this.state[name] = value;
+        for (const [event, call] of changed ? this.heard : []) event === `change:${name}` && call();
+      }
+      on(event, call) { this.heard.push([event, call]); }
+      off(event, call) { this.heard = this.heard.filter(([e, f]) => e !== event || f !== call); }
+      save_changes() { this.saved += 1; }
+    }"""
+    # Two views of one widget, as two outputs of a notebook may show it.
+    page = f"""<!DOCTYPE html><meta charset="utf-8"><body><div id="explorer"></div>
+    <div id="other"></div><script>requestAnimationFrame = (call) => {{ call(); return 0; }}; {model}
+    async function widget() {{
+      const type = {{ type: "text/javascript" }}, text = {json.dumps(bimodal._esm)};
+      return (await import(URL.createObjectURL(new Blob([text], type)))).default;
+    }}</script></body>"""
+    state = {name: bimodal.get_state(name)[name] for name in ("problem", *bimodal._setup.start)}
+    script = f"""await widget().then(({{ render }}) => {{
+      const model = new Model({json.dumps(state)}), el = (id) => document.getElementById(id);
+      const close = ["explorer", "other"].map((id) => render({{ model, el: el(id) }}));
+      const at = (id, name) => el(id).shadowRoot.getElementById(name);
+      const start = at("other", "numbers").textContent;
+      model.set("beta", 0.05);
+      const asked = [at("other", "numbers").textContent, at("explorer", "beta").value];
+      at("other", "divergence").value = "forward-kl";
+      at("other", "divergence").dispatchEvent(new Event("input", {{ bubbles: true }}));
+      at("other", "odds").value = 30;
+      at("other", "odds").dispatchEvent(new Event("input", {{ bubbles: true }}));
+      const moved = at("explorer", "numbers").textContent;
+      close.forEach((end) => end());
+      const {{ divergence, odds }} = model.state;
+      return [start, asked, moved, [divergence, odds], model.saved, model.heard.length];
+    }})"""
+    (start, asked, moved, said, saved, listening), _ = _shown(tmp_path, page, script)
+
+    def row(text, scene):
+        numbers = (f"{x:.4g}" for x in scene.measures["expected_reward"])
+        return f"expected reward{''.join(numbers)}" in text
+
+    assert row(start, bimodal.scene)
+    assert asked[1] == "-130"
+    assert row(asked[0], bimodal.move(beta=0.05))
+    assert said == ["forward-kl", 2]
+    assert row(moved, bimodal.move(divergence="forward-kl", odds=2))
+    assert (saved, listening) == (2, 0)
 
 
 def test_without_widgets_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "kltarget.pages._widget", raising=False)
     with pytest.warns(UserWarning, match=r'pip install "kltarget\[notebooks\]"'):
         figure = kt.explore(tasks.load("one-two"), beta=0.1)
@@ -189,7 +322,7 @@ def test_the_command_writes_one_page_that_needs_nothing(tmp_path, capsys):
     assert page.count("</script>") == 2
     data = json.loads(re.search(r'id="data" type="application/json">(.*?)</script>', page, re.S)[1])
     assert data["labels"][0] == "</script><b>"
-    assert (data["divergence"], data["beta"]) == ("squared-hellinger", 0.2)
+    assert (data["start"]["divergence"], data["start"]["beta"]) == ("squared-hellinger", 0.2)
     assert cli.main(["explore", str(table), "--html", str(table)]) == 2
     assert "this is the table itself" in capsys.readouterr().err
 
@@ -203,9 +336,9 @@ def _uniform(size):
     [
         (lambda: _uniform(20_001), {}, ValueError, "20,001 outcomes are more than the 20,000"),
         (lambda: tasks.load("one-two").objective([0.1, 1.0]), {}, ValueError, "batch shape"),
-        (lambda: 3, {}, TypeError, "a Task or an Objective"),
+        (lambda: 3, {}, TypeError, "problem must be"),
         (lambda: _uniform(3), {"pair": (0, 7)}, ValueError, "mode 7"),
-        (lambda: _uniform(3), {"labels": "ab"}, ValueError, "2 labels for 3 outcomes"),
+        (lambda: _uniform(3), {"labels": "ab"}, ValueError, "labels has 2 entries"),
         (lambda: _uniform(3), {"beta": -1.0}, ValueError, "beta must be above 0"),
         (lambda: _uniform(3), {"divergences": ()}, ValueError, "divergences is empty"),
     ],

@@ -314,6 +314,7 @@ def assert_reached(problem, recipe, beta):
     return target
 
 
+@pytest.mark.quick_only("k3 in groups-graded", "dropped groups-lengths")
 @pytest.mark.parametrize("where", ["graded", "lengths"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_implied_target(name, where):
@@ -321,6 +322,7 @@ def test_training_reaches_the_implied_target(name, where):
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
 
+@pytest.mark.quick_only("trl-rloo*-one-two", "prime-rl*-one-two")
 @pytest.mark.parametrize("where", ["one-two", "tree"])
 @pytest.mark.parametrize("preset", recipes.presets(), ids=lambda x: f"{x.name}{x.versions}")
 def test_presets_train_to_their_implied_target(preset, where):
@@ -443,6 +445,7 @@ def test_a_search_that_finds_nothing_says_so(monkeypatch):
     assert target.status & kt.Status.NOT_CONVERGED
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_active_at_the_target_is_reported():
     """Answers that fell out of verl's clip of k3 at 10 are held by nothing any more."""
     problem, recipe = PROBLEMS["tree"](), recipes.recipe("verl-grpo")
@@ -529,7 +532,7 @@ def test_a_row_does_not_depend_on_the_others_of_its_batch():
         batch = implied_target(recipe, SUCCESS, log_ref, beta=beta)
         alone = implied_target(recipe, SUCCESS, log_ref[0], beta=beta[0])
         np.testing.assert_array_equal(batch.objective.reward[0], SUCCESS)
-        np.testing.assert_array_equal(batch.objective.beta[0], alone.objective.beta)
+        np.testing.assert_allclose(batch.objective.beta[0], alone.objective.beta, rtol=FINE)
         np.testing.assert_allclose(kt.solve(batch.objective).probs, batch.probs, atol=FINE)
 
 
@@ -674,6 +677,7 @@ def prompts(draw):
 BETAS = st.floats(1.0, 4.0, width=32)
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS, seed=st.integers(0, 9))
 def test_the_order_of_outcomes_does_not_matter(recipe, prompt, beta, seed):
     reward, log_ref = prompt
@@ -683,6 +687,7 @@ def test_the_order_of_outcomes_does_not_matter(recipe, prompt, beta, seed):
     np.testing.assert_allclose(permuted.probs, target.probs[order], atol=1e3 * eps(DTYPE))
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
 def test_a_constant_reward_changes_nothing(recipe, prompt, beta):
     reward, log_ref = prompt
@@ -700,6 +705,7 @@ def test_the_scale_of_normalised_rewards_does_not_matter(recipe, prompt, beta):
     np.testing.assert_allclose(scaled.probs, target.probs, atol=1e3 * eps(DTYPE))
 
 
+@pytest.mark.slow
 @given(recipe=RECIPES, prompt=prompts(), beta=BETAS)
 def test_outcomes_of_equal_reward_can_be_merged(recipe, prompt, beta):
     reward, log_ref = prompt
@@ -756,6 +762,7 @@ def test_finite_groups_are_at_rest(
     assert np.abs(ascent).max() < 1e3 * eps(DTYPE) * (1 + beta)
 
 
+@pytest.mark.slow
 def test_batches_are_loops_and_pytrees():
     reward, log_ref = np.stack([P5_REWARD, P5_REWARD[::-1]]), np.stack([P5, P5])
     beta = np.array([[0.8], [1.6], [3.2]], DTYPE)
@@ -765,7 +772,7 @@ def test_batches_are_loops_and_pytrees():
     assert batch.effective_beta.shape == batch.status.shape == batch.error.shape == (3, 2)
     for i, j in np.ndindex(3, 2):
         one = implied_target(recipe, reward[j], log_ref[j], beta=beta[i, 0])
-        np.testing.assert_array_equal(one.log_probs, batch.log_probs[i, j])
+        np.testing.assert_allclose(one.log_probs, batch.log_probs[i, j], rtol=FINE)
     copy = jax.tree.map(lambda x: x, batch)
     np.testing.assert_array_equal(copy.objective_value, batch.objective_value)
     assert batch.log_probs.dtype == DTYPE
@@ -788,6 +795,7 @@ def test_degenerate_prompts():
         assert np.isfinite(rare.log_probs).all()
 
 
+@pytest.mark.quick_only("reverse-reward")
 @pytest.mark.parametrize("match", ["reward", "kl"])
 @pytest.mark.parametrize(
     "other", [kt.ReverseKL(), kt.ForwardKL(), of_group(K2, 8)], ids=["reverse", "forward", "recipe"]
@@ -827,7 +835,7 @@ def test_the_effective_coefficient_of_normalised_rewards():
     deviation = np.sqrt(probs @ (P5_REWARD - probs @ P5_REWARD) ** 2)
     np.testing.assert_allclose(target.effective_beta, 0.5 * (deviation + 0.05), rtol=1e2 * FINE)
     same = effective_beta(Recipe("loss", "k3", **GRPO, epsilon=0.05), P5_REWARD, P5, beta=0.5)
-    np.testing.assert_array_equal(same, target.effective_beta)
+    np.testing.assert_allclose(same, target.effective_beta, rtol=FINE)
     # In finite groups of two rewards the coefficient gives the same target.
     target = implied_target(of_group(K3, 8), T3_REWARD, T3, beta=0.5)
     want = kt.solve(kt.Objective(T3_REWARD, T3, target.effective_beta, kt.ForwardKL()))

@@ -254,6 +254,7 @@ def test_atoms_of_forward_targets_in_three_dimensions(beta):
     close(target.mean, np.zeros(3), tol)
 
 
+@pytest.mark.slow
 def test_an_atom_in_two_dimensions():
     """Neyman's χ² is twice the divergence of α = −1."""
     case = reference("alpha-condense-a-1.0-d2")["expected"]
@@ -275,6 +276,7 @@ def test_atoms_of_alpha_targets(alpha, size):
     assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
 
 
+@pytest.mark.slow
 def test_an_atom_that_no_float_can_resolve_is_not_believed():
     """In two dimensions there is none, but Λ − sup r is e^−67 here, and r is a function only."""
     off = GaussianMixture(
@@ -496,6 +498,7 @@ def draws(count: int, size: int) -> jax.Array:
     return jax.random.normal(jax.random.key(6), (count, size), DTYPE)
 
 
+@pytest.mark.slow
 def test_samples_in_five_dimensions():
     """Regular at β = 4; with an atom at β = 1, and E|x|⁻⁴ finite, so that errors can be trusted."""
     regular = reference("fkl-gauss-d5")["expected"]

@@ -118,8 +118,8 @@ def test_equal_probability_needs_a_known_gap(key, case):
 
 
 SEARCHED = [
-    pytest.param(case, marks=pytest.mark.slow if case.id in ROOTED else (), id=case.id)
-    for case in CASES
+    *oracles.slow_look_alikes(POWERS),
+    *oracles.slow(case for case in CASES if case.id in ROOTED),
 ]
 
 
@@ -137,7 +137,7 @@ def test_flips_are_where_the_exact_odds_change_sign(case):
             assert_flips(objective, case, i, j, FLOAT, ulps=512)
 
 
-@pytest.mark.parametrize("case", POWERS, ids=oracles.ids)
+@pytest.mark.parametrize("case", oracles.slow_look_alikes(POWERS))
 def test_flips_of_deep_references(case):
     log_ref = kt.normalize(np.array([0.0, -3.0, -30.0, -40.0, -2.0], FLOAT))
     reward = np.array([0.0, 0.25, 1.0, 1.0, 0.125], FLOAT)
@@ -248,7 +248,7 @@ def test_at_the_flip_the_target_is_level(objective):
 # flip_beta between modes
 
 
-@pytest.mark.parametrize("case", [c for c in POWERS if c in oracles.NAMED], ids=oracles.ids)
+@pytest.mark.parametrize("case", oracles.slow_look_alikes(c for c in POWERS if c in oracles.NAMED))
 def test_modes_of_equal_rewards_are_merged_exactly(case):
     ref, reward = [0.25, 0.15, 0.3, 0.2, 0.1], [0.1, 0.1, 1.0, 0.5, 0.3]
     fine = problem(ref, reward, case.divergence)
@@ -374,6 +374,7 @@ def test_flips_under_jit_and_vmap(divergence, modes):
     np.testing.assert_allclose(jax.jit(jax.vmap(flip))(reward), eager, rtol=8 * eps(FLOAT))
 
 
+@pytest.mark.quick_only("divergence0-None")
 @TRANSFORMED
 def test_gradients_of_flips(divergence, modes):
     def flip(x):
@@ -478,6 +479,7 @@ COLLAPSING = [
 ]
 
 
+@pytest.mark.quick_only("total variation")
 @pytest.mark.parametrize("divergence", COLLAPSING, ids=lambda d: d.name)
 def test_targets_collapse_exactly_below_the_threshold(divergence):
     finite_slope = float(divergence.slope_at_infinity) < INF

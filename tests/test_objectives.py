@@ -16,7 +16,7 @@ from oracles import CASES, DTYPES, INF, X64, eps
 import kltarget as kt
 from kltarget import testing
 
-cases = pytest.mark.parametrize("case", CASES, ids=oracles.ids)
+cases = pytest.mark.parametrize("case", oracles.slow_look_alikes(CASES))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 TV = oracles.Case("total-variation", kt.TotalVariation(), oracles.total_variation(), 0)
 
@@ -98,6 +98,7 @@ def table(dtype):
     return reward, log_ref, beta, oracles.log_normalised(policy, dtype)
 
 
+@pytest.mark.quick_only("reverse-kl", "forward-kl", "chi-squared", "total-variation")
 @dtypes
 @pytest.mark.parametrize("case", [*CASES, TV], ids=oracles.ids)
 def test_value_in_arbitrary_precision(case, dtype):
@@ -118,6 +119,7 @@ def test_value_in_arbitrary_precision(case, dtype):
             assert abs(float(got[k]) - float(want)) <= 32 * eps(dtype) * size, name
 
 
+@pytest.mark.quick_only("reverse-kl", "forward-kl", "chi-squared")
 @dtypes
 @pytest.mark.parametrize("case", CASES, ids=oracles.ids)
 def test_gap_is_the_best_value_minus_this_one(case, dtype):
@@ -144,8 +146,9 @@ def best_policy(case, dtype):
     return np.array([float(x) for x in exact.log_probs]).astype(dtype)
 
 
+@pytest.mark.quick_only("forward-kl", "chi-squared")
 @dtypes
-@pytest.mark.parametrize("case", [*CASES, TV], ids=oracles.ids)
+@pytest.mark.parametrize("case", oracles.slow_look_alikes([*CASES, TV]))
 def test_gap_vanishes_quadratically_at_the_target(case, dtype):
     # In the shape of the table above, whose program it shares.
     rows = len(ROWS)
@@ -187,6 +190,7 @@ def test_gap_of_reverse_kl_is_beta_times_a_kl(dtype):
         assert float(kt.solve(objective).gap(policy)) == pytest.approx(want, rel=64 * eps(dtype))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_policy_beats_the_target(data):
     # A few regularisers, one of each kind: every class compiles three programs.
@@ -204,6 +208,7 @@ def test_no_policy_beats_the_target(data):
         assert gap == pytest.approx(best - value, rel=1e-2, abs=1024 * eps(policy.dtype) * scale)
 
 
+@pytest.mark.quick_only("reverse-kl", "forward-kl", "chi-squared")
 @dtypes
 @cases
 def test_gradient_is_that_of_the_value(case, dtype):
@@ -235,6 +240,7 @@ def test_gradient_at_zeros(case):
     assert np.all(np.isfinite(got[[0, 2]]))
 
 
+@pytest.mark.quick_only("reverse-kl", "forward-kl", "chi-squared")
 @dtypes
 @pytest.mark.parametrize("case", [*CASES, TV], ids=oracles.ids)
 @pytest.mark.parametrize("log_ratio", [120.0, -120.0, 800.0, -800.0])
@@ -437,6 +443,7 @@ TRACED = {
 }
 
 
+@pytest.mark.quick_only("forward KL")
 @dtypes
 @pytest.mark.parametrize(
     "divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.TotalVariation()], ids=lambda d: d.name
@@ -525,6 +532,9 @@ def test_the_target_of_a_measure(case):
 DEFAULT = np.float64 if X64 else np.float32
 
 
+@pytest.mark.quick_only(
+    "reward0-log_ref0-1", "reward6-log_ref6-0.5-float16", "reward8-log_ref8-0.5-bfloat16"
+)
 @pytest.mark.parametrize(
     ("reward", "log_ref", "beta", "want"),
     [
@@ -542,6 +552,8 @@ DEFAULT = np.float64 if X64 else np.float32
     ],
 )
 def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want):
+    if any(np.asarray(x).dtype == np.float16 for x in (reward, log_ref)):
+        oracles.require_float16()
     objective = kt.Objective(reward, log_ref, beta)
     target = kt.solve(objective)
     for x in (
@@ -562,8 +574,11 @@ def test_results_have_the_dtype_of_the_inputs(reward, log_ref, beta, want):
     assert jnp.issubdtype(target.status.dtype, jnp.integer)
 
 
+@pytest.mark.quick_only("bfloat16")
 @pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_sixteen_bit_inputs_are_computed_in_float32(kind):
+    if kind == jnp.float16:
+        oracles.require_float16()
     reward, log_ref = jnp.asarray(R5, kind), kt.normalize(jnp.asarray(log(P5), kind))
     for divergence in (kt.ReverseKL(), kt.ForwardKL()):
         short = kt.solve(kt.Objective(reward, log_ref, jnp.asarray(0.05, kind), divergence))
@@ -577,4 +592,6 @@ def test_sixteen_bit_inputs_are_computed_in_float32(kind):
             )
         )
         assert short.log_probs.dtype == kind
-        np.testing.assert_array_equal(short.log_probs, wide.log_probs.astype(kind))
+        # Two programs: float32's last digits may tip the rounding to the short type.
+        here, there = (np.asarray(x.log_probs, np.float64) for x in (short, wide))
+        np.testing.assert_allclose(here, there, rtol=eps(kind))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from oracles import DTYPES, assert_reference, eps, reference
 from scipy.integrate import quad
 from scipy.special import logsumexp
@@ -181,10 +180,35 @@ def test_against_an_interior_point_solver(seed):
     problem = cp.Problem(
         cp.Minimize(cp.sum(cp.rel_entr(p, ref))), [cp.sum(p) == 1, features.T @ p == asked]
     )
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
+    slack = oracles.clarabel(problem)
     got = moments_of(features, asked, ref)
-    np.testing.assert_allclose(got.probs, p.value, atol=max(1e-7, 100 * eps(DTYPE)))
-    assert float(got.divergence_value) == pytest.approx(problem.value, abs=max(1e-9, 1e-5 * 0.1))
+    # A shift of the moments by the peer's slack is worth the multipliers.
+    slack *= 1 + np.abs(numbers(got.multipliers)).sum()
+    assert float(got.divergence_value) == pytest.approx(problem.value, abs=slack + 32 * eps(DTYPE))
+    # What is within `slack` of the least divergence is within √(2·slack) in L₁ (Pinsker).
+    np.testing.assert_allclose(got.probs, p.value, atol=np.sqrt(2 * slack) + 32 * eps(DTYPE))
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 10_000))
+def test_projections_meet_their_optimality_conditions(seed):
+    """Feasible, exponentially tilted, and as good as the dual's value at the multipliers."""
+    rng = np.random.default_rng(seed)
+    ref, features = rng.dirichlet(np.ones(5)), rng.normal(size=(5, 2))
+    asked = rng.dirichlet(np.ones(5)) @ features
+    got = moments_of(features, asked, ref)
+    # What was asked is what the float type holds of it.
+    ref, features, asked = (numbers(np.asarray(x, DTYPE)) for x in (ref, features, asked))
+    p, eta = numbers(got.probs), numbers(got.multipliers)
+    tilts = features @ eta
+    tolerance = 32 * eps(DTYPE) * (1 + np.abs(tilts).max())
+    np.testing.assert_allclose(p.sum(), 1, atol=tolerance)
+    np.testing.assert_allclose(p @ features, asked, atol=tolerance * np.abs(features).max())
+    log_z = logsumexp(np.log(ref) + tilts)
+    np.testing.assert_allclose(np.log(p / ref), tilts - log_z, atol=tolerance)
+    # No distribution with these moments has a divergence below this.
+    dual = eta @ asked - log_z
+    assert float(got.divergence_value) == pytest.approx(dual, abs=tolerance)
 
 
 def test_deep_references_are_reached():
@@ -508,7 +532,8 @@ def test_reverse_optima_are_stationary_and_their_values_are_divergences(seeking)
         assert float(seeking.optima_values[row]) == pytest.approx(value, rel=slack)
 
 
-@pytest.mark.parametrize("direction", [pytest.param("forward", marks=pytest.mark.slow), "reverse"])
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_family_that_holds_the_target_neither_seeks_nor_covers(direction):
     for case in (APART, CLOSE):
         p = project(mixture_1d(**case), 2, direction, key=KEY)

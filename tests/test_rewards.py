@@ -83,6 +83,18 @@ def test_substitution_reference_values(beta):
     close(name, same.probs, "pi", b)
 
 
+@pytest.mark.quick_only(
+    "forward-kl",
+    "chi-squared",
+    "chi-squared-kl",
+    "alpha-0",
+    "alpha-0.5",
+    "alpha-1",
+    "alpha-1+2^-10",
+    "alpha-1-2^-5",
+    "alpha-1.5",
+    "alpha-3",
+)
 @pytest.mark.parametrize("case", CASES, ids=oracles.ids)
 def test_substitution_is_uniform_for_every_divergence(case):
     # Caveat 1, the way out
@@ -256,6 +268,7 @@ def test_inverse_reference_values(key, divergence, dtype):
     assert_reference("inverse-p5", got, key, dtype)
 
 
+@pytest.mark.quick_only("reverse KL", "forward KL")
 @pytest.mark.parametrize(
     "divergence",
     [
@@ -279,6 +292,7 @@ def test_the_target_of_the_reward_is_the_wish(divergence):
         np.testing.assert_allclose(target.probs, np.exp(log(wish)), rtol=rtol, err_msg=str(k))
 
 
+@pytest.mark.slow
 def test_zeros_of_the_wish():
     wish, ref = log([0.5, 0.0, 0.5, 0.0]), log([0.25, 0.25, 0.5, 0.0])
     for divergence in (kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon(), kt.ChiSquaredKL()):
@@ -330,6 +344,7 @@ def test_rewards_of_batches_and_types():
     )
 
 
+@pytest.mark.quick_only("forward KL")
 @pytest.mark.parametrize(
     "divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon()], ids=lambda d: d.name
 )

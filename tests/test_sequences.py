@@ -104,6 +104,7 @@ def test_a_space_is_a_static_argument():
     assert pickle.loads(pickle.dumps(ENDING)) == ENDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (2,), (2, 1, 3)])
 def test_conditionals_and_joint_are_inverses(shape):
     rng = np.random.default_rng(3)
@@ -252,7 +253,9 @@ def test_soft_values_on_sequences_that_end():
     np.testing.assert_array_equal(advantages[1][2], [-INF, -INF, 0])
 
 
-@pytest.mark.parametrize("name", oracles.reference_ids("tree"))
+@pytest.mark.parametrize(
+    "name", [*oracles.reference_ids("tree2-"), *oracles.slow(oracles.reference_ids("tree3"))]
+)
 def test_targets_of_the_bank_on_trees(name):
     case = oracles.reference(name)
     space, reward, depths, log_ref = bank_tree(name)
@@ -419,6 +422,7 @@ def spread_out(space, rewards):
     return total.astype(DTYPE)
 
 
+@pytest.mark.quick_only("2")
 @pytest.mark.parametrize("last", [0, 2, 3])
 def test_rewards_per_prefix_add_up(last):
     _, log_ref = random_tree(THREE, 12)
@@ -438,6 +442,7 @@ def test_rewards_per_prefix_add_up(last):
         close(advantages[t] if t < last else np.zeros((3**t, 3)), wanted[t], ulps=256)
 
 
+@pytest.mark.slow
 def test_only_the_last_tokens_may_count():
     # A bigram reference, rewards of pairs: the same as on the full tree, also when scanned.
     rng = np.random.default_rng(14)
@@ -486,6 +491,7 @@ def test_nothing_is_enumerated_for_rewards_per_prefix():
         space.sequences()
 
 
+@pytest.mark.slow
 def test_forbidden_sequences_have_soft_values():
     reward, log_ref = random_tree(THREE, 16)
     reward[:9] = -INF
@@ -536,6 +542,7 @@ def brute_token_local(space, reward, log_ref, beta, generator):
     return np.array([float(x) for x in log_probs.values()]), float(value[()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "chi-squared"])
 def test_token_local_targets_by_brute_force(name):
     case = BY_ID[name]
@@ -561,6 +568,7 @@ def test_token_local_targets_by_brute_force(name):
 ONE = kt.SequenceSpace(4, 1)
 
 
+@pytest.mark.quick_only("reverse KL")
 @pytest.mark.parametrize("divergence", [*KLS.values(), kt.TotalVariation()], ids=lambda d: d.name)
 def test_one_token_is_solve(divergence):
     reward, log_ref = random_tree(ONE, 22, 3)
@@ -619,6 +627,7 @@ def test_under_tracing_only_the_bad_rows_fail():
     assert np.isnan(np.asarray(values[0])[[1, 2, 3, 5]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", KLS)
 def test_gradients_of_token_local_targets(estimator):
     reward, log_ref = random_tree(TWO, 26)

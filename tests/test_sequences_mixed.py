@@ -55,6 +55,7 @@ def test_a_space_is_a_static_argument():
     assert pickle.loads(pickle.dumps(SPACE)) == SPACE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (2, 1, 3)])
 def test_conditionals_and_joint_are_inverses(shape):
     _, log_probs = random_tree(1, *shape)
@@ -124,6 +125,7 @@ def brute_token_local(reward, log_ref, beta, generator):
     return [float(x) for x in log_probs.values()], float(value[()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reverse-kl", "forward-kl"])
 def test_token_local_targets_by_brute_force(name):
     case = BY_ID[name]
@@ -147,6 +149,7 @@ POLICIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 def test_policies(policy):
     params = policy.init(key=jax.random.key(0))
@@ -187,6 +190,7 @@ def test_tabular_parameters_of_a_tree():
     close(SPACE.joint(policy.conditionals(params, SPACE)), log_probs)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_target():
     policy = TabularPolicy(SIZES, 4)
     reward, log_ref = random_tree(6)
@@ -239,9 +243,7 @@ def test_equal_sizes_are_the_same_sequences():
     log_probs[3] = -INF
     one, many = kt.SequenceSpace(2, 3), kt.SequenceSpace((2, 2, 2), 3)
     for x, y in zip(one.conditionals(log_probs), many.conditionals(log_probs), strict=True):
-        np.testing.assert_array_equal(x, y)
+        close(x, y, ulps=4)
     params = TabularPolicy(2, 3).init(key=jax.random.key(0))
     for policy in (TabularPolicy(2, 3), TabularPolicy((2, 2, 2), 3)):
-        np.testing.assert_array_equal(
-            policy.conditionals(params, many)[2], policy.conditionals(params, one)[2]
-        )
+        close(policy.conditionals(params, many)[2], policy.conditionals(params, one)[2], ulps=4)

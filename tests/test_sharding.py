@@ -41,6 +41,7 @@ def loss(reward, log_ref, beta, divergence):
     return jnp.sum(kt.solve(kt.Objective(reward, log_ref, beta, divergence)).probs[:, 0])
 
 
+@pytest.mark.quick_only("forward KL-batch")
 @pytest.mark.parametrize("axis", ["batch", "outcomes"])
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
 def test_sharded_inputs_give_the_same_results(problem, divergence, axis, all_devices):
@@ -67,6 +68,7 @@ def test_sharded_inputs_give_the_same_results(problem, divergence, axis, all_dev
         np.testing.assert_allclose(x, y, rtol=64 * oracles.eps(DTYPE), atol=64 * oracles.eps(DTYPE))
 
 
+@pytest.mark.slow
 def test_outside_jit_too(problem, all_devices):
     mesh = Mesh(np.array(all_devices), ("devices",))
     reward, log_ref, beta = (
@@ -78,6 +80,7 @@ def test_outside_jit_too(problem, all_devices):
     assert len(got.log_probs.sharding.device_set) == jax.device_count()
 
 
+@pytest.mark.slow
 def test_under_shard_map(problem, all_devices):
     mesh = Mesh(np.array(all_devices), ("devices",))
     rows = PartitionSpec("devices")

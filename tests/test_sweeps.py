@@ -164,6 +164,7 @@ def test_one_point_to_many_digits():
     np.testing.assert_allclose(point.log_probs, exact, rtol=1e-13)
 
 
+@pytest.mark.quick_only("reverse-kl-inf-kinds0")
 @pytest.mark.parametrize(
     ("divergence", "threshold", "kinds"),
     [
@@ -279,10 +280,10 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
     written = {}
     for _ in range(10):
         process = subprocess.Popen([sys.executable, "-c", _SWEEP, str(folder)], env=environment)
-        # At random moments from when new parts appear, whatever a start takes on this machine.
-        while process.poll() is None and len(list(folder.glob("part-*"))) <= len(written):
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+        # After so many new parts, in the midst of what follows: no clock has a say.
+        enough = len(written) + rng.integers(1, 12)
+        while process.poll() is None and len(list(folder.glob("part-*"))) < enough:
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         now = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}

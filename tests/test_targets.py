@@ -13,7 +13,10 @@ from oracles import BY_ID, CASES, DTYPES, INF, eps
 import kltarget as kt
 from kltarget import targets
 
-cases = pytest.mark.parametrize("case", CASES, ids=oracles.ids)
+# Closed forms and their derivatives are worth their digits in double precision too.
+pytestmark = pytest.mark.precise
+
+cases = pytest.mark.parametrize("case", oracles.slow_look_alikes(CASES))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 TV = kt.TotalVariation()
 
@@ -77,7 +80,7 @@ TARGETS = [
 
 
 @dtypes
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", oracles.slow_look_alikes(TARGETS))
 def test_targets_of_the_bank(name, dtype):
     case = oracles.reference(name)
     expected = case["expected"]
@@ -222,10 +225,10 @@ def test_accuracy_bar(case, dtype):
 
 @pytest.mark.slow
 @dtypes
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", range(1, 6))
 @cases
 def test_accuracy_bar_on_many_problems(case, seed, dtype):
-    worst, problem = accuracy(case, dtype, oracles.random_problems(seed, 96, dtype))
+    worst, problem = accuracy(case, dtype, oracles.random_problems(seed, 192, dtype))
     assert worst <= BAR, problem
 
 
@@ -376,6 +379,17 @@ def test_laws(case, dtype):
         )
 
 
+@pytest.mark.quick_only(
+    "forward-kl",
+    "alpha-0",
+    "alpha-0.5",
+    "alpha-1",
+    "alpha-1+2^-10",
+    "alpha-1-2^-5",
+    "alpha-1.5",
+    "alpha-3",
+    "chi-squared",
+)
 @dtypes
 @cases
 def test_limits_in_beta(case, dtype):
@@ -457,6 +471,7 @@ def test_a_single_outcome(case, dtype):
         assert float(got.value) == pytest.approx(reward, rel=4 * eps(dtype))
 
 
+@pytest.mark.quick_only("reverse-kl", "forward-kl")
 @dtypes
 @pytest.mark.parametrize(
     "case",
@@ -557,7 +572,7 @@ CONVEX = {
 
 
 @pytest.mark.filterwarnings("ignore")  # of the convex modelling library, not ours
-@pytest.mark.parametrize("name", CONVEX)
+@pytest.mark.parametrize("name", oracles.slow_look_alikes(CONVEX))
 def test_agrees_with_a_convex_solver(name):
     pytest.importorskip("cvxpy")
     dtype = DTYPES[-1]
@@ -570,10 +585,12 @@ def test_agrees_with_a_convex_solver(name):
     ]
     solved = oracles.solve_rows([(r, log(q), b) for r, q, b in problems], CONVEX[name], dtype)
     for (reward, ref, beta), got in zip(problems, solved, strict=True):
-        policy, value = oracles.convex_optimum(reward, ref, beta, name)
-        assert float(got.value) == pytest.approx(value, abs=2e-6)
+        policy, value, slack = oracles.convex_optimum(reward, ref, beta, name)
+        assert float(got.value) == pytest.approx(value, abs=slack + 16 * eps(dtype))
         if not got.status & kt.Status.NOT_UNIQUE:
-            np.testing.assert_allclose(got.probs, policy, atol=5e-4)
+            # A policy whose value is short by `slack` is within 2·√(slack/β) where the generator's
+            # curvature is at least ½ (Pinsker), and within its multiple where it has a kink.
+            np.testing.assert_allclose(got.probs, policy, atol=2 * np.sqrt(slack / beta))
 
 
 P5, R5 = [0.4, 0.3, 0.15, 0.1, 0.05], [0.1, 0.5, 1.0, 0.9, 0.3]
@@ -625,7 +642,9 @@ def test_total_variation_by_its_rule(dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("case", [*CASES, oracles.Case("tv", TV, None, 0)], ids=oracles.ids)
+@pytest.mark.parametrize(
+    "case", oracles.slow_look_alikes([*CASES, oracles.Case("tv", TV, None, 0)])
+)
 def test_an_objective_without_preference_keeps_the_reference(case, dtype):
     log_ref = oracles.log_normalised(np.array([0.0, -3.0, -40.0, -1.0]), dtype)
     rows = [([2.5] * 4, log_ref, beta) for beta in (1e-12, 1.0, 1e12)]
@@ -668,6 +687,7 @@ def test_structures_of_different_divergences_differ():
         assert [one == other for other in structures] == [i == j for j in range(len(structures))]
 
 
+@pytest.mark.quick_only("forward-kl")
 @dtypes
 @pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "hellinger", "chi-squared"])
 def test_a_written_generator_has_the_target_of_the_built_in_one(name, dtype):

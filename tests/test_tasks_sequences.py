@@ -152,6 +152,7 @@ def test_corpora_by_hand():
     assert 0.2 < probs[spec.right()].sum() < 0.21
 
 
+@pytest.mark.quick_only("words-3")
 @pytest.mark.parametrize("name", ALL)
 def test_the_reference_is_the_trained_policy(name):
     task = tasks.load(name)
@@ -210,6 +211,7 @@ def test_training_again_gives_as_good_a_reference(name):
     assert np.exp(again)[right].sum() == pytest.approx(MASS_ON_RIGHT[name], rel=0.2)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_reference():
     task = tasks.load("words-3")
     run = fine_tune(
@@ -286,11 +288,13 @@ def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
     assert primes.split()[1:3] == ["1,000,000", "78,498"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "favourite"),
     [
         ("words-3", "the"),
-        pytest.param("primes", "000002", marks=pytest.mark.slow),
+        ("primes", "000002"),
+        ("brackets", "()()()()()()()()()()"),
     ],
 )
 def test_the_command_solves_them(name, favourite, capsys, tmp_path):

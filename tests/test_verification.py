@@ -63,6 +63,7 @@ def local(solve, ref, reward, beta, size):
     return probs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.05, 2.0])
 def test_the_four_targets(beta):
     problem = tree(3, 4)
@@ -94,6 +95,7 @@ def report():
     )
 
 
+@pytest.mark.slow
 def test_tabular_policies_reach_their_targets(report):
     assert report.passed, str(report)
     assert len(report.runs) == 4 * 2 * 2
@@ -106,6 +108,7 @@ def test_tabular_policies_reach_their_targets(report):
         np.testing.assert_allclose(run.mode_mass, run.target_mode_mass, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_run():
     problem = tree(3, 1)
     ref, reward = np.exp(problem["log_ref"]), problem["reward"]
@@ -149,6 +152,7 @@ def test_numbers_are_those_of_the_run():
     assert run.identity_error < 1e-12
 
 
+@pytest.mark.slow
 def test_unfinished_training_is_called_so():
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
     report = verify(**tree(3, 1), key=KEY, **options, num_steps=6, recipes=RECIPES[::2])
@@ -182,6 +186,7 @@ class Independent:
         return tuple(jnp.tile(table[t], (self.vocab_size**t, 1)) for t in range(self.length))
 
 
+@pytest.mark.slow
 def test_what_a_family_cannot_represent_is_called_so():
     policy = Independent(3, 3)
     policies = {"independent": (policy, policy.init(key=KEY))}
@@ -199,6 +204,7 @@ def test_what_a_family_cannot_represent_is_called_so():
     assert 0.8 < run.followable < 0.999
 
 
+@pytest.mark.slow
 def test_a_wrong_prediction_fails(monkeypatch):
     def wrong(space, reward, log_ref, beta, scale):
         return _exact_targets.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
@@ -212,6 +218,7 @@ def test_a_wrong_prediction_fails(monkeypatch):
     assert failed[1].startswith("J* − J(π) = β·KL(π‖π*)")
 
 
+@pytest.mark.slow
 def test_diverged_runs_are_reported():
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
     options["recipes"] = RECIPES[:1]
@@ -221,6 +228,7 @@ def test_diverged_runs_are_reported():
     assert not report.passed
 
 
+@pytest.mark.slow
 def test_recipes_without_a_target_are_shown_beside_the_others():
     recipes = [Recipe("loss", "k1"), Recipe("none", "k1")]
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
@@ -234,6 +242,7 @@ def test_recipes_without_a_target_are_shown_beside_the_others():
 SAMPLED = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "batch_size": 64}
 
 
+@pytest.mark.slow
 def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     arguments = {**SAMPLED, "recipes": RECIPES[3:], "num_seeds": 8, "learning_rate": 0.03}
     report = verify(**tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
@@ -250,6 +259,7 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     assert not next(c for c in report.checks if "standard errors" in c.name).passed
 
 
+@pytest.mark.slow
 def test_report_as_data(report, tmp_path):
     frame = report.to_dataframe()
     assert len(frame) == len(report.runs)
@@ -270,6 +280,7 @@ def test_report_as_data(report, tmp_path):
     assert "Verdict: confirmed." in table
 
 
+@pytest.mark.slow
 def test_figures_of_a_report(report):
     ax = plot.predicted_vs_reached(report)
     points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
@@ -281,6 +292,7 @@ def test_figures_of_a_report(report):
     assert len(plot.verification(report).axes) == 3
 
 
+@pytest.mark.slow
 def test_training_curves_end_at_their_targets():
     problem = tree(3, 1)
     policy = TabularPolicy(3, 3)
@@ -344,6 +356,7 @@ def run_command(capsys, *arguments):
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
     out = tmp_path / "a" / "b"
     options = ("one-two", "--policies", "tabular", "--beta", "0.5", "--seeds", "1", "--out", out)

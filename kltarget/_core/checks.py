@@ -81,3 +81,23 @@ def typed_key(key: Any) -> Array:
     """Random keys in the new style, whichever was given."""
     key = jnp.asarray(key)
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def concrete_labels(modes: Any, num_outcomes: int) -> np.ndarray:
+    """Labels of modes as a caller gave them, checked, shape ``[A]``."""
+    if traced(modes):
+        raise TypeError(
+            "modes must be concrete labels, not traced ones: they decide the shape of the result; "
+            "close over them instead of passing them through jit or vmap"
+        )
+    labels = np.asarray(modes)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"modes must be integer labels, got dtype {labels.dtype}")
+    if labels.shape != (num_outcomes,):
+        raise ValueError(
+            f"modes has shape {labels.shape}, but there are {num_outcomes} outcomes: "
+            f"give one label per outcome, shape ({num_outcomes},)"
+        )
+    if not (labels >= 0).any():
+        raise ValueError("modes has no label of 0 or more: every outcome is in no mode")
+    return labels

@@ -26,8 +26,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
 )
 from kltarget.evidence._statistics import Log, groups_of, history, log_of
-from kltarget.recipes import Recipe
-from kltarget.recipes import recipe as preset
+from kltarget.recipes import Recipe, recipe as preset
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 

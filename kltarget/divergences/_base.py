@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -34,6 +35,39 @@ class Divergence(abc.ABC):
     """
 
     name: ClassVar[str]
+    _slug: ClassVar[str | None] = None
+
+    @property
+    def title(self) -> str:
+        """What figures call it: its name, with the parameters that tell members of a family apart.
+
+        Example:
+            >>> import kltarget as kt
+            >>> kt.ReverseKL().title, kt.Alpha(0.5).title
+            ('reverse KL', 'α-divergence (0.5)')
+        """
+        numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(self)]
+        shown = ", ".join(f"{x:.4g}" for x in numbers if x.ndim == 0)
+        return f"{self.name} ({shown})" if shown else self.name
+
+    @property
+    def slug(self) -> str:
+        """What the command line and labelled data call it; where they take names, its inverse.
+
+        Of a generator of your own it is the name.
+
+        Raises:
+            ValueError: If the parameter is an array, for which there is no one name.
+
+        Example:
+            >>> import kltarget as kt
+            >>> kt.ReverseKL().slug, kt.Alpha(0.5).slug
+            ('reverse-kl', 'alpha:0.5')
+        """
+        parameters = jax.tree.leaves(self)
+        if any(np.ndim(x) for x in parameters) or len(parameters) > 1:
+            raise ValueError(f"divergence has several parameters, {self}: give one for each")
+        return ":".join([self._slug or self.name, *map(_shortest, map(float, parameters))])
 
     @abc.abstractmethod
     def f(self, u: ArrayLike) -> Array:
@@ -134,6 +168,11 @@ class Divergence(abc.ABC):
         """``log (d log u/d s) = −log(u f″(u))``."""
         u = jnp.exp(log_u)
         return -jnp.log(u * self.f_second(u))
+
+
+def _shortest(x: float) -> str:
+    short = f"{x:g}"
+    return short if float(short) == x else repr(x)
 
 
 def slope_at_zero(divergence: Divergence, dtype: Any) -> Array:

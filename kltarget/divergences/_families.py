@@ -52,7 +52,14 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
     Returns:
         The divergence, shape ``[*batch]``; ``inf`` where ``q`` is 0 and ``p`` is not. Summed as
         ``Σ (p log(p/q) − p + q)``, whose terms are non-negative, so it keeps its relative accuracy
-        when the two distributions nearly agree.
+        when the two distributions nearly agree. Differentiable in both arguments where it is
+        finite.
+
+    Raises:
+        TypeError: complex numbers.
+        ValueError: shapes that do not fit, naming both.
+
+    An outcome that is ``-inf`` under ``p`` adds ``q`` to the sum as written, nothing to the KL.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
@@ -84,6 +91,7 @@ class ReverseKL(PowerDivergence):
     """
 
     name: ClassVar[str] = "reverse KL"
+    _slug: ClassVar[str | None] = "reverse-kl"
     _alpha: ClassVar[float] = 1
 
 
@@ -110,6 +118,7 @@ class ForwardKL(PowerDivergence):
     """
 
     name: ClassVar[str] = "forward KL"
+    _slug: ClassVar[str | None] = "forward-kl"
     _alpha: ClassVar[float] = 0
 
 
@@ -131,6 +140,7 @@ class ChiSquared(PowerDivergence):
     """
 
     name: ClassVar[str] = "χ²"
+    _slug: ClassVar[str | None] = "chi-squared"
     _alpha: ClassVar[float] = 2
     _scale: ClassVar[float] = 2.0
 
@@ -150,6 +160,7 @@ class NeymanChiSquared(PowerDivergence):
     """
 
     name: ClassVar[str] = "Neyman χ²"
+    _slug: ClassVar[str | None] = "neyman-chi-squared"
     _alpha: ClassVar[float] = -1
     _scale: ClassVar[float] = 2.0
 
@@ -169,6 +180,7 @@ class SquaredHellinger(PowerDivergence):
     """
 
     name: ClassVar[str] = "squared Hellinger"
+    _slug: ClassVar[str | None] = "squared-hellinger"
     _alpha: ClassVar[float] = 0.5
     _scale: ClassVar[float] = 0.5
 
@@ -205,6 +217,7 @@ class Alpha(PowerDivergence):
     """
 
     name: ClassVar[str] = "α-divergence"
+    _slug: ClassVar[str | None] = "alpha"
     alpha: Any
 
     @property
@@ -236,6 +249,7 @@ class Tsallis(PowerDivergence):
     """
 
     name: ClassVar[str] = "Tsallis KL"
+    _slug: ClassVar[str | None] = "tsallis"
     q: Any
     _linear: ClassVar[float] = 1.0
 
@@ -271,6 +285,7 @@ class JensenShannon(Divergence):
     """
 
     name: ClassVar[str] = "Jensen–Shannon"
+    _slug: ClassVar[str | None] = "jensen-shannon"
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -330,6 +345,7 @@ class ChiSquaredKL(Divergence):
     """
 
     name: ClassVar[str] = "χ² + KL"
+    _slug: ClassVar[str | None] = "chi-squared-kl"
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -387,6 +403,7 @@ class TotalVariation(Divergence):
     """
 
     name: ClassVar[str] = "total variation"
+    _slug: ClassVar[str | None] = "total-variation"
 
     def f(self, u: ArrayLike) -> Array:
         return 0.5 * jnp.abs(as_float(u) - 1)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from kltarget.divergences import _families
 from kltarget.divergences._base import Divergence
+from kltarget.divergences._families import (
+    Alpha,
+    ChiSquared,
+    ChiSquaredKL,
+    ForwardKL,
+    JensenShannon,
+    NeymanChiSquared,
+    ReverseKL,
+    SquaredHellinger,
+    TotalVariation,
+    Tsallis,
+)
 
-CLASSES = {
-    "reverse-kl": "ReverseKL",
-    "forward-kl": "ForwardKL",
-    "jensen-shannon": "JensenShannon",
-    "alpha": "Alpha",
-    "chi-squared": "ChiSquared",
-    "neyman-chi-squared": "NeymanChiSquared",
-    "squared-hellinger": "SquaredHellinger",
-    "tsallis": "Tsallis",
-    "chi-squared-kl": "ChiSquaredKL",
-    "total-variation": "TotalVariation",
+CLASSES: dict[str, Callable[..., Divergence]] = {
+    str(cls._slug): cls
+    for cls in (
+        ReverseKL,
+        ForwardKL,
+        JensenShannon,
+        Alpha,
+        ChiSquared,
+        NeymanChiSquared,
+        SquaredHellinger,
+        Tsallis,
+        ChiSquaredKL,
+        TotalVariation,
+    )
 }
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
 
@@ -28,15 +43,15 @@ EXAMPLES = tuple(
 
 
 def named(text: str) -> Divergence:
-    """The divergence that `text`, such as `"reverse-kl"` or `"alpha:0.5"`, names.
+    """The divergence whose `slug` is `text`, such as `"reverse-kl"` or `"alpha:0.5"`.
 
     Raises:
-        ValueError: If there is none of that name, or its parameter is missing or no number.
+        ValueError: there is none of that name, or its parameter is missing or no number.
     """
     name, colon, parameter = text.partition(":")
     if name not in CLASSES:
         raise ValueError(f"{text!r} is none of {', '.join(CLASSES)}")
-    make = getattr(_families, CLASSES[name])
+    make = CLASSES[name]
     if name not in _WITH_PARAMETER:
         if colon:
             raise ValueError(f"{name} has no parameter")

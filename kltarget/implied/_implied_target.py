@@ -155,18 +155,23 @@ def effective_beta(
     length: it is then the one that matches the spread of the advantages and the mean weights.
 
     Args:
-        recipe: what the trainer does.
-        reward: of every outcome, ``[*batch, A]``.
-        log_ref: log-probabilities of the reference, ``[*batch, A]``.
-        space: the sequences that the outcomes are.
-        beta: coefficient of the regulariser; by default the recipe's.
+        recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
+        reward: of every outcome, ``[*batch, A]``, in any real unit; finite where the reference has
+            mass.
+        log_ref: log-probabilities of the reference, ``[*batch, A]``; ``-inf`` where it has no mass.
+        space: the sequences that the outcomes are. Without it an outcome is one token.
+        beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
+            more, shape ``[*batch]``.
 
     Returns:
-        Coefficients in units of the recipe's reward per nat, shape ``[*batch]``.
+        Coefficients in units of the reward per nat, shape ``[*batch]``: the ``effective_beta`` of
+        :func:`implied_target`, which is searched for on the host, in float64. It has no
+        derivatives.
 
     Raises:
-        TypeError: as :func:`implied_target`.
-        ValueError: as :func:`implied_target`.
+        TypeError: a recipe or a space that is none.
+        ValueError: shapes that do not fit, a missing beta, values out of range, or a recipe whose
+            fixed points no formula is known for; the message names the argument.
 
     Example:
         >>> import jax.numpy as jnp

@@ -11,28 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kltarget._core.checks import traced
+from kltarget._core.checks import concrete_labels, traced
 from kltarget._core.numerics import log_sum_exp
-
-
-def concrete_labels(modes: Any, num_outcomes: int) -> np.ndarray:
-    """Labels of modes as a caller gave them, checked, shape ``[A]``."""
-    if traced(modes):
-        raise TypeError(
-            "modes must be concrete labels, not traced ones: they decide the shape of the result; "
-            "close over them instead of passing them through jit or vmap"
-        )
-    labels = np.asarray(modes)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"modes must be integer labels, got dtype {labels.dtype}")
-    if labels.shape != (num_outcomes,):
-        raise ValueError(
-            f"modes has shape {labels.shape}, but there are {num_outcomes} outcomes: "
-            f"give one label per outcome, shape ({num_outcomes},)"
-        )
-    if not (labels >= 0).any():
-        raise ValueError("modes has no label of 0 or more: every outcome is in no mode")
-    return labels
 
 
 def members_of(

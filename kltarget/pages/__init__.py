@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 from kltarget.pages._diagnosis_page import diagnosis
 from kltarget.pages._explore import explore
 from kltarget.pages._explorer_page import page
-from kltarget.pages._moves import Move, Path, Scene
 
 if TYPE_CHECKING:
-    from kltarget.pages._widget import Explorer
+    from kltarget.pages._widget import Explorer, Scene
 
-__all__ = ["Explorer", "Move", "Path", "Scene", "diagnosis", "explore", "page"]
+__all__ = ["Explorer", "Scene", "diagnosis", "explore", "page"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Explorer":
-        from kltarget.pages._widget import Explorer
+    if name in ("Explorer", "Scene"):
+        from kltarget.pages import _widget
 
-        return Explorer
+        return getattr(_widget, name)
     raise AttributeError(f"module 'kltarget.pages' has no attribute {name!r}")

@@ -11,14 +11,12 @@ from jax.typing import ArrayLike
 
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
-from kltarget.objectives import Objective
 from kltarget.pages._explorer_setup import Setup, setup_of
 from kltarget.targets import solve
-from kltarget.tasks import Task
 
 
 def explore(
-    problem: Task | Objective,
+    problem: Any,
     *,
     labels: Sequence[str] | None = None,
     modes: ArrayLike | None = None,
@@ -42,8 +40,9 @@ def explore(
     KLs to the reference and the β within the slider's range at which the two modes trade places.
 
     Args:
-        problem: What is explored, a task or an objective without batch axes, over at most 20,000
-            outcomes.
+        problem: What is explored, in any form that :func:`kltarget.tasks.as_task` takes: a task or
+            its name, the path of a table, an objective without batch axes, or ``(reward,
+            log_ref)``, over at most 20,000 outcomes.
         labels: What the outcomes are called, `A` strings. Default: those of the task, else their
             indices.
         modes: Integer labels `[A]` of the outcomes' modes, below 0 for none. Default: those of the
@@ -52,25 +51,25 @@ def explore(
             reference likes most, and of the best rewarded others the one it likes least.
         beta: Where β starts, reward units per nat. Default: that of the objective; for a task a
             tenth of the range of its rewards.
-        divergences: What can be chosen, by name (`"reverse-kl"`, `"alpha:0.5"`, …) or as
-            divergences; the first is where it starts. Default: the common ones, starting with that
-            of the objective, or with reverse KL.
+        divergences: What can be chosen, by name (``"reverse-kl"``, ``"alpha:0.5"``, …) or as
+            divergences, your own among them; the first is where it starts. Default: the common
+            ones, starting with that of the objective, or with reverse KL.
 
     Returns:
-        A `kltarget.pages.Explorer`, an `ipywidgets.VBox` for JupyterLab, VS Code and Colab; its
-        `controls` can be set and its `scene` read from code. Without ipywidgets a warning says what
-        to install, and a `matplotlib.figure.Figure` shows the targets of several β.
+        A :class:`kltarget.pages.Explorer`, a widget for JupyterLab, VS Code, Colab and marimo that
+        needs no network; its `beta` and the like can be read and set from code, and its `scene` is
+        the same solved in Python. Without anywidget a warning says what to install, and a
+        ``matplotlib.figure.Figure`` shows the targets of several β.
 
     Raises:
-        TypeError: If `problem` is neither a task nor an objective, or is traced.
-        ValueError: If it has batch axes, too many outcomes or none that is possible, or labels,
-            modes, pair or divergences do not fit.
+        TypeError: ``problem`` is nothing of these, or is traced.
+        ValueError: it has batch axes, too many outcomes or none that is possible, or labels, modes,
+            pair or divergences do not fit.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
-        >>> from kltarget import tasks
-        >>> explorer = kt.explore(tasks.load("one-two"), beta=0.1)
-        >>> explorer.controls["beta"].value = 1.0
+        >>> explorer = kt.explore("one-two", beta=0.1)
+        >>> explorer.beta = 1.0
         >>> [f"{p:.4f}" for p in jnp.exp(explorer.scene.log_probs)]
         ['0.5262', '0.0351', '0.4388']
     """
@@ -80,10 +79,10 @@ def explore(
     try:
         from kltarget.pages._widget import Explorer
     except ModuleNotFoundError as error:
-        if error.name != "ipywidgets":
+        if error.name != "anywidget":
             raise
         warnings.warn(
-            'sliders need ipywidgets: pip install "kltarget[notebooks]"; '
+            'sliders need anywidget: pip install "kltarget[notebooks]"; '
             "this figure shows the targets of several β instead",
             stacklevel=2,
         )
@@ -96,11 +95,8 @@ def _panel(setup: Setup) -> Any:
 
     # Four decades around the start, without its ends, where nothing changes any more.
     betas = setup.beta * np.array([0.01, 0.1, 1.0, 10.0])
-    task = Task(
-        setup.name, setup.description, setup.log_ref, setup.reward, setup.labels, setup.modes
-    )
+    task, divergence = setup.task, setup.divergences[setup.start["divergence"]]
     with double_precision():
-        target = solve(task.objective(betas, divergence=next(iter(setup.divergences.values()))))
-    ax = plot.target(target, problem=task)
-    ax.set_title(setup.name)
+        ax = plot.target(solve(task.objective(betas, divergence=divergence)), problem=task)
+    ax.set_title(task.name)
     return ax.figure

@@ -2,132 +2,153 @@
 
 from __future__ import annotations
 
-import html
+import dataclasses
 import math
 from typing import Any
 
-import ipywidgets as widgets
+import anywidget
+import jax
 import numpy as np
+import traitlets
+from jaxtyping import Array
 
-from kltarget._core.words import number
-from kltarget.pages._explorer_setup import Setup, title
-from kltarget.pages._moves import Move, Mover, Scene
-from kltarget.pages._picture import picture
+from kltarget._core.distances import effective, kl, mode_masses
+from kltarget._core.numerics import double_precision
+from kltarget.divergences import Divergence, ReverseKL
+from kltarget.objectives import Objective, mara
+from kltarget.pages._explorer_page import script
+from kltarget.pages._explorer_setup import Setup
+from kltarget.targets import solve
 
-_DECADE = 0.01
 
-
-class Explorer(widgets.VBox):
-    """Sliders and the picture they move; show it by making it the last line of a cell.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """What the sliders ask for, solved in Python in double precision.
 
     Attributes:
-        controls: The widgets by name: `divergence`, `beta`, `reward_scale`, `odds`, `threshold`.
-            Setting the `value` of one moves the picture, from code too.
-        scene: What is drawn: the move, the target's `log_probs`, its reference, reward, measures
-            and path over β, as NumPy arrays in double precision.
+        log_ref: The reference, with the odds that are asked for, `[A]`.
+        reward: What is maximised, MARA included, divided by the reward scale, `[A]`.
+        log_probs: The target, `[A]`.
+        measures: Of the reference and of the target: `expected_reward` in the problem's unit,
+            `effective_modes`, `reverse_kl` and `forward_kl` in nats.
     """
 
+    log_ref: np.ndarray
+    reward: np.ndarray
+    log_probs: np.ndarray
+    measures: dict[str, tuple[float, float]]
+
+
+class Explorer(anywidget.AnyWidget):
+    """Sliders and the picture they move; show it by making it the last line of a cell.
+
+    The browser solves and draws, also while the kernel is busy. What the sliders say can be read
+    and set here: setting an attribute moves the picture, moving a slider sets the attribute.
+
+    Attributes:
+        divergence: Name of the divergence.
+        beta: Coefficient, reward units per nat.
+        reward_scale: What the rewards are multiplied by.
+        odds: Reference odds of the first mode of the pair against the second; None for its own.
+        threshold: Reward from which on MARA makes outcomes equally probable; None for off.
+        problem: What is explored, as the browser reads it.
+    """
+
+    divergence = traitlets.Unicode().tag(sync=True)
+    beta = traitlets.Float().tag(sync=True)
+    reward_scale = traitlets.Float(1.0).tag(sync=True)
+    odds = traitlets.Float(None, allow_none=True).tag(sync=True)
+    threshold = traitlets.Float(None, allow_none=True).tag(sync=True)
+    problem = traitlets.Dict(read_only=True).tag(sync=True)
+
     def __init__(self, setup: Setup) -> None:
-        self._setup, self._mover = setup, Mover(setup)
-        self._odds_start = math.log10(setup.own_odds)
-        self.controls = self._make_controls()
-        self._picture, self._numbers = widgets.HTML(), widgets.HTML()
-        self._redraw()
-        for control in self.controls.values():
-            control.observe(self._redraw, "value")
-        shown = [c for name, c in self.controls.items() if name != "odds" or setup.pair]
-        side = widgets.VBox([*shown, self._numbers], layout={"width": "340px"})
-        drawing = widgets.VBox([self._picture], layout={"flex": "1 1 420px", "max_width": "760px"})
-        head = f"<b>{html.escape(setup.name)}</b>: {html.escape(setup.description)}"
-        body = widgets.HBox([drawing, side], layout={"flex_flow": "row wrap"})
-        super().__init__([widgets.HTML(head), body])
+        self._setup = setup
+        self._esm = f"{script()}\nexport default {{ render }};\n"
+        self.set_trait("problem", setup.to_json())
+        super().__init__(**setup.start)
+
+    @traitlets.validate("beta", "reward_scale", "odds")
+    def _positive(self, proposal: Any) -> Any:
+        value = proposal["value"]
+        if value is not None and not 0 < value < math.inf:
+            name = proposal["trait"].name
+            raise traitlets.TraitError(f"{name} must be above 0 and finite, got {value}")
+        return value
+
+    @traitlets.validate("threshold")
+    def _finite(self, proposal: Any) -> Any:
+        if proposal["value"] is not None and not math.isfinite(proposal["value"]):
+            raise traitlets.TraitError("threshold must be finite, or None for off")
+        return proposal["value"]
+
+    @traitlets.validate("divergence")
+    def _known(self, proposal: Any) -> str:
+        if proposal["value"] not in self._setup.divergences:
+            choices = ", ".join(self._setup.divergences)
+            raise traitlets.TraitError(f"divergence must be one of {choices}")
+        return proposal["value"]
+
+    def move(self, **settings: Any) -> Scene:
+        """Sets several attributes in one step, and returns the scene after it."""
+        unknown = settings.keys() - self._setup.start.keys()
+        if unknown:
+            raise TypeError(f"there is no slider {sorted(unknown)[0]!r}")
+        with self.hold_sync(), self.hold_trait_notifications():
+            for name, value in settings.items():
+                setattr(self, name, value)
+        return self.scene
 
     @property
-    def move(self) -> Move:
-        """Where the sliders stand."""
-        value = {name: control.value for name, control in self.controls.items()}
-        at_start = abs(value["odds"] - self._odds_start) < _DECADE / 2
-        return Move(
-            divergence=value["divergence"],
-            beta=value["beta"],
-            reward_scale=value["reward_scale"],
-            odds=self._setup.own_odds if at_start else 10.0 ** value["odds"],
-            threshold=value["threshold"],
+    def scene(self) -> Scene:
+        """What the browser draws, solved anew in Python: an independent check of the script."""
+        setup, modes, own_reward = self._setup, self._setup.task.modes, self._setup.task.reward
+        log_ref = self._reference()
+        with double_precision():
+            reward, log_probs = _solved(
+                np.float64(self.reward_scale) * own_reward,
+                log_ref,
+                np.float64(self.beta),
+                setup.divergences[self.divergence],
+                # No reward reaches infinity: all stays as it is.
+                np.float64(math.inf if self.threshold is None else self.threshold)
+                * self.reward_scale,
+            )
+            reward, log_probs = np.asarray(reward), np.asarray(log_probs)
+
+        def of_both(measure: Any) -> tuple[float, float]:
+            return measure(log_ref), measure(log_probs)
+
+        possible = np.where(np.isfinite(own_reward), own_reward, 0)
+        return Scene(
+            log_ref=log_ref,
+            reward=reward / self.reward_scale,
+            log_probs=log_probs,
+            measures={
+                "expected_reward": of_both(lambda logs: float(np.exp(logs) @ possible)),
+                "effective_modes": of_both(lambda logs: effective(mode_masses(logs, modes))),
+                "reverse_kl": of_both(lambda logs: kl(logs, log_ref)),
+                "forward_kl": of_both(lambda logs: kl(log_ref, logs)),
+            },
         )
 
-    def _make_controls(self) -> dict[str, Any]:
-        setup = self._setup
-        common = {
-            "style": {"description_width": "92px"},
-            "layout": {"width": "330px"},
-        }
-        low, high = setup.beta_decades
-        reach = max(3.0, math.ceil(abs(self._odds_start)) + 0.5)
-        stops = [("off", math.inf), *((number(x), x) for x in setup.thresholds)]
-        return {
-            "divergence": widgets.Dropdown(
-                options=[(title(x), name) for name, x in setup.divergences.items()],
-                description="regulariser",
-                **common,
-            ),
-            "beta": widgets.FloatLogSlider(
-                setup.beta, min=low, max=high, step=_DECADE, description="β", **common
-            ),
-            "reward_scale": widgets.FloatLogSlider(
-                1.0, min=-2, max=2, step=_DECADE, description="reward ×", **common
-            ),
-            "odds": widgets.FloatSlider(
-                self._odds_start,
-                min=-reach,
-                max=reach,
-                step=_DECADE,
-                description="log₁₀ odds",
-                tooltip="reference odds of the first mode against the second, their sum kept",
-                readout_format=".2f",
-                **common,
-            ),
-            "threshold": widgets.SelectionSlider(options=stops, description="MARA from", **common),
-        }
-
-    def _redraw(self, change: Any = None) -> None:
-        self.scene = self._mover(self.move)
-        self._picture.value = picture(self._setup, self.scene)
-        self._numbers.value = _numbers(self._setup, self.scene)
+    def _reference(self) -> np.ndarray:
+        """The reference with the odds of the pair, whose total mass is kept."""
+        setup, odds = self._setup, self.odds
+        if setup.pair is None or odds is None:
+            return setup.log_ref
+        moved, members = setup.log_ref.copy(), [setup.members(k) for k in (0, 1)]
+        log_masses = [np.logaddexp.reduce(moved[inside]) for inside in members]
+        total = np.logaddexp(*log_masses)
+        for inside, log_mass, ratio in zip(members, log_masses, (1 / odds, odds), strict=True):
+            moved[inside] += total - math.log1p(ratio) - log_mass
+        return moved
 
 
-def _numbers(setup: Setup, scene: Scene) -> str:
-    """A table of what is measured on the reference and on the target, and when modes flip."""
-    num_modes = np.unique(setup.modes[setup.modes >= 0]).size
-    named = {
-        "expected reward": "expected_reward",
-        f"effective modes, of {num_modes}": "effective_modes",
-        "KL(π‖π_ref), nats": "reverse_kl",
-        "KL(π_ref‖π), nats": "forward_kl",
-    }
-    rows = [(what, *(number(float(x)) for x in scene.measures[key])) for what, key in named.items()]
-    if setup.pair_names is not None:
-        first, second = (_log_mass(setup.members(k), scene) for k in (0, 1))
-        rows.append((f"odds {' : '.join(setup.pair_names)}", *map(_odds, first - second)))
-        rows.append(("flip at β", "", ", ".join(map(number, scene.path.flips)) or "none"))
-    cells = "".join(
-        f"<tr><td>{html.escape(what)}</td>"
-        + "".join(f'<td style="text-align:right;padding-left:12px">{x}</td>' for x in (a, b))
-        + "</tr>"
-        for what, a, b in [("", "reference", "target"), *rows]
-    )
-    return f'<table style="line-height:1.6">{cells}</table>'
-
-
-def _log_mass(members: np.ndarray, scene: Scene) -> np.ndarray:
-    """Log-mass of a mode in the reference and in the target."""
-    both = np.stack([scene.log_ref, scene.log_probs])[:, members]
-    return np.logaddexp.reduce(both, axis=-1)
-
-
-def _odds(log_odds: float) -> str:
-    if math.isnan(log_odds):
-        return "—"
-    if abs(log_odds) > 20:
-        return "∞ : 1" if log_odds > 0 else "1 : ∞"
-    large = number(math.exp(abs(log_odds)), 3)
-    return f"{large} : 1" if log_odds >= 0 else f"1 : {large}"
+# One program per number of outcomes and divergence, for all explorers together.
+@jax.jit
+def _solved(
+    reward: Array, log_ref: Array, beta: Array, divergence: Divergence, threshold: Array
+) -> tuple[Array, Array]:
+    method = "augment" if isinstance(divergence, ReverseKL) else "substitute"
+    problem = mara(Objective(reward, log_ref, beta, divergence), threshold, method=method)
+    return problem.reward, solve(problem).log_probs

@@ -1,14 +1,19 @@
-(() => {
-  const problem = JSON.parse(document.getElementById("data").textContent);
+// The explorer inside an element of a page or of a notebook. The model, anywidget's or the page's
+// own, holds the problem and where the sliders stand.
+function render({ model, el }) {
+  const problem = model.get("problem");
+  const root = el.shadowRoot ?? el.attachShadow({ mode: "open" });
+  const $ = (id) => root.querySelector(`#${id}`);
   const numbers = (x) => x.map((v) => (v === null ? -Infinity : v));
   const reward = numbers(problem.reward), logRef = numbers(problem.log_ref);
   const { labels, modes, pair, pair_names: names, positions } = problem;
-  const $ = (id) => document.getElementById(id);
   const members = pair?.map((mode) => modes.flatMap((m, i) => (m === mode ? [i] : [])));
   const group = modes.map((m) => (m < 0 ? 3 : m === pair?.[0] ? 0 : m === pair?.[1] ? 1 : 2));
   const present = [0, 1, 2, 3].filter((g) => group.includes(g));
   const groupNames = [...(names ?? ["", ""]), pair ? "other modes" : "modes", "in no mode"];
   const color = (g) => `var(--${["first", "second", "other", "none"][g]})`;
+  // Divergences without a formula here come as tables of f′.
+  const divergence = Object.fromEntries(problem.divergences.map(([name, , table]) => [name, table ? kltarget.tabulated(table) : name]));
   const numModes = new Set(modes.filter((m) => m >= 0)).size;
   const byReference = logRef.map((_, i) => i).sort((i, j) => logRef[j] - logRef[i]);
   const logMass = (logs, list) => kltarget.logSumExp(list.map((i) => logs[i]));
@@ -25,37 +30,43 @@
   }
   const odds = (x) => (x >= 1 ? `${number(x)} : 1` : `1 : ${number(1 / x)}`);
 
-  // Sliders move in hundredths of a decade; where they start they are exact.
+  // Sliders move in hundredths of a decade; where they start they are exact, as is what code sets.
   // A hundredth of a decade next to one digit is rounded to it: 0.3, not 0.302.
   function decades(k) {
     const x = 10 ** (k / 100), round = Number(x.toPrecision(1));
     return Math.abs(x / round - 1) < 0.0114 ? round : Number(x.toPrecision(3));
   }
   const nearest = (x) => Math.round(100 * Math.log10(x));
-  const ownStep = pair && nearest(ownOdds), betaStep = nearest(problem.beta), reach = pair && Math.max(300, Math.abs(ownStep) + 50);
+  const ownStep = pair ? nearest(ownOdds) : 0, betaStep = nearest(problem.start.beta), reach = Math.max(300, Math.abs(ownStep) + 50);
+  const stops = problem.thresholds;
+  // Of each slider the range, the value at a step, the step of a value, and how the value reads.
+  // Odds of null are those of the reference, a threshold of null is none.
   const sliders = {
-    beta: { low: 100 * problem.beta_decades[0], high: 100 * problem.beta_decades[1], start: betaStep, read: (k) => (k === betaStep ? problem.beta : decades(k)), say: number },
-    scale: { low: -200, high: 200, start: 0, read: decades, say: (x) => `× ${number(x)}` },
-    odds: { low: -(reach ?? 1), high: reach ?? 1, start: ownStep ?? 0, read: (k) => (k === ownStep ? ownOdds : decades(k)), say: odds },
-    threshold: { low: 0, high: problem.thresholds.length, start: 0, read: (k) => (k ? problem.thresholds[k - 1] : Infinity), say: (x) => (x === Infinity ? "off" : number(x)) },
+    beta: { low: 100 * problem.beta_decades[0], high: 100 * problem.beta_decades[1], read: (k) => (k === betaStep ? problem.start.beta : decades(k)), step: nearest, say: number },
+    reward_scale: { low: -200, high: 200, read: decades, step: nearest, say: (x) => `× ${number(x)}` },
+    odds: { low: -reach, high: reach, read: (k) => (k === ownStep ? null : decades(k)), step: (x) => (x === null ? ownStep : nearest(x)), say: (x) => odds(x ?? ownOdds) },
+    threshold: { low: 0, high: stops.length, read: (k) => (k ? stops[k - 1] : null), step: (x) => (x === null ? 0 : Math.max(stops.filter((r) => r <= x).length, 1)), say: (x) => (x === null ? "off" : number(x)) },
   };
+  const settingNames = ["divergence", ...Object.keys(sliders)];
+  // Where the model stands, shown on the controls.
   function settings() {
-    const found = { divergence: $("divergence").value };
+    const set = Object.fromEntries(settingNames.map((name) => [name, model.get(name)]));
+    $("divergence").value = set.divergence;
     for (const [name, slider] of Object.entries(sliders)) {
-      found[name] = slider.read(Number($(name).value));
-      const said = slider.say(found[name]);
+      const said = slider.say(set[name]);
+      $(name).value = slider.step(set[name]);
       $(name).setAttribute("aria-valuetext", said);
-      document.querySelector(`output[for=${name}]`).textContent = said;
+      root.querySelector(`output[for=${name}]`).textContent = said;
     }
-    return found;
+    return set;
   }
 
   function problemAt(set, beta) {
-    const scaled = reward.map((r) => r * set.scale);
-    const ref = pair && set.odds !== ownOdds ? kltarget.withOdds(logRef, ...members, set.odds) : logRef;
-    const [r, q] = set.threshold === Infinity ? [scaled, ref]
-      : kltarget.mara(scaled, ref, beta, set.divergence, set.threshold * set.scale);
-    return { ref, reward: r, logs: kltarget.solve(r, q, beta, set.divergence) };
+    const scaled = reward.map((r) => r * set.reward_scale);
+    const ref = pair && set.odds !== null ? kltarget.withOdds(logRef, ...members, set.odds) : logRef;
+    const [r, q] = set.threshold === null ? [scaled, ref]
+      : kltarget.mara(scaled, ref, beta, divergence[set.divergence], set.threshold * set.reward_scale);
+    return { ref, reward: r, logs: kltarget.solve(r, q, beta, divergence[set.divergence]) };
   }
   function groupMasses(logs) {
     const mass = [0, 0, 0, 0];
@@ -76,7 +87,7 @@
   // The masses over the whole range of β, and where the two modes trade places.
   const cache = { key: "" };
   function path(set) {
-    const key = [set.divergence, set.scale, set.odds, set.threshold].join();
+    const key = JSON.stringify({ ...set, beta: 0 });
     if (cache.key === key) return cache;
     const [low, high] = problem.beta_decades, count = labels.length > 1000 ? 49 : 81;
     const betas = Array.from({ length: count }, (_, k) => 10 ** (low + ((high - low) * k) / (count - 1)));
@@ -141,7 +152,7 @@
     return [3, 2, 1, 0].map((g) => paths[g] && `<path d="${paths[g]}" fill="none" stroke="${color(g)}" stroke-linecap="round" stroke-width="${2 * radius(g)}"/>`).join("");
   }
 
-  let point = null; // which outcome is under the pointer
+  let point = null; // the outcome at a horizontal place
   function drawBars(svg, at) {
     const slots = labels.length, flat = (svg.clientWidth - 60) / slots;
     const tilted = labels.some((s) => Math.min(s.length, 18) * 7 > flat - 6);
@@ -150,7 +161,7 @@
     let out = probabilityAxis(left, width, y, 1);
     labels.forEach((label, i) => {
       const x = left + slot * (i + 0.5), [q, p] = [Math.exp(at.ref[i]), Math.exp(at.logs[i])];
-      const lifted = at.shown[i] !== reward[i] && set.threshold !== Infinity ? ` → ${number(at.shown[i])}` : "";
+      const lifted = at.shown[i] !== reward[i] && set.threshold !== null ? ` → ${number(at.shown[i])}` : "";
       out += `<rect class="reference" x="${x - bar - 1}" y="${y(q)}" width="${bar - 2}" height="${bottom - y(q)}"/>`;
       out += `<rect fill="${color(group[i])}" x="${x + 1}" y="${y(p)}" width="${bar}" height="${bottom - y(p)}"/>`;
       if (slot > 100) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
@@ -229,7 +240,7 @@
     const top = 334, bottom = 388, shown = at.shown, finite = [...reward, ...shown].filter(Number.isFinite);
     const [low, high] = [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))];
     const y = (r) => bottom - ((Math.max(r, low) - low) / (high - low || 1)) * (bottom - top);
-    let out = text(left, top - 9, set.threshold === Infinity ? "reward" : "reward after MARA");
+    let out = text(left, top - 9, set.threshold === null ? "reward" : "reward after MARA");
     for (const r of high > low ? [low, high] : [low]) out += line(left, y(r), right, y(r)) + text(left - 7, y(r) + 4, number(r), 'text-anchor="end"');
     if (!positions) return out + dots(order.map((i, k) => [x(value[k]), y(shown[i]), group[i]]), (g) => (g < 2 ? 3.5 : g === 2 ? 2 : 1.2));
     const steps = (r) => order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(r[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`).join("");
@@ -257,14 +268,29 @@
     svg.innerHTML = out;
   }
 
-  let set, now;
+  // The colours of what lies around, which in a notebook are not always those of the system.
+  function colorScheme() {
+    let node = el;
+    while (node && !getComputedStyle(node).backgroundColor.startsWith("rgb(")) node = node.parentElement ?? node.getRootNode().host;
+    const [r, g, b] = node ? getComputedStyle(node).backgroundColor.match(/[\d.]+/g) : [255, 255, 255];
+    return 0.3 * r + 0.6 * g + 0.1 * b < 128 ? "dark" : "light";
+  }
+
+  let set, now, pointed;
+  function sayPointed() {
+    const i = pointed;
+    $("pointed").textContent = labels[i] === undefined ? "\u00a0"
+      : `“${labels[i]}”: reward ${number(reward[i])}, reference ${number(Math.exp(now.ref[i]))}, target ${number(Math.exp(now.logs[i]))}`;
+  }
   function draw() {
+    root.querySelector("main").style.colorScheme = colorScheme();
     set = settings();
     now = problemAt(set, set.beta);
-    now.shown = now.reward.map((r) => r / set.scale);
+    now.shown = now.reward.map((r) => r / set.reward_scale);
     const found = path(set), [here, there] = [measures(now.logs, now.ref), measures(now.ref, now.ref)];
     (labels.length <= problem.most_bars ? drawBars : drawMany)($("target"), now);
     drawPath($("path"), set, found);
+    sayPointed();
     $("verdict").innerHTML = verdict(set, found);
     $("verdict").hidden = !pair;
     const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
@@ -274,37 +300,57 @@
     $("numbers").innerHTML = rows.map(([name, a, b]) => `<tr><th scope="row">${name}</th><td>${a}</td><td>${b}</td></tr>`).join("");
     const biggest = now.logs.reduce((best, p, i) => (p > now.logs[best] ? i : best), 0);
     $("target").setAttribute("aria-label", `Target at β = ${number(set.beta)}: most probable is ${labels[biggest]} with ${number(Math.exp(now.logs[biggest]))}`);
-    const state = new URLSearchParams({ beta: set.beta, scale: set.scale, divergence: set.divergence });
-    if (pair && set.odds !== ownOdds) state.set("odds", set.odds);
-    if (set.threshold !== Infinity) state.set("threshold", set.threshold);
-    try { history.replaceState(null, "", `#${state}`); } catch { /* pages inside a frame may not */ }
   }
   let waiting = 0;
   const later = () => { waiting ||= requestAnimationFrame(() => { waiting = 0; draw(); }); };
 
-  function start(state) {
-    for (const [name, slider] of Object.entries(sliders)) {
-      Object.assign($(name), { min: slider.low, max: slider.high, step: 1 });
-      const given = state.get(name);
-      const index = name === "threshold" ? problem.thresholds.indexOf(Number(given)) + 1 : nearest(Number(given));
-      $(name).value = given === null || Number.isNaN(index) ? slider.start : index;
-    }
-    const chosen = problem.divergences.some(([value]) => value === state.get("divergence"));
-    $("divergence").value = chosen ? state.get("divergence") : problem.divergence;
-  }
+  root.innerHTML = `<style>${style}</style><main>
+<header><h1>${escape(problem.name)}</h1><p class="description">${escape(problem.description)}</p>
+<p>What post-training aims at: the policy π that maximises
+<span class="formula">E<sub>π</sub>[<i>r</i>] − <i>β</i>·D(π, π<sub>ref</sub>)</span>, exactly.</p></header>
+<p id="verdict" aria-live="polite"></p>
+<div class="grid">
+<section aria-labelledby="target-heading"><h2 id="target-heading">The target</h2><p class="legend" id="legend"></p>
+<svg id="target" role="img" aria-label="Target and reference"></svg><p class="under" id="pointed"></p></section>
+<form id="controls" aria-label="Settings">
+<label for="divergence">Regulariser D</label><select id="divergence"></select>
+<label for="beta">Coefficient β <output for="beta"></output></label><input id="beta" type="range">
+<label for="reward_scale">Reward scale <output for="reward_scale"></output></label><input id="reward_scale" type="range">
+<div id="with-odds"><label for="odds"><span>Reference <b id="odds-name"></b></span> <output for="odds"></output></label><input id="odds" type="range"></div>
+<label for="threshold"><span>MARA: equalise from reward</span> <output for="threshold"></output></label><input id="threshold" type="range">
+<button type="reset">Reset</button></form>
+<section aria-labelledby="path-heading"><h2 id="path-heading">Probability of the modes against β</h2>
+<svg id="path" role="img" aria-label="Probability of the modes against β"></svg></section>
+<section aria-labelledby="numbers-heading"><h2 id="numbers-heading">In numbers</h2>
+<table><thead><tr><th></th><th scope="col">reference</th><th scope="col">target</th></tr></thead><tbody id="numbers"></tbody></table></section>
+</div></main>`;
+  for (const [name, { low, high }] of Object.entries(sliders)) Object.assign($(name), { min: low, max: high, step: 1 });
   $("divergence").innerHTML = problem.divergences.map(([value, title]) => `<option value="${escape(value)}">${escape(title)}</option>`).join("");
   $("with-odds").hidden = !pair;
   if (pair) $("odds-name").textContent = names.map((n) => short(n, 10)).join(" : ");
   $("legend").innerHTML = `<span><i style="border:1.5px solid var(--reference)"></i>reference</span>`
     + present.map((g) => `<span><i style="background:${color(g)}"></i>${escape(short(groupNames[g], 28))}</span>`).join("");
-  $("controls").addEventListener("input", later);
+  function move(values) {
+    for (const [name, value] of Object.entries(values)) model.set(name, value);
+    model.save_changes();
+    later();
+  }
+  $("controls").addEventListener("input", ({ target: { id, value } }) => move({ [id]: id in sliders ? sliders[id].read(Number(value)) : value }));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("controls").addEventListener("reset", (event) => { event.preventDefault(); start(new URLSearchParams()); later(); });
+  $("controls").addEventListener("reset", (event) => { event.preventDefault(); move(problem.start); });
   $("target").addEventListener("pointermove", (event) => {
-    const i = point(event.clientX - $("target").getBoundingClientRect().left);
-    if (labels[i] !== undefined) $("pointed").textContent = `“${labels[i]}”: reward ${number(reward[i])}, reference ${number(Math.exp(now.ref[i]))}, target ${number(Math.exp(now.logs[i]))}`;
+    pointed = point(event.clientX - $("target").getBoundingClientRect().left);
+    sayPointed();
   });
-  new ResizeObserver(later).observe($("target"));
-  start(new URLSearchParams(location.hash.slice(1)));
+  const resized = new ResizeObserver(later), colors = matchMedia("(prefers-color-scheme: dark)");
+  const listen = (on) => settingNames.forEach((name) => model[on](`change:${name}`, later));
+  resized.observe($("target"));
+  colors.addEventListener("change", later);
+  listen("on");
   draw();
-})();
+  return () => {
+    resized.disconnect();
+    colors.removeEventListener("change", later);
+    listen("off");
+  };
+}

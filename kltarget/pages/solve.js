@@ -46,6 +46,52 @@ const kltarget = (() => {
     throw new Error(`unknown divergence ${name}`);
   }
 
+  // A divergence whose generator only Python knows, from a table of `slope` = f′(u) against log u and
+  // of `rate` = u f″(u), its derivative there: cubic between the rows, straight beyond them.
+  function tabulated({ log_ratio: x, slope: y, rate: m, at_zero, at_infinity }) {
+    const last = x.length - 1;
+    function row(list, v) {
+      let low = 0, high = last;
+      while (high - low > 1) {
+        const middle = (low + high) >> 1;
+        if (list[middle] <= v) low = middle; else high = middle;
+      }
+      return low;
+    }
+    function cubic(k, at) {
+      const h = x[k + 1] - x[k], s = (at - x[k]) / h, rise = y[k + 1] - y[k];
+      const a = h * m[k] - rise, b = rise - h * m[k + 1];
+      return [y[k] + s * rise + s * (1 - s) * ((1 - s) * a + s * b), (rise + (1 - 2 * s) * ((1 - s) * a + s * b) + s * (1 - s) * (b - a)) / h];
+    }
+    function slope(at) {
+      if (at === Infinity) return [at_infinity, 0];
+      const end = at < x[0] ? 0 : at > x[last] ? last : -1;
+      return end < 0 ? cubic(row(x, at), at) : [y[end] + m[end] * (at - x[end]), m[end]];
+    }
+    function inverse(s) {
+      if (at_zero !== null && s <= at_zero) return -Infinity;
+      const end = s < y[0] ? 0 : s > y[last] ? last : -1;
+      if (end >= 0) return x[end] + (s - y[end]) / m[end];
+      const k = row(y, s);
+      if (!(y[k + 1] > y[k])) return x[k];
+      let low = x[k], high = x[k + 1], at = low + ((s - y[k]) / (y[k + 1] - y[k])) * (high - low);
+      for (let n = 0; n < 60 && high - low > 1e-15 * (1 + Math.abs(at)); n++) {
+        const [value, rate] = cubic(k, at);
+        if (value < s) low = at; else high = at;
+        const next = at - (value - s) / rate;
+        if (Math.abs(next - at) < 1e-15 * (1 + Math.abs(at))) break;
+        at = next > low && next < high ? next : 0.5 * (low + high);
+      }
+      return at;
+    }
+    const ratio = (t, d) => {
+      if (d === 0) return [t, 1];
+      const [own, rate] = slope(t), log = Math.min(inverse(own - d), t);
+      return [log, log === -Infinity ? 0 : rate / slope(log)[1]];
+    };
+    return { ratio, scale: 1, finite: at_infinity !== null };
+  }
+
   function solve(reward, logRef, beta, divergence) {
     reward = Array.from(reward);
     logRef = Array.from(logRef);
@@ -57,7 +103,7 @@ const kltarget = (() => {
       const total = logSumExp(score);
       return score.map((s) => s - total);
     }
-    const { ratio, scale, finite } = family(divergence);
+    const { ratio, scale, finite } = typeof divergence === "string" ? family(divergence) : divergence;
     const counts = (r, i) => r > -Infinity && (finite || logRef[i] > -Infinity);
     const top = reward.reduce((a, r, i) => counts(r, i) ? Math.max(a, r) : a, -Infinity);
     // Outcomes of equal reward share one ratio.
@@ -95,9 +141,10 @@ const kltarget = (() => {
     }
     const bought = missing > 0 ? (r) => r === top : () => false;
     const atoms = reward.filter(bought).length;
+    const ratios = new Map([...levels.keys()].map((r) => [r, ratio(t, gap(r))[0]]));
     return reward.map((r, i) => {
       if (logRef[i] === -Infinity) return bought(r) ? Math.log(missing / atoms) : -Infinity;
-      return r === -Infinity ? r : Math.min(logRef[i] + ratio(t, gap(r))[0], 0);
+      return r === -Infinity ? r : Math.min(logRef[i] + ratios.get(r), 0);
     });
   }
 
@@ -148,6 +195,5 @@ const kltarget = (() => {
     return Math.exp(-sum(shares.map((s) => s * Math.log(s))));
   }
 
-  return { solve, mara, withOdds, kl, effectiveNumber, logSumExp, sum };
+  return { solve, tabulated, mara, withOdds, kl, effectiveNumber, logSumExp, sum };
 })();
-if (typeof window !== "undefined") window.kltarget = kltarget;

@@ -1,17 +1,17 @@
-"""Figures. Every function has the form `plot.<noun>(data, *, ax=None, …) -> Axes`.
+"""Figures. Every function has the form ``plot.<noun>(data, *, ax=None, …) -> Axes``.
 
-Those of several panels, such as `frontier`, return their `Figure`. Without `ax` a figure is made
-that pyplot does not know of: show it as `ax.figure` in a notebook or write it with
-`ax.figure.savefig(…)`.
+Those of several panels, such as ``frontier``, return their ``Figure``. Without ``ax`` a figure is
+made that pyplot does not know of: show it as ``ax.figure`` in a notebook or write it with
+``ax.figure.savefig(…)``.
 
-The style sheet `kltarget.mplstyle` is in force while a figure is drawn and never outside; use it
-for figures of your own with `matplotlib.style.context(kltarget.plot.STYLE)`. Where matplotlib is
+The style sheet ``kltarget.mplstyle`` is in force while a figure is drawn and never outside; use it
+for figures of your own with ``matplotlib.style.context(kltarget.plot.STYLE)``. Where matplotlib is
 set to a dark background, figures are dark as well:
 
     with matplotlib.style.context(plot.DARK):
         ax = plot.beta_path(task)
 
-`matplotlib.style.use(plot.DARK)` does so for a whole notebook, and so does any other dark style.
+``matplotlib.style.use(plot.DARK)`` does so for a whole notebook, and so does any other dark style.
 """
 
 from kltarget.plot._beta_path import beta_path, ratio

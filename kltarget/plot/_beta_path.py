@@ -68,20 +68,20 @@ def beta_path(
             times the range of its rewards.
         modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
             each outcome is one.
-        labels: names of the outcomes, `A` strings; a mode has that of its outcome which the
+        labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
             reference likes best. Default: indices.
         top: how many modes get a line of their own; the others, and the outcomes of no mode, share
             a grey one.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the lines.
 
     Returns:
-        The axes; `ax.figure` is the figure. Flips are where the lines cross: with a coarse β they
+        The axes; ``ax.figure`` is the figure. Flips are where the lines cross: with a coarse β they
         are exact for reverse KL only. Without a target the axes of a diagnosis only say so.
 
     Raises:
-        TypeError: If `data` is none of these.
-        ValueError: If there is more than one problem per β.
+        TypeError: ``data`` is none of these.
+        ValueError: there is more than one problem per β.
 
     Example:
         >>> from kltarget import plot, tasks
@@ -223,18 +223,18 @@ def ratio(
             times the range of its rewards.
         modes: integer labels of the outcomes' modes, ``[A]``, of an objective or a target. Default:
             each outcome is one.
-        labels: names of the outcomes, `A` strings; a mode has that of its outcome which the
+        labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
             reference likes best. Default: indices.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the lines.
 
     Returns:
-        The axes; `ax.figure` is the figure. Odds beyond five decades from those of the reference
+        The axes; ``ax.figure`` is the figure. Odds beyond five decades from those of the reference
         and from 1 are cut off. A sweep does not hold the reference, which is then not drawn.
 
     Raises:
-        TypeError: If `data` is none of these.
-        ValueError: If there is no such mode, or more than one problem per β and divergence.
+        TypeError: ``data`` is none of these.
+        ValueError: there is no such mode, or more than one problem per β and divergence.
 
     Example:
         >>> import numpy as np, kltarget as kt

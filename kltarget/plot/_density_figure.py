@@ -51,16 +51,16 @@ def density(
         bounds: the part of the space to draw, ``[d, 2]``. Default: where the reference has mass,
             and the targets that are mixtures.
         name: what the reference is called.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines, or of the filled contours.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the lines, or of the filled contours.
 
     Returns:
-        The axes; `ax.figure` is the figure. Atoms are arrows of the height of their mass on the
+        The axes; ``ax.figure`` is the figure. Atoms are arrows of the height of their mass on the
         scale of the axes' full height, or discs in a plane, with the mass written beside them. In a
         plane lines and areas hold 50, 80 and 95 % of the mass that is in view.
 
     Raises:
-        ValueError: If the space is not a line or a plane, or there is more than one target in one.
+        ValueError: the space is not a line or a plane, or there is more than one target in one.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt

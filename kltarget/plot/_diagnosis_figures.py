@@ -34,11 +34,11 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
 
     Args:
         diagnosis: what :func:`kltarget.diagnosis.diagnose` found; its ``featured`` prompt is drawn.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the bars.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the bars.
 
     Returns:
-        The axes; `ax.figure` is the figure. What the log does not tell is left out.
+        The axes; ``ax.figure`` is the figure. What the log does not tell is left out.
 
     Example:
         >>> import pandas as pd

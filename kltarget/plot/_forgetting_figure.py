@@ -23,15 +23,15 @@ def forgetting(
     Args:
         paths: by name, such as :func:`kltarget.studies.forgetting_path` gives; of one with batch
             axes every run is drawn, faintly.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the lines.
 
     Returns:
-        The axes; `ax.figure` is the figure. Training goes from the left to the right; a path that
+        The axes; ``ax.figure`` is the figure. Training goes from the left to the right; a path that
         stays low learns without forgetting.
 
     Raises:
-        ValueError: If there are no paths.
+        ValueError: there are no paths.
 
     Example:
         >>> from kltarget import plot, tasks

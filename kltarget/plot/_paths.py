@@ -33,11 +33,11 @@ class BetaPath:
 
     Attributes:
         name: of the divergence.
-        beta: coefficients in increasing order, `[B]`.
-        log_mass: of the modes, `[B, M]`.
-        keys: labels of the modes, `[M]` integers.
-        names: what the modes are called, `[M]`.
-        log_reference: masses in the reference, `[M]`; None where the data do not hold it.
+        beta: coefficients in increasing order, ``[B]``.
+        log_mass: of the modes, ``[B, M]``.
+        keys: labels of the modes, ``[M]`` integers.
+        names: what the modes are called, ``[M]``.
+        log_reference: masses in the reference, ``[M]``; None where the data do not hold it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class BetaPath:
         return self.keys.index(key)
 
     def crossings(self, i: int, j: int) -> np.ndarray:
-        """The β at which the modes of columns i and j change places, shape `[K]`.
+        """The β at which the modes of columns i and j change places, shape ``[K]``.
 
         Log-odds are interpolated linearly in 1/β, which is exact for reverse KL and modes of one
         reward each.
@@ -123,7 +123,7 @@ def likeliest_first(featured: Featured) -> list[int]:
 
 
 def require_dims(data: xr.Dataset, variable: str, wanted: Iterable[str]) -> None:
-    """Raises a `ValueError` unless a variable is there, along exactly these dimensions."""
+    """Raises a ``ValueError`` unless a variable is there, along exactly these dimensions."""
     if variable not in data:
         raise ValueError(f"the Dataset has no variable {variable!r}: it has {_listed(data)}")
     wanted, found = tuple(wanted), data[variable].dims

@@ -39,21 +39,23 @@ def recipe_comparison(
 
     Args:
         data: a target by the name of its recipe, such as :func:`kltarget.implied_target` or
-            :func:`kltarget.solve` give, each without batch axes and all over the same `A` outcomes.
+            :func:`kltarget.solve` give, each without batch axes and all over the same ``A``
+            outcomes.
         modes: integer labels of the outcomes' modes, ``[A]``. Default: each outcome is one.
-        labels: names of the outcomes, `A` strings; a mode has that of its outcome which the
+        labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
             reference likes best. Default: indices.
         top: how many modes get a bar, at most seven; the others, and the outcomes of no mode, share
             a grey one.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the bars.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the bars.
 
     Returns:
-        The axes; `ax.figure` is the figure. The reference stands on top, if it is the same for all.
+        The axes; ``ax.figure`` is the figure. The reference stands on top, if it is the same for
+        all.
 
     Raises:
-        TypeError: If `data` holds anything but targets.
-        ValueError: If there are none, they have batch axes, or their outcomes differ in number.
+        TypeError: ``data`` holds anything but targets.
+        ValueError: there are none, they have batch axes, or their outcomes differ in number.
 
     Example:
         >>> from kltarget import implied_target, plot, tasks
@@ -98,7 +100,7 @@ def recipe_comparison(
 
 
 def _rows(data: Mapping[str, DiscreteTarget]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The targets `[A]` by name, and their references `[N, A]`."""
+    """The targets ``[A]`` by name, and their references ``[N, A]``."""
     if not isinstance(data, Mapping) or not all(
         isinstance(x, DiscreteTarget) for x in data.values()
     ):

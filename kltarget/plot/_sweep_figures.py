@@ -63,14 +63,14 @@ def phase(
             (β/scale), ``kind`` (``"flip"`` or ``"collapse"``), ``first`` and ``second`` along
             ``boundary``; True to have it computed, if the sweep is of a named task and its modes
             and has no entropy bonus; False for none.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the map, such as `cmap`.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the map, such as ``cmap``.
 
     Returns:
-        The axes; `ax.figure` is the figure. Points without a number are left blank.
+        The axes; ``ax.figure`` is the figure. Points without a number are left blank.
 
     Raises:
-        ValueError: If the sweep has further dimensions, or not these, or there is no such variable.
+        ValueError: the sweep has further dimensions, or not these, or there is no such variable.
 
     Example:
         >>> import kltarget as kt
@@ -240,14 +240,14 @@ def frontier(
             one of four line styles.
         kl: which divergence from the reference is paid: ``"reverse_kl"``, KL(π‖π_ref), or
             ``"forward_kl"``, KL(π_ref‖π), whatever the regulariser.
-        ax: Two axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines.
+        ax: two axes to draw into. Default: those of a new figure.
+        **style: properties of the lines.
 
     Returns:
         The figure of the two panels. Points where one of the numbers is infinite are left out.
 
     Raises:
-        ValueError: If there is nothing to draw a line of, or more lines than can be told apart.
+        ValueError: there is nothing to draw a line of, or more lines than can be told apart.
 
     Example:
         >>> import kltarget as kt

@@ -49,28 +49,29 @@ def target(
     r"""Draws the reference, the reward and the targets of several β over the same outcomes.
 
     Up to 12 outcomes are drawn as groups of bars in the given order. More are drawn as points on a
-    logarithmic scale, ranked by reference mass with the rewards as a strip above and the `top` most
-    probable outcomes named. Up to 1,000 labels that count upwards, such as token positions, keep
-    their order instead of being ranked.
+    logarithmic scale, ranked by reference mass with the rewards as a strip above and the ``top``
+    most probable outcomes named. Up to 1,000 labels that count upwards, such as token positions,
+    keep their order instead of being ranked.
 
     Args:
-        data: A target, whose batch may hold several β; a sequence of targets; an objective, which
-            is solved; or a task, of which only reference and reward are drawn. All share `A`
+        data: a target, whose batch may hold several β; a sequence of targets; an objective, which
+            is solved; or a task, of which only reference and reward are drawn. All share ``A``
             outcomes.
-        problem: Draw the reference and the reward of this problem instead of the targets' own, for
-            instance those from before `mara` changed them.
-        labels: Names of the outcomes, `A` strings. Default: those of the task, else their indices.
-        top: How many outcomes are named when there are more than 12.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the targets' bars or points, such as `alpha`.
+        problem: draw the reference and the reward of this problem instead of the targets' own, for
+            instance those from before ``mara`` changed them.
+        labels: names of the outcomes, ``A`` strings. Default: those of the task, else their
+            indices.
+        top: how many outcomes are named when there are more than 12.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the targets' bars or points, such as ``alpha``.
 
     Returns:
-        The axes; `ax.figure` is the figure. Probabilities of exactly zero have no point on the
+        The axes; ``ax.figure`` is the figure. Probabilities of exactly zero have no point on the
         logarithmic scale.
 
     Raises:
-        TypeError: If `data` is none of these.
-        ValueError: If the problems differ in anything but β and divergence, or the number of labels
+        TypeError: ``data`` is none of these.
+        ValueError: the problems differ in anything but β and divergence, or the number of labels
             is wrong.
 
     Example:
@@ -150,7 +151,7 @@ def _curves(data: Any) -> list[_Curve]:
 
 
 def _shared(values: Any, name: str) -> np.ndarray:
-    """The `[A]` array that all rows of a batch have in common."""
+    """The ``[A]`` array that all rows of a batch have in common."""
     values = np.asarray(values, np.float64)
     rows = values.reshape(-1, values.shape[-1])
     if not (rows == rows[0]).all():
@@ -257,7 +258,7 @@ def _points(
 
 
 def _unit(reward: np.ndarray) -> np.ndarray:
-    """Rewards moved and scaled to [0, 1]; `-inf` counts as the least finite one."""
+    """Rewards moved and scaled to [0, 1]; ``-inf`` counts as the least finite one."""
     finite = reward[np.isfinite(reward)]
     low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
     if not high > low:
@@ -349,7 +350,7 @@ def _name_points(
 
 
 def _spread(wanted: np.ndarray, *, gap: float, low: float, high: float) -> np.ndarray:
-    """Sorted positions, moved by a forward and a backward pass to keep `gap` between them."""
+    """Sorted positions, moved by a forward and a backward pass to keep ``gap`` between them."""
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
     placed = np.clip(wanted, low, high)
     for i in range(1, len(placed)):

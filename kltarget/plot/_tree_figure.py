@@ -43,15 +43,15 @@ def tree(
             Default: those of the task, else digits.
         least: probability that a sequence must exceed to be drawn. What is left out still counts
             in the areas and widths of what is drawn.
-        ax: Axes to draw into. Default: those of a new figure, as high as it takes.
-        **style: Properties of the nodes.
+        ax: axes to draw into. Default: those of a new figure, as high as it takes.
+        **style: properties of the nodes.
 
     Returns:
-        The axes; `ax.figure` is the figure. What is impossible has no branch, and nothing follows
+        The axes; ``ax.figure`` is the figure. What is impossible has no branch, and nothing follows
         an end of sequence.
 
     Raises:
-        ValueError: If no space is given, there are more than 40 leaves, or `data` does not fit.
+        ValueError: no space is given, there are more than 40 leaves, or ``data`` does not fit.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt

@@ -45,11 +45,11 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
 
     Args:
         report: what :func:`kltarget.verification.verify` found.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the points, such as `s` or `alpha`.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the points, such as ``s`` or ``alpha``.
 
     Returns:
-        The axes; `ax.figure` is the figure.
+        The axes; ``ax.figure`` is the figure.
 
     Example:
         >>> import jax
@@ -108,14 +108,14 @@ def training(
         metric: one of "expected_reward" (before its scale), "reverse_kl", "forward_kl", "entropy",
             "gap" (reward units) and "gradient_norm"; the last two have 0 as their asymptote and are
             drawn on a logarithmic scale.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the lines.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the lines.
 
     Returns:
-        The axes; `ax.figure` is the figure.
+        The axes; ``ax.figure`` is the figure.
 
     Raises:
-        ValueError: If there is no such metric or the targets do not fit the runs.
+        ValueError: there is no such metric or the targets do not fit the runs.
 
     Example:
         >>> import jax, jax.numpy as jnp, kltarget as kt
@@ -208,8 +208,8 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
 
     Args:
         report: what :func:`kltarget.verification.verify` found.
-        ax: Axes to draw into. Default: those of a new figure.
-        **style: Properties of the image.
+        ax: axes to draw into. Default: those of a new figure.
+        **style: properties of the image.
 
     Returns:
         The axes. The target of each recipe is framed: dark means near.

@@ -13,25 +13,26 @@ from kltarget.tasks._sequence_tasks import SEQUENCE_TASKS
 from kltarget.training import fit
 
 NUM_SEQUENCES = 200_000
+"""How many sequences of its corpus a reference is trained on; a tenth more are held out."""
 
 
 def train_reference(name: str, *, key: PRNGKeyArray) -> Any:
     """Trains the reference of a task anew: the way the shipped parameters were made.
 
     Maximum likelihood, ``max Σ_i log π(y_i)``, on 200,000 sequences of the task's corpus; 20,000
-    more are held out. `data/README.md` says what the corpora are.
+    more are held out. ``data/README.md`` says what the corpora are.
 
     Args:
-        name: A task over sequences.
-        key: Random key of the corpus, of the first parameters and of the batches. The shipped
+        name: a task over sequences.
+        key: random key of the corpus, of the first parameters and of the batches. The shipped
             parameters are those of ``jax.random.key(0)``; other versions of JAX and other machines
             may round differently and arrive at slightly different ones.
 
     Returns:
-        A `kltarget.training.Fit`. Its `params` can take the place of the task's own.
+        A ``kltarget.training.Fit``. Its ``params`` can take the place of the task's own.
 
     Raises:
-        ValueError: If the task is unknown or has no trained reference.
+        ValueError: the task is unknown or has no trained reference.
 
     Example:
         >>> import jax

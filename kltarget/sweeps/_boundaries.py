@@ -15,8 +15,7 @@ from kltarget.divergences import Divergence
 from kltarget.modes import collapse_beta, flip_beta
 from kltarget.objectives import Objective, mara
 from kltarget.sweeps._settings import grid_of
-from kltarget.sweeps._swept_problem import Problem, problem_of
-from kltarget.tasks import Task
+from kltarget.tasks import ProblemLike, Task
 
 if TYPE_CHECKING:
     import xarray
@@ -32,7 +31,7 @@ class _Boundary(NamedTuple):
 
 
 def phase_boundaries(
-    problem: Task | Objective | str,
+    problem: ProblemLike,
     *,
     divergence: str | Divergence | None = None,
     threshold: float | None = None,
@@ -47,8 +46,8 @@ def phase_boundaries(
     :func:`kltarget.collapse_beta` of the outcomes of highest reward, at a scale of 1.
 
     Args:
-        problem: a task, the name of one, or an objective without batch axes, whose beta is not
-            used.
+        problem: in any form that :func:`kltarget.tasks.as_task` takes: a task, the name of one, the
+            path of a table, an objective, whose beta is not used, or a pair of arrays.
         divergence: the regulariser, or its name; by default the objective's, or reverse KL.
         threshold: apply :func:`kltarget.mara` first, as :func:`sweep` does.
         ref_temperature: temperature of the reference, as in :func:`sweep`.
@@ -84,7 +83,8 @@ def phase_boundaries(
     if isinstance(divergence, (list, tuple)):
         raise TypeError("divergence must be one of them: call phase_boundaries for each")
     grid = grid_of(
-        problem_of(problem, modes),
+        problem,
+        modes=modes,
         divergence=divergence,
         threshold=threshold,
         k=1,
@@ -97,7 +97,7 @@ def phase_boundaries(
     )
     if grid.shape:
         raise ValueError("threshold and ref_temperature must be single numbers")
-    name, regulariser = grid.divergences[0]
+    (regulariser,) = grid.divergences
     with double_precision():
         log_ref = grid.problem.log_ref / grid.settings["ref_temperature"]
         log_ref = log_ref - np.logaddexp.reduce(log_ref)
@@ -117,7 +117,7 @@ def phase_boundaries(
                 for field in ("kind", "first", "second")
             },
         },
-        {"divergence": name, **{key: float(x) for key, x in grid.settings.items()}},
+        {"divergence": regulariser.slug, **{key: float(x) for key, x in grid.settings.items()}},
         {"problem": grid.problem.name},
     )
     data = data.drop_vars(["beta", "reward_scale", "entropy_weight"])
@@ -125,24 +125,24 @@ def phase_boundaries(
     return data
 
 
-def _flips(objective: Objective, problem: Problem) -> list[_Boundary]:
+def _flips(objective: Objective, problem: Task) -> list[_Boundary]:
     pairs = _candidates(objective, problem)
+    names = problem.mode_names
     if len(pairs) > _MOST_PAIRS:
         raise ValueError(
-            f"modes has {problem.mode_ids.size:,} modes, {len(pairs):,} pairs of which may trade "
+            f"modes has {len(names):,} modes, {len(pairs):,} pairs of which may trade "
             f"places: give fewer modes, so that at most {_MOST_PAIRS:,} pairs do"
         )
     # Modes of one outcome need no sums, and labels that are indices no search.
-    names, found = problem.mode_labels, []
+    flips = []
     for first, second in pairs:
-        i, j = (int(problem.mode_ids[x]) for x in (first, second))
-        ratio = float(flip_beta(objective, i, j, modes=problem.modes))
+        ratio = float(flip_beta(objective, first, second, modes=problem.modes))
         if ratio > 0:
-            found.append(_Boundary(ratio, "flip", names[first], names[second]))
-    return found
+            flips.append(_Boundary(ratio, "flip", names[first], names[second]))
+    return flips
 
 
-def _candidates(objective: Objective, problem: Problem) -> list[tuple[int, int]]:
+def _candidates(objective: Objective, problem: Task) -> list[tuple[int, int]]:
     """Pairs of modes that may trade places, the one that the reference likes better second.
 
     A mode whose rewards are all at least those of another, and whose mass is too, leads at every β.
@@ -151,28 +151,30 @@ def _candidates(objective: Objective, problem: Problem) -> list[tuple[int, int]]
     open_ended = bool(objective.divergence.slope_at_infinity < math.inf)
     alive = np.isfinite(reward) & (np.isfinite(log_ref) | open_ended)
     spans = []
-    for index, label in enumerate(problem.mode_ids):
-        members = alive & (problem.modes == label)
+    for mode in np.unique(problem.modes[problem.modes >= 0]).tolist():
+        members = alive & (problem.modes == mode)
         if members.any():
             mass = np.exp(log_ref[members])
             mean = (mass @ reward[members]) / mass.sum() if mass.sum() > 0 else -math.inf
             log_mass = np.logaddexp.reduce(log_ref[members])
             rewards = reward[members]
-            spans.append((log_mass, mean, index, rewards.min(), rewards.max()))
+            spans.append((log_mass, mean, mode, rewards.min(), rewards.max()))
     spans.sort()
     return [
         (low[2], high[2]) for low, high in itertools.combinations(spans, 2) if not high[3] >= low[4]
     ]
 
 
-def _collapse(objective: Objective, problem: Problem) -> list[_Boundary]:
+def _collapse(objective: Objective, problem: Task) -> list[_Boundary]:
     ratio = float(collapse_beta(objective))
     if not 0 < ratio < math.inf:
         return []
     reward, log_ref = np.asarray(objective.reward), np.asarray(objective.log_ref)
     usable = np.isfinite(log_ref) | bool(objective.divergence.slope_at_infinity < math.inf)
     best = np.flatnonzero(usable & (reward == reward[usable].max()))
-    at = np.searchsorted(problem.mode_ids, np.unique(problem.modes[best]))
-    in_modes = (problem.modes[best] >= 0).all()
-    names = [problem.mode_labels[i] for i in at] if in_modes else map(problem.label, best.tolist())
+    modes, mode_names = np.unique(problem.modes[best]), problem.mode_names
+    if (modes >= 0).all():
+        names = [mode_names[mode] for mode in modes.tolist()]
+    else:
+        names = [problem.labels[outcome] for outcome in best.tolist()]
     return [_Boundary(ratio, "collapse", ", ".join(names), "")]

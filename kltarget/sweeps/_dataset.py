@@ -53,17 +53,16 @@ _OWN_AXIS = {"mode_mass": "mode", "pass_at_k": "k", "log_probs": "outcome"}
 def frame(grid: Grid) -> dict[str, Any]:
     """What labels the arrays of a grid, as JSON has it."""
     problem = grid.problem
+    modes = problem.mode_names
     return {
         "problem": problem.name,
-        "divergence": [name for name, _ in grid.divergences],
+        "divergence": [one.slug for one in grid.divergences],
         "several_divergences": grid.several_divergences,
         "settings": {name: x.tolist() for name, x in grid.settings.items()},
-        "mode": problem.mode_ids.tolist(),
-        "mode_label": problem.mode_labels,
+        "mode": list(modes),
+        "mode_label": list(modes.values()),
         "k": grid.k.tolist(),
-        "outcome_label": (
-            [problem.label(i) for i in range(problem.reward.size)] if grid.log_probs else []
-        ),
+        "outcome_label": list(problem.labels) if grid.log_probs else [],
         "kltarget": installed_version(),
     }
 
@@ -71,7 +70,7 @@ def frame(grid: Grid) -> dict[str, Any]:
 def dataset(
     frame: Mapping[str, Any], settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> xarray.Dataset:
-    """Labels arrays `[D, N, …]` over divergences and rows."""
+    """Labels arrays ``[D, N, …]`` over divergences and rows."""
     import xarray as xr
 
     values = {name: np.asarray(x, np.float64) for name, x in frame["settings"].items()}

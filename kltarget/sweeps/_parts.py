@@ -83,7 +83,7 @@ def load_parts(folder: pathlib.Path) -> xarray.Dataset:
 
 
 def joined(parts: list[Arrays], num_divergences: int) -> Arrays:
-    """All rows of all divergences: arrays `[D, N, …]`."""
+    """All rows of all divergences: arrays ``[D, N, …]``."""
     arrays = {}
     for name in parts[0]:
         rows = np.concatenate([part[name] for part in parts])

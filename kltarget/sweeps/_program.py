@@ -28,13 +28,13 @@ class Ingredients:
 
 
 Columns = dict[str, Array]
-"""The settings of `N` rows, each `[N]`, by their names."""
+"""The settings of ``N`` rows, each ``[N]``, by their names."""
 
 
 def pose(
     divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, used: Ingredients
 ) -> tuple[Objective, Array, Array]:
-    """The objectives of the rows, their references `[N, A]`, and what to add to their values `[N]`.
+    """The rows' objectives, their references ``[N, A]``, and what to add to their values ``[N]``.
 
     An entropy bonus of weight η beside the reverse KL is a reverse KL again, of coefficient β + η,
     to ``π_ref^{β/(β+η)}/Z``: the maxima differ by ``(β + η) log Z``.
@@ -69,7 +69,7 @@ def measure(
     *,
     used: Ingredients,
 ) -> dict[str, Any]:
-    """What a sweep reports of every row; `blocks` sum outcomes to modes."""
+    """What a sweep reports of every row; ``blocks`` sum outcomes to modes."""
     objective, log_ref, lift = pose(divergence, reward, log_ref, columns, used)
     target = solve(objective)
     log_probs = target.log_probs
@@ -106,7 +106,7 @@ def targets(
 def distances(
     log_policy: Array, log_target: Array, reward: Array, blocks: tuple[Array, ...]
 ) -> dict[str, Array]:
-    """How far policies `[N, A]` are from their targets, and what else is said of them."""
+    """How far policies ``[N, A]`` are from their targets, and what else is said of them."""
     probs = jnp.exp(log_policy)
     gain = jnp.broadcast_to(reward, probs.shape)
     return {

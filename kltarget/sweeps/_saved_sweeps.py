@@ -20,12 +20,12 @@ def save(data: xarray.Dataset, path: str | os.PathLike[str]) -> None:
     knows; a variable may have up to 4 GiB.
 
     Args:
-        data: What `sweep` returned.
-        path: Where to: a name that ends in `.nc` or `.zarr`. What is there is replaced.
+        data: what ``sweep`` returned.
+        path: where to: a name that ends in ``.nc`` or ``.zarr``. What is there is replaced.
 
     Raises:
-        ValueError: If the name ends otherwise.
-        ImportError: If a zarr store is asked for and zarr is not installed.
+        ValueError: the name ends otherwise.
+        ImportError: a zarr store is asked for and zarr is not installed.
 
     Example:
         >>> import pathlib, tempfile
@@ -58,15 +58,15 @@ def load(path: str | os.PathLike[str]) -> xarray.Dataset:
     """Reads a sweep into memory: a netCDF file, a zarr store, or a folder of finished parts.
 
     Args:
-        path: What `save` wrote, or the `folder` of a `sweep` that has come to its end.
+        path: what ``save`` wrote, or the ``folder`` of a ``sweep`` that has come to its end.
 
     Returns:
         The sweep, identical to what was saved.
 
     Raises:
-        ValueError: If the name ends neither in `.nc` nor in `.zarr`, or if parts are missing.
-        FileNotFoundError: If there is nothing.
-        ImportError: If it is a zarr store and zarr is not installed.
+        ValueError: the name ends neither in ``.nc`` nor in ``.zarr``, or parts are missing.
+        FileNotFoundError: there is nothing.
+        ImportError: it is a zarr store and zarr is not installed.
 
     Example:
         >>> import pathlib, tempfile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 
 from kltarget._core.versions import installed_version
 from kltarget.divergences import Divergence, ReverseKL
+from kltarget.divergences._names import named
+from kltarget.objectives import Objective
 from kltarget.sweeps._program import Ingredients
-from kltarget.sweeps._swept_problem import Problem, named_divergences
+from kltarget.tasks import Task, as_task
 
 SETTINGS = ("threshold", "entropy_weight", "ref_temperature", "reward_scale", "beta")
 """The numeric settings in the order of their dimensions; the last ones vary fastest."""
@@ -27,17 +30,17 @@ class Grid:
 
     Attributes:
         problem: what is solved.
-        divergences: the regularisers with their names.
+        divergences: the regularisers.
         settings: the values of each numeric setting, float64 `[n]`, or `[]` if it is but a number;
             without a threshold there is none.
         several_divergences: whether the divergence is a dimension.
-        k: numbers of samples, int32 `[K]`.
+        k: numbers of samples, int32 ``[K]``.
         log_probs: whether the targets themselves are kept.
         chunk_rows: rows solved at a time.
     """
 
-    problem: Problem
-    divergences: Sequence[tuple[str, Divergence]]
+    problem: Task
+    divergences: Sequence[Divergence]
     settings: Mapping[str, np.ndarray]
     several_divergences: bool
     k: np.ndarray
@@ -75,7 +78,7 @@ class Grid:
         ]
 
     def rows(self, part: slice) -> dict[str, np.ndarray]:
-        """The settings of some rows, each `[N]`."""
+        """The settings of some rows, each ``[N]``."""
         size = part.stop - part.start
         axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape or (1,)))
         return {
@@ -86,8 +89,8 @@ class Grid:
         """All that the numbers depend on, as JSON has it."""
         return {
             "problem": self.problem.name,
-            "problem's numbers and modes": self.problem.digest(),
-            "divergence": [name for name, _ in self.divergences],
+            "problem's numbers and modes": _digest(self.problem),
+            "divergence": [one.slug for one in self.divergences],
             **{name: x.tolist() for name, x in self.settings.items()},
             "k": self.k.tolist(),
             "log_probs": self.log_probs,
@@ -98,9 +101,16 @@ class Grid:
         }
 
 
+def _digest(problem: Task) -> str:
+    """Equal for equal numbers and modes alone."""
+    parts = (problem.reward, problem.log_ref, problem.modes.astype(np.int32))
+    return hashlib.sha256(b"".join(x.tobytes() for x in parts)).hexdigest()
+
+
 def grid_of(
-    problem: Problem,
+    problem: Any,
     *,
+    modes: Any,
     divergence: Any,
     threshold: Any,
     k: Any,
@@ -109,17 +119,20 @@ def grid_of(
     **settings: Any,
 ) -> Grid:
     """Checks the settings and lays them out."""
+    task = as_task(problem, modes=modes)
+    if divergence is None:
+        divergence = problem.divergence if isinstance(problem, Objective) else ReverseKL()
     several = isinstance(divergence, (list, tuple))
-    divergences = named_divergences(problem.divergence if divergence is None else divergence)
-    laid_out = {} if threshold is None else {"threshold": _thresholds(threshold, problem)}
+    divergences = _divergences(divergence if several else [divergence])
+    laid_out = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
     for name in SETTINGS[1:]:
         laid_out[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
     if np.any(laid_out["entropy_weight"] != 0):
-        for name, one in divergences:
+        for one in divergences:
             if not isinstance(one, ReverseKL):
                 raise ValueError(
                     "entropy_weight needs the reverse KL, with which an entropy bonus is a reverse "
-                    f"KL to another reference; with {name} no closed form is at hand"
+                    f"KL to another reference; with {one.slug} no closed form is at hand"
                 )
     counts = np.atleast_1d(np.asarray(k))
     if counts.ndim > 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
@@ -127,13 +140,34 @@ def grid_of(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be 1 or more, got {chunk_rows}")
     num_rows = math.prod(x.size for x in laid_out.values())
-    most = chunk_rows or max(1, _ENTRIES_AT_A_TIME // problem.reward.size)
+    most = chunk_rows or max(1, _ENTRIES_AT_A_TIME // task.num_outcomes)
     if chunk_rows is None:
         # Chunks of one size, so that none is padded by much.
         most = -(-num_rows // -(-num_rows // most))
     return Grid(
-        problem, divergences, laid_out, several, counts.astype(np.int32), bool(log_probs), most
+        task, divergences, laid_out, several, counts.astype(np.int32), bool(log_probs), most
     )
+
+
+def _divergences(given: Sequence[Any]) -> list[Divergence]:
+    """Divergences from names or instances, all of different names."""
+    if not given:
+        raise ValueError("divergence has no entries")
+    divergences = []
+    for one in given:
+        if not isinstance(one, str | Divergence):
+            raise TypeError(
+                "divergence must be a kltarget.Divergence or a name such as 'forward-kl', "
+                f"got {one!r}"
+            )
+        try:
+            divergences.append(named(one) if isinstance(one, str) else one)
+        except ValueError as error:
+            raise ValueError(f"divergence: {error}") from None
+    names = [one.slug for one in divergences]
+    if len(set(names)) < len(names):
+        raise ValueError(f"divergence names one twice: {', '.join(names)}")
+    return divergences
 
 
 def _values(name: str, given: Any, least_excluded: bool) -> np.ndarray:
@@ -152,7 +186,7 @@ def _values(name: str, given: Any, least_excluded: bool) -> np.ndarray:
     return x
 
 
-def _thresholds(given: Any, problem: Problem) -> np.ndarray:
+def _thresholds(given: Any, problem: Task) -> np.ndarray:
     # Nothing reaches a threshold of infinity, which stands for "as it is" among others.
     several = isinstance(given, (list, tuple))
     x = np.array([np.inf if t is None else t for t in given] if several else given, np.float64)

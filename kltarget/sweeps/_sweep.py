@@ -14,13 +14,11 @@ from jax.typing import ArrayLike
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
 from kltarget.modes._labels import mode_blocks
-from kltarget.objectives import Objective
 from kltarget.sweeps._dataset import dataset, frame
 from kltarget.sweeps._parts import Arrays, Parts, joined
 from kltarget.sweeps._program import measure
 from kltarget.sweeps._settings import Grid, grid_of
-from kltarget.sweeps._swept_problem import problem_of
-from kltarget.tasks import Task
+from kltarget.tasks import ProblemLike
 
 if TYPE_CHECKING:
     import xarray
@@ -29,7 +27,7 @@ Numbers = float | Sequence[float] | np.ndarray
 
 
 def sweep(
-    problem: Task | Objective | str,
+    problem: ProblemLike,
     *,
     beta: Numbers,
     reward_scale: Numbers = 1.0,
@@ -54,8 +52,8 @@ def sweep(
     one compiled program per divergence, and its memory does not grow with the grid.
 
     Args:
-        problem: a task, the name of one, or an objective without batch axes, whose beta is not
-            used.
+        problem: in any form that :func:`kltarget.tasks.as_task` takes: a task, the name of one, the
+            path of a table, an objective, whose beta is not used, or a pair of arrays.
         beta: coefficient of the regulariser, in reward units per nat.
         reward_scale: factor of the reward, above 0.
         divergence: the regulariser, or several of them: names such as ``"forward-kl"`` or
@@ -114,7 +112,8 @@ def sweep(
         (both KLs and MARA). Slocum et al., 2025, arXiv 2511.08594 (entropy weighed apart).
     """
     grid = grid_of(
-        problem_of(problem, modes),
+        problem,
+        modes=modes,
         divergence=divergence,
         threshold=threshold,
         k=k,
@@ -174,7 +173,7 @@ def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
             name: np.concatenate([x, np.repeat(x[-1:], grid.chunk_rows - size)])
             for name, x in grid.rows(rows).items()
         }
-        divergence = grid.divergences[d][1]
+        divergence = grid.divergences[d]
         with double_precision():
             found = measure(divergence, *constants, blocks, k, columns, used=used)
             return {name: np.asarray(x)[:size] for name, x in found.items()}

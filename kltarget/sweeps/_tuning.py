@@ -17,9 +17,10 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.modes._labels import mode_blocks
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
+from kltarget.spaces import SequenceSpace
 from kltarget.sweeps._program import distances, targets
 from kltarget.sweeps._settings import Grid
-from kltarget.sweeps._swept_problem import Problem
+from kltarget.tasks import Task
 from kltarget.training import fine_tune
 
 Arrays = dict[str, np.ndarray]
@@ -34,7 +35,7 @@ class Tuning:
         policy: a policy over the problem's sequences.
         params: where each run starts.
         recipes: what trains towards each of the grid's divergences.
-        options: what else `kltarget.fine_tune` is given.
+        options: what else ``kltarget.fine_tune`` is given.
     """
 
     grid: Grid
@@ -56,15 +57,15 @@ class Tuning:
         if policy is None:
             policy, params = _reference_policy(grid.problem)
         recipe = options.pop("recipe", None)
-        recipes = tuple(_recipe(name, one) for name, one in grid.divergences)
+        recipes = tuple(_recipe(one) for one in grid.divergences)
         if recipe is not None:
             recipes = (recipe,) * len(grid.divergences)
         if np.isfinite(grid.settings.get("threshold", np.inf)).any():
-            for name, one in grid.divergences:
+            for one in grid.divergences:
                 if not isinstance(one, ReverseKL):
                     raise ValueError(
                         "threshold needs the reverse KL with fine_tune: what it does to the "
-                        f"reference of {name} no policy can be trained with"
+                        f"reference of {one.slug} no policy can be trained with"
                     )
         shape = _key_data(options.get("key")).shape[:-1]
         if len(shape) > 1:
@@ -85,13 +86,13 @@ class Tuning:
         }
 
     def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
-        """What is measured of the policies trained at some rows, each `[N]` or `[N, S]`."""
+        """What is measured of the policies trained at some rows, each ``[N]`` or ``[N, S]``."""
         problem, used = self.grid.problem, self.grid.ingredients
         # A program of its own would be made for a reward or a reference of each row.
         alike = not (used.threshold or used.entropy_weight)
         with double_precision():
             constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
-            found = targets(self.grid.divergences[d][1], *constants, dict(columns), used=used)
+            found = targets(self.grid.divergences[d], *constants, dict(columns), used=used)
             reward, log_ref, beta, log_target = map(np.asarray, found)
         log_probs, status = [], []
         groups = columns["ref_temperature"] if alike else np.arange(beta.size)
@@ -126,20 +127,22 @@ class Tuning:
         return arrays | {"training_status": np.concatenate(status)}
 
 
-def _reference_policy(problem: Problem) -> tuple[Any, Any]:
+def _reference_policy(problem: Task) -> tuple[Any, Any]:
     if problem.policy is not None and problem.params is not None:
         return problem.policy, problem.params
-    space = problem.space
+    space = problem.space or SequenceSpace(problem.num_outcomes, 1)
     policy = TabularPolicy(space.vocab_size, space.length, eos=space.eos)
     return policy, policy.from_conditionals(space.conditionals(jnp.asarray(problem.log_ref)))
 
 
-def _recipe(name: str, divergence: Divergence) -> Recipe:
+def _recipe(divergence: Divergence) -> Recipe:
     if isinstance(divergence, ReverseKL):
         return Recipe(place="reward", estimator="k1")
     if isinstance(divergence, ForwardKL):
         return Recipe(place="loss", estimator="k3")
-    raise ValueError(f"divergence {name} is what no recipe trains towards: leave out fine_tune")
+    raise ValueError(
+        f"divergence {divergence.slug} is what no recipe trains towards: leave out fine_tune"
+    )
 
 
 def _possible(reward: np.ndarray, log_ref: np.ndarray) -> Any:

@@ -1,8 +1,9 @@
 """Named problems shared by the tests, the notebooks, the benchmarks and the command line.
 
 A task is a reference distribution and a reward over a finite, labelled set of outcomes, held as
-plain NumPy float64 arrays; `Task.objective` hands it to the solver. Where outcomes are sequences,
-the reference is a trained model, `Task.policy` with `Task.params`, which training can start from.
+plain NumPy float64 arrays; ``Task.objective`` hands it to the solver. Where outcomes are sequences,
+the reference is a trained model, ``Task.policy`` with ``Task.params``, which training can start
+from.
 
 Example:
     >>> from kltarget import tasks
@@ -13,29 +14,19 @@ Example:
     (('1', '2', 'other'), [1.0, 1.0, 0.0])
 """
 
-from __future__ import annotations
-
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
-
-from kltarget.tasks._sequence_tasks import (
-    SEQUENCE_TASKS,
-    SequenceTask,
-    load_sequence_task,
-    word_counts,
-)
+from kltarget.tasks._as_task import ProblemLike, as_task
+from kltarget.tasks._shipped import Listing, listing, load, names
 from kltarget.tasks._tables import Table, TableError, read_table
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
     "Labels",
     "Listing",
+    "ProblemLike",
     "Table",
     "TableError",
     "Task",
+    "as_task",
     "listing",
     "load",
     "names",
@@ -43,141 +34,3 @@ __all__ = [
     "read_table",
     "right_outcomes",
 ]
-
-# The hard keywords of Python 3.11, lower-cased; `keyword.kwlist` differs between versions.
-# fmt: off
-_KEYWORDS = frozenset((
-    "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif",
-    "else", "except", "false", "finally", "for", "from", "global", "if", "import", "in", "is",
-    "lambda", "none", "nonlocal", "not", "or", "pass", "raise", "return", "true", "try", "while",
-    "with", "yield",
-))
-# fmt: on
-
-
-class Listing(NamedTuple):
-    """What there is to know of a task without building it.
-
-    Attributes:
-        name: How `load` finds it.
-        num_outcomes: Number of outcomes.
-        num_right: How many of them are right.
-        description: One line for a reader who has not seen the problem.
-    """
-
-    name: str
-    num_outcomes: int
-    num_right: int
-    description: str
-
-
-def names() -> tuple[str, ...]:
-    """Names that `load` accepts."""
-    return tuple(_SMALL_TASKS) + tuple(SEQUENCE_TASKS)
-
-
-def listing() -> tuple[Listing, ...]:
-    """What tasks there are, without building those of more than a few thousand outcomes.
-
-    Returns:
-        One `Listing` per task, in the order of `names`.
-
-    Example:
-        >>> from kltarget import tasks
-        >>> {task.name: task.num_right for task in tasks.listing()}["arithmetic-24"]
-        1788
-    """
-    listed = []
-    for name in names():
-        known: Task | SequenceTask = SEQUENCE_TASKS.get(name) or load(name)
-        num_right = (
-            known.num_right if isinstance(known, SequenceTask) else int((known.reward > 0).sum())
-        )
-        listed.append(Listing(name, known.num_outcomes, num_right, known.description))
-    return tuple(listed)
-
-
-def load(name: str) -> Task:
-    """The task called `name`.
-
-    Args:
-        name: One of `names()`.
-
-    Returns:
-        The task. It is built once per process; its arrays are read-only.
-
-    Raises:
-        ValueError: If there is no such task; the message lists the names.
-
-    Example:
-        >>> from kltarget import tasks
-        >>> tasks.load("words").num_outcomes
-        3118
-    """
-    if name in _SMALL_TASKS:
-        return _SMALL_TASKS[name]()
-    if name in SEQUENCE_TASKS:
-        return load_sequence_task(SEQUENCE_TASKS[name])
-    raise ValueError(f"there is no task {name!r}: choose one of {', '.join(names())}")
-
-
-@functools.cache
-def _one_two() -> Task:
-    return Task(
-        name="one-two",
-        description="two right answers, reference ratio 15:1",
-        log_ref=np.log([0.3, 0.02, 0.68]),
-        reward=np.array([1.0, 1.0, 0.0]),
-        labels=("1", "2", "other"),
-        modes=np.array([0, 1, -1]),
-    )
-
-
-@functools.cache
-def _bimodal() -> Task:
-    """The didactic problem of GX-Chen et al. (2025, arXiv 2510.20817), on 100 tokens.
-
-    Two equally wide Gaussian bumps of reference mass on a flat floor, centred on tokens 25 and 75.
-    Matching tokens of the two bumps differ by exactly 1.9 nats in favour of the first, their
-    rewards by 0.25 in favour of the second, so under reverse KL the modes trade places at β = 0.25
-    / 1.9 = 0.131578947…, whatever the shape of the bumps. The shape is this package's own choice.
-    """
-    token = np.arange(100)
-    first, second = np.abs(token - 25) <= 10, np.abs(token - 75) <= 10
-    log_weight = np.full(100, -4.0)
-    log_weight[first] = -(((token[first] - 25) / 5.0) ** 2) / 2
-    log_weight[second] = -(((token[second] - 75) / 5.0) ** 2) / 2 - 1.9
-    log_ref = log_weight - np.log(np.exp(log_weight).sum())
-    return Task(
-        name="bimodal",
-        description="a likely mode of reward 0.75 and an unlikely one of reward 1 among 100 tokens",
-        log_ref=log_ref,
-        reward=np.select([first, second], [0.75, 1.0], 0.0),
-        labels=tuple(str(t) for t in token),
-        modes=np.select([first, second], [0, 1], -1),
-    )
-
-
-@functools.cache
-def _words() -> Task:
-    """Word frequencies of Python's documentation; the right answers are Python's keywords.
-
-    See `data/README.md` for where the counts come from and their licence.
-    """
-    labels, count = word_counts()
-    right = np.array([word in _KEYWORDS for word in labels])
-    return Task(
-        name="words",
-        description="words as often as in Python's documentation; right are the 35 Python keywords",
-        log_ref=np.log(count) - np.log(count.sum()),
-        reward=right,
-        labels=labels,
-        modes=one_mode_each(right),
-    )
-
-
-_SMALL_TASKS: dict[str, Callable[[], Task]] = {
-    "one-two": _one_two,
-    "bimodal": _bimodal,
-    "words": _words,
-}

@@ -24,23 +24,21 @@ from kltarget._core.numerics import double_precision
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._task import Labels, Task, one_mode_each
 
-"""How many sequences of its corpus a reference is trained on; a tenth more are held out."""
-
 
 @dataclasses.dataclass(frozen=True)
 class SequenceTask:
     """All that defines a task over sequences but the parameters of its reference.
 
     Attributes:
-        name: The task's name, and the stem of its parameters' file.
-        description: One line for a reader who has not seen the problem.
-        space: The sequences.
-        alphabet: The tokens' characters: one string, or a tuple of one string per position.
-        num_right: The number of right answers.
-        right: Which sequences are right, booleans `[A]`.
-        corpus: The probability of each sequence in the corpus, `[A]`.
-        width: Hidden units of the reference.
-        num_steps: Steps of its training.
+        name: the task's name, and the stem of its parameters' file.
+        description: one line for a reader who has not seen the problem.
+        space: the sequences.
+        alphabet: the tokens' characters: one string, or a tuple of one string per position.
+        num_right: the number of right answers.
+        right: which sequences are right, booleans ``[A]``.
+        corpus: the probability of each sequence in the corpus, ``[A]``.
+        width: hidden units of the reference.
+        num_steps: steps of its training.
     """
 
     name: str
@@ -55,7 +53,7 @@ class SequenceTask:
 
     @property
     def num_outcomes(self) -> int:
-        """Number of sequences `A`."""
+        """Number of sequences ``A``."""
         return self.space.num_sequences
 
     @property
@@ -108,7 +106,7 @@ def word_counts() -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _words_of(length: int) -> np.ndarray:
-    """How often each string of letters is a word of the list, `[26**length]`."""
+    """How often each string of letters is a word of the list, ``[26**length]``."""
     counts = np.zeros((26,) * length)
     for word, count in zip(*word_counts(), strict=True):
         if len(word) == length:
@@ -130,7 +128,7 @@ _EXPRESSIONS = SequenceSpace((9, 3, 9, 3, 9, 3, 9), 7)
 
 
 def _tokens(space: SequenceSpace) -> list[np.ndarray]:
-    """The tokens of all sequences, a small-integer array `[A]` per position."""
+    """The tokens of all sequences, a small-integer array ``[A]`` per position."""
     grid = np.ogrid[tuple(slice(size) for size in space.sizes)]
     shape = space.sizes
     return [np.broadcast_to(axis.astype(np.int8), shape).ravel() for axis in grid]

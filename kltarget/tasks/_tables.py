@@ -1,7 +1,7 @@
 r"""Read a problem from a table: one row per outcome, with its reward and its reference probability.
 
 CSV, TSV, JSON, JSON Lines and Parquet are read. Which column is which is guessed from the names
-unless it is said; every guess is kept as a line of text in `Table.notes`.
+unless it is said; every guess is kept as a line of text in ``Table.notes``.
 
 Rows are counted from 1 and the header is not a row; where the two differ, messages give the line of
 the file too.
@@ -48,8 +48,8 @@ __all__ = [
     "read_table",
 ]
 
-# Names that are recognised, in order of preference; compared in lower case with `-` and ` ` read as
-# `_`.
+# Names that are recognised, in order of preference; compared in lower case with - and blanks read
+# as _.
 OUTCOME_NAMES = (
     "outcome",
     "answer",
@@ -115,11 +115,11 @@ _REFERENCES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table(Task):
-    """A `Task` read from a file, and what was guessed or changed on the way.
+    """A ``Task`` read from a file, and what was guessed or changed on the way.
 
     Attributes:
-        notes: One line of text for each guess and each change.
-        missing_mass: Reference mass that the file's rows leave out, a probability. It was spread
+        notes: one line of text for each guess and each change.
+        missing_mass: reference mass that the file's rows leave out, a probability. It was spread
             over the rows in proportion, or kept as one more outcome when a reward for it was given.
     """
 
@@ -138,34 +138,50 @@ def read_table(
     modes: str | None = None,
     unseen_reward: float | None = None,
 ) -> Table:
-    """Reads one problem, a row per outcome.
+    r"""Reads one problem, a row per outcome, to be solved as ``table.objective(beta)``.
 
     The reference is read from the first of these that the table has, or from the one that is named:
     log-probabilities (natural logarithms), probabilities, counts. Masses are normalised; what
     rounding cannot explain is noted.
 
     Args:
-        path: A `.csv`, `.tsv`, `.json` (a list of records or an object of columns), `.jsonl` or
-            `.parquet` file.
-        outcome: Column of the outcomes' labels. A label may occur once only.
-        reward: Column of the rewards: numbers, `-inf`, or true/false for 1 and 0.
-        log_ref: Column of natural-log reference probabilities.
-        prob: Column of reference probabilities.
-        count: Column of how often the reference produced each outcome.
-        modes: Column whose equal entries mark outcomes of the same mode. Without it (and without a
-            column called `mode`), each right outcome is its own mode and all others are labelled
-            -1; right are those of positive reward, see `kltarget.tasks.right_outcomes`.
-        unseen_reward: If given, reference mass that the rows leave out is kept as one more outcome
-            with this reward, labelled `(unseen)`, instead of being normalised away.
+        path: a ``.csv``, ``.tsv``, ``.json`` (a list of records or an object of columns),
+            ``.jsonl`` or ``.parquet`` file.
+        outcome: column of the outcomes' labels. A label may occur once only.
+        reward: column of the rewards, in any real unit: numbers, ``-inf``, or true/false for 1 and
+            0.
+        log_ref: column of natural-log reference probabilities.
+        prob: column of reference probabilities.
+        count: column of how often the reference produced each outcome.
+        modes: column whose equal entries mark outcomes of the same mode. Without it (and without a
+            column called ``mode``), each right outcome is its own mode and all others are labelled
+            -1; right are those of positive reward, see :func:`kltarget.tasks.right_outcomes`.
+        unseen_reward: if given, reference mass that the rows leave out is kept as one more outcome
+            with this reward, labelled ``(unseen)``, instead of being normalised away.
+
+    Columns that are not named are found by their names, such as ``answer``, ``reward`` and
+    ``count``, in any case and with spaces or hyphens for underscores.
 
     Returns:
-        A `Table` of `A` outcomes in the order of the file, the unseen one last.
+        A :class:`Table` of ``A`` outcomes in the order of the file, the unseen one last; each guess
+        and each change is a line of its ``notes``. Reward ``-inf`` forbids an outcome, and
+        reference mass 0 is kept as ``-inf``.
 
     Raises:
-        TableError: If the file is missing, is not what its extension says, lacks a column, or has
-            an entry that is no valid reward, reference or label. The message is one line naming
-            file, column and row.
-        ImportError: If a Parquet file is read and pyarrow is not installed.
+        TableError: the file is missing, is not what its extension says, lacks a column, or has an
+            entry that is no valid reward, reference or label. The message is one line naming file,
+            column and row.
+        ImportError: a Parquet file is read and pyarrow is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kltarget.tasks import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "answers.csv")
+        ...     _ = path.write_text("answer,reward,count\none,1,15\ntwo,1,1\nother,0,34\n")
+        ...     table = read_table(path)
+        >>> table.labels, table.reward.tolist()
+        (('one', 'two', 'other'), [1.0, 1.0, 0.0])
     """
     path = pathlib.Path(path)
     raw = read_raw(path)

@@ -17,27 +17,27 @@ from kltarget.spaces import SequenceSpace
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A reference, a reward and a partition into modes over `A` labelled outcomes.
+    """A reference, a reward and a partition into modes over ``A`` labelled outcomes.
 
     Attributes:
-        name: How `load` finds it, or the stem of the file it was read from.
-        description: One line for a reader who has not seen the problem.
-        log_ref: Natural-log reference probabilities, float64 `[A]`; `-inf` marks an outcome the
+        name: how ``load`` finds it, or the stem of the file it was read from.
+        description: one line for a reader who has not seen the problem.
+        log_ref: natural-log reference probabilities, float64 ``[A]``; ``-inf`` marks an outcome the
             reference cannot produce.
-        reward: Reward of each outcome in the task's own unit, float64 `[A]`; `-inf` forbids an
+        reward: reward of each outcome in the task's own unit, float64 ``[A]``; ``-inf`` forbids an
             outcome.
-        labels: What to call each outcome, `A` strings: a tuple, or `Labels`, which spell sequences
-            when asked.
-        modes: Integer label of each outcome's mode, `[A]`. In the shipped tasks the right answers
+        labels: what to call each outcome, ``A`` strings: a tuple, or ``Labels``, which spell
+            sequences when asked.
+        modes: integer label of each outcome's mode, ``[A]``. In the shipped tasks the right answers
             (those of positive reward) carry labels 0, 1, …; wrong answers are labelled -1, which
-            `kltarget.effective_modes` and its like leave out.
-        space: The sequences, in the order of the outcomes, if outcomes are sequences of tokens.
-        alphabet: The tokens' characters: one string, or a tuple of one string per position.
-        policy: The model, in the sense of `kltarget.policies.Policy`, whose probabilities `log_ref`
-            are.
-        params: Its trained parameters, float32; `kltarget.training.fine_tune(task.policy,
-            task.params, task.reward, …)` starts from the reference. In that precision the policy's
-            log-probabilities are `log_ref` but for rounding.
+            ``kltarget.effective_modes`` and its like leave out.
+        space: the sequences, in the order of the outcomes, if outcomes are sequences of tokens.
+        alphabet: the tokens' characters: one string, or a tuple of one string per position.
+        policy: the model, in the sense of ``kltarget.policies.Policy``, whose probabilities
+            ``log_ref`` are.
+        params: its trained parameters, float32; ``kltarget.fine_tune(task.policy, task.params,
+            task.reward, …)`` starts from the reference. In that precision the policy's
+            log-probabilities are ``log_ref`` but for rounding.
     """
 
     name: str
@@ -72,22 +72,34 @@ class Task:
 
     @property
     def num_outcomes(self) -> int:
-        """Number of outcomes `A`."""
+        """Number of outcomes ``A``."""
         return len(self.labels)
+
+    @property
+    def mode_names(self) -> dict[int, str]:
+        """What each mode is called, by its label: as the likeliest of its outcomes is.
+
+        Example:
+            >>> from kltarget import tasks
+            >>> tasks.load("bimodal").mode_names
+            {0: '25', 1: '75'}
+        """
+        likeliest = likeliest_outcomes(self.modes, self.log_ref)
+        return {mode: self.labels[outcome] for mode, outcome in likeliest.items()}
 
     def objective(self, beta: Any, **options: Any) -> Objective:
         """The regularised objective of this task: maximise E_π[reward] − beta · D(π, π_ref) over π.
 
         Args:
-            beta: Coefficient of the regulariser, reward units per nat: a number, or an array
-                `[*batch]` for one problem per entry.
-            **options: Passed to `kltarget.Objective`; `divergence=` chooses the regulariser.
+            beta: coefficient of the regulariser, reward units per nat: a number, or an array
+                ``[*batch]`` for one problem per entry.
+            **options: passed to ``kltarget.Objective``; ``divergence=`` chooses the regulariser.
 
         Returns:
-            An `Objective` of batch shape `[*batch]` over `[A]` outcomes.
+            An ``Objective`` of batch shape ``[*batch]`` over ``[A]`` outcomes.
 
         Raises:
-            ValueError: If `beta` is not positive.
+            ValueError: ``beta`` is not positive.
 
         Example:
             >>> import kltarget as kt
@@ -106,11 +118,11 @@ class Labels(Sequence[str]):
     It compares equal to the tuple of the same strings.
 
     Args:
-        space: The sequences.
-        alphabet: The tokens' characters: one string, or a tuple of one string per position.
+        space: the sequences.
+        alphabet: the tokens' characters: one string, or a tuple of one string per position.
 
     Raises:
-        ValueError: If there is not one character per token.
+        ValueError: there is not one character per token.
 
     Example:
         >>> from kltarget import SequenceSpace, tasks
@@ -154,7 +166,7 @@ class Labels(Sequence[str]):
         return isinstance(label, str) and self._find(label) is not None
 
     def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
-        """Where a sequence is, by its spelling; a `ValueError` if it is not."""
+        """Where a sequence is, by its spelling; a ``ValueError`` if it is not."""
         found = self._find(value)
         if found is None or found not in range(*slice(start, stop).indices(len(self))):
             raise ValueError(f"{value!r} is not among the labels")
@@ -188,10 +200,10 @@ def right_outcomes(reward: np.ndarray) -> np.ndarray:
     and if the finite rewards are all equal, every outcome that has one.
 
     Args:
-        reward: Rewards `[A]`.
+        reward: rewards ``[A]``.
 
     Returns:
-        Booleans `[A]`.
+        Booleans ``[A]``.
 
     Example:
         >>> import numpy as np
@@ -209,5 +221,16 @@ def right_outcomes(reward: np.ndarray) -> np.ndarray:
 
 
 def one_mode_each(right: np.ndarray) -> np.ndarray:
-    """Labels `[A]` that make each right outcome a mode, -1 for the others; from booleans `[A]`."""
+    """Labels ``[A]`` that make each right outcome a mode, -1 for others; from booleans ``[A]``."""
     return np.where(right, np.cumsum(right) - 1, -1)
+
+
+def likeliest_outcomes(modes: np.ndarray, log_probs: np.ndarray) -> dict[int, int]:
+    """The likeliest outcome of each mode, the first of those that are equal, by the mode's label.
+
+    From labels and log-probabilities `[A]`; the modes are in increasing order.
+    """
+    members = np.flatnonzero(modes >= 0)
+    members = members[np.argsort(-log_probs[members], kind="stable")]
+    keys, first = np.unique(modes[members], return_index=True)
+    return dict(zip(keys.tolist(), members[first].tolist(), strict=True))

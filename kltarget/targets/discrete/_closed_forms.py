@@ -2,7 +2,7 @@
 
 Every f-divergence target has the form ``π = π_ref · u((r − λ)/β)`` with ``u = (f′)⁻¹`` and one
 scalar per problem, the multiplier λ, fixed by ``Σπ = 1``: in closed form for reverse KL, by a rule
-for total variation, as a root for the rest (:mod:`kltarget._root`).
+for total variation, as a root for the rest (:mod:`kltarget.targets.discrete._root`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The root behind a target: the multiplier that makes its probabilities sum to 1.
 
 The scalar searched is the place of the best supported outcome, its log density ratio or its slope
-(:mod:`kltarget._coordinates`): free of units, at home at reference masses of e^−800, and with
-``v = (r − r_max)/β`` the others' distances, ``Σ π_ref u(place, v) = 1`` is an equation whose left
-side increases.
+(:mod:`kltarget.targets.discrete._coordinates`): free of units, at home at reference masses of
+e^−800, and with ``v = (r − r_max)/β`` the others' distances, ``Σ π_ref u(place, v) = 1`` is an
+equation whose left side increases.
 """
 
 from __future__ import annotations

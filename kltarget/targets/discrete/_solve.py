@@ -214,7 +214,19 @@ def greedy_limit(objective: Objective) -> Target:
 def reference_limit(objective: Objective) -> Target:
     """The limit of the target for beta → ∞: the reference itself, whatever the divergence.
 
-    Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others.
+    The larger beta, the less the reward counts in ``E_π[reward] − beta · D(π, π_ref)``; what is
+    left of it is which outcomes it forbids. The objective's own beta is not used.
+
+    Args:
+        objective: of any batch shape.
+
+    Returns:
+        A target whose ``log_probs``, shape ``[*batch, A]``, are those of the reference, and whose
+        value is the reference's expected reward, in its unit, shape ``[*batch]``. A row of which
+        ``solve`` would refuse the reward or the reference is NaN, with the same ``Status`` bits.
+
+    Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others, and the value
+    is ``-inf`` if it has to give up mass for that. Differentiable in the reward and the reference.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt

@@ -34,9 +34,9 @@ class TokenLocalTarget(StationaryPolicy):
 
     Attributes:
         objective: the sequence-level objective of the same reward, reference, beta and divergence.
-            For more than one token this policy does *not* maximise it;
-            ``kt.solve(objective).gap(log_probs)`` says by how much it falls short. Impossible
-            sequences of a space with ``eos`` have reward ``-inf`` in it.
+            For more than one token this policy does *not* maximise it; ``solve(objective).gap``
+            says by how much it falls short. Impossible sequences of a space with ``eos`` have
+            reward ``-inf`` in it.
         log_probs: log π over whole sequences, shape ``[*batch, V**L]``; ``-inf`` where exactly 0.
         multiplier: λ of the first token's problem, in reward units, shape ``[*batch]``.
         status: :class:`Status` bits, shape ``[*batch]``. A remark holds at some prefix that the
