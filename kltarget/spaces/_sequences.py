@@ -499,7 +499,7 @@ def token_layers(
     Conditionals and rewards may be of fewer prefixes than there are, told apart by last tokens.
     """
     layers = []
-    for t in reversed(range(len(conditionals))):
+    for t in reversed(range(len(earned))):
         given, reward, size = conditionals[t], earned[t], space.sizes[t]
         num_nodes = num_values if num_values < size else num_values // size
         given = repeated(given, max(num_nodes, given.shape[-2]), -2)
