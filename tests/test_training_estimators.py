@@ -180,7 +180,7 @@ def test_pseudo_rewards_follow_any_divergence():
         np.testing.assert_allclose(got, want, atol=TOL * max(1, np.abs(want).max()))
 
 
-@pytest.mark.parametrize("case", oracles.CASES, ids=oracles.ids)
+@pytest.mark.parametrize("case", oracles.slow_look_alikes(oracles.CASES))
 def test_pseudo_rewards_where_one_side_is_impossible(case):
     gone = estimators.pseudo_reward(case.divergence, -np.inf, -0.5)
     new = estimators.pseudo_reward(case.divergence, np.array([-0.5, -np.inf]), -np.inf)
