@@ -30,7 +30,7 @@ from kltarget.divergences import (
     Tsallis,
 )
 from kltarget.objectives import Objective
-from kltarget.targets import Target, solve
+from kltarget.targets import DiscreteTarget, solve
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -114,7 +114,10 @@ def assert_optimal(
 
 
 def assert_targets_close(
-    actual: Target | ArrayLike, desired: Target | ArrayLike, *, tol: float | None = None
+    actual: DiscreteTarget | ArrayLike,
+    desired: DiscreteTarget | ArrayLike,
+    *,
+    tol: float | None = None,
 ) -> None:
     """Fails unless two targets agree, ``|log π − log π'| ≤ tol·(1 + |log π'|)`` at every outcome.
 
@@ -140,7 +143,9 @@ def assert_targets_close(
         AssertionError: the targets differ by 0.366·(1 + |log π|), more than tol = 0.001
           worst outcome 1: probability 0.268941 here, 0.5 wanted
     """
-    arrays = [as_float(x.log_probs if isinstance(x, Target) else x) for x in (actual, desired)]
+    arrays = [
+        as_float(x.log_probs if isinstance(x, DiscreteTarget) else x) for x in (actual, desired)
+    ]
     if min(x.ndim for x in arrays) == 0 or arrays[0].shape[-1] != arrays[1].shape[-1]:
         raise ValueError(
             f"actual has shape {arrays[0].shape} and desired {arrays[1].shape}; "

@@ -390,9 +390,15 @@ CONTRACTS: dict[str, Contract] = {
         (Bad(lambda: kt.effective_modes(LOG_POLICY, order=-1), ValueError, "order"),),
     ),
     "coverage": Contract(
-        lambda log_probs: kt.coverage(log_probs, MODES, threshold=0.15),
+        lambda log_probs: kt.coverage(log_probs, MODES, least_probability=0.15),
         (LOG_POLICY,),
-        (Bad(lambda: kt.coverage(LOG_POLICY, threshold=2.0), ValueError, "threshold"),),
+        (
+            Bad(
+                lambda: kt.coverage(LOG_POLICY, least_probability=2.0),
+                ValueError,
+                "least_probability",
+            ),
+        ),
         differentiable=False,
     ),
     "entropy": Contract(
@@ -539,11 +545,14 @@ CONTRACTS: dict[str, Contract] = {
 
 NOT_OF_ARRAYS = {
     "Box": "a grid, as data",
+    "DiscreteTarget": "abstract",
     "Divergence": "abstract",
     "Fit": "what fit returns",
     "GridTarget": "what solve_on_grid returns",
     "History": "a part of what trainers return",
     "ImpliedTarget": "what implied_target returns",
+    "Layer": "a protocol",
+    "Layers": "a name for a type",
     "MirrorAscent": "what mirror_ascent returns",
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
@@ -562,16 +571,19 @@ NOT_OF_ARRAYS = {
     "SummaryRow": "a part of that text",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
+    "backward": "a walk with a function of the caller's",
     "basins": "a climb from every point, on the host",
     "critical_beta": "a formula in NumPy",
     "diagnose": "statements on a log",
     "effective_beta": "a formula in NumPy",
     "equivalent_beta": "a root on the host",
+    "existence_beta": "a formula of quadratics",
     "explore": "a widget",
     "find_modes": "a search for all local maxima",
     "fit_mixture": "a search from many starts",
     "from_sklearn": "another library's object",
     "load_params": "files",
+    "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
@@ -668,6 +680,42 @@ def test_methods_are_documented(name):
     for method, x in vars(documented).items():
         if not method.startswith("_") and (inspect.isfunction(x) or isinstance(x, property)):
             assert inspect.getdoc(getattr(documented, method)), method
+
+
+def results():
+    """One result of every function that gives a target, by the name of its class."""
+    means = jnp.asarray(TWO_MODES[0], jnp.float32)
+    density, reward = modes_at(means), bowl(np.float32)
+    problem = tuple(x[0].astype(np.float32) for x in PROBLEM)
+    return {
+        "Target": kt.solve(kt.Objective(*problem)),
+        "TokenLocalTarget": kt.token_local_target(PAIRS, *problem, kt.ForwardKL()),
+        "ImpliedTarget": kt.implied_target(kt.Recipe(), *problem[:2], beta=0.5),
+        "MixtureTarget": mixtures.tilt(density, reward, 0.5),
+        "PowerTarget": mixtures.power_tilt(density, reward, 0.5),
+        "GridTarget": same_nodes(),
+        "SampleTarget": kt.solve_on_samples(means, reward, 0.5),
+    }
+
+
+def test_every_target_answers_the_same_questions():
+    classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
+    assert set(classes) == {*results(), "DiscreteTarget"}
+    stationary = {"TokenLocalTarget", "ImpliedTarget"}
+    assert not any(issubclass(classes[name], targets.Target) for name in stationary)
+    for name, target in results().items():
+        assert target.raise_if_failed() is target
+        numbers = ["expected_reward", "divergence_value", "status"]
+        numbers.append("objective_value" if name in stationary else "value")
+        numbers += [x for x in dir(target) if x.endswith("_error") and x != "expectation_error"]
+        for number in numbers:
+            assert jnp.shape(getattr(target, number)) == (), (name, number)
+        assert hasattr(target, "value") == (name not in stationary)
+        draws = target.sample(key=jax.random.key(0), num_samples=5)
+        assert draws.shape[0] == 5
+        assert target.log_prob(draws).shape == (5,), name
+        one = target.expectation(lambda x: jnp.ones(x.shape[:1], jnp.float32))
+        np.testing.assert_allclose(one, 1, rtol=1e-4)
 
 
 def test_randomness_wants_a_key_by_name():

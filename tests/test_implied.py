@@ -777,7 +777,7 @@ def test_batches_are_loops_and_pytrees():
         one = implied_target(recipe, reward[j], log_ref[j], beta=beta[i, 0])
         np.testing.assert_allclose(one.log_probs, batch.log_probs[i, j], rtol=FINE)
     copy = jax.tree.map(lambda x: x, batch)
-    np.testing.assert_array_equal(copy.value, batch.value)
+    np.testing.assert_array_equal(copy.objective_value, batch.objective_value)
     assert batch.log_probs.dtype == DTYPE
     empty = implied_target(recipe, reward[:0], log_ref[:0], beta=1.0)
     assert empty.log_probs.shape == (0, 5)
@@ -894,6 +894,6 @@ def test_values_are_those_of_the_objective():
     target = implied_target(Recipe("loss", "k3", baseline="mean", group_size=8), T3_REWARD, T3,
                             beta=0.35)  # fmt: skip
     want = target.objective.value(target.log_probs)
-    np.testing.assert_allclose(target.value, want, rtol=1e2 * FINE)
+    np.testing.assert_allclose(target.objective_value, want, rtol=1e2 * FINE)
     np.testing.assert_allclose(target.effective_beta, 0.4, rtol=FINE)
     assert jnp.shape(target.expected_reward) == ()

@@ -227,7 +227,7 @@ def test_the_least_beta_reference_value():
     p = gmm([1.0], [[0.5, -1.0]], [inputs["Sigma"]], "full")
     reward = mixtures.QuadraticReward(-np.asarray(inputs["H"], DTYPE))
     want = oracles.reference("gauss-quad-critical")["expected"]["beta_min"]
-    assert_near(mixtures.critical_beta(p, reward), want)
+    assert_near(mixtures.existence_beta(p, reward), want)
     assert mixtures.tilt(p, reward, 1.001 * want).status == 0
     with pytest.raises(ValueError, match=r"must be above 0\.24629"):
         mixtures.tilt(p, reward, np.array([1.0, 0.999 * want], DTYPE))
@@ -587,7 +587,7 @@ def test_flips_are_where_two_modes_are_level(kind):
         "forward": (peak(curvature=2.0), kt.ForwardKL(), {}),
         "bump": (bump, kt.ChiSquared(), {"bounds": [[-8.0, 8.0]]}),
     }[kind]
-    flip = mixtures.flip_beta(p, reward, 0, 1, divergence, between=(0.05, 100.0), **options)
+    flip = mixtures.mode_flip_beta(p, reward, 0, 1, divergence, between=(0.05, 100.0), **options)
     # The modes' masses there, by sums over a line on which nothing is in closed form.
     line = np.linspace(-9, 9, 4001)
     own = [0.7 * stats.norm.pdf(line, -2, 0.8), 0.3 * stats.norm.pdf(line, 2, 0.6)]
@@ -600,22 +600,28 @@ def test_flips_are_where_two_modes_are_level(kind):
         # log w₁/w₂ + t a(μ₁ − μ₂) + ½t²a²(σ₁² − σ₂²), with a = 0.3
         roots = 1 / np.roots([0.045 * 0.28, -1.2, math.log(7 / 3)])
         np.testing.assert_allclose(flip, roots.max(), rtol=2e-6)
-        none = mixtures.flip_beta(p, up(-0.3), 0, 1, between=(0.05, 100.0))
+        none = mixtures.mode_flip_beta(p, up(-0.3), 0, 1, between=(0.05, 100.0))
         assert math.isnan(none)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda **o: mixtures.flip_beta(mixture_a(), up(), 0, 2, **o), "j must be from 0 to 1"),
-        (lambda **o: mixtures.flip_beta(gmm([[1.0]], [[0.0]], [1.0]), up(), 0, 0, **o), "batch"),
+        (
+            lambda **o: mixtures.mode_flip_beta(mixture_a(), up(), 0, 2, **o),
+            "j must be from 0 to 1",
+        ),
+        (
+            lambda **o: mixtures.mode_flip_beta(gmm([[1.0]], [[0.0]], [1.0]), up(), 0, 0, **o),
+            "batch",
+        ),
     ],
 )
 def test_flips_refuse_what_is_not_there(call, message):
     with pytest.raises(ValueError, match=message):
         call(between=(0.1, 1.0))
     with pytest.raises(ValueError, match="between must be two numbers"):
-        mixtures.flip_beta(mixture_a(), up(), 0, 1, between=(1.0, 0.1))
+        mixtures.mode_flip_beta(mixture_a(), up(), 0, 1, between=(1.0, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -686,8 +692,8 @@ def test_tails_belong_to_the_mode_they_rise_to():
 def test_there_is_no_flip_where_there_is_no_target():
     p = gmm([0.7, 0.3], [[-2.0, 0.0], [2.0, 0.0]], [0.64, 0.36])
     bowl = mixtures.QuadraticReward.peak(cast([-2.0, 0.0]), cast(0.1 * np.eye(2)))
-    flip = mixtures.flip_beta(p, bowl, 0, 1, kt.ForwardKL(), between=(1e-4, 100.0))
+    flip = mixtures.mode_flip_beta(p, bowl, 0, 1, kt.ForwardKL(), between=(1e-4, 100.0))
     assert math.isnan(flip)
     steep = mixtures.QuadraticReward(cast([[1.0]]), cast([0.3]))
     with pytest.raises(ValueError, match=r"no target up to beta = 0\.64"):
-        mixtures.flip_beta(mixture_a(), steep, 0, 1, between=(0.01, 0.1))
+        mixtures.mode_flip_beta(mixture_a(), steep, 0, 1, between=(0.01, 0.1))

@@ -306,7 +306,7 @@ def test_functions_as_density_and_reward(forward):
         kt.ForwardKL(),
         bounds=forward.box,
         tol=TOL,
-        labels=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
+        modes=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
     )
     close(target.atom, [1.0], 1e-7)
     close(target.multiplier, forward.multiplier)
@@ -403,7 +403,7 @@ def test_a_second_peak_is_seen_at_small_beta():
         reward,
         DTYPE.type(beta),
         bounds=[[-8, 7]],
-        labels=lambda x: (np.asarray(x)[:, 0] > 0).astype(int),
+        modes=lambda x: (np.asarray(x)[:, 0] > 0).astype(int),
     )
     # Laplace's approximation of either peak
     mass = [density_a(m) * s for m, s in zip(places, widths, strict=True)]
@@ -463,7 +463,7 @@ def test_what_is_refused_says_why():
             line, lambda x: jnp.log(x[:, 0]), beta, bounds=[[-9, 9]]
         ): "reward must be below",
         lambda: solve_on_grid(
-            line, bowl(1), beta, kt.ForwardKL(), maximiser=[1.0]
+            line, bowl(1), beta, kt.ForwardKL(), maximum=[1.0]
         ): "leave maximiser out",
         lambda: solve_on_samples(np.zeros(3, DTYPE), up, beta): "samples has shape",
         lambda: solve_on_samples(np.zeros((3, 1), DTYPE), np.ones(2, DTYPE), beta): "per sample",
@@ -506,9 +506,11 @@ def test_samples_in_five_dimensions():
     betas = np.array([4.0, 1.0], DTYPE)
     target = solve_on_samples(draws(8000, 5), bowl(5), betas, kt.ForwardKL())
     assert list(target.status) == [0, int(kt.Status.CONDENSED)]
-    both, errors = target.expectation(
-        lambda x: jnp.stack([-jnp.square(x).sum(-1), (x == 0).all(-1).astype(DTYPE)], -1)
-    )
+
+    def loss_and_atom(x):
+        return jnp.stack([-jnp.square(x).sum(-1), (x == 0).all(-1).astype(DTYPE)], -1)
+
+    both, errors = target.expectation(loss_and_atom), target.expectation_error(loss_and_atom)
     mean, held = np.asarray(both).T
     mean_error, held_error = np.asarray(errors).T
     assert abs(mean[0] - regular["mean_reward"]) < 4 * mean_error[0] < 0.4
@@ -522,7 +524,7 @@ def test_samples_in_five_dimensions():
     inner = scipy.integrate.quad(
         lambda y: math.log(4 / (top + y)) * scipy.stats.chi2.pdf(y, 5), 0, np.inf
     )[0]
-    value, value_error = target.value
+    value, value_error = target.value, target.value_error
     assert abs(float(value[0]) - (top - 4 + 4 * inner)) < 4 * float(value_error[0]) < 0.4
     assert float(target.effective_sample_size[0]) > 2_000
 
@@ -544,7 +546,9 @@ def test_intervals_cover_as_often_as_they_say(name):
     @jax.vmap
     def estimates(x):
         target = solve_on_samples(x, bowl(1, 0.5), DTYPE.type(1.0), divergence)
-        return target.expectation(lambda x: x[:, 0]), target.value
+        mean = target.expectation(lambda x: x[:, 0])
+        mean_error = target.expectation_error(lambda x: x[:, 0])
+        return (mean, mean_error), (target.value, target.value_error)
 
     for (mean, error), truth in zip(estimates(samples), (exact.mean[0], exact.value), strict=True):
         covered = np.abs(np.asarray(mean) - float(truth)) < 1.96 * np.asarray(error)
@@ -559,7 +563,7 @@ def test_estimates_from_samples_are_differentiable():
     def mean(theta):
         reward = QuadraticReward.peak(theta[1:3], jnp.eye(2, dtype=DTYPE))
         target = solve_on_samples(x, reward, theta[0], kt.ForwardKL())
-        return target.expectation(lambda x: x[:, 0])[0]
+        return target.expectation(lambda x: x[:, 0])
 
     at = jnp.array([1.0, 0.3, -0.2], DTYPE)
     step = 1e-5 if DOUBLE else 1e-2

@@ -584,7 +584,7 @@ def test_a_nan_row_stays_nan():
     for metric in (
         kt.entropy,
         kt.effective_modes,
-        lambda x: kt.coverage(x, threshold=0.1),
+        lambda x: kt.coverage(x, least_probability=0.1),
         lambda x: kt.effective_modes(x, [0, 0, 1], order=INF),
         lambda x: kt.mode_log_mass(x, [0, 0, 1])[..., 0],
     ):
@@ -667,7 +667,7 @@ def test_metrics_reference_values(dtype):
         assert_reference("metrics-dist", got, key, dtype)
     assert kt.effective_modes(log_probs, modes, order=0) == 4
     for key, threshold, relative in (("coverage_abs", 0.05, False), ("coverage_rel", 0.1, True)):
-        got = kt.coverage(log_probs, modes, threshold=threshold, relative=relative)
+        got = kt.coverage(log_probs, modes, least_probability=threshold, relative=relative)
         assert got.dtype == dtype
         assert_reference("metrics-coverage", got, key, dtype)
     inputs = reference("metrics-t3")["inputs"]
@@ -720,9 +720,9 @@ def test_gradients_of_hill_numbers(order):
 def test_coverage_counts_what_equals_the_threshold():
     for size in (2, 3, 7, 10, 49):
         even = kt.normalize(np.zeros(size, FLOAT))
-        assert kt.coverage(even, threshold=1 / size) == 1
-        assert kt.coverage(even, threshold=1.0, relative=True) == 1
-        assert kt.coverage(even, threshold=1.001 / size) == 0
+        assert kt.coverage(even, least_probability=1 / size) == 1
+        assert kt.coverage(even, least_probability=1.0, relative=True) == 1
+        assert kt.coverage(even, least_probability=1.001 / size) == 0
 
 
 @given(testing.log_policies(4), st.sampled_from([1e-6, 0.01, 0.1, 0.3, 0.5, 1.0]), st.booleans())
@@ -732,15 +732,15 @@ def test_coverage_counts_modes(log_probs, threshold, relative):
     bar = threshold * (mass.max() if relative else 1)
     if np.any(np.abs(mass / bar - 1) < 1e-4):
         return
-    got = kt.coverage(log_probs, [0, 1, 0, 2], threshold=threshold, relative=relative)
+    got = kt.coverage(log_probs, [0, 1, 0, 2], least_probability=threshold, relative=relative)
     np.testing.assert_allclose(got, (mass >= bar).mean(), rtol=4 * eps(FLOAT))
 
 
 def test_metrics_take_batches_and_thresholds():
     log_probs = log([[0.5, 0.3, 0.2], [0.98, 0.01, 0.01]])
-    got = kt.coverage(log_probs, threshold=np.array([0.25, 0.01], FLOAT))
+    got = kt.coverage(log_probs, least_probability=np.array([0.25, 0.01], FLOAT))
     np.testing.assert_allclose(got, [2 / 3, 1], rtol=4 * eps(FLOAT))
-    single = kt.coverage(log_probs[0], threshold=np.array([0.1, 0.25, 0.4], FLOAT))
+    single = kt.coverage(log_probs[0], least_probability=np.array([0.1, 0.25, 0.4], FLOAT))
     np.testing.assert_allclose(single, [1, 2 / 3, 1 / 3], rtol=4 * eps(FLOAT))
     assert kt.entropy(log_probs).shape == kt.effective_modes(log_probs).shape == (2,)
     short = kt.effective_modes(jnp.asarray(log_probs, jnp.bfloat16))
@@ -751,7 +751,7 @@ def test_metrics_take_batches_and_thresholds():
     "metric",
     [
         lambda x: kt.effective_modes(x, [0, 1, 0, 2], order=2),
-        lambda x: kt.coverage(x, [0, 1, 0, 2], threshold=0.1),
+        lambda x: kt.coverage(x, [0, 1, 0, 2], least_probability=0.1),
         kt.entropy,
         lambda x: kt.mode_log_mass(x, [0, 1, 0, 2]),
         lambda x: kt.log_odds(x, 1, 2),
@@ -770,8 +770,8 @@ def test_bad_metrics_are_refused():
     with pytest.raises(ValueError, match="order must be 0 or more, got nan"):
         kt.effective_modes(log([0.5, 0.5]), order=math.nan)
     for threshold in (0.0, 1.5, math.nan):
-        with pytest.raises(ValueError, match="threshold must be above 0 and at most 1"):
-            kt.coverage(log([0.5, 0.5]), threshold=threshold)
+        with pytest.raises(ValueError, match="least_probability must be above 0 and at most 1"):
+            kt.coverage(log([0.5, 0.5]), least_probability=threshold)
     with pytest.raises(ValueError, match="log_probs needs a last axis"):
         kt.entropy(0.0)
 

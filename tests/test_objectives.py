@@ -1,6 +1,7 @@
 """The objective: shapes, values, gaps and gradients, and what it says about bad input."""
 
 import itertools
+import math
 
 import hypothesis.strategies as st
 import jax
@@ -239,6 +240,38 @@ def test_gradient_at_zeros(case):
     assert np.all(np.isfinite(got[[0, 2]]))
 
 
+@dtypes
+@pytest.mark.parametrize("case", oracles.slow_look_alikes([*CASES, TV]))
+@pytest.mark.parametrize("log_ratio", [120.0, -120.0, 800.0, -800.0])
+def test_gradient_at_ratios_that_no_float_holds(case, log_ratio, dtype):
+    rare = -abs(log_ratio)
+    log_policy = np.array([0.0, rare] if log_ratio < 0 else [rare, 0.0], dtype)
+    log_ref = np.array([0.0, rare] if log_ratio > 0 else [rare, 0.0], dtype)
+    got = kt.Objective(np.zeros(2, dtype), log_ref, 1.0, case.divergence).gradient(log_policy)
+    largest = float(np.finfo(dtype).max)
+    for value, exponent in zip(np.asarray(got, np.float64), (-log_ratio, log_ratio), strict=True):
+        with mp.workdps(50):
+            exact = -case.generator.f_prime(mp.exp(exponent))
+        want = math.copysign(INF, exact) if abs(exact) > largest else float(exact)
+        np.testing.assert_allclose(value, want, rtol=1024 * eps(dtype))
+
+
+@dtypes
+def test_gradient_of_a_rare_outcome(dtype):
+    even = np.log(np.full(2, 0.5, dtype))
+    log_ref = kt.normalize(np.array([0.0, -120.0], dtype))
+    got = kt.Objective(np.zeros(2, dtype), log_ref, 1.0).gradient(even)
+    np.testing.assert_allclose(got, [math.log(2), math.log(2) - 120], rtol=4 * eps(dtype))
+    got = kt.Objective(np.zeros(2, dtype), even, 1.0).gradient(log_ref)
+    np.testing.assert_allclose(got, [-math.log(2), 120 - math.log(2)], rtol=4 * eps(dtype))
+
+
+def test_gradient_of_a_written_generator_at_ratios_that_no_float_holds():
+    written = kt.FDivergence(lambda u: u * jnp.log(u) - u + 1)
+    got = kt.Objective(np.zeros(3), [0.0, -900.0, -INF], 1.0, written).gradient([-900.0, 0.0, -INF])
+    np.testing.assert_array_equal(got, [INF, -INF, -INF])  # 1e390 and its inverse: the limits
+
+
 @pytest.mark.quick_only("reverse-kl", "forward-kl", "chi-squared")
 @dtypes
 @cases
@@ -295,7 +328,7 @@ BAD = {
     "beta-zero": (
         (R3, UNIFORM, 0.0),
         ValueError,
-        r"beta must be above 0, got 0; .* kltarget\.greedy_limit",
+        r"beta must be above 0, got 0; .* kltarget\.targets\.greedy_limit",
     ),
     "beta-zero-at": ((R3, UNIFORM, [1.0, 0.0]), ValueError, r"beta must .* got 0 at index 1"),
     "beta-negative": ((R3, UNIFORM, -2.0), ValueError, r"beta must be above 0 and finite, got -2"),

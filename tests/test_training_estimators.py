@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from oracles import DTYPES, X64, eps
 
@@ -177,6 +178,14 @@ def test_pseudo_rewards_follow_any_divergence():
         got = jnp.einsum("y,yna->na", -pseudo * jnp.exp(log_probs), score)
         want = of(lambda params, d=divergence: d(sequence(params), LOG_REF))
         np.testing.assert_allclose(got, want, atol=TOL * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("case", oracles.slow_look_alikes(oracles.CASES))
+def test_pseudo_rewards_where_one_side_is_impossible(case):
+    gone = estimators.pseudo_reward(case.divergence, -np.inf, -0.5)
+    new = estimators.pseudo_reward(case.divergence, np.array([-0.5, -np.inf]), -np.inf)
+    np.testing.assert_array_equal(gone, -case.divergence.f_prime(0.0))
+    np.testing.assert_array_equal(new, -case.divergence.slope_at_infinity)
 
 
 def test_values_near_and_far_from_agreement():

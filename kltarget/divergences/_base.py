@@ -144,6 +144,20 @@ class Divergence(abc.ABC):
         """``f′(u)`` from ``log u``, also where ``u`` overflows."""
         return self.f_prime(jnp.exp(log_u))
 
+    def _slope(self, log_p: Array, log_q: Array) -> Array:
+        """``f′(p/q)``, what more probability of an outcome costs, also where ``p/q`` overflows.
+
+        ``f′(0)`` where only ``p`` is 0 and ``f′(∞)`` where ``q`` is.
+        """
+        log_p, log_q = jnp.broadcast_arrays(log_p, log_q)
+        both, _, only_q = _supports(log_p, log_q)
+        zero = jnp.zeros_like(log_p)
+        inside = self._f_prime_at(jnp.where(both, log_p, zero) - jnp.where(both, log_q, zero))
+        at_zero = slope_at_zero(self, inside.dtype)
+        at_infinity = jnp.asarray(self.slope_at_infinity, inside.dtype)
+        outside = jnp.where(only_q, at_zero, at_infinity)
+        return jnp.where(both, inside, jnp.broadcast_to(outside, inside.shape))
+
     def _log_inverse(self, s: Array) -> Array:
         """``log u`` with ``f′(u) = s``, also where ``u`` overflows or underflows."""
         u = self.f_prime_inverse(s)
@@ -239,7 +253,7 @@ class PowerDivergence(Divergence):
 
     _alpha: ClassVar[Any]
     _scale: ClassVar[Any] = 1.0
-    _slope: ClassVar[float] = 0.0
+    _linear: ClassVar[float] = 0.0
 
     @property
     def _gamma(self) -> Any:
@@ -253,7 +267,7 @@ class PowerDivergence(Divergence):
         above = alpha > 0
         at_zero = jnp.where(above, 1 / jnp.where(above, alpha, jnp.ones_like(alpha)), jnp.inf)
         inside = jnp.where(positive, alpha_generator(alpha, log_u), at_zero)
-        return jnp.asarray(self._scale, u.dtype) * inside + self._slope * (u - 1)
+        return jnp.asarray(self._scale, u.dtype) * inside + self._linear * (u - 1)
 
     def f_prime(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -262,7 +276,7 @@ class PowerDivergence(Divergence):
         gamma = jnp.asarray(self._gamma, u.dtype)
         above = gamma > 0
         at_zero = jnp.where(above, -1 / jnp.where(above, gamma, jnp.ones_like(gamma)), -jnp.inf)
-        at_zero = jnp.asarray(self._scale, u.dtype) * at_zero + self._slope
+        at_zero = jnp.asarray(self._scale, u.dtype) * at_zero + self._linear
         return jnp.where(positive, self._f_prime_at(log_u), at_zero)
 
     def _f_prime_at(self, log_u: Array) -> Array:
@@ -271,7 +285,7 @@ class PowerDivergence(Divergence):
         large = jnp.abs(x) > 1
         ratio = log_u * expm1_ratio(jnp.where(large, jnp.zeros_like(x), x))
         power = jnp.expm1(x) / jnp.where(large, gamma, jnp.ones_like(gamma))
-        return jnp.asarray(self._scale, x.dtype) * jnp.where(large, power, ratio) + self._slope
+        return jnp.asarray(self._scale, x.dtype) * jnp.where(large, power, ratio) + self._linear
 
     def f_second(self, u: ArrayLike) -> Array:
         u = as_float(u)
@@ -282,7 +296,7 @@ class PowerDivergence(Divergence):
 
     def _log_inverse(self, s: Array) -> Array:
         gamma = jnp.asarray(self._gamma, s.dtype)
-        s = (s - self._slope) / jnp.asarray(self._scale, s.dtype)
+        s = (s - self._linear) / jnp.asarray(self._scale, s.dtype)
         inside = 1 + gamma * s > 0
         safe = jnp.where(inside, s, jnp.zeros_like(s))
         outside = jnp.where(gamma > 0, jnp.full_like(gamma, -jnp.inf), jnp.inf)
@@ -293,14 +307,14 @@ class PowerDivergence(Divergence):
         gamma = as_float(self._gamma)
         below = gamma < 0
         slope = -1 / jnp.where(below, gamma, -jnp.ones_like(gamma))
-        slope = jnp.asarray(self._scale, gamma.dtype) * slope + self._slope
+        slope = jnp.asarray(self._scale, gamma.dtype) * slope + self._linear
         return jnp.where(below, slope, jnp.full_like(slope, jnp.inf))
 
     def _scaled(self, log_u: Array, log_q: Array) -> Array:
         alpha = jnp.asarray(self._alpha, log_u.dtype)
         scale = jnp.asarray(self._scale, log_u.dtype)
-        linear = jnp.exp(log_q + log_u) - jnp.exp(log_q) if self._slope else jnp.zeros_like(log_u)
-        return scale * alpha_generator(alpha, log_u, log_q) + self._slope * linear
+        linear = jnp.exp(log_q + log_u) - jnp.exp(log_q) if self._linear else jnp.zeros_like(log_u)
+        return scale * alpha_generator(alpha, log_u, log_q) + self._linear * linear
 
     def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
         # The family is homogeneous: B(u, u*) = u*^α f_α(u/u*), non-negative term by term.

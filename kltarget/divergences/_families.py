@@ -251,7 +251,7 @@ class Tsallis(PowerDivergence):
     name: ClassVar[str] = "Tsallis KL"
     _slug: ClassVar[str | None] = "tsallis"
     q: Any
-    _slope: ClassVar[float] = 1.0
+    _linear: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.q, (int, float)) and not self.q > 0:

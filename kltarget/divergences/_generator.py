@@ -82,6 +82,12 @@ class FDivergence(Divergence):
     def f_prime(self, u: ArrayLike) -> Array:
         return _elementwise_derivative(self.generator)(as_float(u))
 
+    def _slope(self, log_p: Array, log_q: Array) -> Array:
+        # f is known of ratios only: one that no float holds has the slope of its limit.
+        u = jnp.exp(log_p - log_q)
+        log_p = jnp.where(u == 0, -jnp.inf, log_p)
+        return super()._slope(log_p, jnp.where(u == jnp.inf, -jnp.inf, log_q))
+
     def f_second(self, u: ArrayLike) -> Array:
         return _elementwise_derivative(_elementwise_derivative(self.generator))(as_float(u))
 

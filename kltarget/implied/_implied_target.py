@@ -21,7 +21,7 @@ from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve, token_local_target
-from kltarget.targets.sequences._token_local import TokenLocalTarget
+from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import ProblemLike
 
 __all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
@@ -29,7 +29,7 @@ __all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImpliedTarget(TokenLocalTarget):
+class ImpliedTarget(StationaryPolicy):
     """The policy at which a recipe's expected gradient vanishes.
 
     Attributes:
@@ -51,6 +51,8 @@ class ImpliedTarget(TokenLocalTarget):
             that were found, ``[*batch, R]``, padded with NaN.
         error: standard error of the total variation, 0 unless groups had to be sampled.
     """
+
+    made_by = "implied_target"
 
     effective_beta: Float[Array, "*batch"]
     other_rewards: Float[Array, "*batch R"]

@@ -7,7 +7,7 @@ From samples of the reference in any number: :func:`solve_on_samples`. And what 
 hold a target make of it: :func:`project`.
 """
 
-from kltarget.modes._mixture_flips import flip_beta
+from kltarget.modes._mixture_flips import mode_flip_beta
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.projections import MixtureFit, Projection, fit_mixture, from_sklearn, project
 from kltarget.spaces import GaussianMixture, basins, find_modes
@@ -16,7 +16,7 @@ from kltarget.targets.grids import GridTarget, solve_on_grid
 from kltarget.targets.mixtures import (
     MixtureTarget,
     PowerTarget,
-    critical_beta,
+    existence_beta,
     power_tilt,
     tilt,
 )
@@ -33,11 +33,11 @@ __all__ = [
     "RewardSum",
     "SampleTarget",
     "basins",
-    "critical_beta",
+    "existence_beta",
     "find_modes",
     "fit_mixture",
-    "flip_beta",
     "from_sklearn",
+    "mode_flip_beta",
     "power_tilt",
     "project",
     "solve_on_grid",

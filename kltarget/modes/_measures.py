@@ -23,7 +23,7 @@ from kltarget._core.checks import raise_first, require_outcomes, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
-from kltarget.targets import Target
+from kltarget.targets import DiscreteTarget
 
 __all__ = [
     "collapse_beta",
@@ -68,7 +68,11 @@ def mode_log_mass(log_probs: ArrayLike, modes: ArrayLike) -> Float[Array, "*batc
 
 
 def log_odds(
-    target: Target | ArrayLike, i: ArrayLike, j: ArrayLike, *, modes: ArrayLike | None = None
+    target: DiscreteTarget | ArrayLike,
+    i: ArrayLike,
+    j: ArrayLike,
+    *,
+    modes: ArrayLike | None = None,
 ) -> Float[Array, "*batch"]:
     """The log-odds ``log π(i) − log π(j)`` of two outcomes, or of two modes.
 
@@ -103,7 +107,9 @@ def log_odds(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    log_probs = target.log_probs if isinstance(target, Target) else _log_probabilities(target)
+    log_probs = (
+        target.log_probs if isinstance(target, DiscreteTarget) else _log_probabilities(target)
+    )
     masks = members_of(i, j, modes, log_probs.shape[-1])
     return _masked_log_odds(log_probs.astype(working_dtype(log_probs.dtype)), *masks).astype(
         log_probs.dtype
@@ -157,48 +163,47 @@ def coverage(
     log_probs: ArrayLike,
     modes: ArrayLike | None = None,
     *,
-    threshold: ArrayLike,
+    least_probability: ArrayLike,
     relative: bool = False,
 ) -> Float[Array, "*batch"]:
-    """The fraction of modes that hold at least a threshold of probability.
+    """The fraction of modes that hold at least so much probability.
 
     With ``relative=False`` a mode counts if its mass, as it is and not renormalised, is at least
-    ``threshold``; with ``relative=True`` if it is at least ``threshold`` times the largest mode's.
+    ``least_probability``; with ``relative=True`` at least that share of the largest mode's.
     Say which one wherever the number is reported.
 
     Args:
         log_probs: log-probabilities, shape ``[*batch, A]``.
         modes: integer labels of the outcomes' modes, shape ``[A]``, concrete. Outcomes of labels
             below 0 are in no mode. By default each outcome is a mode.
-        threshold: a number above 0 and at most 1; an array broadcasts against ``*batch``.
-        relative: what the threshold is relative to.
+        least_probability: a number above 0 and at most 1; an array broadcasts against ``*batch``.
+        relative: whether it is a share of the largest mode's probability.
 
     Returns:
-        A fraction of the M modes, shape ``[*batch]``. A mass that is equal to the threshold but for
+        A fraction of the M modes, shape ``[*batch]``. A mass that is equal to the least one but for
         rounding counts.
 
     Raises:
         TypeError: ``modes`` is traced or not of integers.
         ValueError: ``modes`` is not of shape ``[A]`` or without a label of 0 or more; a concrete
-            ``threshold`` is not in (0, 1].
+            ``least_probability`` is not in (0, 1].
 
     A mode of mass 0 is never covered. Piecewise constant: its derivatives are 0.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
         >>> log_probs = jnp.log(jnp.array([0.48, 0.3, 0.02, 0.1, 0.1]))
-        >>> print(kt.coverage(log_probs, [0, 1, 2, 3, -1], threshold=0.05))
+        >>> print(kt.coverage(log_probs, [0, 1, 2, 3, -1], least_probability=0.05))
         0.75
     """
     log_mass = _masses(log_probs, modes)
-    threshold = as_float(threshold)
-    if not traced(threshold):
-        wrong = ~((np.asarray(threshold) > 0) & (np.asarray(threshold) <= 1))
+    least_probability = as_float(least_probability)
+    if not traced(least_probability):
+        wrong = ~((np.asarray(least_probability) > 0) & (np.asarray(least_probability) <= 1))
         if wrong.any():
-            raise ValueError(
-                f"threshold must be above 0 and at most 1, got {np.asarray(threshold)[wrong][0]}"
-            )
-    return _coverage(log_mass, threshold.astype(log_mass.dtype), relative=bool(relative))
+            bad = np.asarray(least_probability)[wrong][0]
+            raise ValueError(f"least_probability must be above 0 and at most 1, got {bad}")
+    return _coverage(log_mass, least_probability.astype(log_mass.dtype), relative=bool(relative))
 
 
 def entropy(log_probs: ArrayLike) -> Float[Array, "*batch"]:

@@ -17,14 +17,14 @@ from kltarget.spaces import GaussianMixture
 from kltarget.targets.grids._solve_on_grid import solve_on_grid
 from kltarget.targets.mixtures._expansion import quadratic_of
 from kltarget.targets.mixtures._power_tilt import power_tilt
-from kltarget.targets.mixtures._tilt import critical_beta, tilt
+from kltarget.targets.mixtures._tilt import existence_beta, tilt
 
-__all__ = ["flip_beta"]
+__all__ = ["mode_flip_beta"]
 
 _PER_DECADE = 8
 
 
-def flip_beta(
+def mode_flip_beta(
     mixture: GaussianMixture,
     reward: Any,
     i: int,
@@ -71,7 +71,7 @@ def flip_beta(
         ...     covariance_type="spherical",
         ... )
         >>> up = kt.mixtures.QuadraticReward(vector=[0.3])
-        >>> flip = mixtures.flip_beta(p, up, 0, 1, between=(0.01, 100.0))
+        >>> flip = mixtures.mode_flip_beta(p, up, 0, 1, between=(0.01, 100.0))
         >>> print(f"{flip:.6f} {0.3 * 4 / jnp.log(0.7 / 0.3):.6f}")
         1.416267 1.416267
     """
@@ -129,7 +129,7 @@ def _masses(
     quadratic = quadratic_of(reward)
     if quadratic is not None and isinstance(divergence, ReverseKL):
         # There is no target at the bound itself, which is an eigenvalue with its rounding.
-        low = max(low, float(critical_beta(mixture, quadratic)) * (1 + 1e-9))
+        low = max(low, float(existence_beta(mixture, quadratic)) * (1 + 1e-9))
         return jax.jit(lambda beta: tilt(mixture, quadratic, beta).component_log_mass), low
     power = isinstance(divergence, PowerDivergence) and np.all(np.asarray(divergence._alpha) < 1)
     bowl = quadratic is not None and np.linalg.eigvalsh(np.asarray(quadratic.matrix)).max() < 0

@@ -20,8 +20,7 @@ from kltarget._core.words import counted, number, percent, quoted, short, times
 from kltarget.modes._labels import concrete_labels
 from kltarget.modes._verdict import FOOTNOTE, Facts, joined
 from kltarget.objectives import Objective
-from kltarget.objectives._objective import unchecked_objective
-from kltarget.targets import Target, solve
+from kltarget.targets import DiscreteTarget, solve
 
 __all__ = ["Summary", "SummaryRow", "summarize"]
 
@@ -182,7 +181,7 @@ class Summary(Record):
 
 
 def summarize(
-    objective_or_target: Objective | Target,
+    objective_or_target: Objective | DiscreteTarget,
     modes: ArrayLike | None = None,
     *,
     labels: Sequence[str] | None = None,
@@ -232,13 +231,13 @@ def summarize(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    if not isinstance(objective_or_target, (Objective, Target)):
+    if not isinstance(objective_or_target, (Objective, DiscreteTarget)):
         raise TypeError(
             f"expected an Objective or a Target, got {type(objective_or_target).__name__}"
         )
     if any(traced(x) for x in jax.tree.leaves(objective_or_target)):
         raise TypeError("summarize needs concrete numbers: call it outside jit, vmap and grad")
-    is_target = isinstance(objective_or_target, Target)
+    is_target = isinstance(objective_or_target, DiscreteTarget)
     objective = objective_or_target.objective if is_target else objective_or_target
     if top < 1:
         raise ValueError(f"top must be 1 or more, got {top}")
@@ -254,7 +253,7 @@ def summarize(
     return tuple(_summary(Facts(*row, mode_labels, names, top)) for row in _rows(target))
 
 
-def _rows(target: Target) -> Iterator[tuple[Objective, Target]]:
+def _rows(target: DiscreteTarget) -> Iterator[tuple[Objective, DiscreteTarget]]:
     """Every problem of a batch and its target."""
     objective, batch = target.objective, target.objective.batch_shape
     size = objective.num_outcomes
@@ -267,8 +266,14 @@ def _rows(target: Target) -> Iterator[tuple[Objective, Target]]:
     certificate = target.log_probs, target.multiplier, target.status
     for index in np.ndindex(batch):
         one, parts = jax.tree.map(lambda x, index=index: x[index], (fields, certificate))
-        row = unchecked_objective(objective.measure, one)
-        yield row, Target(row, *parts)
+        row = Objective.unchecked(*one, measure=objective.measure)
+        log_probs, multiplier, status = parts
+        yield (
+            row,
+            dataclasses.replace(
+                target, objective=row, log_probs=log_probs, multiplier=multiplier, status=status
+            ),
+        )
 
 
 def _summary(facts: Facts) -> Summary:

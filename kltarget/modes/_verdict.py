@@ -14,7 +14,7 @@ from kltarget.divergences import kl
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._measures import effective_modes, mode_log_mass
 from kltarget.objectives import Objective
-from kltarget.targets import Target, greedy_limit
+from kltarget.targets import DiscreteTarget, greedy_limit
 from kltarget.tasks._task import likeliest_outcomes
 
 _COLLAPSED = 0.9
@@ -36,7 +36,7 @@ class Facts:
     def __init__(
         self,
         objective: Objective,
-        target: Target,
+        target: DiscreteTarget,
         modes: np.ndarray,
         names: Sequence[str],
         top: int,

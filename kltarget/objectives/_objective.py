@@ -117,6 +117,8 @@ class Objective:
     beta: Float[Array, "*batch"]
     divergence: Divergence = dataclasses.field(default_factory=ReverseKL)
     measure: bool = dataclasses.field(default=False, kw_only=True)
+    checked: bool = dataclasses.field(default=False, init=False, repr=False)
+    """Whether the values were seen and found good; an objective rebuilt from leaves starts over."""
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("reward", "log_ref", "beta")}
@@ -147,10 +149,41 @@ class Objective:
             ) from None
         if not traced(self.reward, self.log_ref, self.beta):
             self._check_values()
-            object.__setattr__(self, "_validated", True)
+            object.__setattr__(self, "checked", True)
 
-    # Whether the values were seen and found good; an objective rebuilt from leaves starts over.
-    _validated = False
+    @classmethod
+    def unchecked(
+        cls, reward: Any, log_ref: Any, beta: Any, divergence: Any, *, measure: bool = False
+    ) -> Objective:
+        """An objective of what is given, neither looked at nor converted.
+
+        For arrays whose shapes and dtype fit and whose values are known to be good, as within a
+        search that solves thousands of problems, and for what transformations of JAX put in the
+        place of arrays.
+
+        Args:
+            reward: an array, shape ``[*batch, A]``.
+            log_ref: an array of the same dtype, shape ``[*batch, A]``.
+            beta: an array of the same dtype, shape ``[*batch]``.
+            divergence: the regulariser.
+            measure: whether the reference's mass may be other than one.
+
+        Returns:
+            The objective; :func:`solve` checks its values as it does under a trace.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> reward, log_ref = jnp.array([1.0, 0.0]), jnp.log(jnp.array([0.5, 0.5]))
+            >>> objective = kt.Objective.unchecked(reward, log_ref, jnp.array(-1.0), kt.ReverseKL())
+            >>> kt.Status(int(kt.solve(objective).status))
+            <Status.INVALID_BETA: 32>
+        """
+        # The constructor of a frozen dataclass is where the checks are.
+        objective = object.__new__(cls)
+        fields = {"reward": reward, "log_ref": log_ref, "beta": beta, "divergence": divergence}
+        for name, value in {**fields, "measure": measure}.items():
+            object.__setattr__(objective, name, value)
+        return objective
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -247,19 +280,11 @@ def _flatten_with_keys(objective: Objective) -> tuple[tuple[Any, ...], bool]:
     return tuple(keyed), measure
 
 
-def unchecked_objective(measure: bool, children: Iterable[Any]) -> Objective:
-    # Transformations carry other things than arrays through trees: no checks on the way back.
-    objective = object.__new__(Objective)
-    names = ("reward", "log_ref", "beta", "divergence")
-    for name, child in zip(names, children, strict=True):
-        object.__setattr__(objective, name, child)
-    object.__setattr__(objective, "measure", measure)
-    return objective
+def _unflatten(measure: bool, children: Iterable[Any]) -> Objective:
+    return Objective.unchecked(*children, measure=measure)
 
 
-jax.tree_util.register_pytree_with_keys(
-    Objective, _flatten_with_keys, unchecked_objective, _flatten
-)
+jax.tree_util.register_pytree_with_keys(Objective, _flatten_with_keys, _unflatten, _flatten)
 
 
 def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Divergence]:
@@ -301,13 +326,7 @@ def charged(beta: Array, cost: Array) -> Array:
 def _gradient(objective: Objective, log_policy: Array) -> Array:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     log_policy = jnp.broadcast_to(log_policy, reward.shape)
-    supported = log_ref > -jnp.inf
-    log_u = jnp.where(supported, log_policy - log_ref, jnp.zeros_like(log_ref))
-    slope = jnp.where(
-        supported,
-        divergence.f_prime(jnp.exp(log_u)),
-        jnp.asarray(divergence.slope_at_infinity, reward.dtype),
-    )
+    slope = divergence._slope(log_policy, log_ref)
     forbidden = jnp.isneginf(reward)  # whatever the regulariser pays for it
     return jnp.where(forbidden, reward, reward - charged(beta, jnp.where(forbidden, 0.0, slope)))
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from kltarget.modes import mode_log_mass
 from kltarget.objectives import Objective
-from kltarget.targets import Target, solve
+from kltarget.targets import DiscreteTarget, solve
 from kltarget.tasks import Task, as_task
 from kltarget.tasks._task import likeliest_outcomes
 
@@ -99,7 +99,7 @@ def path_of(
         raise TypeError("beta is for a Task; an Objective, a Target and a sweep have their own")
     if isinstance(data, Objective):
         data = solve(data)
-    if isinstance(data, Target):
+    if isinstance(data, DiscreteTarget):
         return _of_target(data, modes, labels)
     if hasattr(data, "data_vars"):
         require_dims(data, "mode_mass", ("beta", "mode"))
@@ -177,7 +177,9 @@ def _of_task(task: Task, beta: ArrayLike | None) -> BetaPath:
     )
 
 
-def _of_target(target: Target, modes: ArrayLike | None, labels: Sequence[str] | None) -> BetaPath:
+def _of_target(
+    target: DiscreteTarget, modes: ArrayLike | None, labels: Sequence[str] | None
+) -> BetaPath:
     objective = target.objective
     log_probs = np.asarray(target.log_probs, float)
     if log_probs.ndim != 2:

@@ -18,7 +18,7 @@ from kltarget.plot._style import (
     legend_beside,
     short_label,
 )
-from kltarget.targets import Target
+from kltarget.targets import DiscreteTarget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _LONGEST_NAME = 34
 
 
 def recipe_comparison(
-    data: Mapping[str, Target],
+    data: Mapping[str, DiscreteTarget],
     *,
     modes: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
@@ -99,9 +99,11 @@ def recipe_comparison(
     return ax
 
 
-def _rows(data: Mapping[str, Target]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _rows(data: Mapping[str, DiscreteTarget]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The targets ``[A]`` by name, and their references ``[N, A]``."""
-    if not isinstance(data, Mapping) or not all(isinstance(x, Target) for x in data.values()):
+    if not isinstance(data, Mapping) or not all(
+        isinstance(x, DiscreteTarget) for x in data.values()
+    ):
         raise TypeError("data must be a mapping of names to Targets")
     if not data:
         raise ValueError("data is empty: give at least one target")

@@ -24,7 +24,7 @@ from kltarget.plot._style import (
     short_label,
     short_number,
 )
-from kltarget.targets import Target, solve
+from kltarget.targets import DiscreteTarget, solve
 from kltarget.tasks import ProblemLike, Task
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _MOST_TICK_CHARACTERS = 64
 
 
 def target(
-    data: ProblemLike | Target | Sequence[Target],
+    data: ProblemLike | DiscreteTarget | Sequence[DiscreteTarget],
     *,
     problem: ProblemLike | None = None,
     labels: Sequence[str] | None = None,
@@ -128,7 +128,7 @@ def _curves(data: Any) -> list[_Curve]:
     if isinstance(data, Objective):
         data = solve(data)
     targets = list(data) if isinstance(data, list | tuple) else [data]
-    if not targets or not all(isinstance(item, Target) for item in targets):
+    if not targets or not all(isinstance(item, DiscreteTarget) for item in targets):
         raise TypeError("data must be a Task, an Objective, a Target or a sequence of Targets")
     rows = []
     for item in targets:

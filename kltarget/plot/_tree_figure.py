@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from kltarget.plot._paths import as_drawn
 from kltarget.plot._style import color, drawing, ink, short_label, short_number
 from kltarget.spaces import SequenceSpace
-from kltarget.targets import Target
+from kltarget.targets import DiscreteTarget
 from kltarget.tasks import Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WIDEST_EDGE = 5.0
 
 
 def tree(
-    data: Task | str | os.PathLike[str] | Target | ArrayLike,
+    data: Task | str | os.PathLike[str] | DiscreteTarget | ArrayLike,
     *,
     space: SequenceSpace | None = None,
     alphabet: str | tuple[str, ...] | None = None,
@@ -71,7 +71,9 @@ def tree(
     alphabet = task.alphabet if task is not None and alphabet is None else alphabet
     spelling = _spelling(space, alphabet)
     log_probs = data.log_ref if isinstance(data, Task) else data
-    log_probs = np.asarray(log_probs.log_probs if isinstance(log_probs, Target) else log_probs)
+    log_probs = np.asarray(
+        log_probs.log_probs if isinstance(log_probs, DiscreteTarget) else log_probs
+    )
     if log_probs.ndim != 1:
         raise ValueError(f"data has batch shape {log_probs.shape[:-1]}: choose one distribution")
     nodes = _nodes(space, log_probs, least)

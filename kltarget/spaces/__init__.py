@@ -1,8 +1,21 @@
-"""Where outcomes live: token sequences, boxes of real vectors and mixtures of Gaussians."""
+"""Where outcomes live: token sequences, boxes of real vectors and mixtures of Gaussians.
+
+A space whose outcomes come about step by step is walked :func:`backward`.
+"""
 
 from kltarget.spaces._boxes import Box
 from kltarget.spaces._gaussian_mixture import GaussianMixture
+from kltarget.spaces._layers import Layer, Layers, backward
 from kltarget.spaces._maxima import basins, find_modes
 from kltarget.spaces._sequences import SequenceSpace
 
-__all__ = ["Box", "GaussianMixture", "SequenceSpace", "basins", "find_modes"]
+__all__ = [
+    "Box",
+    "GaussianMixture",
+    "Layer",
+    "Layers",
+    "SequenceSpace",
+    "backward",
+    "basins",
+    "find_modes",
+]

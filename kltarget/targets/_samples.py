@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import common_dtype, float_argument, require_outcomes, traced
 from kltarget._core.matrices import times
@@ -19,6 +19,7 @@ from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.objectives._point_rewards import QuadraticReward
+from kltarget.targets._protocol import Optimum, mix
 from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.mixtures._expansion import quadratic_of
 
@@ -27,7 +28,7 @@ __all__ = ["SampleTarget", "solve_on_samples"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampleTarget:
+class SampleTarget(Optimum):
     """Weights that turn N samples of the reference into an estimate of the target.
 
     Attributes:
@@ -36,6 +37,8 @@ class SampleTarget:
         points: the samples, shape ``[N, d]``.
         atom: the maximiser of the reward, shape ``[d]``; the best sample where none is known.
     """
+
+    made_by = "solve"
 
     target: Target
     points: Float[Array, "N d"]
@@ -51,7 +54,7 @@ class SampleTarget:
         """The point mass at ``atom``."""
         return self.target.probs[..., -1]
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride]
     def status(self) -> Int[Array, "*batch"]:
         """:class:`~kltarget.Status` bits; ``CONDENSED`` says that there is an atom."""
         return self.target.status
@@ -67,22 +70,57 @@ class SampleTarget:
         return jnp.exp(2 * log_sum_exp(log_weights) - log_sum_exp(2 * log_weights))[..., 0]
 
     @property
-    def value(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """The maximum J* in reward units and its standard error; for reverse KL ``β log Z``.
+    def value(self) -> Float[Array, "*batch"]:
+        """An estimate of the maximum J* in reward units; for reverse KL of ``β log Z``."""
+        return self.target.value
+
+    @property
+    def value_error(self) -> Float[Array, "*batch"]:
+        """The standard error of ``value``.
 
         By duality ``J* = min_λ λ + β E_p[f*((r − λ)/β)]``, an average at fixed λ, and to the first
         order λ may be taken for fixed at its optimum: the error is that of the average.
         """
-        return self.target.value, _value_error(self.target)
+        return _value_error(self.target)
 
-    def expectation(
-        self, h: Callable[[Array], Array]
-    ) -> tuple[Float[Array, "*batch ..."], Float[Array, "*batch ..."]]:
-        """``E_π[h]`` and its standard error.
+    @property
+    def expected_reward(self) -> Float[Array, "*batch"]:
+        """An estimate of ``E_π[r]`` in reward units."""
+        return self.target.expected_reward
 
-        With ``u_i`` the density ratio ``(f′)⁻¹((r_i − λ)/β)`` of a sample and λ such that the
-        ``u_i`` have mean 1, the estimate is ``mean(u_i h_i)``. λ is estimated too: an excess of
-        ``mean(u_i)`` at the true λ lowers ``mean(u_i h_i)`` by c times as much, where
+    @property
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """An estimate of ``D(π, p)`` in nats."""
+        return self.target.divergence_value
+
+    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Logarithms of the weights of samples, given by their indices; of the atom at N."""
+        return self.target.log_prob(x)
+
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Int[Array, "num_samples *batch"]:
+        """Indices of samples, drawn by their weights, shape ``[num_samples, *batch]``; N: atom."""
+        return self.target.sample(key=key, num_samples=num_samples)
+
+    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+        """An estimate of ``E_π[fn]``, the weighted mean over the samples and the atom.
+
+        Args:
+            fn: a function of points ``[M, d]`` with values ``[M, ...]``.
+
+        Returns:
+            Shape ``[*batch, ...]``.
+        """
+        return self._estimated(fn)[0]
+
+    def expectation_error(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+        """The standard error of ``expectation(fn)``.
+
+        With ``u_i`` the density ratio ``(f′)⁻¹((r_i − λ)/β)`` of a sample, ``h_i`` the value there
+        and λ such that the ``u_i`` have mean 1, the estimate is ``mean(u_i h_i)``. λ is estimated
+        too: an excess of ``mean(u_i)`` at the true λ lowers ``mean(u_i h_i)`` by c
+        times as much, where
 
             ``c = E_p[u′h]/E_p[u′]``,
 
@@ -93,28 +131,21 @@ class SampleTarget:
         is h on the atom.
 
         Args:
-            h: a function of points ``[M, d]`` with values ``[M, ...]``.
+            fn: a function of points ``[M, d]`` with values ``[M, ...]``.
 
         Returns:
-            The estimate and its standard error, each of shape ``[*batch, ...]``. The error is
-            that of a normal limit, which needs ``u²(h − c)²`` to have a mean under the reference
-            and is not to be trusted without: next to an atom on a quadratic maximum, where forward
-            KL has ``u ∝ 1/|x|²``, in four dimensions and fewer.
+            Shape ``[*batch, ...]``. It is the error of a normal limit, which needs ``u²(h − c)²``
+            to have a mean under the reference and is not to be trusted without: next to an atom on
+            a quadratic maximum, where forward KL has ``u ∝ 1/|x|²``, in four dimensions and fewer.
         """
+        return self._estimated(fn)[1]
+
+    def _estimated(self, fn: Callable[[Array], ArrayLike]) -> tuple[Array, Array]:
         places = jnp.concatenate([self.points, self.atom[None]])
-        values = jnp.asarray(h(places))
+        values = jnp.asarray(fn(places))
         shape = (*self.target.status.shape, *values.shape[1:])
         estimate, error = _expectation(self.target, values.reshape(len(places), -1))
         return estimate.reshape(shape), error.reshape(shape)
-
-    def raise_if_failed(self) -> SampleTarget:
-        """This target, or an error naming the first failed row.
-
-        Raises:
-            ValueError: a row's status has a failure bit.
-        """
-        self.target.raise_if_failed()
-        return self
 
 
 def solve_on_samples(
@@ -159,7 +190,8 @@ def solve_on_samples(
         >>> x = jax.random.normal(jax.random.key(0), (4000, 5))
         >>> slope = mixtures.QuadraticReward(vector=[1.0, 0.0, 0.0, 0.0, 0.0])
         >>> target = mixtures.solve_on_samples(x, slope, 2.0)  # the target's mean is 1/2, 0, …
-        >>> mean, error = target.expectation(lambda x: x[:, 0])
+        >>> mean = target.expectation(lambda x: x[:, 0])
+        >>> error = target.expectation_error(lambda x: x[:, 0])
         >>> print(abs(mean - 0.5) < 3 * error, 0.01 < error < 0.03)
         True True
 
@@ -225,14 +257,14 @@ def _expectation(target: Target, values: Array) -> tuple[Array, Array]:
     values = values.astype(log_ref.dtype)
     log_probs = target.log_probs.astype(log_ref.dtype)
     probs = jnp.exp(log_probs)
-    estimate = _mix(probs, values)
+    estimate = mix(probs, values)
     best = values[jnp.argmax(target.objective.reward)]
     pivot = at_best = jnp.broadcast_to(best, estimate.shape)
     if not isinstance(divergence, TotalVariation):  # of which λ follows the best outcome always
         on = (log_probs > -jnp.inf) & (log_ref > -jnp.inf)
         log_u = jnp.where(on, log_probs, 0.0) - jnp.where(on, log_ref, 0.0)
         log_rate = jnp.where(on, log_probs + divergence._log_elasticity(log_u), -jnp.inf)
-        pivot = _mix(jnp.exp(log_rate - log_sum_exp(log_rate)), values)
+        pivot = mix(jnp.exp(log_rate - log_sum_exp(log_rate)), values)
         condensed = (log_probs[..., -1:] > -jnp.inf) & jnp.isneginf(log_ref[..., -1:])
         pivot = jnp.where(condensed, at_best, pivot)
     weights = probs[..., :-1, None]
@@ -242,12 +274,6 @@ def _expectation(target: Target, values: Array) -> tuple[Array, Array]:
     error = jnp.sqrt(jnp.square(terms).sum(-2))
     dtype = target.log_probs.dtype
     return estimate.astype(dtype), error.astype(dtype)
-
-
-def _mix(probs: Array, values: Array) -> Array:
-    """Sums over outcomes of ``probs [*batch, N]`` times ``values [N, E]``."""
-    held = jnp.where((probs > 0)[..., None], values, 0.0)
-    return jnp.einsum("...n,...ne->...e", probs, held, precision="highest")
 
 
 def _peak(reward: QuadraticReward, otherwise: Array) -> tuple[Array, Array]:

@@ -26,7 +26,6 @@ from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
 from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, reference
 from kltarget.training._runs import RunStatus
-from kltarget.training.estimators import slope
 
 _AT_ONCE = 2**20
 """Outcomes of all runs together whose activations a device holds at a time."""
@@ -355,7 +354,7 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
     gain = reward * run["reward_scale"]
     divergence: Divergence | None = shared["divergence"]
     if divergence is not None:
-        cost = run["beta"] * slope(divergence, log_probs, log_ref)
+        cost = run["beta"] * divergence._slope(log_probs, log_ref)
         gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
     best = jnp.max(jnp.where(possible, gain, -jnp.inf))
     missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))

@@ -17,7 +17,6 @@ from kltarget._core.numerics import safe_exp_product
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, value_faults
-from kltarget.training.estimators import slope
 
 __all__ = ["MirrorAscent", "mirror_ascent"]
 
@@ -117,8 +116,8 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     start = jax.nn.log_softmax(jnp.where(inside, log_ref, -jnp.inf), axis=-1)
 
     def slopes(log_policy: Array) -> Array:
-        cost = slope(
-            divergence, jnp.where(inside, log_policy, 0.0), jnp.where(inside, log_ref, 0.0)
+        cost = divergence._slope(
+            jnp.where(inside, log_policy, 0.0), jnp.where(inside, log_ref, 0.0)
         )
         cost = jnp.broadcast_to(cost, reward.shape)
         return jnp.where(inside, jnp.where(inside, reward, 0.0) - beta * cost, 0.0)

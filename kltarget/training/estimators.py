@@ -98,7 +98,7 @@ def pseudo_reward(
 
     Returns:
         Rewards of the broadcast shape. Where the target is impossible, minus the slope of f at
-        infinity.
+        infinity; where only the policy is, minus that at 0.
 
     Example:
         >>> import kltarget as kt
@@ -110,17 +110,7 @@ def pseudo_reward(
         Go et al., "Aligning Language Models with Preferences through f-divergence Minimization",
         2023, arXiv 2302.08215.
     """
-    return -slope(divergence, as_float(log_policy), as_float(log_target))
-
-
-def slope(divergence: Divergence, log_policy: Array, log_ref: Array) -> Array:
-    """``f′(π/π_ref)``, the derivative of the divergence in the policy's probabilities."""
-    supported = log_ref > -jnp.inf
-    log_u = jnp.where(supported, log_policy - log_ref, jnp.zeros_like(log_ref))
-    # Not through the ratio itself, which overflows where a sequence is all but impossible.
-    inside = divergence._f_prime_at(log_u)
-    outside = jnp.asarray(divergence.slope_at_infinity, inside.dtype)
-    return jnp.where(supported, inside, jnp.broadcast_to(outside, inside.shape))
+    return -divergence._slope(as_float(log_policy), as_float(log_target))
 
 
 def absolute(log_ratio: ArrayLike) -> Array:

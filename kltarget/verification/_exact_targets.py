@@ -54,7 +54,10 @@ def exact_targets(
             targets[f"sequence_{name}"] = solve(Objective(scaled, log_ref, beta, divergence))
             targets[f"token_{name}"] = token_local_target(space, scaled, log_ref, beta, divergence)
         found = {name: targets[name].raise_if_failed() for name in TARGETS}
-        return {name: (np.asarray(x.log_probs), np.asarray(x.value)) for name, x in found.items()}
+        return {
+            name: (np.asarray(x.log_probs), np.asarray(x.objective.value(x.log_probs)))
+            for name, x in found.items()
+        }
 
 
 def followable(

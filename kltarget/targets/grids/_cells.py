@@ -13,7 +13,7 @@ _ORDER = {1: 12, 2: 8, 3: 6}
 _CUTS = {1: 32, 2: 8, 3: 4}
 
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Points ``[n, d]`` to log-density, reward and label, each ``[n]``."""
+"""Points ``[n, d]`` to log-density, reward and mode, each ``[n]``."""
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Cells:
     Args:
         low: lower corners, shape ``[C, d]``.
         width: shape ``[C, d]``.
-        own: log of reference mass (density times weight), reward and label at the nodes of the
+        own: log of reference mass (density times weight), reward and mode at the nodes of the
             cell's rule, each ``[C, P]``.
         parts: the same at the nodes of the parts' rules, each ``[C, 2^d, P]``.
     """
@@ -142,12 +142,12 @@ def _rule(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _measure(low: np.ndarray, width: np.ndarray, evaluate: Evaluate) -> tuple[np.ndarray, ...]:
     points, log_weights = nodes(low, width)
-    log_density, reward, label = evaluate(points)
+    log_density, reward, mode = evaluate(points)
     shape = (len(low), -1)
     return (
         (log_density + log_weights).reshape(shape),
         reward.reshape(shape),
-        label.reshape(shape),
+        mode.reshape(shape),
     )
 
 

@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget.divergences import Divergence
-from kltarget.objectives._objective import unchecked_objective
+from kltarget.objectives import Objective
 from kltarget.objectives._point_rewards import LogDensityReward
 from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import Target
-from kltarget.targets.grids import _greedy_limit
+from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._cells import Cells, edges_of, nodes, surroundings
 from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
 from kltarget.targets.grids._refinement import Refinement, Solved, unsettled
@@ -41,7 +41,7 @@ class Problem:
         reward: Any,
         beta: np.ndarray,
         divergence: Divergence,
-        labels: Callable[[Array], ArrayLike] | None,
+        modes: Callable[[Array], ArrayLike] | None,
         tol: float,
         truncate: bool,
     ) -> None:
@@ -51,7 +51,7 @@ class Problem:
             raise ValueError(f"tol must be above 0, got {tol}")
         self.density, self.reward = as_function(density), as_function(reward)
         self.given = (density, reward)
-        self.divergence, self.labels = divergence, labels
+        self.divergence, self.modes = divergence, modes
         self.tol, self.truncate = tol, truncate
         batch = np.broadcast_shapes(beta.shape, *map(np.shape, jax.tree.leaves(divergence)))
         self.beta = np.broadcast_to(beta, batch)
@@ -70,23 +70,23 @@ class Problem:
         self.log_inside = 0.0
         self.best = (-np.inf, np.zeros(0))
 
-    def solved(self, bounds: Any, maximiser: Any, max_points: int, dtype: Any) -> GridTarget:
+    def solved(self, bounds: Any, maximum: Any, max_points: int, dtype: Any) -> GridTarget:
         quadratic = self.quadratic
         peaks = default_peaks(
             *self.given, quadratic, self.beta, self.divergence, self.tol, self.truncate
         )
-        place = None if maximiser is None else np.asarray(maximiser, np.float64)
+        place = None if maximum is None else np.asarray(maximum, np.float64)
         closed = None
         if self.atom and place is None and not self.truncate:
             closed = quadratic
         if closed is not None:
-            place = _greedy_limit.of_quadratic(closed)
+            place = _maximum_search.of_quadratic(closed)
         box = self._box(bounds, peaks, quadratic, place)
         # A first look, at the points of even cells
         first = Cells.cut(edges_of(box, None), self._look)
-        num_labels = self._count(first)
+        num_modes = self._count(first)
         if self.atom:
-            place = self._maximum(place, maximiser is not None, box)
+            place = self._maximum(place, maximum is not None, box)
             if closed is not None:
                 self.bend = np.asarray(closed.matrix, np.float64)
         else:
@@ -100,7 +100,7 @@ class Problem:
                 self.divergence,
                 self.beta,
                 self.atom,
-                num_labels,
+                num_modes,
                 self.tol,
                 max_points,
                 [(x - self.origin, scale) for x, scale in peaks],
@@ -110,10 +110,10 @@ class Problem:
             cells, found, error, accurate = self._refined(refinement, cells)
             if not self.atom or self.best[0] <= self.top + 1e-9 * max(abs(self.top), 1):
                 break
-            if maximiser is not None:
+            if maximum is not None:
                 raise ValueError(
-                    f"maximiser has the reward {self.top:.10g}, but {self.best[1]} has "
-                    f"{self.best[0]:.10g}; leave maximiser out to have it found"
+                    f"maximum has the reward {self.top:.10g}, but {self.best[1]} has "
+                    f"{self.best[0]:.10g}; leave maximum out to have it found"
                 )
             # The nodes met a better place than the search; each time the top rises.
             place = self._maximum(None, False, box)
@@ -167,7 +167,7 @@ class Problem:
             # A node that ties with the maximiser by rounding would stand in for the atom.
             noise = 0.0 if self.bend is not None else np.spacing(abs(self.top))
             distance = np.minimum(distance, -max(noise, 1e-300))
-        return log_density - self.log_inside, distance, self._labels(points)
+        return log_density - self.log_inside, distance, self._modes(points)
 
     def _raw(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -188,21 +188,21 @@ class Problem:
             found.append((pair[0], pair[1]))
         return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
 
-    def _labels(self, points: np.ndarray) -> np.ndarray:
-        if self.labels is None:
+    def _modes(self, points: np.ndarray) -> np.ndarray:
+        if self.modes is None:
             return np.full(len(points), -1)
-        labels = np.asarray(self.labels(jnp.asarray(points)))
-        if labels.shape != (len(points),) or not np.issubdtype(labels.dtype, np.integer):
+        modes = np.asarray(self.modes(jnp.asarray(points)))
+        if modes.shape != (len(points),) or not np.issubdtype(modes.dtype, np.integer):
             raise ValueError(
-                f"labels gives {labels.dtype} of shape {labels.shape} for points {points.shape}: "
+                f"modes gives {modes.dtype} of shape {modes.shape} for points {points.shape}: "
                 f"it needs integers of shape ({len(points)},)"
             )
-        return labels.astype(np.int64)
+        return modes.astype(np.int64)
 
     def _count(self, cells: Cells) -> int:
         most = int(cells.own[2].max()) + 1
         if most > 100:
-            raise ValueError(f"labels must be below 100, got {most - 1}: number them from 0")
+            raise ValueError(f"modes must be below 100, got {most - 1}: number them from 0")
         return max(most, 0)
 
     def _maximum(self, place: np.ndarray | None, given: bool, box: np.ndarray) -> np.ndarray:
@@ -210,13 +210,11 @@ class Problem:
             start = self.best[1][None]
             low, width = box[None, :, 0], np.diff(box, axis=1)[None, :, 0]
             points = np.concatenate([start, nodes(low, width)[0], self._lattice(box)])
-            place = _greedy_limit.search(self.reward, points, box)
+            place = _maximum_search.search(self.reward, points, box)
         if place.shape != (len(box),) or not np.isfinite(place).all():
-            raise ValueError(
-                f"maximiser must be a finite point of shape ({len(box)},), got {place}"
-            )
+            raise ValueError(f"maximum must be a finite point of shape ({len(box)},), got {place}")
         if given and not _within(place, box):
-            raise ValueError(f"maximiser {place} lies outside of the bounds {box.tolist()}")
+            raise ValueError(f"maximum {place} lies outside of the bounds {box.tolist()}")
         edge = np.min(np.stack([place - box[:, 0], box[:, 1] - place]) / np.diff(box, axis=1).T)
         if not self.truncate and edge <= 1e-9:
             raise ValueError(
@@ -299,12 +297,12 @@ class Problem:
     ) -> GridTarget:
         offsets, log_weights = cells.nodes()
         points = self.origin + offsets
-        labels, num_labels = None, 0
-        if self.labels is not None:
-            labels = np.concatenate([cells.own[2].reshape(-1), self._labels(place[None])])
-            kept = np.unique(labels[labels >= 0])
-            num_labels = len(kept)
-            labels = np.where(labels >= 0, np.searchsorted(kept, labels), -1).astype(np.int32)
+        modes, num_modes = None, 0
+        if self.modes is not None:
+            modes = np.concatenate([cells.own[2].reshape(-1), self._modes(place[None])])
+            kept = np.unique(modes[modes >= 0])
+            num_modes = len(kept)
+            modes = np.where(modes >= 0, np.searchsorted(kept, modes), -1).astype(np.int32)
         status = found.status
         if not accurate:
             atom = np.exp(found.log_probs[..., -1])
@@ -318,8 +316,9 @@ class Problem:
             return jnp.asarray(x, dtype)
 
         # Its values have been looked at; to do it again takes a program per number of nodes.
-        fields = (rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence)
-        objective = unchecked_objective(True, fields)
+        objective = Objective.unchecked(
+            rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
+        )
         target = Target(
             objective,
             rounded(found.log_probs),
@@ -336,8 +335,8 @@ class Problem:
             density=self.density,
             reward=self.reward,
             log_inside=rounded(self.log_inside),
-            labels=None if labels is None else jnp.asarray(labels),
-            num_labels=num_labels,
+            modes=None if modes is None else jnp.asarray(modes),
+            num_modes=num_modes,
             truncated=self.truncate,
             condensable=self.atom,
         )

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import as_float, log_sum_exp, working_dtype
 from kltarget._core.status import Status
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import GaussianMixture
+from kltarget.targets._protocol import Optimum
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids._refinement import log_target
 
@@ -24,7 +25,7 @@ __all__ = ["GridTarget"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class GridTarget:
+class GridTarget(Optimum):
     """A density that maximises ``E_π[r] − beta · D(π, p)``, with its atom if it has one.
 
     Attributes:
@@ -39,7 +40,7 @@ class GridTarget:
             multiplier found, shape ``[*batch]``. It is the largest of four, each summed over the
             cells as ``|rule − rules of the cell's halves|``: of the reference's mass, of the
             target's mass, and, relative to their size where that exceeds 1, of ``E_π[(r − λ)/β]``
-            and of the divergence (and of the labels' masses); plus the target's mass found in the
+            and of the divergence (and of the modes' masses); plus the target's mass found in the
             blocks around the box. What λ itself is off by is not included, which at small β moves
             rewards and divergences several times further. Where the grid does not resolve an atom,
             at least the atom's mass. NaN where a grid was given.
@@ -47,11 +48,13 @@ class GridTarget:
         density: log-density of the reference, a function of points.
         reward: reward of points.
         log_inside: log of the reference's mass in the box where it was truncated to it, else 0.
-        labels: one label per outcome of ``target``, shape ``[N + 1]``, or None.
-        num_labels: how many there are.
+        modes: one mode per outcome of ``target``, shape ``[N + 1]``, or None.
+        num_modes: how many there are.
         truncated: whether the box is the space.
         condensable: whether f has a finite slope at infinity, so that there may be an atom.
     """
+
+    made_by = "solve_on_grid"
 
     target: Target
     points: Float[Array, "N d"]
@@ -62,8 +65,8 @@ class GridTarget:
     density: GaussianMixture | Callable[[Array], Array]
     reward: Callable[[Array], Array]
     log_inside: Float[Array, ""]
-    labels: Int[Array, " N+1"] | None
-    num_labels: int = dataclasses.field(metadata={"static": True})
+    modes: Int[Array, " N+1"] | None
+    num_modes: int = dataclasses.field(metadata={"static": True})
     truncated: bool = dataclasses.field(metadata={"static": True})
     condensable: bool = dataclasses.field(metadata={"static": True})
 
@@ -77,7 +80,7 @@ class GridTarget:
         """λ, in reward units; the density is ``p (f′)⁻¹((r − λ)/β)``."""
         return self.target.multiplier
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride]
     def status(self) -> Int[Array, "*batch"]:
         """:class:`Status` bits; ``CONDENSED`` says that there is an atom.
 
@@ -119,18 +122,36 @@ class GridTarget:
             )
         return _log_prob(self, points)
 
-    def expectation(self, h: Callable[[Array], Array]) -> Float[Array, "*batch ..."]:
-        """``E_π[h]`` with the atom.
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Float[Array, "num_samples *batch d"]:
+        """Independent draws among the nodes and the atom, by the masses that integrals sum.
 
         Args:
-            h: a function of points ``[M, d]`` with values ``[M, ...]``.
+            key: a JAX random key.
+            num_samples: how many, per row.
+
+        Returns:
+            Points, shape ``[num_samples, *batch, d]``. Their moments are those of the grid; they
+            lie on its nodes, at whose distances the density is not told apart.
+        """
+        places = jnp.concatenate([self.points, self.atom[None]])
+        return places[self.target.sample(key=key, num_samples=num_samples)]
+
+    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+        """``E_π[fn]`` with the atom.
+
+        Args:
+            fn: a function of points ``[M, d]`` with values ``[M, ...]``.
 
         Returns:
             Shape ``[*batch, ...]``.
         """
         places = jnp.concatenate([self.points, self.atom[None]])
         probs = self.target.probs
-        return jnp.tensordot(probs, as_float(h(places)).astype(probs.dtype), 1, precision="highest")
+        return jnp.tensordot(
+            probs, as_float(fn(places)).astype(probs.dtype), 1, precision="highest"
+        )
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:
@@ -144,13 +165,13 @@ class GridTarget:
 
     @property
     def mode_log_mass(self) -> Float[Array, "*batch M"]:
-        """The log-mass of each label from 0 up, in increasing order, with the atom.
+        """The log-mass of each mode from 0 up, in increasing order, with the atom.
 
         Raises:
-            ValueError: the target was made without labels.
+            ValueError: the target was made without modes.
         """
-        if self.labels is None:
-            raise ValueError("pass labels to solve_on_grid: nothing says what the modes are")
+        if self.modes is None:
+            raise ValueError("pass modes to solve_on_grid: nothing says what the modes are")
         return _mode_log_mass(self)
 
     @property
@@ -178,8 +199,7 @@ class GridTarget:
                     f"the grid of {len(self.points)} points is not accurate enough: NOT_CONVERGED, "
                     f"estimated error {worst:.3g}; raise tol or max_points, or narrow bounds"
                 )
-        self.target.raise_if_failed()
-        return self
+        return super().raise_if_failed()
 
 
 @jax.jit
@@ -210,10 +230,8 @@ def _covariance(found: GridTarget) -> Array:
 @jax.jit
 def _mode_log_mass(found: GridTarget) -> Array:
     log_probs = found.target.log_probs
-    labels = jnp.broadcast_to(jnp.asarray(found.labels), log_probs.shape)
-    held = [
-        log_sum_exp(jnp.where(labels == m, log_probs, -jnp.inf)) for m in range(found.num_labels)
-    ]
+    modes = jnp.broadcast_to(jnp.asarray(found.modes), log_probs.shape)
+    held = [log_sum_exp(jnp.where(modes == m, log_probs, -jnp.inf)) for m in range(found.num_modes)]
     return jnp.concatenate(held, axis=-1)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from kltarget._core.status import FAILURES, Status
 from kltarget.divergences import Divergence, TotalVariation
-from kltarget.objectives._objective import unchecked_objective
+from kltarget.objectives import Objective
 from kltarget.targets.discrete._coordinates import coordinate
 from kltarget.targets.discrete._solve import solve
 from kltarget.targets.grids._cells import Cells, Evaluate
@@ -61,9 +61,9 @@ class Refinement:
         evaluate: what is known at points.
         divergence: the regulariser.
         beta: shape ``[*batch]``, of all parameters.
-        atom: whether f has a finite slope at infinity; the maximiser is then at the origin, a
+        atom: whether f has a finite slope at infinity; the maximum is then at the origin, a
             corner of cells.
-        num_labels: how many labels from 0 up there are.
+        num_modes: how many modes from 0 up there are.
         tol: the accuracy wanted of every sum of integrals.
         max_points: how many nodes there may be.
         peaks: points and scales ``[d]`` that no cell may be too large for.
@@ -73,7 +73,7 @@ class Refinement:
     divergence: Divergence
     beta: np.ndarray
     atom: bool
-    num_labels: int
+    num_modes: int
     tol: float
     max_points: int
     peaks: list[tuple[np.ndarray, np.ndarray]]
@@ -164,8 +164,13 @@ class Refinement:
         top = nowhere.copy()
         top[0] = 0.0 if self.atom else -np.inf
         # Its values were looked at as they came.
-        fields = (np.concatenate([reward, top]), np.concatenate([log_ref, nowhere]), beta)
-        objective = unchecked_objective(True, (*map(jnp.asarray, fields), self.divergence))
+        objective = Objective.unchecked(
+            jnp.asarray(np.concatenate([reward, top])),
+            jnp.asarray(np.concatenate([log_ref, nowhere])),
+            jnp.asarray(beta),
+            self.divergence,
+            measure=True,
+        )
         target = solve(objective)
         log_probs = np.asarray(target.log_probs)[..., : len(log_ref) + 1]
         best = np.argmax(np.where(log_ref > -np.inf, reward, -np.inf))
@@ -190,7 +195,7 @@ class Refinement:
         return own, np.abs(together - own)
 
     def sums(self, at: Any, beta: np.ndarray, solved: Solved) -> np.ndarray:
-        """Integrals over cells of which log reference masses, rewards and labels are given."""
+        """Integrals over cells of which log reference masses, rewards and modes are given."""
         count, width = at[0].shape
         most = max(_CHUNK // width, 1)
         rows = jax.tree.map(
@@ -205,7 +210,7 @@ class Refinement:
                 np.concatenate([x, np.full((size - len(x), width), fill, x.dtype)])
                 for x, fill in zip(chunk, (-np.inf, 0.0, -1), strict=True)
             ]
-            found = _integrals(rows, *filled, atom=self.atom, num_labels=self.num_labels)
+            found = _integrals(rows, *filled, atom=self.atom, num_modes=self.num_modes)
             sums.append(np.asarray(found)[..., : len(chunk[0])])
         return np.concatenate(sums, -1)
 
@@ -218,16 +223,16 @@ def padded(count: int, most: int) -> int:
     return min(size, most)
 
 
-@jax.jit(static_argnames=("atom", "num_labels"))
+@jax.jit(static_argnames=("atom", "num_modes"))
 def _integrals(
     rows: tuple[Divergence, Array, Array, Array, Array],
     log_ref: Array,
     reward: Array,
-    label: Array,
+    mode: Array,
     atom: bool,
-    num_labels: int,
+    num_modes: int,
 ) -> Array:
-    """Per row and cell: reference mass, target mass, mean slope, divergence, labels' masses.
+    """Per row and cell: reference mass, target mass, mean slope, divergence, modes' masses.
 
     Args:
         rows: divergence, β, multiplier, and reward and log density ratio of the anchor, each of
@@ -235,13 +240,13 @@ def _integrals(
             slopes ``(r − λ)/β`` have no digits left.
         log_ref: log of reference mass at the nodes, shape ``[C, P]``.
         reward: shape ``[C, P]``.
-        label: shape ``[C, P]``.
-        atom: whether f has a finite slope at infinity; the maximiser is then at the origin, a
+        mode: shape ``[C, P]``.
+        atom: whether f has a finite slope at infinity; the maximum is then at the origin, a
             corner of cells.
-        num_labels: how many labels there are.
+        num_modes: how many modes there are.
 
     Returns:
-        Shape ``[B, 4 + num_labels, C]``.
+        Shape ``[B, 4 + num_modes, C]``.
     """
     possible = (reward > -jnp.inf) & (log_ref > -jnp.inf)
 
@@ -259,7 +264,7 @@ def _integrals(
         probs = jnp.exp(log_probs)
         cost = divergence._integrand(log_probs, log_ref)
         terms = [jnp.exp(log_ref), probs, jnp.where(probs > 0, probs * slope, 0.0), cost]
-        terms += [jnp.where(label == m, probs, 0.0) for m in range(num_labels)]
+        terms += [jnp.where(mode == m, probs, 0.0) for m in range(num_modes)]
         return jnp.stack([x.sum(-1) for x in terms])
 
     return lax.map(row, rows)

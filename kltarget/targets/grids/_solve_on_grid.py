@@ -18,7 +18,7 @@ from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import solve
-from kltarget.targets.grids import _greedy_limit
+from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._grid_problem import Problem
 from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
 
@@ -34,8 +34,8 @@ def solve_on_grid(
     bounds: ArrayLike | Any = None,
     tol: float = 1e-6,
     truncate: bool = False,
-    maximiser: ArrayLike | Any = None,
-    labels: Callable[[Array], ArrayLike] | None = None,
+    maximum: ArrayLike | Any = None,
+    modes: Callable[[Array], ArrayLike] | None = None,
     max_points: int = 1_000_000,
     grid: GridTarget | None = None,
 ) -> GridTarget:
@@ -52,7 +52,7 @@ def solve_on_grid(
     The box is cut into cells with a Gauss–Legendre rule each, on whose nodes the problem is a
     discrete one, for :func:`~kltarget.solve`, with the maximiser as one more outcome that has no
     reference mass. A cell is halved along every axis while its rule and the rules of its parts
-    differ, so that cells gather where density and reward need them; the maximiser is kept at the
+    differ, so that cells gather where density and reward need them; the maximum is kept at the
     cells' corners, towards which they shrink geometrically.
 
     Args:
@@ -70,11 +70,11 @@ def solve_on_grid(
             its tilts by ``e^{r/β}``, up to a hundredth of ``tol``.
         tol: what ``error`` is to fall below; see :class:`GridTarget`.
         truncate: the box is the space: the reference is restricted to it and renormalised.
-        maximiser: where r is largest, shape ``[d]``. By default in closed form or by ascent from
+        maximum: where r is largest, shape ``[d]``. By default in closed form or by ascent from
             the best nodes; needed for rewards that have kinks there. Only one point is reported
             where several are best.
-        labels: a function of points ``[N, d]`` to integers ``[N]``, such as basins; below 0 is in
-            none. Cells are refined until the labels' masses are accurate as well, which in more
+        modes: a function of points ``[N, d]`` to integers ``[N]``, such as basins; below 0 is in
+            none. Cells are refined until the modes' masses are accurate as well, which in more
             than one dimension takes many cells where a border runs through the mass.
         max_points: the most nodes; eight times as many are evaluated in three dimensions.
         grid: a result whose nodes are used again without refinement. Only then may the call be
@@ -139,10 +139,10 @@ def solve_on_grid(
             "outside and pass the result as grid="
         )
     problem = Problem(
-        density, reward, np.asarray(beta_array, np.float64), divergence, labels, tol, truncate
+        density, reward, np.asarray(beta_array, np.float64), divergence, modes, tol, truncate
     )
     with double_precision():
-        return problem.solved(bounds, maximiser, max_points, dtype)
+        return problem.solved(bounds, maximum, max_points, dtype)
 
 
 @jax.jit
@@ -155,7 +155,7 @@ def _on_nodes(
     log_inside = jnp.zeros_like(grid.log_inside, dtype)
     top = jnp.full((), -jnp.inf, dtype)
     if grid.condensable:
-        moved = _greedy_limit.newton(reward, place)
+        moved = _maximum_search.newton(reward, place)
         if not grid.truncated:
             points = points + (moved - place)[None]
         place = moved

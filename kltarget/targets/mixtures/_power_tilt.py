@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,12 +24,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.checks import at_index, first_index, float_argument, traced
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget._core.status import FAILURES, Status, flag, raise_if_failed
+from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ForwardKL
 from kltarget.divergences._base import PowerDivergence
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
+from kltarget.spaces._gaussian_mixture import unchecked
+from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures._expansion import checked, quadratic_of
+from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation
 from kltarget.targets.mixtures._quadratic_frame import Frame, Nodes
 
 __all__ = ["PowerTarget", "power_tilt"]
@@ -36,7 +40,7 @@ __all__ = ["PowerTarget", "power_tilt"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class PowerTarget:
+class PowerTarget(Optimum):
     """The distribution that maximises ``E_π[reward] − β·D(π‖p)``, D forward KL or of its kind.
 
     A density ``p(x)·(κ/(τ + Q(x)))^k``, ``Q = r_max − reward``, and possibly an atom where Q is 0.
@@ -52,6 +56,8 @@ class PowerTarget:
         beta: coefficient of the divergence, shape ``[*batch]``.
         divergence: D.
     """
+
+    made_by = "power_tilt"
 
     offset: Float[Array, "*batch"]
     atom_mass: Float[Array, "*batch"]
@@ -115,14 +121,31 @@ class PowerTarget:
         """Independent draws, shape ``[num_samples, *batch, d]``; not differentiable."""
         return _sample(self, key, num_samples, _alpha(self.divergence))
 
-    def raise_if_failed(self) -> PowerTarget:
-        """This target, or an error naming the first failed row.
+    def expectation(self, fn: Callable[[Array], Array]) -> Float[Array, "*batch"]:
+        """``E_π*[fn]``, atom included, in up to three dimensions.
+
+        Args:
+            fn: a function of points ``[N, *batch, d]`` with values ``[N, *batch]``.
+
+        Returns:
+            Shape ``[*batch]``, by a rule of equidistant nodes in the coordinates of each of the
+            Gaussians that make up the density.
 
         Raises:
-            ValueError: a row's status has a failure bit.
+            ValueError: there are more than three dimensions.
         """
-        raise_if_failed(self.status, "power_tilt")
-        return self
+        if self.reference.dim > MOST_DIMENSIONS:
+            raise ValueError(
+                f"the space has {self.reference.dim} dimensions, the rule serves up to "
+                f"{MOST_DIMENSIONS}: average over target.sample"
+            )
+        shares, means, covariances = _components(self, _alpha(self.divergence))
+        present = shares > 0
+        weights = jnp.where(present, jnp.log(jnp.where(present, shares, 1.0)), -jnp.inf)
+        density = unchecked(weights, means, cholesky(covariances))
+        at_atom = fn(self.atom[None].astype(means.dtype))[0]
+        mean = expectation(density, fn) + self.atom_mass.astype(means.dtype) * at_atom
+        return mean.astype(self.beta.dtype)
 
 
 def power_tilt(
@@ -219,7 +242,7 @@ def _alpha(divergence: PowerDivergence) -> float:
 def _constants(divergence: PowerDivergence, alpha: float | None = None) -> tuple[float, Any, Any]:
     """``k``, ``κ/β`` and b of ``f = c·f_α + b(u − 1)``."""
     order = 1 / (1 - (_alpha(divergence) if alpha is None else alpha))
-    return order, order * divergence._scale, divergence._slope
+    return order, order * divergence._scale, divergence._linear
 
 
 def _loss(reward: QuadraticReward, points: Array, peak: Array) -> Array:

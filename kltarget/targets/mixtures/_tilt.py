@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._core.checks import at_index, first_index, traced
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget._core.status import FAILURES, Status, flag, raise_if_failed
+from kltarget._core.status import FAILURES, Status, flag
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
+from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
 from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation, expected_log_bounds
 
-__all__ = ["MixtureTarget", "critical_beta", "tilt"]
+__all__ = ["MixtureTarget", "existence_beta", "tilt"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixtureTarget:
+class MixtureTarget(Optimum):
     """The mixture that maximises ``E_π[reward] − β·KL(π‖p)`` for a mixture p.
 
     Attributes:
@@ -43,6 +45,8 @@ class MixtureTarget:
         closed_reward: ``E_π*[reward]``, likewise.
         num_terms: J.
     """
+
+    made_by = "tilt"
 
     mixture: GaussianMixture
     log_normalizer: Float[Array, "*batch"]
@@ -111,14 +115,30 @@ class MixtureTarget:
         """The target's log-density, as :meth:`GaussianMixture.log_prob`."""
         return self.mixture.log_prob(x)
 
-    def raise_if_failed(self) -> MixtureTarget:
-        """This target, or an error naming the first failed row.
+    def sample(
+        self, *, key: PRNGKeyArray, num_samples: int
+    ) -> Float[Array, "num_samples *batch d"]:
+        """Independent draws, as :meth:`GaussianMixture.sample`."""
+        return self.mixture.sample(key=key, num_samples=num_samples)
+
+    def expectation(self, fn: Callable[[Array], Array]) -> Float[Array, "*batch"]:
+        """``E_π*[fn]`` in up to three dimensions, by the rule of :attr:`divergence_value`.
+
+        Args:
+            fn: a function of points ``[N, *batch, d]`` with values ``[N, *batch]``.
+
+        Returns:
+            Shape ``[*batch]``.
 
         Raises:
-            ValueError: a row's status has a failure bit.
+            ValueError: there are more than three dimensions.
         """
-        raise_if_failed(self.status, "tilt")
-        return self
+        if self.mixture.dim > MOST_DIMENSIONS:
+            raise ValueError(
+                f"the space has {self.mixture.dim} dimensions, the rule serves up to "
+                f"{MOST_DIMENSIONS}: average over target.sample"
+            )
+        return expectation(self.mixture, fn).astype(self.beta.dtype)
 
 
 def tilt(
@@ -154,7 +174,7 @@ def tilt(
         TypeError: a reward without closed form, or a traced ``beta`` with a log-density.
         ValueError: shapes that do not fit; and outside a trace: a ``beta`` that is not above 0, or
             at which there is no target; the message has the one that it must exceed,
-            :func:`kltarget.mixtures.critical_beta`.
+            :func:`kltarget.mixtures.existence_beta`.
 
     Status:
         ``UNBOUNDED`` where the reward grows faster than the reference decays, ``INVALID_BETA``;
@@ -214,7 +234,7 @@ def tilt(
         unbounded = np.asarray(target.status) & int(Status.UNBOUNDED) != 0
         if unbounded.any():
             at = first_index(unbounded)
-            needed = jnp.broadcast_to(critical_beta(mixture, reward), batch)[at]
+            needed = jnp.broadcast_to(existence_beta(mixture, reward), batch)[at]
             raise ValueError(
                 f"there is no target at beta = {jnp.broadcast_to(beta, batch)[at]:.6g}"
                 f"{at_index(at)}: the reward grows faster than the reference decays; "
@@ -223,7 +243,7 @@ def tilt(
     return target
 
 
-def critical_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch"]:
+def existence_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch"]:
     """The β that reverse KL must exceed for a target to exist.
 
     ``E_p[e^{r/β}]`` is finite iff ``Σ_k⁻¹ − M/β`` is positive definite for every component of
@@ -240,10 +260,10 @@ def critical_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batch
 
     Example:
         >>> import kltarget as kt
-        >>> from kltarget.mixtures import critical_beta
+        >>> from kltarget.mixtures import existence_beta
         >>> p = kt.GaussianMixture([0.0], [[0.0, 0.0]], [[[1.0, 0.3], [0.3, 0.5]]])
         >>> bowl = kt.mixtures.QuadraticReward([[0.3, -0.2], [-0.2, -0.5]])
-        >>> print(f"{critical_beta(p, bowl):.4f}")
+        >>> print(f"{existence_beta(p, bowl):.4f}")
         0.2463
     """
     quadratic, densities = split(reward)

@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import common_dtype, mass_tolerance, raise_first, traced
-from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget.spaces import SequenceSpace
+from kltarget._core.numerics import working_dtype
+from kltarget.spaces import SequenceSpace, backward
 from kltarget.spaces._sequences import (
+    TokenLayer,
     after_eos,
-    children,
     conditionals,
     counted,
-    ended,
     floats,
     only_possible,
+    repeated,
+    token_layers,
 )
+from kltarget.targets._backups import soft_value
 
 __all__ = ["soft_values", "token_advantages"]
 
@@ -322,89 +323,26 @@ def _soft_values(
             led(valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))), x, jnp.nan
         )
 
-    def step(value: Array, steps: tuple[Array, Array | None], t: int) -> tuple[Array, Any]:
-        before, advantage = _step(space, value, *steps, beta, t)
+    def backed_up(q: Array, layer: TokenLayer) -> tuple[Array, tuple[Array, Array]]:
+        before = soft_value(q, layer.log_ref, beta[..., None, None])
+        nothing = jnp.isneginf(before)[..., None]
+        advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
+        if layer.ended is not None:
+            over = jnp.broadcast_to(layer.ended, before.shape)
+            before = jnp.where(over, jnp.zeros_like(before), before)
+        if layer.earned is not None:
+            size = max(before.shape[-1], layer.earned.shape[-1])
+            before = repeated(before, size, -1) + repeated(layer.earned, size, -1)
         before = led(before)
-        return before, (completed(before), completed(led(advantage)))
+        return before, (completed(before), completed(led(after_eos(space, advantage))))
 
     value = led(value)
-    values, advantages = [completed(value)], []
-    t = len(earned) - 1
-    while t >= 0:
-        run = 1
-        if t > 0 and _num_nodes(space, value, given[t], earned[t], t) == value.shape[-1]:
-            while t - run > 0 and _alike(given, earned, t, t - run):
-                run += 1
-        if run == 1:
-            value, (before, advantage) = step(value, (given[t], earned[t]), t)
-            values.append(before)
-            advantages.append(advantage)
-        else:
-            # Equal steps are compiled once: XLA takes minutes for a few hundred of them.
-            stacked = jax.tree.map(
-                lambda *x: jnp.stack(x), *((given[u], earned[u]) for u in range(t, t - run, -1))
-            )
-            value, found = lax.scan(functools.partial(step, t=t), value, stacked)
-            values += jnp.unstack(found[0])
-            advantages += jnp.unstack(found[1])
-        t -= run
-    return _Values(tuple(values[::-1]), tuple(advantages[::-1]))
-
-
-def _num_nodes(
-    space: SequenceSpace, value: Array, given: Array, earned: Array | None, t: int
-) -> int:
-    """For how many prefixes there are values after a step."""
-    size = max(1, value.shape[-1] // space.sizes[t])
-    return max(size, given.shape[-2], 1 if earned is None else earned.shape[-1])
-
-
-def _alike(given: Any, earned: Any, t: int, u: int) -> bool:
-    if earned[t] is None:
-        return False
-    return given[t].shape == given[u].shape and earned[t].shape == earned[u].shape
-
-
-def _step(
-    space: SequenceSpace, value: Array, given: Array, earned: Array | None, beta: Array, t: int
-) -> tuple[Array, Array]:
-    """Values of prefixes of t tokens from those of t + 1, and the advantages of the next token."""
-    q, before = _backed_up(space, value, given, beta[..., None, None], t)
-    nothing = jnp.isneginf(before)[..., None]
-    advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
-    if earned is not None:
-        if space.eos is not None and t:
-            over = jnp.broadcast_to(ended(space, before.shape[-1]), before.shape)
-            before = jnp.where(over, jnp.zeros_like(before), before)
-        before, earned = _of_one_size(before, earned, -1)
-        before = before + earned
-    return before, after_eos(space, advantage)
-
-
-def _backed_up(
-    space: SequenceSpace, value: Array, given: Array, beta: Array, t: int
-) -> tuple[Array, Array]:
-    """The values after each token, ``[..., nodes, V]``, and what they are worth before it."""
-    if value.shape[-1] < space.sizes[t]:
-        q = jnp.broadcast_to(value[..., None], (*value.shape, space.sizes[t]))
-    else:
-        q = children(space, value, t)
-    q, given = _of_one_size(q, given, -2)
-    alive = ~jnp.isneginf(q) & ~jnp.isneginf(given)
-    best = jnp.max(jnp.where(alive, q, -jnp.inf), axis=-1, keepdims=True)
-    nothing = jnp.isneginf(best)
-    best = jnp.where(nothing, 0.0, lax.stop_gradient(best))
-    gap = jnp.where(alive, jnp.where(alive, q, 0.0) - best, 0.0) / beta
-    gap = jnp.where(alive, gap, -jnp.inf)
-    # V − best = β log Σ π_ref e^gap: as a logarithm near 1 where β is large, else as it stands.
-    mass = jnp.exp(given)
-    total = mass.sum(-1, keepdims=True)
-    near = (mass * jnp.expm1(gap)).sum(-1, keepdims=True) + (total - lax.stop_gradient(total))
-    is_near = near > -0.5
-    near = jnp.log1p(jnp.where(is_near, near, 0.0))
-    far = log_sum_exp(jnp.where(alive, jnp.where(alive, given, 0.0) + gap, -jnp.inf))
-    value = best + beta * jnp.where(is_near, near, jnp.where(nothing, 0.0, far))
-    return q, jnp.where(nothing, -jnp.inf, value)[..., 0]
+    layers = token_layers(space, given, earned, value.shape[-1])
+    _, kept = backward(layers, value, backed_up)
+    return _Values(
+        (*(before for before, _ in kept), completed(value)),
+        tuple(advantage for _, advantage in kept),
+    )
 
 
 def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
@@ -413,18 +351,6 @@ def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
     if space.eos is None or t == 0 or given.shape[-2] >= vocab_size:
         return given
     return jnp.broadcast_to(given, (*given.shape[:-2], vocab_size, vocab_size))
-
-
-def _of_one_size(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
-    """Both for as many prefixes as the larger; the smaller repeats, by the last tokens."""
-    size = max(x.shape[axis], y.shape[axis])
-
-    def repeated(z: Array) -> Array:
-        times = [1] * z.ndim
-        times[axis] = size // z.shape[axis]
-        return z if times[axis] == 1 else jnp.tile(z, times)
-
-    return repeated(x), repeated(y)
 
 
 def possible_mass(space: SequenceSpace, log_ref: Array) -> Array:

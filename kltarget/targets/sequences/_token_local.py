@@ -6,22 +6,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.spaces import SequenceSpace
-from kltarget.spaces._sequences import children, conditionals, joint, only_possible
-from kltarget.targets.discrete._solve import Target, solve
+from kltarget.spaces import SequenceSpace, backward
+from kltarget.spaces._sequences import TokenLayer, conditionals, joint, only_possible
+from kltarget.targets._backups import Local, local_target
+from kltarget.targets._protocol import StationaryPolicy
 from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
 
 __all__ = ["TokenLocalTarget", "token_local_target"]
@@ -29,8 +29,8 @@ __all__ = ["TokenLocalTarget", "token_local_target"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class TokenLocalTarget(Target):
-    """The fixed point of a per-token loss, as a :class:`Target` over whole sequences.
+class TokenLocalTarget(StationaryPolicy):
+    """The fixed point of a per-token loss, as a policy over whole sequences.
 
     Attributes:
         objective: the sequence-level objective of the same reward, reference, beta and divergence.
@@ -43,25 +43,7 @@ class TokenLocalTarget(Target):
             policy reaches, a failure at any.
     """
 
-    @property
-    def value(self) -> Float[Array, "*batch"]:
-        """The sequence-level objective at this policy, in reward units, shape ``[*batch]``.
-
-        ``E_π[reward] − beta · D(π, π_ref)``, below the maximum for more than one token, ``-inf``
-        where the divergence is infinite. The expected reward alone, which is the root's mean value
-        V in the recursion, is ``expected_reward``. Both have the derivatives of what they are.
-        """
-        reward, log_ref, beta, divergence = broadcast_fields(self.objective)
-        log_probs = self.log_probs.astype(reward.dtype)
-        failed = jnp.any(jnp.isnan(log_probs), axis=-1, keepdims=True)
-        endless = ~jnp.isfinite(divergence._integrand(log_probs, log_ref))
-        # Where the divergence is not finite, neither must its derivatives be formed.
-        apart = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
-        near = jnp.where(apart, log_probs, log_ref)
-        cost = divergence._integrand(near, log_ref).sum(-1)
-        value = self.expected_reward.astype(reward.dtype) - beta[..., 0] * cost
-        value = jnp.where(apart[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
-        return value.astype(self.log_probs.dtype)
+    made_by = "token_local_target"
 
 
 def token_local_target(
@@ -116,10 +98,11 @@ def token_local_target(
             where each token is also charged with the divergences after it.
 
     Returns:
-        A :class:`Target` over whole sequences. ``log_probs`` are the joint ones, their conditionals
-        ``space.conditionals(target.log_probs)``. ``expected_reward`` is the root's mean value.
-        ``value`` is the sequence-level objective at this policy, not a maximum, and
-        ``divergence_value`` the sequence-level divergence, not the sum over tokens. ``multiplier``
+        A :class:`TokenLocalTarget`. ``log_probs`` are the joint ones of whole sequences, their
+        conditionals ``space.conditionals(target.log_probs)``. ``expected_reward`` is the root's
+        mean value. ``objective_value`` is the sequence-level objective at this policy, not a
+        maximum, and ``divergence_value`` the sequence-level divergence, not the sum over tokens.
+        ``multiplier``
         is the λ of the first token.
 
     Raises:
@@ -165,30 +148,6 @@ SHALLOW = 256
 """Depths of at most this many prefixes share one compiled program, each padded to the largest."""
 
 
-class _Node(NamedTuple):
-    """The problems of one depth; prefixes are the last axis of all."""
-
-    log_probs: Array
-    multiplier: Array
-    status: Array
-    empty: Array
-
-
-def _node(
-    q: Array, log_ref: Array, beta: Array, divergence: Divergence, full_gradient: bool
-) -> tuple[Array, _Node]:
-    """Values ``[*batch, nodes]`` of the targets for rewards ``[*batch, nodes, V]``."""
-    supported = ~jnp.isneginf(q) & ~jnp.isneginf(log_ref)
-    empty = ~jnp.any(supported, axis=-1)
-    # Where nothing is allowed any policy will do: the prefix's value keeps it from being used.
-    q = jnp.where(jnp.broadcast_to(empty[..., None], q.shape), jnp.zeros_like(q), q)
-    here = solve(Objective(q, log_ref, beta, divergence))
-    value = here.value if full_gradient else here.expected_reward
-    value = jnp.where(empty, jnp.full_like(value, -jnp.inf), value)
-    tokens_first = jnp.moveaxis(here.log_probs, -1, -2)
-    return value, _Node(tokens_first, here.multiplier, here.status, empty)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _token_local(
     space: SequenceSpace, full_gradient: bool, objective: Objective
@@ -200,14 +159,13 @@ def _token_local(
     # of one size.
     alike = set(space.sizes) == {size}
     shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
-    node = functools.partial(_node, beta=beta, divergence=divergence, full_gradient=full_gradient)
-    value, nodes = reward, []
-    for t in reversed(range(shallow, space.length)):
-        value, found = node(children(space, value, t), given[t])
-        nodes.append(found)
+
+    def backed_up(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
+        return local_target(values, layer.log_ref, beta, divergence, full_gradient)
+
+    values, nodes = backward([TokenLayer(x) for x in given[shallow:]], reward, backed_up)
     if shallow:
-        nodes += _shallow_nodes(space, value, given[:shallow], node)
-    nodes = nodes[::-1]
+        nodes = _shallow_nodes(given[:shallow], values[0], backed_up) + nodes
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
 
     off = jnp.abs(possible_mass(space, log_ref) - 1)
@@ -229,27 +187,24 @@ def _token_local(
 
 
 def _shallow_nodes(
-    space: SequenceSpace,
-    value: Array,
     given: tuple[Array, ...],
-    node: Callable[[Array, Array], tuple[Array, _Node]],
-) -> list[_Node]:
-    """The problems of the depths of ``given``, the last first, in one compiled step."""
-    shallow, size = len(given), space.sizes[0]
-    width = space.num_prefixes(shallow - 1)
+    values: Array,
+    backed_up: Callable[[Array, TokenLayer], tuple[Array, Local]],
+) -> tuple[Local, ...]:
+    """The problems of the depths of ``given``, which are padded to be of one shape."""
+    width, size = given[-1].shape[-2:]
 
-    def widened(x: Array, axis: int) -> Array:
+    def widened(x: Array) -> TokenLayer:
         padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, width - x.shape[axis])
-        return jnp.pad(x, padding, constant_values=-math.log(size))
+        padding[-2] = (0, width - x.shape[-2])
+        return TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
 
-    def step(value: Array, ref: Array) -> tuple[Array, _Node]:
-        value, found = node(children(space, value, 0), ref)
-        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), found
+    def padded(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
+        value, local = backed_up(values, layer)
+        return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), local
 
-    refs = jnp.stack([widened(given[t], -2) for t in reversed(range(shallow))])
-    _, stacked = lax.scan(step, value, refs)
-    return [
-        jax.tree.map(lambda x, k=k, t=t: x[k][..., : size**t], stacked)
-        for k, t in enumerate(reversed(range(shallow)))
-    ]
+    _, nodes = backward([widened(x) for x in given], values, padded)
+    return tuple(
+        jax.tree.map(lambda x, n=given[t].shape[-2]: x[..., :n], node)
+        for t, node in enumerate(nodes)
+    )
