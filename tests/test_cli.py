@@ -369,7 +369,7 @@ def test_a_failed_solution_exits_with_one_and_names_its_beta(capsys, tmp_path, m
         log_probs[1] = np.nan
         return type(target)(target.objective, log_probs, target.multiplier, status)
 
-    monkeypatch.setattr(kt, "solve", broken)
+    monkeypatch.setattr(_solve_command, "solve", broken)
     path = tmp_path / "o.json"
     code, out, err = _run(capsys, "solve", "one-two", "--beta", "0.1,0.5,1", "--json", path)
     assert code == 1
@@ -396,7 +396,7 @@ BAD_OPTIONS = {
     "solve one-two --beta 1 --divergence kl": "argument --divergence: 'kl' is none of reverse-kl",
     "solve one-two --beta 1 --divergence alpha": "argument --divergence: alpha needs its par",
     "solve one-two --beta 1 --divergence alpha:inf": "argument --divergence: 'inf' is not a finite",
-    "solve one-two --beta 1 --divergence tsallis:-1": "one-two: q must be above 0",
+    "solve one-two --beta 1 --divergence tsallis:-1": "argument --divergence: q must be above 0",
     "solve one-two --beta 1 --divergence alpha:x": "argument --divergence: 'x' is not a number",
     "solve one-two --beta 1 --divergence reverse-kl:2": "argument --divergence: reverse-kl has",
     "solve one-two --beta 1 --mara-method augment": "--mara-method needs --threshold",
@@ -406,7 +406,7 @@ BAD_OPTIONS = {
     "solve one-two --beta 1 --plot o.docx": "o.docx: cannot draw a .docx: use .png, .pdf or .svg",
     "solve one-two --beta 1 --plot o": "o: cannot draw a file without extension",
     "solve one-two --beta 1 --threshold 2": "one-two: ",
-    "solve one_two --beta 1": "'one_two' is neither a file nor a task: the tasks are ",
+    "solve one_two --beta 1": "problem 'one_two' is neither a file nor a task: the tasks are ",
     "solve nowhere.csv --beta 1": "nowhere.csv: cannot be read: No such file or directory",
     "solve a.csv --beta 1 --prob p --count n": "argument --count: not allowed with argument --prob",
     "solve one-two --bet 1": "the following arguments are required: --beta",

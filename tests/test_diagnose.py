@@ -10,6 +10,7 @@ import math
 import pathlib
 import re
 import sys
+import time
 
 import jax
 import jax.numpy as jnp

@@ -464,7 +464,7 @@ def test_what_is_refused_says_why():
         ): "reward must be below",
         lambda: solve_on_grid(
             line, bowl(1), beta, kt.ForwardKL(), maximum=[1.0]
-        ): "leave maximiser out",
+        ): "leave maximum out",
         lambda: solve_on_samples(np.zeros(3, DTYPE), up, beta): "samples has shape",
         lambda: solve_on_samples(np.zeros((3, 1), DTYPE), np.ones(2, DTYPE), beta): "per sample",
         lambda: solve_on_samples(

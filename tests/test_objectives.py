@@ -416,7 +416,7 @@ def test_bad_input_is_named(name):
 )
 def test_policies_that_do_not_fit_are_named(policy, message):
     objective = kt.Objective(R3, UNIFORM, np.ones(2))
-    for method in (objective.value, objective.gap, objective.gradient):
+    for method in (objective.value, kt.solve(objective).gap, objective.gradient):
         with pytest.raises(ValueError, match=message):
             method(policy)
 

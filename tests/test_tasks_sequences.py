@@ -226,7 +226,7 @@ def test_fine_tuning_starts_from_the_reference():
 
 def test_loading_inside_a_trace_gives_numbers():
     task = tasks.load("arithmetic-24")
-    tasks._sequences.load_sequence_task.cache_clear()
+    tasks._sequence_tasks.load_sequence_task.cache_clear()
 
     def total(x):
         return x + tasks.load("arithmetic-24").log_ref.sum().astype(DTYPE)
@@ -281,7 +281,7 @@ def test_a_space_of_another_size_is_refused():
 
 
 def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
-    monkeypatch.setattr(tasks, "load_sequence_task", None)
+    monkeypatch.setattr("kltarget.tasks._shipped.load_sequence_task", None)
     assert cli.main(["tasks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (primes,) = (line for line in lines if line.startswith("primes"))

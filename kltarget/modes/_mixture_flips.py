@@ -63,7 +63,7 @@ def mode_flip_beta(
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
-        >>> from kltarget.spaces import mixtures
+        >>> from kltarget import mixtures
         >>> p = kt.GaussianMixture(
         ...     jnp.log(jnp.array([0.7, 0.3])),
         ...     [[-2.0], [2.0]],

@@ -61,7 +61,7 @@ class Forgetting:
             ValueError: comparison by component of a policy without two, or other dimensions.
 
         Example:
-            >>> from kltarget import tasks
+            >>> from kltarget import studies
             >>> task = studies.forgetting()
             >>> old, new = task.overlap(task.start)
             >>> print(f"{old:.4f} {new:.4f}")
@@ -126,7 +126,7 @@ def forgetting(
             deviations that are not above 0, a space of several dimensions.
 
     Example:
-        >>> from kltarget import tasks
+        >>> from kltarget import studies
         >>> task = studies.forgetting()
         >>> task.target.means[:, 0].tolist(), task.start.means[:, 0].tolist()
         ([-3.0, 3.5], [-3.5, 0.5])

@@ -122,7 +122,7 @@ def forgetting_path(
     Example:
         At equal gain supervised fine-tuning has forgotten more:
 
-        >>> from kltarget import tasks
+        >>> from kltarget import studies
         >>> from kltarget.studies import forgetting_path
         >>> task = studies.forgetting()
         >>> for method, rate in (("sft", 0.15), ("rl", 0.01)):

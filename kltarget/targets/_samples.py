@@ -186,7 +186,7 @@ def solve_on_samples(
 
     Example:
         >>> import jax, jax.numpy as jnp, kltarget as kt
-        >>> from kltarget.spaces import mixtures
+        >>> from kltarget import mixtures
         >>> x = jax.random.normal(jax.random.key(0), (4000, 5))
         >>> slope = mixtures.QuadraticReward(vector=[1.0, 0.0, 0.0, 0.0, 0.0])
         >>> target = mixtures.solve_on_samples(x, slope, 2.0)  # the target's mean is 1/2, 0, …

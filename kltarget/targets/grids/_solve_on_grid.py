@@ -99,7 +99,7 @@ def solve_on_grid(
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
-        >>> from kltarget.spaces import mixtures
+        >>> from kltarget import mixtures
         >>> normal = mixtures.GaussianMixture([0.0], [[0.0]], [1.0], covariance_type="spherical")
         >>> bowl = mixtures.QuadraticReward.peak([0.0], [[2.0]])
         >>> target = mixtures.solve_on_grid(normal, bowl, 0.5, kt.ForwardKL())
