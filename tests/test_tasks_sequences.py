@@ -13,7 +13,7 @@ import pytest
 from oracles import DTYPES, eps
 
 import kltarget as kt
-from kltarget import cli, plot, tasks
+from kltarget import cli, plot, studies, tasks
 from kltarget._core.words import ratio
 from kltarget.policies import GRUPolicy
 from kltarget.recipes import Recipe

@@ -13,6 +13,7 @@ import pytest
 from oracles import DTYPES, X64
 
 import kltarget as kt
+from kltarget import training
 from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -283,7 +284,7 @@ def test_the_mean_of_sampled_steps_is_the_exact_step(name):
         "f_dpg": ((target, kt.JensenShannon()), {}, {"batch_size": 4}),
         "dpo": ((REWARD.astype(DTYPE),), {"beta": 0.5, "log_ref": target}, {"batch_size": 4}),
     }[name]
-    trainer = getattr(kt, name)
+    trainer = getattr(training, name)
     exact = one_step(trainer, *arguments, **options)
     keys = jax.random.split(jax.random.key(11), 4000)
     steps = one_step(trainer, *arguments, **options, **sizes, key=keys)

@@ -34,7 +34,7 @@ def forgetting(
         ValueError: there are no paths.
 
     Example:
-        >>> from kltarget import plot, tasks
+        >>> from kltarget import plot, studies
         >>> from kltarget.studies import forgetting_path
         >>> task = studies.forgetting()
         >>> paths = {
