@@ -65,6 +65,7 @@ def test_the_divergence_of_an_objective_is_the_default(tmp_path):
     assert str(kt.sweep(given["arrays"], beta=0.1).divergence.values) == "reverse-kl"
 
 
+@pytest.mark.slow
 def test_verify_takes_it(problem):
     options = {"policies": ["tabular"], "recipes": RECIPES[:1], "num_seeds": 1, "beta": [0.5]}
     report = kt.verify(problem, key=jax.random.key(0), reward_scale=[1.0], **options)

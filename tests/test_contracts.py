@@ -704,6 +704,7 @@ def results():
     }
 
 
+@pytest.mark.slow
 def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
     assert set(classes) == {*results(), "DiscreteTarget"}

@@ -696,6 +696,7 @@ def test_group_sizes_come_from_the_log():
     assert "groups of 8 in the log, 16 in the recipe: 8 is used" in found.notes
 
 
+@pytest.mark.slow
 def test_a_preset_by_its_name(capsys):
     found = diagnose(GRADED, "trl-grpo==1.9.2", beta=0.3)
     assert "trl-grpo==1.9.2" in str(found)

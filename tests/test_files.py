@@ -84,6 +84,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert caught.value.filename == str(path)
 
 
+@pytest.mark.slow
 def test_a_command_leaves_the_old_file(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     path.write_text("as it was")

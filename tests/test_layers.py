@@ -133,6 +133,7 @@ def test_mean_values_are_those_of_the_policy_they_make():
     np.testing.assert_allclose(values[0], [exact], rtol=256 * eps(DTYPE))
 
 
+@pytest.mark.slow
 def test_derivatives_of_soft_values_are_visits_and_batches_are_rows():
     layers, leaves = dag(4)
 

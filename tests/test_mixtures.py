@@ -558,6 +558,7 @@ def test_offsets_too_small_for_floats_are_said_to_be():
 # Modes.
 
 
+@pytest.mark.slow
 def test_modes_and_basins():
     p = gmm([0.5, 0.2, 0.3], [[-3.0], [2.9], [3.0]], [1.0, 1.0, 1.0])
     found = np.asarray(mixtures.find_modes(p), float)
@@ -674,6 +675,7 @@ def test_what_has_no_weight_need_have_no_tilt():
     assert_near(slope, -0.5)
 
 
+@pytest.mark.slow
 def test_saddles_and_flat_tops_are_no_further_modes():
     pair = [0.45, 0.45, 0.1], [[-1.5], [1.5], [0.0]], [1.0] * 3
     found = np.asarray(mixtures.find_modes(gmm(*pair)))

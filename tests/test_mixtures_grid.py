@@ -556,6 +556,7 @@ def test_intervals_cover_as_often_as_they_say(name):
         assert abs(covered.mean() - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000) + 0.01
 
 
+@pytest.mark.slow
 def test_estimates_from_samples_are_differentiable():
     x = draws(200, 2)
 

@@ -474,6 +474,7 @@ def seeking():
     return project(mixture_1d(**APART), 1, "reverse", key=KEY)
 
 
+@pytest.mark.slow
 def test_forward_projection_matches_moments():
     p = project(mixture_1d(**APART), 1, "forward", key=KEY)
     assert_reference("proj-forward-gauss", p.mixture.means[0, 0], "mean", DTYPE)

@@ -602,6 +602,7 @@ def test_equal_siblings_keep_their_reference_ratio(estimator):
     assert abs((probs[4] - probs[20]) - (log_ref[4] - log_ref[20])) > 0.01
 
 
+@pytest.mark.slow
 def test_under_tracing_only_the_bad_rows_fail():
     reward, log_ref = random_tree(TWO, 25, 6)
     beta = np.full(6, 0.5, DTYPE)

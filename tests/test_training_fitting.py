@@ -97,6 +97,7 @@ def test_parameters_survive_the_disk(tmp_path, dtype):
         load_params(tmp_path / "params.npz", like=GRUPolicy(3, 2).init(key=jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_trained_on(tmp_path):
     """Twenty steps, through the disk, and thirty more are fifty steps."""
     params = POLICY.init(key=jax.random.key(1))

@@ -250,6 +250,7 @@ def test_one_gaussian_seeks_a_mode_by_reverse_kl(gradient):
         np.testing.assert_allclose(run.history.reverse_kl[-1], known["kl"], rtol=10 * NEAR)
 
 
+@pytest.mark.slow
 def test_one_gaussian_covers_both_modes_by_maximum_likelihood():
     params = ONE.from_mixture(spherical([1.0], [1.0], [3.0]))
     run = sft(ONE, params, TWO_MODES.log_prob, **{**REST, "learning_rate": 0.5})
