@@ -27,7 +27,7 @@ def kl(log_p: np.ndarray, log_q: np.ndarray) -> float:
 
 
 def mode_masses(log_probs: np.ndarray, modes: np.ndarray) -> np.ndarray:
-    """Probability of every mode, `[M]`; sequences in no mode carry a negative label."""
+    """Probability of every mode, ``[M]``; sequences in no mode carry a negative label."""
     inside = modes >= 0
     return np.bincount(modes[inside], np.exp(log_probs[inside]), minlength=modes.max() + 1)
 

@@ -44,7 +44,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def open_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a file to be written, as text ("w") or bytes ("wb"), which appears when it is whole.
 
-    Its permissions are those that `open` would give. What is no file, a pipe or a terminal, is
+    Its permissions are those that ``open`` would give. What is no file, a pipe or a terminal, is
     written to as it is.
     """
     encoding = None if "b" in mode else "utf-8"

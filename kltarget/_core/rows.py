@@ -70,16 +70,16 @@ class RowFile:
     """A file of rows that is read, row by row, while it is iterated over.
 
     Iterating yields triples: the row's number from 1, broken ones counted; the number of its line,
-    None in Parquet; its entries by name, or a `Fault`. Rows of blank entries are none.
+    None in Parquet; its entries by name, or a ``Fault``. Rows of blank entries are none.
 
     Args:
-        path: A file of any kind but JSON, for which there is `load_json`.
-        guess_delimiter: Whether semicolons, say, are looked for where the header has no comma.
-        advance: Called with so many bytes as were read.
+        path: a file of any kind but JSON, for which there is ``load_json``.
+        guess_delimiter: whether semicolons, say, are looked for where the header has no comma.
+        advance: called with so many bytes as were read.
 
     Attributes:
-        columns: Those of a header or a schema, once iteration has begun.
-        delimiter: What separates entries, if it had to be guessed.
+        columns: those of a header or a schema, once iteration has begun.
+        delimiter: what separates entries, if it had to be guessed.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ def load_json(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the operating system says into a `FileError`."""
+    """Turns what the operating system says into a ``FileError``."""
     try:
         yield
     except OSError as error:
@@ -271,7 +271,7 @@ def _unique(path: pathlib.Path, columns: Sequence[str]) -> list[str]:
 
 
 def _encoding_fault(text: str) -> Fault | None:
-    """What is wrong with a text that was decoded with `surrogateescape`, if anything is."""
+    """What is wrong with a text that was decoded with ``surrogateescape``, if anything is."""
     if text.isascii():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The command `kltarget`; a file per sub-command."""
+"""The command ``kltarget``; a file per sub-command."""
 
 from kltarget.cli._main import main
 

@@ -1,4 +1,4 @@
-"""The sub-command `kltarget diagnose`."""
+"""The sub-command ``kltarget diagnose``."""
 
 from __future__ import annotations
 

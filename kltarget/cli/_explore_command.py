@@ -1,4 +1,4 @@
-"""The sub-command `kltarget explore`."""
+"""The sub-command ``kltarget explore``."""
 
 from __future__ import annotations
 

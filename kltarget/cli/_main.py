@@ -1,4 +1,4 @@
-"""The command `kltarget`: targets, their verification, trainers' recipes, logged rollouts.
+"""The command ``kltarget``: targets, their verification, trainers' recipes, logged rollouts.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
 where.
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: Arguments after the program's name. Default: those of the process.
+        argv: arguments after the program's name. Default: those of the process.
 
     Returns:
         The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to

@@ -188,7 +188,7 @@ def _outcomes(solution: Solution, top: int) -> list[Table]:
 
 
 def _top(masses: np.ndarray, top: int) -> np.ndarray:
-    """All columns in their order; of more than `top`, those that some target favours."""
+    """All columns in their order; of more than ``top``, those that some target favours."""
     if masses.shape[1] <= top:
         return np.arange(masses.shape[1])
     best = np.where(np.isnan(masses[1:]), -np.inf, masses[1:]).max(axis=0)
@@ -198,7 +198,7 @@ def _top(masses: np.ndarray, top: int) -> np.ndarray:
 def _mass_table(
     masses: np.ndarray, chosen: np.ndarray, heads: Sequence[str], names: dict[str, list[str]]
 ) -> Table:
-    """Two columns that name the chosen entries, then their mass in each row of `masses`."""
+    """Two columns that name the chosen entries, then their mass in each row of ``masses``."""
     rows = [[*names, *heads]]
     for i, *cells in zip(chosen, *names.values(), strict=True):
         rows.append([*cells, *map(probability, masses[:, i])])
@@ -216,7 +216,7 @@ def _decimal(value: float, digits: int = 4) -> str:
 
 
 def to_json(solution: Solution) -> str:
-    """What `--json` writes; `kltarget.cli` says which keys there are."""
+    """What ``--json`` writes; ``kltarget.cli`` says which keys there are."""
     task, target = solution.task, solution.target
     fields = {
         **{name: values[1:] for name, values in solution.measures.items()},

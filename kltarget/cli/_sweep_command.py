@@ -1,4 +1,4 @@
-"""The sub-command `kltarget sweep`."""
+"""The sub-command ``kltarget sweep``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sub-command `kltarget verify`."""
+"""The sub-command ``kltarget verify``."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Aim:
 
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
-    """The first prompts whose targets take no longer than `most` simple ones."""
+    """The first prompts whose targets take no longer than ``most`` simple ones."""
     heavy = recipe.normalized and recipe.depends_on_groups
     cost, chosen = 0, []
     for prompt in prompts:

@@ -39,7 +39,7 @@ class Divergence(abc.ABC):
 
     @property
     def title(self) -> str:
-        """What figures call it: its name, with the parameters that tell members of a family apart.
+        """Its name in figures, with the parameters that tell members of a family apart.
 
         Example:
             >>> import kltarget as kt

@@ -90,7 +90,7 @@ class Log:
 
 
 def log_of(frame: pd.DataFrame) -> Log:
-    """The arrays of a frame that `read_rollouts` made.
+    """The arrays of a frame that ``read_rollouts`` made.
 
     Raises:
         RolloutError: a frame without rows, rewards or one of the columns.

@@ -42,16 +42,16 @@ DIVERGENCES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """A problem over `A` outcomes and where its sliders start and end.
+    """A problem over ``A`` outcomes and where its sliders start and end.
 
     Attributes:
-        task: What is explored; its outcomes have modes.
-        log_ref: Its reference, float64 `[A]`, normalised to the last digit.
-        pair: Labels of the two modes whose reference odds can be changed; None where there are
+        task: what is explored; its outcomes have modes.
+        log_ref: its reference, float64 ``[A]``, normalised to the last digit.
+        pair: labels of the two modes whose reference odds can be changed; None where there are
             fewer than two that the reference can produce.
-        beta_decades: Exponents of ten between which β moves.
+        beta_decades: exponents of ten between which β moves.
         beta: β to start from.
-        divergences: What there is to choose from, by name; the first is the start.
+        divergences: what there is to choose from, by name; the first is the start.
     """
 
     task: Task
@@ -62,7 +62,7 @@ class Setup:
     divergences: dict[str, Divergence]
 
     def members(self, which: int) -> np.ndarray:
-        """Which outcomes are in the first (0) or second (1) mode of the pair, booleans `[A]`."""
+        """Which outcomes are in the first (0) or second (1) mode of the pair, booleans ``[A]``."""
         return self.task.modes == (self.pair or (-2, -2))[which]
 
     @property
@@ -108,7 +108,7 @@ def setup_of(
     beta: float | None = None,
     divergences: Sequence[str | Divergence] | None = None,
 ) -> Setup:
-    """What `explore` and `page` are given, checked and completed."""
+    """What ``explore`` and ``page`` are given, checked and completed."""
     objective = problem if isinstance(problem, Objective) else None
     if objective is not None and objective.batch_shape:
         raise ValueError(

@@ -26,11 +26,11 @@ class Scene:
     """What the sliders ask for, solved in Python in double precision.
 
     Attributes:
-        log_ref: The reference, with the odds that are asked for, `[A]`.
-        reward: What is maximised, MARA included, divided by the reward scale, `[A]`.
-        log_probs: The target, `[A]`.
-        measures: Of the reference and of the target: `expected_reward` in the problem's unit,
-            `effective_modes`, `reverse_kl` and `forward_kl` in nats.
+        log_ref: the reference, with the odds that are asked for, ``[A]``.
+        reward: what is maximised, MARA included, divided by the reward scale, ``[A]``.
+        log_probs: the target, ``[A]``.
+        measures: of the reference and of the target: ``expected_reward`` in the problem's unit,
+            ``effective_modes``, ``reverse_kl`` and ``forward_kl`` in nats.
     """
 
     log_ref: np.ndarray
@@ -46,12 +46,12 @@ class Explorer(anywidget.AnyWidget):
     and set here: setting an attribute moves the picture, moving a slider sets the attribute.
 
     Attributes:
-        divergence: Name of the divergence.
-        beta: Coefficient, reward units per nat.
-        reward_scale: What the rewards are multiplied by.
-        odds: Reference odds of the first mode of the pair against the second; None for its own.
-        threshold: Reward from which on MARA makes outcomes equally probable; None for off.
-        problem: What is explored, as the browser reads it.
+        divergence: name of the divergence.
+        beta: coefficient, reward units per nat.
+        reward_scale: what the rewards are multiplied by.
+        odds: reference odds of the first mode of the pair against the second; None for its own.
+        threshold: reward from which on MARA makes outcomes equally probable; None for off.
+        problem: what is explored, as the browser reads it.
     """
 
     divergence = traitlets.Unicode().tag(sync=True)
@@ -100,7 +100,7 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def scene(self) -> Scene:
-        """What the browser draws, solved anew in Python: an independent check of the script."""
+        """What the browser draws, solved anew in Python, as an independent check of the script."""
         setup, modes, own_reward = self._setup, self._setup.task.modes, self._setup.task.reward
         log_ref = self._reference()
         with double_precision():

@@ -168,7 +168,7 @@ class Recipe:
 
     @property
     def per_token(self) -> bool:
-        """Whether the target is token-local: no gradient flows through which prefixes are reached.
+        """Whether the target is token-local, no gradient flowing through what prefixes are reached.
 
         So it is for a KL of tokens in the loss. Tokens that are charged in the reward, each with
         the estimates from its own position on, add up to sequences.

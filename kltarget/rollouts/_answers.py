@@ -16,16 +16,16 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def answer_rule(answer: str | re.Pattern[str] | Rule) -> tuple[str, Rule]:
-    """Which completions are the same answer, as `read_rollouts` is told it.
+    """Which completions are the same answer, as ``read_rollouts`` is told it.
 
     Args:
-        answer: A rule's name, a pattern, its text after "regex:", or a function.
+        answer: a rule's name, a pattern, its text after "regex:", or a function.
 
     Returns:
         The rule's name, and its function from a completion to its answer, None if it has none.
 
     Raises:
-        RolloutError: If there is no such rule, or the pattern is none.
+        RolloutError: there is no such rule, or the pattern is none.
 
     Example:
         >>> from kltarget.rollouts import answer_rule

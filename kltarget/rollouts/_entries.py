@@ -57,7 +57,7 @@ def total(values: Sequence[float] | None, mask: Sequence[Any] | None = None) -> 
 
 
 def mean(values: Sequence[float] | None, mask: Sequence[Any] | None = None) -> float:
-    """As `total`, divided by how many there are."""
+    """As ``total``, divided by how many there are."""
     count = len(values or ()) if mask is None else sum(map(bool, mask))
     return total(values, mask) / count if count else NAN
 

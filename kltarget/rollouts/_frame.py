@@ -102,7 +102,7 @@ class Columns:
         """The group of every row, and a line that says where it is from.
 
         Args:
-            grouping: "blocks" or "prompt", see `Format`.
+            grouping: "blocks" or "prompt", see ``Format``.
             num_generations: the size of groups, if the user knows.
             whole: whether all rows of the files are here, so that no block is cut short.
         """

@@ -28,13 +28,13 @@ class Reading:
     """What is kept from file to file.
 
     Attributes:
-        skip_bad: Whether bad rows are skipped.
-        advance: Moves the progress bar by so many bytes.
-        skipped: The number of rows skipped.
-        first: What was wrong with the first of them.
-        broken: What was wrong with files that could not be read, or not to their end.
-        repeated: The number of rows left out because they were logged twice.
-        seen: Hashes of the steps of tables as they were read.
+        skip_bad: whether bad rows are skipped.
+        advance: moves the progress bar by so many bytes.
+        skipped: the number of rows skipped.
+        first: what was wrong with the first of them.
+        broken: what was wrong with files that could not be read, or not to their end.
+        repeated: the number of rows left out because they were logged twice.
+        seen: hashes of the steps of tables as they were read.
     """
 
     skip_bad: bool = False
@@ -96,7 +96,7 @@ def _as_rollouts() -> Iterator[None]:
 
 
 def _load_table(path: pathlib.Path) -> tuple[list[str], list[Any]]:
-    """Columns and rows of `{"columns": […], "data": [[…], …]}`; none if a file holds another."""
+    """Columns and rows of ``{"columns": […], "data": [[…], …]}``; none if a file holds another."""
     content = load_json(path)
     fields = ("columns", "data")
     if isinstance(content, dict) and all(isinstance(content.get(x), list) for x in fields):

@@ -21,7 +21,7 @@ class RolloutError(ArgumentError):
 
 
 class BadRow(ValueError):
-    """What is wrong with one row; becomes a `RolloutError`, or the row is skipped."""
+    """What is wrong with one row; becomes a ``RolloutError``, or the row is skipped."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,12 +29,12 @@ class Rollout:
     """One completion of a prompt.
 
     Attributes:
-        reward: None if the format has no rewards.
-        parts: The rewards of which `reward` is made, by name.
-        group: What completions of one generation group share, besides the step.
-        index: Place in the file where groups are blocks, if it is not the row's.
-        answer: The answer, if the file says it.
-        answered: Whether it does; otherwise the answer is to be found in the completion.
+        reward: none if the format has no rewards.
+        parts: the rewards of which ``reward`` is made, by name.
+        group: what completions of one generation group share, besides the step.
+        index: place in the file where groups are blocks, if it is not the row's.
+        answer: the answer, if the file says it.
+        answered: whether it does; otherwise the answer is to be found in the completion.
     """
 
     prompt: str

@@ -55,10 +55,10 @@ def as_task(
         normalised in double precision.
 
     Raises:
-        TypeError: if ``problem`` is nothing of these or is traced, or ``modes`` are no integers.
-        ValueError: if there is no such task, the objective has batch axes or a reference that is no
+        TypeError: ``problem`` is nothing of these or is traced, or ``modes`` are no integers.
+        ValueError: there is no such task, the objective has batch axes or a reference that is no
             distribution, or shapes or values do not fit; the message names the argument.
-        TableError: if a table is no problem.
+        TableError: a table is no problem.
 
     Example:
         >>> import kltarget as kt

@@ -64,7 +64,7 @@ class RawTable:
         known: Sequence[str],
         taken: Collection[str | None] = (),
     ) -> str | None:
-        """As `find`, but None if there is no such column; those taken are not guessed again."""
+        """As ``find``, but None if there is no such column; those taken are not guessed again."""
         if given is not None:
             if given not in self.columns:
                 raise TableError(
@@ -96,7 +96,7 @@ class RawTable:
 
 
 def as_reward(entry: Any) -> float:
-    """As `as_number`, with true and false for 1 and 0; infinite rewards are `-inf`."""
+    """As ``as_number``, with true and false for 1 and 0; infinite rewards are ``-inf``."""
     truth = {"true": 1.0, "false": 0.0}.get(str(entry).strip().lower())
     value = as_number(entry) if truth is None else truth
     if value == math.inf:

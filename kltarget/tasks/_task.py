@@ -77,7 +77,7 @@ class Task:
 
     @property
     def mode_names(self) -> dict[int, str]:
-        """What each mode is called, by its label: as the likeliest of its outcomes is.
+        """What each mode is called, by its label, after the likeliest of its outcomes.
 
         Example:
             >>> from kltarget import tasks

@@ -35,7 +35,7 @@ _NATURAL_STEPS = 100
 
 
 def own_target(recipe: Recipe) -> str | None:
-    """Which of `TARGETS` a recipe's expected gradient vanishes at."""
+    """Which of ``TARGETS`` a recipe's expected gradient vanishes at."""
     if recipe.divergence is None:
         return None
     return f"{'token' if recipe.per_token else 'sequence'}_{recipe.aim}"
@@ -44,7 +44,7 @@ def own_target(recipe: Recipe) -> str | None:
 def exact_targets(
     space: SequenceSpace, reward: np.ndarray, log_ref: Any, beta: Any, scale: Any
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Log-probabilities `[B, S, V**L]` and values `[B, S]` of the four targets, in float64."""
+    """Log-probabilities ``[B, S, V**L]`` and values ``[B, S]`` of the four targets, in float64."""
     with double_precision():
         beta = jnp.asarray(beta, jnp.float64)[:, None]
         log_ref = jnp.asarray(log_ref)
@@ -72,7 +72,7 @@ def followable(
     scale: np.ndarray,
     wanted: np.ndarray,
 ) -> np.ndarray:
-    """The share of the remaining pull that the parameters could still follow, per run `[R]`.
+    """The share of the remaining pull that the parameters could still follow, per run ``[R]``.
 
     The recipe pulls at the logits of every prefix, with a strength ``δ(s, a)`` that vanishes
     everywhere at its target alone. In the norm ``Σ π(s) π(a|s) δ²``, which to leading order is

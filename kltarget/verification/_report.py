@@ -43,7 +43,7 @@ class VerifiedRun:
         target: the target of the recipe, a key of the three distances; None if it has none.
         status: how training ended, a name of :class:`kltarget.training.RunStatus`.
         num_steps: steps taken.
-        gradient_norm: Euclidean norm of the last gradient.
+        gradient_norm: euclidean norm of the last gradient.
         tv: total variation to each target, by its name.
         reverse_kl: ``KL(π‖target)`` in nats.
         forward_kl: ``KL(target‖π)`` in nats.

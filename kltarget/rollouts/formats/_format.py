@@ -32,15 +32,15 @@ class Format:
     """A kind of file.
 
     Attributes:
-        kinds: The extensions it comes in, as `kind_of` calls them.
-        columns: The columns it is known by.
-        read: The rollout of a row in a file.
-        step_pattern: Where a file's path has the step of the rows that do not say theirs.
-        grouping: Where rows do not name their group: whether groups are consecutive blocks, or all
+        kinds: the extensions it comes in, as ``kind_of`` calls them.
+        columns: the columns it is known by.
+        read: the rollout of a row in a file.
+        step_pattern: where a file's path has the step of the rows that do not say theirs.
+        grouping: where rows do not name their group: whether groups are consecutive blocks, or all
             completions of one prompt at one step.
-        notes: What its users should know.
-        without: Columns of which it has none.
-        shaped: Whether the rewards are logged as the trainer scaled and cut them.
+        notes: what its users should know.
+        without: columns of which it has none.
+        shaped: whether the rewards are logged as the trainer scaled and cut them.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Format:
 
 
 def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> tuple[float, float, float]:
-    """A practitioner's `ref_logp` and `logp`, summed or per token, and the number of tokens."""
+    """A practitioner's ``ref_logp`` and ``logp``, summed or per token, and the number of tokens."""
     ref_logp, logp = (
         entries.number_in(row, columns["ref_logp"]),
         entries.number_in(row, columns["logp"]),

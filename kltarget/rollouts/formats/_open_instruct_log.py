@@ -1,4 +1,4 @@
-"""What open-instruct writes with `--save_traces`."""
+"""What open-instruct writes with ``--save_traces``."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
     """The format of canonical columns, or of others that were named.
 
     Args:
-        names: The file's column of each canonical one; of the reward also several, to be added.
-        present: The columns of the file.
+        names: the file's column of each canonical one; of the reward also several, to be added.
+        present: the columns of the file.
     """
     columns = AS_CALLED | {k: v for k, v in names.items() if isinstance(v, str)}
     rewards = names.get("reward", "reward")

@@ -1,4 +1,4 @@
-"""What TRL writes with `log_completions=True`, and what its subclasses add."""
+"""What TRL writes with ``log_completions=True``, and what its subclasses add."""
 
 from __future__ import annotations
 

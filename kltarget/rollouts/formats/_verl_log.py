@@ -1,4 +1,4 @@
-"""What verl writes into `rollout_data_dir` and `validation_data_dir`."""
+"""What verl writes into ``rollout_data_dir`` and ``validation_data_dir``."""
 
 from __future__ import annotations
 
