@@ -34,6 +34,15 @@ def eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
+def double_precision() -> Any:
+    """64-bit floats inside a ``with`` block, whatever the session's mode."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64(True)
+
+
 @functools.cache
 def has_float16() -> bool:
     """Whether XLA can compute in float16 here: on some processors it lacks the conversions."""

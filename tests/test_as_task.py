@@ -7,7 +7,7 @@ import pytest
 
 import kltarget as kt
 from kltarget import plot, tasks
-from kltarget.divergences._names import EXAMPLES, named
+from kltarget.divergences.names import EXAMPLES, named
 from kltarget.recipes import Recipe
 from kltarget.verification import RECIPES
 

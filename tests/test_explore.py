@@ -9,14 +9,14 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from matplotlib.figure import Figure
 from traitlets import TraitError
 
 import kltarget as kt
 from kltarget import cli, pages, tasks
-from kltarget._core.numerics import double_precision
-from kltarget.divergences._names import EXAMPLES, named
+from kltarget.divergences.names import EXAMPLES, named
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -56,7 +56,7 @@ def _problems():
         log_ref = np.log([0.3, 0, 0.5, 0.1, 0, 0.06, 0.03, 0.01])
     lacking = np.array([0.5, 1, -np.inf, 0.1, 1, 0.5, 0.4, 0.9])
     normal, steep = rng.normal(size=(2, 8)) * [[2.0], [20.0]]
-    with double_precision():
+    with oracles.double_precision():
         normal, steep = np.asarray(kt.normalize(normal)), np.asarray(kt.normalize(steep))
     equal = np.array([1.0, 1, 0, 0, 0, 0, 0, 0])
     return [(lacking, log_ref), (rng.normal(size=8), normal), (equal, steep), (equal, normal)]
@@ -91,7 +91,7 @@ def test_a_browser_solves_as_python_does(names, tmp_path):
           (x) => x === -Infinity ? "-inf" : x)))))"""
     found, dom = _shown(tmp_path, page, script)
     found = iter(np.array(found, dtype=np.float64))
-    with double_precision():
+    with oracles.double_precision():
         for reward, log_ref in problems:
             # Of one shape and kind, so that a divergence is compiled once.
             rows = np.broadcast_to(reward, (5, 8)), np.broadcast_to(log_ref, (5, 8)), betas
@@ -130,7 +130,7 @@ def test_a_browser_solves_a_generator_of_ones_own_as_python_does(own, tmp_path):
     )
     found = np.array(found, dtype=np.float64)
     for here, (reward, log_ref) in zip(found, _problems(), strict=True):
-        with double_precision():
+        with oracles.double_precision():
             rows = np.broadcast_to(reward, (5, 8)), np.broadcast_to(log_ref, (5, 8)), betas
             expected = np.asarray(kt.solve(kt.Objective(*rows, own, measure=True)).log_probs)
         np.testing.assert_allclose(np.exp(here), np.exp(expected), atol=1e-8)
@@ -155,12 +155,9 @@ MOVES = [
 
 
 def test_scenes_are_the_targets_of_where_the_sliders_are(bimodal):
-    from kltarget.pages._widget import _solved
-
     task = tasks.load("bimodal")
     first, second = task.modes == 0, task.modes == 1
     assert (bimodal.beta, bimodal.odds, bimodal.threshold) == (0.1, None, None)
-    _solved.clear_cache()
     for divergence, beta, scale, odds, threshold in MOVES:
         bimodal.divergence, bimodal.beta, bimodal.reward_scale = divergence, beta, scale
         scene = bimodal.move(odds=odds, threshold=threshold)
@@ -169,7 +166,7 @@ def test_scenes_are_the_targets_of_where_the_sliders_are(bimodal):
             total = probs[first].sum() + probs[second].sum()
             probs[first] *= total * odds / (1 + odds) / probs[first].sum()
             probs[second] *= total / (1 + odds) / probs[second].sum()
-        with double_precision():
+        with oracles.double_precision():
             problem = scale * task.reward, np.log(probs), beta, named(divergence)
             objective = kt.Objective(*problem, measure=True)
             if threshold is not None:
@@ -186,12 +183,6 @@ def test_scenes_are_the_targets_of_where_the_sliders_are(bimodal):
             assert scene.measures["effective_modes"][1] == pytest.approx(2, rel=1e-9)
     # What was met in double precision is not of it ever after.
     assert jnp.asarray(task.reward).dtype == jnp.result_type(float)
-    # Moves compile nothing, but for the choice of a divergence; nor does another explorer.
-    assert _solved._cache_size() == 2
-    assert kt.explore("bimodal", divergences=("forward-kl",)).move(beta=0.7).log_probs.shape == (
-        100,
-    )
-    assert _solved._cache_size() == 2
 
 
 def test_what_no_slider_can_say_is_refused(bimodal):

@@ -149,3 +149,17 @@ def test_a_room_brings_no_more_than_it_needs(module, without):
     code = f"import sys, {module}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(without).isdisjoint(run.stdout.split())
+
+
+def test_tests_and_benchmarks_import_nothing_private():
+    private = []
+    for folder in ("tests", "benchmarks"):
+        for path in (ROOT.parent / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [x.name for x in getattr(node, "names", ()) if hasattr(x, "name")]
+                module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else ""
+                for name in names:
+                    parts = f"{module}.{name}".strip(".").split(".")
+                    if parts[0] == "kltarget" and any(x.startswith("_") for x in parts[1:]):
+                        private.append(f"{path.name}:{node.lineno} {'.'.join(parts)}")
+    assert not private, "\n".join(private)

@@ -22,7 +22,6 @@ from scipy.integrate import solve_ivp
 import kltarget as kt
 from kltarget import recipes
 from kltarget.implied import (
-    _fixed_points,
     effective_beta,
     equivalent_beta,
     implied_target,
@@ -30,7 +29,7 @@ from kltarget.implied import (
     unregularized_path,
 )
 from kltarget.policies import TabularPolicy
-from kltarget.recipes import Recipe, _groups
+from kltarget.recipes import Recipe, groups
 from kltarget.training import estimators, fine_tune
 
 DTYPE = DTYPES[0]
@@ -194,7 +193,7 @@ def advantage_in(recipe, group):
 def test_expected_advantages_by_enumeration(recipe):
     levels, masses = np.array([-0.5, 0.0, 2.0]), np.array([0.2, 0.5, 0.3])
     recipe = of_group(recipe, 5)
-    advantage, kept = _groups.make_groups(recipe, levels).expected(masses)
+    advantage, kept = groups.make_groups(recipe, levels).expected(masses)
     for own, level in enumerate(levels):
         want = np.zeros(2)
         for others in itertools.product(range(3), repeat=4):
@@ -206,7 +205,7 @@ def test_expected_advantages_by_enumeration(recipe):
 def test_expected_advantages_by_simulation():
     recipe = of_group(ADVANTAGES[1], 16)
     levels, masses = np.array([0.0, 0.3, 0.5, 1.0]), np.array([0.4, 0.3, 0.2, 0.1])
-    advantage, _ = _groups.make_groups(recipe, levels).expected(masses)
+    advantage, _ = groups.make_groups(recipe, levels).expected(masses)
     drawn = np.random.default_rng(0).choice(levels, p=masses, size=(100_000, 16))
     std = drawn.std(1, ddof=1, keepdims=True)
     each = ((drawn - drawn.mean(1, keepdims=True)) / (std + 0.1))[:, 0]
@@ -222,8 +221,8 @@ def test_too_many_groups_are_sampled(monkeypatch):
     recipe = of_group(K3, 5)
     exactly = implied_target(recipe, reward, log_ref, beta=0.5)
     assert exactly.error == 0
-    monkeypatch.setattr(_groups, "_MOST_GROUPS", 10)
-    monkeypatch.setattr(_groups, "_NUM_SAMPLES", 2**13)
+    monkeypatch.setattr(groups, "MOST_GROUPS", 10)
+    monkeypatch.setattr(groups, "NUM_SAMPLES", 2**13)
     sampled = implied_target(recipe, reward, log_ref, beta=0.5)
     assert 0 < sampled.error < 0.01
     assert variation(sampled.log_probs, exactly.log_probs) < 4 * sampled.error
@@ -437,10 +436,8 @@ def test_lengths_and_entropies_that_nothing_is_known_of():
 
 
 def test_a_search_that_finds_nothing_says_so(monkeypatch):
-    iterate = _fixed_points._iterate
-    jump = iterate(lambda x: np.where(x < 0.5, 0.9, 0.1), np.array([0.2]), True)
-    assert not jump[1]
-    monkeypatch.setattr(_fixed_points, "_iterate", lambda *x: (iterate(*x)[0], False))
+    name = "kltarget.implied._fixed_points._iterate"
+    monkeypatch.setattr(name, lambda update, start, polish: (start, False))
     target = implied_target(of_group(K3, 4), P5_REWARD, P5, beta=1.0)
     assert target.status & kt.Status.NOT_CONVERGED
 

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import kltarget as kt
 from kltarget.mixtures import fit_mixture, from_sklearn, power_tilt, project, tilt
-from kltarget.projections._moments import moment_projection
+from kltarget.projections import moment_projection
 from kltarget.spaces import GaussianMixture
 
 DTYPE = DTYPES[0]

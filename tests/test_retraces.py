@@ -88,3 +88,17 @@ def test_a_sweep_compiles_once_whatever_its_chunks():
     traces()
     kt.sweep(task, beta=np.geomspace(0.01, 1, 12), chunk_rows=2, divergence="reverse-kl")
     assert traces() == 0
+
+
+def test_moves_of_the_explorer_compile_nothing():
+    choice = ("reverse-kl", "forward-kl")
+    explorer = kt.explore("bimodal", divergences=choice)
+    for divergence in choice:
+        explorer.divergence = divergence
+        explorer.move(beta=0.3)
+    traces()
+    for divergence in choice:
+        explorer.divergence, explorer.reward_scale = divergence, 3.0
+        explorer.move(beta=0.7, odds=2, threshold=0.75)
+    kt.explore("bimodal", divergences=choice).move(beta=0.2)
+    assert traces() == 0

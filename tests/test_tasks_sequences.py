@@ -14,10 +14,9 @@ from oracles import DTYPES, eps
 
 import kltarget as kt
 from kltarget import cli, plot, studies, tasks
-from kltarget._core.words import ratio
 from kltarget.policies import GRUPolicy
 from kltarget.recipes import Recipe
-from kltarget.tasks._sequence_tasks import SEQUENCE_TASKS
+from kltarget.tasks.sequence_tasks import SEQUENCE_TASKS
 from kltarget.training import fine_tune
 
 DTYPE = DTYPES[0]
@@ -226,7 +225,7 @@ def test_fine_tuning_starts_from_the_reference():
 
 def test_loading_inside_a_trace_gives_numbers():
     task = tasks.load("arithmetic-24")
-    tasks._sequence_tasks.load_sequence_task.cache_clear()
+    tasks.sequence_tasks.load_sequence_task.cache_clear()
 
     def total(x):
         return x + tasks.load("arithmetic-24").log_ref.sum().astype(DTYPE)
@@ -281,7 +280,7 @@ def test_a_space_of_another_size_is_refused():
 
 
 def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
-    monkeypatch.setattr("kltarget.tasks._shipped.load_sequence_task", None)
+    monkeypatch.setattr(np, "load", None)
     assert cli.main(["tasks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (primes,) = (line for line in lines if line.startswith("primes"))
@@ -337,4 +336,4 @@ def test_many_modes_cost_no_square_of_memory():
     share = ref / ref.sum()
     effective = np.exp(-np.sum(share * np.log(share)))
     assert summary.effective_best_modes == pytest.approx(effective, rel=1e4 * eps(DTYPE))
-    assert f"up to {ratio(math.log(ref.max() / ref.min()))}" in summary.verdict
+    assert f"up to {ref.max() / ref.min():.3g} : 1" in summary.verdict

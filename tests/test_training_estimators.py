@@ -17,7 +17,6 @@ from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.training import estimators
-from kltarget.training._outcomes import token_table
 
 DTYPE = DTYPES[0]
 SPACE = SequenceSpace(3, 3)
@@ -27,7 +26,8 @@ TOL = 200 * eps(DTYPE)
 
 
 def table(params):
-    return token_table(SPACE, POLICY.conditionals(params, SPACE))
+    levels = POLICY.conditionals(params, SPACE)
+    return jnp.stack([jnp.repeat(x.ravel(), 27 // x.size) for x in levels], -1)
 
 
 def sequence(params):

@@ -17,8 +17,7 @@ from kltarget import training
 from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
-from kltarget.training import RunStatus, _engine, dpo, f_dpg, fine_tune, sft
-from kltarget.training._methods import PolicyGradient
+from kltarget.training import RunStatus, dpo, f_dpg, fine_tune, sft
 
 DTYPE = DTYPES[0]
 POLICY, SPACE = TabularPolicy(3, 3), SequenceSpace(3, 3)
@@ -183,48 +182,29 @@ def test_the_chunks_do_not_matter(sampled):
 
 
 @pytest.mark.slow
-def test_measuring_does_not_matter(sampled, monkeypatch):
+def test_measuring_does_not_matter(sampled):
     arguments, options, run = sampled
     last = fine_tune(*arguments, **{**options, "history_every": None})
     assert last.history.step.tolist() == [12]
     assert last.history.gap.shape == (3, 2, 1)
     assert_same(run.params, last.params, exactly=False)
-    # Two runs at a time; another number of steps, so that nothing compiled before is used.
-    monkeypatch.setattr(_engine, "_AT_ONCE", 2 * 27)
-    fewer = fine_tune(*arguments, **{**options, "history_every": 3})
-    assert_same(run.gap, fewer.gap, exactly=False)
 
 
-@pytest.mark.parametrize(
-    ("total", "chunk_runs", "devices", "sizes", "used"),
-    [
-        (6, None, 4, [8], 4),
-        (6, 4, 1, [3, 3], 1),
-        (3, None, 8, [3], 3),
-        (1001, 1000, 1, [501, 501], 1),
-        (20, 11, 4, [8, 8, 8], 4),
-        (5, 2, 8, [2, 2, 2], 2),
-        (5 * 2**17, None, 4, [2**19 // 4 * 5 // 5] * 5, 4),
-    ],
-)
-def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, sizes, used):
-    program = _engine.Program(
-        policy=POLICY,
-        space=SPACE,
-        method=PolicyGradient(Recipe(), batch_size=32),
-        optimizer=optax.sgd,
-        steps=1,
-        num_modes=0,
-        devices=tuple(range(devices)),
-    )
-    runs = {"learning_rate": np.zeros(total)}
-    plan = _engine.Plan(program, None, None, runs, 1, 0.0, chunk_runs, False, False)
-    plan, chunks, num_runs = plan.chunks()
-    assert num_runs == total
-    assert [len(rows) for rows in chunks] == sizes
-    assert len(plan.program.devices) == used
-    kept = np.concatenate(chunks)[:total]
-    np.testing.assert_array_equal(kept, np.arange(total))
+@pytest.mark.slow
+def test_what_is_measured_part_by_part_is_that_of_each_run():
+    """More runs than a device measures at a time, 2²⁰ outcomes in all."""
+    policy, num = TabularPolicy(4, 6), 400
+    params = policy.init(key=jax.random.key(0))
+    reward = np.random.default_rng(6).uniform(size=4**6).astype(DTYPE)
+    keys = jax.random.split(jax.random.key(2), num)
+    beta = np.geomspace(0.1, 10, num)
+
+    def gap(runs):
+        options = {"beta": beta[runs], "key": keys[runs], "batch_size": 8, "num_steps": 2}
+        return fine_tune(policy, params, reward, Recipe(), learning_rate=0.1, **options).gap
+
+    some = np.array([0, 1, 255, 256, 257, 399])
+    np.testing.assert_allclose(gap(np.arange(num))[some], gap(some), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -9,16 +9,16 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from oracles import DTYPES
 
 import kltarget as kt
-from kltarget import cli, plot, verification
+from kltarget import cli, plot, targets, verification
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.training import RunStatus, fine_tune
-from kltarget.verification import ALL_RECIPES, RECIPES, _exact_targets, _verify, verify
-from kltarget.verification._exact_targets import TARGETS
+from kltarget.verification import ALL_RECIPES, RECIPES, TARGETS, verify
 
 DTYPE = DTYPES[0]
 KEY = jax.random.key(0)
@@ -119,6 +119,10 @@ def test_numbers_are_those_of_the_run():
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [2.0], "num_seeds": 1}
     (run,) = verify_tree(problem, key=KEY, recipes=RECIPES[:1], **options, num_steps=6).runs
     # The same training, seen by NumPy.
+
+    def annealed(rate):
+        return optax.adam(optax.cosine_decay_schedule(rate, 6), b2=0.95, eps=1e-15)
+
     policy = TabularPolicy(3, 3)
     params = policy.from_conditionals(
         problem["space"].conditionals(jnp.asarray(problem["log_ref"]))
@@ -132,7 +136,7 @@ def test_numbers_are_those_of_the_run():
         reward_scale=2.0,
         learning_rate=0.3,
         num_steps=6,
-        optimizer=_verify._annealed(6),
+        optimizer=annealed,
         history_every=1,
         log_ref=jnp.asarray(problem["log_ref"]),
     )
@@ -208,12 +212,14 @@ def test_what_a_family_cannot_represent_is_called_so():
     assert 0.8 < run.followable < 0.999
 
 
+def of_other_beta(factor):
+    solve = targets.solve
+    return lambda x: solve(dataclasses.replace(x, beta=factor * x.beta))
+
+
 @pytest.mark.slow
 def test_a_wrong_prediction_fails(monkeypatch):
-    def wrong(space, reward, log_ref, beta, scale):
-        return _exact_targets.exact_targets(space, reward, log_ref, 1.01 * beta, scale)
-
-    monkeypatch.setattr(_verify, "exact_targets", wrong)
+    monkeypatch.setattr(targets, "solve", of_other_beta(1.01))
     options = {"policies": ["tabular"], "beta": [0.5], "reward_scale": [1.0], "num_seeds": 1}
     report = verify("one-two", key=KEY, recipes=RECIPES[:1], **options)
     failed = [check.name for check in report.checks if not check.passed]
@@ -255,10 +261,12 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
     assert max(run.distance for run in report.runs) < 0.1
     assert any("standard errors" in check.name for check in report.checks)
 
-    def wrong(space, reward, log_ref, beta, scale):
-        return _exact_targets.exact_targets(space, reward, log_ref, 1.5 * beta, scale)
+    token_local_target = targets.token_local_target
 
-    monkeypatch.setattr(_verify, "exact_targets", wrong)
+    def wrong(space, reward, log_ref, beta, divergence):
+        return token_local_target(space, reward, log_ref, 1.5 * beta, divergence)
+
+    monkeypatch.setattr(targets, "token_local_target", wrong)
     report = verify_tree(tree(3, 1, length=2), key=KEY, num_steps=400, **arguments)
     assert not next(c for c in report.checks if "standard errors" in c.name).passed
 
@@ -267,7 +275,8 @@ def test_sampled_gradients_stay_within_their_variance(monkeypatch):
 def test_report_as_data(report, tmp_path):
     frame = report.to_dataframe()
     assert len(frame) == len(report.runs)
-    assert set(frame.recipe) == {_verify.described(recipe) for recipe in RECIPES}
+    assert list(dict.fromkeys(frame.recipe)) == report.settings["recipes"]
+    assert set(frame.recipe) >= {"k1 in reward, sequence", "k3 in loss, token"}
     row, run = frame.iloc[5], report.runs[5]
     assert row.tv_token_reverse == run.tv["token_reverse"]
     assert row.gap == run.gap
@@ -395,14 +404,10 @@ def test_the_command_writes_its_report(capsys, tmp_path, monkeypatch):
     assert "Verdict: confirmed." in printed
     assert str(out / "verify.png") in printed
 
-    monkeypatch.setattr(_verify, "exact_targets", lambda *x: _wrong(*x))
+    monkeypatch.setattr(targets, "solve", of_other_beta(2))
     code, printed, _ = run_command(capsys, *options)
     assert code == 1
     assert "NOT confirmed" in printed
-
-
-def _wrong(space, reward, log_ref, beta, scale):
-    return _exact_targets.exact_targets(space, reward, log_ref, 2 * beta, scale)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,19 @@
-"""The command ``kltarget``; a file per sub-command."""
+"""The command ``kltarget``; a file per sub-command.
+
+``kltarget solve --json OUT`` writes these keys:
+
+- ``problem``, ``divergence``, and ``mara``: ``null``, or its ``threshold`` and ``method``;
+- ``notes``: what was guessed or changed while reading, a list of lines;
+- ``missing_mass``: reference mass that the table's rows leave out;
+- ``labels``, ``reward``, ``log_ref``, ``modes``: the problem, a list with one entry per outcome;
+- ``targets``: a list with an entry for each β, in the order given, of ``beta``; ``log_probs``, a
+  list with one entry per outcome; ``expected_reward``, ``kl_to_reference``, ``entropy`` (nats) and
+  ``effective_modes`` under the problem as read; ``value``, ``multiplier`` and ``divergence_value``
+  of the objective that was solved; ``status``, a list of the names of its set bits.
+
+Logarithms are natural. JSON has no infinities: they are the strings ``"inf"`` and ``"-inf"``, and
+``"nan"`` stands where a solution failed. Equal inputs give equal bytes.
+"""
 
 from kltarget.cli._main import main
 

@@ -6,7 +6,7 @@ import argparse
 
 from kltarget import tasks
 from kltarget.cli._arguments import InputError, option, real
-from kltarget.divergences._names import EXAMPLES, named
+from kltarget.divergences.names import EXAMPLES, named
 from kltarget.tasks import Task, as_task
 
 

@@ -1,19 +1,4 @@
-"""The sub-command `kltarget solve`.
-
-`--json OUT` writes these keys:
-
-- `problem`, `divergence`, and `mara`: `null`, or its `threshold` and `method`;
-- `notes`: what was guessed or changed while reading, a list of lines;
-- `missing_mass`: reference mass that the table's rows leave out;
-- `labels`, `reward`, `log_ref`, `modes`: the problem, a list with one entry per outcome;
-- `targets`: a list with an entry for each β, in the order given, of `beta`; `log_probs`, a list
-  with one entry per outcome; `expected_reward`, `kl_to_reference`, `entropy` (nats) and
-  `effective_modes` under the problem as read; `value`, `multiplier` and `divergence_value` of the
-  objective that was solved; `status`, a list of the names of its set bits.
-
-Logarithms are natural. JSON has no infinities: they are the strings `"inf"` and `"-inf"`, and
-`"nan"` stands where a solution failed. Equal inputs give equal bytes.
-"""
+"""The sub-command ``kltarget solve``."""
 
 from __future__ import annotations
 
@@ -27,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kltarget import plot
+from kltarget import plot, targets
 from kltarget._core.numerics import double_precision
 from kltarget._core.status import FAILURES, Status
 from kltarget.cli._arguments import (
@@ -46,10 +31,9 @@ from kltarget.cli._arguments import (
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.cli._solve_page import Solution, page, set_bits, to_json
 from kltarget.divergences import kl
-from kltarget.divergences._names import named
+from kltarget.divergences.names import named
 from kltarget.modes import effective_modes, entropy
 from kltarget.objectives import mara
-from kltarget.targets import solve
 from kltarget.tasks import Task, one_mode_each, right_outcomes
 
 
@@ -131,7 +115,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
         if threshold is not None:
             method = method or ("augment" if arguments.divergence == "reverse-kl" else "substitute")
             solved = mara(objective, threshold, method=method)
-        target = solve(solved)
+        target = targets.solve(solved)
     except ValueError as error:
         raise InputError(f"{arguments.problem}: {error}") from None
 

@@ -26,7 +26,7 @@ from kltarget.cli._arguments import (
     write,
 )
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
-from kltarget.divergences._names import EXAMPLES
+from kltarget.divergences.names import EXAMPLES
 from kltarget.tasks import Task
 
 if TYPE_CHECKING:

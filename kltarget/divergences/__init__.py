@@ -15,6 +15,7 @@ from kltarget.divergences._families import (
     kl,
 )
 from kltarget.divergences._generator import FDivergence
+from kltarget.divergences.names import named
 
 __all__ = [
     "Alpha",
@@ -30,4 +31,5 @@ __all__ = [
     "TotalVariation",
     "Tsallis",
     "kl",
+    "named",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from kltarget._core.status import Status
 from kltarget.implied._nodes import over_tree, stationary
 from kltarget.recipes import Recipe
-from kltarget.recipes._groups import Groups, make_groups
+from kltarget.recipes.groups import Groups, make_groups
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from kltarget._core.status import Status
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
-from kltarget.recipes._groups import Groups
+from kltarget.recipes.groups import Groups
 
 _MOST_AT_ONCE = 2**22
 _FINE, _COARSE = 401, 65
@@ -293,7 +293,13 @@ def _of_statistics(problem: Problem) -> FixedPoint:
 def _iterate(
     update: Callable[[np.ndarray], np.ndarray], start: np.ndarray, polish: bool
 ) -> tuple[np.ndarray, bool]:
-    """The fixed point that small steps from ``start`` arrive at, and whether they did."""
+    """The fixed point that small steps from ``start`` arrive at, and whether they did.
+
+    >>> _iterate(lambda x: 0.5 + 0.1 * x, np.array([0.2]), True)[1]
+    True
+    >>> _iterate(lambda x: np.where(x < 0.5, 0.9, 0.1), np.array([0.2]), True)[1]
+    False
+    """
     state, step, last = start, 0.5, np.zeros_like(start)
     # Sampled groups give steps and no slope, and are worth fewer digits.
     enough, tolerable = (1e-12, 1e-9) if polish else (1e-7, 1e-4)

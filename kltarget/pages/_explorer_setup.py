@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from kltarget._core.distances import normalised
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence
-from kltarget.divergences._names import CLASSES, named
+from kltarget.divergences.names import CLASSES, named
 from kltarget.objectives import Objective
 from kltarget.plot._target_figure import counts_upwards
 from kltarget.tasks import Task, as_task

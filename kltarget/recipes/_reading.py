@@ -8,8 +8,8 @@ import numpy as np
 
 from kltarget._core.words import compact
 from kltarget.recipes._critical import critical_beta
-from kltarget.recipes._groups import make_groups
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes.groups import make_groups
 
 _P_REF = (0.1, 0.3, 0.5)
 _STD = {

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-from kltarget.tasks._sequence_tasks import SEQUENCE_TASKS
+from kltarget.tasks.sequence_tasks import SEQUENCE_TASKS
 from kltarget.training import fit
 
 NUM_SEQUENCES = 200_000

@@ -13,7 +13,7 @@ import numpy as np
 
 from kltarget._core.versions import installed_version
 from kltarget.divergences import Divergence, ReverseKL
-from kltarget.divergences._names import named
+from kltarget.divergences.names import named
 from kltarget.objectives import Objective
 from kltarget.sweeps._program import Ingredients
 from kltarget.tasks import Task, as_task

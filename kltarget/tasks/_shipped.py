@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kltarget.tasks._sequence_tasks import (
+from kltarget.tasks._task import Task, one_mode_each
+from kltarget.tasks.sequence_tasks import (
     SEQUENCE_TASKS,
     SequenceTask,
     load_sequence_task,
     word_counts,
 )
-from kltarget.tasks._task import Task, one_mode_each
 
 # The hard keywords of Python 3.11, lower-cased; ``keyword.kwlist`` differs between versions.
 # fmt: off

@@ -100,11 +100,7 @@ class Plan:
     only_last: bool
 
     def chunks(self) -> tuple[Plan, list[np.ndarray], int]:
-        """This plan on the devices it can use, the runs of each chunk, and how many there are.
-
-        Chunks are of one size, so that one program does them all: a multiple of the number of
-        devices, filled up with repetitions of the last run.
-        """
+        """This plan on the devices it can use, the runs of each chunk, and how many there are."""
         total = jax.tree.leaves(self.runs)[0].shape[0]
         devices = self.program.devices[: min(total, self.chunk_runs or total)]
         if self.chunk_runs is None:
@@ -112,12 +108,28 @@ class Plan:
             each_device = max(1, _AT_ONCE // each)
         else:
             each_device = max(1, self.chunk_runs // len(devices))
-        num_chunks = math.ceil(total / (each_device * len(devices)))
-        width = math.ceil(total / (num_chunks * len(devices))) * len(devices)
-        firsts = range(0, total, width)
-        rows = [np.minimum(np.arange(first, first + width), total - 1) for first in firsts]
         program = dataclasses.replace(self.program, devices=devices)
+        rows = _chunks_of(total, len(devices), each_device)
         return dataclasses.replace(self, program=program), rows, total
+
+
+def _chunks_of(total: int, num_devices: int, each_device: int) -> list[np.ndarray]:
+    """The runs of each chunk.
+
+    Chunks are of one size, so that one program does them all: a multiple of the number of devices,
+    filled up with repetitions of the last run.
+
+    >>> [x.tolist() for x in _chunks_of(5, num_devices=2, each_device=1)]
+    [[0, 1], [2, 3], [4, 4]]
+    >>> [len(x) for x in _chunks_of(1001, num_devices=1, each_device=1000)]
+    [501, 501]
+    >>> [len(x) for x in _chunks_of(20, num_devices=4, each_device=2)]
+    [8, 8, 8]
+    """
+    num_chunks = math.ceil(total / (each_device * num_devices))
+    width = math.ceil(total / (num_chunks * num_devices)) * num_devices
+    firsts = range(0, total, width)
+    return [np.minimum(np.arange(first, first + width), total - 1) for first in firsts]
 
 
 def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:

@@ -4,7 +4,8 @@ This is the one place where the two sides of the package meet. Training knows no
 the targets know no training; what both say about the same problem is compared here.
 """
 
+from kltarget.verification._exact_targets import TARGETS
 from kltarget.verification._report import Check, Report, VerifiedRun
 from kltarget.verification._verify import ALL_RECIPES, RECIPES, verify
 
-__all__ = ["ALL_RECIPES", "RECIPES", "Check", "Report", "VerifiedRun", "verify"]
+__all__ = ["ALL_RECIPES", "RECIPES", "TARGETS", "Check", "Report", "VerifiedRun", "verify"]

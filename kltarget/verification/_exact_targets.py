@@ -14,12 +14,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from kltarget import targets
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import ForwardKL, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
-from kltarget.targets import solve, token_local_target
 from kltarget.training import estimators
 from kltarget.training._outcomes import token_table
 
@@ -49,11 +49,13 @@ def exact_targets(
         beta = jnp.asarray(beta, jnp.float64)[:, None]
         log_ref = jnp.asarray(log_ref)
         scaled = jnp.asarray(np.asarray(scale, np.float64)[:, None] * reward)
-        targets = {}
+        solved = {}
         for name, divergence in (("reverse", ReverseKL()), ("forward", ForwardKL())):
-            targets[f"sequence_{name}"] = solve(Objective(scaled, log_ref, beta, divergence))
-            targets[f"token_{name}"] = token_local_target(space, scaled, log_ref, beta, divergence)
-        found = {name: targets[name].raise_if_failed() for name in TARGETS}
+            solved[f"sequence_{name}"] = targets.solve(Objective(scaled, log_ref, beta, divergence))
+            solved[f"token_{name}"] = targets.token_local_target(
+                space, scaled, log_ref, beta, divergence
+            )
+        found = {name: solved[name].raise_if_failed() for name in TARGETS}
         return {
             name: (np.asarray(x.log_probs), np.asarray(x.objective.value(x.log_probs)))
             for name, x in found.items()

@@ -15,8 +15,8 @@ from scipy.special import gammaln
 
 from kltarget.recipes._recipe import Recipe
 
-_MOST_GROUPS = 200_000
-_NUM_SAMPLES = 2**15
+MOST_GROUPS = 200_000
+NUM_SAMPLES = 2**15
 _MOST_COUNTS = 2**23
 
 
@@ -105,9 +105,9 @@ class Groups:
 def make_groups(recipe: Recipe, levels: np.ndarray) -> Groups:
     """The groups that a recipe of finite ``group_size`` compares samples of these rewards in."""
     others = (recipe.group_size or 0) - 1
-    if math.comb(others + levels.size - 1, others) <= _MOST_GROUPS:
+    if math.comb(others + levels.size - 1, others) <= MOST_GROUPS:
         return Groups(recipe, levels, _compositions(others, levels.size), None)
-    number = max(2**8, min(_NUM_SAMPLES, _MOST_COUNTS // levels.size))
+    number = max(2**8, min(NUM_SAMPLES, _MOST_COUNTS // levels.size))
     # The same samples at every step of a search, so that there is something to converge to.
     uniforms = np.random.default_rng(0).uniform(size=(number, others))
     return Groups(recipe, levels, None, uniforms)
