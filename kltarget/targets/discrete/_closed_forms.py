@@ -48,7 +48,7 @@ def closed_form(
     elif isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
-        found = root(divergence, reward, log_ref, beta, highest)
+        found = root(divergence, reward, log_ref, beta, highest, measure)
     status = status | found.status
     failed = (status & FAILURES) != 0
     return Solution(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from kltarget._core.status import Status, flag
 from kltarget.divergences import Divergence
 from kltarget.targets.discrete._anchor import LogMass, anywhere, find_anchor, scaled_gaps
 from kltarget.targets.discrete._coordinates import Coordinate, coordinate
+from kltarget.targets.discrete._marginal import marginal_root
 
 
 class Solution(NamedTuple):
@@ -34,29 +35,58 @@ class Solution(NamedTuple):
 
 
 def root(
-    divergence: Divergence, reward: Array, log_ref: Array, beta: Array, highest: Array
+    divergence: Divergence,
+    reward: Array,
+    log_ref: Array,
+    beta: Array,
+    highest: Array,
+    measure: bool,
 ) -> Solution:
     """The coordinate of the best outcome at which ``Σπ = 1``, and the target there."""
+    # No ratio exceeds the best outcome's, which is thus at least 1 over the reference's mass.
+    least = jnp.zeros_like(beta)
+    if measure:
+        least = -jnp.maximum(jax.nn.logsumexp(log_ref, axis=-1, keepdims=True), 0)
+    # Beyond this power the outcome next to truncation has more to say; from a reference of large
+    # mass all may be next to it.
+    steep = 0.5 if measure else 1.0
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
-        return _search(coordinate(divergence), reward, log_ref, beta, highest)
+        if gamma > steep:
+            return _steep(divergence, gamma, reward, log_ref, beta)
+        return _search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
-    # α is traced: it may lie on either side of reverse KL, where the two coordinates meet.
-    def side(is_below: bool) -> Solution:
-        chosen = coordinate(divergence, below=is_below)
-        harmless = jnp.full_like(gamma, -1.0) if is_below else jnp.zeros_like(gamma)
-        here = jnp.where((gamma < 0) == is_below, gamma, harmless)
+    # α is traced: it may lie on either side of reverse KL, where two coordinates meet, or beyond χ².
+    def part(index: int, harmless: float) -> Solution:
+        here = jnp.where(which == index, gamma, jnp.full_like(gamma, harmless))
+        if index == 2:
+            return _steep(divergence, here, reward, log_ref, beta)
+        chosen = coordinate(divergence, below=index == 0)
         chosen = dataclasses.replace(chosen, gamma=here)
-        return _search(chosen, reward, log_ref, beta, highest)
+        return _search(chosen, reward, log_ref, beta, highest, least)
 
+    which = jnp.where(gamma < 0, 0, jnp.where(gamma <= steep, 1, 2))
+    parts = [functools.partial(part, *x) for x in enumerate((-1.0, 0.0, 2.0))]
     if jnp.ndim(gamma) == 0:
-        return lax.cond(gamma < 0, lambda: side(True), lambda: side(False))
-    one, other = side(True), side(False)
-    return Solution(*(jnp.where(gamma < 0, x, y) for x, y in zip(one, other, strict=True)))
+        return lax.switch(which, parts)
+    fields = zip(*(solved() for solved in parts), strict=True)
+    return Solution(*(lax.select_n(jnp.broadcast_to(which, x.shape), x, *y) for x, *y in fields))
+
+
+def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Array) -> Solution:
+    """The target of a power divergence with γ > 1, from the outcome next to truncation."""
+    scale = jnp.asarray(divergence._scale, beta.dtype)
+    found = marginal_root(reward, log_ref, beta * scale, gamma)
+    usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
+    log_probs = jnp.where(usable, _share_rounding(log_ref + found.log_u, log_ref), -jnp.inf)
+    multiplier = found.reward - beta * (scale * found.slope + divergence._linear)
+    empty, lost = ~anywhere(usable), anywhere(usable & jnp.isneginf(log_probs))
+    status = flag(empty, Status.EMPTY_SUPPORT) | flag(lost, Status.TRUNCATED)
+    return Solution(log_probs, multiplier, status)
 
 
 def _search(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
+    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array, least: Array
 ) -> Solution:
     divergence, by_slope = levels.divergence, levels.by_slope
     finfo = jnp.finfo(reward.dtype)
@@ -97,9 +127,9 @@ def _search(
     # Coordinates below and above the root, strictly: the best outcome gains, and the anchor's own
     # probability cannot exceed 1.
     log_m = log_mass.times(zero)
-    bottom, top = jnp.full_like(log_m, -1.0), 0.5 - log_m
+    bottom, top = least - 1, 0.5 - log_m
     if by_slope:
-        bottom = -1 - 1.01 * above
+        bottom = 1.01 * levels.of(least) - 1 - 1.01 * above
         top = 1 + 1.01 * jnp.maximum(jnp.minimum(levels.of(-log_m), bound), 0)
     # Where the reference lacks a better outcome, log u_max cannot rise above the point at which
     # that outcome's density ratio is infinite.
