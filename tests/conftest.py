@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import jax
 import pytest
+from annotations import enforce
 
 # Most of the suite's time is compilation; what one worker or an earlier session compiled is reused.
 jax.config.update(
@@ -24,6 +25,9 @@ _COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.
 hypothesis.settings.register_profile("default", max_examples=30, derandomize=True, **_COMPILES)
 hypothesis.settings.register_profile("thorough", max_examples=500, **_COMPILES)
 hypothesis.settings.load_profile("default")
+
+
+enforce("kltarget")
 
 
 def pytest_configure() -> None:

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -364,9 +365,8 @@ def test_a_failed_solution_exits_with_one_and_names_its_beta(capsys, tmp_path, m
         target = solve(objective)
         status = np.asarray(target.status).copy()
         status[1] |= int(kt.Status.NOT_CONVERGED)
-        log_probs = np.asarray(target.log_probs).copy()
-        log_probs[1] = np.nan
-        return type(target)(target.objective, log_probs, target.multiplier, status)
+        log_probs = target.log_probs.at[1].set(jnp.nan)
+        return type(target)(target.objective, log_probs, target.multiplier, jnp.asarray(status))
 
     monkeypatch.setattr(targets, "solve", broken)
     path = tmp_path / "o.json"

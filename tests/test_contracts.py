@@ -573,6 +573,7 @@ NOT_OF_ARRAYS = {
     "SummaryRow": "a part of that text",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
+    "named": "a name, as text",
     "backward": "a walk with a function of the caller's",
     "basins": "a climb from every point, on the host",
     "compare": "a sentence",
@@ -639,6 +640,15 @@ def test_every_public_name_has_a_row():
     assert set(CONTRACTS).isdisjoint(NOT_OF_ARRAYS)
     with pytest.raises(AttributeError, match="no attribute 'fine_tuned'"):
         _ = kt.fine_tuned
+
+
+def test_a_name_has_one_meaning():
+    """Views are called as what they show, and each room loads and saves what is its own."""
+    meanings = {}
+    for room in sorted(set(dir(kt)) - set(kt.__all__) - {"plot", "pages"}):
+        for name in set(getattr(kt, room).__all__) - {"load", "save"}:
+            meaning = getattr(getattr(kt, room), name)
+            assert meanings.setdefault(name, meaning) is meaning, f"{room}.{name}"
 
 
 def test_the_top_is_what_people_type_first():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -153,9 +154,14 @@ def test_a_room_brings_no_more_than_it_needs(module, without):
 
 def test_tests_and_benchmarks_import_nothing_private():
     private = []
+    inside = rf"(kt|kltarget|({'|'.join(FLOOR_OF)}))(\.\w+)*\._[a-z]"
     for folder in ("tests", "benchmarks"):
         for path in (ROOT.parent / folder).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Attribute) and re.match(
+                    inside, dotted := ast.unparse(node)
+                ):
+                    private.append(f"{path.name}:{node.lineno} {dotted}")
                 names = [x.name for x in getattr(node, "names", ()) if hasattr(x, "name")]
                 module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else ""
                 for name in names:

@@ -43,10 +43,21 @@ EXAMPLES = tuple(
 
 
 def named(text: str) -> Divergence:
-    """The divergence whose `slug` is `text`, such as `"reverse-kl"` or `"alpha:0.5"`.
+    """The divergence whose ``slug`` is ``text``, such as ``"reverse-kl"`` or ``"alpha:0.5"``.
+
+    Args:
+        text: a name, with its parameter after a colon where the family has one.
+
+    Returns:
+        The divergence.
 
     Raises:
         ValueError: there is none of that name, or its parameter is missing or no number.
+
+    Example:
+        >>> import kltarget as kt
+        >>> kt.divergences.named("alpha:0.5")
+        Alpha(alpha=0.5)
     """
     name, colon, parameter = text.partition(":")
     if name not in CLASSES:

@@ -112,9 +112,9 @@ class Objective:
             measure: bool = False,
         ) -> None: ...
 
-    reward: Float[Array, "*batch A"]
-    log_ref: Float[Array, "*batch A"]
-    beta: Float[Array, "*batch"]
+    reward: Float[Array, "*#batch A"]
+    log_ref: Float[Array, "*#batch A"]
+    beta: Float[Array, "*#batch"]
     divergence: Divergence = dataclasses.field(default_factory=ReverseKL)
     measure: bool = dataclasses.field(default=False, kw_only=True)
     checked: bool = dataclasses.field(default=False, init=False, repr=False)

@@ -67,9 +67,9 @@ class QuadraticReward(_Reward):
         0.6 -0.5 0.1
     """
 
-    matrix: Float[Array, "*batch d d"]
-    vector: Float[Array, "*batch d"]
-    constant: Float[Array, "*batch"]
+    matrix: Float[Array, "*#batch d d"]
+    vector: Float[Array, "*#batch d"]
+    constant: Float[Array, "*#batch"]
 
     def __init__(
         self,

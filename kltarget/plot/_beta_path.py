@@ -262,7 +262,7 @@ def ratio(
                 odds = path.log_mass[:, i] - path.log_mass[:, j]
             odds = np.where(np.isfinite(odds), odds / math.log(10), np.nan)
             options = {"label": path.name or None, "zorder": 3, **style}
-            ax.plot(path.beta, 10.0 ** np.clip(odds, -300, 300), **options)
+            ax.plot(path.beta, 10.0 ** np.clip(odds, -100, 100), **options)
             points += [(float(at), 1.0) for at in path.crossings(i, j)]
             seen += [np.nanmin(odds), np.nanmax(odds)] if np.isfinite(odds).any() else []
         kept = [0.0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kltarget import tasks
+from kltarget import sweeps, tasks
 from kltarget.plot._beta_path import BETA
 from kltarget.plot._paths import dataset_mode_names, require_dims
 from kltarget.plot._style import (
@@ -28,7 +28,6 @@ from kltarget.plot._style import (
     short_label,
     short_number,
 )
-from kltarget.sweeps import phase_boundaries
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -179,7 +178,7 @@ def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None
     names = ("divergence", "threshold", "ref_temperature")
     known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}
     try:
-        return phase_boundaries(name, **known)
+        return sweeps.phase_boundaries(name, **known)
     except ValueError:  # a divergence without a name, or too many pairs of modes
         return None
 

@@ -78,9 +78,9 @@ class GaussianMixture:
         (5, 1)
     """
 
-    log_weights: Float[Array, "*batch K"]
-    means: Float[Array, "*batch K d"]
-    cholesky: Float[Array, "*batch K d d"]
+    log_weights: Float[Array, "*#batch K"]
+    means: Float[Array, "*#batch K d"]
+    cholesky: Float[Array, "*#batch K d d"]
 
     def __init__(
         self,
