@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -18,7 +19,6 @@ from kltarget._core.numerics import (
     as_float,
     expm1_ratio,
     log1p_ratio,
-    safe_exp_product,
     widest,
     working_dtype,
 )
@@ -36,6 +36,8 @@ class Divergence(abc.ABC):
 
     name: ClassVar[str]
     _slug: ClassVar[str | None] = None
+    _linear: ClassVar[float] = 0.0
+    """``f′(1)``; the term ``_linear·(u − 1)`` of a generator counts for nothing as a whole."""
 
     @property
     def title(self) -> str:
@@ -112,33 +114,52 @@ class Divergence(abc.ABC):
         """
         log_p, log_q = _pair(log_policy, log_ref)
         dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
-        return jnp.sum(self._over_outcomes()._integrand(log_p, log_q), axis=-1).astype(dtype)
+        return self._over_outcomes()._total(log_p, log_q).astype(dtype)
 
     def _over_outcomes(self) -> Divergence:
         """The same divergence with its batched parameters aligned to arrays ``[*batch, A]``."""
         return jax.tree.map(lambda x: x[..., None] if jnp.ndim(x) else x, self)
 
+    def _total(self, log_p: Array, log_q: Array) -> Array:
+        """The sum over outcomes, ``[*batch]``."""
+        total = self._curved(log_p, log_q).sum(-1)
+        if not self._linear:
+            return total
+        # Both sum to 1 but for rounding, which may be all there is of a small divergence.
+        surplus = (jnp.exp(log_p) - jnp.exp(log_q)).sum(-1)
+        rounding = jnp.abs(surplus) <= 64 * float(jnp.finfo(surplus.dtype).eps)
+        surplus = surplus - lax.stop_gradient(jnp.where(rounding, surplus, 0.0))
+        return total + self._linear * surplus
+
     def _integrand(self, log_p: Array, log_q: Array) -> Array:
+        """``π_ref·f(u)`` of each outcome."""
+        linear = self._linear * (jnp.exp(log_p) - jnp.exp(log_q)) if self._linear else 0.0
+        return self._curved(log_p, log_q) + linear
+
+    def _curved(self, log_p: Array, log_q: Array) -> Array:
+        """``π_ref·f(u)`` of each outcome without the generator's linear term."""
         both, only_p, only_q = _supports(log_p, log_q)
         zero = jnp.zeros_like(log_p)
-        log_u = jnp.where(both, log_p, zero) - jnp.where(both, log_q, zero)
-        inside = self._scaled(log_u, jnp.where(both, log_q, zero))
-        f_zero = self.f(jnp.zeros((), log_p.dtype))
-        slope = jnp.asarray(self.slope_at_infinity, log_p.dtype)
-        at_zero = jnp.exp(jnp.where(only_q, log_q, zero)) * f_zero
-        off = jnp.exp(jnp.where(only_p, log_p, zero)) * slope
+        inside = self._scaled(jnp.where(both, log_p, zero), jnp.where(both, log_q, zero))
+        f_zero = self.f(jnp.zeros((), log_p.dtype)) + self._linear
+        slope = jnp.asarray(self.slope_at_infinity, log_p.dtype) - self._linear
+        at_zero = _priced(jnp.where(only_q, log_q, zero), f_zero)
+        off = _priced(jnp.where(only_p, log_p, zero), slope)
         return jnp.where(both, inside, jnp.where(only_q, at_zero, jnp.where(only_p, off, zero)))
 
-    def _scaled(self, log_u: Array, log_q: Array) -> Array:
-        """``π_ref·f(u)`` from finite ``log u`` and ``log π_ref``, accurate near ``u = 1``."""
-        return jnp.exp(log_q) * self.f(jnp.exp(log_u))
+    def _scaled(self, log_p: Array, log_q: Array) -> Array:
+        """``π_ref·f(u)`` of finite logarithms less its linear term, accurate near ``u = 1``."""
+        return jnp.exp(log_q) * self.f(jnp.exp(log_p - log_q))
 
-    def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
-        """``π_ref·[f(u) − f(u*) − f′(u*)(u − u*)]`` at each outcome."""
-        u, u_star = jnp.exp(log_u), jnp.exp(log_u_star)
+    def _bregman(self, log_p: Array, log_p_star: Array, log_q: Array) -> Array:
+        """``π_ref·[f(u) − f(u*) − f′(u*)(u − u*)]`` at each outcome, for finite ``log π_ref``."""
+        u, u_star = jnp.exp(log_p - log_q), jnp.exp(log_p_star - log_q)
         f_prime = self.f_prime(u_star)
         step = jnp.where(u == u_star, jnp.zeros_like(u), f_prime * (u - u_star))
-        return safe_exp_product(self.f(u) - self.f(u_star) - step, log_q)
+        apart = jnp.exp(log_q) * (self.f(u) - self.f(u_star) - step)
+        # A ratio that no float holds lies on the generator's last straight piece, or on none.
+        lifted = _priced(log_p, jnp.asarray(self.slope_at_infinity, u.dtype) - f_prime)
+        return jnp.where(jnp.isposinf(u) & jnp.isfinite(u_star), lifted, apart)
 
     def _f_prime_at(self, log_u: Array) -> Array:
         """``f′(u)`` from ``log u``, also where ``u`` overflows."""
@@ -168,6 +189,12 @@ class Divergence(abc.ABC):
         """``log (d log u/d s) = −log(u f″(u))``."""
         u = jnp.exp(log_u)
         return -jnp.log(u * self.f_second(u))
+
+
+def _priced(log_mass: Array, price: Array) -> Array:
+    """``exp(log_mass)·price``; an infinite price of a mass that underflows is still infinite."""
+    finite = jnp.isfinite(price)
+    return jnp.where(finite, jnp.exp(log_mass) * jnp.where(finite, price, 0.0), price)
 
 
 def _shortest(x: float) -> str:
@@ -253,7 +280,6 @@ class PowerDivergence(Divergence):
 
     _alpha: ClassVar[Any]
     _scale: ClassVar[Any] = 1.0
-    _linear: ClassVar[float] = 0.0
 
     @property
     def _gamma(self) -> Any:
@@ -266,7 +292,7 @@ class PowerDivergence(Divergence):
         alpha = jnp.asarray(self._alpha, u.dtype)
         above = alpha > 0
         at_zero = jnp.where(above, 1 / jnp.where(above, alpha, jnp.ones_like(alpha)), jnp.inf)
-        inside = jnp.where(positive, alpha_generator(alpha, log_u), at_zero)
+        inside = jnp.where(positive, alpha_generator(alpha, log_u, jnp.zeros_like(u)), at_zero)
         return jnp.asarray(self._scale, u.dtype) * inside + self._linear * (u - 1)
 
     def f_prime(self, u: ArrayLike) -> Array:
@@ -310,25 +336,20 @@ class PowerDivergence(Divergence):
         slope = jnp.asarray(self._scale, gamma.dtype) * slope + self._linear
         return jnp.where(below, slope, jnp.full_like(slope, jnp.inf))
 
-    def _scaled(self, log_u: Array, log_q: Array) -> Array:
-        alpha = jnp.asarray(self._alpha, log_u.dtype)
-        scale = jnp.asarray(self._scale, log_u.dtype)
-        linear = jnp.exp(log_q + log_u) - jnp.exp(log_q) if self._linear else jnp.zeros_like(log_u)
-        return scale * alpha_generator(alpha, log_u, log_q) + self._linear * linear
+    def _scaled(self, log_p: Array, log_q: Array) -> Array:
+        alpha = jnp.asarray(self._alpha, log_p.dtype)
+        return jnp.asarray(self._scale, log_p.dtype) * alpha_generator(alpha, log_p, log_q)
 
-    def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
-        # The family is homogeneous: B(u, u*) = u*^α f_α(u/u*), non-negative term by term.
-        alpha = jnp.asarray(self._alpha, log_u.dtype)
-        scale = jnp.asarray(self._scale, log_u.dtype)
-        inside = (log_u > -jnp.inf) & (log_u_star > -jnp.inf) & (log_q > -jnp.inf)
-        zero = jnp.zeros_like(log_u)
-        y = jnp.where(inside, log_u, zero) - jnp.where(inside, log_u_star, zero)
-        weight = jnp.where(inside, log_q + alpha * log_u_star, zero)
-        return jnp.where(
-            inside,
-            scale * alpha_generator(alpha, y, weight),
-            super()._bregman(log_u, log_u_star, log_q),
-        )
+    def _bregman(self, log_p: Array, log_p_star: Array, log_q: Array) -> Array:
+        # The family is homogeneous: B(u, u*) = u*^α f_α(u/u*), non-negative term by term. In the
+        # masses that this makes of π* and π, large logarithms cancel first.
+        alpha = jnp.asarray(self._alpha, log_p.dtype)
+        scale = jnp.asarray(self._scale, log_p.dtype)
+        inside = (log_p > -jnp.inf) & (log_p_star > -jnp.inf)
+        p, star = jnp.where(inside, log_p, 0.0), jnp.where(inside, log_p_star, 0.0)
+        shift = (1 - alpha) * (jnp.where(inside, log_q, 0.0) - star)
+        apart = scale * alpha_generator(alpha, p + shift, star + shift, p - star)
+        return jnp.where(inside, apart, super()._bregman(log_p, log_p_star, log_q))
 
     def _log_elasticity(self, log_u: Array) -> Array:
         gamma = jnp.asarray(self._gamma, log_u.dtype)
@@ -338,25 +359,26 @@ class PowerDivergence(Divergence):
         return jnp.where(flat, jnp.zeros_like(log_u), power) - jnp.log(scale)
 
 
-def alpha_generator(alpha: Array, y: Array, log_q: Array | None = None) -> Array:
-    """``π_ref f_α(e^y)``, without overflow where ``π_ref`` is tiny and ``e^y`` huge.
+def alpha_generator(alpha: Array, log_p: Array, log_q: Array, y: Array | None = None) -> Array:
+    """``q f_α(e^y)`` with ``y = log(p/q)``, without overflow where ``q`` is tiny and ``e^y`` huge.
 
     ``f_α`` is ``y²`` times a divided difference of ``(e^x − 1)/x`` between ``αy`` and ``y``. Two
     closed forms of it cover the line, one smooth through α = 1, the other through α = 0; both
     cancel at small ``y``, where the Taylor series Σ (1 + α + … + α^{k−2}) y^k/k! takes over.
     """
-    q = jnp.zeros_like(y) if log_q is None else log_q
+    y = log_p - log_q if y is None else y
     upper = alpha >= 0.5
     one = jnp.ones_like(alpha)
     limit = 0.3 / (1 + jnp.abs(alpha))
     small = jnp.abs(y) < limit
-    big = jnp.where(small, jnp.ones_like(y), y)
-    p_minus_q = jnp.exp(q + big) - jnp.exp(q)
-    p_minus_q = jnp.where(jnp.abs(big) < 1, jnp.exp(q) * jnp.expm1(jnp.clip(big, -1, 1)), p_minus_q)
+    big, log_p = jnp.where(small, 1.0, y), jnp.where(small, log_q, log_p)
+    p_minus_q = jnp.exp(log_p) - jnp.exp(log_q)
+    near = jnp.exp(log_q) * jnp.expm1(jnp.clip(big, -1, 1))
+    p_minus_q = jnp.where(jnp.abs(big) < 1, near, p_minus_q)
     a_up, a_down = jnp.where(upper, alpha, one), jnp.where(upper, 0 * one, alpha)
-    # e^{q+y}·φ((α−1)y)·y and e^q·φ(αy)·y, with the exponent inside φ moved where it cannot overflow
-    near_one = (_weighted_ratio(q + big, (a_up - 1) * big) * big - p_minus_q) / a_up
-    near_zero = (p_minus_q - _weighted_ratio(q, a_down * big) * big) / (1 - a_down)
+    # p·φ((α−1)y)·y and q·φ(αy)·y, with the exponent inside φ moved where it cannot overflow
+    near_one = (_weighted_ratio(log_p, (a_up - 1) * big) * big - p_minus_q) / a_up
+    near_zero = (p_minus_q - _weighted_ratio(log_q, a_down * big) * big) / (1 - a_down)
     closed = jnp.where(upper, near_one, near_zero)
     x = jnp.where(small, y, jnp.zeros_like(y))
     polynomials = [one]
@@ -365,7 +387,7 @@ def alpha_generator(alpha: Array, y: Array, log_q: Array | None = None) -> Array
     series = jnp.zeros_like(x)
     for k in range(13, 1, -1):
         series = polynomials[k - 2] / float(math.factorial(k)) + x * series
-    return jnp.where(small, jnp.exp(q) * x * x * series, closed)
+    return jnp.where(small, jnp.exp(log_q) * x * x * series, closed)
 
 
 def _weighted_ratio(log_weight: Array, x: Array) -> Array:

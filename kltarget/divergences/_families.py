@@ -313,13 +313,26 @@ class JensenShannon(Divergence):
     def slope_at_infinity(self) -> Array:
         return jnp.log(2.0)
 
-    def _scaled(self, log_u: Array, log_q: Array) -> Array:
+    def _scaled(self, log_p: Array, log_q: Array) -> Array:
         # KL of each side to the mixture, every term non-negative
+        log_u = log_p - log_q
         log_m = jnp.logaddexp(log_u, jnp.zeros_like(log_u)) - jnp.log(2.0)
         one = jnp.ones((), log_u.dtype)
-        return alpha_generator(one, log_u - log_m, log_q + log_m) + alpha_generator(
-            one, -log_m, log_q + log_m
+        return alpha_generator(one, log_p, log_q + log_m, log_u - log_m) + alpha_generator(
+            one, log_q, log_q + log_m, -log_m
         )
+
+    def _bregman(self, log_p: Array, log_p_star: Array, log_q: Array) -> Array:
+        # (1 + u) times the KL of two coins that fall on the policy's side with chance u/(1 + u)
+        inside = (log_p > -jnp.inf) & (log_p_star > -jnp.inf)
+        p = jnp.where(inside, log_p, log_q)
+        log_u, log_star = p - log_q, jnp.where(inside, log_p_star, log_q) - log_q
+        one = jnp.ones((), log_u.dtype)
+        ours = jax.nn.softplus(-log_star) - jax.nn.softplus(-log_u)
+        other = jax.nn.softplus(log_star) - jax.nn.softplus(log_u)
+        apart = alpha_generator(one, p, p - ours, ours)
+        apart = apart + alpha_generator(one, log_q, log_q - other, other)
+        return jnp.where(inside, apart, super()._bregman(log_p, log_p_star, log_q))
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
@@ -345,6 +358,7 @@ class ChiSquaredKL(Divergence):
     """
 
     name: ClassVar[str] = "χ² + KL"
+    _linear: ClassVar[float] = 1.0
     _slug: ClassVar[str | None] = "chi-squared-kl"
 
     def f(self, u: ArrayLike) -> Array:
@@ -371,14 +385,13 @@ class ChiSquaredKL(Divergence):
     def slope_at_infinity(self) -> Array:
         return jnp.asarray(jnp.inf)
 
-    def _scaled(self, log_u: Array, log_q: Array) -> Array:
-        one, two = jnp.ones((), log_u.dtype), jnp.full((), 2.0, log_u.dtype)
-        linear = jnp.exp(log_q + log_u) - jnp.exp(log_q)
-        return alpha_generator(one, log_u, log_q) + alpha_generator(two, log_u, log_q) + linear
+    def _scaled(self, log_p: Array, log_q: Array) -> Array:
+        one, two = jnp.ones((), log_p.dtype), jnp.full((), 2.0, log_p.dtype)
+        return alpha_generator(one, log_p, log_q) + alpha_generator(two, log_p, log_q)
 
-    def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
-        return ReverseKL()._bregman(log_u, log_u_star, log_q) + 0.5 * ChiSquared()._bregman(
-            log_u, log_u_star, log_q
+    def _bregman(self, log_p: Array, log_p_star: Array, log_q: Array) -> Array:
+        return ReverseKL()._bregman(log_p, log_p_star, log_q) + 0.5 * ChiSquared()._bregman(
+            log_p, log_p_star, log_q
         )
 
     def _log_elasticity(self, log_u: Array) -> Array:
@@ -424,7 +437,8 @@ class TotalVariation(Divergence):
     def slope_at_infinity(self) -> Array:
         return jnp.asarray(0.5)
 
-    def _scaled(self, log_u: Array, log_q: Array) -> Array:
-        p_minus_q = jnp.exp(log_q + log_u) - jnp.exp(log_q)
+    def _scaled(self, log_p: Array, log_q: Array) -> Array:
+        log_u = log_p - log_q
+        p_minus_q = jnp.exp(log_p) - jnp.exp(log_q)
         near = jnp.exp(log_q) * jnp.expm1(jnp.clip(log_u, -1, 1))
         return 0.5 * jnp.abs(jnp.where(jnp.abs(log_u) < 1, near, p_minus_q))

@@ -312,8 +312,8 @@ def _value(objective: Objective, log_policy: Array) -> Array:
     log_policy = jnp.broadcast_to(log_policy, reward.shape)
     possible = log_policy > -jnp.inf
     gain = jnp.exp(log_policy) * jnp.where(possible, reward, jnp.zeros_like(reward))
-    cost = divergence._integrand(log_policy, log_ref)
-    return gain.sum(-1) - charged(beta[..., 0], cost.sum(-1))
+    cost = divergence._total(log_policy, log_ref)
+    return gain.sum(-1) - charged(beta[..., 0], cost)
 
 
 def charged(beta: Array, cost: Array) -> Array:

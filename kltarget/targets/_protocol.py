@@ -108,8 +108,8 @@ class DiscreteTarget(Distribution):
     def divergence_value(self) -> Float[Array, "*batch"]:
         """``D(π, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
         reward, log_ref, _, divergence = broadcast_fields(self.objective)
-        cost = divergence._integrand(self.log_probs.astype(reward.dtype), log_ref)
-        return cost.sum(-1).astype(self.log_probs.dtype)
+        cost = divergence._total(self.log_probs.astype(reward.dtype), log_ref)
+        return cost.astype(self.log_probs.dtype)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of outcomes.
@@ -200,7 +200,7 @@ class StationaryPolicy(DiscreteTarget):
         # Where the divergence is not finite, neither must its derivatives be formed.
         finite = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
         near = jnp.where(finite, log_probs, log_ref)
-        cost = divergence._integrand(near, log_ref).sum(-1)
+        cost = divergence._total(near, log_ref)
         value = self.expected_reward.astype(reward.dtype) - beta[..., 0] * cost
         value = jnp.where(finite[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
         return value.astype(self.log_probs.dtype)

@@ -7,6 +7,7 @@ for total variation, as a root for the rest (:mod:`kltarget.targets.discrete._ro
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -50,6 +51,10 @@ def closed_form(
     else:
         found = root(divergence, reward, log_ref, beta, highest, measure)
     status = status | found.status
+    # Whatever went wrong on the way, what is no distribution is not returned as one.
+    total = jnp.exp(found.log_probs).sum(-1, keepdims=True)
+    off = ~(jnp.abs(total - 1) <= float(jnp.finfo(total.dtype).eps) ** 0.5)
+    status = status | jnp.where((status & FAILURES) == 0, flag(off, Status.NOT_CONVERGED), 0)
     failed = (status & FAILURES) != 0
     return Solution(
         jnp.where(failed, jnp.nan, jnp.minimum(found.log_probs, 0)),
@@ -89,33 +94,38 @@ def total_variation(
     minus_inf = jnp.full_like(log_ref, -jnp.inf)
     in_ref = log_ref > -jnp.inf
     log_kept = jnp.where(kept, log_ref, minus_inf)
-    held = jnp.exp(jnp.where(argmax, log_ref, minus_inf)).sum(-1, keepdims=True)
-    lost = jnp.exp(jnp.where(kept | argmax, minus_inf, log_ref)).sum(-1, keepdims=True)
-    freed = held + lost
+    log_held = _log_mass(log_ref, argmax)
+    log_lost = _log_mass(log_ref, ~(kept | argmax))
+    log_freed = _log_mass(log_ref, ~kept)
     if measure:
-        log_kept, freed = _fit_to_one(reward, log_kept)
+        log_kept, log_freed = _fit_to_one(reward, log_kept)
     # Ties share in proportion to the reference, or equally where it has none of them.
-    absent = held == 0
+    absent = jnp.isneginf(log_held)
     count = argmax.sum(-1, keepdims=True).astype(reward.dtype)
     shares = jnp.where(
         absent,
         jnp.broadcast_to(-jnp.log(count), reward.shape),
-        log_ref - jnp.log(jnp.where(absent, jnp.ones_like(held), held)),
+        log_ref - jnp.where(absent, jnp.zeros_like(log_held), log_held),
     )
-    some = freed > 0
-    log_freed = jnp.log(jnp.where(some, freed, jnp.ones_like(held)))
-    log_freed = jnp.where(some, log_freed, jnp.full_like(held, -jnp.inf))
     log_probs = jnp.where(argmax, shares + log_freed, log_kept)
     status = (
         flag(~anywhere(in_ref & (reward > -jnp.inf)), Status.EMPTY_SUPPORT)
         | flag(anywhere((log_probs > -jnp.inf) & ~in_ref), Status.CONDENSED)
         | flag(anywhere(in_ref & (reward > -jnp.inf) & jnp.isneginf(log_probs)), Status.TRUNCATED)
         | flag(
-            anywhere((best - reward == beta) & in_ref) | ((lost > 0) & (count > 1)),
+            anywhere((best - reward == beta) & in_ref) | ((log_lost > -jnp.inf) & (count > 1)),
             Status.NOT_UNIQUE,
         )
     )
     return Solution(log_probs, best - beta / 2, status)
+
+
+def _log_mass(log_ref: Array, among: Array) -> Array:
+    """The log reference mass of some outcomes, however small; of none ``-inf``, with slope 0."""
+    among = among & (log_ref > -jnp.inf)
+    none = ~anywhere(among)
+    weights = jnp.where(among | none, jnp.where(among, log_ref, 0.0), -jnp.inf)
+    return jnp.where(none, -jnp.inf, jax.nn.logsumexp(weights, axis=-1, keepdims=True))
 
 
 def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
@@ -129,4 +139,6 @@ def _fit_to_one(reward: Array, log_kept: Array) -> tuple[Array, Array]:
     fits = share > 0
     log_kept = jnp.where(fits, jnp.where(fits, log_kept, 0.0), -jnp.inf)
     log_kept = jnp.where(fits, log_kept + jnp.log(jnp.where(fits, share, 1.0)), -jnp.inf)
-    return log_kept, jnp.maximum(1 - jnp.exp(log_kept).sum(-1, keepdims=True), 0)
+    freed = jnp.maximum(1 - jnp.exp(log_kept).sum(-1, keepdims=True), 0)
+    some = freed > 0
+    return log_kept, jnp.where(some, jnp.log(jnp.where(some, freed, 1.0)), -jnp.inf)

@@ -159,8 +159,7 @@ def optimal_value(
     # The masses sum to one but for rounding, which a large level of all rewards would multiply.
     level = jax.lax.stop_gradient(jnp.where(jnp.isfinite(best), best, jnp.zeros_like(best)))
     gain = level + (probs * _where(probs > 0, reward - level)).sum(-1, keepdims=True)
-    cost = divergence._integrand(log_probs, log_ref)
-    cost = cost.sum(-1, keepdims=True)
+    cost = divergence._total(log_probs, log_ref)[..., None]
     # In the limits beta → 0 and beta → ∞ the regulariser contributes nothing: 0·∞ is 0 there.
     priced = ~((cost == 0) | (beta == 0))
     price = _where(priced, beta) * _where(priced, cost)

@@ -56,7 +56,7 @@ def root(
             return _steep(divergence, gamma, reward, log_ref, beta)
         return _search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
-    # α is traced: it may lie on either side of reverse KL, where two coordinates meet, or beyond χ².
+    # α is traced: it may lie on either side of reverse KL, where coordinates meet, or beyond χ².
     def part(index: int, harmless: float) -> Solution:
         here = jnp.where(which == index, gamma, jnp.full_like(gamma, harmless))
         if index == 2:

@@ -98,13 +98,10 @@ def _gap(target: Target, log_policy: Array) -> Array:
         gap = jnp.maximum(paid + moved, 0).sum(-1)
     else:
         in_ref = log_ref > -jnp.inf
-        log_u = jnp.where(in_ref, log_policy - _where(in_ref, log_ref), jnp.zeros_like(log_ref))
         held = in_ref & (log_star > -jnp.inf)
-        gone = jnp.where(in_ref, -jnp.inf, jnp.zeros_like(log_ref))
-        log_u_star = jnp.where(held, log_star - log_ref, gone)
         # A forbidden outcome costs infinitely much already.
         counted = in_ref & (held | (reward > -jnp.inf))
-        apart = divergence._bregman(_where(counted, log_u), _where(counted, log_u_star), log_ref)
+        apart = divergence._bregman(*(_where(counted, x) for x in (log_policy, log_star, log_ref)))
         zero = jnp.zeros((), reward.dtype)
         endless = jnp.asarray(divergence.slope_at_infinity, reward.dtype)
         slope = jnp.where(in_ref, divergence.f_prime(zero), endless)
