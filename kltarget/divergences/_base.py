@@ -354,9 +354,8 @@ class PowerDivergence(Divergence):
     def _log_elasticity(self, log_u: Array) -> Array:
         gamma = jnp.asarray(self._gamma, log_u.dtype)
         scale = jnp.asarray(self._scale, log_u.dtype)
-        flat = gamma == 0
-        power = -jnp.where(flat, jnp.ones_like(gamma), gamma) * log_u
-        return jnp.where(flat, jnp.zeros_like(log_u), power) - jnp.log(scale)
+        lost = (gamma == 0) & jnp.isinf(log_u)
+        return -gamma * jnp.where(lost, 0.0, log_u) - jnp.log(scale)
 
 
 def alpha_generator(alpha: Array, log_p: Array, log_q: Array, y: Array | None = None) -> Array:

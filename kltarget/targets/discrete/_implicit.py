@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from kltarget.divergences import Divergence, TotalVariation
@@ -76,11 +77,11 @@ def _implicit(
     ref_dot = _where(on, log_ref_dot)
 
     # κ = d log u/d s, infinite for all practical purposes where u is; it enters relative to that of
-    # the best outcomes, whose own rows are summed in an order that never meets ∞ − ∞.
+    # the best outcomes, a constant, whose own rows are summed in an order that never meets ∞ − ∞.
     log_kappa = _where(on, divergence._log_elasticity(log_u))
     tied = on & (gap == 0)
     count = tied.sum(-1, keepdims=True)
-    top = jnp.max(jnp.where(tied, log_kappa, jnp.full_like(log_kappa, -jnp.inf)), -1, keepdims=True)
+    top = lax.stop_gradient(jnp.where(tied, log_kappa, -jnp.inf).max(-1, keepdims=True))
     relative = jnp.where(on, jnp.exp(log_kappa - top), jnp.zeros_like(log_kappa))
     weight = probs * relative
     total = weight.sum(-1, keepdims=True)
@@ -98,7 +99,7 @@ def _implicit(
     among = _where(tied, omega)
     several = jnp.where(count > 1, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0.0)
     of_rest = kappa * (eta - mean)
-    of_best = (
+    of_best = relative * (
         psi.sum(-1, keepdims=True) * eta
         - dot(psi, eta)
         + several * (among.sum(-1, keepdims=True) * eta - dot(among, eta))
@@ -126,8 +127,8 @@ def _implicit(
 
         slope_dot = slope_dot + jax.jvp(finite_slope, (divergence,), (divergence_dot,))[1]
         eta_out = eta_out - slope_dot
-    kappa_on = jnp.where(tied, jnp.broadcast_to(kappa_top, kappa.shape), kappa)
-    held = ref_dot + kappa_on * (eta - eta_out)
+    kappa_held = jnp.where(tied, relative * jnp.where(pinned, kappa_top, 0.0), kappa)
+    held = ref_dot + kappa_held * (eta - eta_out)
     atom = jnp.max(jnp.where(atoms, jnp.exp(log_probs), 0 * probs), axis=-1, keepdims=True)
     given = -dot(probs, jnp.where(pinned, held, jnp.zeros_like(held)))
     atom_dot = given / jnp.where(pinned, holders * atom, jnp.ones_like(atom))
