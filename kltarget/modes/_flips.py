@@ -43,7 +43,10 @@ def flip_beta(
     - All other divergences, and modes of unequal rewards: a root of the log-odds in ``log β``. They
       are scanned from 1e9 down to 1e-9 times the objective's reward range, eight points per decade;
       the first change of sign is closed in on by bisection. Of several roots it is the one of
-      largest β. Total variation has targets that jump: it is the β of the jump.
+      largest β. Only modes of unequal rewards can have several: no more than the signs change in
+      the list of both modes' outcomes by their rewards, those of i counted + and those of j −. Two
+      that are less than an eighth of a decade apart, with no third one between the same points, are
+      missed. Where the target jumps, as that of total variation does, it is the β of the jump.
 
     Args:
         objective: of any batch shape. Its own ``beta`` is not used.
@@ -283,6 +286,14 @@ def _flip_root(objective: Objective, first: Array, second: Array) -> Array:
     log_spread = jnp.log(select(~none, spread, 1))
     eps = float(jnp.finfo(reward.dtype).eps)
 
+    def best_of(members: Array) -> Array:
+        return jnp.max(
+            select(alive & jnp.broadcast_to(members, alive.shape), reward, -jnp.inf), axis=-1
+        )
+
+    one, other = best_of(first), best_of(second)
+    last = select((one > -jnp.inf) & (other > -jnp.inf), jnp.sign(one - other), 0)
+
     def odds(problem: Objective, log_beta: Array) -> tuple[Array, Array, Array]:
         beta = jnp.exp(log_beta).astype(problem.reward.dtype)
         log_probs = solve(dataclasses.replace(problem, beta=beta)).log_probs.astype(log_beta.dtype)
@@ -301,6 +312,9 @@ def _flip_root(objective: Objective, first: Array, second: Array) -> Array:
         at = jnp.where(state.found, middle, log_spread + exponent)
         difference, *sides = odds(fixed, at)
         size = jnp.maximum(*(jnp.abs(select(jnp.isfinite(x), x, 0)) for x in sides))
+        # Of two that are both cut off, the better one went last and was ahead until then.
+        gone = jnp.isneginf(sides[0]) & jnp.isneginf(sides[1])
+        difference = jnp.where(gone, last, difference)
         clear = jnp.abs(difference) > 32 * eps * (1 + size)
         now = select(clear, jnp.sign(difference), 0)
         change = ~state.found & (now * state.sign < 0)
