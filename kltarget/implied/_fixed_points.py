@@ -45,6 +45,10 @@ def find(problem: Problem) -> FixedPoint:
 def _find(problem: Problem) -> FixedPoint:
     if problem.levels.size == 1 and problem.lengths is None and not problem.recipe.entropy_bonus:
         return FixedPoint(problem.log_ref, problem.reward, problem.beta, problem.beta)
+    if problem.levels.size == 1 and problem.recipe.normalized:
+        # Equal rewards have no advantage, whatever that is divided by.
+        kept = dataclasses.replace(problem.recipe, normalize="none")
+        return _find(dataclasses.replace(problem, recipe=kept))
     if problem.lengths is not None:
         return _of_statistics(problem)
     if problem.groups is not None:
@@ -105,8 +109,17 @@ def _best(problem: Problem) -> np.ndarray:
 
 
 def _saturated(problem: Problem) -> FixedPoint:
-    """The limit of a vanishing coefficient."""
-    return problem.only(_best(problem), Status.SATURATED)
+    """The limit of a vanishing coefficient: among the best outcomes only the regulariser acts."""
+    limit = problem.only(_best(problem), Status.SATURATED)
+    if problem.lengths is None and not problem.recipe.entropy_bonus:
+        return limit
+    kept = dataclasses.replace(problem.recipe, normalize="none", group_size=None)
+    # The reference keeps the mass that it has there: what is missing counts per token.
+    log_ref = np.where(_best(problem), problem.log_ref, -np.inf)
+    among = dataclasses.replace(
+        problem, recipe=kept, reward=np.zeros_like(problem.reward), log_ref=log_ref
+    )
+    return dataclasses.replace(limit, log_probs=_find(among).log_probs, reward=None)
 
 
 def _scales(problem: Problem, low: float, high: float) -> np.ndarray:

@@ -261,13 +261,21 @@ def _charged_without_divergence(problem: Problem) -> FixedPoint:
     """A cost in the reward that no divergence has: it acts, and has many stationary policies."""
     if problem.levels.size == 1:
         return problem.only(problem.log_ref > -np.inf, Status.NO_TARGET)
+    return _undecided(problem)
+
+
+def _undecided(problem: Problem) -> FixedPoint:
     nowhere = np.full_like(problem.log_ref, np.nan)
     return FixedPoint(nowhere, problem.reward, problem.beta, np.nan, Status.NO_TARGET)
 
 
 def _unheld(problem: Problem, several: bool) -> FixedPoint:
     """What exact policy gradients end in where nothing regularises."""
-    possible = problem.log_ref > -np.inf
+    recipe, possible = problem.recipe, problem.log_ref > -np.inf
+    acts = recipe.baseline == "none" or (recipe.place == "loss" and problem.beta > 0)
+    if recipe.zero_std == "drop" and recipe.group_size and problem.levels.size > 1 and acts:
+        # What is inert on average acts where some groups are left out: by how often they are.
+        return _undecided(problem)
     best = possible & (problem.reward == problem.levels[-1])
     # Where all rewards are equal there is no gradient.
     if not several and problem.levels.size > 1:

@@ -45,6 +45,16 @@ class Groups:
         """``E[A | level]`` and the chance that its group counts, given ``[..., K]`` masses."""
         masses = np.maximum(masses, 0)
         masses = masses / masses.sum(-1, keepdims=True)
+        advantage, kept = self._before_batches(masses)
+        if self.recipe.normalize == "batch-std":
+            # One number for all groups, dropped or not.
+            mean = (masses * self.levels).sum(-1, keepdims=True)
+            deviation = np.sqrt((masses * (self.levels - mean) ** 2).sum(-1, keepdims=True))
+            safe = np.where(deviation > 0, deviation, 1.0) + self.recipe.epsilon
+            advantage = np.where(deviation > 0, advantage / safe, 0.0)
+        return advantage, kept
+
+    def _before_batches(self, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.counts is not None:
             advantage, kept = self._table
             with np.errstate(divide="ignore"):
@@ -53,7 +63,7 @@ class Groups:
             chance = np.exp(self._log_arrangements + weighed.sum(-1))
             return chance @ advantage, chance @ kept
         if masses.ndim > 1:
-            each = [self.expected(row) for row in masses.reshape(-1, masses.shape[-1])]
+            each = [self._before_batches(row) for row in masses.reshape(-1, masses.shape[-1])]
             advantage, kept = (np.reshape(x, masses.shape) for x in zip(*each, strict=True))
             return advantage, kept
         assert self.uniforms is not None

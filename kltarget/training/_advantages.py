@@ -6,6 +6,7 @@ It is taken by the same code, on every group there is.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -47,9 +48,11 @@ def of_samples(
     if recipe.normalize == "others-std":
         advantage = _over(centred, _std_of_others(returns, recipe.ddof), recipe.epsilon, skip=True)
     elif recipe.normalize != "none":
-        axes = -2 if recipe.normalize == "group-std" else tuple(range(returns.ndim - 1))
-        count = size if axes == -2 else math.prod(returns.shape[:-1])
-        apart = returns - returns.mean(axes, keepdims=True)
+        axes = (returns.ndim - 2,) if recipe.normalize == "group-std" else range(returns.ndim - 1)
+        axes = tuple(axes)
+        count = math.prod(returns.shape[axis] for axis in axes)
+        same = returns.max(axes, keepdims=True) == returns.min(axes, keepdims=True)
+        apart = jnp.where(same, 0.0, returns - returns.mean(axes, keepdims=True))
         std = jnp.sqrt(jnp.square(apart).sum(axes, keepdims=True) / (count - recipe.ddof))
         advantage = _over(centred, jnp.broadcast_to(std, returns.shape), recipe.epsilon)
     kept = jnp.ones_like(returns)
@@ -63,19 +66,25 @@ def in_expectation(
 ) -> tuple[Array, Array]:
     """Expected advantages of outcomes of probability ``share``, and how often they count."""
     ones = jnp.ones_like(returns)
-    if groups is not None:
-        return _tabulated(recipe, returns, share, groups)
     weight = share[..., None]
     mean = (weight * returns).sum(-2, keepdims=True)
     mean = jnp.broadcast_to(mean, returns.shape)
+    std = jnp.sqrt((weight * jnp.square(returns - mean)).sum(-2, keepdims=True))
+    std = jnp.broadcast_to(std, returns.shape)
+    if groups is not None and recipe.normalize == "batch-std":
+        # A batch of many groups has the deviation of all samples, whichever groups are dropped.
+        before = dataclasses.replace(recipe, normalize="none")
+        advantage, kept = _tabulated(before, returns, share, groups)
+        return _over(advantage, std, recipe.epsilon), kept
+    if groups is not None:
+        return _tabulated(recipe, returns, share, groups)
     advantage = returns if recipe.baseline == "none" else returns - mean
     if recipe.baseline == "mean" and recipe.group_size is not None:
         # The sample's own share in its group's mean.
         advantage = advantage * (1 - 1 / recipe.group_size)
     if recipe.normalize == "none":
         return advantage, ones
-    std = jnp.sqrt((weight * jnp.square(returns - mean)).sum(-2, keepdims=True))
-    return _over(advantage, jnp.broadcast_to(std, returns.shape), recipe.epsilon), ones
+    return _over(advantage, std, recipe.epsilon), ones
 
 
 def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict[str, Any]:
