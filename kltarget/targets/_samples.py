@@ -103,7 +103,7 @@ class SampleTarget(Optimum):
         """Indices of samples, drawn by their weights, shape ``[num_samples, *batch]``; N: atom."""
         return self.target.sample(key=key, num_samples=num_samples)
 
-    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "..."]:
         """An estimate of ``E_π[fn]``, the weighted mean over the samples and the atom.
 
         Args:
@@ -114,7 +114,7 @@ class SampleTarget(Optimum):
         """
         return self._estimated(fn)[0]
 
-    def expectation_error(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+    def expectation_error(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "..."]:
         """The standard error of ``expectation(fn)``.
 
         With ``u_i`` the density ratio ``(f′)⁻¹((r_i − λ)/β)`` of a sample, ``h_i`` the value there

@@ -138,7 +138,7 @@ class GridTarget(Optimum):
         places = jnp.concatenate([self.points, self.atom[None]])
         return places[self.target.sample(key=key, num_samples=num_samples)]
 
-    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "*batch ..."]:
+    def expectation(self, fn: Callable[[Array], ArrayLike]) -> Float[Array, "..."]:
         """``E_π[fn]`` with the atom.
 
         Args:
