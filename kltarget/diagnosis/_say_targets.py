@@ -105,9 +105,7 @@ def _favoured(case: Case, aim: Aim) -> list[Statement]:
         detail = f". Now it has {share(now[0] / now.sum())} of their mass"
     value, size = float(now[0] / now.sum()) if now.sum() else None, int(prompt.late_counts.sum())
     by = (ENUMERATED, LARGE, SOFTMAX, "plain gradients: no momentum, no clip")
-    return [
-        Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2),
-    ]
+    return [Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2)]
 
 
 def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
