@@ -5,25 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import math
+import functools
 import pathlib
 import sys
 import time
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
-from kltarget.cli._arguments import (
-    InputError,
-    check_drawable,
-    check_outputs,
-    file_kind,
-    option,
-    real,
-    say,
-    whole,
-    without_device_warnings,
-    write,
-)
+from kltarget.cli._arguments import InputError, check_outputs, finite, real, say, whole, write
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -40,84 +29,73 @@ def add_to(commands: Any) -> None:
         epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
         "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
-        allow_abbrev=False,
     )
-    diagnose.add_argument(
-        "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
-    )
-    diagnose.add_argument(
-        "--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)"
-    )
-    diagnose.add_argument(
+    add = diagnose.add_argument
+    add("paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts")
+    add("--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
+    add(
         "--recipe",
-        type=option(recipe_fields),
+        type=_recipe_fields,
         metavar="place=…,…",
         help="what the trainer does, or where it differs from the preset: "
         "place=loss,estimator=k3,baseline=mean,normalize=group-std",
     )
-    diagnose.add_argument(
+    add(
         "--beta",
-        type=option(_coefficient),
+        type=functools.partial(finite, what="a finite number of 0 or more", zero=True),
         metavar="β",
         help="the trainer's coefficient, 0 or more",
     )
-    diagnose.add_argument(
+    add(
         "--answer",
         default="text",
         metavar="RULE",
         help="what tells answers apart: text (default), number, boxed, answer, or regex:…",
     )
-    diagnose.add_argument(
-        "--threshold",
-        type=option(real),
-        metavar="τ",
-        help="right: reward τ or more (default: best)",
-    )
-    diagnose.add_argument(
+    add("--threshold", type=real, metavar="τ", help="right: reward τ or more (default: best)")
+    add(
         "--reference-from-first-step",
         action="store_true",
         help="take the first logged step as a sample of the reference",
     )
-    diagnose.add_argument(
+    add(
         "--max-prompts",
-        type=option(whole),
+        type=whole,
         default=200,
         metavar="N",
         help="how many prompts get targets (default: 200)",
     )
-    reading = diagnose.add_argument_group("reading")
-    reading.add_argument(
-        "--group-size", type=option(whole), metavar="G", help="rollouts of a group"
-    )
-    reading.add_argument(
+    add = diagnose.add_argument_group("reading").add_argument
+    add("--group-size", type=whole, metavar="G", help="rollouts of a group")
+    add(
         "--format",
         default="auto",
         metavar="NAME",
         help="what wrote the files, such as trl, verl or generic (default: told by their columns)",
     )
-    reading.add_argument(
+    add(
         "--columns",
-        type=option(_columns),
+        type=_columns,
         metavar="a=b,…",
         help="files of your own: completion=response,reward=score",
     )
-    reading.add_argument("--skip-bad", action="store_true", help="skip rows that cannot be read")
-    output = diagnose.add_argument_group("output")
-    output.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
-    output.add_argument(
+    add("--skip-bad", action="store_true", help="skip rows that cannot be read")
+    add = diagnose.add_argument_group("output").add_argument
+    add("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
+    add(
         "--html", type=pathlib.Path, metavar="OUT.html", help="write one page with the figure in it"
     )
-    output.add_argument("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the figure")
-    output.add_argument(
+    add("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the figure")
+    add(
         "--watch",
-        type=option(_seconds),
+        type=functools.partial(finite, what="a number of seconds above 0"),
         metavar="SECONDS",
         help="look again so often and print anew when files have changed; Ctrl-C ends",
     )
     diagnose.set_defaults(run=run_diagnose)
 
 
-def recipe_fields(text: str) -> dict[str, Any]:
+def _recipe_fields(text: str) -> dict[str, Any]:
     """Fields of a recipe, ``place=loss,estimator=k3``."""
     fields: dict[str, Any] = {}
     for part in text.split(","):
@@ -125,7 +103,7 @@ def recipe_fields(text: str) -> dict[str, Any]:
         if not equals or name not in _FIELDS:
             close = difflib.get_close_matches(name, set(_FIELDS) - {name}, n=1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(
+            raise argparse.ArgumentTypeError(
                 f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value{meant}"
             )
         default = _FIELDS[name].default
@@ -137,7 +115,10 @@ def recipe_fields(text: str) -> dict[str, Any]:
             fields[name] = value
         else:
             fields[name] = real(value)
-    Recipe(**fields)  # says what is wrong with them
+    try:
+        Recipe(**fields)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return fields
 
 
@@ -154,34 +135,19 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | 
     return used, beta, f"{name} with {changed}" if changed else name
 
 
-def _coefficient(text: str) -> float:
-    value = real(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text!r} is not a finite number of 0 or more")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = real(text)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
 def _columns(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise ValueError(f"{name + equals + value!r} is not of the form name=column")
+            what = f"{name + equals + value!r} is not of the form name=column"
+            raise argparse.ArgumentTypeError(what)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
     """Runs the sub-command, with ``--watch`` until it is interrupted."""
-    outputs = [x for x in (arguments.json, arguments.html, arguments.plot) if x is not None]
-    check_outputs(outputs, arguments.paths, what="a file of rollouts")
-    if arguments.plot is not None:
-        check_drawable(arguments.plot)
+    outputs = [arguments.json, arguments.html]
+    check_outputs(outputs, arguments.paths, figure=arguments.plot, what="a file of rollouts")
     if arguments.watch is None:
         _once(arguments)
         return 0
@@ -239,16 +205,15 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
             skip_bad=arguments.skip_bad,
             progress=sys.stderr.isatty(),
         )
-        with without_device_warnings():
-            found = diagnose(
-                frame,
-                used,
-                beta=beta,
-                name=name,
-                reference="first-step" if arguments.reference_from_first_step else None,
-                threshold=arguments.threshold,
-                max_prompts=arguments.max_prompts,
-            )
+        found = diagnose(
+            frame,
+            used,
+            beta=beta,
+            name=name,
+            reference="first-step" if arguments.reference_from_first_step else None,
+            threshold=arguments.threshold,
+            max_prompts=arguments.max_prompts,
+        )
     except ArgumentError as error:
         option = _OPTIONS.get(error.argument)
         raise InputError(error.with_option(option) if option else str(error)) from None
@@ -256,18 +221,9 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise InputError(str(text)) from None
     say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
-    wrote = []
-    if arguments.json is not None:
-        write(arguments.json, lambda file: file.write(found.to_json()))
-        wrote.append(arguments.json)
-    if arguments.html is not None:
-        page = pages.diagnosis(found)
-        write(arguments.html, lambda file: file.write(page))
-        wrote.append(arguments.html)
-    if arguments.plot is not None:
-        figure: Any = plot.diagnosis(found)
-        kind = file_kind(arguments.plot)
-        write(arguments.plot, lambda file: figure.savefig(file, format=kind), binary=True)
-        wrote.append(arguments.plot)
-    if wrote:
-        say(["", *(f"wrote {path}" for path in wrote)])
+    wrote = write(
+        (arguments.json, found.to_json),
+        (arguments.html, lambda: pages.diagnosis(found)),
+        (arguments.plot, lambda: plot.diagnosis(found)),
+    )
+    say(["", *wrote] if wrote else [])

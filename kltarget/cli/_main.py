@@ -7,9 +7,11 @@ where.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
@@ -22,7 +24,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._arguments import InputError, one_line, say
+from kltarget.cli._arguments import InputError, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with _without_device_warnings():
+            return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
     except InputError as error:
-        print(f"kltarget: {one_line(str(error))}", file=sys.stderr)
+        print(f"kltarget: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as `head`, has gone; without this Python complains when it flushes at
@@ -50,7 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+@contextlib.contextmanager
+def _without_device_warnings() -> Iterator[None]:
+    """JAX remarks on accelerators that it finds and cannot use; here that is noise."""
+    logger = logging.getLogger("jax")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message.splitlines())
@@ -65,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Exact targets of regularised reward maximisation, "
         "max over π of E_π[r] − β·D(π, π_ref).",
         epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kltarget import tasks
-from kltarget.cli._arguments import InputError, option, real
+from kltarget.cli._arguments import InputError, input_errors, real
 from kltarget.divergences._names import EXAMPLES, named
 from kltarget.tasks import Task, as_task
 
@@ -25,15 +25,14 @@ def add_columns(command: argparse.ArgumentParser) -> None:
     columns.add_argument("--outcome", metavar="COLUMN", help="the outcomes' names")
     columns.add_argument("--reward", metavar="COLUMN", help="their rewards")
     reference = columns.add_mutually_exclusive_group()
-    reference.add_argument(
-        "--log-ref", metavar="COLUMN", help="reference log-probabilities (natural)"
-    )
-    reference.add_argument("--prob", metavar="COLUMN", help="or reference probabilities")
-    reference.add_argument("--count", metavar="COLUMN", help="or how often the reference gave each")
+    add = reference.add_argument
+    add("--log-ref", metavar="COLUMN", help="reference log-probabilities (natural)")
+    add("--prob", metavar="COLUMN", help="or reference probabilities")
+    add("--count", metavar="COLUMN", help="or how often the reference gave each")
     columns.add_argument("--modes", metavar="COLUMN", help="equal entries are one mode")
     columns.add_argument(
         "--unseen-reward",
-        type=option(real),
+        type=real,
         metavar="R",
         help="keep reference mass that the rows leave out as one more outcome with this reward",
     )
@@ -44,7 +43,7 @@ def add_divergence(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--divergence",
         default="reverse-kl",
-        type=option(checked_divergence),
+        type=checked_divergence,
         metavar="NAME",
         help=f"{', '.join(EXAMPLES)} (default: reverse-kl)",
     )
@@ -52,7 +51,10 @@ def add_divergence(command: argparse.ArgumentParser) -> None:
 
 def checked_divergence(text: str) -> str:
     """The name of a divergence, if there is one of that name."""
-    named(text)
+    try:
+        named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
@@ -66,8 +68,6 @@ def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     if given and arguments.problem in tasks.names():
         role = next(iter(given)).replace("_", "-")
         raise InputError(f"--{role} is for tables, but {arguments.problem!r} is a task")
-    try:
+    with input_errors():
         task = as_task(arguments.problem, columns=given)
-    except (ValueError, ImportError) as error:
-        raise InputError(str(error)) from None
     return task, getattr(task, "notes", ())

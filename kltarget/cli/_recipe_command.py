@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import functools
 import pathlib
 from typing import Any
 
@@ -24,7 +24,7 @@ from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.words import compact
-from kltarget.cli._arguments import InputError, check_outputs, option, positive, real, say, write
+from kltarget.cli._arguments import InputError, check_outputs, finite, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
@@ -42,37 +42,31 @@ def add_to(commands: Any) -> None:
         "Without NAME, list the trainers and versions.",
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
         "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
-        allow_abbrev=False,
     )
-    command.add_argument(
-        "name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2"
+    add = command.add_argument
+    add("name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2")
+    add(
+        "--beta",
+        type=functools.partial(finite, what="a finite number, 0 or more", zero=True),
+        metavar="β",
+        help="coefficient (default: the trainer's)",
     )
-    command.add_argument(
-        "--beta", type=option(_beta), metavar="β", help="coefficient (default: the trainer's)"
-    )
-    command.add_argument(
+    add(
         "--reward-std",
-        type=option(lambda text: positive(real(text), text)),
+        type=finite,
         metavar="σ",
         help="standard deviation of the reward within a group, for trainers that divide by it",
     )
-    command.add_argument(
+    add(
         "--compare",
         nargs="+",
         default=(),
         metavar="OTHER",
         help="a second trainer, side by side; without NAME two of them",
     )
-    command.add_argument("--list", action="store_true", help="list the trainers and versions")
-    command.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
+    add("--list", action="store_true", help="list the trainers and versions")
+    add("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
     command.set_defaults(run=_recipe)
-
-
-def _beta(text: str) -> float:
-    value = real(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text!r} is not a finite number, 0 or more")
-    return value
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
@@ -82,19 +76,14 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     check_outputs([arguments.json])
-    try:
+    with input_errors():
         presets = [recipes.preset(name) for name in names]
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
-    except ValueError as error:
-        raise InputError(str(error)) from None
     readings = [recipes.read(recipe, arguments.reward_std) for recipe in used]
     rows = list(zip(presets, readings, strict=True))
     say(_beside(*rows) if arguments.compare else _page(*rows[0]))
-    if arguments.json is not None:
-        content = [_content(*row) for row in rows]
-        text = json_text(content if len(content) > 1 else content[0], indent=1)
-        write(arguments.json, lambda file: file.write(text))
-        say([f"wrote {arguments.json}"])
+    content = [_content(*row) for row in rows] if arguments.compare else _content(*rows[0])
+    say(write((arguments.json, lambda: json_text(content, indent=1))))
     return 0
 
 
