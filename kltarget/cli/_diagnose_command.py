@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
-from kltarget.cli._arguments import InputError, check_outputs, finite, real, say, whole, write
+from kltarget.cli._arguments import finite, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, say, write
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -30,67 +31,47 @@ def add_to(commands: Any) -> None:
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
         "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
     )
-    add = diagnose.add_argument
-    add("paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts")
-    add("--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
+    add = options_of(diagnose)
+    diagnose.add_argument(
+        "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
+    )
+    add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
     add(
-        "--recipe",
-        type=_recipe_fields,
-        metavar="place=…,…",
-        help="what the trainer does, or where it differs from the preset: "
+        "--recipe place=…,…",
+        "what the trainer does, or where it differs from the preset: "
         "place=loss,estimator=k3,baseline=mean,normalize=group-std",
+        _recipe_fields,
     )
     add(
-        "--beta",
-        type=functools.partial(finite, what="a finite number of 0 or more", zero=True),
-        metavar="β",
-        help="the trainer's coefficient, 0 or more",
+        "--beta β",
+        "the trainer's coefficient, 0 or more",
+        functools.partial(finite, what="a finite number of 0 or more", zero=True),
     )
     add(
-        "--answer",
+        "--answer RULE",
+        "what tells answers apart: text (default), number, boxed, answer, or regex:…",
         default="text",
-        metavar="RULE",
-        help="what tells answers apart: text (default), number, boxed, answer, or regex:…",
     )
-    add("--threshold", type=real, metavar="τ", help="right: reward τ or more (default: best)")
+    add("--threshold τ", "right: reward τ or more (default: best)", real)
+    add("--reference-from-first-step", "take the first logged step as a sample of the reference")
+    add("--max-prompts N", "how many prompts get targets (default: 200)", whole, default=200)
+    add = options_of(diagnose.add_argument_group("reading"))
+    add("--group-size G", "rollouts of a group", whole)
     add(
-        "--reference-from-first-step",
-        action="store_true",
-        help="take the first logged step as a sample of the reference",
-    )
-    add(
-        "--max-prompts",
-        type=whole,
-        default=200,
-        metavar="N",
-        help="how many prompts get targets (default: 200)",
-    )
-    add = diagnose.add_argument_group("reading").add_argument
-    add("--group-size", type=whole, metavar="G", help="rollouts of a group")
-    add(
-        "--format",
+        "--format NAME",
+        "what wrote the files, such as trl, verl or generic (default: told by their columns)",
         default="auto",
-        metavar="NAME",
-        help="what wrote the files, such as trl, verl or generic (default: told by their columns)",
     )
+    add("--columns a=b,…", "files of your own: completion=response,reward=score", _columns)
+    add("--skip-bad", "skip rows that cannot be read")
+    add = options_of(diagnose.add_argument_group("output"))
+    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
+    add("--plot OUT.png", "draw the figure", pathlib.Path)
     add(
-        "--columns",
-        type=_columns,
-        metavar="a=b,…",
-        help="files of your own: completion=response,reward=score",
-    )
-    add("--skip-bad", action="store_true", help="skip rows that cannot be read")
-    add = diagnose.add_argument_group("output").add_argument
-    add("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
-    add(
-        "--html", type=pathlib.Path, metavar="OUT.html", help="write one page with the figure in it"
-    )
-    add("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the figure")
-    add(
-        "--watch",
-        type=functools.partial(finite, what="a number of seconds above 0"),
-        metavar="SECONDS",
-        help="look again so often and print anew when files have changed; Ctrl-C ends",
+        "--watch SECONDS",
+        "look again so often and print anew when files have changed; Ctrl-C ends",
+        functools.partial(finite, what="a number of seconds above 0"),
     )
     diagnose.set_defaults(run=run_diagnose)
 

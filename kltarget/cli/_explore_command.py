@@ -6,7 +6,8 @@ import argparse
 import pathlib
 from typing import Any
 
-from kltarget.cli._arguments import InputError, beta_list, check_outputs, input_errors, say, write
+from kltarget.cli._arguments import beta_list, options_of
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.pages._explorer_setup import DIVERGENCES
 
@@ -23,10 +24,9 @@ def add_to(commands: Any) -> None:
         "kltarget explore answers.csv --divergence forward-kl --beta 0.05 --html answers.html",
     )
     add_problem(explore)
-    explore.add_argument(
-        "--html", type=pathlib.Path, required=True, metavar="OUT.html", help="the page to write"
-    )
-    explore.add_argument("--beta", type=beta_list, metavar="β", help="where the slider of β starts")
+    add = options_of(explore)
+    add("--html OUT.html", "the page to write", pathlib.Path, required=True)
+    add("--beta β", "where the slider of β starts", beta_list)
     add_divergence(explore)
     add_columns(explore)
     explore.set_defaults(run=_explore)

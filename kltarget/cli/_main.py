@@ -24,7 +24,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._arguments import InputError, say
+from kltarget.cli._output import InputError, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:

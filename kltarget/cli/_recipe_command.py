@@ -24,7 +24,8 @@ from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.words import compact
-from kltarget.cli._arguments import InputError, check_outputs, finite, input_errors, say, write
+from kltarget.cli._arguments import finite, options_of
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
@@ -43,29 +44,28 @@ def add_to(commands: Any) -> None:
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
         "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
     )
-    add = command.add_argument
-    add("name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2")
-    add(
-        "--beta",
-        type=functools.partial(finite, what="a finite number, 0 or more", zero=True),
-        metavar="β",
-        help="coefficient (default: the trainer's)",
+    add = options_of(command)
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2"
     )
     add(
-        "--reward-std",
-        type=finite,
-        metavar="σ",
-        help="standard deviation of the reward within a group, for trainers that divide by it",
+        "--beta β",
+        "coefficient (default: the trainer's)",
+        functools.partial(finite, what="a finite number, 0 or more", zero=True),
     )
     add(
-        "--compare",
+        "--reward-std σ",
+        "standard deviation of the reward within a group, for trainers that divide by it",
+        finite,
+    )
+    add(
+        "--compare OTHER",
+        "a second trainer, side by side; without NAME two of them",
         nargs="+",
         default=(),
-        metavar="OTHER",
-        help="a second trainer, side by side; without NAME two of them",
     )
-    add("--list", action="store_true", help="list the trainers and versions")
-    add("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
+    add("--list", "list the trainers and versions")
+    add("--json OUT", "write it as JSON", pathlib.Path)
     command.set_defaults(run=_recipe)
 
 

@@ -30,16 +30,8 @@ import numpy as np
 from kltarget import plot
 from kltarget._core.numerics import double_precision
 from kltarget._core.status import FAILURES, Status
-from kltarget.cli._arguments import (
-    InputError,
-    beta_list,
-    check_outputs,
-    input_errors,
-    real,
-    say,
-    whole,
-    write,
-)
+from kltarget.cli._arguments import beta_list, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.cli._solve_page import Solution, page, set_bits, to_json
 from kltarget.divergences import kl
@@ -60,32 +52,28 @@ def add_to(commands: Any) -> None:
         "kltarget solve answers.csv --beta 1e-3:1:7 --divergence forward-kl --json targets.json",
     )
     add_problem(solve)
-    add = solve.add_argument
+    add = options_of(solve)
     add(
-        "--beta",
+        "--beta β",
+        "regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT",
+        beta_list,
         required=True,
-        type=beta_list,
-        metavar="β",
-        help="regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced "
-        "FROM:TO:COUNT",
     )
     add_divergence(solve)
     add(
-        "--threshold",
-        type=real,
-        metavar="τ",
-        help="apply MARA: all outcomes of reward τ or more become equally probable",
+        "--threshold τ",
+        "apply MARA: all outcomes of reward τ or more become equally probable",
+        real,
     )
     add(
-        "--mara-method",
-        choices=("augment", "substitute"),
-        metavar="METHOD",
-        help="augment (change the reward) or substitute (change reward and reference); default: "
+        "--mara-method METHOD",
+        "augment (change the reward) or substitute (change reward and reference); default: "
         "augment for reverse-kl, substitute for the others, which augmenting does not equalise",
+        choices=("augment", "substitute"),
     )
-    add("--top", type=whole, default=10, metavar="K", help="outcomes to print")
-    add("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
-    add("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the targets")
+    add("--top K", "outcomes to print", whole, default=10)
+    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--plot OUT.png", "draw the targets", pathlib.Path)
 
     add_columns(solve)
     solve.set_defaults(run=_solve)

@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.status import FAILURES
-from kltarget.cli._arguments import (
-    InputError,
-    beta_list,
-    check_outputs,
-    input_errors,
-    real,
-    say,
-    whole,
-    write,
-)
+from kltarget.cli._arguments import beta_list, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.divergences._names import EXAMPLES
 from kltarget.tasks import Task
@@ -50,45 +42,37 @@ def add_to(commands: Any) -> None:
     )
     add_problem(sweep)
     positive, any_sign = _one_or_more(beta_list), _one_or_more(_each(real))
-    add = sweep.add_argument
-    for name, letter, parse, default, text in (
-        ("--beta", "β", positive, None, "regularisation, reward units per nat"),
-        ("--reward-scale", "S", positive, 1.0, "factor of the reward (default: 1)"),
-        ("--threshold", "τ", any_sign, None, "apply MARA above this reward; inf: leave as it is"),
-        ("--entropy-weight", "η", any_sign, 0.0, "entropy bonus, for reverse-kl (default: 0)"),
-        ("--ref-temperature", "T", positive, 1.0, "temperature of the reference (default: 1)"),
-    ):
-        required = name == "--beta"
-        add(name, required=required, type=parse, default=default, metavar=letter, help=text)
+    add = options_of(sweep)
+    add("--beta β", "regularisation, reward units per nat", positive, required=True)
+    add("--reward-scale S", "factor of the reward (default: 1)", positive, default=1.0)
+    add("--threshold τ", "apply MARA above this reward; inf: leave as it is", any_sign)
+    add("--entropy-weight η", "entropy bonus, for reverse-kl (default: 0)", any_sign, default=0.0)
+    add("--ref-temperature T", "temperature of the reference (default: 1)", positive, default=1.0)
     add(
-        "--divergence",
-        type=_one_or_more(_each(checked_divergence)),
+        "--divergence NAMES",
+        f"one or a list of {', '.join(EXAMPLES)} (default: reverse-kl)",
+        _one_or_more(_each(checked_divergence)),
         default="reverse-kl",
-        metavar="NAMES",
-        help=f"one or a list of {', '.join(EXAMPLES)} (default: reverse-kl)",
     )
     add(
-        "--k",
-        type=_each(whole),
+        "--k K",
+        "numbers of samples for pass@k (default: 1,4,16,64)",
+        _each(whole),
         default=[1, 4, 16, 64],
-        metavar="K",
-        help="numbers of samples for pass@k (default: 1,4,16,64)",
     )
-    add("--log-probs", action="store_true", help="keep the targets themselves")
+    add("--log-probs", "keep the targets themselves")
     add(
-        "--out",
-        type=pathlib.Path,
+        "--out OUT.nc",
+        "a netCDF file, or a zarr store if the name ends in .zarr",
+        pathlib.Path,
         required=True,
-        metavar="OUT.nc",
-        help="a netCDF file, or a zarr store if the name ends in .zarr",
     )
     add(
-        "--parts",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        help="keep finished parts here; the same command goes on where it was stopped",
+        "--parts FOLDER",
+        "keep finished parts here; the same command goes on where it was stopped",
+        pathlib.Path,
     )
-    add("--plot", type=pathlib.Path, metavar="OUT.png", help="draw effective modes over the plane")
+    add("--plot OUT.png", "draw effective modes over the plane", pathlib.Path)
     add_columns(sweep)
     sweep.set_defaults(run=_sweep)
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from kltarget import plot, tasks
-from kltarget.cli._arguments import InputError, beta_list, input_errors, names_of, say, whole, write
+from kltarget.cli._arguments import beta_list, names_of, options_of, whole
+from kltarget.cli._output import InputError, input_errors, say, write
 
 _POLICIES = ("tabular", "gru", "transformer")
 # Spaces with more sequences than this take minutes per recipe on a small machine.
@@ -30,33 +31,22 @@ def add_to(commands: Any) -> None:
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
         "1 a check failed, 2 bad input.",
     )
-    add = verify.add_argument
-    add("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
+    add = options_of(verify)
+    verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
+    add("--tasks NAMES", "several tasks, a,b,c or all, each into a folder of its own", _task_list)
+    add("--full", "all recipes, six β, three reward scales, three seeds, and a Transformer")
     add(
-        "--tasks",
-        type=_task_list,
-        metavar="NAMES",
-        help="several tasks, a,b,c or all, each into a folder of its own",
+        "--policies NAMES",
+        "of tabular, gru and transformer (default: tabular,gru)",
+        functools.partial(names_of, "policy", _POLICIES),
     )
+    add("--beta β", "as for solve", beta_list)
+    add("--seeds N", "runs of each setting", whole)
     add(
-        "--full",
-        action="store_true",
-        help="all recipes, six β, three reward scales, three seeds, and a Transformer",
-    )
-    add(
-        "--policies",
-        type=functools.partial(names_of, "policy", _POLICIES),
-        metavar="NAMES",
-        help="of tabular, gru and transformer (default: tabular,gru)",
-    )
-    add("--beta", type=beta_list, metavar="β", help="as for solve")
-    add("--seeds", type=whole, metavar="N", help="runs of each setting")
-    add(
-        "--out",
-        type=pathlib.Path,
+        "--out FOLDER",
+        "where to write (default: kltarget-verify)",
+        pathlib.Path,
         default=pathlib.Path("kltarget-verify"),
-        metavar="FOLDER",
-        help="where to write (default: kltarget-verify)",
     )
     verify.set_defaults(run=_verify)
 
