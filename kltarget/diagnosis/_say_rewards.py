@@ -25,6 +25,7 @@ LARGE = "expected gradients: averages over many groups"
 INDEPENDENT = "groups are independent draws"
 PRESENT = "σ is that of the present policy, not of the target"
 SOURCE = "the recipe is what the run did"
+BY_RULE = "answers are told apart by the rule"
 
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
@@ -82,17 +83,9 @@ def _equal_groups(case: Case) -> Statement:
         f"{what}"
     )
     part = total < len(case.groups.equal)
-    return Statement(
-        "zero_std_groups",
-        text,
-        f"; over the whole log {share(case.groups.equal.mean())}" if part else "",
-        equal / total,
-        wilson_interval(equal, total),
-        (INDEPENDENT,),
-        total,
-        "groups",
-        warning=equal / total > 0.5,
-    )
+    detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
+    evidence = equal / total, wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
+    return Statement("zero_std_groups", text, detail, *evidence, warning=equal / total > 0.5)
 
 
 def coefficients(case: Case) -> np.ndarray | None:
@@ -123,25 +116,18 @@ def _coefficient(case: Case) -> list[Statement]:
         single = beta * recipe.effective_factor()
         scale = f" / {recipe.reward_scale:g}" if recipe.reward_scale != 1 else ""
         equals = f" = {beta:g}{own}{scale}{why}" if own or scale else ", the configured one"
-        return [
-            Statement(
-                "effective_beta",
-                f"the effective β is {single:.4g}{equals}, the same for every prompt",
-                f"; the range of rewards, {span:.4g}, is {span / single:.3g} times that",
-                single,
-                assumptions=(SOURCE, LARGE),
-                unit="recipe",
-            )
-        ]
+        text = f"the effective β is {single:.4g}{equals}, the same for every prompt"
+        detail = f"; the range of rewards, {span:.4g}, is {span / single:.3g} times that"
+        by = (SOURCE, LARGE)
+        return [Statement("effective_beta", text, detail, single, None, by, unit="recipe")]
     if not values.size:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     ratios = span / np.array([high, middle, low])
-    shown = f"{middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
-        f"{why}: median {shown}"
+        f"{why}: median {middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
     )
     detail = (
         f"; the range of rewards, {span:.4g}, is {ratios[1]:.3g} ({ratios[0]:.3g} to "
@@ -149,28 +135,29 @@ def _coefficient(case: Case) -> list[Statement]:
     )
     assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = median_interval(values)
-    unit = "groups" if values.size > 1 else "batches"
-    size = values.size
+    size, unit = values.size, "groups" if values.size > 1 else "batches"
     return [Statement("effective_beta", text, detail, value, interval, assumed, size, unit)]
 
 
 def _passes(case: Case) -> list[Statement]:
-    late, early = case.late, case.groups.time == 0
-    largest = int(np.median(case.groups.size[late]))
-    found = []
-    moved = case.log.num_times > 1
+    found, largest = [], int(np.median(case.groups.size[case.late]))
     for k in sorted({1, largest}):
-        values = pass_at(case.groups, late, k)
+        values = pass_at(case.groups, case.late, k)
         now, interval = share_interval(values)
-        before, _ = share_interval(pass_at(case.groups, early, k))
-        then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
+        then = _then(case, pass_at(case.groups, case.groups.time == 0, k))
         text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
-        found.append(
-            Statement(f"pass@{k}", text, "", now, interval, (INDEPENDENT,), values.size, "groups")
-        )
+        evidence = now, interval, (INDEPENDENT,), values.size, "groups"
+        found.append(Statement(f"pass@{k}", text, "", *evidence))
     return found
+
+
+def _then(case: Case, values: np.ndarray) -> str:
+    """The mean of values of the first step, if there are more steps."""
+    before, _ = share_interval(values)
+    moved = case.log.num_times > 1 and np.isfinite(before)
+    return f", {before:.3g} at the first logged step" if moved else ""
 
 
 def _diversity(case: Case) -> Statement:
@@ -181,16 +168,13 @@ def _diversity(case: Case) -> Statement:
         return Statement("diversity", text, assumptions=(INDEPENDENT,), unit="groups")
     now, interval = share_interval(values)
     entropy, time, _ = answer_entropy(log)
-    ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
-    moved = log.num_times > 1
-    before, _ = share_interval(groups.differ[groups.time == 0])
-    then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
-    drop = f", {ends[1]:.3g} then" if moved else ""
+    late = entropy[time >= log.late_from].mean()
+    drop = f", {entropy[time == 0].mean():.3g} then" if log.num_times > 1 else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "
-        f"{log.late_span}{then}"
+        f"{log.late_span}{_then(case, groups.differ[groups.time == 0])}"
     )
-    detail = f"; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+    detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
     size = int(np.isfinite(values).sum())
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
 
@@ -204,20 +188,10 @@ def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     )
     detail = ""
     if several:
-        left = float((late[counts > 1] < 2).mean())
-        detail = f"; in {span} {share(left)} of those show at most one"
-        detail += " (fewer rollouts show fewer answers)"
-    value = float(counts[counts > 0].mean()) if some else 0.0
-    return Statement(
-        "right_answers",
-        text,
-        detail,
-        value,
-        None,
-        ("answers are told apart by the rule",),
-        len(counts),
-        "prompts",
-    )
+        left = share(float((late[counts > 1] < 2).mean()))
+        detail = f"; in {span} {left} of those show at most one (fewer rollouts show fewer answers)"
+    value, by = float(counts[counts > 0].mean()) if some else 0.0, (BY_RULE,)
+    return Statement("right_answers", text, detail, value, None, by, len(counts), "prompts")
 
 
 def refusal(case: Case) -> Statement:
@@ -237,6 +211,4 @@ def refusal(case: Case) -> Statement:
 
 def share(x: float) -> str:
     """A share in percent."""
-    if math.isnan(x):
-        return "nan"
-    return f"{100 * x:.3g} %"
+    return "nan" if math.isnan(x) else f"{100 * x:.3g} %"
