@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from kltarget._core.distances import effective_number, kl, total_variation
+from kltarget._core.distances import effective_number
 from kltarget._core.status import Status
 from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
@@ -48,14 +48,9 @@ class Aim:
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
     """The first prompts whose targets take no longer than ``most`` simple ones."""
     heavy = recipe.normalized and recipe.depends_on_groups
-    cost, chosen = 0, []
-    for prompt in prompts:
-        several = len(np.unique(prompt.reward[prompt.log_ref > -np.inf])) > 2
-        cost += _SEVERAL_REWARDS if heavy and several else 1
-        if cost > max(most, _SEVERAL_REWARDS):
-            break
-        chosen.append(prompt)
-    return chosen
+    several = [len(np.unique(x.reward[x.log_ref > -np.inf])) > 2 for x in prompts]
+    costs = np.where(np.array(several) & heavy, _SEVERAL_REWARDS, 1).cumsum()
+    return prompts[: (costs <= max(most, _SEVERAL_REWARDS)).sum()]
 
 
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
@@ -73,15 +68,8 @@ def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     for row, prompt in enumerate(prompts):
         size, bits = len(prompt.names), Status(int(status[row]))
         held = plain and not bits & Status.NO_TARGET and coefficient[row] > 0
-        aims.append(
-            Aim(
-                prompt,
-                log_probs[row, :size],
-                reward[row, :size] / shared[row] if held else None,
-                float(coefficient[row]),
-                bits,
-            )
-        )
+        x = reward[row, :size] / shared[row] if held else None
+        aims.append(Aim(prompt, log_probs[row, :size], x, float(coefficient[row]), bits))
     return aims
 
 
@@ -112,12 +100,8 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
     log_ref, reward = prompt.log_ref[:-1], prompt.reward[:-1]
     good = np.flatnonzero((reward > reward.min()) & (log_ref > -np.inf))
     good = good[np.argsort(-log_ref[good], kind="stable")][:_MOST_SHOWN]
-    found = [
-        (int(i), int(j))
-        for j in good
-        for i in good
-        if reward[i] > reward[j] and log_ref[i] < log_ref[j]
-    ]
+    pairs = ((i, j) for j in good.tolist() for i in good.tolist())
+    found = [(i, j) for i, j in pairs if reward[i] > reward[j] and log_ref[i] < log_ref[j]]
     # The best answer against each favourite says most.
     return sorted(found, key=lambda pair: (-reward[pair[0]], -log_ref[pair[0]]))[:_MOST_PAIRS]
 
@@ -143,9 +127,7 @@ def flips_of(
         levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
         found = [(np.nan, level, None, np.nan) for level in levels]
     else:
-        best = prompt.reward.copy()
-        best[-1] = prompt.reward.max()
-        found = []
+        found, best = [], np.append(prompt.reward[:-1], prompt.reward.max())
         drawn = _draws(prompt, rng, number) if prompt.known == "first-step" else None
         for pair in pairs:
             flip = _closed(recipe, prompt.reward, prompt.log_ref, pair)
@@ -207,7 +189,7 @@ def _search(
     lead = log_probs[:, i] - log_probs[:, j]
     change = np.flatnonzero((lead[:-1] > 0) & (lead[1:] <= 0))
     if not change.size:
-        return float("nan")
+        return np.nan
 
     def leads(log_beta: float) -> float:
         row = _targets(recipe, prompt, np.exp([log_beta]))[0]
@@ -256,7 +238,7 @@ def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
     return np.asarray(mara(objective, best).reward)[0, : len(aim.prompt.names)]
 
 
-def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
+def side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
     """Log-masses of the last policy and the target.
 
     What was not sampled lately, or has no reference log-probability, is one outcome.
@@ -267,13 +249,3 @@ def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
     now, others = aim.prompt.log_now[:-1], aim.prompt.log_now[-1]
     now = np.append(now[known], np.logaddexp.reduce(np.append(now[~known], others)))
     return now, np.append(target[known], rest)
-
-
-def distance(aim: Aim) -> float:
-    """Total variation of the last policy from the target."""
-    return total_variation(*_side_by_side(aim))
-
-
-def divergence(aim: Aim) -> float:
-    """``KL(π‖target)`` of the last policy in nats, no less than that."""
-    return kl(*_side_by_side(aim))

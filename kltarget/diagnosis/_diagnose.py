@@ -134,20 +134,18 @@ def diagnose(
         )
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
-    for option, value, least in (
-        ("max_prompts", max_prompts, 1),
-        ("num_bootstrap", num_bootstrap, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{option} must be {least} or more, got {value}")
+    if max_prompts < 1:
+        raise ValueError(f"max_prompts must be 1 or more, got {max_prompts}")
+    if num_bootstrap < 2:
+        raise ValueError(f"num_bootstrap must be 2 or more, got {num_bootstrap}")
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
         frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
     log = log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
-    default = [f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"]
-    default = default if unsaid else []
+    told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
+    default = [told] if unsaid else []
     threshold = float(log.reward.max()) if threshold is None else float(threshold)
     groups = groups_of(log, threshold, recipe.ddof)
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
@@ -162,12 +160,10 @@ def diagnose(
         statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
         featured, tier = None, 1
         if aims:
-            tier = 2
             flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
             statements += target_statements(case, aims, flips)
             run = run_statements(case, aims)
-            if any(not statement.refused for statement in run):
-                tier = 3
+            tier = 2 if all(statement.refused for statement in run) else 3
             statements += run
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
@@ -323,22 +319,15 @@ def _columns(
             "right_answers": right,
             "late_right_answers": late,
         }
-    names = (
-        "effective_beta",
-        "reference_modes",
-        "target_modes",
-        "modes_now",
-        "seen_reference_mass",
-    )
-    extra = {name: np.full(size, np.nan) for name in names}
+    names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
+    extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
     for aim in aims:
-        at, prompt = aim.prompt.code, aim.prompt
-        extra["effective_beta"][at] = aim.effective_beta
-        extra["reference_modes"][at] = aim.modes(prompt.log_ref, case.threshold)
-        extra["target_modes"][at] = aim.modes(aim.log_target, case.threshold)
-        extra["modes_now"][at] = aim.modes(prompt.log_now, case.threshold)
-        extra["seen_reference_mass"][at] = prompt.seen_mass
-    columns.update(extra)
+        laws = aim.prompt.log_ref, aim.log_target, aim.prompt.log_now
+        modes = (aim.modes(log_probs, case.threshold) for log_probs in laws)
+        numbers = (aim.effective_beta, *modes, aim.prompt.seen_mass)
+        for column, number_of in zip(extra.values(), numbers, strict=True):
+            column[aim.prompt.code] = number_of
+    columns |= extra
     return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 

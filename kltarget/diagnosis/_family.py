@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy.stats import t as student
 
-from kltarget.evidence import LEVEL
+from kltarget.evidence import LEVEL, spread
 
 # One family has to miss by so much more than the other, in so many of the resamples.
 MARGIN, SHARE = 1.5, 0.95
@@ -73,11 +73,7 @@ def can_tell(cells: LogRatios) -> bool:
 
 def some_slope(cells: LogRatios) -> bool:
     """Whether rewards differ anywhere within a line."""
-    low = np.full(cells.line.max() + 1, np.inf)
-    high = -low
-    np.minimum.at(low, cells.line, cells.x)
-    np.maximum.at(high, cells.line, cells.x)
-    return bool((high - low > 1e-9).any())
+    return bool((spread(cells.line, cells.x) > 1e-9).any())
 
 
 def fit_families(
@@ -89,7 +85,8 @@ def fit_families(
     deviate at all steps, or all answers in one block. Both variances count, which is conservative
     for what does neither, and the width is Student's with Satterthwaite's degrees of freedom.
     """
-    cells = _by_line(cells)
+    order = np.argsort(cells.line, kind="stable")
+    cells = LogRatios(*(getattr(cells, field.name)[order] for field in dataclasses.fields(cells)))
     names = ("reverse", "forward")
     estimates = {name: _fit(name, cells, cells.count[None]) for name in names}
     better = min(names, key=lambda name: estimates[name][1, 0])
@@ -111,14 +108,9 @@ def fit_families(
     for name in names:
         slope, miss = (float(x) for x in estimates[name][:, 0])
         half = _half_width(variances[name]) + _ROUNDING * abs(slope)
-        fits.append(FamilyFit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
+        interval = _inverse(slope + half), _inverse(slope - half)
+        fits.append(FamilyFit(name, _inverse(slope), interval, miss))
     return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
-
-
-def _by_line(cells: LogRatios) -> LogRatios:
-    order = np.argsort(cells.line, kind="stable")
-    names = (field.name for field in dataclasses.fields(cells))
-    return LogRatios(**{name: getattr(cells, name)[order] for name in names})
 
 
 def _resampled(
@@ -146,10 +138,6 @@ def _half_width(variances: list[tuple[float, int]]) -> float:
 
 def _inverse(slope: float) -> float:
     return 1 / slope if slope > 0 else np.inf
-
-
-def _inverted(low: float, high: float) -> tuple[float, float]:
-    return _inverse(high), _inverse(low)
 
 
 def _fit(family: str, cells: LogRatios, weight: np.ndarray) -> np.ndarray:

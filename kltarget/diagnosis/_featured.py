@@ -16,13 +16,10 @@ from kltarget.evidence import Prompt
 
 def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> tuple[str, ...]:
     """The page in a few sentences."""
-    named: dict[str, Statement] = {}
-    for statement in statements:
-        named.setdefault(statement.name, statement)
+    named = {statement.name: statement for statement in reversed(statements)}
     told = "family" in named and named["family"].value is not None
     far = "distance" in named and named["distance"].warning
-    wanted = [] if told else ["direction"]
-    wanted += ["clipped"]
+    wanted = ["clipped"] if told else ["direction", "clipped"]
     if not aims or aims[0].status & Status.NO_TARGET:
         wanted += ["favoured"]
     elif far:
@@ -49,7 +46,7 @@ def featured_of(
         prompt=prompt.text,
         names=prompt.names,
         reward=_floats(prompt.reward),
-        counts=tuple(int(x) for x in prompt.counts),
+        counts=tuple(prompt.counts.tolist()),
         reference=None if aim is None else _known(prompt, prompt.log_ref),
         target=None,
         now=_floats(np.exp(prompt.log_now)),
@@ -75,4 +72,4 @@ def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(x) for x in values)
+    return tuple(np.asarray(values, float).tolist())

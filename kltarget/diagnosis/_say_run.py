@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
-from kltarget.diagnosis._aims import Aim, distance, divergence
+from kltarget.diagnosis._aims import Aim, side_by_side
 from kltarget.diagnosis._family import (
     MARGIN,
     SHARE,
@@ -154,10 +155,10 @@ def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
     known = [aim for aim in aims if aim.prompt.exact_now and aim.prompt.seen_mass >= LEAST_SEEN]
     if not known or aims[0].status & Status.NO_TARGET:
         return []
-    apart = np.array([distance(aim) for aim in known])
+    pairs = [side_by_side(aim) for aim in known]
     moves = [x for aim in known if (x := _drift(case.log, aim)) is not None]
-    value = float(np.nanmean(apart))
-    nats = float(np.mean([divergence(aim) for aim in known]))
+    value = float(np.nanmean([total_variation(*pair) for pair in pairs]))
+    nats = float(np.mean([kl(*pair) for pair in pairs]))
     text = (
         f"the last policy is {number(value, 2)} away from the target in total variation, "
         f"{number(nats, 2)} nats in KL(π‖target)"
