@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +20,11 @@ def options_of(command: Any) -> Callable[..., None]:
         command.add_argument(name, help=text, **kind, **settings)
 
     return add
+
+
+def chosen(arguments: Namespace, *names: str) -> dict[str, Any]:
+    """The arguments of these names, to be passed on under the same."""
+    return {name: getattr(arguments, name) for name in names}
 
 
 def real(text: str) -> float:

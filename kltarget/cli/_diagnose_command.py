@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
-from kltarget.cli._arguments import finite, options_of, real, whole
-from kltarget.cli._output import InputError, check_outputs, say, write
+from kltarget.cli._arguments import chosen, finite, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -53,10 +53,16 @@ def add_to(commands: Any) -> None:
         default="text",
     )
     add("--threshold τ", "right: reward τ or more (default: best)", real)
-    add("--reference-from-first-step", "take the first logged step as a sample of the reference")
+    diagnose.add_argument(
+        "--reference-from-first-step",
+        action="store_const",
+        const="first-step",
+        dest="reference",
+        help="take the first logged step as a sample of the reference",
+    )
     add("--max-prompts N", "how many prompts get targets (default: 200)", whole, default=200)
     add = options_of(diagnose.add_argument_group("reading"))
-    add("--group-size G", "rollouts of a group", whole)
+    add("--group-size G", "rollouts of a group", whole, dest="num_generations")
     add(
         "--format NAME",
         "what wrote the files, such as trl, verl or generic (default: told by their columns)",
@@ -149,25 +155,15 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OPTIONS = {
-    "num_generations": "--group-size",
-    "format": "--format",
-    "answer": "--answer",
-    "columns": "--columns",
-    "beta": "--beta",
-}
-"""The options that set Python's arguments."""
+_OPTIONS = {"num_generations": "--group-size"}
+"""The options that are called otherwise than Python's arguments."""
 
 
 def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of all files."""
-    found = []
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                status = file.stat()
-                found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    files = [x for path in paths for x in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    statuses = ((str(file), file.stat()) for file in files if file.is_file())
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
@@ -175,32 +171,17 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget.diagnosis import diagnose
     from kltarget.rollouts import read_rollouts
 
-    try:
-        used, beta, name = _recipe(arguments)
-        frame = read_rollouts(
-            arguments.paths,
-            format=arguments.format,
-            columns=arguments.columns,
-            answer=arguments.answer,
-            num_generations=arguments.group_size,
-            skip_bad=arguments.skip_bad,
-            progress=sys.stderr.isatty(),
-        )
-        found = diagnose(
-            frame,
-            used,
-            beta=beta,
-            name=name,
-            reference="first-step" if arguments.reference_from_first_step else None,
-            threshold=arguments.threshold,
-            max_prompts=arguments.max_prompts,
-        )
-    except ArgumentError as error:
-        option = _OPTIONS.get(error.argument)
-        raise InputError(error.with_option(option) if option else str(error)) from None
-    except (ValueError, ImportError, KeyError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(str(text)) from None
+    reading = chosen(arguments, "format", "columns", "answer", "num_generations", "skip_bad")
+    options = chosen(arguments, "reference", "threshold", "max_prompts")
+    with input_errors():
+        try:
+            used, beta, name = _recipe(arguments)
+            frame = read_rollouts(arguments.paths, **reading, progress=sys.stderr.isatty())
+            found = diagnose(frame, used, beta=beta, name=name, **options)
+        except ArgumentError as error:
+            option = _OPTIONS.get(error.argument, f"--{error.argument}")
+            text = error.with_option(option) if error.argument else str(error)
+            raise InputError(text) from None
     say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
     wrote = write(
         (arguments.json, found.to_json),

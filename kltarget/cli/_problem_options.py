@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kltarget import tasks
-from kltarget.cli._arguments import options_of, real
+from kltarget.cli._arguments import chosen, options_of, real
 from kltarget.cli._output import InputError, input_errors
 from kltarget.divergences._names import EXAMPLES, named
 from kltarget.tasks import Task, as_task
@@ -55,10 +55,8 @@ def checked_divergence(text: str) -> str:
 
 def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     """The problem and what there is to say about reading it."""
-    columns = {
-        role: getattr(arguments, role)
-        for role in ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
-    }
+    roles = ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
+    columns = chosen(arguments, *roles)
     given = {role: column for role, column in columns.items() if column is not None}
     if given and arguments.problem in tasks.names():
         role = next(iter(given)).replace("_", "-")

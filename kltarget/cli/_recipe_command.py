@@ -113,9 +113,11 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
 
 def _page(preset: Preset, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
+    versions = "" if preset.versions == "*" else f", versions {preset.versions}"
+    title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
     mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
     return Page(
-        [Heading(_heading(preset), 1), Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [title, Lines([f"read in {preset.file}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
@@ -125,11 +127,6 @@ def _page(preset: Preset, reading: Reading) -> Page:
 def _unbroken(text: str) -> str:
     """Keeps “β = 0.1” on one line."""
     return text.replace("β = ", "β\u00a0=\u00a0").replace("σ = ", "σ\u00a0=\u00a0")
-
-
-def _heading(preset: Preset) -> str:
-    versions = "" if preset.versions == "*" else f", versions {preset.versions}"
-    return f"{preset.name}: {preset.trainer}{versions}"
 
 
 def _entries(reading: Reading) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.status import FAILURES
-from kltarget.cli._arguments import beta_list, options_of, real, whole
+from kltarget.cli._arguments import beta_list, chosen, options_of, real, whole
 from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.divergences._names import EXAMPLES
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     import xarray
 
 _MOST_BOUNDARIES = 10
-_SETTINGS = (
-    *("beta", "reward_scale", "divergence", "threshold", "entropy_weight", "ref_temperature"),
-    *("k", "log_probs"),
-)
-"""The options that are arguments of `kltarget.sweeps.sweep` under the same names."""
+_PLANE = ("beta", "reward_scale")
+_AXES = (*_PLANE, "divergence", "threshold", "entropy_weight", "ref_temperature")
+"""The options of which several values are an axis."""
 
 
 def add_to(commands: Any) -> None:
@@ -97,7 +95,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     task, read = load_problem(arguments)
     _check_outputs(arguments)
     began = time.monotonic()
-    settings = {name: getattr(arguments, name) for name in _SETTINGS}
+    settings = chosen(arguments, *_AXES, "k", "log_probs")
     with input_errors(arguments.problem):
         data = sweeps.sweep(task, **settings, folder=arguments.parts, progress=True)
         boundaries = _boundaries(task, arguments)
@@ -120,11 +118,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     check_outputs([arguments.out], [arguments.problem], figure=arguments.plot)
     if arguments.plot is None:
         return
-    others = ("divergence", "threshold", "entropy_weight", "ref_temperature")
-    swept = [name for name in others if isinstance(getattr(arguments, name), list)]
-    plane = isinstance(arguments.beta, list) and isinstance(arguments.reward_scale, list)
-    if swept or not plane:
-        given = f", not {', '.join(swept).replace('_', '-')}" if swept else ""
+    swept = [name for name in _AXES if isinstance(getattr(arguments, name), list)]
+    others = ", ".join(name for name in swept if name not in _PLANE).replace("_", "-")
+    if others or tuple(swept) != _PLANE:
+        given = f", not {others}" if others else ""
         raise InputError(f"--plot draws a plane: give several --beta and --reward-scale{given}")
 
 
@@ -135,7 +132,7 @@ def _boundaries(task: Task, arguments: argparse.Namespace) -> list[xarray.Datase
     if isinstance(arguments.threshold, list) or isinstance(arguments.ref_temperature, list):
         return []
     names = np.atleast_1d(arguments.divergence).tolist()
-    given = {"threshold": arguments.threshold, "ref_temperature": arguments.ref_temperature}
+    given = chosen(arguments, "threshold", "ref_temperature")
     return [sweeps.phase_boundaries(task, divergence=name, **given) for name in names]
 
 
@@ -146,22 +143,21 @@ def _report(
         f"{size} {axis.replace('_', ' ')}" for axis, size in data.effective_modes.sizes.items()
     )
     count = data.effective_modes.size
-    lines = [f"{task.name}: {shape or 'one point'}: {count:,} targets in {seconds:.1f} s"]
     low, high = float(data.effective_modes.min()), float(data.effective_modes.max())
-    lines.append(f"effective modes from {low:.3g} to {high:.3g} of {data.sizes['mode']}")
+    lines = [
+        f"{task.name}: {shape or 'one point'}: {count:,} targets in {seconds:.1f} s",
+        f"effective modes from {low:.3g} to {high:.3g} of {data.sizes['mode']}",
+    ]
     for found in boundaries:
         name = str(found.divergence.values)
         if not found.sizes["boundary"]:
             lines.append(f"{name}: no modes trade places, none collapses exactly")
         for i in range(min(found.sizes["boundary"], _MOST_BOUNDARIES)):
             one = found.isel(boundary=i)
-            first, ratio = one["first"].values, float(one.ratio)
-            what = (
-                f"“{first}” overtakes “{one['second'].values}”"
-                if one.kind == "flip"
-                else f"everything is on “{first}”"
-            )
-            lines.append(f"{name}: {what} below β = {ratio:.4g} × reward scale")
+            what = f"everything is on “{one['first'].values}”"
+            if one.kind == "flip":
+                what = f"“{one['first'].values}” overtakes “{one['second'].values}”"
+            lines.append(f"{name}: {what} below β = {float(one.ratio):.4g} × reward scale")
         if (more := found.sizes["boundary"] - _MOST_BOUNDARIES) > 0:
             lines.append(f"{name}: and {more:,} more boundaries")
     failed = int(np.count_nonzero(data.status.values & FAILURES))
