@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 
 from kltarget._core.distances import effective_number
 from kltarget._core.status import Status
+from kltarget.diagnosis._statement import FlipOfAnswers
 from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
 from kltarget.modes import flip_beta
@@ -73,28 +74,6 @@ def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     return aims
 
 
-@dataclasses.dataclass(frozen=True)
-class Flip:
-    """Two answers that are equally probable at one β.
-
-    Attributes:
-        better: the answer of higher reward, ahead below the flip.
-        worse: the answer the reference prefers, ahead above it.
-        effective_beta: β in units of the logged reward per nat; NaN where normalised advantages
-            have no such closed form.
-        beta: the same as the trainer's own coefficient.
-        interval: of ``beta`` where the reference is estimated, else None.
-        other: ``beta`` if the unseen answers are as good as the best seen ones.
-    """
-
-    better: str
-    worse: str
-    effective_beta: float
-    beta: float
-    interval: tuple[float, float] | None
-    other: float
-
-
 def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
     """Answers of which the better one is less likely by the reference, most likely ones first."""
     log_ref, reward = prompt.log_ref[:-1], prompt.reward[:-1]
@@ -115,7 +94,7 @@ def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
 
 def flips_of(
     recipe: Recipe, beta: float, aim: Aim, rng: np.random.Generator, number: int
-) -> tuple[Flip, ...]:
+) -> tuple[FlipOfAnswers, ...]:
     """Where the recipe's target changes its favourite of two good answers."""
     prompt, scale = aim.prompt, scale_of(recipe, beta, aim)
     pairs = pairs_of(prompt)
@@ -125,7 +104,7 @@ def flips_of(
         betas = np.geomspace(*searched(recipe, prompt), 13)
         rows = _targets(recipe, prompt, betas)
         levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
-        found = [(np.nan, level, None, np.nan) for level in levels]
+        found: list[Any] = [(np.nan, level, None, np.nan) for level in levels]
     else:
         found, best = [], np.append(prompt.reward[:-1], prompt.reward.max())
         drawn = _draws(prompt, rng, number) if prompt.known == "first-step" else None
@@ -138,11 +117,12 @@ def flips_of(
                 values = _closed(recipe, prompt.reward, drawn, pair)
                 spread = _quantiles(scale * np.where(np.isnan(values), np.inf, values))
             found.append((float(flip), float(scale * flip), spread, float(scale * other)))
-    flips = [
-        Flip(prompt.names[i], prompt.names[j], *values)
+    named: list[Any] = [
+        zip(FlipOfAnswers.__annotations__, (prompt.names[i], prompt.names[j], *values), strict=True)
         for (i, j), values in zip(pairs, found, strict=True)
     ]
-    return tuple(flip for flip in flips if np.isfinite(flip.beta))
+    flips = (FlipOfAnswers(**dict(values)) for values in named)
+    return tuple(flip for flip in flips if np.isfinite(flip["beta"]))
 
 
 def searched(recipe: Recipe, prompt: Prompt) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kltarget._core.status import Status
-from kltarget.diagnosis._aims import Aim, Flip, mara_rewards, shares_over_beta
+from kltarget.diagnosis._aims import Aim, mara_rewards, shares_over_beta
 from kltarget.diagnosis._say_rewards import Case
 from kltarget.diagnosis._statement import Featured, FlipOfAnswers, Statement
 from kltarget.evidence import Prompt
@@ -39,7 +39,7 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
 
 
 def featured_of(
-    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[Flip, ...] = ()
+    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[FlipOfAnswers, ...] = ()
 ) -> Featured:
     """Numbers of the most informative prompt."""
     base = Featured(
@@ -59,7 +59,7 @@ def featured_of(
         base,
         target=_known(prompt, aim.log_target),
         mara_reward=None if rewards is None else _floats(rewards),
-        flips=tuple(FlipOfAnswers(**dataclasses.asdict(flip)) for flip in flips),
+        flips=flips,
         betas=_floats(betas),
         shares=tuple(map(_floats, shares)),
         effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,

@@ -12,7 +12,6 @@ from kltarget._core.status import Status
 from kltarget._core.words import number, quoted, ratio
 from kltarget.diagnosis._aims import (
     Aim,
-    Flip,
     aims_of,
     mara_rewards,
     pairs_of,
@@ -22,7 +21,7 @@ from kltarget.diagnosis._aims import (
 )
 from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
-from kltarget.diagnosis._statement import Statement
+from kltarget.diagnosis._statement import FlipOfAnswers, Statement
 from kltarget.evidence import Prompt, mean_interval
 from kltarget.recipes._reading import mara_obstacle
 
@@ -41,7 +40,9 @@ def assumptions(case: Case, prompt: Prompt) -> tuple[str, ...]:
     return ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE, *whole, *source
 
 
-def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> list[Statement]:
+def target_statements(
+    case: Case, aims: list[Aim], flips: tuple[FlipOfAnswers, ...]
+) -> list[Statement]:
     found = [_reference(case, aims)]
     featured = aims[0]
     if featured.status & Status.NO_TARGET:
@@ -157,26 +158,30 @@ def _sample(prompt: Prompt, first: bool) -> tuple[int, str]:
     return int(prompt.counts.sum()), "rollouts"
 
 
-def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
+def _flips(case: Case, aim: Aim, flips: tuple[FlipOfAnswers, ...]) -> list[Statement]:
     if aim.status & Status.NO_TARGET or case.beta == 0:
         return []
     found, by, names = [], assumptions(case, aim.prompt), aim.prompt.names
     for flip in flips:
-        lead = aim.log_target[names.index(flip.better)] - aim.log_target[names.index(flip.worse)]
-        ahead = flip.worse if lead < 0 else flip.better
-        side = "below" if case.beta < flip.beta else "above"
-        effective = ""
-        if np.isfinite(flip.effective_beta) and abs(flip.effective_beta / flip.beta - 1) > 1e-6:
-            effective = f" (effective {number(flip.effective_beta)})"
-        text = (
-            f"{quoted(flip.better)} overtakes {quoted(flip.worse)} below β = "
-            f"{number(flip.beta)}{effective}: the configured {case.beta:g} is {side}, so the "
-            f"target prefers {quoted(ahead)}"
+        better, worse, beta, interval = (
+            flip["better"],
+            flip["worse"],
+            flip["beta"],
+            flip["interval"],
         )
-        detail = ""
-        if np.isfinite(flip.other) and abs(flip.other / flip.beta - 1) > 0.01:
-            detail = f"; were unseen answers as good as the best, at {number(flip.other)}"
-        evidence = flip.beta, flip.interval, by, *_sample(aim.prompt, flip.interval is not None)
+        lead = aim.log_target[names.index(better)] - aim.log_target[names.index(worse)]
+        side = "below" if case.beta < beta else "above"
+        effective = detail = ""
+        if 1e-6 < abs(flip["effective_beta"] / beta - 1) < np.inf:
+            effective = f" (effective {number(flip['effective_beta'])})"
+        text = (
+            f"{quoted(better)} overtakes {quoted(worse)} below β = {number(beta)}{effective}: "
+            f"the configured {case.beta:g} is {side}, so the target prefers "
+            f"{quoted(worse if lead < 0 else better)}"
+        )
+        if 0.01 < abs(flip["other"] / beta - 1) < np.inf:
+            detail = f"; were unseen answers as good as the best, at {number(flip['other'])}"
+        evidence = beta, interval, by, *_sample(aim.prompt, interval is not None)
         found.append(Statement("flip_beta", text, detail, *evidence, tier=2))
     if found:
         return found
