@@ -7,11 +7,10 @@ where.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
@@ -37,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
         stderr.
     """
+    logger = logging.getLogger("jax")
+    level = logger.level
+    # JAX remarks on accelerators that it finds and cannot use; here that is noise.
+    logger.setLevel(logging.ERROR)
     try:
         arguments = _parser().parse_args(argv)
-        with _without_device_warnings():
-            return arguments.run(arguments)
+        return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
     except InputError as error:
@@ -51,16 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-@contextlib.contextmanager
-def _without_device_warnings() -> Iterator[None]:
-    """JAX remarks on accelerators that it finds and cannot use; here that is noise."""
-    logger = logging.getLogger("jax")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
     finally:
         logger.setLevel(level)
 

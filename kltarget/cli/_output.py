@@ -13,25 +13,10 @@ from kltarget._core.files import open_whole
 from kltarget._core.page import Page
 
 # For terminals without Greek.
-_PLAIN = str.maketrans(
-    {
-        "β": "b",
-        "π": "pi",
-        "σ": "sigma",
-        "Σ": "sum",
-        "Λ": "Lambda",
-        "′": "'",
-        "‖": "||",
-        "∞": "inf",
-        "…": "~",
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "→": "->",
-        "≠": "*",
-        "±": "+-",
-    }
-)
+_LETTERS = {"β": "b", "π": "pi", "σ": "sigma", "Σ": "sum", "Λ": "Lambda"}
+_LINES = {"−": "-", "–": "-", "—": "-", "→": "->", "…": "~", "′": "'", "‖": "||"}
+_SIGNS = {"∞": "inf", "≠": "*", "±": "+-"}
+_PLAIN = str.maketrans(_LETTERS | _LINES | _SIGNS)
 
 
 class InputError(Exception):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from kltarget import evidence
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
@@ -22,17 +23,6 @@ from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, ri
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence import (
-    Log,
-    disagreements,
-    groups_of,
-    history,
-    informative_order,
-    log_of,
-    num_right,
-    prompts_of,
-    reference_kind,
-)
 from kltarget.recipes import Recipe, recipe as preset
 from kltarget.recipes._reading import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
@@ -141,13 +131,13 @@ def diagnose(
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
         frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
-    log = log_of(frame)
+    log = evidence.log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
     told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
     default = [told] if unsaid else []
     threshold = float(log.reward.max()) if threshold is None else float(threshold)
-    groups = groups_of(log, threshold, recipe.ddof)
+    groups = evidence.groups_of(log, threshold, recipe.ddof)
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
     # NumPy's generator takes the low word first.
     rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
@@ -156,7 +146,8 @@ def diagnose(
     with double_precision():
         aims, unknown = _aims(case, reference, max_prompts)
         notes += unknown
-        right, late = num_right(log, threshold), num_right(log, threshold, late=True)
+        right = evidence.num_right(log, threshold)
+        late = evidence.num_right(log, threshold, late=True)
         statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
         featured, tier = None, 1
         if aims:
@@ -168,8 +159,8 @@ def diagnose(
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
             statements.append(refusal(case))
-            shown = prompts_of(log, informative_order(log, threshold)[:1], "none")[0]
-            featured = featured_of(case, shown, None)
+            first = evidence.informative_order(log, threshold)[:1]
+            featured = featured_of(case, evidence.prompts_of(log, first, "none")[0], None)
     size = {
         "rollouts": len(log),
         "prompts": len(log.prompts),
@@ -188,7 +179,7 @@ def diagnose(
         notes=tuple(notes),
         verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
         statements=tuple(statements),
-        history=history(log, groups),
+        history=evidence.history(log, groups),
         featured=featured,
         prompts=_columns(case, aims, right, late),
     )
@@ -202,7 +193,7 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
+def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:
     """The recipe with the log's own group size, if groups matter.
 
     That is the one size they all have, or their median if the recipe has none.
@@ -243,7 +234,7 @@ def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
 def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
     """Targets of the most informative prompts, and what there is to note."""
     log, notes = case.log, []
-    kind = reference_kind(log, reference)
+    kind = evidence.reference_kind(log, reference)
     if kind is None:
         return [], notes
     if kind == "first-step" and log.steps[0] > 1:
@@ -251,13 +242,13 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
             "reference then, the log does not say"
         )
-    odd = disagreements(log) if kind == "logged" else 0
+    odd = evidence.disagreements(log) if kind == "logged" else 0
     if odd:
         notes.append(
             f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
             "other tokens of the same text, or another reference; the first is used"
         )
-    prompts = prompts_of(log, informative_order(log, case.threshold)[:most], kind)
+    prompts = evidence.prompts_of(log, evidence.informative_order(log, case.threshold)[:most], kind)
     if not prompts:
         notes.append(
             "the seen completions hold less than half of the reference's mass, and too few have "
@@ -288,7 +279,7 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
         return [], notes
 
 
-def _title(log: Log, size: dict[str, int], format: str | None) -> str:
+def _title(log: evidence.Log, size: dict[str, int], format: str | None) -> str:
     steps = ""
     if len(log.steps):
         steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"

@@ -79,7 +79,7 @@ def written_as(
     return declare
 
 
-def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> dict[str, float]:
+def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> dict[str, Any]:
     """A practitioner's ``ref_logp`` and ``logp``, summed or per token, and ``num_tokens``."""
     ref_logp, logp, count = (
         entries.number_in(row, columns[name]) for name in ("ref_logp", "logp", "num_tokens")
