@@ -41,9 +41,11 @@ class Aim:
     effective_beta: float
     status: Status
 
-    def modes(self, log_probs: np.ndarray, threshold: float) -> float:
-        """The effective number of right answers under a distribution."""
-        return effective_number(log_probs[:-1][self.prompt.right(threshold)])
+    def modes(self, threshold: float) -> tuple[float, ...]:
+        """The effective number of right answers by the reference, the target, and now."""
+        right = np.append(self.prompt.right(threshold), False)
+        laws = self.prompt.log_ref, self.log_target, self.prompt.log_now
+        return tuple(effective_number(log_probs[right]) for log_probs in laws)
 
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:

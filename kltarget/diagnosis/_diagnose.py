@@ -313,9 +313,7 @@ def _columns(
     names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
     extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
     for aim in aims:
-        laws = aim.prompt.log_ref, aim.log_target, aim.prompt.log_now
-        modes = (aim.modes(log_probs, case.threshold) for log_probs in laws)
-        numbers = (aim.effective_beta, *modes, aim.prompt.seen_mass)
+        numbers = (aim.effective_beta, *aim.modes(case.threshold), aim.prompt.seen_mass)
         for column, number_of in zip(extra.values(), numbers, strict=True):
             column[aim.prompt.code] = number_of
     columns |= extra

@@ -7,16 +7,8 @@ import math
 
 import numpy as np
 
+from kltarget import evidence
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence import (
-    Groups,
-    Log,
-    answer_entropy,
-    median_interval,
-    pass_at,
-    share_interval,
-    wilson_interval,
-)
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import aimed_at
 
@@ -39,8 +31,8 @@ HOW_TO_LOG = (
 class Case:
     """What all statements are made from."""
 
-    log: Log
-    groups: Groups
+    log: evidence.Log
+    groups: evidence.Groups
     recipe: Recipe
     beta: float
     threshold: float
@@ -84,8 +76,8 @@ def _equal_groups(case: Case) -> Statement:
     )
     part = total < len(case.groups.equal)
     detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
-    evidence = equal / total, wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
-    return Statement("zero_std_groups", text, detail, *evidence, warning=equal / total > 0.5)
+    numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
+    return Statement("zero_std_groups", text, detail, *numbers, warning=equal / total > 0.5)
 
 
 def coefficients(case: Case) -> np.ndarray | None:
@@ -134,7 +126,7 @@ def _coefficient(case: Case) -> list[Statement]:
         f"{ratios[2]:.3g}) times that"
     )
     assumed = (SOURCE, PRESENT, INDEPENDENT)
-    value, interval = median_interval(values)
+    value, interval = evidence.median_interval(values)
     size, unit = values.size, "groups" if values.size > 1 else "batches"
     return [Statement("effective_beta", text, detail, value, interval, assumed, size, unit)]
 
@@ -142,20 +134,20 @@ def _coefficient(case: Case) -> list[Statement]:
 def _passes(case: Case) -> list[Statement]:
     found, largest = [], int(np.median(case.groups.size[case.late]))
     for k in sorted({1, largest}):
-        values = pass_at(case.groups, case.late, k)
-        now, interval = share_interval(values)
-        then = _then(case, pass_at(case.groups, case.groups.time == 0, k))
+        values = evidence.pass_at(case.groups, case.late, k)
+        now, interval = evidence.share_interval(values)
+        then = _then(case, evidence.pass_at(case.groups, case.groups.time == 0, k))
         text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
-        evidence = now, interval, (INDEPENDENT,), values.size, "groups"
-        found.append(Statement(f"pass@{k}", text, "", *evidence))
+        numbers = now, interval, (INDEPENDENT,), values.size, "groups"
+        found.append(Statement(f"pass@{k}", text, "", *numbers))
     return found
 
 
 def _then(case: Case, values: np.ndarray) -> str:
     """The mean of values of the first step, if there are more steps."""
-    before, _ = share_interval(values)
+    before, _ = evidence.share_interval(values)
     moved = case.log.num_times > 1 and np.isfinite(before)
     return f", {before:.3g} at the first logged step" if moved else ""
 
@@ -166,8 +158,8 @@ def _diversity(case: Case) -> Statement:
     if not np.isfinite(values).any():
         text = "groups of one rollout say nothing of how much answers differ"
         return Statement("diversity", text, assumptions=(INDEPENDENT,), unit="groups")
-    now, interval = share_interval(values)
-    entropy, time, _ = answer_entropy(log)
+    now, interval = evidence.share_interval(values)
+    entropy, time, _ = evidence.answer_entropy(log)
     late = entropy[time >= log.late_from].mean()
     drop = f", {entropy[time == 0].mean():.3g} then" if log.num_times > 1 else ""
     text = (

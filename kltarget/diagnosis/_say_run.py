@@ -7,17 +7,8 @@ import numpy as np
 from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
+from kltarget.diagnosis import _family
 from kltarget.diagnosis._aims import Aim, side_by_side
-from kltarget.diagnosis._family import (
-    MARGIN,
-    SHARE,
-    FamilyFit,
-    LogRatios,
-    blocks,
-    can_tell,
-    fit_families,
-    some_slope,
-)
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
 from kltarget.diagnosis._statement import Statement
@@ -41,10 +32,10 @@ def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
         return [Statement("family", text, unit="", tier=3, refused=True)]
     distances = _distance(case, aims)
     is_far = any(statement.warning for statement in distances)
-    return [*distances, *_family(case, aims, is_far), *_path(case, aims)]
+    return [*distances, *_families(case, aims, is_far), *_path(case, aims)]
 
 
-def _cells(log: Log, aims: list[Aim]) -> tuple[LogRatios, int, bool]:
+def _cells(log: Log, aims: list[Aim]) -> tuple[_family.LogRatios, int, bool]:
     """Late completions of the analysed prompts, how many rollouts they are, and whether scaled."""
     scaled = all(aim.x is not None for aim in aims)
     x_of, mean = np.full((2, len(log.answer_prompt)), np.nan)
@@ -60,8 +51,8 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[LogRatios, int, bool]:
         # Where an answer was rewarded differently, its own reward counts.
         x = x_of[log.answer] + (x - mean[log.answer]) * slope[log.prompt]
     if not rows.size:
-        return LogRatios(*(np.empty(0),) * 6), 0, scaled
-    block = blocks(log.time[rows], log.group[rows])
+        return _family.LogRatios(*(np.empty(0),) * 6), 0, scaled
+    block = _family.blocks(log.time[rows], log.group[rows])
     line = log.prompt[rows] * np.int64(log.num_times) + log.time[rows]
     single = len(np.unique(log.time[rows])) < 2
     pairs = np.stack([log.group[rows] if single else line, log.completion[rows]])
@@ -72,37 +63,38 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[LogRatios, int, bool]:
     ratio = np.bincount(cell, (log.logp - log.ref_logp)[rows]) / count
     reward = np.bincount(cell, x[rows]) / count
     _, lines = np.unique(line[first], return_inverse=True)
-    cells = LogRatios(ratio, reward, count.astype(float), lines, pairs[1, first], block[first])
+    cells = _family.LogRatios(
+        ratio, reward, count.astype(float), lines, pairs[1, first], block[first]
+    )
     return cells, rows.size, scaled
 
 
-def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
+def _families(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
     cells, size, scaled = _cells(case.log, aims)
     if case.recipe.entropy_bonus:
         text = "which family the run follows is not asked: beside an entropy bonus neither fits"
         evidence = None, None, (SOURCE,), size, "late rollouts"
         return [Statement("family", text, "", *evidence, tier=3)]
-    if size < _LEAST_CELLS or not some_slope(cells):
+    if size < _LEAST_CELLS or not _family.some_slope(cells):
         text = (
             f"which family the run follows cannot be told: in {case.log.late_span} the completions "
             "of a prompt have equal rewards"
         )
         return [Statement("family", text, sample_size=size, unit="late rollouts", tier=3)]
-    reverse, forward, share, units = fit_families(cells, case.rng, case.number)
+    reverse, forward, share, units = _family.fit_families(cells, case.rng, case.number)
     betas = [aim.effective_beta for aim in aims]
     unit = float(np.median(betas)) if scaled else 1.0
     assumed = (STANDS, ON_POLICY, LARGE, DISTINCT)
-    both = (
-        f"reverse KL fits log π/π_ref with β = {_beta(reverse, unit)} to "
-        f"{number(reverse.miss, 2)} nats, the forward KL π_ref/π with β = {_beta(forward, unit)} "
-        f"to {number(forward.miss, 2)} nats"
+    first, second = (number(unit * fit.factor, 3) for fit in (reverse, forward))
+    detail = (
+        f". The reverse KL fits log π/π_ref with β = {first} to {number(reverse.miss, 2)} nats, "
+        f"the forward KL π_ref/π with β = {second} to {number(forward.miss, 2)} nats"
     )
     ahead, behind = (forward, reverse) if forward.miss < reverse.miss else (reverse, forward)
-    told = can_tell(cells)
-    clear = behind.miss > MARGIN * ahead.miss and share >= SHARE
+    told = _family.can_tell(cells)
+    clear = behind.miss > _family.MARGIN * ahead.miss and share >= _family.SHARE
     sure = told and clear and ahead.factor < np.inf
     care = " (read with care: the run is far from the target)" if is_far else ""
-    detail = f". The {both}"
     if not told:
         headline = (
             "cannot tell the family: no prompt's late completions have three different rewards, "
@@ -113,15 +105,12 @@ def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
         times = "more than 1,000" if ratio > 1000 else number(ratio, 2)
         headline = f"the log follows the {ahead.family} KL: the {behind.family} KL "
         headline += f"misses {times} times as much"
-        detail = (
-            f"; it misses more in {100 * share:.3g} % of the resamples ({MARGIN:g} times and "
-            f"{100 * SHARE:g} % are asked for){care}{detail}"
-        )
+        asked = f"({_family.MARGIN:g} times and {100 * _family.SHARE:g} % are asked for)"
+        found = f"; it misses more in {100 * share:.3g} % of the resamples {asked}{care}"
+        detail = found + detail
     else:
-        headline = (
-            f"cannot tell the family: neither misses {MARGIN:g} times as much as the other in "
-            f"{100 * SHARE:g} % of the resamples{care}"
-        )
+        headline = f"cannot tell the family: neither misses {_family.MARGIN:g} times as much as "
+        headline += f"the other in {100 * _family.SHARE:g} % of the resamples{care}"
     value = float(ahead.family == "forward") if sure else None
     evidence = value, None, assumed, size, "late rollouts"
     statements = [Statement("family", headline, detail, *evidence, tier=3)]
@@ -145,10 +134,6 @@ def _family(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
         *statements,
         Statement("implied_beta", text, detail if is_far else "", *evidence, tier=3),
     ]
-
-
-def _beta(fit: FamilyFit, unit: float) -> str:
-    return number(unit * fit.factor, 3)
 
 
 def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
@@ -195,12 +180,8 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
     known = [aim for aim in several if aim.prompt.exact_now]
     if not known or aims[0].status & Status.NO_TARGET:
         return []
-    by_each = [(aim.prompt.log_ref, aim.log_target, aim.prompt.log_now) for aim in known]
-    rows = [
-        [aim.modes(log_probs, case.threshold) for log_probs in by]
-        for aim, by in zip(known, by_each, strict=True)
-    ]
-    reference, target, now = np.nanmean(np.log(rows), axis=0)
+    rows = np.log([aim.modes(case.threshold) for aim in known])
+    reference, target, now = np.nanmean(rows, axis=0)
     by_target, by_path = reference - target, target - now
     text = (
         f"entropy of the right answers: {number(reference, 3)} nats by the reference, "

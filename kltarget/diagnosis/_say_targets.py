@@ -10,15 +10,8 @@ import numpy as np
 from kltarget._core.distances import total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number, quoted, ratio
-from kltarget.diagnosis._aims import (
-    Aim,
-    aims_of,
-    mara_rewards,
-    pairs_of,
-    reference_ratio,
-    scale_of,
-    searched,
-)
+from kltarget.diagnosis import _aims
+from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
 from kltarget.diagnosis._statement import FlipOfAnswers, Statement
@@ -70,7 +63,9 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
     detail = ""
     if not aims[0].status & Status.NO_TARGET and not np.isneginf(prompt.log_ref[-1]):
         reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
-        other = aims_of(case.recipe, [dataclasses.replace(prompt, reward=reward)], case.beta)[0]
+        other = _aims.aims_of(case.recipe, [dataclasses.replace(prompt, reward=reward)], case.beta)[
+            0
+        ]
         apart = total_variation(other.log_target, aims[0].log_target)
         detail = f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
     by = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
@@ -137,7 +132,7 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
     if len(best) < 2 or (held and not kept):
         return []
     i, j = best[:2].tolist()
-    value, interval = reference_ratio(prompt, i, j, case.rng, case.number)
+    value, interval = _aims.reference_ratio(prompt, i, j, case.rng, case.number)
     names = f"{quoted(prompt.names[i])} and {quoted(prompt.names[j])}"
     text = f"the reference's ratio of {names} is {ratio(np.log(value))}"
     if held:
@@ -185,18 +180,18 @@ def _flips(case: Case, aim: Aim, flips: tuple[FlipOfAnswers, ...]) -> list[State
         found.append(Statement("flip_beta", text, detail, *evidence, tier=2))
     if found:
         return found
-    if not pairs_of(aim.prompt):
+    if not _aims.pairs_of(aim.prompt):
         text = (
             "no two good answers change places at any β: the reference already prefers the "
             "better one of each pair, or they are rewarded equally"
         )
-    elif scale_of(case.recipe, case.beta, aim) is not None:
+    elif _aims.scale_of(case.recipe, case.beta, aim) is not None:
         text = (
             "no two good answers change places: of some pairs the better one is less likely "
             "by the reference, but it overtakes at no β"
         )
     else:
-        low, high = (number(x, 2) for x in searched(case.recipe, aim.prompt))
+        low, high = (number(x, 2) for x in _aims.searched(case.recipe, aim.prompt))
         text = (
             f"no two good answers were found to change places between β = {low} and {high}, "
             "though of some pairs the better one is less likely by the reference"
@@ -222,7 +217,7 @@ def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:
-    rewards, best = mara_rewards(case.recipe, aim), _best(aim.prompt)
+    rewards, best = _aims.mara_rewards(case.recipe, aim), _best(aim.prompt)
     if rewards is None or len(best) < 2:
         return []
     rare = int(best[-1])
