@@ -17,6 +17,8 @@ from kltarget.cli._output import InputError, check_outputs, input_errors, say, w
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
+_seconds = functools.partial(finite, what="a number of seconds above 0")
 
 
 def add_to(commands: Any) -> None:
@@ -42,11 +44,7 @@ def add_to(commands: Any) -> None:
         "place=loss,estimator=k3,baseline=mean,normalize=group-std",
         _recipe_fields,
     )
-    add(
-        "--beta β",
-        "the trainer's coefficient, 0 or more",
-        functools.partial(finite, what="a finite number of 0 or more", zero=True),
-    )
+    add("--beta β", "the trainer's coefficient, 0 or more", _coefficient)
     add(
         "--answer RULE",
         "what tells answers apart: text (default), number, boxed, answer, or regex:…",
@@ -74,11 +72,8 @@ def add_to(commands: Any) -> None:
     add("--json OUT", "write everything as JSON", pathlib.Path)
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
-    add(
-        "--watch SECONDS",
-        "look again so often and print anew when files have changed; Ctrl-C ends",
-        functools.partial(finite, what="a number of seconds above 0"),
-    )
+    watch = "look again so often and print anew when files have changed; Ctrl-C ends"
+    add("--watch SECONDS", watch, _seconds)
     diagnose.set_defaults(run=run_diagnose)
 
 

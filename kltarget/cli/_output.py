@@ -70,11 +70,10 @@ def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
             continue
         content = make()
         try:
-            if isinstance(content, str):
-                with open_whole(path) as file:
+            with open_whole(path, "w" if isinstance(content, str) else "wb") as file:
+                if isinstance(content, str):
                     file.write(content)
-            else:
-                with open_whole(path, "wb") as file:
+                else:
                     content.savefig(file, format=_kind(path))
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -31,6 +31,7 @@ from kltarget.recipes import Preset, Reading, Recipe
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
 # Fields that a page names even at their defaults.
 _ALWAYS = ("place", "estimator", "level", "baseline", "normalize")
+_coefficient = functools.partial(finite, what="a finite number, 0 or more", zero=True)
 
 
 def add_to(commands: Any) -> None:
@@ -48,11 +49,7 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2"
     )
-    add(
-        "--beta β",
-        "coefficient (default: the trainer's)",
-        functools.partial(finite, what="a finite number, 0 or more", zero=True),
-    )
+    add("--beta β", "coefficient (default: the trainer's)", _coefficient)
     add(
         "--reward-std σ",
         "standard deviation of the reward within a group, for trainers that divide by it",

@@ -85,10 +85,8 @@ def _solve(arguments: argparse.Namespace) -> int:
     with double_precision():
         solution = _solution(task, arguments)
         say(page(solution, read, arguments.top))
-        wrote = write(
-            (arguments.json, lambda: to_json(solution)), (arguments.plot, lambda: _figure(solution))
-        )
-    say(wrote)
+        say(write((arguments.json, lambda: to_json(solution))))
+        say(write((arguments.plot, lambda: _figure(solution))))
     failed = 0
     for i, (beta, status) in enumerate(zip(solution.betas, solution.statuses, strict=True)):
         nan = any(map(math.isnan, solution.log_probs[i].tolist()))

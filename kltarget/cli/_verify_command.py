@@ -35,19 +35,12 @@ def add_to(commands: Any) -> None:
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
     add("--tasks NAMES", "several tasks, a,b,c or all, each into a folder of its own", _task_list)
     add("--full", "all recipes, six β, three reward scales, three seeds, and a Transformer")
-    add(
-        "--policies NAMES",
-        "of tabular, gru and transformer (default: tabular,gru)",
-        functools.partial(names_of, "policy", _POLICIES),
-    )
+    policies = functools.partial(names_of, "policy", _POLICIES)
+    add("--policies NAMES", "of tabular, gru and transformer (default: tabular,gru)", policies)
     add("--beta β", "as for solve", beta_list)
     add("--seeds N", "runs of each setting", whole)
-    add(
-        "--out FOLDER",
-        "where to write (default: kltarget-verify)",
-        pathlib.Path,
-        default=pathlib.Path("kltarget-verify"),
-    )
+    folder = "kltarget-verify"
+    add("--out FOLDER", f"where to write (default: {folder})", pathlib.Path, default=folder)
     verify.set_defaults(run=_verify)
 
 
@@ -59,9 +52,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.task is not None and arguments.tasks is not None:
         raise InputError("give a TASK or --tasks, not both")
     if arguments.task is not None and arguments.task not in tasks.names():
-        raise InputError(
-            f"there is no task {arguments.task!r}: the tasks are {', '.join(tasks.names())}"
-        )
+        known = ", ".join(tasks.names())
+        raise InputError(f"there is no task {arguments.task!r}: the tasks are {known}")
     chosen = arguments.tasks or [arguments.task or "words-3"]
     folders = [arguments.out / name if arguments.tasks else arguments.out for name in chosen]
     for folder in folders:

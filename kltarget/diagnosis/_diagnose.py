@@ -116,12 +116,8 @@ def diagnose(
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
     if beta is None:
-        raise ArgumentError(
-            "beta is needed: {}",
-            "beta",
-            "0.04, for instance",
-            python="pass beta=0.04, for instance, or give it to the recipe",
-        )
+        python = "pass beta=0.04, for instance, or give it to the recipe"
+        raise ArgumentError("beta is needed: {}", "beta", "0.04, for instance", python)
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
     if max_prompts < 1:

@@ -115,8 +115,7 @@ def read_rollouts(
     gathered = Columns()
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
     size = sum(path.stat().st_size for path in files)
-    bar = progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts")
-    with bar:
+    with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
         reading.advance = bar.update
         for path, file_format in files.items():
             try:

@@ -54,13 +54,8 @@ def _problem(task: Any, info: Mapping[str, Any]) -> str | None:
     """What identifies the problem that a trace is a solution of, if anything does."""
     task = task if isinstance(task, dict) else {"key": task}
     data = task.get("data") if isinstance(task.get("data"), dict) else {}
-    known = (
-        info.get("group_id"),
-        info.get("problem_id"),
-        task.get("key"),
-        task.get("hash"),
-        *(data.get(name) for name in ("problem_id", "idx", "id")),
-    )
+    known = [info.get("group_id"), info.get("problem_id"), task.get("key"), task.get("hash")]
+    known += [data.get(name) for name in ("problem_id", "idx", "id")]
     return next((json.dumps(entry) for entry in known if entry is not None), None)
 
 
