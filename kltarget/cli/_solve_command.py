@@ -104,11 +104,10 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     with input_errors(arguments.problem):
         divergence = named(arguments.divergence)
         objective = task.objective(np.array(arguments.beta), divergence=divergence)
-        solved = objective
         if threshold is not None:
             method = method or ("augment" if arguments.divergence == "reverse-kl" else "substitute")
-            solved = mara(objective, threshold, method=method)
-        target = solve(solved)
+            objective = mara(objective, threshold, method=method)
+        target = solve(objective)
 
     right = task.reward >= threshold if threshold is not None else right_outcomes(task.reward)
     # Right outcomes that the table puts in no mode, which a threshold may add, are a mode each.
@@ -130,19 +129,17 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     log_probs = np.asarray(target.log_probs)
     rows = np.vstack([task.log_ref, log_probs])
     measures = measure(rows, *(np.broadcast_to(x, rows.shape) for x in (task.reward, task.log_ref)))
-    statuses = [Status(status) for status in np.asarray(target.status).tolist()]
     return Solution(
         task=task,
         betas=arguments.beta,
         divergence=arguments.divergence,
-        divergence_name=divergence.title,
         mara=None if threshold is None else {"threshold": threshold, "method": method},
         right=right,
         modes=modes,
         target=target,
         log_probs=log_probs,
         measures={name: np.asarray(values).tolist() for name, values in measures.items()},
-        statuses=statuses,
+        statuses=[Status(status) for status in np.asarray(target.status).tolist()],
     )
 
 

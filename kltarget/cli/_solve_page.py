@@ -29,7 +29,6 @@ class Solution:
     task: Task
     betas: list[float]
     divergence: str
-    divergence_name: str
     mara: dict[str, Any] | None
     right: np.ndarray
     modes: np.ndarray
@@ -73,11 +72,12 @@ def _problem(solution: Solution, notes: Sequence[str]) -> list[str]:
         what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
     right_mass = probability(np.logaddexp.reduce(task.log_ref[solution.right]))
     mara = f" with MARA ({solution.mara['method']})" if solution.mara else ""
+    regularizer = solution.target.objective.divergence.title
     return [
         f"{task.name}: {task.description}",
         *(f"  {note}" for note in notes),
         f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
-        f"{right_mass}); regularised by {solution.divergence_name}{mara}",
+        f"{right_mass}); regularised by {regularizer}{mara}",
     ]
 
 
@@ -95,7 +95,7 @@ def _sentences(solution: Solution) -> list[str]:
     if task.reward[beyond] > others.max() and np.isneginf(solution.log_probs[:, beyond]).all():
         lines.append(
             f"Note: {quoted(task.labels[beyond])} has the highest reward but no reference mass, "
-            f"and {solution.divergence_name} keeps it impossible here"
+            f"and {solution.target.objective.divergence.title} keeps it impossible here"
         )
     return lines
 

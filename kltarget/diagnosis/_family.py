@@ -89,8 +89,7 @@ def fit_families(
     cells = LogRatios(*(getattr(cells, field.name)[order] for field in dataclasses.fields(cells)))
     names = ("reverse", "forward")
     estimates = {name: _fit(name, cells, cells.count[None]) for name in names}
-    better = min(names, key=lambda name: estimates[name][1, 0])
-    worse = names[1 - names.index(better)]
+    better, worse = sorted(names, key=lambda name: estimates[name][1, 0])
     variances: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     shares = []
     for label in (cells.completion, cells.block):

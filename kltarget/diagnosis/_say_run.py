@@ -165,13 +165,10 @@ def _drift(log: Log, aim: Aim) -> float | None:
     times = np.unique(log.time[rows])
     if len(times) < 2:
         return None
-    # The first of each completion counts, so those are read last.
-    before, now = (
-        {log.completion[i]: log.logp[i] for i in rows[log.time[rows] == time][::-1]}
-        for time in times[-2:]
-    )
-    common = sorted(before.keys() & now.keys())
-    return 0.5 * float(sum(abs(np.exp(now[code]) - np.exp(before[code])) for code in common))
+    before, now = (rows[log.time[rows] == time] for time in times[-2:])
+    # The first of each completion counts.
+    _, i, j = np.intersect1d(log.completion[before], log.completion[now], return_indices=True)
+    return total_variation(log.logp[before[i]], log.logp[now[j]])
 
 
 def _path(case: Case, aims: list[Aim]) -> list[Statement]:

@@ -77,16 +77,13 @@ class Log:
         """The rows of the first logged step."""
         return self.time == 0
 
-    def span(self, first: int, last: int) -> str:
-        """Steps of these ranks in words."""
-        if not len(self.steps):
-            return "the whole log"
-        low, high = self.steps[first], self.steps[last]
-        return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
-
     @property
     def late_span(self) -> str:
-        return self.span(self.late_from, self.num_times - 1)
+        """The last third of the logged steps in words."""
+        if not len(self.steps):
+            return "the whole log"
+        low, high = self.steps[self.late_from], self.steps[-1]
+        return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
 
 
 def log_of(frame: pd.DataFrame) -> Log:
