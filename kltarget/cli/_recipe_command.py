@@ -29,6 +29,7 @@ from kltarget.cli._output import InputError, check_outputs, input_errors, say, w
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
+_DEFAULTS = dataclasses.asdict(Recipe())
 # Fields that a page names even at their defaults.
 _ALWAYS = ("place", "estimator", "level", "baseline", "normalize")
 _coefficient = functools.partial(finite, what="a finite number, 0 or more", zero=True)
@@ -143,13 +144,11 @@ def _entries(reading: Reading) -> list[tuple[str, str]]:
 
 def _fields(preset: Preset, recipe: Recipe) -> Table:
     """The fields that matter, their values, and the keys of the trainer that set them."""
-    defaults = Recipe()
     rows = [("field", "value", "set by")]
-    for field in dataclasses.fields(Recipe):
-        value = getattr(recipe, field.name)
-        told = field.name in preset.keys or field.name in _ALWAYS
-        if told or value != getattr(defaults, field.name):
-            rows.append((field.name, _value(value), preset.keys.get(field.name, "–")))
+    for name, default in _DEFAULTS.items():
+        value = getattr(recipe, name)
+        if name in preset.keys or name in _ALWAYS or value != default:
+            rows.append((name, _value(value), preset.keys.get(name, "–")))
     return Table(rows, "lrl")
 
 
@@ -167,7 +166,7 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     said = zip(_LABELS, _column(older, first), _column(newer, second), strict=True)
     fields = [
         (name, *(_value(getattr(recipe, name)) for recipe in used))
-        for name, default in dataclasses.asdict(Recipe()).items()
+        for name, default in _DEFAULTS.items()
         if any(getattr(recipe, name) != default for recipe in used)
     ]
     for label, left, right in (*said, ("", "", ""), *fields):

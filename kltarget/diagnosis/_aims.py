@@ -119,6 +119,7 @@ def flips_of(
                 values = _closed(recipe, prompt.reward, drawn, pair)
                 spread = _quantiles(scale * np.where(np.isnan(values), np.inf, values))
             found.append((float(flip), float(scale * flip), spread, float(scale * other)))
+    # In the order of the fields of their type.
     named: list[Any] = [
         zip(FlipOfAnswers.__annotations__, (prompt.names[i], prompt.names[j], *values), strict=True)
         for (i, j), values in zip(pairs, found, strict=True)

@@ -70,10 +70,8 @@ def _equal_groups(case: Case) -> Statement:
         what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
     else:
         what = "they teach nothing"
-    text = (
-        f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
-        f"{what}"
-    )
+    late = share(equal / total)
+    text = f"{late} of the groups in {case.log.late_span} have equal rewards (σ = 0): {what}"
     part = total < len(case.groups.equal)
     detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
     numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
@@ -116,15 +114,13 @@ def _coefficient(case: Case) -> list[Statement]:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
-    ratios = span / np.array([high, middle, low])
+    least, half, most = span / np.array([high, middle, low])
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
         f"{why}: median {middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
     )
-    detail = (
-        f"; the range of rewards, {span:.4g}, is {ratios[1]:.3g} ({ratios[0]:.3g} to "
-        f"{ratios[2]:.3g}) times that"
-    )
+    times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
+    detail = f"; the range of rewards, {span:.4g}, is {times} that"
     assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = evidence.median_interval(values)
     size, unit = values.size, "groups" if values.size > 1 else "batches"
@@ -174,10 +170,8 @@ def _diversity(case: Case) -> Statement:
 def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     """How many different right answers prompts have, and how many are left."""
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
-    text = (
-        f"two or more different right answers were seen for {several:,} of {len(counts):,} "
-        f"prompts, none for {len(counts) - some:,}"
-    )
+    where = f"{several:,} of {len(counts):,} prompts, none for {len(counts) - some:,}"
+    text = f"two or more different right answers were seen for {where}"
     detail = ""
     if several:
         left = share(float((late[counts > 1] < 2).mean()))
@@ -194,10 +188,8 @@ def refusal(case: Case) -> Statement:
     )
     detail = f". Log {HOW_TO_LOG}"
     if len(case.log.steps) and case.log.steps[0] <= 1:
-        detail += (
-            "; or take the first logged step as a sample of the reference: reference='first-step', "
-            "--reference-from-first-step"
-        )
+        options = "reference='first-step', --reference-from-first-step"
+        detail += f"; or take the first logged step as a sample of the reference: {options}"
     return Statement("flip_beta", text, detail, unit="", refused=True)
 
 

@@ -191,9 +191,8 @@ def reference_kind(log: Log, reference: str | None) -> str | None:
     if reference not in (None, "first-step"):
         raise ValueError(f"reference must be None or 'first-step', got {reference!r}")
     if reference == "first-step" and not len(log.steps):
-        raise RolloutError(
-            "the reference cannot be taken from the first step: the files do not say the steps"
-        )
+        why = "the files do not say the steps"
+        raise RolloutError(f"the reference cannot be taken from the first step: {why}")
     if reference is not None:
         return reference
     return "logged" if np.isfinite(log.ref_logp).any() else None
