@@ -144,14 +144,6 @@ def log_of(frame: pd.DataFrame) -> Log:
     )
 
 
-def spread(code: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """How far the values of each code are apart."""
-    import pandas as pd
-
-    values: Any = pd.Series(value).groupby(code)
-    return (values.max() - values.min()).to_numpy()
-
-
 def crossed(code: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, int]:
     """A code for each pair of codes, and the number by which division gives back the first."""
     width = int(other.max(initial=0)) + 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from kltarget.evidence._log import Log, spread
+from kltarget.evidence._log import Log
 from kltarget.rollouts import RolloutError
 
 UNSEEN = "(unseen)"
@@ -200,8 +201,11 @@ def reference_kind(log: Log, reference: str | None) -> str | None:
 
 def disagreements(log: Log) -> int:
     """How many completions were logged with reference log-probabilities that differ."""
+    import pandas as pd
+
     kept = np.isfinite(log.ref_logp)
-    return int((spread(log.completion[kept], log.ref_logp[kept]) > _FOUND_TWICE).sum())
+    values: Any = pd.Series(log.ref_logp[kept]).groupby(log.completion[kept])
+    return int((values.max() - values.min() > _FOUND_TWICE).sum())
 
 
 def padded(
