@@ -7,10 +7,8 @@ them becomes a rollout.
 import importlib
 import pkgutil
 
-from kltarget.rollouts.formats._format import FORMATS
+from kltarget.rollouts.formats._format import FORMATS as FORMATS
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     if _module.name.endswith("_log"):
         importlib.import_module(_module.name)
-
-__all__ = ["FORMATS"]
