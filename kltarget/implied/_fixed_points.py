@@ -75,10 +75,7 @@ def smallest_coefficient(problem: Problem) -> float:
 
 
 def _at(
-    problem: Problem,
-    scale: float,
-    status: Status = Status.OK,
-    others: tuple[float, ...] = (),
+    problem: Problem, scale: float, status: Status = Status.OK, others: tuple[float, ...] = ()
 ) -> FixedPoint:
     """The target of the reward divided by a known number."""
     log_probs = problem.at_scale(np.array([scale]))[0]

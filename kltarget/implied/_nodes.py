@@ -15,11 +15,7 @@ _BISECTIONS = 100
 
 
 def stationary(
-    gain: np.ndarray,
-    cost: np.ndarray,
-    log_ref: np.ndarray,
-    entropy: np.ndarray,
-    forward: bool,
+    gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray, forward: bool
 ) -> np.ndarray:
     """The π with ``gain − cost·f′(π/π_ref) − entropy·log π`` equal on its support, as ``log π``.
 

@@ -336,13 +336,7 @@ def _name_points(
             va="bottom",
             rotation_mode="anchor",
             fontsize="small",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": faint(),
-                "lw": 0.7,
-                "shrinkA": 0,
-                "shrinkB": 3,
-            },
+            arrowprops={"arrowstyle": "-", "color": faint(), "lw": 0.7, "shrinkA": 0, "shrinkB": 3},
             zorder=1,
         )
 

@@ -17,11 +17,7 @@ _STD = {
     "others-std": "the standard deviation of the rewards of the others in the group",
     "batch-std": "the standard deviation of the batch's rewards",
 }
-_KL = {
-    "reverse": "KL(π‖π_ref)",
-    "forward": "KL(π_ref‖π)",
-    "total variation": "2 TV(π, π_ref)",
-}
+_KL = {"reverse": "KL(π‖π_ref)", "forward": "KL(π_ref‖π)", "total variation": "2 TV(π, π_ref)"}
 _DIRECTIONS = {
     "reverse": "reverse, KL(π‖π_ref)",
     "forward": "forward, KL(π_ref‖π)",

@@ -58,11 +58,7 @@ class RawTable:
         return column
 
     def find_any(
-        self,
-        role: str,
-        given: str | None,
-        known: Sequence[str],
-        taken: Collection[str | None] = (),
+        self, role: str, given: str | None, known: Sequence[str], taken: Collection[str | None] = ()
     ) -> str | None:
         """As ``find``, but None if there is no such column; those taken are not guessed again."""
         if given is not None:

@@ -78,11 +78,7 @@ _REFERENCES = {
         PROB_NAMES, "probabilities", 0.0, 1.0, "no probability: it must be between 0 and 1"
     ),
     "count": _Reference(
-        COUNT_NAMES,
-        "counts",
-        0.0,
-        sys.float_info.max,
-        "no count: it must be finite and 0 or more",
+        COUNT_NAMES, "counts", 0.0, sys.float_info.max, "no count: it must be finite and 0 or more"
     ),
 }
 

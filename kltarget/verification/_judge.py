@@ -9,13 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kltarget._core.distances import (
-    effective_number,
-    kl,
-    mode_masses,
-    normalised,
-    total_variation,
-)
+from kltarget._core.distances import effective_number, kl, mode_masses, normalised, total_variation
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
