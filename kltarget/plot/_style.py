@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STYLE = pathlib.Path(__file__).with_name("kltarget.mplstyle")
 DARK = pathlib.Path(__file__).with_name("kltarget-dark.mplstyle")
-REFERENCE_COLOR = "#9a9a9a"
+GREY = "#9a9a9a"
 DASHED = (0, (4, 3))
 NUM_COLORS = 7
 
@@ -122,6 +122,22 @@ def shades(count: int) -> np.ndarray:
 
     low, high = (0.25, 1.0) if _is_dark(None) else (0.0, 0.88)
     return matplotlib.colormaps["viridis"](np.linspace(low, high, max(count, 2)))
+
+
+def note(ax: Axes, text: str, at: Any, offset: tuple[float, float], **options: Any) -> None:
+    """Small text beside a point, moved by so many typographical points."""
+    usual = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+    ax.annotate(text, at, offset, **{**usual, **options})
+
+
+def grouped_bars(
+    ax: Axes, bars: list[Any], room: float, *, lying: bool = False, share: float = 0.92
+) -> None:
+    """Bars of the given lengths and looks side by side at 0, 1, …, which share so much room."""
+    width, draw = room / len(bars), ax.barh if lying else ax.bar
+    for k, (lengths, options) in enumerate(bars):
+        place = np.arange(len(lengths)) + (k - (len(bars) - 1) / 2) * width
+        draw(place, lengths, width * share, **options)
 
 
 def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:

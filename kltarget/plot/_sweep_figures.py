@@ -10,24 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kltarget import tasks
+from kltarget.plot import _style as look
 from kltarget.plot._beta_path import BETA
 from kltarget.plot._paths import dataset_mode_names, require_dims
-from kltarget.plot._style import (
-    DASHED,
-    NUM_COLORS,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    dress,
-    in_style,
-    ink,
-    legend_above,
-    legend_beside,
-    new_figure,
-    paper,
-    short_label,
-    short_number,
-)
 from kltarget.sweeps import phase_boundaries
 
 if TYPE_CHECKING:
@@ -92,7 +77,7 @@ def phase(
     if min(x[0], y[0]) <= 0:
         raise ValueError("beta and reward_scale must be above 0: both axes are logarithmic")
     lines = _boundaries(data, boundaries)
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         edges = (_edges(x), _edges(y))
         if variable == "winning_mode":
             _winners(ax, data, edges, style)
@@ -108,7 +93,7 @@ def phase(
         handles, names = ax.get_legend_handles_labels()
         if handles:
             # Beside the axes stands the scale of colours.
-            legend_above(ax, handles, names)
+            look.legend_above(ax, handles, names)
     return ax
 
 
@@ -130,7 +115,7 @@ def _survivors(
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.set_label("effective modes")
     bar.outline.set_visible(False)
-    dress(bar.ax)
+    look.dress(bar.ax)
 
 
 def _winners(
@@ -143,11 +128,11 @@ def _winners(
     best = np.where(known, np.where(np.isfinite(mass), mass, 0.0).argmax(-1), -1)
     found, counts = np.unique(best[known], return_counts=True)
     # The winners of the most points get a colour; they keep the order of the modes.
-    chosen = np.sort(found[np.argsort(-counts, kind="stable")[: NUM_COLORS - 1]])
+    chosen = np.sort(found[np.argsort(-counts, kind="stable")[: look.NUM_COLORS - 1]])
     # Softened, so that lines stand out on them.
-    page = 0.38 * np.array(to_rgb(paper()))
-    colors = [0.62 * np.array(to_rgb(color(k))) + page for k in range(chosen.size)]
-    colors.append(np.array(to_rgb(REFERENCE_COLOR)))
+    page = 0.38 * np.array(to_rgb(look.paper()))
+    colors = [0.62 * np.array(to_rgb(look.color(k))) + page for k in range(chosen.size)]
+    colors.append(np.array(to_rgb(look.GREY)))
     place = np.full(mass.shape[-1], chosen.size)
     place[chosen] = np.arange(chosen.size)
     options = {"cmap": ListedColormap(colors), "rasterized": True, **style}
@@ -160,7 +145,7 @@ def _winners(
     )
     names = dataset_mode_names(data)
     for k, mode in enumerate(chosen):
-        label = f"{short_label(names[mode], 16)} leads"
+        label = f"{look.short_label(names[mode], 16)} leads"
         ax.plot([], [], ls="", marker="s", ms=8, color=colors[k], label=label)
     if chosen.size < found.size:
         ax.plot([], [], ls="", marker="s", ms=8, color=colors[-1], label="another leads")
@@ -202,9 +187,9 @@ def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
     kinds = [row[1] for row in seen]
     for k, (ratio, kind, first, second) in enumerate(seen):
         if len(seen) <= _MOST_NAMED_BOUNDARIES:
-            pair = f"{short_label(first, 12)} ⇄ {short_label(second, 12)}"
+            pair = f"{look.short_label(first, 12)} ⇄ {look.short_label(second, 12)}"
             what = pair if kind == "flip" else "collapse"
-            label = f"{what}: β/scale = {short_number(ratio)}"
+            label = f"{what}: β/scale = {look.short_number(ratio)}"
         else:
             first_of_kind = kinds.index(kind) == k
             label = f"{kind} ({kinds.count(kind)})" if first_of_kind else "_nolegend_"
@@ -214,7 +199,7 @@ def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
             scale,
             color="white",
             lw=1.4,
-            ls="-" if kind == "flip" else DASHED,
+            ls="-" if kind == "flip" else look.DASHED,
             label=label,
             zorder=4,
             # White on bright colours needs a rim.
@@ -262,25 +247,27 @@ def frontier(
     for variable in ("expected_reward", kl, "effective_modes"):
         require_dims(data, variable, ("beta", *further))
     sizes = [data.sizes[name] for name in further]
-    if len(further) > 2 or any(a > b for a, b in zip(sizes, (NUM_COLORS, 4), strict=False)):
+    if len(further) > 2 or any(a > b for a, b in zip(sizes, (look.NUM_COLORS, 4), strict=False)):
         raise ValueError(
             f"the sweep has {' × '.join(f'{a} {b}' for a, b in zip(sizes, further, strict=True))}: "
-            f"at most {NUM_COLORS} of one setting and 4 of another can be told apart; choose some "
-            f"with .isel or .sel"
+            f"at most {look.NUM_COLORS} of one setting and 4 of another can be told apart; choose "
+            "some with .isel or .sel"
         )
     from matplotlib.lines import Line2D
 
     data = data.sortby("beta")
-    with in_style(None if ax is None else ax[0]):
-        panels = new_figure(figsize=(6.4, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
+    with look.in_style(None if ax is None else ax[0]):
+        panels = (
+            look.new_figure(figsize=(6.4, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
+        )
         left, right = panels
         figure = left.get_figure(root=True)
         assert figure is not None
         for panel, variable in ((left, kl), (right, "effective_modes")):
-            dress(panel)
-            for label, row, look in _rows(data, further):
+            look.dress(panel)
+            for label, row, line in _rows(data, further):
                 x, y = (np.asarray(row[name], float) for name in (variable, "expected_reward"))
-                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**look, **style})
+                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**line, **style})
         left.set_xlabel(_KL_NAMES[kl])
         left.set_xlim(left=0)
         # From 1 on: of a constant number the rounding errors are not what is to be seen.
@@ -289,14 +276,14 @@ def frontier(
         right.set_xlabel("effective modes")
         left.set_ylabel("expected reward")
         handles, names = right.get_legend_handles_labels()
-        for name, fill in (("β a power of ten", paper()), ("smallest β", ink())):
-            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=ink()))
+        for name, fill in (("β a power of ten", look.paper()), ("smallest β", look.ink())):
+            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=look.ink()))
             names.append(name)
         place = {"handlelength": 2.2}
         if ax is None:
             figure.legend(handles, names, loc="outside upper left", ncols=2, **place)
         else:
-            legend_beside(right, handles, names, **place)
+            look.legend_beside(right, handles, names, **place)
     return figure
 
 
@@ -305,21 +292,21 @@ def _rows(data: xr.Dataset, further: list[str]) -> Iterator[tuple[str, xr.Datase
         row = data.isel(dict(zip(further, at, strict=True)))
         names = [_setting(name, row[name].values.item()) for name in further]
         shade, dashes = (*at, 0, 0)[:2]
-        yield ", ".join(names), row, {"color": color(shade), "ls": _LINE_STYLES[dashes]}
+        yield ", ".join(names), row, {"color": look.color(shade), "ls": _LINE_STYLES[dashes]}
 
 
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if name == "threshold":
-        return f"MARA from {short_number(value)}" if np.isfinite(value) else "no MARA"
-    return f"{name.replace('_', ' ')} {short_number(value)}"
+        return f"MARA from {look.short_number(value)}" if np.isfinite(value) else "no MARA"
+    return f"{name.replace('_', ' ')} {look.short_number(value)}"
 
 
 def _frontier(
-    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, look: dict[str, Any]
+    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, line: dict[str, Any]
 ) -> None:
-    ax.plot(x, y, **{"label": label, "zorder": 3, **look})
+    ax.plot(x, y, **{"label": label, "zorder": 3, **line})
     shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not shown.size:
         return
@@ -327,6 +314,6 @@ def _frontier(
     exponents = np.log10(beta[shown]).round(9)
     decades = np.arange(np.ceil(exponents[0]), np.floor(exponents[-1]) + 1)
     nearest = shown[np.abs(exponents[:, None] - decades).argmin(0)] if decades.size else []
-    marks = {"ls": "", "marker": "o", "color": look["color"], "zorder": 4}
-    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=paper(), **marks)
+    marks = {"ls": "", "marker": "o", "color": line["color"], "zorder": 4}
+    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=look.paper(), **marks)
     ax.plot(x[shown[:1]], y[shown[:1]], ms=5.5, **marks)

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.distances import kl, normalised
-from kltarget.plot._style import (
-    DASHED,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    in_style,
-    ink,
-    legend_beside,
-    new_figure,
-    shades,
-)
+from kltarget.plot import _style as look
 from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
@@ -61,7 +51,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         >>> plot.predicted_vs_reached(report).get_xlabel()
         'mode probability in the target'
     """
-    with drawing(ax, figsize=(5.4, 3.8)) as ax:
+    with look.drawing(ax, figsize=(5.4, 3.8)) as ax:
         policies = list(dict.fromkeys(run.policy for run in report.runs))
         recipes = list(dict.fromkeys(run.recipe for run in report.runs))
         least = 1.0
@@ -79,13 +69,13 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
                     y[shown],
                     marker=_MARKERS[p % len(_MARKERS)],
                     facecolors="none",
-                    edgecolors=color(r),
+                    edgecolors=look.color(r),
                     rasterized=True,
                     zorder=3 + (p == 0),
                     **options,
                 )
         low = max(10.0 ** np.floor(np.log10(least)), _LEAST_MASS / 10)
-        ax.plot([low, 1], [low, 1], color=REFERENCE_COLOR, lw=1.2, zorder=2)
+        ax.plot([low, 1], [low, 1], color=look.GREY, lw=1.2, zorder=2)
         ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(low, 1.4))
         ax.set_xlabel("mode probability in the target")
         ax.set_ylabel("reached by training")
@@ -180,27 +170,27 @@ def _lines(
     ax: Axes | None,
     style: dict[str, Any],
 ) -> Axes:
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         levels = np.unique(beta)
-        colors = shades(levels.size)
+        colors = look.shades(levels.size)
         for row, b in zip(values, beta, strict=True):
             shade = colors[np.searchsorted(levels, b)]
             ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
         if ends is not None:
             for end, b in zip(ends, beta, strict=True):
                 shade = colors[np.searchsorted(levels, b)]
-                ax.axhline(end, color=shade, lw=0.9, ls=DASHED, zorder=2)
+                ax.axhline(end, color=shade, lw=0.9, ls=look.DASHED, zorder=2)
         for b, shade in zip(levels, colors, strict=False):
             ax.plot([], [], color=shade, label=f"β = {b:.4g}")
         if ends is not None:
-            ax.plot([], [], color=ink(), lw=0.9, ls=DASHED, label="target")
+            ax.plot([], [], color=look.ink(), lw=0.9, ls=look.DASHED, label="target")
         if metric not in _METRICS:
             ax.set_yscale("log")
         ax.set_xlabel("gradient step")
         names = {"gap": "bound on J* − J", "gradient_norm": "norm of the gradient"}
         ax.set_ylabel(_METRICS.get(metric) or names[metric])
         ax.margins(x=0)
-        legend_beside(ax)
+        look.legend_beside(ax)
     return ax
 
 
@@ -227,7 +217,7 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         groups = list(report.groups())
         table = np.array(
             [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
@@ -259,7 +249,7 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target", color=ink())
+        ax.set_title("total variation from each target", color=look.ink())
     return ax
 
 
@@ -269,9 +259,9 @@ def verification(report: Report) -> Figure:
     Args:
         report: what :func:`kltarget.verify` returned.
     """
-    with in_style():
+    with look.in_style():
         num_groups = len(list(report.groups()))
-        figure = new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
+        figure = look.new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 1.0))
         predicted_vs_reached(report, ax=left)
         left.set_title("modes: predicted and reached")
@@ -293,7 +283,7 @@ def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], ls="", marker="o", ms=5, color=color(r), label=recipe)
+        Line2D([], [], ls="", marker="o", ms=5, color=look.color(r), label=recipe)
         for r, recipe in enumerate(recipes)
     ]
     handles += [
@@ -303,7 +293,7 @@ def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
             marker=_MARKERS[p % len(_MARKERS)],
             ms=5,
             mfc="none",
-            mec=ink(),
+            mec=look.ink(),
             label=policy,
         )
         for p, policy in enumerate(policies)
