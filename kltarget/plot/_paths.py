@@ -85,7 +85,10 @@ def as_drawn(data: Any) -> Any:
 
 
 def path_of(
-    data: Any, beta: ArrayLike | None, modes: ArrayLike | None, labels: Sequence[str] | None
+    data: Any,
+    beta: ArrayLike | None = None,
+    modes: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
 ) -> BetaPath:
     """The one path that data hold."""
     data = as_drawn(data)

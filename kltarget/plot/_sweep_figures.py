@@ -131,7 +131,7 @@ def _winners(
     shades = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": chosen.size + 0.5}
     image = np.ma.masked_array(place[best], ~known)
     ax.pcolormesh(*edges, image, **{**shades, "rasterized": True, **style})
-    leaders = [look.short_label(names[mode], 16) for mode in chosen.tolist()]
+    leaders = [look.short_label(names[int(mode)], 16) for mode in chosen]
     leaders += ["another"] * (chosen.size < found.size)
     for shade, leader in zip(colors, leaders, strict=False):
         ax.plot([], [], ls="", marker="s", ms=8, color=shade, label=f"{leader} leads")
