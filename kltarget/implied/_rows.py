@@ -18,11 +18,10 @@ from kltarget.tasks import as_task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The prompts of a batch, one problem each."""
+    """The prompts of a batch, one problem each, in one row."""
 
     recipe: Recipe
     space: SequenceSpace | None
-    reward: np.ndarray
     log_ref: np.ndarray
     beta: np.ndarray
     problems: list[Problem]
@@ -48,21 +47,20 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
     dtype, batch = checked.reward.dtype, checked.batch_shape
     size = checked.reward.shape[-1]
-    if space is not None and space.num_sequences != size:
-        raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
-    wide_reward = np.broadcast_to(np.asarray(checked.reward, np.float64), (*batch, size))
-    wide_ref = np.broadcast_to(np.asarray(checked.log_ref, np.float64), (*batch, size))
-    wide_beta = np.broadcast_to(beta, batch)
     if space is not None:
+        if space.num_sequences != size:
+            raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
         space.require_log_probs(checked.log_ref, "log_ref")
+    reward, log_ref = (
+        np.broadcast_to(np.asarray(x, np.float64), (*batch, size)).reshape(-1, size)
+        for x in (checked.reward, checked.log_ref)
+    )
+    beta = np.broadcast_to(beta, batch).ravel()
     lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
-    rows = [_row(recipe, space, lengths, *x) for x in _flat(wide_reward, wide_ref, wide_beta, size)]
-    return Rows(recipe, space, wide_reward, wide_ref, wide_beta, rows, batch, dtype)
-
-
-def _flat(reward: np.ndarray, log_ref: np.ndarray, beta: np.ndarray, size: int) -> Any:
-    return zip(reward.reshape(-1, size), log_ref.reshape(-1, size), beta.reshape(-1), strict=True)
+    prompts = zip(reward, log_ref, beta, strict=True)
+    rows = [_row(recipe, space, lengths, *prompt) for prompt in prompts]
+    return Rows(recipe, space, log_ref, beta, rows, batch, dtype)
 
 
 def several_tokens(space: SequenceSpace | None) -> bool:
