@@ -68,42 +68,27 @@ def followable(
     log_probs: np.ndarray,
     log_ref: np.ndarray,
     reward: np.ndarray,
-    beta: np.ndarray,
-    scale: np.ndarray,
-    wanted: np.ndarray,
-) -> np.ndarray:
-    """The share of the remaining pull that the parameters could still follow, per run ``[R]``.
+    beta: float,
+) -> float:
+    """The share of the remaining pull that a run's parameters could still follow.
 
     The recipe pulls at the logits of every prefix, with a strength ``δ(s, a)`` that vanishes
     everywhere at its target alone. In the norm ``Σ π(s) π(a|s) δ²``, which to leading order is
     ``2β²`` times the divergence that is left, δ splits by Pythagoras into what some change of the
     parameters produces and a rest that none does. A natural-gradient step is that projection; here
     conjugate gradients take it, and the few steps they are given bound the share from below. Near
-    1 training was not finished, at 0 the policy's family ends here. NaN for runs not ``wanted``.
+    1 training was not finished, at 0 the policy's family ends here.
     """
-    shares = np.full(len(log_probs), np.nan)
-    for row in np.flatnonzero(wanted):
-        with double_precision():
-            pull, masses = _pull(
-                space,
-                recipe,
-                jnp.asarray(log_probs[row]),
-                jnp.asarray(log_ref),
-                jnp.asarray(scale[row] * reward),
-                jnp.asarray(beta[row], jnp.float64),
-            )
-            pull, masses = np.asarray(pull), np.asarray(masses)
-        there = masses > 0
-        size = np.sqrt((pull[there] ** 2 / masses[there]).sum())
-        if not size > 0 or not np.isfinite(size):
-            continue
-        own = jax.tree.map(lambda x, row=row: x[row], params)
-        dtype = jax.tree.leaves(own)[0].dtype
-        found = _projected(
-            policy, space, own, jnp.asarray(pull / size, dtype), jnp.asarray(masses, dtype)
-        )
-        shares[row] = np.clip(float(found), 0.0, 1.0)
-    return shares
+    with double_precision():
+        numbers = (jnp.asarray(x, jnp.float64) for x in (log_probs, log_ref, reward, beta))
+        pull, masses = map(np.asarray, _pull(space, recipe, *numbers))
+    there = masses > 0
+    size = np.sqrt((pull[there] ** 2 / masses[there]).sum())
+    if not size > 0 or not np.isfinite(size):
+        return float("nan")
+    dtype = jax.tree.leaves(params)[0].dtype
+    flat = (jnp.asarray(x, dtype) for x in (pull / size, masses))
+    return float(np.clip(_projected(policy, space, params, *flat), 0.0, 1.0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import operator
 import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Report", "VerifiedRun"]
 
+_LEFT_OUT = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
 _LEGEND = (
     "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "
     "to 1 (disjoint), at the start and after training. nearest: how many runs ended nearer to that "
@@ -158,9 +160,8 @@ class Report(Record):
 
     def groups(self) -> Iterator[tuple[str, str, list[VerifiedRun]]]:
         """Policy, recipe and their runs, in the order in which they were trained."""
-        for (policy, recipe), runs in itertools.groupby(
-            self.runs, key=lambda run: (run.policy, run.recipe)
-        ):
+        key = operator.attrgetter("policy", "recipe")
+        for (policy, recipe), runs in itertools.groupby(self.runs, key):
             yield policy, recipe, list(runs)
 
     def __str__(self) -> str:
@@ -242,26 +243,11 @@ class Report(Record):
         """A row per run, a column per number; mode masses and histories are left to the JSON."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows())
-
-    def _rows(self) -> list[dict[str, Any]]:
-        nested = ("tv", "reverse_kl", "forward_kl")
-        left_out = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
-        rows = []
-        for run in self.runs:
-            row: dict[str, Any] = {}
-            for field in dataclasses.fields(run):
-                value = getattr(run, field.name)
-                if field.name in nested:
-                    row.update({f"{field.name}_{name}": x for name, x in value.items()})
-                elif field.name not in left_out:
-                    row[field.name] = value
-            rows.append(row)
-        return rows
+        return pd.DataFrame(map(_row, self.runs))
 
     def to_csv(self) -> str:
         """The rows of :meth:`to_dataframe` as comma-separated text."""
-        rows = self._rows()
+        rows = list(map(_row, self.runs))
         file = io.StringIO()
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -271,6 +257,16 @@ class Report(Record):
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python for ``json``; numbers that are not finite become strings."""
         return {**super().to_dict(), "passed": self.passed, "verdict": self.verdict}
+
+
+def _row(run: VerifiedRun) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in vars(run).items():
+        if name in _LEFT_OUT:
+            continue
+        nested = isinstance(value, dict)
+        row |= {f"{name}_{key}": x for key, x in value.items()} if nested else {name: value}
+    return row
 
 
 def _others(run: VerifiedRun) -> list[float]:

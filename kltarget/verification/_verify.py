@@ -247,13 +247,10 @@ def _description(
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
-    sizes = [
-        (len(settings["policies"]), "policies"),
-        (len(settings["recipes"]), "recipes"),
-        (len(settings["beta"]), "β"),
-        (len(settings["reward_scale"]), "reward scales"),
-        (settings["num_seeds"], "seeds"),
-    ]
+    swept = {"policies": "policies", "recipes": "recipes"}
+    swept |= {"beta": "β", "reward_scale": "reward scales"}
+    sizes = [(len(settings[name]), what) for name, what in swept.items()]
+    sizes.append((settings["num_seeds"], "seeds"))
     batch = settings["batch_size"]
     gradients = "exact gradients" if batch is None else f"{batch} samples a step"
     grid = " × ".join(f"{n} {what}" for n, what in sizes)
