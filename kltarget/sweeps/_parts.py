@@ -86,11 +86,8 @@ def load_parts(folder: pathlib.Path) -> xarray.Dataset:
 
 def joined(parts: list[Arrays], num_divergences: int) -> Arrays:
     """All rows of all divergences: arrays ``[D, N, …]``."""
-    arrays = {}
-    for name in parts[0]:
-        rows = np.concatenate([part[name] for part in parts])
-        arrays[name] = rows.reshape(num_divergences, -1, *rows.shape[1:])
-    return arrays
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: x.reshape(num_divergences, -1, *x.shape[1:]) for name, x in rows.items()}
 
 
 def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], folder: pathlib.Path) -> None:

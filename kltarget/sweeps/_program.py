@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kltarget._core.numerics import safe_exp_product
 from kltarget.divergences import Divergence, ReverseKL, kl
 from kltarget.modes import effective_modes, entropy, pass_at_k
 from kltarget.modes._measures import log_mass_of_blocks
@@ -73,9 +74,7 @@ def measure(
     objective, log_ref, lift = pose(divergence, reward, log_ref, columns, used)
     target = solve(objective)
     log_probs = target.log_probs
-    possible = log_probs > -jnp.inf
-    gain = jnp.broadcast_to(reward, log_probs.shape)
-    gain = jnp.exp(log_probs) * jnp.where(possible, gain, jnp.zeros_like(gain))
+    gain = safe_exp_product(jnp.broadcast_to(reward, log_probs.shape), log_probs)
     log_mass = log_mass_of_blocks(log_probs, blocks)
     mass = jnp.exp(log_mass)
     right = jnp.broadcast_to(mass.sum(-1, keepdims=True), (mass.shape[0], k.size))

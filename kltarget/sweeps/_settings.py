@@ -109,14 +109,13 @@ def _digest(problem: Task) -> str:
 
 def grid_of(
     problem: Any,
-    *,
     modes: Any,
     divergence: Any,
     threshold: Any,
-    k: Any,
-    log_probs: bool,
-    chunk_rows: int | None,
-    **settings: Any,
+    settings: Mapping[str, Any],
+    k: Any = 1,
+    log_probs: bool = False,
+    chunk_rows: int | None = None,
 ) -> Grid:
     """Checks the settings and lays them out."""
     task = as_task(problem, modes=modes)
