@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from kltarget._core.rows import (
     NOT_A_RECORD,
     Fault,
@@ -78,17 +80,15 @@ class RawTable:
     def listing(self) -> str:
         return ", ".join(map(repr, self.columns))
 
-    def number(self, column: str, row: int) -> float:
-        return self._entry(as_number, column, row)
-
-    def reward(self, column: str, row: int) -> float:
-        return self._entry(as_reward, column, row)
-
-    def _entry(self, convert: Callable[[Any], float], column: str, row: int) -> float:
-        try:
-            return convert(self.columns[column][row])
-        except ValueError as error:
-            self.fail(column, row, str(error))
+    def numbers(self, column: str, convert: Callable[[Any], float]) -> np.ndarray:
+        """A column's entries, each converted; or what is wrong with the first that cannot be."""
+        values = []
+        for row, entry in enumerate(self.columns[column]):
+            try:
+                values.append(convert(entry))
+            except ValueError as error:
+                self.fail(column, row, str(error))
+        return np.array(values)
 
 
 def as_reward(entry: Any) -> float:

@@ -101,8 +101,9 @@ def _log_probs(policy: Any, params: Any, space: SequenceSpace) -> np.ndarray:
 def word_counts() -> tuple[tuple[str, ...], np.ndarray]:
     """The shipped words and how often they occur."""
     data = importlib.resources.files("kltarget") / "data" / "words.csv"
-    rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
-    return tuple(row["word"] for row in rows), np.array([int(row["count"]) for row in rows])
+    rows = csv.DictReader(data.read_text(encoding="utf-8").splitlines())
+    words, counts = zip(*((row["word"], int(row["count"])) for row in rows), strict=True)
+    return words, np.array(counts)
 
 
 def _words_of(length: int) -> np.ndarray:
@@ -129,8 +130,8 @@ _EXPRESSIONS = SequenceSpace((9, 3, 9, 3, 9, 3, 9), 7)
 
 def _tokens(space: SequenceSpace) -> list[np.ndarray]:
     """The tokens of all sequences, a small-integer array ``[A]`` per position."""
-    grid = np.ogrid[tuple(slice(size) for size in space.sizes)]
     shape = space.sizes
+    grid = np.ogrid[tuple(map(slice, shape))]
     return [np.broadcast_to(axis.astype(np.int8), shape).ravel() for axis in grid]
 
 
