@@ -17,8 +17,6 @@ from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve
 
-__all__ = ["equivalent_beta"]
-
 _BISECTIONS = 60
 _RANGE = (1e-6, 1e6)
 

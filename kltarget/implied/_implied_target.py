@@ -25,8 +25,6 @@ from kltarget.targets import solve, token_local_target
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import ProblemLike
 
-__all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

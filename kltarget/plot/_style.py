@@ -146,12 +146,6 @@ def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:
     ax.legend(*entries, **place, **options)
 
 
-def legend_above(ax: Axes, handles: list[Any], names: list[str], **options: Any) -> None:
-    """A legend over the left end of the axes, two entries to a line."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.01), "ncols": 2}
-    ax.legend(handles, names, **place, **options)
-
-
 def short_label(label: str, room: int = _LONGEST_LABEL) -> str:
     """A label of one line that matplotlib writes as it is."""
     # A lone dollar sign is plain text, two would start matplotlib's mathematics.

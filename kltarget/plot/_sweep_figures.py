@@ -90,7 +90,7 @@ def phase(
         handles, names = ax.get_legend_handles_labels()
         if handles:
             # Beside the axes stands the scale of colours.
-            look.legend_above(ax, handles, names)
+            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.01), ncols=2)
     return ax
 
 

@@ -82,21 +82,21 @@ def target(
             "the targets belong to different problems: draw targets that differ in beta or "
             "divergence only, or say with problem= whose reference and reward to draw"
         )
-    reward, log_ref = shown
+    size = shown.shape[1]
     if labels is None:
         labels = next((x.labels for x in (behind, given) if isinstance(x, Task)), None)
     # Indices that stand in for labels name points but say nothing of an order worth keeping.
-    keep_order = labels is not None and reward.size <= _MOST_POSITIONS and counts_upwards(labels)
-    names: Sequence[Any] = range(reward.size) if labels is None else labels
-    for name, size in (("labels", len(names)), *((f"{c.name}", c.log_probs.size) for c in curves)):
-        if size != reward.size:
-            raise ValueError(f"{name}: {size} outcomes, but the reward has {reward.size}")
+    keep_order = labels is not None and size <= _MOST_POSITIONS and counts_upwards(labels)
+    names: Sequence[Any] = range(size) if labels is None else labels
+    for name, found in (("labels", len(names)), *((c.name, c.log_probs.size) for c in curves)):
+        if found != size:
+            raise ValueError(f"{name}: {found} outcomes, but the reward has {size}")
 
     with look.drawing(ax) as ax:
-        if reward.size <= _MOST_BARS:
-            _bars(ax, list(map(str, names)), reward, log_ref, curves, style)
+        if size <= _MOST_BARS:
+            _bars(ax, list(map(str, names)), shown, curves, style)
         else:
-            _points(ax, names, reward, log_ref, curves, 0 if keep_order else top, style, keep_order)
+            _points(ax, names, shown, curves, style, 0 if keep_order else top, keep_order)
     return ax
 
 
@@ -151,13 +151,9 @@ def _shared(values: Any, name: str) -> np.ndarray:
 
 
 def _bars(
-    ax: Axes,
-    labels: list[str],
-    reward: np.ndarray,
-    log_ref: np.ndarray,
-    curves: list[_Curve],
-    style: dict[str, Any],
+    ax: Axes, labels: list[str], problem: np.ndarray, curves: list[_Curve], style: dict[str, Any]
 ) -> None:
+    reward, log_ref = problem
     spelt = [
         (look.short_label(label), look.short_number(r))
         for label, r in zip(labels, reward, strict=True)
@@ -187,17 +183,16 @@ def _bars(
 def _points(
     ax: Axes,
     labels: Sequence[Any],
-    reward: np.ndarray,
-    log_ref: np.ndarray,
+    problem: np.ndarray,
     curves: list[_Curve],
-    top: int,
     style: dict[str, Any],
+    top: int,
     keep_order: bool,
 ) -> None:
     size = len(labels)
-    order = np.arange(size) if keep_order else np.argsort(-log_ref, kind="stable")
+    order = np.arange(size) if keep_order else np.argsort(-problem[1], kind="stable")
     x = np.array([float(label) for label in labels]) if keep_order else np.arange(1.0, size + 1)
-    log_ref, reward = log_ref[order], reward[order]
+    reward, log_ref = problem[:, order]
     rows = [c.log_probs[order] for c in curves]
 
     ax.set(xscale="log" if size > 60 and not keep_order else "linear", yscale="log")
@@ -218,7 +213,9 @@ def _points(
     _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
     _reward_strip(ax, x, reward)
     best = np.max(rows if rows else [log_ref], axis=0)
-    _name_points(ax, x, labels, order, best, top)
+    chosen = np.sort(np.argsort(-best, kind="stable")[:top])
+    if chosen.size:
+        _name_points(ax, x[chosen], best[chosen], [str(labels[int(order[i])]) for i in chosen])
     place = "outcome" if keep_order else "rank of the outcome under the reference"
     ax.set(xlabel=place, ylabel="probability")
     _legend(ax, curves, reward)
@@ -272,31 +269,20 @@ def _reward_colors() -> Any:
     return LinearSegmentedColormap.from_list("reward", [least, np.array(to_rgb("#d55e00"))])
 
 
-def _name_points(
-    ax: Axes,
-    x: np.ndarray,
-    labels: Sequence[Any],
-    order: np.ndarray,
-    log_mass: np.ndarray,
-    top: int,
-) -> None:
+def _name_points(ax: Axes, x: np.ndarray, log_mass: np.ndarray, names: list[str]) -> None:
     """Names the most probable outcomes on a rail above the points, so that names cannot overlap."""
-    chosen = np.sort(np.argsort(-log_mass, kind="stable")[:top])
-    if not chosen.size:
-        return
     on_axis = np.log if ax.get_xscale() == "log" else np.asarray
     left, right = on_axis(ax.get_xlim())
-    wanted = (on_axis(x[chosen]) - left) / (right - left)
+    wanted = (on_axis(x) - left) / (right - left)
     # What a legend will leave of the axes, in points; a name of 9 points at 40 degrees needs 13 to
     # its neighbour and 50 to the right end.
     room = max(72 * ax.bbox.width / ax.figure.dpi - 90, 100)
     placed = _spread(wanted, gap=13 / room, low=0.01, high=1 - 50 / room)
     slanted = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
     arrow = {"arrowstyle": "-", "color": look.faint(), "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
-    for i, place in zip(chosen, placed, strict=True):
-        name, at = look.short_label(str(labels[int(order[i])]), 12), (x[i], math.exp(log_mass[i]))
-        above = {"textcoords": "axes fraction", "arrowprops": arrow, **slanted}
-        look.note(ax, name, at, (place, 0.77), zorder=1, **above)
+    above = {"textcoords": "axes fraction", "arrowprops": arrow, **slanted}
+    for name, place, at in zip(names, placed, zip(x, np.exp(log_mass), strict=True), strict=True):
+        look.note(ax, look.short_label(name, 12), at, (place, 0.77), zorder=1, **above)
 
 
 def _spread(wanted: np.ndarray, *, gap: float, low: float, high: float) -> np.ndarray:

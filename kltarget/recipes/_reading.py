@@ -300,12 +300,10 @@ def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     if recipe.per_token:
         family, law = f"token-local {family}", _law(recipe, "(a|s)", "_s", "Q(s,a)")
         return family, f"{family}, π(a|s) = {law}, with Q(s,a) the mean advantage after token a"
+    gain, where = "A(y)", ", with A(y) its mean advantage"
     if recipe.charged_before:
-        return family, f"{family}, π(y) = {_law(recipe, '(y)', '', _reward(recipe, 'r(y)'))}"
-    return (
-        family,
-        f"{family}, π(y) = {_law(recipe, '(y)', '', 'A(y)')}, with A(y) its mean advantage",
-    )
+        gain, where = _reward(recipe, "r(y)"), ""
+    return family, f"{family}, π(y) = {_law(recipe, '(y)', '', gain)}{where}"
 
 
 def _effective_text(recipe: Recipe, reward_std: float | None) -> str:

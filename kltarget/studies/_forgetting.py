@@ -12,8 +12,6 @@ from jaxtyping import Array, Float
 
 from kltarget.spaces import Box, GaussianMixture
 
-__all__ = ["Forgetting", "forgetting"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -48,8 +48,8 @@ class SequenceTask:
     num_right: int
     right: Callable[[], np.ndarray]
     corpus: Callable[[], np.ndarray]
-    width: int
-    num_steps: int
+    width: int = 32
+    num_steps: int = 4000
 
     @property
     def num_outcomes(self) -> int:
@@ -205,7 +205,7 @@ def _log_uniform() -> np.ndarray:
     return probs / probs.sum()
 
 
-def _words_task(length: int, in_words: str, num_right: int, num_steps: int) -> SequenceTask:
+def _words_task(length: int, in_words: str, num_right: int) -> SequenceTask:
     return SequenceTask(
         name=f"words-{length}",
         description=f"{in_words} letters; right are the words of Python's documentation",
@@ -214,16 +214,14 @@ def _words_task(length: int, in_words: str, num_right: int, num_steps: int) -> S
         num_right=num_right,
         right=lambda: _words_of(length) > 0,
         corpus=lambda: _misspelt_words(length),
-        width=32,
-        num_steps=num_steps,
     )
 
 
 SEQUENCE_TASKS: dict[str, SequenceTask] = {
     task.name: task
     for task in (
-        _words_task(3, "three", 159, 4000),
-        _words_task(4, "four", 291, 4000),
+        _words_task(3, "three", 159),
+        _words_task(4, "four", 291),
         SequenceTask(
             name="arithmetic-24",
             description="four digits, three signs of + − ×; right are expressions worth 24",
@@ -232,7 +230,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             num_right=1788,
             right=_worth_24,
             corpus=_small_digits,
-            width=32,
             num_steps=6000,
         ),
         SequenceTask(
@@ -244,7 +241,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             right=_balanced,
             corpus=_shallow_walk,
             width=12,
-            num_steps=4000,
         ),
         SequenceTask(
             name="primes",
@@ -254,8 +250,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             num_right=78_498,
             right=_prime,
             corpus=_log_uniform,
-            width=32,
-            num_steps=4000,
         ),
     )
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -148,8 +147,4 @@ def _words() -> Task:
     )
 
 
-_SMALL_TASKS: dict[str, Callable[[], Task]] = {
-    "one-two": _one_two,
-    "bimodal": _bimodal,
-    "words": _words,
-}
+_SMALL_TASKS = {"one-two": _one_two, "bimodal": _bimodal, "words": _words}

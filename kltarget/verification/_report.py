@@ -20,8 +20,6 @@ from kltarget.verification._exact_targets import TARGETS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "Report", "VerifiedRun"]
-
 _LEFT_OUT = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
 _LEGEND = (
     "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "

@@ -25,8 +25,6 @@ from kltarget.verification._judge import Judge, described
 from kltarget.verification._report import Report, VerifiedRun
 from kltarget.verification._verified_problem import starting_policies, verified_task
 
-__all__ = ["ALL_RECIPES", "RECIPES", "verify"]
-
 RECIPES = (
     Recipe("reward", "k1", "sequence", "leave-one-out"),
     Recipe("loss", "k3", "sequence", "leave-one-out"),
