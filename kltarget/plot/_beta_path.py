@@ -11,14 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget.plot import _style as look
-from kltarget.plot._paths import (
-    BetaPath,
-    as_drawn,
-    each_divergence,
-    likeliest_first,
-    path_of,
-    path_of_featured,
-)
+from kltarget.plot._paths import BetaPath, likeliest_first, path_of, path_of_featured, paths_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -201,9 +194,7 @@ def ratio(
         >>> ax.get_ylabel()
         'odds of 25 to 75'
     """
-    data = as_drawn(data)
-    several = data if isinstance(data, list | tuple) else each_divergence(data)
-    paths = [path_of(item, beta, modes, labels) for item in several]
+    paths = paths_of(data, beta, modes, labels)
     if not paths:
         raise ValueError("data is empty: give at least one target")
     with look.drawing(ax) as ax:

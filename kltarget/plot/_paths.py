@@ -108,11 +108,15 @@ def path_of(
     )
 
 
-def each_divergence(data: Any) -> list[Any]:
-    """The entries of a sweep over divergences; anything else is one path."""
+def paths_of(
+    data: Any, beta: ArrayLike | None, modes: ArrayLike | None, labels: Sequence[str] | None
+) -> list[BetaPath]:
+    """A path per entry of a sequence, or of a sweep over divergences; else the one there is."""
+    data = as_drawn(data)
     if hasattr(data, "data_vars") and "divergence" in data.dims:
-        return [data.isel(divergence=k) for k in range(data.sizes["divergence"])]
-    return [data]
+        data = [data.isel(divergence=k) for k in range(data.sizes["divergence"])]
+    several = data if isinstance(data, list | tuple) else [data]
+    return [path_of(item, beta, modes, labels) for item in several]
 
 
 def path_of_featured(featured: Featured) -> BetaPath:

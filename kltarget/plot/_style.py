@@ -57,14 +57,9 @@ def dress(ax: Axes) -> None:
     """
     from matplotlib import rcParams
 
-    ax.tick_params(
-        which="both",
-        color=rcParams["xtick.color"],
-        labelcolor=rcParams["xtick.color"],
-        labelsize=rcParams["xtick.labelsize"],
-        grid_color=rcParams["grid.color"],
-        grid_linewidth=rcParams["grid.linewidth"],
-    )
+    ticks = {"color": rcParams["xtick.color"], "labelcolor": rcParams["xtick.color"]}
+    grid = {"grid_color": rcParams["grid.color"], "grid_linewidth": rcParams["grid.linewidth"]}
+    ax.tick_params(which="both", labelsize=rcParams["xtick.labelsize"], **ticks, **grid)
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set_color(rcParams["axes.labelcolor"])
     ax.spines[:].set_edgecolor(rcParams["axes.edgecolor"])

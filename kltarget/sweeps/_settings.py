@@ -15,7 +15,6 @@ from kltarget._core.versions import installed_version
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.divergences._names import named
 from kltarget.objectives import Objective
-from kltarget.sweeps._program import Ingredients
 from kltarget.tasks import Task, as_task
 
 SETTINGS = ("threshold", "entropy_weight", "ref_temperature", "reward_scale", "beta")
@@ -58,14 +57,12 @@ class Grid:
         return math.prod(self.shape)
 
     @property
-    def ingredients(self) -> Ingredients:
-        """What the compiled program has to compute."""
-        return Ingredients(
-            threshold="threshold" in self.settings,
-            entropy_weight=bool(np.any(self.settings["entropy_weight"] != 0)),
-            ref_temperature=bool(np.any(self.settings["ref_temperature"] != 1)),
-            log_probs=self.log_probs,
-        )
+    def used(self) -> frozenset[str]:
+        """The settings, and other things, that the compiled program has to compute with."""
+        neutral = {"threshold": None, "entropy_weight": 0, "ref_temperature": 1}
+        named = (name for name in neutral if name in self.settings)
+        used = {name for name in named if np.any(self.settings[name] != neutral[name])}
+        return frozenset(used | ({"log_probs"} if self.log_probs else set()))
 
     @property
     def parts(self) -> list[tuple[int, slice]]:

@@ -161,9 +161,7 @@ def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
             for name, x in grid.rows(rows).items()
         }
         with double_precision():
-            found = measure(
-                grid.divergences[d], *constants, blocks, k, columns, used=grid.ingredients
-            )
+            found = measure(grid.divergences[d], *constants, blocks, k, columns, used=grid.used)
             return {name: np.asarray(x)[:size] for name, x in found.items()}
 
     return solve_rows

@@ -87,9 +87,9 @@ class Tuning:
 
     def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
         """What is measured of the policies trained at some rows, each ``[N]`` or ``[N, S]``."""
-        problem, used, options = self.grid.problem, self.grid.ingredients, self.options
+        problem, used, options = self.grid.problem, self.grid.used, self.options
         # A program of its own would be made for a reward or a reference of each row.
-        alike = not (used.threshold or used.entropy_weight)
+        alike = used.isdisjoint({"threshold", "entropy_weight"})
         with double_precision():
             constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
             found = targets(self.grid.divergences[d], *constants, dict(columns), used=used)

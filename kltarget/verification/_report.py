@@ -167,13 +167,9 @@ class Report(Record):
             f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}"
             for check in self.checks
         ]
-        return Page(
-            [Lines(self.description)],
-            [self._table()],
-            [Paragraph(_LEGEND)],
-            [Lines(checks)],
-            [Paragraph(self.verdict)],
-        ).to_text()
+        table, verdict = self._table(), Paragraph(self.verdict)
+        blocks = (Lines(self.description), table, Paragraph(_LEGEND), Lines(checks), verdict)
+        return Page(*([block] for block in blocks)).to_text()
 
     def _table(self) -> Table:
         rows = [
