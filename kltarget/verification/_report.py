@@ -172,28 +172,17 @@ class Report(Record):
         return Page(*([block] for block in blocks)).to_text()
 
     def _table(self) -> Table:
-        rows = [
-            (
-                *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
-                *("nearest", "what is left"),
-            )
-        ]
+        head = ("policy", "recipe", "its target", "start TV", "median TV", "worst TV", "nearest")
+        rows: list[tuple[str, ...]] = [(*head, "what is left")]
         for policy, recipe, runs in self.groups():
-            target = runs[0].target
+            target, near = runs[0].target, ""
+            if target is not None:
+                near = f"{sum(run.nearest == target for run in runs)} of {len(runs)}"
             distances = [run.distance for run in runs]
-            near = sum(run.nearest == target for run in runs)
-            rows.append(
-                (
-                    policy,
-                    recipe,
-                    "none" if target is None else TARGETS[target],
-                    _short(statistics.median(run.start_tv for run in runs)),
-                    _short(statistics.median(distances)),
-                    _short(max(distances)),
-                    "" if target is None else f"{near} of {len(runs)}",
-                    _counted([run.remains for run in runs]),
-                )
-            )
+            start = statistics.median(run.start_tv for run in runs)
+            tvs = map(_short, (start, statistics.median(distances), max(distances)))
+            left = _counted([run.remains for run in runs])
+            rows.append((policy, recipe, TARGETS.get(target or "", "none"), *tvs, near, left))
         return Table(rows, "lllrrrrl")
 
     @property
@@ -204,23 +193,20 @@ class Report(Record):
             return f"Verdict: NOT confirmed. Failed: {'; '.join(failed)}."
         aimed = [run for run in self.runs if run.target is not None and run.remains != "diverged"]
         told = [run for run in aimed if min(_others(run), default=0.0) > 2 * run.distance]
-        away = [run for run in told if run.nearest != run.target]
+        own = sum(run.nearest == run.target for run in told)
         reached = [run for run in aimed if run.remains == "nothing"]
         short = [run for run in aimed if run.remains in ("optimisation", "family")]
-        sentences = [
-            "Verdict: confirmed. Training never saw a closed form, and "
-            + (
+        found = f"{len(aimed)} runs went towards the distribution that was computed for them"
+        if reached:
+            found = (
                 f"{len(reached)} of {len(aimed)} runs ended on the distribution that was computed "
                 f"beforehand for their recipe, to a total variation of {self.settings['bar']:g}"
-                if reached
-                else f"{len(aimed)} runs went towards the distribution that was computed for them"
             )
-            + "."
-        ]
+        sentences = [f"Verdict: confirmed. Training never saw a closed form, and {found}."]
         if told:
             sentences.append(
                 f"In {len(told)} runs the targets of other recipes are far enough to be told "
-                f"apart: {len(told) - len(away) or 'none'} of them ended nearest to their own."
+                f"apart: {own or 'none'} of them ended nearest to their own."
             )
         if short:
             worst = max(run.distance for run in short)
