@@ -55,23 +55,26 @@ def dress(ax: Axes) -> None:
 
     Matplotlib makes many ticks only when they are drawn, when the style is gone.
     """
+    ticks = {"color": _rc("xtick.color"), "labelcolor": _rc("xtick.color")}
+    grid = {"grid_color": _rc("grid.color"), "grid_linewidth": _rc("grid.linewidth")}
+    ax.tick_params(which="both", labelsize=_rc("xtick.labelsize"), **ticks, **grid)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(_rc("axes.labelcolor"))
+    ax.spines[:].set_edgecolor(_rc("axes.edgecolor"))
+
+
+def _rc(name: Any) -> Any:
     from matplotlib import rcParams
 
-    ticks = {"color": rcParams["xtick.color"], "labelcolor": rcParams["xtick.color"]}
-    grid = {"grid_color": rcParams["grid.color"], "grid_linewidth": rcParams["grid.linewidth"]}
-    ax.tick_params(which="both", labelsize=rcParams["xtick.labelsize"], **ticks, **grid)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_color(rcParams["axes.labelcolor"])
-    ax.spines[:].set_edgecolor(rcParams["axes.edgecolor"])
+    return rcParams[name]
 
 
 def _is_dark(ax: Axes | None) -> bool:
-    from matplotlib import rcParams
     from matplotlib.colors import to_rgba
 
-    *background, opacity = to_rgba(rcParams["figure.facecolor"] if ax is None else _behind(ax))
+    *background, opacity = to_rgba(_rc("figure.facecolor") if ax is None else _behind(ax))
     if opacity == 0:  # the page shows through, and text has been made for it
-        return bool(np.mean(to_rgba(rcParams["text.color"])[:3]) > 0.5)
+        return bool(np.mean(to_rgba(_rc("text.color"))[:3]) > 0.5)
     return bool(np.mean(background) < 0.5)
 
 
@@ -84,31 +87,23 @@ def _behind(ax: Axes) -> Any:
 
 def ink() -> Any:
     """The colour of text in the style that is in force."""
-    from matplotlib import rcParams
-
-    return rcParams["text.color"]
+    return _rc("text.color")
 
 
 def paper() -> Any:
     """The colour behind the data in the style that is in force."""
-    from matplotlib import rcParams
-
-    return rcParams["axes.facecolor"]
+    return _rc("axes.facecolor")
 
 
 def color(k: int) -> Any:
     """Colour k of the palette; matplotlib's own "C0" is looked up only when the style is gone."""
-    from matplotlib import rcParams
-
-    palette = rcParams["axes.prop_cycle"].by_key()["color"]
+    palette = _rc("axes.prop_cycle").by_key()["color"]
     return palette[k % len(palette)]
 
 
 def faint() -> Any:
     """A colour for what belongs in the background but must be seen."""
-    from matplotlib import rcParams
-
-    return rcParams["patch.edgecolor"]
+    return _rc("patch.edgecolor")
 
 
 def shades(count: int) -> np.ndarray:

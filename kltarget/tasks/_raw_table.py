@@ -53,11 +53,14 @@ class RawTable:
         """The column of a role: the one that was given, else the first whose name is known."""
         column = self.find_any(role, given, known)
         if column is None:
-            raise TableError(
-                f"{self.path}: no {role} column: none of {self.listing()} "
-                f"is called {either(known[:3])}"
-            )
+            raise self.missing(role, known[:3])
         return column
+
+    def missing(self, role: str, names: Sequence[str]) -> TableError:
+        """What to raise where no column has a role, and what it could have been called."""
+        either = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+        found = self.listing()
+        return TableError(f"{self.path}: no {role} column: none of {found} is called {either}")
 
     def find_any(
         self, role: str, given: str | None, known: Sequence[str], taken: Collection[str | None] = ()
@@ -102,10 +105,6 @@ def as_reward(entry: Any) -> float:
 
 def _simple(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
-def either(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
 
 
 def read_raw(path: pathlib.Path) -> RawTable:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from kltarget._core.rows import as_number, shown
-from kltarget.tasks._raw_table import RawTable, TableError, as_reward, either, read_raw
+from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 # Names that are recognised, in order of preference; compared in lower case with - and blanks read
@@ -243,17 +243,12 @@ def read_table(
 
 
 def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
-    for kind, column in given.items():
-        if column is not None:
-            return kind, raw.find("reference", column, ())
-    for kind, reference in _REFERENCES.items():
-        column = raw.find_any("reference", None, reference.names)
+    named = [kind for kind, column in given.items() if column is not None]
+    for kind in named or _REFERENCES:
+        column = raw.find_any("reference", given[kind], _REFERENCES[kind].names)
         if column is not None:
             return kind, column
-    raise TableError(
-        f"{raw.path}: no reference column: none of {raw.listing()} "
-        "is called 'ref_logp', 'prob' or 'count'"
-    )
+    raise raw.missing("reference", ("ref_logp", "prob", "count"))
 
 
 def _log_masses(raw: RawTable, kind: str, column: str) -> np.ndarray:
@@ -272,13 +267,10 @@ def _only_text_column(raw: RawTable, taken: set[str | None]) -> str:
     text = [
         column
         for column, entries in raw.columns.items()
-        if column not in taken and any(_is_text(entry) for entry in entries)
+        if column not in taken and any(map(_is_text, entries))
     ]
     if len(text) != 1:
-        raise TableError(
-            f"{raw.path}: no outcome column: none of {raw.listing()} "
-            f"is called {either(OUTCOME_NAMES[:3])}"
-        )
+        raise raw.missing("outcome", OUTCOME_NAMES[:3])
     return text[0]
 
 
