@@ -143,9 +143,8 @@ def over_tree(
         if charged:
             log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
             below = gain - cost * log_ratio
-        gain, cost, entropy = (
-            np.where(probs > 0, probs * x, 0).sum(-1) for x in (below, cost, entropy)
-        )
+        carried = (below, cost, entropy)
+        gain, cost, entropy = (np.where(probs > 0, probs * x, 0).sum(-1) for x in carried)
     total = np.zeros((*batch, 1))
     for found in policy[::-1]:
         total = (total[..., None] + found).reshape(*batch, -1)

@@ -100,9 +100,8 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
     in_sequence_reward = recipe.place == "reward" and recipe.level == "sequence"
     several = several_tokens(space)
     # What a token is charged with from its position on has another mean at each position.
-    by_position = recipe.level == "token" and (
-        recipe.baseline != "none" or recipe.normalize != "none"
-    )
+    centred = recipe.baseline != "none" or recipe.normalize != "none"
+    by_position = recipe.level == "token" and centred
     unknown = None
     if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
         unknown = "an entropy bonus beside a KL that is normalised with the reward"

@@ -80,9 +80,8 @@ def beta_path(
         return _of_diagnosis(data, top, ax, style)
     path = path_of(data, beta, modes, labels)
     chosen = sorted(np.argsort(-path.log_mass.max(0), kind="stable")[:top].tolist())
-    flips = [
-        (float(at), i) for i, j in itertools.combinations(chosen, 2) for at in path.crossings(i, j)
-    ]
+    pairs = itertools.combinations(chosen, 2)
+    flips = [(float(at), i) for i, j in pairs for at in path.crossings(i, j)]
     with look.drawing(ax) as ax:
         _lines(ax, path, chosen, flips, style)
         ax.set(xlabel=BETA, ylabel="probability of the mode")

@@ -102,7 +102,7 @@ def _edges(x: np.ndarray) -> np.ndarray:
     return np.exp([log_x[0] - steps[0] / 2, *middle, log_x[-1] + steps[-1] / 2])
 
 
-def _survivors(ax: Axes, edges: Any, values: np.ndarray, style: dict[str, Any]) -> None:
+def _survivors(ax: Axes, edges: Any, values: np.ndarray, style: Any) -> None:
     options = {"cmap": "viridis", "vmin": 1.0, "rasterized": True, **style}
     image = ax.pcolormesh(*edges, np.ma.masked_invalid(values), **options)
     assert ax.figure is not None
@@ -112,9 +112,7 @@ def _survivors(ax: Axes, edges: Any, values: np.ndarray, style: dict[str, Any]) 
     look.dress(bar.ax)
 
 
-def _winners(
-    ax: Axes, edges: Any, mass: np.ndarray, names: Sequence[str], style: dict[str, Any]
-) -> None:
+def _winners(ax: Axes, edges: Any, mass: np.ndarray, names: Sequence[str], style: Any) -> None:
     from matplotlib.colors import ListedColormap, to_rgb
 
     known = np.isfinite(mass).all(-1)

@@ -75,9 +75,8 @@ def target(
     with look.in_style(ax):
         curves = _curves(given)
     shown = _problem(behind or (given if isinstance(given, Task) else curves[0].objective))
-    if problem is None and any(
-        not np.array_equal(_problem(curve.objective), shown) for curve in curves[1:]
-    ):
+    others = (_problem(curve.objective) for curve in curves[1:])
+    if problem is None and not all(np.array_equal(other, shown) for other in others):
         raise ValueError(
             "the targets belong to different problems: draw targets that differ in beta or "
             "divergence only, or say with problem= whose reference and reward to draw"
@@ -250,9 +249,8 @@ def _probability_axis(ax: Axes, log_ref: np.ndarray, rows: list[np.ndarray], roo
 def _reward_strip(ax: Axes, x: np.ndarray, reward: np.ndarray) -> None:
     strip = ax.inset_axes((0, 1.02, 1, 0.05), sharex=ax)
     edges = np.concatenate([[x[0] - 0.5], (x[1:] + x[:-1]) / 2, [x[-1] + 0.5]])
-    strip.pcolormesh(
-        edges, [0, 1], _unit(reward)[None], cmap=_reward_colors(), vmin=0, vmax=1, rasterized=True
-    )
+    colors = {"cmap": _reward_colors(), "vmin": 0, "vmax": 1}
+    strip.pcolormesh(edges, [0, 1], _unit(reward)[None], rasterized=True, **colors)
     strip.set_label("reward")
     strip.set_yticks([])
     strip.tick_params(axis="x", which="both", bottom=False, labelbottom=False)

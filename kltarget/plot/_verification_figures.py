@@ -214,9 +214,8 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
 
     with look.drawing(ax) as ax:
         groups = list(report.groups())
-        table = np.array(
-            [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
-        )
+        tvs = [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
+        table = np.array(tvs)
         norm = LogNorm(1e-5, 1.0, clip=True)
         options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
         ax.imshow(np.maximum(table, 1e-9), **options)

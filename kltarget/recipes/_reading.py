@@ -392,9 +392,8 @@ def _caveats(recipe: Recipe, direction: str) -> list[str]:
         return [first, *_general(recipe)]
     texts = []
     if unregularised:
-        what = (
-            "Without a KL there is no target" if recipe.place == "none" else "β = 0 has no target"
-        )
+        without = recipe.place == "none"
+        what = "Without a KL there is no target" if without else "β = 0 has no target"
         texts.append(f"{what}: {path}")
     elif recipe.estimator == "k1":
         texts.append(

@@ -150,6 +150,5 @@ def forgetting(
 
 def _two(weight: float, first: tuple[float, float], second: tuple[float, float]) -> GaussianMixture:
     means, stds = np.array([first, second], np.float64).T
-    return GaussianMixture(
-        np.log([weight, 1 - weight]), means[:, None], cholesky=stds[:, None, None]
-    )
+    log_weights = np.log([weight, 1 - weight])
+    return GaussianMixture(log_weights, means[:, None], cholesky=stds[:, None, None])

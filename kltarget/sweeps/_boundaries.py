@@ -91,9 +91,8 @@ def phase_boundaries(
     with double_precision():
         log_ref = grid.problem.log_ref / grid.settings["ref_temperature"]
         log_ref = log_ref - np.logaddexp.reduce(log_ref)
-        objective = Objective(
-            jnp.asarray(grid.problem.reward), jnp.asarray(log_ref), 1.0, regulariser
-        )
+        reward = jnp.asarray(grid.problem.reward)
+        objective = Objective(reward, jnp.asarray(log_ref), 1.0, regulariser)
         if math.isfinite(grid.settings.get("threshold", math.inf)):
             # For reverse KL its target is that of the augmented reward too, and here β is free.
             objective = mara(objective, threshold or 0.0, method="substitute")
@@ -149,9 +148,8 @@ def _candidates(objective: Objective, problem: Task) -> list[tuple[int, int]]:
             log_mass = np.logaddexp.reduce(log_ref[members])
             spans.append((log_mass, mean, mode, rewards.min(), rewards.max()))
     spans.sort()
-    return [
-        (low[2], high[2]) for low, high in itertools.combinations(spans, 2) if not high[3] >= low[4]
-    ]
+    pairs = itertools.combinations(spans, 2)
+    return [(low[2], high[2]) for low, high in pairs if not high[3] >= low[4]]
 
 
 def _collapse(objective: Objective, problem: Task) -> list[_Boundary]:

@@ -78,9 +78,8 @@ class Grid:
         """The settings of some rows, each ``[N]``."""
         size = part.stop - part.start
         axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape or (1,)))
-        return {
-            name: x[next(axes)] if x.ndim else np.full(size, x) for name, x in self.settings.items()
-        }
+        named = self.settings.items()
+        return {name: x[next(axes)] if x.ndim else np.full(size, x) for name, x in named}
 
     def description(self) -> dict[str, Any]:
         """All that the numbers depend on, as JSON has it."""
@@ -120,10 +119,10 @@ def grid_of(
         divergence = problem.divergence if isinstance(problem, Objective) else ReverseKL()
     several = isinstance(divergence, (list, tuple))
     divergences = _divergences(divergence if several else [divergence])
-    laid_out = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
+    values = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
     for name in SETTINGS[1:]:
-        laid_out[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
-    if np.any(laid_out["entropy_weight"] != 0):
+        values[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
+    if np.any(values["entropy_weight"] != 0):
         for one in divergences:
             if not isinstance(one, ReverseKL):
                 raise ValueError(
@@ -135,14 +134,12 @@ def grid_of(
         raise ValueError(f"k must be whole numbers above 0, got {k!r}")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be 1 or more, got {chunk_rows}")
-    num_rows = math.prod(x.size for x in laid_out.values())
+    num_rows = math.prod(x.size for x in values.values())
     most = chunk_rows or max(1, _ENTRIES_AT_A_TIME // task.num_outcomes)
     if chunk_rows is None:
         # Chunks of one size, so that none is padded by much.
         most = -(-num_rows // -(-num_rows // most))
-    return Grid(
-        task, divergences, laid_out, several, counts.astype(np.int32), bool(log_probs), most
-    )
+    return Grid(task, divergences, values, several, counts.astype(np.int32), bool(log_probs), most)
 
 
 def _divergences(given: Sequence[Any]) -> list[Divergence]:

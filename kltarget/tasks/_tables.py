@@ -289,9 +289,8 @@ def _labels(raw: RawTable, column: str) -> tuple[str, ...]:
     for row, entry in enumerate(raw.columns[column]):
         if entry is None:
             raw.fail(column, row, "the entry is empty")
-        label = (
-            entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False, default=str)
-        )
+        text = isinstance(entry, str)
+        label = entry if text else json.dumps(entry, ensure_ascii=False, default=str)
         if label in seen:
             raw.fail(
                 column,

@@ -186,9 +186,8 @@ class Judge:
                 "the mean sampled tabular policy is within "
                 f"{_ALLOWED_ERRORS:g} standard errors of its target"
             )
-            detail = (
-                f"at most {used:.0%} of the allowed TV, {min(allowed):.1e} to {max(allowed):.1e}"
-            )
+            spread = f"{min(allowed):.1e} to {max(allowed):.1e}"
+            detail = f"at most {used:.0%} of the allowed TV, {spread}"
             checks.append(Check(name, used <= 1, detail))
         if kept:
             worst = max(run.identity_error for run in kept)

@@ -83,14 +83,8 @@ def _starting(kind: str, task: Task, space: SequenceSpace, key: Any) -> tuple[An
     network = NETWORKS[kind](space)
     if task.params is not None and isinstance(task.policy, type(network)):
         return task.policy, task.params, []
-    imitated = sft(
-        network,
-        network.init(key=key),
-        log_ref,
-        learning_rate=0.02,
-        num_steps=_IMITATION_STEPS,
-        history_every=None,
-    )
+    options: dict[str, Any] = {"num_steps": _IMITATION_STEPS, "history_every": None}
+    imitated = sft(network, network.init(key=key), log_ref, learning_rate=0.02, **options)
     distance = total_variation(np.asarray(imitated.log_probs, np.float64), task.log_ref)
     note = f"the {kind} first learnt the reference, to a total variation of {distance:.2g}"
     return network, imitated.params, [note]
