@@ -108,15 +108,13 @@ def path_of(
     )
 
 
-def paths_of(
-    data: Any, beta: ArrayLike | None, modes: ArrayLike | None, labels: Sequence[str] | None
-) -> list[BetaPath]:
+def paths_of(data: Any, *options: Any) -> list[BetaPath]:
     """A path per entry of a sequence, or of a sweep over divergences; else the one there is."""
     data = as_drawn(data)
     if hasattr(data, "data_vars") and "divergence" in data.dims:
         data = [data.isel(divergence=k) for k in range(data.sizes["divergence"])]
     several = data if isinstance(data, list | tuple) else [data]
-    return [path_of(item, beta, modes, labels) for item in several]
+    return [path_of(item, *options) for item in several]
 
 
 def path_of_featured(featured: Featured) -> BetaPath:

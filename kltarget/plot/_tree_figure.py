@@ -74,7 +74,7 @@ def tree(
     if log_probs.ndim != 1:
         raise ValueError(f"data has batch shape {log_probs.shape[:-1]}: choose one distribution")
     nodes = _nodes(space, log_probs, least)
-    leaves = [node for node in nodes if node.leaf]
+    leaves = [node for node in nodes if not node.children]
     depth = max(len(node.tokens) for node in nodes)
     with look.drawing(ax, figsize=(5.6, max(2.4, 0.5 + 0.21 * len(leaves)))) as ax:
         for node in nodes:
@@ -99,10 +99,6 @@ class _Node:
     parent: _Node | None
     children: list[_Node] = dataclasses.field(default_factory=list)
     height: float = 0.0
-
-    @property
-    def leaf(self) -> bool:
-        return not self.children
 
 
 def _spelling(space: SequenceSpace, alphabet: str | tuple[str, ...] | None) -> list[list[str]]:
@@ -166,7 +162,7 @@ def _name(ax: Axes, node: _Node, spelling: list[list[str]]) -> None:
     radius = 0.5 * float(np.sqrt(_LARGEST_NODE * node.mass))
     # Above the end of its branch, or beside the leaf.
     text, offset, sides = word[-1], (-radius - 3, 1.5), {"ha": "right", "va": "bottom"}
-    if node.leaf:
+    if not node.children:
         text = f"{look.short_label(separator.join(word))}  {look.short_number(node.mass, 2)}"
         offset, sides = (radius + 4, 0.0), {"ha": "left"}
     options = {"color": look.ink(), "annotation_clip": False, "zorder": 4, **sides}

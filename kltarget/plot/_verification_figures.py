@@ -132,16 +132,16 @@ def training(
     if metric not in _METRICS:
         listed = ", ".join(map(repr, _METRICS))
         raise ValueError(f"metric must be one of {listed}, got {metric!r}")
-    batch = np.shape(run.status)
     values = np.asarray(getattr(run.history, metric), float).reshape(-1, len(run.history.step))
     beta = np.asarray(run.beta, float).reshape(-1)
-    ends = None
-    if target is not None and metric not in _VANISHING:
-        ends = _asymptotes(run, target, metric, batch)
+    ends = _asymptotes(run, target, metric)
     return _lines(run.history.step, values, ends, beta, metric, ax, style)
 
 
-def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -> np.ndarray:
+def _asymptotes(run: Run, target: Target | None, metric: str) -> np.ndarray | None:
+    if target is None or metric in _VANISHING:
+        return None
+    batch = np.shape(run.status)
     log_probs = normalised(target.log_probs)
     try:
         np.broadcast_to(np.empty(log_probs.shape[:-1]), batch)

@@ -122,13 +122,12 @@ def grid_of(
     values = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
     for name in SETTINGS[1:]:
         values[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
-    if np.any(values["entropy_weight"] != 0):
-        for one in divergences:
-            if not isinstance(one, ReverseKL):
-                raise ValueError(
-                    "entropy_weight needs the reverse KL, with which an entropy bonus is a reverse "
-                    f"KL to another reference; with {one.slug} no closed form is at hand"
-                )
+    others = [one.slug for one in divergences if not isinstance(one, ReverseKL)]
+    if others and np.any(values["entropy_weight"] != 0):
+        raise ValueError(
+            "entropy_weight needs the reverse KL, with which an entropy bonus is a reverse KL to "
+            f"another reference; with {others[0]} no closed form is at hand"
+        )
     counts = np.atleast_1d(np.asarray(k))
     if counts.ndim > 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
         raise ValueError(f"k must be whole numbers above 0, got {k!r}")

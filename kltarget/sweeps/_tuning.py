@@ -60,13 +60,12 @@ class Tuning:
         recipes = tuple(_recipe(one) for one in grid.divergences)
         if recipe is not None:
             recipes = (recipe,) * len(grid.divergences)
-        if np.isfinite(grid.settings.get("threshold", np.inf)).any():
-            for one in grid.divergences:
-                if not isinstance(one, ReverseKL):
-                    raise ValueError(
-                        "threshold needs the reverse KL with fine_tune: what it does to the "
-                        f"reference of {one.slug} no policy can be trained with"
-                    )
+        others = [one.slug for one in grid.divergences if not isinstance(one, ReverseKL)]
+        if others and np.isfinite(grid.settings.get("threshold", np.inf)).any():
+            raise ValueError(
+                "threshold needs the reverse KL with fine_tune: what it does to the reference of "
+                f"{others[0]} no policy can be trained with"
+            )
         shape = _key_data(options.get("key")).shape[:-1]
         if len(shape) > 1:
             raise ValueError(f"key has batch shape {shape}: give one key or a batch [S] of seeds")

@@ -74,7 +74,11 @@ def load_sequence_task(spec: SequenceTask) -> Task:
     data = importlib.resources.files("kltarget") / "data" / f"{spec.name}.npz"
     with jax.ensure_compile_time_eval(), importlib.resources.as_file(data) as path:
         params = load_params(path, like=like)
-        log_ref = _log_probs(policy, params, spec.space)
+        # In double precision on the processor: an accelerator may multiply float32 with few bits,
+        # and the reference is to be the same everywhere.
+        with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+            log_ref = np.asarray(spec.space.joint(policy.conditionals(wide, spec.space)))
     right = spec.right()
     return Task(
         name=spec.name,
@@ -88,14 +92,6 @@ def load_sequence_task(spec: SequenceTask) -> Task:
         policy=policy,
         params=params,
     )
-
-
-def _log_probs(policy: Any, params: Any, space: SequenceSpace) -> np.ndarray:
-    # In double precision on the processor: an accelerator may multiply float32 with few bits, and
-    # the reference is to be the same everywhere.
-    with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        return np.asarray(space.joint(policy.conditionals(wide, space)))
 
 
 def word_counts() -> tuple[tuple[str, ...], np.ndarray]:
