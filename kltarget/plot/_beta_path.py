@@ -131,11 +131,9 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
             ax.set(xticks=[], yticks=[])
             return ax
         path, chosen = path_of_featured(featured), likeliest_first(featured)[:top]
-        flips = [
-            (float(flip["beta"]), featured.names.index(flip["better"]))
-            for flip in featured.flips
-            if math.isfinite(flip["beta"]) and path.beta[0] < flip["beta"] < path.beta[-1]
-        ]
+        low, high = path.beta[[0, -1]]
+        inside = [flip for flip in featured.flips if low < flip["beta"] < high]
+        flips = [(float(x["beta"]), featured.names.index(x["better"])) for x in inside]
         ax.axvline(diagnosis.beta, color=look.ink(), lw=1.4, zorder=4)
         at_top = {"xycoords": ("data", "axes fraction"), "va": "top"}
         look.note(ax, f"configured {diagnosis.beta:g}", (diagnosis.beta, 1.0), (4, -2), **at_top)

@@ -72,17 +72,13 @@ def _rc(name: Any) -> Any:
 def _is_dark(ax: Axes | None) -> bool:
     from matplotlib.colors import to_rgba
 
-    *background, opacity = to_rgba(_rc("figure.facecolor") if ax is None else _behind(ax))
+    behind = _rc("figure.facecolor") if ax is None else ax.get_facecolor()
+    if ax is not None and ax.figure is not None and to_rgba(behind)[3] == 0:
+        behind = ax.figure.get_facecolor()
+    *background, opacity = to_rgba(behind)
     if opacity == 0:  # the page shows through, and text has been made for it
         return bool(np.mean(to_rgba(_rc("text.color"))[:3]) > 0.5)
     return bool(np.mean(background) < 0.5)
-
-
-def _behind(ax: Axes) -> Any:
-    from matplotlib.colors import to_rgba
-
-    own = to_rgba(ax.get_facecolor())
-    return own if own[3] > 0 or ax.figure is None else ax.figure.get_facecolor()
 
 
 def ink() -> Any:

@@ -317,6 +317,7 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
         "of the KL"
     )
     factor = recipe.effective_factor(reward_std)
+    remark = ""
     if recipe.normalized:
         if reward_std is None:
             groups = f"groups of {size}" if size else "large groups"
@@ -331,8 +332,6 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
         remark = "; β G/(G − 1) in groups of G samples"
     elif recipe.place == "reward" and recipe.normalize != "none":
         remark = ", because the KL is charged before the division, which then moves no target"
-    else:
-        remark = ""
     shown = _even_chances(recipe) if factor is None else factor * scale
     amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
     formula = formula.removesuffix(f"/{compact(scale)}")

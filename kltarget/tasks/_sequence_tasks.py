@@ -80,15 +80,13 @@ def load_sequence_task(spec: SequenceTask) -> Task:
             wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
             log_ref = np.asarray(spec.space.joint(policy.conditionals(wide, spec.space)))
     right = spec.right()
+    fields = ("name", "description", "space", "alphabet")
     return Task(
-        name=spec.name,
-        description=spec.description,
+        **{field: getattr(spec, field) for field in fields},
         log_ref=log_ref,
         reward=right,
         labels=Labels(spec.space, spec.alphabet),
         modes=one_mode_each(right),
-        space=spec.space,
-        alphabet=spec.alphabet,
         policy=policy,
         params=params,
     )

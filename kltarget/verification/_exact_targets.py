@@ -110,10 +110,8 @@ def _pull(
 
     gradient = jax.grad(ascent)(space.conditionals(log_probs))
     masses = space.prefix_log_masses(log_probs)[1:]
-    return (
-        jnp.concatenate([x.ravel() for x in gradient]),
-        jnp.concatenate([jnp.exp(x) for x in masses]),
-    )
+    flat = [jnp.concatenate([x.ravel() for x in levels]) for levels in (gradient, masses)]
+    return flat[0], jnp.exp(flat[1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -121,8 +119,7 @@ def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, mass
     """``gᵀ F⁺ g`` with the gradient g in the parameters and their Fisher matrix F."""
 
     def conditionals(params: Any) -> Array:
-        levels = [x.ravel() for x in policy.conditionals(params, space)]
-        flat = jnp.concatenate(levels)
+        flat = jnp.concatenate([x.ravel() for x in policy.conditionals(params, space)])
         return jnp.where(jnp.isneginf(flat), jnp.zeros_like(flat), flat)
 
     _, back = jax.vjp(conditionals, params)
@@ -133,4 +130,4 @@ def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, mass
 
     with jax.numpy_dtype_promotion("standard"):
         step, _ = jax.scipy.sparse.linalg.cg(fisher, gradient, maxiter=_NATURAL_STEPS, tol=1e-4)
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.vdot(x, y), gradient, step))
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, gradient, step))
