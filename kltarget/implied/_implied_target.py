@@ -297,7 +297,7 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
         impossible = log_ref == -jnp.inf
         reward = jnp.where(impossible, log_ref, batched([x.reward for x in found], size))
         beta = batched([x.beta for x in found])
-        if rows.space is not None and rows.space.length > 1 and rows.recipe.per_token:
+        if several_tokens(rows.space) and rows.recipe.per_token:
             target = token_local_target(rows.space, reward, log_ref, beta, divergence)
         else:
             target = solve(Objective(reward, log_ref, beta, divergence))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,12 +58,32 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     beta = np.broadcast_to(beta, batch).ravel()
     lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
-    prompts = zip(reward, log_ref, beta, strict=True)
-    rows = [_row(recipe, space, lengths, *prompt) for prompt in prompts]
-    return Rows(recipe, space, log_ref, beta, rows, batch, dtype)
+    scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
+    if recipe.reward_clip is not None:
+        scaled = np.clip(scaled, -recipe.reward_clip, recipe.reward_clip)
+    if not np.isfinite(scaled).all():
+        raise ValueError("reward must be finite wherever the reference has mass")
+    normal_ref = log_ref - np.logaddexp.reduce(log_ref, axis=-1, keepdims=True)
+    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
+    own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
+    weight = 1.0 if lengths is not None else _kl_weight(recipe, space)
+    problems = [
+        Problem(
+            recipe=recipe,
+            beta=float(one_beta) * weight,
+            reward=one_reward,
+            log_ref=one_ref,
+            forward=recipe.aim == "forward",
+            regularised=recipe.divergence is not None and one_beta > 0,
+            sizes=space.sizes if several_tokens(space) and own_conditions else None,
+            lengths=lengths,
+        )
+        for one_reward, one_ref, one_beta in zip(scaled, normal_ref, beta, strict=True)
+    ]
+    return Rows(recipe, space, log_ref, beta, problems, batch, dtype)
 
 
-def several_tokens(space: SequenceSpace | None) -> bool:
+def several_tokens(space: SequenceSpace | None) -> TypeGuard[SequenceSpace]:
     return space is not None and space.length > 1
 
 
@@ -120,32 +140,3 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
         unknown = "an entropy bonus beside a KL on sequences that count by their lengths"
     if unknown:
         raise ValueError(f"no fixed point is known for {unknown}")
-
-
-def _row(
-    recipe: Recipe,
-    space: SequenceSpace | None,
-    lengths: np.ndarray | None,
-    reward: np.ndarray,
-    log_ref: np.ndarray,
-    beta: float,
-) -> Problem:
-    possible = log_ref > -np.inf
-    reward = recipe.reward_scale * np.where(possible, reward, 0.0)
-    if recipe.reward_clip is not None:
-        reward = np.clip(reward, -recipe.reward_clip, recipe.reward_clip)
-    if not np.isfinite(reward).all():
-        raise ValueError("reward must be finite wherever the reference has mass")
-    log_ref = log_ref - np.logaddexp.reduce(log_ref)
-    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
-    own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
-    return Problem(
-        recipe=recipe,
-        beta=float(beta) * (1.0 if lengths is not None else _kl_weight(recipe, space)),
-        reward=reward,
-        log_ref=log_ref,
-        forward=recipe.aim == "forward",
-        regularised=recipe.divergence is not None and beta > 0,
-        sizes=space.sizes if space is not None and space.length > 1 and own_conditions else None,
-        lengths=lengths,
-    )

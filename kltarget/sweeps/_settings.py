@@ -59,10 +59,10 @@ class Grid:
     @property
     def used(self) -> frozenset[str]:
         """The settings, and other things, that the compiled program has to compute with."""
-        neutral = {"threshold": None, "entropy_weight": 0, "ref_temperature": 1}
-        named = (name for name in neutral if name in self.settings)
-        used = {name for name in named if np.any(self.settings[name] != neutral[name])}
-        return frozenset(used | ({"log_probs"} if self.log_probs else set()))
+        neutral = {"entropy_weight": 0, "ref_temperature": 1}
+        used = {name for name, x in neutral.items() if np.any(self.settings[name] != x)}
+        used |= {"threshold"} & self.settings.keys()
+        return frozenset(used | {"log_probs"} if self.log_probs else used)
 
     @property
     def parts(self) -> list[tuple[int, slice]]:
