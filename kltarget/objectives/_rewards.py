@@ -151,10 +151,7 @@ def _anchored(
 
 
 def reward_for(
-    log_target: ArrayLike,
-    log_ref: ArrayLike,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
+    log_target: ArrayLike, log_ref: ArrayLike, beta: ArrayLike, divergence: Divergence | None = None
 ) -> Float[Array, "*batch A"]:
     """The reward whose target is a given distribution p: ``r = β f′(p/π_ref)``, up to a constant.
 

@@ -212,7 +212,4 @@ def _add(at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Ar
 
 
 def _present(log_u: Array, rate: Array, present: Array) -> Place:
-    return (
-        jnp.where(present, log_u, -jnp.inf),
-        jnp.where(present, rate, 0.0),
-    )
+    return (jnp.where(present, log_u, -jnp.inf), jnp.where(present, rate, 0.0))

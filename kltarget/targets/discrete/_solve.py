@@ -180,9 +180,7 @@ def _solve(objective: Objective, trusted: bool) -> Solution:
     )
     dtype = objective.reward.dtype
     return Solution(
-        found.log_probs.astype(dtype),
-        found.multiplier[..., 0].astype(dtype),
-        found.status[..., 0],
+        found.log_probs.astype(dtype), found.multiplier[..., 0].astype(dtype), found.status[..., 0]
     )
 
 

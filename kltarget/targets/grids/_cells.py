@@ -43,11 +43,7 @@ class Cells:
 
     @classmethod
     def measured(
-        cls,
-        low: np.ndarray,
-        width: np.ndarray,
-        own: tuple[np.ndarray, ...],
-        evaluate: Evaluate,
+        cls, low: np.ndarray, width: np.ndarray, own: tuple[np.ndarray, ...], evaluate: Evaluate
     ) -> Cells:
         """Cells whose own rule is known already."""
         part_low, part_width = _parts(low, width)
@@ -144,11 +140,7 @@ def _measure(low: np.ndarray, width: np.ndarray, evaluate: Evaluate) -> tuple[np
     points, log_weights = nodes(low, width)
     log_density, reward, mode = evaluate(points)
     shape = (len(low), -1)
-    return (
-        (log_density + log_weights).reshape(shape),
-        reward.reshape(shape),
-        mode.reshape(shape),
-    )
+    return ((log_density + log_weights).reshape(shape), reward.reshape(shape), mode.reshape(shape))
 
 
 def _parts(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -118,11 +118,7 @@ def quadratic_of(reward: Any) -> QuadraticReward | None:
 
 
 def powers(
-    densities: Sequence[LogDensityReward],
-    beta: Array,
-    batch: tuple[int, ...],
-    size: int,
-    most: int,
+    densities: Sequence[LogDensityReward], beta: Array, batch: tuple[int, ...], size: int, most: int
 ) -> Powers:
     """``Π q^{scale/β}`` of log-density rewards, one term equal to 1 where there are none."""
     dtype = beta.dtype

@@ -149,10 +149,7 @@ class PowerTarget(Optimum):
 
 
 def power_tilt(
-    mixture: GaussianMixture,
-    reward: Any,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
+    mixture: GaussianMixture, reward: Any, beta: ArrayLike, divergence: Divergence | None = None
 ) -> PowerTarget:
     """The distribution that maximises ``E_π[reward] − beta · D(π‖p)``, D forward KL or of its kind.
 
@@ -294,14 +291,7 @@ def _power_tilt(
         return jnp.where(rows, jnp.nan, x).astype(narrow)
 
     return PowerTarget(
-        kept(offset),
-        kept(atom_mass),
-        kept(frame.center),
-        status,
-        mixture,
-        reward,
-        beta,
-        divergence,
+        kept(offset), kept(atom_mass), kept(frame.center), status, mixture, reward, beta, divergence
     )
 
 

@@ -142,11 +142,7 @@ class MixtureTarget(Optimum):
 
 
 def tilt(
-    mixture: GaussianMixture,
-    reward: Any,
-    beta: ArrayLike,
-    *,
-    max_terms: int = 1024,
+    mixture: GaussianMixture, reward: Any, beta: ArrayLike, *, max_terms: int = 1024
 ) -> MixtureTarget:
     """The policy that maximises ``E_π[reward] − beta · KL(π‖p)`` over densities, p a mixture.
 
