@@ -9,8 +9,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-__all__ = ["FAILURES", "Status"]
-
 
 class Status(enum.IntFlag):
     """What is to be said about a row of a target: remarks, then the failures.

@@ -20,23 +20,6 @@ from jaxtyping import Array, Float
 
 from kltarget._core.numerics import as_float, log_lambert
 from kltarget.divergences._base import Divergence, PowerDivergence, alpha_generator, register
-from kltarget.divergences._generator import FDivergence
-
-__all__ = [
-    "Alpha",
-    "ChiSquared",
-    "ChiSquaredKL",
-    "Divergence",
-    "FDivergence",
-    "ForwardKL",
-    "JensenShannon",
-    "NeymanChiSquared",
-    "ReverseKL",
-    "SquaredHellinger",
-    "TotalVariation",
-    "Tsallis",
-    "kl",
-]
 
 
 def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:

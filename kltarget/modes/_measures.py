@@ -21,21 +21,8 @@ from jaxtyping import Array, Float
 
 from kltarget._core.checks import raise_first, require_outcomes, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
-from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
 from kltarget.targets import DiscreteTarget
-
-__all__ = [
-    "collapse_beta",
-    "coverage",
-    "effective_modes",
-    "entropy",
-    "flip_beta",
-    "log_odds",
-    "mode_log_mass",
-    "pass_at_k",
-    "pass_at_k_from_counts",
-]
 
 
 def mode_log_mass(log_probs: ArrayLike, modes: ArrayLike) -> Float[Array, "*batch M"]:

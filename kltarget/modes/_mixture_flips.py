@@ -19,8 +19,6 @@ from kltarget.targets.mixtures._expansion import quadratic_of
 from kltarget.targets.mixtures._power_tilt import power_tilt
 from kltarget.targets.mixtures._tilt import existence_beta, tilt
 
-__all__ = ["mode_flip_beta"]
-
 _PER_DECADE = 8
 
 

@@ -22,8 +22,6 @@ from kltarget.modes._verdict import FOOTNOTE, Facts, joined
 from kltarget.objectives import Objective
 from kltarget.targets import DiscreteTarget, solve
 
-__all__ = ["Summary", "SummaryRow", "summarize"]
-
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:

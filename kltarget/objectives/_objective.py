@@ -25,8 +25,6 @@ from kltarget._core.checks import (
 from kltarget._core.numerics import working_dtype
 from kltarget.divergences import Divergence, ReverseKL
 
-__all__ = ["Objective", "normalize"]
-
 
 def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
     """Log-probabilities proportional to unnormalised weights: ``log w − logsumexp(log w)``.

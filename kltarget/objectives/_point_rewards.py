@@ -19,8 +19,6 @@ from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import as_float, widest, working_dtype
 from kltarget.spaces import GaussianMixture
 
-__all__ = ["LogDensityReward", "QuadraticReward", "RewardSum"]
-
 
 class _Reward(abc.ABC):
     """What can be added up and multiplied."""

@@ -20,8 +20,6 @@ from kltarget.objectives._objective import Objective, broadcast_fields
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import mara_obstacle
 
-__all__ = ["mara", "reward_for"]
-
 
 def mara(
     objective: Objective,

@@ -14,8 +14,6 @@ from kltarget._core.numerics import working_dtype
 from kltarget.spaces import Box, GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 
-__all__ = ["GaussianMixturePolicy"]
-
 
 @dataclasses.dataclass(frozen=True)
 class GaussianMixturePolicy:

@@ -22,8 +22,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.numerics import as_float
 from kltarget.policies._sequential import Sequential, check_sizes, normal
 
-__all__ = ["GRUPolicy", "Policy", "TabularPolicy", "TransformerPolicy"]
-
 
 class Policy(Protocol):
     """What training asks of a model of sequences: a hashable object with these methods.

@@ -19,8 +19,6 @@ from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import COVARIANCE_TYPES, log_joint, unchecked
 
-__all__ = ["MixtureFit", "fit_mixture", "from_sklearn"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

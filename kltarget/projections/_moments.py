@@ -25,8 +25,6 @@ from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.status import FAILURES, Status, flag
 
-__all__ = ["MomentProjection", "moment_projection"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

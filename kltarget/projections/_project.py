@@ -27,8 +27,6 @@ from kltarget.projections._em import em_runs
 from kltarget.projections._population import Population, gaussians, population
 from kltarget.spaces import GaussianMixture
 
-__all__ = ["Projection", "project"]
-
 Direction = Literal["forward", "reverse"]
 
 _ROUGH, _FINE = (1e-8, 200), (1e-13, 12)

@@ -25,8 +25,6 @@ from kltarget._core.checks import (
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
 
-__all__ = ["GaussianMixture"]
-
 COVARIANCE_TYPES = ("full", "diag", "spherical")
 
 

@@ -19,8 +19,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
 
-__all__ = ["MAX_SEQUENCES", "SequenceSpace"]
-
 MAX_SEQUENCES = 10**8
 """More sequences are not enumerated: a target holds a dozen arrays of this many floats at once."""
 

@@ -23,8 +23,6 @@ from kltarget.targets._protocol import Optimum, mix
 from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.mixtures._expansion import quadratic_of
 
-__all__ = ["SampleTarget", "solve_on_samples"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

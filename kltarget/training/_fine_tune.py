@@ -40,8 +40,6 @@ from kltarget.training._run_setup import (
 )
 from kltarget.training._runs import Run
 
-__all__ = ["dpo", "f_dpg", "fine_tune", "sft"]
-
 
 def fine_tune(
     policy: Policy | GaussianMixturePolicy,

@@ -22,8 +22,6 @@ from kltarget.spaces._sequences import require_tokens
 from kltarget.training._engine import Optimizer, show_progress
 from kltarget.training._outcomes import sequence_space
 
-__all__ = ["Fit", "fit"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,8 +18,6 @@ from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, value_faults
 
-__all__ = ["MirrorAscent", "mirror_ascent"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

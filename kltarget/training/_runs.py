@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from kltarget.recipes import Recipe
 
-__all__ = ["History", "Run", "RunStatus"]
-
 
 class RunStatus(enum.IntEnum):
     """How a run ended.

@@ -20,8 +20,6 @@ from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
 from kltarget.targets.discrete._root import Solution
 
-__all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
-
 
 def _where(condition: Array, x: Array) -> Array:
     return jnp.where(condition, x, jnp.zeros_like(x))

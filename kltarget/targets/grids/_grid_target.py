@@ -20,8 +20,6 @@ from kltarget.targets._protocol import Optimum
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids._refinement import log_target
 
-__all__ = ["GridTarget"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,8 +22,6 @@ from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._grid_problem import Problem
 from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
 
-__all__ = ["solve_on_grid"]
-
 
 def solve_on_grid(
     density: GaussianMixture | Callable[[Array], Array],

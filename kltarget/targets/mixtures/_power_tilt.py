@@ -35,8 +35,6 @@ from kltarget.targets.mixtures._expansion import checked, quadratic_of
 from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation
 from kltarget.targets.mixtures._quadratic_frame import Frame, Nodes
 
-__all__ = ["PowerTarget", "power_tilt"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

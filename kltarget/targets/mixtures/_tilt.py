@@ -24,8 +24,6 @@ from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
 from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation, expected_log_bounds
 
-__all__ = ["MixtureTarget", "existence_beta", "tilt"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

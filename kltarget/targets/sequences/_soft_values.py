@@ -26,8 +26,6 @@ from kltarget.spaces._sequences import (
 )
 from kltarget.targets._backups import soft_value
 
-__all__ = ["soft_values", "token_advantages"]
-
 
 def soft_values(
     space: SequenceSpace,

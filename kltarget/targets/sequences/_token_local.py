@@ -24,8 +24,6 @@ from kltarget.targets._backups import Local, local_target
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
 
-__all__ = ["TokenLocalTarget", "token_local_target"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
