@@ -13,11 +13,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from kltarget._core.pytrees import pytree
+
 BLOCK = 256
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class NormalLattice:
     """The trapezoid rule for expectations of standard normal vectors.
 
@@ -63,8 +64,7 @@ class NormalLattice:
         return points[weights > 0], weights[weights > 0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Table:
     """Points that are given, with their weights.
 

@@ -10,7 +10,6 @@ libraries' conventions differ.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -19,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.numerics import as_float, log_lambert
-from kltarget.divergences._base import Divergence, PowerDivergence, alpha_generator, register
+from kltarget.divergences._base import Divergence, PowerDivergence, alpha_generator, family
 
 
 def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
@@ -52,8 +51,7 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
     return ReverseKL()(log_p, log_q)
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class ReverseKL(PowerDivergence):
     """Reverse KL, ``KL(π‖π_ref) = E_π log(π/π_ref)``: ``f(u) = u log u − u + 1``.
 
@@ -78,8 +76,7 @@ class ReverseKL(PowerDivergence):
     _alpha: ClassVar[float] = 1
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class ForwardKL(PowerDivergence):
     """Forward KL, ``KL(π_ref‖π) = E_ref log(π_ref/π)``: ``f(u) = −log u + u − 1``.
 
@@ -105,8 +102,7 @@ class ForwardKL(PowerDivergence):
     _alpha: ClassVar[float] = 0
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class ChiSquared(PowerDivergence):
     """Pearson's χ², ``Σ (π − π_ref)²/π_ref``: ``f(u) = (u − 1)²``.
 
@@ -128,8 +124,7 @@ class ChiSquared(PowerDivergence):
     _scale: ClassVar[float] = 2.0
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class NeymanChiSquared(PowerDivergence):
     """Neyman's χ², ``Σ (π − π_ref)²/π``: ``f(u) = (1 − u)²/u``.
 
@@ -148,8 +143,7 @@ class NeymanChiSquared(PowerDivergence):
     _scale: ClassVar[float] = 2.0
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class SquaredHellinger(PowerDivergence):
     """Squared Hellinger distance, ``Σ (√π − √π_ref)²``: ``f(u) = (√u − 1)²``.
 
@@ -168,8 +162,7 @@ class SquaredHellinger(PowerDivergence):
     _scale: ClassVar[float] = 0.5
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class Alpha(PowerDivergence):
     """The α family, ``f(u) = (u^α − αu + α − 1)/(α(α − 1))`` with ``f″(1) = 1``.
 
@@ -208,8 +201,7 @@ class Alpha(PowerDivergence):
         return _parameter(self.alpha)
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class Tsallis(PowerDivergence):
     """Tsallis KL, ``E_π ln_q(π/π_ref)`` with ``ln_q x = (x^{q−1} − 1)/(q − 1)``.
 
@@ -253,8 +245,7 @@ def _parameter(x: Any) -> Any:
     return x if isinstance(x, (int, float, jax.Array)) else jnp.asarray(x)
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class JensenShannon(Divergence):
     """Jensen–Shannon, ``KL(π‖m) + KL(π_ref‖m)`` with ``m = (π + π_ref)/2``.
 
@@ -308,8 +299,7 @@ class JensenShannon(Divergence):
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class ChiSquaredKL(Divergence):
     """χ² plus reverse KL, the regulariser of χPO: ``f(u) = ½(u − 1)² + u log u``.
 
@@ -368,8 +358,7 @@ class ChiSquaredKL(Divergence):
         return -jnp.logaddexp(log_u, jnp.zeros_like(log_u))
 
 
-@register
-@dataclasses.dataclass(frozen=True)
+@family
 class TotalVariation(Divergence):
     """Total variation, ``½ Σ |π − π_ref|``: ``f(u) = ½|u − 1|``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,6 +23,7 @@ from kltarget._core.checks import (
     traced,
 )
 from kltarget._core.numerics import working_dtype
+from kltarget._core.pytrees import made, register
 from kltarget.divergences import Divergence, ReverseKL
 
 
@@ -176,12 +177,8 @@ class Objective:
             >>> kt.Status(int(kt.solve(objective).status))
             <Status.INVALID_BETA: 32>
         """
-        # The constructor of a frozen dataclass is where the checks are.
-        objective = object.__new__(cls)
         fields = {"reward": reward, "log_ref": log_ref, "beta": beta, "divergence": divergence}
-        for name, value in {**fields, "measure": measure}.items():
-            object.__setattr__(objective, name, value)
-        return objective
+        return made(cls, **fields, measure=measure)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -262,27 +259,7 @@ class Objective:
             )
 
 
-def _flatten(objective: Objective) -> tuple[tuple[Any, ...], bool]:
-    return (
-        objective.reward,
-        objective.log_ref,
-        objective.beta,
-        objective.divergence,
-    ), objective.measure
-
-
-def _flatten_with_keys(objective: Objective) -> tuple[tuple[Any, ...], bool]:
-    children, measure = _flatten(objective)
-    names = ("reward", "log_ref", "beta", "divergence")
-    keyed = zip((jax.tree_util.GetAttrKey(n) for n in names), children, strict=True)
-    return tuple(keyed), measure
-
-
-def _unflatten(measure: bool, children: Iterable[Any]) -> Objective:
-    return Objective.unchecked(*children, measure=measure)
-
-
-jax.tree_util.register_pytree_with_keys(Objective, _flatten_with_keys, _unflatten, _flatten)
+register(Objective, ("reward", "log_ref", "beta", "divergence"), static=("measure",))
 
 
 def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Divergence]:

@@ -8,7 +8,6 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 from kltarget._core.checks import common_dtype, float_argument, traced
 from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import as_float, widest, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import GaussianMixture
 
 
@@ -38,8 +38,7 @@ class _Reward(abc.ABC):
         """The number d of dimensions."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False, init=False)
+@pytree
 class QuadraticReward(_Reward):
     """``r(x) = ½xᵀMx + vᵀx + c``; linear without a matrix.
 
@@ -161,8 +160,7 @@ class QuadraticReward(_Reward):
         return value + constant, vector + bent, matrix
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class LogDensityReward(_Reward):
     """``r(x) = scale · log q(x)`` for a mixture q: what a learnt density or a posterior rewards.
 
@@ -201,8 +199,7 @@ class LogDensityReward(_Reward):
         return self.scale * self.mixture.log_prob(x)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class RewardSum(_Reward):
     """The sum of rewards, as ``+`` makes it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -16,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from kltarget._core.checks import common_dtype, float_argument, raise_first, traced
 from kltarget._core.matrices import cholesky, diagonal
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import COVARIANCE_TYPES, log_joint, unchecked
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MixtureFit:
     """A mixture of Gaussians fitted to samples.
 

@@ -23,11 +23,11 @@ from kltarget._core.checks import (
 )
 from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import FAILURES, Status, flag
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MomentProjection:
     """The distribution closest to a reference among those with given moments.
 

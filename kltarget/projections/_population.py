@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from kltarget._core.matrices import times
 from kltarget._core.numerics import as_float, log_sum_exp
+from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table, box
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import log_joint, unchecked
@@ -25,8 +26,7 @@ def gaussians(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
     return unchecked(log_weights, means, factors)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Density:
     """A log-density in coordinates ``y`` with ``x = center + factor·y``.
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kltarget._core.newton import Minimum
 from kltarget._core.numerics import double_precision
+from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table
 from kltarget.projections._descent import (
     jeffreys,
@@ -33,8 +34,7 @@ _ROUGH, _FINE = (1e-8, 200), (1e-13, 12)
 """Gradients at which descents end, and most steps, on the coarsest rule and on the others."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Projection:
     """The local optima of a projection onto mixtures of K Gaussians, the best one first.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
+from kltarget._core.pytrees import made, register
 
 COVARIANCE_TYPES = ("full", "diag", "spherical")
 
@@ -247,30 +247,12 @@ class GaussianMixture:
             raise ValueError(f"cholesky must be lower triangular, but that{at_index(at)} is not")
 
 
-def _flatten(mixture: GaussianMixture) -> tuple[tuple[Array, ...], None]:
-    return (mixture.log_weights, mixture.means, mixture.cholesky), None
-
-
-def _flatten_with_keys(mixture: GaussianMixture) -> tuple[tuple[Any, ...], None]:
-    names = ("log_weights", "means", "cholesky")
-    keyed = zip((jax.tree_util.GetAttrKey(n) for n in names), _flatten(mixture)[0], strict=True)
-    return tuple(keyed), None
-
-
-def _unflatten(_: None, children: Iterable[Any]) -> GaussianMixture:
-    # Transformations carry other things than arrays through trees: no checks on the way back.
-    mixture = object.__new__(GaussianMixture)
-    for name, child in zip(("log_weights", "means", "cholesky"), children, strict=True):
-        object.__setattr__(mixture, name, child)
-    return mixture
-
-
-jax.tree_util.register_pytree_with_keys(GaussianMixture, _flatten_with_keys, _unflatten, _flatten)
+register(GaussianMixture, ("log_weights", "means", "cholesky"))
 
 
 def unchecked(log_weights: Array, means: Array, factors: Array) -> GaussianMixture:
     """A mixture from arrays that are known to be one."""
-    return _unflatten(None, (log_weights, means, factors))
+    return made(GaussianMixture, log_weights=log_weights, means=means, cholesky=factors)
 
 
 @jax.jit

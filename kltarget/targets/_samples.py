@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._core.checks import common_dtype, float_argument, require_outcomes, traced
 from kltarget._core.matrices import times
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
@@ -24,8 +24,7 @@ from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.mixtures._expansion import quadratic_of
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class SampleTarget(Optimum):
     """Weights that turn N samples of the reference into an estimate of the target.
 

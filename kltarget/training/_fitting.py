@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -17,14 +16,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.checks import positive
 from kltarget._core.numerics import as_float
 from kltarget._core.progress import progress_bar
+from kltarget._core.pytrees import pytree
 from kltarget.policies import Policy
 from kltarget.spaces._sequences import require_tokens
 from kltarget.training._engine import Optimizer, show_progress
 from kltarget.training._outcomes import sequence_space
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Fit:
     """A policy fitted to a corpus and how well it predicts what it has not seen.
 

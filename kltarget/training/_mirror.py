@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from kltarget._core.checks import positive
 from kltarget._core.numerics import safe_exp_product
+from kltarget._core.pytrees import pytree
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, value_faults
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MirrorAscent:
     """Where mirror ascent arrived.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -211,8 +210,3 @@ class Points:
 def outcomes_of(policy: Any, space: Space) -> Sequences | Points:
     """The outcomes of a policy."""
     return Points(policy, space) if isinstance(space, Box) else Sequences(policy, space)
-
-
-def as_function(x: Any) -> Any:
-    """A function as a pytree: as it is if it is one, with its numbers as leaves, or wrapped."""
-    return jax.tree_util.Partial(x) if jax.tree_util.all_leaves([x]) else x

@@ -13,12 +13,13 @@ from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance, positive, typed_key
 from kltarget._core.numerics import as_float, working_dtype
+from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence
 from kltarget.recipes import Recipe
 from kltarget.spaces import Box
 from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Optimizer, Plan, Program, train
-from kltarget.training._outcomes import Points, Sequences, Space, as_function, outcomes_of, space_of
+from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, space_of
 from kltarget.training._runs import History, Run
 
 _CUT_OFF = 1e-4

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective
@@ -25,8 +26,7 @@ def _where(condition: Array, x: Array) -> Array:
     return jnp.where(condition, x, jnp.zeros_like(x))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Target(DiscreteTarget, Optimum):
     """The policy that maximises an :class:`Objective`, with its certificate.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._point_rewards import LogDensityReward
@@ -19,7 +20,7 @@ from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._cells import Cells, edges_of, nodes, surroundings
-from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
+from kltarget.targets.grids._grid_target import GridTarget, log_density_at
 from kltarget.targets.grids._refinement import Refinement, Solved, unsettled
 from kltarget.targets.mixtures._bounds import box_around, default_peaks, is_exponential
 from kltarget.targets.mixtures._expansion import quadratic_of

@@ -14,13 +14,14 @@ from jaxtyping import Array
 
 from kltarget._core.checks import common_dtype, float_argument, traced
 from kltarget._core.numerics import double_precision, log_sum_exp, working_dtype
+from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import solve
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._grid_problem import Problem
-from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
+from kltarget.targets.grids._grid_target import GridTarget, log_density_at
 
 
 def solve_on_grid(

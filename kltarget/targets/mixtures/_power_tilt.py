@@ -8,7 +8,6 @@ whatever the dimension.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.checks import at_index, first_index, float_argument, traced
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ForwardKL
 from kltarget.divergences._base import PowerDivergence
@@ -36,8 +36,7 @@ from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation
 from kltarget.targets.mixtures._quadratic_frame import Frame, Nodes
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class PowerTarget(Optimum):
     """The distribution that maximises ``E_π[reward] − β·D(π‖p)``, D forward KL or of its kind.
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.checks import at_index, first_index, traced
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
@@ -25,8 +26,7 @@ from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
 from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation, expected_log_bounds
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MixtureTarget(Optimum):
     """The mixture that maximises ``E_π[reward] − β·KL(π‖p)`` for a mixture p.
 

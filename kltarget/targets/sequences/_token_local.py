@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
@@ -25,8 +25,7 @@ from kltarget.targets._protocol import StationaryPolicy
 from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class TokenLocalTarget(StationaryPolicy):
     """The fixed point of a per-token loss, as a policy over whole sequences.
 
