@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -55,6 +56,23 @@ def float_argument(x: object, name: str) -> Array:
         return as_float(x)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+
+
+@contextlib.contextmanager
+def worded(message: str) -> Iterator[None]:
+    """Says what a ``ValueError`` inside means, for instance of shapes that do not broadcast."""
+    try:
+        yield
+    except ValueError:
+        raise ValueError(message) from None
+
+
+def broadcasts_to(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to another one and leaves that as it is."""
+    try:
+        return np.broadcast_shapes(shape, full) == full
+    except ValueError:
+        return False
 
 
 def common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:

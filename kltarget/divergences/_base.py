@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._core.checks import worded
 from kltarget._core.numerics import (
     as_float,
     expm1_ratio,
@@ -196,16 +197,9 @@ def _pair(log_policy: ArrayLike, log_ref: ArrayLike) -> tuple[Array, Array]:
             f"(shapes {log_p.shape} and {log_q.shape}); both need the same last axis"
         )
     dtype = working_dtype(widest(log_p.dtype, log_q.dtype))
-    try:
-        shape = jnp.broadcast_shapes(log_p.shape, log_q.shape)
-    except ValueError:
-        raise ValueError(
-            f"log_policy {log_p.shape} and log_ref {log_q.shape} do not broadcast"
-        ) from None
-    return (
-        jnp.broadcast_to(log_p.astype(dtype), shape),
-        jnp.broadcast_to(log_q.astype(dtype), shape),
-    )
+    with worded(f"log_policy {log_p.shape} and log_ref {log_q.shape} do not broadcast"):
+        log_p, log_q = jnp.broadcast_arrays(log_p.astype(dtype), log_q.astype(dtype))
+    return log_p, log_q
 
 
 def _supports(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from kltarget._core.checks import worded
 from kltarget.divergences._base import Divergence
 from kltarget.divergences._families import (
     Alpha,
@@ -58,10 +59,8 @@ def named(text: str) -> Divergence:
         return make()
     if not colon:
         raise ValueError(f"{name} needs its parameter, such as {name}:{_WITH_PARAMETER[name]}")
-    try:
+    with worded(f"{parameter!r} is not a number"):
         value = float(parameter)
-    except ValueError:
-        raise ValueError(f"{parameter!r} is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{parameter!r} is not a finite number")
     return make(value)

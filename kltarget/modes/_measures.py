@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import raise_first, require_outcomes, traced
+from kltarget._core.checks import raise_first, require_outcomes, traced, worded
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
 from kltarget.targets import DiscreteTarget
@@ -414,11 +414,9 @@ def _pass_at_k_from_counts(c: Array, n: Array, k: Array) -> Array:
 
 
 def _common_shape(**shapes: tuple[int, ...]) -> tuple[int, ...]:
-    try:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    with worded(f"the shapes of {listed} do not broadcast"):
         return jnp.broadcast_shapes(*shapes.values())
-    except ValueError:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the shapes of {listed} do not broadcast") from None
 
 
 def _require(name: str, x: Array, bad: Array, rule: str) -> None:

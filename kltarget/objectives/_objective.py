@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import (
     at_index,
+    broadcasts_to,
     common_dtype,
     first_index,
     float_argument,
@@ -21,6 +21,7 @@ from kltarget._core.checks import (
     raise_first,
     require_outcomes,
     traced,
+    worded,
 )
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import made, register
@@ -138,14 +139,12 @@ class Objective:
                 f"{self.log_ref.shape[-1]} (shapes {self.reward.shape} and {self.log_ref.shape}); "
                 "both need the same last axis"
             )
-        try:
+        with worded(
+            f"the batch axes of reward {self.reward.shape[:-1]}, log_ref {self.log_ref.shape[:-1]} "
+            f"and beta {self.beta.shape} do not broadcast; outcomes are the last axis of reward "
+            "and log_ref, and beta has none"
+        ):
             _ = self.batch_shape
-        except ValueError:
-            raise ValueError(
-                f"the batch axes of reward {self.reward.shape[:-1]}, log_ref "
-                f"{self.log_ref.shape[:-1]} and beta {self.beta.shape} do not broadcast; "
-                "outcomes are the last axis of reward and log_ref, and beta has none"
-            ) from None
         if not traced(self.reward, self.log_ref, self.beta):
             self._check_values()
             object.__setattr__(self, "checked", True)
@@ -228,18 +227,13 @@ class Objective:
         if not _any_fault(reward, log_ref, beta, self.measure):
             return
         faults = jax.device_get(value_faults(reward, log_ref, beta, self.measure))
-        if faults["beta"].any():
-            at = first_index(faults["beta"])
-            if faults["zero_beta"].any():
-                raise ValueError(
-                    f"beta must be above 0, got 0{at_index(first_index(faults['zero_beta']))}; "
-                    "without a regulariser there is no unique target: "
-                    "kltarget.targets.greedy_limit(objective) gives the limit for beta to 0 of an "
-                    "objective with any positive beta"
-                )
+        if faults["zero_beta"].any():
             raise ValueError(
-                f"beta must be above 0 and finite, got {np.asarray(beta)[at]}{at_index(at)}"
+                f"beta must be above 0, got 0{at_index(first_index(faults['zero_beta']))}; without "
+                "a regulariser there is no unique target: kltarget.targets.greedy_limit(objective) "
+                "gives the limit for beta to 0 of an objective with any positive beta"
             )
+        raise_first("beta", beta, faults["beta"], "must be above 0 and finite")
         raise_first(
             "reward", reward, faults["reward"], "must be finite or -inf (an outcome to forbid)"
         )
@@ -336,11 +330,7 @@ def policy_argument(objective: Objective, log_policy: ArrayLike) -> Array:
     log_policy = float_argument(log_policy, "log_policy")
     require_outcomes(log_policy, "log_policy")
     full = (*objective.batch_shape, objective.num_outcomes)
-    try:
-        fits = jnp.broadcast_shapes(log_policy.shape, full) == full
-    except ValueError:
-        fits = False
-    if not fits or log_policy.shape[-1] != full[-1]:
+    if not broadcasts_to(log_policy.shape, full) or log_policy.shape[-1] != full[-1]:
         raise ValueError(
             f"log_policy has shape {log_policy.shape}, the objective {full}; "
             "log_policy must broadcast to it, with the same last axis"

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, float_argument, traced
+from kltarget._core.checks import common_dtype, float_argument, traced, worded
 from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import as_float, widest, working_dtype
 from kltarget._core.pytrees import pytree
@@ -105,11 +105,9 @@ class QuadraticReward(_Reward):
         fields["matrix"] = (fields["matrix"] + transposed(fields["matrix"])) / 2
         for name, x in fields.items():
             object.__setattr__(self, name, x)
-        try:
+        listed = ", ".join(f"{name} {x.shape}" for name, x in fields.items())
+        with worded(f"the batch axes of {listed} do not broadcast"):
             _ = self.batch_shape
-        except ValueError:
-            listed = ", ".join(f"{name} {x.shape}" for name, x in fields.items())
-            raise ValueError(f"the batch axes of {listed} do not broadcast") from None
 
     @classmethod
     def peak(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import at_index, first_index, mass_tolerance, traced
+from kltarget._core.checks import at_index, broadcasts_to, first_index, mass_tolerance, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, widest
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.divergences._base import slope_at_zero
@@ -101,11 +101,7 @@ def mara(
     if recipe is not None and (obstacle := mara_obstacle(recipe, method)):
         warnings.warn(obstacle, stacklevel=2)
     threshold = as_float(threshold).astype(objective.reward.dtype)
-    try:
-        fits = jnp.broadcast_shapes(threshold.shape, objective.batch_shape) == objective.batch_shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts_to(threshold.shape, objective.batch_shape):
         raise ValueError(
             f"threshold has shape {threshold.shape}, which does not broadcast to the objective's "
             f"batch shape {objective.batch_shape}"

@@ -20,6 +20,7 @@ from kltarget._core.checks import (
     raise_first,
     require_outcomes,
     traced,
+    worded,
 )
 from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
@@ -410,13 +411,11 @@ def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
             f"moments has shape {moments.shape}, but features {features.shape}: it needs shape "
             f"[..., {features.shape[1]}], one mean per feature"
         )
-    try:
+    with worded(
+        f"the batch axes of log_ref {log_ref.shape[:-1]} and moments {moments.shape[:-1]} do not "
+        "broadcast"
+    ):
         jnp.broadcast_shapes(log_ref.shape[:-1], moments.shape[:-1])
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of log_ref {log_ref.shape[:-1]} and moments {moments.shape[:-1]} do "
-            "not broadcast"
-        ) from None
 
 
 def _check_values(log_ref: Array, features: Array, moments: Array) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._core.checks import worded
 from kltarget._core.matrices import times
 from kltarget._core.numerics import as_float, log_sum_exp
 from kltarget._core.pytrees import pytree
@@ -251,10 +252,8 @@ def _standardised(
     masses = rules[-1]
     center = masses @ x
     apart = x - center
-    try:
+    with worded("the target has no extent in some direction"):
         factor = np.linalg.cholesky((masses * apart.T) @ apart)
-    except np.linalg.LinAlgError:
-        raise ValueError("the target has no extent in some direction") from None
     y = np.linalg.solve(factor, apart.T).T
     density = Density(None, center, factor, log_total, function)
     tables = tuple(Table.of(y[rule > 0], rule[rule > 0]) for rule in rules)

@@ -20,6 +20,7 @@ from kltarget._core.checks import (
     mass_tolerance,
     raise_first,
     traced,
+    worded,
 )
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
@@ -105,13 +106,11 @@ class GaussianMixture:
         factors = spread if cholesky is not None else _factors(spread, kind, centers.shape[-1])
         for name, x in (("log_weights", weights), ("means", centers), ("cholesky", factors)):
             object.__setattr__(self, name, x)
-        try:
+        with worded(
+            f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} and "
+            f"{spread_name} {factors.shape[:-3]} do not broadcast"
+        ):
             _ = self.batch_shape
-        except ValueError:
-            raise ValueError(
-                f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} "
-                f"and {spread_name} {factors.shape[:-3]} do not broadcast"
-            ) from None
         if not traced(weights, centers, factors):
             self._check_values(spread_name)
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive, raise_first
 from kltarget._core.numerics import as_float
 from kltarget._core.progress import progress_bar
 from kltarget._core.pytrees import pytree
@@ -204,11 +204,6 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
     eos = getattr(policy, "eos", None)
     if eos is not None:
         over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)
-        bad = np.argwhere(over & (array[:, 1:] != eos))
-        if bad.size:
-            row, column = (int(i) for i in bad[0])
-            raise ValueError(
-                f"{name} must have only eos={eos} after the first eos, got "
-                f"{array[row, column + 1]} at index {(row, column + 1)}"
-            )
+        bad = np.pad(over & (array[:, 1:] != eos), ((0, 0), (1, 0)))
+        raise_first(name, array, bad, f"must have only eos={eos} after the first eos")
     return array.astype(np.int32)

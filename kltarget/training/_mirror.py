@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive, worded
 from kltarget._core.numerics import safe_exp_product
 from kltarget._core.pytrees import pytree
 from kltarget.divergences import Divergence, ReverseKL
@@ -94,13 +94,11 @@ def mirror_ascent(
     positive("num_steps", num_steps, 0)
     rate = jnp.asarray(learning_rate, objective.reward.dtype)
     batch = objective.batch_shape
-    try:
+    with worded(
+        f"learning_rate has shape {rate.shape}, which does not broadcast against the objective's "
+        f"batch axes {batch}"
+    ):
         batch = jnp.broadcast_shapes(batch, rate.shape)
-    except ValueError:
-        raise ValueError(
-            f"learning_rate has shape {rate.shape}, which does not broadcast against the "
-            f"objective's batch axes {batch}"
-        ) from None
     objective = dataclasses.replace(objective, beta=jnp.broadcast_to(objective.beta, batch))
     return _mirror_ascent(objective, jnp.broadcast_to(rate, batch), num_steps, tol)
 

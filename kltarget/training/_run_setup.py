@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from kltarget._core.checks import mass_tolerance, positive, typed_key
+from kltarget._core.checks import mass_tolerance, positive, typed_key, worded
 from kltarget._core.numerics import as_float, working_dtype
 from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence
@@ -186,11 +186,9 @@ def train_runs(
         shapes["key"] = runs["key"].shape
     if log_target is not None:
         shapes["log_target"] = log_target.shape[:-1]
-    try:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    with worded(f"the batch axes of {listed} do not broadcast"):
         batch = jnp.broadcast_shapes(*shapes.values())
-    except ValueError:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the batch axes of {listed} do not broadcast") from None
     runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
     if log_target is not None:
         wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, float_argument, traced
+from kltarget._core.checks import common_dtype, float_argument, traced, worded
 from kltarget._core.matrices import diagonal, inverse_lower, product, times, transposed
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.spaces import GaussianMixture
@@ -31,13 +31,11 @@ def checked(
             "same"
         )
     array = float_argument(beta, "beta")
-    try:
+    with worded(
+        f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and beta "
+        f"{array.shape} do not broadcast"
+    ):
         batch = np.broadcast_shapes(mixture.batch_shape, reward.batch_shape, array.shape)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and "
-            f"beta {array.shape} do not broadcast"
-        ) from None
     arrays = [mixture.means, *jax.tree.leaves(reward), array]
     return array.astype(common_dtype([*arrays[:-1], beta], arrays)), batch
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import at_index, first_index, traced
+from kltarget._core.checks import at_index, first_index, raise_first, traced
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
@@ -204,11 +204,7 @@ def tilt(
     dtype = beta.dtype
     if not traced(beta):
         bad = ~((np.asarray(beta) > 0) & (np.asarray(beta) < np.inf))
-        if bad.any():
-            at = first_index(bad)
-            raise ValueError(
-                f"beta must be above 0 and finite, got {np.asarray(beta)[at]}{at_index(at)}"
-            )
+        raise_first("beta", beta, bad, "must be above 0 and finite")
     wide = beta.astype(working_dtype(dtype))
     terms = powers(densities, wide, batch, mixture.dim, max_terms)
     found = _tilt(mixture, quadratic, terms[:3], wide, _Static(terms.counts, terms.log_count))

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, mass_tolerance, raise_first, traced
+from kltarget._core.checks import (
+    common_dtype,
+    float_argument,
+    mass_tolerance,
+    raise_first,
+    traced,
+    worded,
+)
 from kltarget._core.numerics import working_dtype
 from kltarget.spaces import SequenceSpace, backward
 from kltarget.spaces._sequences import (
@@ -19,7 +26,6 @@ from kltarget.spaces._sequences import (
     after_eos,
     conditionals,
     counted,
-    floats,
     only_possible,
     repeated,
     token_layers,
@@ -181,7 +187,7 @@ def _problem(space: SequenceSpace, reward: Any, log_ref: Any, beta: Any) -> _Pro
         rewards = (whole_reward(space, reward),)
         depth = space.length
     else:
-        rewards = tuple(floats(x, f"reward[{t}]") for t, x in enumerate(reward))
+        rewards = tuple(float_argument(x, f"reward[{t}]") for t, x in enumerate(reward))
         depth = len(rewards) - 1
         if not 0 <= depth <= space.length:
             raise ValueError(
@@ -197,25 +203,23 @@ def _problem(space: SequenceSpace, reward: Any, log_ref: Any, beta: Any) -> _Pro
                 f"log_ref has {len(log_ref)} arrays of conditionals; reward needs those after 0 to "
                 f"{depth - 1} tokens, so give at least {depth} and at most {space.length}"
             )
-        refs = tuple(floats(x, f"log_ref[{t}]") for t, x in enumerate(log_ref[:depth]))
+        refs = tuple(float_argument(x, f"log_ref[{t}]") for t, x in enumerate(log_ref[:depth]))
         for t, x in enumerate(refs):
             _require_prefixes(space, x, t, f"log_ref[{t}]", 2)
     else:
         refs = (space.require_log_probs(log_ref, "log_ref"),)
-    beta, given_beta = floats(beta, "beta"), beta
+    beta, given_beta = float_argument(beta, "beta"), beta
     tail = 2 if isinstance(log_ref, tuple) else 1
     shapes = (
         *(x.shape[:-1] for x in rewards),
         *(x.shape[: x.ndim - tail] for x in refs),
         beta.shape,
     )
-    try:
+    with worded(
+        f"the batch axes of reward {shapes[0]}, log_ref {shapes[len(rewards)]} and beta "
+        f"{beta.shape} do not broadcast; beta has no axis of sequences"
+    ):
         batch = jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of reward {shapes[0]}, log_ref {shapes[len(rewards)]} and beta "
-            f"{beta.shape} do not broadcast; beta has no axis of sequences"
-        ) from None
     raw = (
         *(reward if not whole else (reward,)),
         *(given[:depth] if isinstance(given, tuple) else (given,)),
@@ -239,7 +243,7 @@ def _problem(space: SequenceSpace, reward: Any, log_ref: Any, beta: Any) -> _Pro
 def whole_reward(space: SequenceSpace, reward: Any) -> Array:
     """Rewards of whole sequences as a float array, or an error that names both shapes."""
     space.require_enumerable()
-    x = floats(reward, "reward")
+    x = float_argument(reward, "reward")
     if x.ndim == 0 or x.shape[-1] != space.num_sequences:
         raise ValueError(
             f"reward has shape {x.shape}, but there are {counted(space)} = "
