@@ -209,8 +209,7 @@ def test_measuring_does_not_matter(sampled, monkeypatch):
 )
 def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, sizes, used):
     program = _engine.Program(
-        policy=POLICY,
-        space=SPACE,
+        outcomes=_engine.Sequences(POLICY, SPACE),
         method=PolicyGradient(Recipe(), batch_size=32),
         optimizer=optax.sgd,
         steps=1,
@@ -218,7 +217,8 @@ def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, s
         devices=tuple(range(devices)),
     )
     runs = {"learning_rate": np.zeros(total)}
-    plan = _engine.Plan(program, None, None, runs, 1, 0.0, chunk_runs, False, False)
+    options = _engine.Options(chunk_runs=chunk_runs)
+    plan = _engine.Plan(program, None, None, runs, 1, options)
     plan, chunks, num_runs = plan.chunks()
     assert num_runs == total
     assert [len(rows) for rows in chunks] == sizes

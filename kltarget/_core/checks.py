@@ -108,7 +108,7 @@ def at_index(index: tuple[int, ...]) -> str:
     return f" at index {index[0] if len(index) == 1 else index}"
 
 
-def raise_first(name: str, x: Array | None, bad: Any, rule: str) -> None:
+def raise_first(name: str, x: Any, bad: Any, rule: str) -> None:
     """An error that names the argument and the first place where it breaks the rule."""
     bad = np.asarray(bad)
     if bad.any():

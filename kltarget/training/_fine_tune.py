@@ -19,7 +19,7 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
-from kltarget.training._engine import Optimizer
+from kltarget.training._engine import Optimizer, Options
 from kltarget.training._methods import (
     MaximumLikelihood,
     Pathwise,
@@ -27,9 +27,8 @@ from kltarget.training._methods import (
     Preferences,
     PseudoReward,
 )
-from kltarget.training._outcomes import outcomes_of, sequence_space, space_of
+from kltarget.training._outcomes import outcomes_of, sequences_of
 from kltarget.training._run_setup import (
-    Options,
     check_batch,
     check_vectors,
     functions,
@@ -157,8 +156,7 @@ def fine_tune(
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
-    space = space_of(policy)
-    outcomes = outcomes_of(policy, space)
+    outcomes = outcomes_of(policy)
     check_vectors(outcomes, recipe, gradient)
     check_batch(recipe, batch_size)
     beta = recipe.beta if beta is None else beta
@@ -176,19 +174,9 @@ def fine_tune(
     shared |= off_grid
     if gradient == "score":
         shared |= of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
-    return train_runs(
-        policy,
-        params,
-        method,
-        shared,
-        {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate},
-        space=space,
-        key=key,
-        num_steps=num_steps,
-        options=options,
-        num_modes=num_modes,
-        recipe=recipe,
-    )
+    numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers)
+    return train_runs(*problem, num_steps, key, options, num_modes=num_modes, recipe=recipe)
 
 
 def sft(
@@ -245,17 +233,8 @@ def sft(
         [0.4 0.3 0.2 0.1]
     """
     method = MaximumLikelihood(positive("batch_size", batch_size))
-    return to_target(
-        policy,
-        params,
-        log_target,
-        ForwardKL(),
-        method,
-        learning_rate,
-        num_steps,
-        key,
-        Options(**options),
-    )
+    problem = (policy, params, log_target, ForwardKL(), method)
+    return to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def f_dpg(
@@ -322,17 +301,8 @@ def f_dpg(
     if not isinstance(divergence, Divergence):
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
     method = PseudoReward(positive("batch_size", batch_size, 2))
-    return to_target(
-        policy,
-        params,
-        log_target,
-        divergence,
-        method,
-        learning_rate,
-        num_steps,
-        key,
-        Options(**options),
-    )
+    problem = (policy, params, log_target, divergence, method)
+    return to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def dpo(
@@ -406,19 +376,10 @@ def dpo(
     """
     if pairs not in ("reference", "policy"):
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
-    space = sequence_space(policy)
-    outcomes = outcomes_of(policy, space)
+    outcomes = sequences_of(policy)
     shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, ReverseKL(), modes)
-    return train_runs(
-        policy,
-        params,
-        Preferences(positive("batch_size", batch_size), pairs),
-        shared,
-        {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate},
-        space=space,
-        key=key,
-        num_steps=num_steps,
-        options=Options(**options),
-        num_modes=num_modes,
-        positive_beta=True,
-    )
+    method = Preferences(positive("batch_size", batch_size), pairs)
+    numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers)
+    chosen = Options(**options)
+    return train_runs(*problem, num_steps, key, chosen, num_modes=num_modes, positive_beta=True)

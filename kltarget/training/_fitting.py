@@ -20,7 +20,7 @@ from kltarget._core.pytrees import pytree
 from kltarget.policies import Policy
 from kltarget.spaces._sequences import require_tokens
 from kltarget.training._engine import Optimizer, show_progress
-from kltarget.training._outcomes import sequence_space
+from kltarget.training._outcomes import sequences_of
 
 
 @pytree
@@ -200,7 +200,7 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
             f"{name} has shape {array.shape}, but the policy's sequences have {policy.length} "
             f"tokens: it needs shape (N, {policy.length})"
         )
-    require_tokens(sequence_space(policy), array, name)
+    require_tokens(sequences_of(policy).space, array, name)
     eos = getattr(policy, "eos", None)
     if eos is not None:
         over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)

@@ -13,22 +13,16 @@ from jaxtyping import Array
 from kltarget.recipes import Recipe
 from kltarget.training import estimators
 from kltarget.training._advantages import shaped
-from kltarget.training._engine import Program
+from kltarget.training._engine import Method, Program
 from kltarget.training._outcomes import Points
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Method):
     """The gradient of a recipe: reward by score function, regulariser where the recipe puts it."""
 
     recipe: Recipe
     batch_size: int | None
-    measured_exactly = True
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether rewards and references are asked for at samples of the policy."""
-        return self.batch_size is not None
 
     @property
     def updates_per_batch(self) -> int:
@@ -83,7 +77,7 @@ class PolicyGradient:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pathwise:
+class Pathwise(Method):
     """The derivative of reward less regulariser through the samples of a mixture.
 
     ``Σ_k w_k E_z[r(x) − β k(ℓ(x))]`` at ``x = μ_k + L_k z``: every component has its own samples,
@@ -92,15 +86,17 @@ class Pathwise:
 
     recipe: Recipe
     batch_size: int | None
-    updates_per_batch = 1
-    measured_exactly = True
-    looks_up = True
+
+    @property
+    def looks_up(self) -> bool:
+        """Between the points of the grid in any case."""
+        return True
 
     def ascent(
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
     ) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        policy, recipe = program.policy, self.recipe
+        policy, recipe = program.outcomes.policy, self.recipe
         log_weights, means, factors = policy.components(params)
         if self.batch_size is None or key is None:
             # The z that lead to the points of the grid, and the mass that they stand for.
@@ -129,13 +125,15 @@ class Pathwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(Method):
     """Maximum likelihood of a given distribution over outcomes."""
 
     batch_size: int | None
-    updates_per_batch = 1
-    looks_up = False
-    measured_exactly = True
+
+    @property
+    def looks_up(self) -> bool:
+        """Samples are drawn from the outcomes."""
+        return False
 
     def ascent(
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
@@ -152,17 +150,10 @@ class MaximumLikelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class PseudoReward:
+class PseudoReward(Method):
     """Descent of ``D_f(π‖p)`` by policy gradient with the reward ``−f′(π/p)``."""
 
     batch_size: int | None
-    updates_per_batch = 1
-    measured_exactly = True
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether rewards and references are asked for at samples of the policy."""
-        return self.batch_size is not None
 
     def ascent(
         self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
@@ -183,13 +174,11 @@ class PseudoReward:
 
 
 @dataclasses.dataclass(frozen=True)
-class Preferences:
+class Preferences(Method):
     """Direct preference optimisation on labelled pairs, drawn afresh at every step."""
 
     batch_size: int | None
     pairs: str
-    updates_per_batch = 1
-    looks_up = False
 
     @property
     def measured_exactly(self) -> bool:

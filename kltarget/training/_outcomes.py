@@ -17,23 +17,6 @@ from kltarget._core.numerics import as_float
 from kltarget.spaces import Box, SequenceSpace
 from kltarget.spaces._sequences import counted
 
-Space = SequenceSpace | Box
-
-
-def space_of(policy: Any) -> Space:
-    """The sequences of a policy, or its box if its outcomes are vectors."""
-    space = getattr(policy, "space", None)
-    if isinstance(space, Box):
-        _require(policy, ("log_probs", "log_masses", "sample"))
-        return space
-    return sequence_space(policy)
-
-
-def sequence_space(policy: Any) -> SequenceSpace:
-    """The sequences of a policy, or an error if it is none."""
-    _require(policy, ("vocab_size", "length", "log_probs", "sample", "conditionals"))
-    return SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
-
 
 def _require(policy: Any, names: tuple[str, ...]) -> None:
     for name in names:
@@ -207,6 +190,17 @@ class Points:
         return {**known, "token_log_ref": known["log_ref"][..., None]}
 
 
-def outcomes_of(policy: Any, space: Space) -> Sequences | Points:
-    """The outcomes of a policy."""
-    return Points(policy, space) if isinstance(space, Box) else Sequences(policy, space)
+def outcomes_of(policy: Any) -> Sequences | Points:
+    """The sequences of a policy, or the points of its box if its outcomes are vectors."""
+    space = getattr(policy, "space", None)
+    if not isinstance(space, Box):
+        return sequences_of(policy)
+    _require(policy, ("log_probs", "log_masses", "sample"))
+    return Points(policy, space)
+
+
+def sequences_of(policy: Any) -> Sequences:
+    """The sequences of a policy, or an error if it is none."""
+    _require(policy, ("vocab_size", "length", "log_probs", "sample", "conditionals"))
+    space = SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
+    return Sequences(policy, space)
