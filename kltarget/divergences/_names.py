@@ -6,33 +6,22 @@ import math
 from collections.abc import Callable
 
 from kltarget._core.checks import worded
+from kltarget.divergences import _families
 from kltarget.divergences._base import Divergence
-from kltarget.divergences._families import (
-    Alpha,
-    ChiSquared,
-    ChiSquaredKL,
-    ForwardKL,
-    JensenShannon,
-    NeymanChiSquared,
-    ReverseKL,
-    SquaredHellinger,
-    TotalVariation,
-    Tsallis,
-)
 
 CLASSES: dict[str, Callable[..., Divergence]] = {
     str(cls._slug): cls
     for cls in (
-        ReverseKL,
-        ForwardKL,
-        JensenShannon,
-        Alpha,
-        ChiSquared,
-        NeymanChiSquared,
-        SquaredHellinger,
-        Tsallis,
-        ChiSquaredKL,
-        TotalVariation,
+        _families.ReverseKL,
+        _families.ForwardKL,
+        _families.JensenShannon,
+        _families.Alpha,
+        _families.ChiSquared,
+        _families.NeymanChiSquared,
+        _families.SquaredHellinger,
+        _families.Tsallis,
+        _families.ChiSquaredKL,
+        _families.TotalVariation,
     )
 }
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}

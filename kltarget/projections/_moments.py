@@ -12,16 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linprog
 
-from kltarget._core.checks import (
-    at_index,
-    common_dtype,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    require_outcomes,
-    traced,
-    worded,
-)
+from kltarget._core import checks
 from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
@@ -79,7 +70,7 @@ class MomentProjection:
             >>> print(abs(gap) < 1e-6)
             True
         """
-        log_q = float_argument(log_q, "log_q")
+        log_q = checks.float_argument(log_q, "log_q")
         if log_q.ndim == 0 or log_q.shape[-1] != self.log_probs.shape[-1]:
             raise ValueError(
                 f"log_q has shape {log_q.shape}, but the projection {self.log_probs.shape}: both "
@@ -154,11 +145,11 @@ def moment_projection(
         Preferences through f-divergence Minimization", 2023, arXiv 2302.08215.
     """
     given = {"log_ref": log_ref, "features": features, "moments": moments}
-    arrays = {name: float_argument(x, name) for name, x in given.items()}
-    dtype = common_dtype(given.values(), arrays.values())
+    arrays = {name: checks.float_argument(x, name) for name, x in given.items()}
+    dtype = checks.common_dtype(given.values(), arrays.values())
     log_ref, features, moments = (x.astype(dtype) for x in arrays.values())
     _require_shapes(log_ref, features, moments)
-    concrete = not traced(log_ref, features, moments)
+    concrete = not checks.traced(log_ref, features, moments)
     if concrete:
         _check_values(log_ref, features, moments)
     found = _project(log_ref, log_ref, features, moments)
@@ -189,7 +180,7 @@ def _project(
     )
     *numbers, status = by_row(*problem)
     mass = jnp.exp(log_ref.astype(wide)).sum(-1)
-    unnormalised = ~(jnp.abs(mass - 1) <= mass_tolerance(dtype))
+    unnormalised = ~(jnp.abs(mass - 1) <= checks.mass_tolerance(dtype))
     status = status | jnp.broadcast_to(flag(unnormalised, Status.INVALID_REFERENCE), batch)
     failed = (status & FAILURES) != 0
     spoilt = (
@@ -377,8 +368,8 @@ def _face(
             np.array2string(x, precision=digits, separator=", ") for x in (moments, attained)
         )
         raise ValueError(
-            f"moments {asked}{at_index(row)} cannot be had: no distribution on the outcomes with "
-            f"reference mass has them; the nearest that one has are {best}, off by up to "
+            f"moments {asked}{checks.at_index(row)} cannot be had: no distribution on the outcomes "
+            f"with reference mass has them; the nearest that one has are {best}, off by up to "
             f"{np.abs(attained - moments).max():.3g}"
         )
     # Weights of any size with these moments: as many as possible of at least one.
@@ -400,7 +391,7 @@ def _face(
 
 
 def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
-    require_outcomes(log_ref, "log_ref")
+    checks.require_outcomes(log_ref, "log_ref")
     if features.ndim != 2 or features.shape[0] != log_ref.shape[-1] or features.shape[1] == 0:
         raise ValueError(
             f"features has shape {features.shape}, but log_ref {log_ref.shape}: it needs shape "
@@ -411,7 +402,7 @@ def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
             f"moments has shape {moments.shape}, but features {features.shape}: it needs shape "
             f"[..., {features.shape[1]}], one mean per feature"
         )
-    with worded(
+    with checks.worded(
         f"the batch axes of log_ref {log_ref.shape[:-1]} and moments {moments.shape[:-1]} do not "
         "broadcast"
     ):
@@ -419,10 +410,10 @@ def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
 
 
 def _check_values(log_ref: Array, features: Array, moments: Array) -> None:
-    raise_first("features", features, ~jnp.isfinite(features), "must be finite")
-    raise_first("moments", moments, ~jnp.isfinite(moments), "must be finite")
+    checks.raise_first("features", features, ~jnp.isfinite(features), "must be finite")
+    checks.raise_first("moments", moments, ~jnp.isfinite(moments), "must be finite")
     mass = np.exp(np.asarray(log_ref, np.float64)).sum(-1)
-    bad = ~(np.abs(mass - 1) <= mass_tolerance(log_ref.dtype))
-    raise_first(
+    bad = ~(np.abs(mass - 1) <= checks.mass_tolerance(log_ref.dtype))
+    checks.raise_first(
         "log_ref", mass, bad, "is not normalised (pass kltarget.normalize(log_ref)): its mass"
     )

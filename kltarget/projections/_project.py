@@ -16,14 +16,7 @@ from kltarget._core.newton import Minimum
 from kltarget._core.numerics import double_precision
 from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table
-from kltarget.projections._descent import (
-    jeffreys,
-    minimum,
-    mixture_of,
-    moments,
-    value_and_gradient,
-    vector_of,
-)
+from kltarget.projections import _descent
 from kltarget.projections._em import em_runs
 from kltarget.projections._population import Population, gaussians, population
 from kltarget.spaces import GaussianMixture
@@ -278,7 +271,7 @@ class _Search:
 
     def _minimum(self, rule: Rule, start: ArrayLike, limits: tuple[float, int]) -> Minimum:
         density = self.given.density
-        return minimum(self.direction, self.num_components, rule, density, start, *limits)
+        return _descent.minimum(self.direction, self.num_components, rule, density, start, *limits)
 
     def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
         """The optimum on the first rule that the next coarser one agrees with."""
@@ -287,7 +280,7 @@ class _Search:
         for coarse, fine in itertools.pairwise(rules):
             found = self._minimum(coarse, x, _FINE)
             x, last = found.x, fine
-            value, slopes = value_and_gradient(direction, count, fine, density, x)
+            value, slopes = _descent.value_and_gradient(direction, count, fine, density, x)
             error = abs(float(value) - float(found.value))
             if error <= self.tol / 4 and float(jnp.abs(slopes).max()) <= 1e-8:
                 break
@@ -300,7 +293,7 @@ class _Search:
         """Value, error and gradient, the first two by other draws where expectations are drawn."""
         if check is not None:
             direction, count, density = self.direction, self.num_components, self.given.density
-            mean, square = moments(direction, count, check, density, x)
+            mean, square = _descent.moments(direction, count, check, density, x)
             variance = max(float(square) - float(mean) ** 2, 0.0)
             return float(mean), (variance / self.num_points) ** 0.5, gradient
         return value, error + self.given.normalizer_error, gradient
@@ -320,7 +313,7 @@ class _Search:
         for number, (other, its_value) in enumerate(known):
             if abs(value - its_value) > 1e-5 * (1 + abs(value)):
                 continue
-            apart = jeffreys(self.num_components, z, x, other, self.given.density)
+            apart = _descent.jeffreys(self.num_components, z, x, other, self.given.density)
             if float(apart) < 1e-6:
                 if value < its_value:
                     known[number] = found
@@ -329,7 +322,7 @@ class _Search:
         return len(known) - 1
 
     def _mixture(self, x: Array) -> GaussianMixture:
-        return mixture_of(x, self.num_components, self.given.dim)
+        return _descent.mixture_of(x, self.num_components, self.given.dim)
 
     def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[np.ndarray]:
         """Starts as vectors: choices of the target's own components, and random ones."""
@@ -337,7 +330,7 @@ class _Search:
         if count == 1:
             whole = gaussians(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
             if self.direction == "forward":
-                return [vector_of(whole)] * num_starts
+                return [_descent.vector_of(whole)] * num_starts
             starts = [whole, *self._choices((num_starts + 1) // 2)]
         else:
             starts = self._choices((num_starts + 1) // 2)
@@ -351,7 +344,7 @@ class _Search:
             starts += [jax.tree.map(lambda y, k=k: y[k], fitted) for k in held]
         else:
             starts += [self._random() for _ in range(missing)]
-        return [vector_of(x) for x in starts[:num_starts]]
+        return [_descent.vector_of(x) for x in starts[:num_starts]]
 
     def _choices(self, most: int) -> list[GaussianMixture]:
         mixture, count, size = self.given.density.mixture, self.num_components, self.given.dim

@@ -12,16 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import (
-    at_index,
-    common_dtype,
-    first_index,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    traced,
-    worded,
-)
+from kltarget._core import checks
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
 from kltarget._core.pytrees import made, register
@@ -98,20 +89,20 @@ class GaussianMixture:
         spread_name = "covariances" if cholesky is None else "cholesky"
         spread = covariances if cholesky is None else cholesky
         given = {"log_weights": log_weights, "means": means, spread_name: spread}
-        arrays = {name: float_argument(x, name) for name, x in given.items()}
-        dtype = common_dtype(given.values(), arrays.values())
+        arrays = {name: checks.float_argument(x, name) for name, x in given.items()}
+        dtype = checks.common_dtype(given.values(), arrays.values())
         weights, centers, spread = (x.astype(dtype) for x in arrays.values())
         kind = "full" if cholesky is not None else covariance_type
         _require_shapes(weights, centers, spread, spread_name, kind)
         factors = spread if cholesky is not None else _factors(spread, kind, centers.shape[-1])
         for name, x in (("log_weights", weights), ("means", centers), ("cholesky", factors)):
             object.__setattr__(self, name, x)
-        with worded(
+        with checks.worded(
             f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} and "
             f"{spread_name} {factors.shape[:-3]} do not broadcast"
         ):
             _ = self.batch_shape
-        if not traced(weights, centers, factors):
+        if not checks.traced(weights, centers, factors):
             self._check_values(spread_name)
 
     @property
@@ -199,7 +190,7 @@ class GaussianMixture:
 
     def _log_joint(self, x: ArrayLike) -> Array:
         """``log w_k N(x; μ_k, Σ_k)``, shape ``[..., K]``, in the working dtype."""
-        points = float_argument(x, "x")
+        points = checks.float_argument(x, "x")
         if points.ndim == 0 or points.shape[-1] != self.dim:
             raise ValueError(
                 f"x has shape {points.shape}, but the mixture has {self.dim} dimensions: its last "
@@ -222,28 +213,28 @@ class GaussianMixture:
 
     def _check_values(self, spread_name: str) -> None:
         total = np.exp(np.asarray(self.log_weights, np.float64)).sum(-1)
-        off = ~(np.abs(total - 1) <= mass_tolerance(self.log_weights.dtype))
+        off = ~(np.abs(total - 1) <= checks.mass_tolerance(self.log_weights.dtype))
         if off.any():
-            at = first_index(off)
+            at = checks.first_index(off)
             raise ValueError(
                 f"log_weights is not normalised: the weights sum to {total[at]:.10g}"
-                f"{at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
+                f"{checks.at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
             )
-        raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
+        checks.raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
         factors = np.asarray(self.cholesky, np.float64)
         scales = np.diagonal(factors, axis1=-2, axis2=-1)
         bad = ~((scales > 0).all(-1) & np.isfinite(factors).all((-1, -2)))
         if bad.any():
-            what = (
-                "have positive diagonals" if spread_name == "cholesky" else "be positive definite"
-            )
+            given = spread_name == "cholesky"
+            what = "have positive diagonals" if given else "be positive definite"
+            at = checks.at_index(checks.first_index(bad))
             raise ValueError(
-                f"{spread_name} must {what}, but that{at_index(first_index(bad))} is not so; "
-                "a component without extent in some direction has no density: add a small variance"
+                f"{spread_name} must {what}, but that{at} is not so; a component without extent in "
+                "some direction has no density: add a small variance"
             )
         if np.triu(factors, 1).any():
-            at = first_index(np.triu(factors, 1).any((-1, -2)))
-            raise ValueError(f"cholesky must be lower triangular, but that{at_index(at)} is not")
+            at = checks.at_index(checks.first_index(np.triu(factors, 1).any((-1, -2))))
+            raise ValueError(f"cholesky must be lower triangular, but that{at} is not")
 
 
 register(GaussianMixture, ("log_weights", "means", "cholesky"))

@@ -19,14 +19,8 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
+from kltarget.training import _methods
 from kltarget.training._engine import Optimizer, Options
-from kltarget.training._methods import (
-    MaximumLikelihood,
-    Pathwise,
-    PolicyGradient,
-    Preferences,
-    PseudoReward,
-)
 from kltarget.training._outcomes import outcomes_of, sequences_of
 from kltarget.training._run_setup import (
     check_batch,
@@ -164,7 +158,7 @@ def fine_tune(
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
     options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
     # Recipes that differ in beta share a program.
-    kind = Pathwise if gradient == "pathwise" else PolicyGradient
+    kind = _methods.Pathwise if gradient == "pathwise" else _methods.PolicyGradient
     method = kind(dataclasses.replace(recipe, beta=None), batch_size)
     if divergence is None and recipe.place != "none":
         divergence = None if gradient == "pathwise" else recipe.divergence
@@ -232,7 +226,7 @@ def sft(
         >>> print(jnp.exp(run.log_probs).round(3))
         [0.4 0.3 0.2 0.1]
     """
-    method = MaximumLikelihood(positive("batch_size", batch_size))
+    method = _methods.MaximumLikelihood(positive("batch_size", batch_size))
     problem = (policy, params, log_target, ForwardKL(), method)
     return to_target(*problem, learning_rate, num_steps, key, options)
 
@@ -300,7 +294,7 @@ def f_dpg(
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
-    method = PseudoReward(positive("batch_size", batch_size, 2))
+    method = _methods.PseudoReward(positive("batch_size", batch_size, 2))
     problem = (policy, params, log_target, divergence, method)
     return to_target(*problem, learning_rate, num_steps, key, options)
 
@@ -378,7 +372,7 @@ def dpo(
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
     outcomes = sequences_of(policy)
     shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, ReverseKL(), modes)
-    method = Preferences(positive("batch_size", batch_size), pairs)
+    method = _methods.Preferences(positive("batch_size", batch_size), pairs)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers)
     chosen = Options(**options)

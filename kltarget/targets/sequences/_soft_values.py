@@ -20,16 +20,7 @@ from kltarget._core.checks import (
     worded,
 )
 from kltarget._core.numerics import working_dtype
-from kltarget.spaces import SequenceSpace, backward
-from kltarget.spaces._sequences import (
-    TokenLayer,
-    after_eos,
-    conditionals,
-    counted,
-    only_possible,
-    repeated,
-    token_layers,
-)
+from kltarget.spaces import SequenceSpace, _sequences, backward
 from kltarget.targets._backups import soft_value
 
 
@@ -246,7 +237,7 @@ def whole_reward(space: SequenceSpace, reward: Any) -> Array:
     x = float_argument(reward, "reward")
     if x.ndim == 0 or x.shape[-1] != space.num_sequences:
         raise ValueError(
-            f"reward has shape {x.shape}, but there are {counted(space)} = "
+            f"reward has shape {x.shape}, but there are {_sequences.counted(space)} = "
             f"{space.num_sequences} sequences: the last axis must be {space.num_sequences}"
         )
     return x
@@ -284,7 +275,7 @@ def _check_values(
         raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
     for t, x in enumerate(refs):
         name = f"log_ref[{t}]" if stepwise else "log_ref"
-        x = after_eos(space, x) if stepwise else x
+        x = _sequences.after_eos(space, x) if stepwise else x
         raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must not be NaN or +inf")
         mass = jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1)
         rule = "is not normalised: pass kltarget.normalize of it"
@@ -302,14 +293,16 @@ def _soft_values(
 ) -> _Values:
     valid = (beta > 0) & (beta < jnp.inf)
     if isinstance(log_ref, tuple):
-        given = tuple(after_eos(space, _by_last_token(space, x, t)) for t, x in enumerate(log_ref))
+        given = tuple(
+            _sequences.after_eos(space, _by_last_token(space, x, t)) for t, x in enumerate(log_ref)
+        )
         for x in given:
             valid = valid & jnp.all(jnp.abs(jnp.exp(x).sum(-1) - 1) <= tolerance, axis=-1)
     else:
-        given = conditionals(space, log_ref)
+        given = _sequences.conditionals(space, log_ref)
         valid = valid & (jnp.abs(possible_mass(space, log_ref) - 1) <= tolerance)
     if whole:
-        value = only_possible(space, rewards[0])
+        value = _sequences.only_possible(space, rewards[0])
         earned = (None,) * space.length
     else:
         *earned, value = rewards
@@ -325,7 +318,7 @@ def _soft_values(
             led(valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))), x, jnp.nan
         )
 
-    def backed_up(q: Array, layer: TokenLayer) -> tuple[Array, tuple[Array, Array]]:
+    def backed_up(q: Array, layer: _sequences.TokenLayer) -> tuple[Array, tuple[Array, Array]]:
         before = soft_value(q, layer.log_ref, beta[..., None, None])
         nothing = jnp.isneginf(before)[..., None]
         advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
@@ -334,12 +327,14 @@ def _soft_values(
             before = jnp.where(over, jnp.zeros_like(before), before)
         if layer.earned is not None:
             size = max(before.shape[-1], layer.earned.shape[-1])
-            before = repeated(before, size, -1) + repeated(layer.earned, size, -1)
+            before = _sequences.repeated(before, size, -1) + _sequences.repeated(
+                layer.earned, size, -1
+            )
         before = led(before)
-        return before, (completed(before), completed(led(after_eos(space, advantage))))
+        return before, (completed(before), completed(led(_sequences.after_eos(space, advantage))))
 
     value = led(value)
-    layers = token_layers(space, given, earned, value.shape[-1])
+    layers = _sequences.token_layers(space, given, earned, value.shape[-1])
     _, kept = backward(layers, value, backed_up)
     return _Values(
         (*(before for before, _ in kept), completed(value)),
@@ -357,4 +352,4 @@ def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
 
 def possible_mass(space: SequenceSpace, log_ref: Array) -> Array:
     """The total probability of the sequences that exist, shape ``[...]``."""
-    return jnp.exp(only_possible(space, log_ref)).sum(-1)
+    return jnp.exp(_sequences.only_possible(space, log_ref)).sum(-1)
