@@ -290,13 +290,7 @@ class SequenceSpace:
 
     def require_log_probs(self, log_probs: ArrayLike, name: str) -> Float[Array, "... sequences"]:
         """``log_probs`` as a float array ``[..., V**L]``, or an error that names it."""
-        self.require_enumerable()
-        x = float_argument(log_probs, name)
-        if x.ndim == 0 or x.shape[-1] != self.num_sequences:
-            raise ValueError(
-                f"{name} has shape {x.shape}, but there are {counted(self)} = "
-                f"{self.num_sequences} sequences: the last axis must be {self.num_sequences}"
-            )
+        x = over_sequences(self, log_probs, name)
         if self.eos is not None and not isinstance(x, Tracer) and _has_impossible_mass(self, x):
             at = first_index(~self.possible() & ~jnp.isneginf(x))
             raise ValueError(
@@ -350,6 +344,18 @@ def require_tokens(space: SequenceSpace, tokens: np.ndarray, name: str) -> None:
             f"{name} must be from 0 to {space.sizes[at[-1]] - 1}{where}, "
             f"got {tokens[at]} at index {at}"
         )
+
+
+def over_sequences(space: SequenceSpace, x: ArrayLike, name: str) -> Array:
+    """``x`` as a float array ``[..., V**L]``, or an error that names both shapes."""
+    space.require_enumerable()
+    array, count = float_argument(x, name), space.num_sequences
+    if array.ndim == 0 or array.shape[-1] != count:
+        raise ValueError(
+            f"{name} has shape {array.shape}, but there are {counted(space)} = {count} sequences: "
+            f"the last axis must be {count}"
+        )
+    return array
 
 
 def counted(space: SequenceSpace) -> str:

@@ -19,10 +19,16 @@ from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import SequenceSpace, backward
-from kltarget.spaces._sequences import TokenLayer, conditionals, joint, only_possible
+from kltarget.spaces._sequences import (
+    TokenLayer,
+    conditionals,
+    joint,
+    only_possible,
+    over_sequences,
+)
 from kltarget.targets._backups import Local, local_target
 from kltarget.targets._protocol import StationaryPolicy
-from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
+from kltarget.targets.sequences._soft_values import possible_mass
 
 
 @pytree
@@ -136,7 +142,7 @@ def token_local_target(
         2510.01555, on what estimators of the KL do in the loss.
     """
     log_ref = space.require_log_probs(log_ref, "log_ref")
-    reward = only_possible(space, whole_reward(space, reward))
+    reward = only_possible(space, over_sequences(space, reward, "reward"))
     objective = Objective(reward, log_ref, beta, divergence)
     return TokenLocalTarget(objective, *_token_local(space, full_gradient, objective))
 
