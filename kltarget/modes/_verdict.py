@@ -178,32 +178,26 @@ class Facts:
         if numbers["reverse_kl"] < _UNMOVED:
             stays = f"stays at the reference: KL(π*‖π_ref) is {numbers['reverse_kl']:.2g} nats"
             return joined(stays, self.flip_sentence(numbers, rivals)), kept
-        mass = numbers["best_mass"]
-        if len(best) == 1:
-            return joined(self.single(best[0], mass), self.flip_sentence(numbers, rivals)), ""
-        several = f"{len(best):,} equally rewarded modes"
+        if len(best) > 1:
+            return self.several(best, numbers), kept
+        single = self.single(best[0], numbers["best_mass"])
+        return joined(single, self.flip_sentence(numbers, rivals)), ""
+
+    def several(self, best: np.ndarray, numbers: dict[str, Any]) -> str:
+        several, mass = f"{len(best):,} equally rewarded modes", numbers["best_mass"]
         if mass < _REACHED:
-            return (
-                f"misses the best reward: {percent(_log1m(mass))} of the mass is on outcomes of "
-                f"lower reward than the {several}",
-                kept,
-            )
+            lost = percent(math.log1p(-mass))
+            lower = f"of the mass is on outcomes of lower reward than the {several}"
+            return f"misses the best reward: {lost} {lower}"
         largest = best[self.mode_log[best].argmax()]
-        share = math.exp(self.mode_log[largest] - _total(self.mode_log[best]))
+        mode, log_mass = self.quoted(largest), float(self.mode_log[largest])
         now, before = numbers["effective_best_modes"], numbers["effective_best_modes_reference"]
-        if share >= _COLLAPSED:
-            return (
-                f"collapses: {percent(float(self.mode_log[largest]))} of the mass is on "
-                f"{self.quoted(largest)}, one of {several}",
-                kept,
-            )
+        if math.exp(log_mass - _total(self.mode_log[best])) >= _COLLAPSED:
+            return f"collapses: {percent(log_mass)} of the mass is on {mode}, one of {several}"
         amount = f"{now:.3g} effective modes among {several}"
         if now >= _KEPT * before or math.isnan(before):
-            return f"keeps the reference's diversity: {amount}", kept
-        return (
-            f"leans to {self.quoted(largest)}: {amount}, where the reference has {before:.3g}",
-            kept,
-        )
+            return f"keeps the reference's diversity: {amount}"
+        return f"leans to {mode}: {amount}, where the reference has {before:.3g}"
 
     def single(self, best: int, mass: float) -> str:
         only = f"{self.quoted(best)}, which alone has the best reward ({self.highest:.4g})"
@@ -251,7 +245,3 @@ def _total(log_masses: np.ndarray) -> float:
     if np.isnan(log_masses).any():
         return math.nan
     return float(np.logaddexp.reduce(log_masses)) if len(log_masses) else -math.inf
-
-
-def _log1m(p: float) -> float:
-    return math.log1p(-p) if p < 1 else -math.inf
