@@ -83,6 +83,12 @@ def flag(condition: Array, status: Status) -> Array:
     return jnp.where(condition, jnp.int32(int(status)), jnp.int32(0))
 
 
+def unless_failed(status: Array, x: Array) -> Array:
+    """``x``, of more axes than ``status``, with NaN in the rows that failed."""
+    failed = (status & FAILURES) != 0
+    return jnp.where(failed.reshape(*failed.shape, *[1] * (x.ndim - failed.ndim)), jnp.nan, x)
+
+
 def raise_if_failed(status: ArrayLike, what: str) -> None:
     """Raises a ``ValueError`` that names the first row with a failure bit."""
     rows = np.asarray(status)

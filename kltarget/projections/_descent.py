@@ -21,8 +21,7 @@ from kltarget.spaces._gaussian_mixture import log_joint, unchecked
 
 def vector_of(mixture: GaussianMixture) -> np.ndarray:
     """Logits less the first, means, log-diagonals and what is below them."""
-    fields = (mixture.log_weights, mixture.means, mixture.cholesky)
-    logs, means, factors = (np.asarray(x, np.float64) for x in fields)
+    logs, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     below = np.tril_indices(means.shape[-1], -1)
     parts = (
         logs[1:] - logs[0],

@@ -16,7 +16,7 @@ from kltarget._core import checks
 from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.status import Status, flag, unless_failed
 
 
 @pytree
@@ -182,14 +182,9 @@ def _project(
     mass = jnp.exp(log_ref.astype(wide)).sum(-1)
     unnormalised = ~(jnp.abs(mass - 1) <= checks.mass_tolerance(dtype))
     status = status | jnp.broadcast_to(flag(unnormalised, Status.INVALID_REFERENCE), batch)
-    failed = (status & FAILURES) != 0
-    spoilt = (
-        jnp.where(jnp.reshape(failed, (*batch, *[1] * (x.ndim - len(batch)))), jnp.nan, x)
-        for x in numbers
-    )
-    log_probs, multipliers, log_normalizer, divergence = (x.astype(dtype) for x in spoilt)
+    numbers = (unless_failed(status, x).astype(dtype) for x in numbers)
     log_ref = jnp.broadcast_to(log_ref, (*batch, log_ref.shape[-1]))
-    return MomentProjection(log_ref, log_probs, multipliers, log_normalizer, divergence, status)
+    return MomentProjection(log_ref, *numbers, status=status)
 
 
 def _row(

@@ -22,11 +22,6 @@ from kltarget.spaces._gaussian_mixture import log_joint, unchecked
 from kltarget.targets.mixtures._tilt import MixtureTarget
 
 
-def gaussians(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
-    """A mixture of NumPy arrays, which keep double precision and start no programs."""
-    return unchecked(log_weights, means, factors)
-
-
 @pytree
 class Density:
     """A log-density in coordinates ``y`` with ``x = center + factor·y``.
@@ -95,8 +90,7 @@ class Population:
         factor = np.asarray(self.density.factor)
         means = np.asarray(mixture.means) @ factor.T + np.asarray(self.density.center)
         factors = factor @ np.asarray(mixture.cholesky)
-        arrays = (np.asarray(mixture.log_weights), means, factors)
-        return gaussians(*arrays)
+        return unchecked(np.asarray(mixture.log_weights), means, factors)
 
 
 def population(
@@ -156,8 +150,7 @@ def _require_no_atom(mass: Any) -> None:
 def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generator) -> Population:
     if target.batch_shape:
         raise ValueError(f"target has batch shape {target.batch_shape}: project one at a time")
-    fields = (target.log_weights, target.means, target.cholesky)
-    log_weights, means, factors = (np.asarray(x, np.float64) for x in fields)
+    log_weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(target))
     kept = log_weights > -np.inf
     log_weights, means, factors = log_weights[kept], means[kept], factors[kept]
     weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
@@ -166,26 +159,20 @@ def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generat
     apart = means - center
     covariance = np.einsum("k,kij->ij", weights, spread) + (weights * apart.T) @ apart
     factor = np.linalg.cholesky(covariance)
-    inner = gaussians(
-        np.log(weights), np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
-    )
+    places, spreads = np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
+    # NumPy arrays keep double precision and start no programs.
+    inner = unchecked(np.log(weights), places, spreads)
     density = Density(inner, center, factor, 0.0, None)
     size = means.shape[1]
     if size in LEVELS:
         rules = tuple(NormalLattice.of(step, radius, size) for step, radius in LEVELS[size])
         z, shares = rules[0].all()
-        cloud = np.concatenate(
-            [
-                m + z @ f.T
-                for m, f in zip(np.asarray(inner.means), np.asarray(inner.cholesky), strict=True)
-            ]
-        )
+        cloud = np.concatenate([m + z @ f.T for m, f in zip(places, spreads, strict=True)])
         masses = np.outer(weights, shares).ravel()
     else:
         which = rng.choice(len(weights), size=num_points, p=weights)
         noise = rng.normal(size=(num_points, size))
-        own = np.asarray(inner.cholesky)[which]
-        cloud = np.asarray(inner.means)[which] + np.einsum("nij,nj->ni", own, noise)
+        cloud = places[which] + np.einsum("nij,nj->ni", spreads[which], noise)
         masses = np.full(num_points, 1 / num_points)
         rules = (Table.of(cloud, masses),)
     return Population(density, rules, cloud, masses / masses.sum(), 0.0, target.means.dtype)

@@ -18,8 +18,9 @@ from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table
 from kltarget.projections import _descent
 from kltarget.projections._em import em_runs
-from kltarget.projections._population import Population, gaussians, population
+from kltarget.projections._population import Population, population
 from kltarget.spaces import GaussianMixture
+from kltarget.spaces._gaussian_mixture import unchecked
 
 Direction = Literal["forward", "reverse"]
 
@@ -146,6 +147,7 @@ def project(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from kltarget.spaces import GaussianMixture
+    from kltarget.spaces._gaussian_mixture import unchecked
         >>> from kltarget.mixtures import project
         >>> target = GaussianMixture(
         ...     jnp.log(jnp.array([0.75, 0.25])),
@@ -328,7 +330,7 @@ class _Search:
         """Starts as vectors: choices of the target's own components, and random ones."""
         count, size = self.num_components, self.given.dim
         if count == 1:
-            whole = gaussians(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
+            whole = unchecked(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
             if self.direction == "forward":
                 return [_descent.vector_of(whole)] * num_starts
             starts = [whole, *self._choices((num_starts + 1) // 2)]
@@ -350,8 +352,7 @@ class _Search:
         mixture, count, size = self.given.density.mixture, self.num_components, self.given.dim
         if mixture is None:
             return []
-        fields = (mixture.log_weights, mixture.means, mixture.cholesky)
-        log_weights, means, factors = map(np.asarray, fields)
+        log_weights, means, factors = map(np.asarray, jax.tree.leaves(mixture))
         own = len(log_weights)
         if count > own:
             chosen = [np.arange(count) % own] * min(most, 2)
@@ -366,7 +367,7 @@ class _Search:
                 noise = self.rng.normal(size=(count, size))
                 moved = moved + 0.3 * np.einsum("kij,kj->ki", factors[which], noise)
             logs = log_weights[which] - np.logaddexp.reduce(log_weights[which])
-            starts.append(gaussians(logs, moved, factors[which]))
+            starts.append(unchecked(logs, moved, factors[which]))
         return starts
 
     def _random(self) -> GaussianMixture:
@@ -377,7 +378,7 @@ class _Search:
         factors = np.broadcast_to(scale * np.eye(size), (count, size, size))
         logs = np.full(count, -np.log(count))
         means = self.given.cloud[at] + 0.1 * scale * self.rng.normal(size=(count, size))
-        return gaussians(logs, means, factors)
+        return unchecked(logs, means, factors)
 
 
 def _in_order(mixture: GaussianMixture) -> GaussianMixture:

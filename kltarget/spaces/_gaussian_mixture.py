@@ -240,7 +240,7 @@ class GaussianMixture:
 register(GaussianMixture, ("log_weights", "means", "cholesky"))
 
 
-def unchecked(log_weights: Array, means: Array, factors: Array) -> GaussianMixture:
+def unchecked(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
     """A mixture from arrays that are known to be one."""
     return made(GaussianMixture, log_weights=log_weights, means=means, cholesky=factors)
 

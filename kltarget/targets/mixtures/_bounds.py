@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.stats
 
@@ -24,9 +25,7 @@ def is_exponential(divergence: Divergence) -> bool:
 
 def components(mixture: GaussianMixture, least: float) -> Peaks:
     """Means and standard deviations of the components that count."""
-    weights, means, factors = (
-        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
-    )
+    weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     scales = np.sqrt(np.square(factors).sum(-1))
     return [(means[k], scales[k]) for k in np.flatnonzero(weights > np.log(least))]
 
@@ -42,9 +41,7 @@ def tilted(
     Raises:
         ValueError: with ``strict``, where P is not positive definite and there is no target.
     """
-    weights, means, factors = (
-        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
-    )
+    weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     matrix, vector = (np.asarray(x, np.float64) for x in (reward.matrix, reward.vector))
     kept = np.flatnonzero(weights > -np.inf)
     weights, means, factors = weights[kept], means[kept], factors[kept]

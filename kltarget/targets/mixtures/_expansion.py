@@ -57,8 +57,8 @@ class Powers(NamedTuple):
     log_weights: Float[Array, "*batch I"]
     means: Float[Array, "*batch I d"]
     whitening: Float[Array, "*batch I d d"]
-    counts: np.ndarray
-    log_count: np.ndarray
+    counts: tuple[tuple[int, ...], ...]
+    log_count: tuple[float, ...]
 
     def at(self, x: Float[Array, "*batch K J d"]) -> Bend:
         """The logarithm of each term, around a point of its own."""
@@ -130,8 +130,8 @@ def powers(
             f"than max_terms={most:,}: raise it, or use a larger beta"
         )
     chosen = list(itertools.product(*columns))
-    counts = [sum((own for own, _ in row), start=()) for row in chosen]
-    log_count = [math.fsum(log for _, log in row) for row in chosen]
+    counts = tuple(sum((own for own, _ in row), start=()) for row in chosen)
+    log_count = tuple(math.fsum(log for _, log in row) for row in chosen)
     fields: list[list[Array]] = [[], [], []]
     for term in densities:
         weights, means, factors = (x.astype(dtype) for x in term.mixture._broadcast())
@@ -144,9 +144,7 @@ def powers(
         jnp.concatenate([jnp.zeros(shape, dtype), *kept], axis=len(batch))
         for shape, kept in zip(empty, fields, strict=True)
     ]
-    width = sum(term.mixture.num_components for term in densities)
-    table = np.array(counts, float).reshape(total, width)
-    return Powers(joined[0], joined[1], joined[2], table, np.array(log_count))
+    return Powers(*joined, counts=counts, log_count=log_count)
 
 
 def _exponent(term: LogDensityReward, beta: Array) -> int:

@@ -31,6 +31,15 @@ def standard_nodes(size: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes[kept], masses[kept]
 
 
+def require_rule(size: int) -> None:
+    """Raises if there are too many dimensions for a rule."""
+    if size > MOST_DIMENSIONS:
+        raise ValueError(
+            f"the space has {size} dimensions, the rule serves up to {MOST_DIMENSIONS}: average "
+            "over target.sample"
+        )
+
+
 def expectation(
     mixture: GaussianMixture, function: Callable[[Array], Array]
 ) -> Float[Array, "*batch"]:

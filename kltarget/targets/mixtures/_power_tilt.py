@@ -24,7 +24,7 @@ from kltarget._core.checks import at_index, first_index, float_argument, traced
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import Divergence, ForwardKL
 from kltarget.divergences._base import PowerDivergence
 from kltarget.objectives._point_rewards import QuadraticReward
@@ -32,7 +32,7 @@ from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures._expansion import checked, quadratic_of
-from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation
+from kltarget.targets.mixtures._expectation import expectation, require_rule
 from kltarget.targets.mixtures._quadratic_frame import Frame, Nodes
 
 
@@ -131,11 +131,7 @@ class PowerTarget(Optimum):
         Raises:
             ValueError: there are more than three dimensions.
         """
-        if self.reference.dim > MOST_DIMENSIONS:
-            raise ValueError(
-                f"the space has {self.reference.dim} dimensions, the rule serves up to "
-                f"{MOST_DIMENSIONS}: average over target.sample"
-            )
+        require_rule(self.reference.dim)
         shares, means, covariances = _components(self, _alpha(self.divergence))
         present = shares > 0
         weights = jnp.where(present, jnp.log(jnp.where(present, shares, 1.0)), -jnp.inf)
@@ -281,15 +277,10 @@ def _power_tilt(
     sound = good & frame.bounded
     status = status | flag(sound & lost, Status.NOT_CONVERGED)
     status = status | flag(sound & condensed, Status.CONDENSED)
-    failed = (status & FAILURES) != 0
-
-    def kept(x: Array) -> Array:
-        rows = failed.reshape(*batch, *[1] * (x.ndim - len(batch)))
-        return jnp.where(rows, jnp.nan, x).astype(narrow)
-
-    return PowerTarget(
-        kept(offset), kept(atom_mass), kept(frame.center), status, mixture, reward, beta, divergence
+    offset, atom_mass, atom = (
+        unless_failed(status, x).astype(narrow) for x in (offset, atom_mass, frame.center)
     )
+    return PowerTarget(offset, atom_mass, atom, status, mixture, reward, beta, divergence)
 
 
 def _log_offset(nodes: Nodes, highest: Array) -> tuple[Array, Array]:
