@@ -254,15 +254,12 @@ def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Diverge
     reward = jnp.broadcast_to(objective.reward.astype(dtype), outcomes)
     log_ref = jnp.broadcast_to(objective.log_ref.astype(dtype), outcomes)
     beta = jnp.broadcast_to(objective.beta.astype(dtype), batch)[..., None]
-    divergence = jax.tree.map(
-        lambda x: (
-            jnp.broadcast_to(x, batch)[..., None].astype(dtype)
-            if jnp.ndim(x)
-            else jnp.asarray(x, dtype)
-        ),
-        objective.divergence,
-    )
-    return reward, log_ref, beta, divergence
+
+    def aligned(x: Any) -> Array:
+        own = jnp.broadcast_to(x, batch)[..., None].astype(dtype) if jnp.ndim(x) else x
+        return jnp.asarray(own, dtype)
+
+    return reward, log_ref, beta, jax.tree.map(aligned, objective.divergence)
 
 
 @jax.jit

@@ -355,11 +355,9 @@ class TransformerPolicy(Sequential):
         for i, layer in enumerate(params["layers"]):
             query, key, value = self._query_key_value(layer, x)
             # The final token is read at a position past the end, where nobody looks any more.
-            past = [state[name][:, i] for name in ("keys", "values")]
-            update = lax.dynamic_update_slice_in_dim
             past = [
-                update(p, new[:, None], position, 1)
-                for p, new in zip(past, (key, value), strict=True)
+                lax.dynamic_update_slice_in_dim(state[name][:, i], new[:, None], position, 1)
+                for name, new in (("keys", key), ("values", value))
             ]
             x = self._finish(layer, x, _attend(query[:, None], *past, visible)[:, 0])
             keys.append(past[0])

@@ -111,11 +111,8 @@ def minimum(
 def value_and_gradient(
     direction: str, count: int, rule: Rule, density: Density, x: Array
 ) -> tuple[Array, Array]:
-    def at(z: Array, weights: Array) -> tuple[Array, Array]:
-        piece = functools.partial(_piece, direction, count, rule, density)
-        return jax.value_and_grad(piece)(x, z, weights)
-
-    return total(at, rule)
+    piece = functools.partial(_piece, direction, count, rule, density)
+    return total(functools.partial(jax.value_and_grad(piece), x), rule)
 
 
 @functools.partial(jax.jit, static_argnames=("direction", "count"))

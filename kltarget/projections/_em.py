@@ -197,29 +197,18 @@ def from_sklearn(model: Any) -> GaussianMixture:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_components", "kind", "num_starts"))
-def _best(
-    x: Array,
-    log_weights: Array,
-    key: PRNGKeyArray,
-    num_components: int,
-    kind: str,
-    num_starts: int,
-    bound: ArrayLike | None,
-    tol: ArrayLike,
-    max_steps: ArrayLike,
-) -> MixtureFit:
-    mixtures, scores, steps, gains, collapsed = em_runs(
-        x, log_weights, key, num_components, kind, num_starts, bound, tol, max_steps
-    )
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _best(*problem: Any) -> MixtureFit:
+    """The best one of :func:`em_runs`."""
+    mixtures, scores, steps, settled, collapsed = em_runs(*problem)
     at = jnp.argmax(jnp.where(collapsed, -jnp.inf, scores))
     failed = collapsed.all()
     best = jax.tree.map(lambda y: jnp.where(failed, jnp.nan, y[at]), mixtures)
-    enough = gains[at] <= _least_gain(scores[at], tol)
-    score = jnp.where(failed, jnp.nan, scores[at])
-    return MixtureFit(best, score, steps[at], enough & ~failed, collapsed.sum(dtype=jnp.int32))
+    score, converged = jnp.where(failed, jnp.nan, scores[at]), settled[at] & ~failed
+    return MixtureFit(best, score, steps[at], converged, collapsed.sum(dtype=jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def em_runs(
     x: Array,
     log_weights: Array,
@@ -231,7 +220,7 @@ def em_runs(
     tol: ArrayLike,
     max_steps: ArrayLike,
 ) -> tuple[GaussianMixture, Array, Array, Array, Array]:
-    """All starts: mixtures, log-likelihoods, steps, last gains, and which of them collapsed."""
+    """All starts: mixtures, log-likelihoods, steps, and which of them converged or collapsed."""
     shares = jnp.exp(log_weights - log_sum_exp(log_weights))
     middle = jnp.einsum("n,ni->i", shares, x, precision="highest")
     variances = jnp.einsum("n,ni->i", shares, jnp.square(x - middle[None]), precision="highest")
@@ -270,7 +259,8 @@ def em_runs(
         mixture = unchecked(
             mixture.log_weights, mixture.means * unit + middle[None], mixture.cholesky * unit
         )
-        return mixture, score - x.shape[1] * jnp.log(unit), steps, gain, collapsed
+        score = score - x.shape[1] * jnp.log(unit)
+        return mixture, score, steps, gain <= _least_gain(score, tol), collapsed
 
     return jax.vmap(run)(jax.random.split(key, num_starts))
 

@@ -185,13 +185,10 @@ def project(
             )
         search = _Search(given, direction, num_components, num_points, tol, rng)
         found = search.run(key, num_starts)
-    optima, values, errors, gradients, converged, reached = found
-    optima, values, errors, gradients = jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x).astype(given.dtype)),
-        (optima, values, errors, gradients),
-    )
+    *numbers, converged, reached = found
+    rounded = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(given.dtype)), numbers)
     kind, which = jnp.asarray(converged), jnp.asarray(reached, jnp.int32)
-    return Projection(optima, values, errors, gradients, kind, which)
+    return Projection(*rounded, converged=kind, reached=which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +227,8 @@ class _Search:
         order = np.lexsort((np.array([value for _, value in same]), ~converged))
         rank = np.where(converged, np.argsort(order), -1)
         reached = np.where(reached >= 0, rank[merged[reached]], -1)
-        optima = [self.given.restore(_in_order(self._mixture(best[k][0]))) for k in order]
+        found = [_descent.mixture_of(x, self.num_components, self.given.dim) for x, *_ in best]
+        optima = [self.given.restore(_in_order(found[k])) for k in order]
         stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
         ordered = (x[order] for x in (values, errors, gradients, converged))
         return stacked, *ordered, reached
@@ -305,13 +303,14 @@ class _Search:
     ) -> int:
         """The number of an optimum among those known, to which it is added if it is new."""
         x, value = found
-        z = rule
-        if self.direction == "forward":
-            size = self.given.dim
-            if size in LEVELS:
-                z = NormalLattice.of(LEVELS[size][0][0], LEVELS[size][0][1], size)
-            else:
-                z = Table.of(self.rng.normal(size=(1024, size)), np.full(1024, 1 / 1024))
+        size = self.given.dim
+        if self.direction == "reverse":
+            z = rule
+        elif size in LEVELS:
+            step, radius = LEVELS[size][0]
+            z = NormalLattice.of(step, radius, size)
+        else:
+            z = Table.of(self.rng.normal(size=(1024, size)), np.full(1024, 1 / 1024))
         for number, (other, its_value) in enumerate(known):
             if abs(value - its_value) > 1e-5 * (1 + abs(value)):
                 continue
@@ -322,9 +321,6 @@ class _Search:
                 return number
         known.append(found)
         return len(known) - 1
-
-    def _mixture(self, x: Array) -> GaussianMixture:
-        return _descent.mixture_of(x, self.num_components, self.given.dim)
 
     def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[np.ndarray]:
         """Starts as vectors: choices of the target's own components, and random ones."""
@@ -338,9 +334,8 @@ class _Search:
             starts = self._choices((num_starts + 1) // 2)
         missing = max(num_starts - len(starts), 0)
         if self.direction == "forward" and missing:
-            fitted, _, _, _, collapsed = _em(
-                self.given.cloud, np.log(self.given.masses), key, count, missing
-            )
+            samples = (self.given.cloud, np.log(self.given.masses))
+            fitted, *_, collapsed = em_runs(*samples, key, count, "full", missing, None, 1e-9, 300)
             held = np.flatnonzero(~np.asarray(collapsed))
             fitted = jax.tree.map(np.asarray, fitted)
             starts += [jax.tree.map(lambda y, k=k: y[k], fitted) for k in held]
@@ -384,11 +379,3 @@ class _Search:
 def _in_order(mixture: GaussianMixture) -> GaussianMixture:
     order = np.argsort(np.asarray(mixture.means)[:, 0], kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], mixture)
-
-
-_em = jax.jit(
-    lambda x, masses, key, count, runs: em_runs(
-        x, masses, key, count, "full", runs, None, 1e-9, 300
-    ),
-    static_argnums=(3, 4),
-)

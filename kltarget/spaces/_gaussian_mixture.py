@@ -250,9 +250,8 @@ def log_joint(mixture: GaussianMixture, x: Array) -> Array:
     weights, means, factors = (y.astype(x.dtype) for y in mixture._broadcast())
     size, count = mixture.dim, mixture.num_components
     lead = jnp.broadcast_shapes(x.shape[:-1], mixture.batch_shape)
-    apart = jnp.broadcast_to(x, (*lead, size))[..., None, :] - jnp.broadcast_to(
-        means, (*lead, count, size)
-    )
+    centers = jnp.broadcast_to(means, (*lead, count, size))
+    apart = jnp.broadcast_to(x, (*lead, size))[..., None, :] - centers
     whitening = jnp.broadcast_to(inverse_lower(factors), (*lead, count, size, size))
     squared = jnp.square(times(whitening, apart)).sum(-1)
     scale = jnp.log(diagonal(factors)).sum(-1) + size / 2 * math.log(2 * math.pi)

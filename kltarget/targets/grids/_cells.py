@@ -73,10 +73,6 @@ class Cells:
             tuple(map(both, self.parts, other.parts)),
         )
 
-    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes of the cells' own rules ``[C·P, d]`` and their log weights ``[C·P]``."""
-        return nodes(self.low, self.width)
-
     def divisible(self) -> np.ndarray:
         """Whether the nodes of a cell's parts are still apart in double precision."""
         reach = np.maximum(np.abs(self.low), np.abs(self.low + self.width))

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget._core.pytrees import as_function
+from kltarget._core.status import Status
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._point_rewards import LogDensityReward
@@ -21,7 +22,7 @@ from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._cells import Cells, edges_of, nodes, surroundings
 from kltarget.targets.grids._grid_target import GridTarget, log_density_at
-from kltarget.targets.grids._refinement import Refinement, Solved, unsettled
+from kltarget.targets.grids._refinement import Refinement, Solved, rounded_up
 from kltarget.targets.mixtures._bounds import box_around, default_peaks, is_exponential
 from kltarget.targets.mixtures._expansion import quadratic_of
 
@@ -85,7 +86,9 @@ class Problem:
         box = self._box(bounds, peaks, quadratic, place)
         # A first look, at the points of even cells
         first = Cells.cut(edges_of(box, None), self._look)
-        num_modes = self._count(first)
+        num_modes = max(int(first.own[2].max()) + 1, 0)
+        if num_modes > 100:
+            raise ValueError(f"modes must be below 100, got {num_modes - 1}: number them from 0")
         if self.atom:
             place = self._maximum(place, maximum is not None, box)
             if closed is not None:
@@ -96,16 +99,9 @@ class Problem:
         peaks = [(x, scale) for x, scale in peaks if _within(x, box)]
         while True:
             self.origin = place if self.atom else np.zeros(len(box))
-            refinement = Refinement(
-                self._look,
-                self.divergence,
-                self.beta,
-                self.atom,
-                num_modes,
-                self.tol,
-                max_points,
-                [(x - self.origin, scale) for x, scale in peaks],
-            )
+            shared = (self._look, self.divergence, self.beta, self.atom, num_modes, self.tol)
+            moved = [(x - self.origin, scale) for x, scale in peaks]
+            refinement = Refinement(*shared, max_points, moved)
             corner = np.zeros(len(box)) if self.atom else None
             cells = Cells.cut(edges_of(box - self.origin[:, None], corner), self._look)
             cells, found, error, accurate = self._refined(refinement, cells)
@@ -174,9 +170,7 @@ class Problem:
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(points), _BLOCK):
             chunk = points[start : start + _BLOCK]
-            size = 1024
-            while size < len(chunk):
-                size *= 8
+            size = rounded_up(len(chunk), 1024, 8)
             filled = np.concatenate([chunk, np.repeat(chunk[:1], size - len(chunk), 0)])
             values = _values(self.density, self.reward, jnp.asarray(filled))
             for name, x in zip(("density", "reward"), values, strict=True):
@@ -200,17 +194,13 @@ class Problem:
             )
         return modes.astype(np.int64)
 
-    def _count(self, cells: Cells) -> int:
-        most = int(cells.own[2].max()) + 1
-        if most > 100:
-            raise ValueError(f"modes must be below 100, got {most - 1}: number them from 0")
-        return max(most, 0)
-
     def _maximum(self, place: np.ndarray | None, given: bool, box: np.ndarray) -> np.ndarray:
         if place is None:
             start = self.best[1][None]
             low, width = box[None, :, 0], np.diff(box, axis=1)[None, :, 0]
-            points = np.concatenate([start, nodes(low, width)[0], self._lattice(box)])
+            middles = [(e[1:] + e[:-1]) / 2 for e in edges_of(box, None)]
+            lattice = np.stack(np.meshgrid(*middles, indexing="ij"), -1).reshape(-1, len(box))
+            points = np.concatenate([start, nodes(low, width)[0], lattice])
             place = _maximum_search.search(self.reward, points, box)
         if place.shape != (len(box),) or not np.isfinite(place).all():
             raise ValueError(f"maximum must be a finite point of shape ({len(box)},), got {place}")
@@ -226,11 +216,6 @@ class Problem:
             )
         self.top = float(self._raw(place[None])[1][0])
         return place
-
-    def _lattice(self, box: np.ndarray) -> np.ndarray:
-        edges = edges_of(box, None)
-        middles = [(e[1:] + e[:-1]) / 2 for e in edges]
-        return np.stack(np.meshgrid(*middles, indexing="ij"), -1).reshape(-1, len(box))
 
     def _refined(
         self, refinement: Refinement, cells: Cells
@@ -296,7 +281,7 @@ class Problem:
         box: np.ndarray,
         dtype: Any,
     ) -> GridTarget:
-        offsets, log_weights = cells.nodes()
+        offsets, log_weights = nodes(cells.low, cells.width)
         points = self.origin + offsets
         modes, num_modes = None, 0
         if self.modes is not None:
@@ -308,7 +293,8 @@ class Problem:
         if not accurate:
             atom = np.exp(found.log_probs[..., -1])
             error = np.maximum(error, np.where(error > self.tol, atom, 0.0))
-            status = np.where(error > self.tol, unsettled(status), status)
+            unsettled = status | np.int32(int(Status.NOT_CONVERGED))
+            status = np.where(error > self.tol, unsettled, status)
         top = self.top if self.atom else -np.inf
         reward = np.append(cells.own[1].reshape(-1) + self.top, top)
         log_ref = np.append(cells.own[0].reshape(-1), -np.inf)

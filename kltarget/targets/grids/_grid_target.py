@@ -213,7 +213,7 @@ def _log_prob(found: GridTarget, points: Array) -> Array:
     reward = jnp.broadcast_to(found.reward(points).astype(dtype), shape)
     multiplier = found.multiplier.astype(dtype)[..., None]
     log_ref = jnp.broadcast_to(log_ref, shape)
-    log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+    log_probs = log_target(divergence, log_ref, reward, beta, multiplier)
     return log_probs.astype(found.target.log_probs.dtype)
 
 

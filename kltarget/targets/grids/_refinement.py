@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.status import FAILURES, Status
+from kltarget._core.status import FAILURES
 from kltarget.divergences import Divergence, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.targets.discrete._coordinates import coordinate
@@ -157,9 +157,7 @@ class Refinement:
     def solve(self, cells: Cells, beta: np.ndarray) -> Solved:
         """The discrete problem on the cells' own nodes."""
         log_ref, reward = cells.own[0].reshape(-1), cells.own[1].reshape(-1)
-        size = 1024
-        while size < len(log_ref) + 1:
-            size *= 4
+        size = rounded_up(len(log_ref) + 1, 1024, 4)
         nowhere = np.full(size - len(log_ref), -np.inf)
         top = nowhere.copy()
         top[0] = 0.0 if self.atom else -np.inf
@@ -205,7 +203,7 @@ class Refinement:
         sums = []
         for start in range(0, count, most):
             chunk = [x[start : start + most] for x in at]
-            size = padded(len(chunk[0]), most)
+            size = min(rounded_up(len(chunk[0]), 256, 8), most)
             filled = [
                 np.concatenate([x, np.full((size - len(x), width), fill, x.dtype)])
                 for x, fill in zip(chunk, (-np.inf, 0.0, -1), strict=True)
@@ -215,12 +213,11 @@ class Refinement:
         return np.concatenate(sums, -1)
 
 
-def padded(count: int, most: int) -> int:
-    """One of few sizes that are large enough."""
-    size = 256
-    while size < min(count, most):
-        size *= 8
-    return min(size, most)
+def rounded_up(count: int, size: int, factor: int) -> int:
+    """One of few sizes that are large enough: times a factor each."""
+    while size < count:
+        size *= factor
+    return size
 
 
 @jax.jit(static_argnames=("atom", "num_modes"))
@@ -254,7 +251,7 @@ def _integrals(
         divergence, beta, multiplier, anchor, log_ratio = given
         slope = (jnp.where(possible, reward, multiplier) - multiplier) / beta
         if isinstance(divergence, TotalVariation):
-            log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+            log_probs = log_target(divergence, log_ref, reward, beta, multiplier)
         else:
             levels = coordinate(divergence, below=atom)
             at = jnp.broadcast_to(levels.of(log_ratio), reward.shape)
@@ -272,8 +269,8 @@ def _integrals(
 
 def log_target(
     divergence: Divergence, log_ref: Array, reward: Array, beta: Array, multiplier: Array
-) -> tuple[Array, Array]:
-    """``log π_ref + log (f′)⁻¹(s)`` and the slope ``s = (reward − λ)/β``, elementwise."""
+) -> Array:
+    """``log π_ref + log (f′)⁻¹((reward − λ)/β)``, elementwise."""
     possible = (reward > -jnp.inf) & (log_ref > -jnp.inf)
     slope = (jnp.where(possible, reward, multiplier) - multiplier) / beta
     # The rounding of s next to the maximiser may not make the density infinite.
@@ -281,9 +278,4 @@ def log_target(
     below = jnp.nextafter(steepest, jnp.full_like(steepest, -jnp.inf))
     slope = jnp.where(steepest < jnp.inf, jnp.minimum(slope, below), slope)
     log_u = divergence._log_inverse(slope)
-    return jnp.where(possible, jnp.where(possible, log_ref, 0.0) + log_u, -jnp.inf), slope
-
-
-def unsettled(status: np.ndarray) -> np.ndarray:
-    """The status of rows whose grid is not accurate enough."""
-    return status | np.int32(int(Status.NOT_CONVERGED))
+    return jnp.where(possible, jnp.where(possible, log_ref, 0.0) + log_u, -jnp.inf)
