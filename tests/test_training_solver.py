@@ -209,7 +209,7 @@ def test_measuring_does_not_matter(sampled, monkeypatch):
 )
 def test_chunks_are_of_one_size_and_hold_every_run(total, chunk_runs, devices, sizes, used):
     program = _engine.Program(
-        outcomes=_engine.Sequences(POLICY, SPACE),
+        outcomes=_engine._outcomes.outcomes_of(POLICY),
         method=PolicyGradient(Recipe(), batch_size=32),
         optimizer=optax.sgd,
         steps=1,

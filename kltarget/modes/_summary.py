@@ -235,12 +235,12 @@ def summarize(
     mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
     target = objective_or_target if is_target else solve(objective)
     if objective.batch_shape == ():
-        return _summary(Facts(objective, target, mode_labels, names, top))
-    return tuple(_summary(Facts(*row, mode_labels, names, top)) for row in _rows(target))
+        return _summary(Facts(target, mode_labels, names, top))
+    return tuple(_summary(Facts(row, mode_labels, names, top)) for row in _rows(target))
 
 
-def _rows(target: DiscreteTarget) -> Iterator[tuple[Objective, DiscreteTarget]]:
-    """Every problem of a batch and its target."""
+def _rows(target: DiscreteTarget) -> Iterator[DiscreteTarget]:
+    """The target of every problem of a batch."""
     objective, batch = target.objective, target.objective.batch_shape
     size = objective.num_outcomes
     fields = (
@@ -253,7 +253,7 @@ def _rows(target: DiscreteTarget) -> Iterator[tuple[Objective, DiscreteTarget]]:
     for index in np.ndindex(batch):
         one, parts = jax.tree.map(lambda x, index=index: x[index], (fields, certificate))
         row = Objective.unchecked(*one, measure=objective.measure)
-        yield row, dataclasses.replace(target, objective=row, **parts)
+        yield dataclasses.replace(target, objective=row, **parts)
 
 
 def _summary(facts: Facts) -> Summary:

@@ -13,7 +13,6 @@ from kltarget._core.words import percent, quoted, ratio
 from kltarget.divergences import kl
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._measures import effective_modes, mode_log_mass
-from kltarget.objectives import Objective
 from kltarget.targets import DiscreteTarget, greedy_limit
 from kltarget.tasks._task import likeliest_outcomes
 
@@ -34,17 +33,13 @@ class Facts:
     """Host copies of one problem, and what is read off them."""
 
     def __init__(
-        self,
-        objective: Objective,
-        target: DiscreteTarget,
-        modes: np.ndarray,
-        names: Sequence[str],
-        top: int,
+        self, target: DiscreteTarget, modes: np.ndarray, names: Sequence[str], top: int
     ) -> None:
         def host(x: Any) -> np.ndarray:
             return np.asarray(x, dtype=np.float64)
 
-        self.objective, self.target, self.modes, self.names = objective, target, modes, names
+        self.objective = objective = target.objective
+        self.target, self.modes, self.names = target, modes, names
         self.top = top
         self.beta = float(objective.beta)
         self.reward, self.log_ref = host(objective.reward), host(objective.log_ref)

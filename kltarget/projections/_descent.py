@@ -79,16 +79,16 @@ def _piece(
     return (masses * ratios).sum()
 
 
+Limits = tuple[ArrayLike, ArrayLike]
+"""Gradients at which descents end, and most steps."""
+
+
 @functools.partial(jax.jit, static_argnames=("direction", "count"))
 def minimum(
-    direction: str,
-    count: int,
-    rule: Rule,
-    density: Density,
-    start: ArrayLike,
-    noise: ArrayLike,
-    max_steps: ArrayLike,
+    direction: str, count: int, rule: Rule, density: Density, start: ArrayLike, limits: Limits
 ) -> Minimum:
+    noise, max_steps = limits
+
     def derivatives(x: Array) -> tuple[Array, Array, Array, Array]:
         def at(z: Array, weights: Array) -> tuple[Array, Array, Array]:
             piece = functools.partial(_piece, direction, count, rule, density)

@@ -271,7 +271,7 @@ class _Search:
 
     def _minimum(self, rule: Rule, start: ArrayLike, limits: tuple[float, int]) -> Minimum:
         density = self.given.density
-        return _descent.minimum(self.direction, self.num_components, rule, density, start, *limits)
+        return _descent.minimum(self.direction, self.num_components, rule, density, start, limits)
 
     def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
         """The optimum on the first rule that the next coarser one agrees with."""

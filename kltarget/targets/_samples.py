@@ -223,12 +223,8 @@ def solve_on_samples(
         place, top = _peak(quadratic, place)
     if not traced(rewards, top) and top > -jnp.inf:
         _require_highest(np.asarray(rewards, np.float64), float(top), dtype)
-    objective = Objective(
-        jnp.append(rewards, top),
-        jnp.append(jnp.full(rewards.shape, -np.log(len(points)), dtype), -jnp.inf),
-        beta_array,
-        divergence,
-    )
+    log_ref = jnp.append(jnp.full(rewards.shape, -np.log(len(points)), dtype), -jnp.inf)
+    objective = Objective(jnp.append(rewards, top), log_ref, beta_array, divergence)
     return SampleTarget(solve(objective), points, place)
 
 

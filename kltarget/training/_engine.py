@@ -26,7 +26,7 @@ from kltarget._core.checks import positive
 from kltarget._core.numerics import widest, working_dtype
 from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
-from kltarget.training._outcomes import Points, Sequences, reference
+from kltarget.training import _outcomes
 from kltarget.training._runs import RunStatus
 
 _AT_ONCE = 2**20
@@ -96,7 +96,7 @@ class Method(abc.ABC):
 class Program:
     """All that is compiled in: runs with the same program share their executable."""
 
-    outcomes: Sequences | Points
+    outcomes: _outcomes.Outcomes
     method: Method
     optimizer: Optimizer
     steps: int
@@ -351,7 +351,7 @@ def _norm(gradient: Any) -> Array:
 
 
 def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[str, Array]:
-    log_ref = reference(shared, run).astype(log_probs.dtype)
+    log_ref = _outcomes.reference(shared, run).astype(log_probs.dtype)
     possible, reward = shared["possible"], shared["reward"]
     probs = jnp.exp(log_probs)
     modes = shared["modes"]

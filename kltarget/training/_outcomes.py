@@ -190,7 +190,10 @@ class Points:
         return {**known, "token_log_ref": known["log_ref"][..., None]}
 
 
-def outcomes_of(policy: Any) -> Sequences | Points:
+Outcomes = Sequences | Points
+
+
+def outcomes_of(policy: Any) -> Outcomes:
     """The sequences of a policy, or the points of its box if its outcomes are vectors."""
     space = getattr(policy, "space", None)
     if not isinstance(space, Box):

@@ -17,7 +17,7 @@ from kltarget.recipes import Recipe
 from kltarget.spaces import Box
 from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Options, Plan, Program, train
-from kltarget.training._outcomes import Points, Sequences, outcomes_of
+from kltarget.training._outcomes import Outcomes, Points, Sequences, outcomes_of
 from kltarget.training._runs import History, Run
 
 _CUT_OFF = 1e-4
@@ -49,7 +49,7 @@ def to_target(
 
 
 def shared_arrays(
-    outcomes: Sequences | Points,
+    outcomes: Outcomes,
     params: Any,
     reward: Any,
     log_ref: Any,
@@ -98,9 +98,7 @@ def shared_arrays(
     return shared, num_modes
 
 
-def functions(
-    method: Method, outcomes: Sequences | Points, params: Any, **given: Any
-) -> dict[str, Any]:
+def functions(method: Method, outcomes: Outcomes, params: Any, **given: Any) -> dict[str, Any]:
     """What is asked about samples that are not among the outcomes, as functions of them."""
     if isinstance(outcomes, Sequences) or not method.looks_up:
         return {}
@@ -119,7 +117,7 @@ def functions(
 
 
 def train_runs(
-    outcomes: Sequences | Points,
+    outcomes: Outcomes,
     params: Any,
     method: Method,
     shared: dict[str, Any],
@@ -185,7 +183,7 @@ def check_batch(recipe: Recipe, batch_size: int | None) -> None:
         )
 
 
-def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -> None:
+def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
     """Raises unless the gradient and, of vectors, the recipe are ones that there are."""
     if gradient not in ("score", "pathwise"):
         raise ValueError(f"gradient must be one of 'score', 'pathwise', got {gradient!r}")
@@ -213,9 +211,7 @@ def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -
         )
 
 
-def of_recipe(
-    recipe: Recipe, outcomes: Sequences | Points, reward: Array, exactly: bool
-) -> dict[str, Any]:
+def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
@@ -229,7 +225,7 @@ def of_recipe(
     return extra
 
 
-def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+def over_outcomes(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:
     """An array of floats over the policy's outcomes, or an error that names it."""
     array, size = outcomes.on_all(x, name), outcomes.num_outcomes
     if array.ndim == 0 or array.shape[-1] != size or (array.ndim > 1 > batched):
@@ -240,7 +236,7 @@ def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool
     return array
 
 
-def distribution(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+def distribution(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:
     """Log-probabilities of the policy's outcomes, or an error that names them."""
     x = outcomes.require_log_probs(over_outcomes(outcomes, x, name, batched), name)
     mass = np.asarray(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1))

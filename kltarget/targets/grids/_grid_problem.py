@@ -22,7 +22,7 @@ from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._cells import Cells, edges_of, nodes, surroundings
 from kltarget.targets.grids._grid_target import GridTarget, log_density_at
-from kltarget.targets.grids._refinement import Refinement, Solved, rounded_up
+from kltarget.targets.grids._refinement import Refinement, Settled, rounded_up
 from kltarget.targets.mixtures._bounds import box_around, default_peaks, is_exponential
 from kltarget.targets.mixtures._expansion import quadratic_of
 
@@ -74,9 +74,7 @@ class Problem:
 
     def solved(self, bounds: Any, maximum: Any, max_points: int, dtype: Any) -> GridTarget:
         quadratic = self.quadratic
-        peaks = default_peaks(
-            *self.given, quadratic, self.beta, self.divergence, self.tol, self.truncate
-        )
+        peaks = default_peaks(*self.given, self.beta, self.divergence, self.tol, self.truncate)
         place = None if maximum is None else np.asarray(maximum, np.float64)
         closed = None
         if self.atom and place is None and not self.truncate:
@@ -104,7 +102,7 @@ class Problem:
             refinement = Refinement(*shared, max_points, moved)
             corner = np.zeros(len(box)) if self.atom else None
             cells = Cells.cut(edges_of(box - self.origin[:, None], corner), self._look)
-            cells, found, error, accurate = self._refined(refinement, cells)
+            settled = self._refined(refinement, cells)
             if not self.atom or self.best[0] <= self.top + 1e-9 * max(abs(self.top), 1):
                 break
             if maximum is not None:
@@ -115,8 +113,9 @@ class Problem:
             # The nodes met a better place than the search; each time the top rises.
             place = self._maximum(None, False, box)
         if not self.truncate:
-            error = error + self._outside(refinement, box, cells, found, error)
-        return self._packed(cells, found, error, accurate, place, box, dtype)
+            errors = settled.errors + self._outside(refinement, box, settled)
+            settled = settled._replace(errors=errors)
+        return self._packed(settled, place, box, dtype)
 
     def _box(self, bounds: Any, peaks: Any, quadratic: Any, place: np.ndarray | None) -> np.ndarray:
         known = getattr(self.given[0], "dim", getattr(self.given[1], "dim", None))
@@ -217,9 +216,7 @@ class Problem:
         self.top = float(self._raw(place[None])[1][0])
         return place
 
-    def _refined(
-        self, refinement: Refinement, cells: Cells
-    ) -> tuple[Cells, Solved, np.ndarray, bool]:
+    def _refined(self, refinement: Refinement, cells: Cells) -> Settled:
         if self.truncate:
             for _ in range(2):
                 cells = self._normalised(cells)
@@ -236,17 +233,10 @@ class Problem:
         own, parts = ((x[0] - excess, *x[1:]) for x in (cells.own, cells.parts))
         return dataclasses.replace(cells, own=own, parts=parts)
 
-    def _outside(
-        self,
-        refinement: Refinement,
-        box: np.ndarray,
-        cells: Cells,
-        found: Solved,
-        error: np.ndarray,
-    ) -> np.ndarray:
+    def _outside(self, refinement: Refinement, box: np.ndarray, settled: Settled) -> np.ndarray:
         """The target's mass in the blocks around the box."""
-        mass = float(np.exp(cells.own[0]).sum())
-        limit = 10 * self.tol + float(error.max())
+        mass = float(np.exp(settled.cells.own[0]).sum())
+        limit = 10 * self.tol + float(settled.errors.max())
         if not abs(mass - 1) <= limit:
             raise ValueError(
                 f"density has the mass {mass:.10g} within the bounds {box.tolist()}, not 1: widen "
@@ -257,12 +247,10 @@ class Problem:
         points, log_weights = nodes(low, width)
         log_density, reward = self._raw(points)
         usual = ~(np.isnan(log_density) | np.isnan(reward))
-        blocks = (
-            np.where(usual, log_density + log_weights, -np.inf),
-            np.where(usual, reward - self.top, -np.inf),
-            np.full(len(points), -1),
-        )
-        sums = refinement.sums([x.reshape(len(low), -1) for x in blocks], self.beta, found)
+        log_ref = np.where(usual, log_density + log_weights, -np.inf)
+        reward = np.where(usual, reward - self.top, -np.inf)
+        blocks = [x.reshape(len(low), -1) for x in (log_ref, reward, np.full(len(points), -1))]
+        sums = refinement.sums(blocks, self.beta, settled.solved)
         mass = sums[:, 1].sum(-1).reshape(self.beta.shape)
         if not (mass <= limit).all():
             raise ValueError(
@@ -272,15 +260,9 @@ class Problem:
         return mass
 
     def _packed(
-        self,
-        cells: Cells,
-        found: Solved,
-        error: np.ndarray,
-        accurate: bool,
-        place: np.ndarray,
-        box: np.ndarray,
-        dtype: Any,
+        self, settled: Settled, place: np.ndarray, box: np.ndarray, dtype: Any
     ) -> GridTarget:
+        cells, found, error, accurate = settled
         offsets, log_weights = nodes(cells.low, cells.width)
         points = self.origin + offsets
         modes, num_modes = None, 0
@@ -306,12 +288,8 @@ class Problem:
         objective = Objective.unchecked(
             rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
         )
-        target = Target(
-            objective,
-            rounded(found.log_probs),
-            rounded(found.multiplier + self.top),
-            jnp.asarray(status, jnp.int32),
-        )
+        log_probs, multiplier = rounded(found.log_probs), rounded(found.multiplier + self.top)
+        target = Target(objective, log_probs, multiplier, jnp.asarray(status, jnp.int32))
         return GridTarget(
             target=target,
             points=rounded(points),

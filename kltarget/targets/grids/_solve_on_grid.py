@@ -169,22 +169,10 @@ def _on_nodes(
     mass = log_sum_exp(log_ref)
     if grid.truncated:
         log_ref, log_inside = log_ref - jnp.broadcast_to(mass, log_ref.shape), mass[0]
-    objective = Objective(
-        jnp.concatenate([rewards, top[None]]).astype(dtype),
-        jnp.append(log_ref, -jnp.inf).astype(dtype),
-        beta,
-        divergence,
-        measure=True,
-    )
-    target = solve(objective)
+    rewards = jnp.concatenate([rewards, top[None]]).astype(dtype)
+    log_ref = jnp.append(log_ref, -jnp.inf).astype(dtype)
+    target = solve(Objective(rewards, log_ref, beta, divergence, measure=True))
     error = jnp.abs(jnp.exp(mass[0]) - 1) if not grid.truncated else jnp.zeros_like(mass[0])
-    return dataclasses.replace(
-        grid,
-        target=target,
-        points=points,
-        atom=place,
-        error=jnp.broadcast_to(error.astype(dtype), target.status.shape),
-        density=density,
-        reward=reward,
-        log_inside=log_inside,
-    )
+    error = jnp.broadcast_to(error.astype(dtype), target.status.shape)
+    moved = {"points": points, "atom": place, "error": error, "log_inside": log_inside}
+    return dataclasses.replace(grid, target=target, density=density, reward=reward, **moved)

@@ -12,6 +12,7 @@ from kltarget.divergences import Divergence
 from kltarget.divergences._base import PowerDivergence
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward
 from kltarget.spaces import GaussianMixture
+from kltarget.targets.mixtures._expansion import quadratic_of
 
 Peaks = list[tuple[np.ndarray, np.ndarray]]
 """Places and scales, each ``[d]``, of what a grid must not overlook."""
@@ -74,18 +75,12 @@ def tilted(
 
 
 def default_peaks(
-    density: Any,
-    reward: Any,
-    quadratic: QuadraticReward | None,
-    beta: np.ndarray,
-    divergence: Divergence,
-    tol: float,
-    truncate: bool,
+    density: Any, reward: Any, beta: np.ndarray, divergence: Divergence, tol: float, truncate: bool
 ) -> Peaks:
     """What is known of where reference and target have their mass."""
     if not isinstance(density, GaussianMixture):
         return []
-    least = tol * 1e-3
+    least, quadratic = tol * 1e-3, quadratic_of(reward)
     peaks = components(density, least)
     bounded = bool((np.asarray(divergence.slope_at_infinity) < np.inf).all())
     if quadratic is not None and not bounded:

@@ -210,17 +210,11 @@ def tilt(
     terms = powers(densities, wide, batch, mixture.dim, max_terms)
     found = _tilt(mixture, quadratic, terms[:3], wide, terms.counts, terms.log_count)
     tilted, log_normalizer, divergence, expected, status = found
-    target = MixtureTarget(
-        mixture=jax.tree.map(lambda x: x.astype(dtype), tilted),
-        log_normalizer=log_normalizer.astype(dtype),
-        status=status,
-        reference=mixture,
-        reward=reward,
-        beta=jnp.broadcast_to(beta, batch),
-        closed_divergence=None if densities else divergence.astype(dtype),
-        closed_reward=None if densities else expected.astype(dtype),
-        num_terms=len(terms.log_count),
-    )
+    tilted, log_normalizer = jax.tree.map(lambda x: x.astype(dtype), (tilted, log_normalizer))
+    closed = (None, None) if densities else (divergence.astype(dtype), expected.astype(dtype))
+    problem = (mixture, reward, jnp.broadcast_to(beta, batch))
+    num_terms = len(terms.log_count)
+    target = MixtureTarget(tilted, log_normalizer, status, *problem, *closed, num_terms)
     if not traced(status):
         unbounded = np.asarray(target.status) & int(Status.UNBOUNDED) != 0
         if unbounded.any():

@@ -188,9 +188,8 @@ def _values_and_advantages(
     ):
         batch = jnp.broadcast_shapes(*shapes.values())
     dtype = common_dtype(given.values(), arrays.values())
-    tolerance = mass_tolerance(dtype)
     if not traced(*arrays.values()):
-        _check_values(space, rewards, refs, arrays["beta"], stepwise, tolerance)
+        _check_values(space, rewards, refs, arrays["beta"], dtype)
 
     def led(name: str) -> Array:
         missing = len(batch) - len(shapes[name])
@@ -205,7 +204,7 @@ def _values_and_advantages(
         tuple(map(led, refs)) if stepwise else led("log_ref"),
         led("beta"),
     )
-    values, advantages = _soft_values(space, *problem, tolerance)
+    values, advantages = _soft_values(space, *problem, mass_tolerance(dtype))
     return tuple(shaped(x, 1) for x in values), tuple(shaped(x, 2) for x in advantages)
 
 
@@ -227,23 +226,18 @@ def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: in
 
 
 def _check_values(
-    space: SequenceSpace,
-    rewards: dict[str, Array],
-    refs: dict[str, Array],
-    beta: Array,
-    stepwise: bool,
-    tolerance: float,
+    space: SequenceSpace, rewards: dict[str, Array], refs: dict[str, Array], beta: Array, dtype: Any
 ) -> None:
     raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
     for name, x in rewards.items():
         raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
     for name, x in refs.items():
-        known = _sequences.after_eos(space, x) if stepwise else x
+        known = x if name == "log_ref" else _sequences.after_eos(space, x)
         bad = jnp.isnan(known) | jnp.isposinf(known)
         raise_first(name, known, bad, "must not be NaN or +inf")
         mass = jnp.exp(known.astype(working_dtype(x.dtype))).sum(-1)
         rule = "is not normalised: pass kltarget.normalize of it"
-        raise_first(name, None, ~(jnp.abs(mass - 1) <= tolerance), rule)
+        raise_first(name, None, ~(jnp.abs(mass - 1) <= mass_tolerance(dtype)), rule)
 
 
 @functools.partial(jax.jit, static_argnums=0)
