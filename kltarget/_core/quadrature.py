@@ -104,9 +104,8 @@ def total(piece: Callable[[Array, Array], Any], rule: Rule) -> Any:
     def add(number: Array, so_far: Any) -> Any:
         return jax.tree.map(jnp.add, so_far, piece(*rule.block(number)))
 
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, *rule.block(jnp.int32(0)))
-    )
+    shapes = jax.eval_shape(piece, *rule.block(jnp.int32(0)))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.fori_loop(0, rule.num_blocks, add, nothing)
 
 

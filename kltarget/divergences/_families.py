@@ -350,9 +350,8 @@ class ChiSquaredKL(Divergence):
         return alpha_generator(one, log_u, log_q) + alpha_generator(two, log_u, log_q) + linear
 
     def _bregman(self, log_u: Array, log_u_star: Array, log_q: Array) -> Array:
-        return ReverseKL()._bregman(log_u, log_u_star, log_q) + 0.5 * ChiSquared()._bregman(
-            log_u, log_u_star, log_q
-        )
+        reverse_kl = ReverseKL()._bregman(log_u, log_u_star, log_q)
+        return reverse_kl + 0.5 * ChiSquared()._bregman(log_u, log_u_star, log_q)
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return -jnp.logaddexp(log_u, jnp.zeros_like(log_u))

@@ -116,9 +116,8 @@ class FDivergence(Divergence):
             return jnp.asarray(float(self.slope))
         with jax.ensure_compile_time_eval():
             one = jnp.ones(())
-            first, before, last = (
-                float(self.f_prime(jnp.asarray(x))) for x in (2.0**16, 2.0**18, 2.0**20)
-            )
+            far = (2.0**16, 2.0**18, 2.0**20)
+            first, before, last = (float(self.f_prime(jnp.asarray(x))) for x in far)
             noise = 8 * float(jnp.finfo(one.dtype).eps) * abs(last)
         if abs(last - before) <= noise:
             return jnp.asarray(last)

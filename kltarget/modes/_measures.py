@@ -94,13 +94,10 @@ def log_odds(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    log_probs = (
-        target.log_probs if isinstance(target, DiscreteTarget) else _log_probabilities(target)
-    )
+    given = target.log_probs if isinstance(target, DiscreteTarget) else target
+    log_probs = _log_probabilities(given)
     masks = members_of(i, j, modes, log_probs.shape[-1])
-    return _masked_log_odds(log_probs.astype(working_dtype(log_probs.dtype)), *masks).astype(
-        log_probs.dtype
-    )
+    return _masked_log_odds(log_probs, *masks)
 
 
 def effective_modes(
@@ -329,8 +326,9 @@ def _masses(log_probs: ArrayLike, modes: ArrayLike | None) -> Array:
 
 @jax.jit
 def _masked_log_odds(log_probs: Array, first: Array, second: Array) -> Array:
-    log_first, log_second = log_mass_of(log_probs, first), log_mass_of(log_probs, second)
-    return (log_first - log_second)[..., 0]
+    wide = log_probs.astype(working_dtype(log_probs.dtype))
+    log_first, log_second = log_mass_of(wide, first), log_mass_of(wide, second)
+    return (log_first - log_second)[..., 0].astype(log_probs.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="order")

@@ -151,9 +151,8 @@ class Facts:
         threshold = numbers["collapse_beta"]
         if 0 < threshold < math.inf:
             side = "within" if self.beta <= threshold else "above"
-            notes.append(
-                f"all mass is on the best outcomes for β up to {threshold:.4g}; this β is {side}"
-            )
+            collapsed = f"all mass is on the best outcomes for β up to {threshold:.4g}"
+            notes.append(f"{collapsed}; this β is {side}")
         return tuple(notes)
 
     def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> tuple[str, str]:
@@ -223,10 +222,8 @@ class Facts:
         best, rival = rivals
         flip = numbers["flip_beta"]
         if math.isfinite(flip):
-            side = "below" if self.beta < flip else "above"
-            return (
-                f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and this β is {side} that"
-            )
+            here = f"this β is {'below' if self.beta < flip else 'above'} that"
+            return f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and {here}"
         if self.mode_ref[best] >= self.mode_ref[rival]:
             return f"the reference prefers it to {self.quoted(rival)} already"
         return ""

@@ -40,9 +40,8 @@ def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
     checks.require_outcomes(w, "log_weights")
     if not checks.traced(w):
         checks.raise_first("log_weights", w, jnp.isnan(w) | jnp.isposinf(w), "must be below +inf")
-        checks.raise_first(
-            "log_weights", None, ~jnp.any(w > -jnp.inf, axis=-1), "has no outcome with any weight"
-        )
+        empty = ~jnp.any(w > -jnp.inf, axis=-1)
+        checks.raise_first("log_weights", None, empty, "has no outcome with any weight")
     return _normalize(w)
 
 
@@ -224,9 +223,8 @@ class Objective:
                 "an objective with any positive beta"
             )
         checks.raise_first("beta", beta, faults["beta"], "must be above 0 and finite")
-        checks.raise_first(
-            "reward", reward, faults["reward"], "must be finite or -inf (an outcome to forbid)"
-        )
+        rule = "must be finite or -inf (an outcome to forbid)"
+        checks.raise_first("reward", reward, faults["reward"], rule)
         checks.raise_first("log_ref", log_ref, faults["nan_ref"], "must not be NaN or +inf")
         if faults["mass"].any():
             at = checks.first_index(faults["mass"])

@@ -78,16 +78,14 @@ class QuadraticReward(_Reward):
     ) -> None:
         given = {"matrix": matrix, "vector": vector, "constant": constant}
         arrays = {name: float_argument(x, name) for name, x in given.items() if x is not None}
-        sizes = {
-            name: x.shape[-1] for name, x in arrays.items() if name != "constant" and x.ndim > 0
-        }
+        least = {"matrix": 2, "vector": 1, "constant": 0}
+        sizes = {name: x.shape[-1] for name, x in arrays.items() if least[name] and x.ndim}
         if dim is not None:
             sizes["dim"] = dim
         if not sizes:
             raise TypeError("give a matrix, a vector or dim: nothing says how many dimensions")
-        if len(set(sizes.values())) > 1 or any(
-            x.ndim < {"matrix": 2, "vector": 1, "constant": 0}[name] for name, x in arrays.items()
-        ):
+        flat = any(x.ndim < least[name] for name, x in arrays.items())
+        if flat or len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
             raise ValueError(
                 f"{listed}: in d dimensions they need shapes [..., d, d], [..., d] and [...]"

@@ -203,11 +203,9 @@ def reward_for(
     dtype = widest(log_p.dtype, log_q.dtype)
     if isinstance(beta, (jax.Array, np.ndarray, np.generic)):
         dtype = widest(dtype, as_float(beta).dtype)
-    log_p = log_p.astype(dtype)
+    log_p, log_q, beta = (as_float(x).astype(dtype) for x in (log_p, log_q, beta))
     # An objective holds everything but the target, and checks it.
-    problem = Objective(
-        jnp.zeros_like(log_p), log_q.astype(dtype), as_float(beta).astype(dtype), divergence
-    )
+    problem = Objective(jnp.zeros_like(log_p), log_q, beta, divergence)
     reward, normalised = _reward_for(problem, log_p)
     if not traced(reward):
         _require_target(problem, log_p, reward, np.asarray(normalised))
@@ -224,9 +222,8 @@ def _require_target(
         )
     bad = np.isnan(np.asarray(reward)).any(axis=-1)
     if bad.any():
-        lost = np.broadcast_to(
-            np.asarray((log_p > -jnp.inf) & jnp.isneginf(problem.log_ref)), reward.shape
-        )
+        lost = np.asarray((log_p > -jnp.inf) & jnp.isneginf(problem.log_ref))
+        lost = np.broadcast_to(lost, reward.shape)
         if lost.any():
             raise ValueError(
                 f"log_target has mass where log_ref has none{at_index(first_index(lost))}: "

@@ -141,9 +141,8 @@ def fit_mixture(
         if not np.isfinite(np.asarray(weights)).any():
             raise ValueError("log_weights has no sample with any weight")
     bound = float(min_variance) if min_variance else None
-    fitted = _best(
-        x, weights, key, num_components, covariance_type, num_starts, bound, tol, max_steps
-    )
+    options = (num_components, covariance_type, num_starts, bound, tol, max_steps)
+    fitted = _best(x, weights, key, *options)
     if not traced(fitted.num_collapsed) and int(fitted.num_collapsed) == num_starts:
         raise ValueError(
             f"a component collapsed onto few samples in every one of {num_starts} starts; fit "
@@ -192,9 +191,8 @@ def from_sklearn(model: Any) -> GaussianMixture:
     default = jnp.result_type(float)
     with np.errstate(divide="ignore"):
         logs = np.log(weights / weights.sum())
-    return GaussianMixture(
-        *(jnp.asarray(x, default) for x in (logs, means, spread)), covariance_type=kind
-    )
+    logs, means, spread = (jnp.asarray(x, default) for x in (logs, means, spread))
+    return GaussianMixture(logs, means, spread, covariance_type=kind)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -256,9 +254,8 @@ def em_runs(
         if low is None:
             wide = diagonal(mixture.cholesky) * unit > grain[None]
             collapsed = collapsed | ~(held > needed + 0.01).all() | ~wide.all()
-        mixture = unchecked(
-            mixture.log_weights, mixture.means * unit + middle[None], mixture.cholesky * unit
-        )
+        means, factors = mixture.means * unit + middle[None], mixture.cholesky * unit
+        mixture = unchecked(mixture.log_weights, means, factors)
         score = score - x.shape[1] * jnp.log(unit)
         return mixture, score, steps, gain <= _least_gain(score, tol), collapsed
 

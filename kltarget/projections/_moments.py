@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -290,9 +291,8 @@ def _dot(a: Array, b: Array) -> Array:
 def _pythagorean_gap(log_ref: Array, log_probs: Array, log_q: Array) -> Array:
     shape = jnp.broadcast_shapes(log_probs.shape, log_q.shape)
     wide = working_dtype(log_probs.dtype)
-    log_ref, log_p, log_q = (
-        jnp.broadcast_to(x.astype(wide), shape) for x in (log_ref, log_probs, log_q)
-    )
+    given = (log_ref, log_probs, log_q)
+    log_ref, log_p, log_q = (jnp.broadcast_to(x.astype(wide), shape) for x in given)
     held = log_p > -jnp.inf
     tilt = jnp.where(held, log_p - jnp.where(held, log_ref, 0.0), 0.0)
     gap = ((jnp.exp(log_q) - jnp.exp(log_p)) * tilt).sum(-1)
@@ -315,10 +315,9 @@ def _faces(
     phi = np.asarray(features, np.float64)
     moved = np.broadcast_to(np.asarray(moments, np.float64), (*batch, phi.shape[1])).copy()
     support = refs > -np.inf
-    tilt = np.subtract(
-        np.asarray(found.log_probs, np.float64), refs, out=np.zeros(refs.shape), where=support
-    )
-    probs = np.exp(np.asarray(found.log_probs, np.float64))
+    log_probs = np.asarray(found.log_probs, np.float64)
+    tilt = np.subtract(log_probs, refs, out=np.zeros(refs.shape), where=support)
+    probs = np.exp(log_probs)
     width = np.where(np.ptp(phi, axis=0) > 0, np.ptp(phi, axis=0), 1)
     sizes = np.maximum(np.abs(phi), np.abs(moved)[..., None, :]) / width
     rounding = 64 * eps * (probs[..., None] * sizes).sum(-2).max(-1)
@@ -359,9 +358,8 @@ def _face(
     attained = moments + (apart.T @ nearest.x[:-1]) * width
     if nearest.x[-1] > tolerance:
         digits = min(int(-np.log10(eps)), 12)
-        asked, best = (
-            np.array2string(x, precision=digits, separator=", ") for x in (moments, attained)
-        )
+        shown = functools.partial(np.array2string, precision=digits, separator=", ")
+        asked, best = shown(moments), shown(attained)
         raise ValueError(
             f"moments {asked}{checks.at_index(row)} cannot be had: no distribution on the outcomes "
             f"with reference mass has them; the nearest that one has are {best}, off by up to "
@@ -409,6 +407,5 @@ def _check_values(log_ref: Array, features: Array, moments: Array) -> None:
     checks.raise_first("moments", moments, ~jnp.isfinite(moments), "must be finite")
     mass = np.exp(np.asarray(log_ref, np.float64)).sum(-1)
     bad = ~(np.abs(mass - 1) <= checks.mass_tolerance(log_ref.dtype))
-    checks.raise_first(
-        "log_ref", mass, bad, "is not normalised (pass kltarget.normalize(log_ref)): its mass"
-    )
+    rule = "is not normalised (pass kltarget.normalize(log_ref)): its mass"
+    checks.raise_first("log_ref", mass, bad, rule)

@@ -213,15 +213,14 @@ def _of_function(function: Callable[..., Any], bounds: np.ndarray) -> Population
             f"gave shape {values.shape}"
         )
     top = values.max()
-    totals = [float((rule * np.exp(values - top)).sum()) for rule in (coarse, fine)]
-    masses = [
-        rule * np.exp(values - top) / t for rule, t in zip((coarse, fine), totals, strict=True)
-    ]
+    density, rules = np.exp(values - top), (coarse, fine)
+    totals = [float((rule * density).sum()) for rule in rules]
+    masses = [rule * density / t for rule, t in zip(rules, totals, strict=True)]
     edge = ((x == bounds[:, 0]) | (x == bounds[:, 1])).any(1)
-    if np.exp(values[edge] - top).max() > 1e-6:
+    if density[edge].max() > 1e-6:
         raise ValueError(
             "bounds cut the target off: its density at their edge is "
-            f"{np.exp(values[edge] - top).max():.2g} of the largest; give wider ones"
+            f"{density[edge].max():.2g} of the largest; give wider ones"
         )
     log_total = top + np.log(totals[1])
     error = abs(np.log(totals[0] / totals[1]))

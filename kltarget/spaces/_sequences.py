@@ -518,7 +518,6 @@ def joint(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     batch = conditionals[0].shape[:-2]
     log_probs = jnp.zeros((*batch, 1), conditionals[0].dtype)
     for t, given in enumerate(conditionals):
-        log_probs = (log_probs[..., None] + after_eos(space, given)).reshape(
-            *batch, space.num_prefixes(t + 1)
-        )
+        log_probs = log_probs[..., None] + after_eos(space, given)
+        log_probs = log_probs.reshape(*batch, space.num_prefixes(t + 1))
     return log_probs

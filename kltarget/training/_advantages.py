@@ -101,13 +101,11 @@ def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict
             f"{number:,} groups, more than {_MOST_GROUPS:,}: give a batch_size, or "
             "group_size=None for the limit of large groups"
         )
-    others = np.array(
-        list(itertools.combinations_with_replacement(range(first.size), size - 1)), np.int32
-    ).reshape(-1, size - 1)
+    drawn = itertools.combinations_with_replacement(range(first.size), size - 1)
+    others = np.array(list(drawn), np.int32).reshape(-1, size - 1)
     counts = (others[:, :, None] == np.arange(first.size)).sum(1)
-    arrangements = [
-        math.factorial(size - 1) // math.prod(map(math.factorial, row)) for row in counts.tolist()
-    ]
+    ways = math.factorial(size - 1)
+    arrangements = [ways // math.prod(map(math.factorial, row)) for row in counts.tolist()]
     return {
         "others": others,
         "arrangements": np.array(arrangements, float),

@@ -284,9 +284,8 @@ def _advance(
         def step(state: Any, time: Any) -> tuple[Any, None]:
             params = sampler = state["params"]
             if uses > 1:
-                sampler = jax.tree.map(
-                    functools.partial(jnp.where, time % uses == 0), params, state["sampler"]
-                )
+                renewed = functools.partial(jnp.where, time % uses == 0)
+                sampler = jax.tree.map(renewed, params, state["sampler"])
             # Drawn by the number of the batch: the same whatever the chunks.
             batch = time // uses
             key = None if method.batch_size is None else jax.random.fold_in(run["key"], batch)

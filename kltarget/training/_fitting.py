@@ -112,8 +112,7 @@ def fit(
         if not 0 <= share < 1:
             raise ValueError(f"holdout must be a share from 0 to below 1, got {share}")
         order = np.asarray(jax.random.permutation(split_key, len(data)))
-        held = order[: round(share * len(data))]
-        kept = order[round(share * len(data)) :]
+        held, kept = np.split(order, [round(share * len(data))])
         unseen, unseen_counts = data[held], counts[held]
         data, counts = data[kept], counts[kept]
     else:
@@ -140,14 +139,12 @@ def fit(
         while steps[-1] < num_steps:
             length = min(history_every, num_steps - steps[-1])
             static = (policy, optimizer, batch_size, length)
-            params, opt_state = _fit_steps(
-                static, params, opt_state, *parts[0], rate, batch_key, jnp.int32(steps[-1])
-            )
+            draws = (rate, batch_key, jnp.int32(steps[-1]))
+            params, opt_state = _fit_steps(static, params, opt_state, *parts[0], *draws)
             steps.append(steps[-1] + length)
             history.append(measured(params))
-            show_progress(
-                bar, length, {"log-likelihood": history[-1][0], "held out": history[-1][1]}
-            )
+            seen, held_out = history[-1]
+            show_progress(bar, length, {"log-likelihood": seen, "held out": held_out})
     seen, held_out = np.array(history).T
     last = (float(seen[-1]), float(held_out[-1]))
     return Fit(params, *last, step=np.array(steps), history=seen, held_out_history=held_out)

@@ -102,9 +102,8 @@ class Pathwise(Method):
             # The z that lead to the points of the grid, and the mass that they stand for.
             points, fixed = program.outcomes.all(), lax.stop_gradient(params)
             noise = policy.noise(fixed, points)
-            share = jnp.exp(
-                policy.component_log_probs(fixed, points) + shared["log_measure"][:, None]
-            )
+            log_density = policy.component_log_probs(fixed, points)
+            share = jnp.exp(log_density + shared["log_measure"][:, None])
         else:
             noise = jax.random.normal(key, (self.batch_size, *means.shape), means.dtype)
             share = jnp.full(noise.shape[:-1], 1 / self.batch_size, means.dtype)
@@ -227,6 +226,5 @@ def counts(masses: Array) -> Array:
 
 def draw(log_probs: Array, key: Any, num_samples: int | None) -> Array:
     """Indices of sequences from their log-probabilities, by inversion of the cumulative sum."""
-    return jax.random.choice(
-        key, log_probs.shape[-1], (num_samples or 0,), p=jnp.exp(log_probs)
-    ).astype(jnp.int32)
+    shape, probs = (num_samples or 0,), jnp.exp(log_probs)
+    return jax.random.choice(key, log_probs.shape[-1], shape, p=probs).astype(jnp.int32)

@@ -112,9 +112,8 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     start = jax.nn.log_softmax(jnp.where(inside, log_ref, -jnp.inf), axis=-1)
 
     def slopes(log_policy: Array) -> Array:
-        cost = divergence._slope(
-            jnp.where(inside, log_policy, 0.0), jnp.where(inside, log_ref, 0.0)
-        )
+        log_p, log_q = (jnp.where(inside, x, 0.0) for x in (log_policy, log_ref))
+        cost = divergence._slope(log_p, log_q)
         cost = jnp.broadcast_to(cost, reward.shape)
         return jnp.where(inside, jnp.where(inside, reward, 0.0) - beta * cost, 0.0)
 

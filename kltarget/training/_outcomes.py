@@ -35,9 +35,8 @@ def _require(policy: Any, names: tuple[str, ...]) -> None:
 
 def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     """The log-probability of every token of every sequence, ``[V**L, L]``."""
-    columns = [
-        jnp.repeat(level.reshape(-1), space.num_sequences // level.size) for level in conditionals
-    ]
+    count = space.num_sequences
+    columns = [jnp.repeat(level.reshape(-1), count // level.size) for level in conditionals]
     return jnp.stack(columns, axis=-1)
 
 

@@ -49,9 +49,8 @@ class Target(DiscreteTarget, Optimum):
         """
         reward, log_ref, beta, divergence = broadcast_fields(self.objective)
         wide = self.log_probs.astype(reward.dtype)
-        return optimal_value(divergence, reward, log_ref, beta, wide)[..., 0].astype(
-            self.log_probs.dtype
-        )
+        value = optimal_value(divergence, reward, log_ref, beta, wide)
+        return value[..., 0].astype(self.log_probs.dtype)
 
     def gap(self, log_policy: ArrayLike) -> Float[Array, "*batch"]:
         """How far a policy falls short of this optimum, ``J* − J(π) ≥ 0``, in reward units.
@@ -173,13 +172,11 @@ def _solve(objective: Objective, trusted: bool) -> Solution:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     unchecked = objective.measure or trusted
     tolerance = None if unchecked else mass_tolerance(objective.log_ref.dtype)
-    found = differentiable_closed_form(
-        divergence, reward, log_ref, beta, tolerance, objective.measure
-    )
+    problem = (divergence, reward, log_ref, beta)
+    found = differentiable_closed_form(*problem, tolerance, objective.measure)
     dtype = objective.reward.dtype
-    return Solution(
-        found.log_probs.astype(dtype), found.multiplier[..., 0].astype(dtype), found.status[..., 0]
-    )
+    log_probs, multiplier = found.log_probs.astype(dtype), found.multiplier[..., 0].astype(dtype)
+    return Solution(log_probs, multiplier, found.status[..., 0])
 
 
 def greedy_limit(objective: Objective) -> Target:

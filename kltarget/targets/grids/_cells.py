@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
 
+import jax
 import numpy as np
+
+from kltarget._core.pytrees import pytree
 
 _ORDER = {1: 12, 2: 8, 3: 6}
 _CUTS = {1: 32, 2: 8, 3: 4}
@@ -16,7 +18,7 @@ Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Points ``[n, d]`` to log-density, reward and mode, each ``[n]``."""
 
 
-@dataclasses.dataclass
+@pytree
 class Cells:
     """Cells of a box, with what is known at the nodes of each and at those of its 2^d parts.
 
@@ -62,16 +64,7 @@ class Cells:
 
     def joined(self, other: Cells, keep: np.ndarray) -> Cells:
         """The cells in a mask, then the other ones."""
-
-        def both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.concatenate([a[keep], b])
-
-        return Cells(
-            both(self.low, other.low),
-            both(self.width, other.width),
-            tuple(map(both, self.own, other.own)),
-            tuple(map(both, self.parts, other.parts)),
-        )
+        return jax.tree.map(lambda a, b: np.concatenate([a[keep], b]), self, other)
 
     def divisible(self) -> np.ndarray:
         """Whether the nodes of a cell's parts are still apart in double precision."""

@@ -285,9 +285,8 @@ class Problem:
             return jnp.asarray(x, dtype)
 
         # Its values have been looked at; to do it again takes a program per number of nodes.
-        objective = Objective.unchecked(
-            rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
-        )
+        problem = (rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence)
+        objective = Objective.unchecked(*problem, measure=True)
         log_probs, multiplier = rounded(found.log_probs), rounded(found.multiplier + self.top)
         target = Target(objective, log_probs, multiplier, jnp.asarray(status, jnp.int32))
         return GridTarget(

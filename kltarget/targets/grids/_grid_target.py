@@ -147,9 +147,8 @@ class GridTarget(Optimum):
         """
         places = jnp.concatenate([self.points, self.atom[None]])
         probs = self.target.probs
-        return jnp.tensordot(
-            probs, as_float(fn(places)).astype(probs.dtype), 1, precision="highest"
-        )
+        values = as_float(fn(places)).astype(probs.dtype)
+        return jnp.tensordot(probs, values, 1, precision="highest")
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:

@@ -137,9 +137,8 @@ def solve_on_grid(
             "solve_on_grid decides on its nodes from numbers and cannot be traced: solve once "
             "outside and pass the result as grid="
         )
-    problem = Problem(
-        density, reward, np.asarray(beta_array, np.float64), divergence, modes, tol, truncate
-    )
+    betas = np.asarray(beta_array, np.float64)
+    problem = Problem(density, reward, betas, divergence, modes, tol, truncate)
     with double_precision():
         return problem.solved(bounds, maximum, max_points, dtype)
 

@@ -120,9 +120,7 @@ def powers(
 ) -> Powers:
     """``Π q^{scale/β}`` of log-density rewards, one term equal to 1 where there are none."""
     dtype = beta.dtype
-    columns = [
-        _expanded(term.mixture.num_components, _exponent(term, beta), most) for term in densities
-    ]
+    columns = [_expanded(term, beta, most) for term in densities]
     total = math.prod(map(len, columns))
     if total > most:
         raise ValueError(
@@ -169,8 +167,11 @@ def _exponent(term: LogDensityReward, beta: Array) -> int:
     return int(whole[0])
 
 
-def _expanded(count: int, power: int, most: int) -> list[tuple[tuple[int, ...], float]]:
-    """How often each of ``count`` terms occurs in the products of a power, and log how many."""
+def _expanded(
+    term: LogDensityReward, beta: Array, most: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """How often each component occurs in the products of ``q^{scale/β}``, and log how many."""
+    count, power = term.mixture.num_components, _exponent(term, beta)
     number = math.comb(count + power - 1, power)
     if number > most:
         raise ValueError(

@@ -91,7 +91,6 @@ def expected_log_bounds(
     both = product(own, transposed(own)) + product(other, transposed(other))
     log_expected, _ = log_normal(cholesky(both))
     share = jnp.broadcast_to(jnp.exp(weights), pairs[:-1])
-    low, high = (
-        (share * log_sum_exp(others + x)[..., 0]).sum(-1) for x in (expected_log, log_expected)
-    )
+    ends = (expected_log, log_expected)
+    low, high = ((share * log_sum_exp(others + x)[..., 0]).sum(-1) for x in ends)
     return low, high

@@ -277,9 +277,8 @@ def _power_tilt(
     sound = good & frame.bounded
     status = status | flag(sound & lost, Status.NOT_CONVERGED)
     status = status | flag(sound & condensed, Status.CONDENSED)
-    offset, atom_mass, atom = (
-        unless_failed(status, x).astype(narrow) for x in (offset, atom_mass, frame.center)
-    )
+    found = (offset, atom_mass, frame.center)
+    offset, atom_mass, atom = (unless_failed(status, x).astype(narrow) for x in found)
     return PowerTarget(offset, atom_mass, atom, status, mixture, reward, beta, divergence)
 
 

@@ -250,9 +250,8 @@ def _soft_values(
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     valid = (beta > 0) & (beta < jnp.inf)
     if isinstance(log_ref, tuple):
-        given = tuple(
-            _sequences.after_eos(space, _by_last_token(space, x, t)) for t, x in enumerate(log_ref)
-        )
+        kernels = (_by_last_token(space, x, t) for t, x in enumerate(log_ref))
+        given = tuple(_sequences.after_eos(space, x) for x in kernels)
         for x in given:
             valid = valid & jnp.all(jnp.abs(jnp.exp(x).sum(-1) - 1) <= tolerance, axis=-1)
     else:
