@@ -85,6 +85,13 @@ def common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:
     return widest(*typed) if typed else jnp.result_type(float)
 
 
+def float_arguments(**given: Any) -> dict[str, Array]:
+    """Arguments as arrays of the widest float type among them, or an error that names one."""
+    arrays = {name: float_argument(x, name) for name, x in given.items()}
+    dtype = common_dtype(given.values(), arrays.values())
+    return {name: x.astype(dtype) for name, x in arrays.items()}
+
+
 def require_outcomes(x: Array, name: str) -> None:
     """An error if an argument has no last axis of outcomes."""
     if x.ndim == 0 or x.shape[-1] == 0:

@@ -9,20 +9,10 @@ from kltarget._core.checks import worded
 from kltarget.divergences import _families
 from kltarget.divergences._base import Divergence
 
+# In the order of their definitions, which is that of lists for people.
+_ALL = [cls for cls in vars(_families).values() if isinstance(cls, type)]
 CLASSES: dict[str, Callable[..., Divergence]] = {
-    str(cls._slug): cls
-    for cls in (
-        _families.ReverseKL,
-        _families.ForwardKL,
-        _families.JensenShannon,
-        _families.Alpha,
-        _families.ChiSquared,
-        _families.NeymanChiSquared,
-        _families.SquaredHellinger,
-        _families.Tsallis,
-        _families.ChiSquaredKL,
-        _families.TotalVariation,
-    )
+    cls._slug: cls for cls in _ALL if issubclass(cls, Divergence) and cls._slug
 }
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
 

@@ -110,10 +110,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("reward", "log_ref", "beta")}
-        arrays = {name: checks.float_argument(x, name) for name, x in given.items()}
-        dtype = checks.common_dtype(given.values(), arrays.values())
-        for name, x in arrays.items():
-            object.__setattr__(self, name, x.astype(dtype))
+        for name, x in checks.float_arguments(**given).items():
+            object.__setattr__(self, name, x)
         if not isinstance(self.divergence, Divergence):
             raise TypeError(
                 "divergence must be a kltarget.Divergence such as kltarget.ForwardKL(), "

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, float_argument, traced, worded
+from kltarget._core.checks import common_dtype, float_argument, float_arguments, traced, worded
 from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import as_float, widest, working_dtype
 from kltarget._core.pytrees import pytree
@@ -118,10 +118,8 @@ class QuadraticReward(_Reward):
             curvature: shape ``[*batch, d, d]``, positive definite for a maximum at the center.
             height: the reward at the center, shape ``[*batch]``.
         """
-        given = {"center": center, "curvature": curvature, "height": height}
-        arrays = {name: float_argument(x, name) for name, x in given.items()}
-        dtype = common_dtype(given.values(), arrays.values())
-        middle, bend, top = (x.astype(dtype) for x in arrays.values())
+        arrays = float_arguments(center=center, curvature=curvature, height=height)
+        middle, bend, top = arrays.values()
         bend = (bend + transposed(bend)) / 2
         pulled = times(bend, middle)
         return cls(-bend, pulled, top - (pulled * middle).sum(-1) / 2)

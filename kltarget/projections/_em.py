@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import common_dtype, float_argument, raise_first, traced
+from kltarget._core.checks import float_arguments, raise_first, traced
 from kltarget._core.matrices import cholesky, diagonal
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
@@ -112,8 +112,8 @@ def fit_mixture(
         Maximum-Likelihood Estimation for Normal Mixture Distributions", 1985 (bounded variances).
     """
     given = {"samples": samples} | ({} if log_weights is None else {"log_weights": log_weights})
-    arrays = {name: float_argument(x, name) for name, x in given.items()}
-    dtype = common_dtype(given.values(), arrays.values())
+    arrays = float_arguments(**given)
+    dtype = arrays["samples"].dtype
     wide = working_dtype(dtype)
     x = arrays["samples"].astype(wide)
     if x.ndim != 2 or 0 in x.shape:

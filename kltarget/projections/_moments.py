@@ -145,10 +145,8 @@ def moment_projection(
         Generation", 2021, arXiv 2012.11635, equation 1. Go et al., "Aligning Language Models with
         Preferences through f-divergence Minimization", 2023, arXiv 2302.08215.
     """
-    given = {"log_ref": log_ref, "features": features, "moments": moments}
-    arrays = {name: checks.float_argument(x, name) for name, x in given.items()}
-    dtype = checks.common_dtype(given.values(), arrays.values())
-    log_ref, features, moments = (x.astype(dtype) for x in arrays.values())
+    given = checks.float_arguments(log_ref=log_ref, features=features, moments=moments)
+    log_ref, features, moments = given.values()
     _require_shapes(log_ref, features, moments)
     concrete = not checks.traced(log_ref, features, moments)
     if concrete:
@@ -160,7 +158,7 @@ def moment_projection(
     if not faces.any():
         return found
     restricted = jnp.where(jnp.asarray(support), found.log_ref, -jnp.inf)
-    found = _project(restricted, log_ref, features, jnp.asarray(moved, dtype))
+    found = _project(restricted, log_ref, features, jnp.asarray(moved, moments.dtype))
     truncated = flag(jnp.asarray(faces), Status.TRUNCATED)
     return dataclasses.replace(found, status=found.status | truncated)
 

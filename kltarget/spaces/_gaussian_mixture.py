@@ -89,9 +89,7 @@ class GaussianMixture:
         spread_name = "covariances" if cholesky is None else "cholesky"
         spread = covariances if cholesky is None else cholesky
         given = {"log_weights": log_weights, "means": means, spread_name: spread}
-        arrays = {name: checks.float_argument(x, name) for name, x in given.items()}
-        dtype = checks.common_dtype(given.values(), arrays.values())
-        weights, centers, spread = (x.astype(dtype) for x in arrays.values())
+        weights, centers, spread = checks.float_arguments(**given).values()
         kind = "full" if cholesky is not None else covariance_type
         _require_shapes(weights, centers, spread, spread_name, kind)
         factors = spread if cholesky is not None else _factors(spread, kind, centers.shape[-1])

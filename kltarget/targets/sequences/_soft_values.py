@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -19,9 +20,8 @@ from kltarget._core.checks import (
     traced,
     worded,
 )
-from kltarget._core.numerics import working_dtype
+from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget.spaces import SequenceSpace, _sequences, backward
-from kltarget.targets._backups import soft_value
 
 
 def soft_values(
@@ -273,7 +273,7 @@ def _soft_values(
         return jnp.where(led(known), x, jnp.nan)
 
     def backed_up(q: Array, layer: _sequences.TokenLayer) -> tuple[Array, tuple[Array, Array]]:
-        before = soft_value(q, layer.log_ref, beta[..., None, None])
+        before = _soft_value(q, layer.log_ref, beta[..., None, None])
         nothing = jnp.isneginf(before)[..., None]
         advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
         if layer.ended is not None:
@@ -291,6 +291,25 @@ def _soft_values(
     _, kept = backward(layers, value, backed_up)
     values = tuple(before for before, _ in kept)
     return (*values, completed(value)), tuple(advantage for _, advantage in kept)
+
+
+def _soft_value(values: Array, log_ref: Array, beta: Array) -> Array:
+    """``β log Σ π_ref e^{V/β}`` over the last axis, the best ``E_π[V] − β·KL(π‖π_ref)``."""
+    alive = ~jnp.isneginf(values) & ~jnp.isneginf(log_ref)
+    best = jnp.max(jnp.where(alive, values, -jnp.inf), axis=-1, keepdims=True)
+    nothing = jnp.isneginf(best)
+    best = jnp.where(nothing, 0.0, lax.stop_gradient(best))
+    gap = jnp.where(alive, jnp.where(alive, values, 0.0) - best, 0.0) / beta
+    gap = jnp.where(alive, gap, -jnp.inf)
+    # V − best = β log Σ π_ref e^gap: as a logarithm near 1 where β is large, else as it stands.
+    mass = jnp.exp(log_ref)
+    total = mass.sum(-1, keepdims=True)
+    near = (mass * jnp.expm1(gap)).sum(-1, keepdims=True) + (total - lax.stop_gradient(total))
+    is_near = near > -0.5
+    near = jnp.log1p(jnp.where(is_near, near, 0.0))
+    far = log_sum_exp(jnp.where(alive, jnp.where(alive, log_ref, 0.0) + gap, -jnp.inf))
+    value = best + beta * jnp.where(is_near, near, jnp.where(nothing, 0.0, far))
+    return jnp.where(nothing, -jnp.inf, value)[..., 0]
 
 
 def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
