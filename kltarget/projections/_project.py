@@ -147,7 +147,6 @@ def project(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from kltarget.spaces import GaussianMixture
-    from kltarget.spaces._gaussian_mixture import unchecked
         >>> from kltarget.mixtures import project
         >>> target = GaussianMixture(
         ...     jnp.log(jnp.array([0.75, 0.25])),
