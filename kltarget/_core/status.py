@@ -9,6 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from kltarget._core.checks import at_index
+
 
 class Status(enum.IntFlag):
     """What is to be said about a row of a target: remarks, then the failures.
@@ -93,11 +95,9 @@ def raise_if_failed(status: ArrayLike, what: str) -> None:
     """Raises a ``ValueError`` that names the first row with a failure bit."""
     rows = np.asarray(status)
     failed = np.argwhere(rows & FAILURES)
-    if failed.size or (rows.ndim == 0 and rows & FAILURES):
-        at = tuple(int(i) for i in failed[0]) if failed.size else ()
+    if len(failed):
+        at = tuple(int(i) for i in failed[0])
         bits = Status(int(rows[at])) & FAILURES
         names = ", ".join(str(bit.name) for bit in Status if bit & bits)
-        raise ValueError(
-            f"{what} failed{f' at index {at[0] if len(at) == 1 else at}' if at else ''}: {names} "
-            f"({len(failed) if rows.ndim else 1} of {rows.size} rows)"
-        )
+        where = f"{at_index(at)}: {names} ({len(failed)} of {rows.size} rows)"
+        raise ValueError(f"{what} failed{where}")

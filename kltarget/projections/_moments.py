@@ -186,9 +186,7 @@ def _project(
     return MomentProjection(log_ref, *numbers, status=status)
 
 
-def _row(
-    log_ref: Array, features: Array, moments: Array
-) -> tuple[Array, Array, Array, Array, Array]:
+def _row(log_ref: Array, features: Array, moments: Array) -> tuple[Array, ...]:
     on = log_ref > -jnp.inf
     features = jnp.where(on[:, None], features, moments[None])
     multipliers, status = _multipliers(log_ref, features, moments)

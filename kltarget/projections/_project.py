@@ -23,6 +23,8 @@ from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 
 Direction = Literal["forward", "reverse"]
+Found = tuple[Array, float]
+"""An optimum as a vector, and its value."""
 
 _ROUGH, _FINE = (1e-8, 200), (1e-13, 12)
 """Gradients at which descents end, and most steps, on the coarsest rule and on the others."""
@@ -202,7 +204,7 @@ class _Search:
     def run(self, key: PRNGKeyArray, num_starts: int) -> tuple[Any, ...]:
         """Optima, values, errors, gradients, convergence, and the optimum of every start."""
         rules, check = self._rules()
-        rough: list[tuple[Array, float]] = []
+        rough: list[Found] = []
         reached = np.full(num_starts, -1)
         for number, start in enumerate(self._starts(key, num_starts)):
             found = self._descend(rules[0], start, _ROUGH)
@@ -216,7 +218,7 @@ class _Search:
                 else f"none of {num_starts} starts converged: too many components"
             )
         polished = [self._polish(rules, x) for x, _ in rough]
-        same: list[tuple[Array, float]] = []
+        same: list[Found] = []
         merged = np.array([self._place(same, (x[0], x[1]), rules[0]) for x in polished])
         best = [polished[int(np.flatnonzero(merged == k)[0])] for k in range(len(same))]
         rows = [self._measured(x, value, error, slope, check) for x, value, error, slope in best]
@@ -252,9 +254,7 @@ class _Search:
         )
         return (few, used), other
 
-    def _descend(
-        self, rule: Rule, start: ArrayLike, limits: tuple[float, int]
-    ) -> tuple[Array, float] | None:
+    def _descend(self, rule: Rule, start: ArrayLike, limits: _descent.Limits) -> Found | None:
         """A local minimum, None where the descent leads to none."""
         for _ in range(4):
             found = self._minimum(rule, start, limits)
@@ -268,7 +268,7 @@ class _Search:
             start = np.asarray(found.x) + 0.1 * axes[:, 0]
         return None
 
-    def _minimum(self, rule: Rule, start: ArrayLike, limits: tuple[float, int]) -> Minimum:
+    def _minimum(self, rule: Rule, start: ArrayLike, limits: _descent.Limits) -> Minimum:
         density = self.given.density
         return _descent.minimum(self.direction, self.num_components, rule, density, start, limits)
 
@@ -297,9 +297,7 @@ class _Search:
             return float(mean), (variance / self.num_points) ** 0.5, gradient
         return value, error + self.given.normalizer_error, gradient
 
-    def _place(
-        self, known: list[tuple[Array, float]], found: tuple[Array, float], rule: Rule
-    ) -> int:
+    def _place(self, known: list[Found], found: Found, rule: Rule) -> int:
         """The number of an optimum among those known, to which it is added if it is new."""
         x, value = found
         size = self.given.dim

@@ -200,10 +200,9 @@ def solve_on_samples(
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"samples has shape {points.shape}: it needs shape [N, d]")
     divergence = ReverseKL() if divergence is None else divergence
-    given = [samples, beta]
-    arrays = [points, float_argument(beta, "beta")]
-    dtype = working_dtype(common_dtype(given, arrays))
-    points, beta_array = points.astype(dtype), arrays[1].astype(dtype)
+    coefficient = float_argument(beta, "beta")
+    dtype = working_dtype(common_dtype([samples, beta], [points, coefficient]))
+    points, coefficient = points.astype(dtype), coefficient.astype(dtype)
     rewards = float_argument(reward(points) if callable(reward) else reward, "reward").astype(dtype)
     require_outcomes(rewards, "reward")
     if rewards.shape != points.shape[:1]:
@@ -222,9 +221,14 @@ def solve_on_samples(
     elif (quadratic := quadratic_of(reward)) is not None:
         place, top = _peak(quadratic, place)
     if not traced(rewards, top) and top > -jnp.inf:
-        _require_highest(np.asarray(rewards, np.float64), float(top), dtype)
+        found, most, at = np.asarray(rewards, np.float64), float(top), int(rewards.argmax())
+        slack = 64 * float(jnp.finfo(dtype).eps) * (abs(most) + np.abs(found).max())
+        if found[at] > most + slack:
+            raise ValueError(
+                f"maximum has the reward {most:.10g}, but sample {at} has {found[at]:.10g}"
+            )
     log_ref = jnp.append(jnp.full(rewards.shape, -np.log(len(points)), dtype), -jnp.inf)
-    objective = Objective(jnp.append(rewards, top), log_ref, beta_array, divergence)
+    objective = Objective(jnp.append(rewards, top), log_ref, coefficient, divergence)
     return SampleTarget(solve(objective), points, place)
 
 
@@ -282,12 +286,3 @@ def _peak(reward: QuadraticReward, otherwise: Array) -> tuple[Array, Array]:
     bent = times(matrix, place)
     top = reward.constant.astype(dtype) + (place * (vector + bent / 2)).sum()
     return jnp.where(peaked, place, otherwise), jnp.where(peaked, top, -jnp.inf)
-
-
-def _require_highest(rewards: np.ndarray, top: float, dtype: Any) -> None:
-    slack = 64 * float(jnp.finfo(dtype).eps) * (abs(top) + np.abs(rewards).max(initial=0))
-    if rewards.max() > top + slack:
-        at = int(rewards.argmax())
-        raise ValueError(
-            f"maximum has the reward {top:.10g}, but sample {at} has {rewards[at]:.10g}"
-        )

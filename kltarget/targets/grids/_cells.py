@@ -101,10 +101,7 @@ def surroundings(box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     widths = np.stack([width / 2, width, width / 2])
     axes = np.arange(len(box))
     picks = [p for p in itertools.product(range(3), repeat=len(box)) if set(p) != {1}]
-    return (
-        np.array([lows[list(p), axes] for p in picks]),
-        np.array([widths[list(p), axes] for p in picks]),
-    )
+    return lows[np.array(picks), axes], widths[np.array(picks), axes]
 
 
 def nodes(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

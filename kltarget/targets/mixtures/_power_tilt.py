@@ -244,14 +244,6 @@ def _loss(reward: QuadraticReward, points: Array, peak: Array) -> Array:
     return -(apart * times(matrix.astype(apart.dtype), apart)).sum(-1) / 2
 
 
-def _nodes(
-    mixture: GaussianMixture, reward: QuadraticReward, beta: Array, divergence: Any, alpha: float
-) -> tuple[Frame, Nodes]:
-    frame = Frame(mixture, reward, beta)
-    order, reach, _ = _constants(divergence, alpha)
-    return frame, Nodes(frame, beta, order, reach)
-
-
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _power_tilt(
     mixture: GaussianMixture,
@@ -266,7 +258,8 @@ def _power_tilt(
     beta = jnp.broadcast_to(beta, batch)
     good = (beta > 0) & (beta < jnp.inf)
     wide = jnp.where(good, beta, jnp.ones_like(beta)).astype(dtype)
-    frame, nodes = _nodes(mixture, reward, wide, divergence, alpha)
+    frame = Frame(mixture, reward, wide)
+    nodes = Nodes(frame, wide, order, reach)
     at_pole = nodes.log_mass_at_pole(mixture.dim / 2 - order)
     condensed = at_pole < 0
     log_offset, lost = _log_offset(nodes, jnp.log(reach * wide))
@@ -303,23 +296,24 @@ def _log_offset(nodes: Nodes, highest: Array) -> tuple[Array, Array]:
     return root - mass / lax.stop_gradient(slope), lost
 
 
-def _of_target(target: PowerTarget, alpha: float) -> tuple[Frame, Nodes, Array]:
-    """The frame, the nodes and the logarithm of each one's share, in the working dtype."""
+def _of_target(target: PowerTarget, alpha: float) -> tuple[Nodes, Array]:
+    """The nodes and the logarithm of each one's share, in the working dtype."""
     beta = target.beta.astype(working_dtype(target.beta.dtype))
-    frame, nodes = _nodes(target.reference, target.reward, beta, target.divergence, alpha)
+    order, reach, _ = _constants(target.divergence, alpha)
+    nodes = Nodes(Frame(target.reference, target.reward, beta), beta, order, reach)
     offset = target.offset.astype(beta.dtype)
-    return frame, nodes, nodes.log_free - offset[..., None] * nodes.time
+    return nodes, nodes.log_free - offset[..., None] * nodes.time
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
     """``E_π[Q]`` and ``D(π‖p)``."""
-    frame, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     order, reach, _ = _constants(target.divergence, alpha)
 
     # Under p e^{−tQ} the mean of Q is −d log Z/dt.
     def log_z(t: Array) -> Array:
-        return log_sum_exp(nodes.weights + frame.log_transform(t))[..., 0]
+        return log_sum_exp(nodes.weights + nodes.frame.log_transform(t))[..., 0]
 
     gained = jax.jvp(log_z, (nodes.time,), (jnp.ones_like(nodes.time),))[1]
     loss = -(jnp.exp(log_share) * gained).sum(-1)
@@ -353,16 +347,16 @@ def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _component_log_mass(target: PowerTarget, alpha: float) -> Array:
-    _, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     each = nodes.log_each + (log_share - nodes.log_z)[..., None]
     return log_sum_exp(jnp.swapaxes(each, -1, -2))[..., 0].astype(target.beta.dtype)
 
 
 def _components(target: PowerTarget, alpha: float) -> tuple[Array, Array, Array]:
     """Shares ``[*batch, M]``, means and covariances of all Gaussians that make up the density."""
-    frame, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     shares = jnp.exp(nodes.log_each + (log_share - nodes.log_z)[..., None])
-    means, covariances = frame.gaussians(nodes.time)
+    means, covariances = nodes.frame.gaussians(nodes.time)
     batch, size = target.beta.shape, means.shape[-1]
     return (
         shares.reshape(*batch, -1),
