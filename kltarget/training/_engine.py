@@ -82,13 +82,12 @@ class Method(abc.ABC):
         return self.batch_size is not None
 
     @abc.abstractmethod
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """A scalar whose derivative in ``params`` is followed.
 
         ``sampler`` are the parameters that samples are drawn with; where ``key`` is None the
-        expectation over them is exact.
+        expectation over them is exact. ``facts`` are what runs share and what the run has itself,
+        which takes the place of what is shared.
         """
 
 
@@ -279,7 +278,7 @@ def _advance(
     method, uses = program.method, program.method.updates_per_batch
 
     def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
-        optimizer = program.optimizer(run["learning_rate"])
+        optimizer, facts = program.optimizer(run["learning_rate"]), {**shared, **run}
 
         def step(state: Any, time: Any) -> tuple[Any, None]:
             params = sampler = state["params"]
@@ -289,9 +288,7 @@ def _advance(
             # Drawn by the number of the batch: the same whatever the chunks.
             batch = time // uses
             key = None if method.batch_size is None else jax.random.fold_in(run["key"], batch)
-            loss = functools.partial(
-                _loss, program, sampler=sampler, shared=shared, run=run, key=key
-            )
+            loss = functools.partial(_loss, program, sampler=sampler, facts=facts, key=key)
             gradient = jax.grad(loss)(params)
             norm = _norm(gradient)
             failed = ~jnp.isfinite(norm)
@@ -327,19 +324,19 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
     method = program.method
 
     def measure(params: Any, run: Any, shared: Any) -> Any:
+        facts = {**shared, **run}
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
-        loss = functools.partial(_loss, program, sampler=params, shared=shared, run=run, key=key)
+        loss = functools.partial(_loss, program, sampler=params, facts=facts, key=key)
         log_probs = program.outcomes.log_probs(params)
-        metrics = _metrics(program, log_probs, shared, run)
+        metrics = _metrics(program, log_probs, facts)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
     at_once = max(1, _AT_ONCE // program.outcomes.num_outcomes)
     return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
-def _loss(program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any) -> Array:
-    sampler = lax.stop_gradient(sampler)
-    return -program.method.ascent(program, params, sampler, shared, run, key)
+def _loss(program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
+    return -program.method.ascent(program, params, lax.stop_gradient(sampler), facts, key)
 
 
 def _norm(gradient: Any) -> Array:
@@ -349,11 +346,11 @@ def _norm(gradient: Any) -> Array:
     return jnp.sqrt(functools.reduce(jnp.add, total))
 
 
-def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[str, Array]:
-    log_ref = _outcomes.reference(shared, run).astype(log_probs.dtype)
-    possible, reward = shared["possible"], shared["reward"]
+def _metrics(program: Program, log_probs: Array, facts: Any) -> dict[str, Array]:
+    log_ref = facts["log_ref"].astype(log_probs.dtype)
+    possible, reward = facts["possible"], facts["reward"]
     probs = jnp.exp(log_probs)
-    modes = shared["modes"]
+    modes = facts["modes"]
     if modes is None:
         masses = probs
     else:
@@ -361,8 +358,8 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
         masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
         masses = masses / masses.sum()
     entropy = _entropy(probs)
-    if shared["log_measure"] is not None:
-        entropy = entropy + jnp.sum(probs * shared["log_measure"])
+    if facts["log_measure"] is not None:
+        entropy = entropy + jnp.sum(probs * facts["log_measure"])
     metrics = {
         "expected_reward": jnp.sum(probs * reward),
         "reverse_kl": kl(log_probs, log_ref),
@@ -370,11 +367,11 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
         "entropy": entropy,
         "effective_modes": jnp.exp(_entropy(masses)),
     }
-    gain = reward * run["reward_scale"]
-    divergence: Divergence | None = shared["divergence"]
+    gain = reward * facts["reward_scale"]
+    divergence: Divergence | None = facts["divergence"]
     if divergence is not None:
-        cost = run["beta"] * divergence._slope(log_probs, log_ref)
-        gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
+        cost = facts["beta"] * divergence._slope(log_probs, log_ref)
+        gain = gain - jnp.where(facts["beta"] == 0, jnp.zeros_like(cost), cost)
     best = jnp.max(jnp.where(possible, gain, -jnp.inf))
     missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))
     metrics["gap"] = jnp.sum(probs * missing)

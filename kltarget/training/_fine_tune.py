@@ -19,18 +19,9 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
-from kltarget.training import _methods
+from kltarget.training import _methods, _run_setup
 from kltarget.training._engine import Optimizer, Options
 from kltarget.training._outcomes import outcomes_of, sequences_of
-from kltarget.training._run_setup import (
-    check_batch,
-    check_vectors,
-    functions,
-    of_recipe,
-    shared_arrays,
-    to_target,
-    train_runs,
-)
 from kltarget.training._runs import Run
 
 
@@ -151,8 +142,8 @@ def fine_tune(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
     outcomes = outcomes_of(policy)
-    check_vectors(outcomes, recipe, gradient)
-    check_batch(recipe, batch_size)
+    _run_setup.check_vectors(outcomes, recipe, gradient)
+    _run_setup.check_batch(recipe, batch_size)
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
@@ -163,14 +154,15 @@ def fine_tune(
     if divergence is None and recipe.place != "none":
         divergence = None if gradient == "pathwise" else recipe.divergence
         divergence = divergence or ReverseKL()
-    off_grid = functions(method, outcomes, params, reward=reward, log_ref=log_ref)
-    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, divergence, modes)
+    off_grid = _run_setup.functions(method, outcomes, params, reward=reward, log_ref=log_ref)
+    given = (reward, log_ref, divergence, modes)
+    shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
     shared |= off_grid
     if gradient == "score":
-        shared |= of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
+        shared |= _run_setup.of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
-    problem = (outcomes, params, method, shared, numbers)
-    return train_runs(*problem, num_steps, key, options, num_modes=num_modes, recipe=recipe)
+    problem = (outcomes, params, method, shared, numbers, num_steps, key, options)
+    return _run_setup.train_runs(*problem, num_modes=num_modes, recipe=recipe)
 
 
 def sft(
@@ -228,7 +220,7 @@ def sft(
     """
     method = _methods.MaximumLikelihood(positive("batch_size", batch_size))
     problem = (policy, params, log_target, ForwardKL(), method)
-    return to_target(*problem, learning_rate, num_steps, key, options)
+    return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def f_dpg(
@@ -296,7 +288,7 @@ def f_dpg(
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
     method = _methods.PseudoReward(positive("batch_size", batch_size, 2))
     problem = (policy, params, log_target, divergence, method)
-    return to_target(*problem, learning_rate, num_steps, key, options)
+    return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def dpo(
@@ -371,9 +363,9 @@ def dpo(
     if pairs not in ("reference", "policy"):
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
     outcomes = sequences_of(policy)
-    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, ReverseKL(), modes)
+    given = (reward, log_ref, ReverseKL(), modes)
+    shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
     method = _methods.Preferences(positive("batch_size", batch_size), pairs)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
-    problem = (outcomes, params, method, shared, numbers)
-    chosen = Options(**options)
-    return train_runs(*problem, num_steps, key, chosen, num_modes=num_modes, positive_beta=True)
+    problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
+    return _run_setup.train_runs(*problem, num_modes=num_modes, positive_beta=True)

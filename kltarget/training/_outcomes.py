@@ -40,11 +40,6 @@ def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     return jnp.stack(columns, axis=-1)
 
 
-def reference(shared: Any, run: Any) -> Array:
-    """Log-probabilities of the outcomes under the reference, a run's own or the common one."""
-    return run["log_ref"] if "log_ref" in run else shared["log_ref"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Sequences:
     """The sequences of a policy, in lexicographic order."""
@@ -107,12 +102,10 @@ class Sequences:
         """Log-probabilities of the tokens of samples, ``[S, L]``."""
         return self.policy.log_probs(params, samples)
 
-    def look_up(self, samples: Array, shared: Any, run: Any) -> dict[str, Array]:
+    def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples: the rows of what is known of all."""
-        which = self.space.index(samples)
-        known = {n: shared[n] for n in ("reward", "token_log_ref", "lengths") if n in shared}
-        known["log_ref"] = reference(shared, run)
-        return {name: x[which] for name, x in known.items()}
+        which, names = self.space.index(samples), ("reward", "token_log_ref", "lengths", "log_ref")
+        return {name: facts[name][which] for name in names if name in facts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +175,10 @@ class Points:
         """Log-densities of samples, ``[S, 1]``."""
         return self.policy.log_probs(params, samples)[..., None]
 
-    def look_up(self, samples: Array, shared: Any, run: Any) -> dict[str, Array]:
+    def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples, by the functions that say it."""
-        dtype = shared["reward"].dtype
-        known = {n: f(samples).astype(dtype) for n, f in shared["functions"].items()}
+        dtype = facts["reward"].dtype
+        known = {n: f(samples).astype(dtype) for n, f in facts["functions"].items()}
         return {**known, "token_log_ref": known["log_ref"][..., None]}
 
 

@@ -22,13 +22,8 @@ from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.targets._protocol import Optimum
+from kltarget.targets.mixtures import _expectation
 from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
-from kltarget.targets.mixtures._expectation import (
-    MOST_DIMENSIONS,
-    expectation,
-    expected_log_bounds,
-    require_rule,
-)
 
 
 @pytree
@@ -87,9 +82,9 @@ class MixtureTarget(Optimum):
         """
         if self.closed_divergence is not None:
             return self.closed_divergence
-        if self.mixture.dim > MOST_DIMENSIONS:
+        if self.mixture.dim > _expectation.MOST_DIMENSIONS:
             return jnp.full_like(self.log_normalizer, jnp.nan)
-        gained = expectation(self.mixture, lambda x: self.reward(x) / self.beta)
+        gained = _expectation.expectation(self.mixture, lambda x: self.reward(x) / self.beta)
         return gained.astype(self.beta.dtype) - self.log_normalizer
 
     def divergence_bounds(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -136,8 +131,8 @@ class MixtureTarget(Optimum):
         Raises:
             ValueError: there are more than three dimensions.
         """
-        require_rule(self.mixture.dim)
-        return expectation(self.mixture, fn).astype(self.beta.dtype)
+        _expectation.require_rule(self.mixture.dim)
+        return _expectation.expectation(self.mixture, fn).astype(self.beta.dtype)
 
 
 def tilt(
@@ -379,7 +374,7 @@ def _bounds(target: MixtureTarget) -> tuple[Array, Array]:
         value = value + diagonal(bent).sum(-1) / 2
         low = high = (jnp.exp(weights) * value).sum(-1).astype(low.dtype)
     for term in densities:
-        least, most = expected_log_bounds(target.mixture, term.mixture)
+        least, most = _expectation.expected_log_bounds(target.mixture, term.mixture)
         low = low + term.scale * least.astype(low.dtype)
         high = high + term.scale * most.astype(high.dtype)
     low, high = (x / target.beta - target.log_normalizer for x in (low, high))

@@ -12,14 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import (
-    common_dtype,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    traced,
-    worded,
-)
+from kltarget._core import checks
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget.spaces import SequenceSpace, _sequences, backward
 
@@ -153,7 +146,7 @@ def _values_and_advantages(
     if isinstance(reward, tuple):
         given = {f"reward[{t}]": x for t, x in enumerate(reward)}
         depth = len(reward) - 1
-        rewards = {name: float_argument(x, name) for name, x in given.items()}
+        rewards = {name: checks.float_argument(x, name) for name, x in given.items()}
         if not 0 <= depth <= space.length:
             raise ValueError(
                 f"reward has {len(reward)} arrays; prefixes of 0 to {space.length} tokens can "
@@ -171,7 +164,7 @@ def _values_and_advantages(
                 f"{depth - 1} tokens, so give at least {depth} and at most {space.length}"
             )
         kernels = {f"log_ref[{t}]": x for t, x in enumerate(log_ref[:depth])}
-        refs = {name: float_argument(x, name) for name, x in kernels.items()}
+        refs = {name: checks.float_argument(x, name) for name, x in kernels.items()}
         for t, (name, x) in enumerate(refs.items()):
             _require_prefixes(space, x, t, name, 2)
     else:
@@ -179,16 +172,16 @@ def _values_and_advantages(
         refs = {"log_ref": space.require_log_probs(log_ref, "log_ref")}
     given |= kernels | {"beta": beta}
     own = dict.fromkeys(rewards, 1) | dict.fromkeys(refs, 2 if stepwise else 1) | {"beta": 0}
-    arrays = rewards | refs | {"beta": float_argument(beta, "beta")}
+    arrays = rewards | refs | {"beta": checks.float_argument(beta, "beta")}
     shapes = {name: x.shape[: x.ndim - own[name]] for name, x in arrays.items()}
     first, second = next(iter(rewards)), next(iter(refs), "beta")
-    with worded(
+    with checks.worded(
         f"the batch axes of reward {shapes[first]}, log_ref {shapes[second]} and beta "
         f"{shapes['beta']} do not broadcast; beta has no axis of sequences"
     ):
         batch = jnp.broadcast_shapes(*shapes.values())
-    dtype = common_dtype(given.values(), arrays.values())
-    if not traced(*arrays.values()):
+    dtype = checks.common_dtype(given.values(), arrays.values())
+    if not checks.traced(*arrays.values()):
         _check_values(space, rewards, refs, arrays["beta"], dtype)
 
     def led(name: str) -> Array:
@@ -204,7 +197,7 @@ def _values_and_advantages(
         tuple(map(led, refs)) if stepwise else led("log_ref"),
         led("beta"),
     )
-    values, advantages = _soft_values(space, *problem, mass_tolerance(dtype))
+    values, advantages = _soft_values(space, *problem, checks.mass_tolerance(dtype))
     return tuple(shaped(x, 1) for x in values), tuple(shaped(x, 2) for x in advantages)
 
 
@@ -228,16 +221,16 @@ def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: in
 def _check_values(
     space: SequenceSpace, rewards: dict[str, Array], refs: dict[str, Array], beta: Array, dtype: Any
 ) -> None:
-    raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
+    checks.raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
     for name, x in rewards.items():
-        raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
+        checks.raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
     for name, x in refs.items():
         known = x if name == "log_ref" else _sequences.after_eos(space, x)
         bad = jnp.isnan(known) | jnp.isposinf(known)
-        raise_first(name, known, bad, "must not be NaN or +inf")
+        checks.raise_first(name, known, bad, "must not be NaN or +inf")
         mass = jnp.exp(known.astype(working_dtype(x.dtype))).sum(-1)
         rule = "is not normalised: pass kltarget.normalize of it"
-        raise_first(name, None, ~(jnp.abs(mass - 1) <= mass_tolerance(dtype)), rule)
+        checks.raise_first(name, None, ~(jnp.abs(mass - 1) <= checks.mass_tolerance(dtype)), rule)
 
 
 @functools.partial(jax.jit, static_argnums=0)
