@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
 from kltarget._core.pytrees import pytree
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
@@ -201,7 +201,7 @@ def greedy_limit(objective: Objective) -> Target:
         >>> print(limit.probs.round(4))
         [0.9375 0.0625 0.    ]
     """
-    return _limit(objective, greedy=True)
+    return Target(*_limits(objective, greedy=True))
 
 
 def reference_limit(objective: Objective) -> Target:
@@ -230,11 +230,7 @@ def reference_limit(objective: Objective) -> Target:
         >>> print([f"{p:.4f}" for p in limit.probs])
         ['0.3000', '0.0200', '0.6800']
     """
-    return _limit(objective, greedy=False)
-
-
-def _limit(objective: Objective, *, greedy: bool) -> Target:
-    return Target(*_limits(objective, greedy))
+    return Target(*_limits(objective, greedy=False))
 
 
 @functools.partial(jax.jit, static_argnames="greedy")
@@ -272,8 +268,6 @@ def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array
         mean = (jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)).sum(-1, keepdims=True)
         lift = divergence._f_prime_at(jnp.zeros_like(best))
         multiplier = jnp.where(lift == 0, mean, -jnp.inf * jnp.sign(lift))
-    failed = (status & FAILURES) != 0
-    log_probs = jnp.where(failed, jnp.full_like(log_probs, jnp.nan), log_probs).astype(dtype)
-    multiplier = jnp.where(failed, jnp.full_like(multiplier, jnp.nan), multiplier).astype(dtype)
+    log_probs, multiplier = (unless_failed(status, x) for x in (log_probs, multiplier))
     limit = dataclasses.replace(objective, beta=limit_beta)
-    return limit, log_probs, multiplier[..., 0], status[..., 0]
+    return limit, log_probs.astype(dtype), multiplier[..., 0].astype(dtype), status[..., 0]

@@ -73,15 +73,13 @@ class Problem:
         self.best = (-np.inf, np.zeros(0))
 
     def solved(self, bounds: Any, maximum: Any, max_points: int, dtype: Any) -> GridTarget:
-        quadratic = self.quadratic
         peaks = default_peaks(*self.given, self.beta, self.divergence, self.tol, self.truncate)
         place = None if maximum is None else np.asarray(maximum, np.float64)
-        closed = None
-        if self.atom and place is None and not self.truncate:
-            closed = quadratic
+        found = self.atom and place is None and not self.truncate
+        closed = self.quadratic if found else None
         if closed is not None:
             place = _maximum_search.of_quadratic(closed)
-        box = self._box(bounds, peaks, quadratic, place)
+        box = self._box(bounds, peaks, place)
         # A first look, at the points of even cells
         first = Cells.cut(edges_of(box, None), self._look)
         num_modes = max(int(first.own[2].max()) + 1, 0)
@@ -117,7 +115,7 @@ class Problem:
             settled = settled._replace(errors=errors)
         return self._packed(settled, place, box, dtype)
 
-    def _box(self, bounds: Any, peaks: Any, quadratic: Any, place: np.ndarray | None) -> np.ndarray:
+    def _box(self, bounds: Any, peaks: Any, place: np.ndarray | None) -> np.ndarray:
         known = getattr(self.given[0], "dim", getattr(self.given[1], "dim", None))
         if bounds is not None:
             box = np.asarray(bounds, np.float64)
@@ -129,7 +127,7 @@ class Problem:
         else:
             if not isinstance(self.given[0], GaussianMixture):
                 raise ValueError("bounds are needed where density is a function: give a [d, 2] box")
-            bent = quadratic is None and not isinstance(self.given[1], LogDensityReward)
+            bent = self.quadratic is None and not isinstance(self.given[1], LogDensityReward)
             if bent and is_exponential(self.divergence):
                 raise ValueError(
                     "bounds are needed for reverse KL and a reward that is neither quadratic nor a "
@@ -166,7 +164,7 @@ class Problem:
         return log_density - self.log_inside, distance, self._modes(points)
 
     def _raw(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found: list[list[np.ndarray]] = []
         for start in range(0, len(points), _BLOCK):
             chunk = points[start : start + _BLOCK]
             size = rounded_up(len(chunk), 1024, 8)
@@ -178,9 +176,9 @@ class Problem:
                         f"{name} gives shape {x.shape} for points {filled.shape}: it needs one "
                         f"number per point, shape ({size},)"
                     )
-            pair = tuple(np.asarray(x, np.float64)[: len(chunk)] for x in values)
-            found.append((pair[0], pair[1]))
-        return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+            found.append([np.asarray(x, np.float64)[: len(chunk)] for x in values])
+        log_density, reward = map(np.concatenate, zip(*found, strict=True))
+        return log_density, reward
 
     def _modes(self, points: np.ndarray) -> np.ndarray:
         if self.modes is None:

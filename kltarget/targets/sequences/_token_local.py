@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance
 from kltarget._core.pytrees import pytree
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.status import FAILURES, Status, flag, unless_failed
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
@@ -193,12 +193,9 @@ def _token_local(
         bits = jnp.where(reached, found.status, found.status & FAILURES)
         status = status | lax.reduce(bits, jnp.int32(0), lax.bitwise_or, (bits.ndim - 1,))
         reached = (reached[..., None] & ~jnp.isneginf(log_probs)).reshape(*batch, -1)
-    failed = (status & FAILURES) != 0
+    found = (_sequences.joint(space, solved), nodes[0].multiplier[..., 0])
+    log_probs, multiplier = (unless_failed(status, x) for x in found)
     dtype = objective.reward.dtype
-    log_probs = _sequences.joint(space, solved)
-    gone = jnp.broadcast_to(failed[..., None], log_probs.shape)
-    log_probs = jnp.where(gone, jnp.nan, log_probs)
-    multiplier = jnp.where(failed, jnp.nan, nodes[0].multiplier[..., 0])
     return log_probs.astype(dtype), multiplier.astype(dtype), status
 
 
