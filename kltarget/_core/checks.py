@@ -116,9 +116,8 @@ def at_index(index: tuple[int, ...]) -> str:
 
 
 def raise_first(name: str, x: Any, bad: Any, rule: str) -> None:
-    """An error that names the argument and the first place where it breaks the rule."""
-    bad = np.asarray(bad)
-    if bad.any():
+    """An error that names the argument and the first place that breaks the rule, if it is known."""
+    if not traced(bad) and np.asarray(bad).any():
         at = first_index(bad)
         got = "" if x is None else f", got {np.asarray(x)[at]}"
         raise ValueError(f"{name} {rule}{got}{at_index(at)}")

@@ -247,8 +247,8 @@ def pass_at_k(success_probability: ArrayLike, k: ArrayLike) -> Float[Array, "...
     wide, count = p.astype(dtype), as_float(k).astype(dtype)
     above = 1 + 32 * float(jnp.finfo(p.dtype).eps)  # sums of probabilities reach past 1 by rounding
     bad_p, bad_k = ~((wide >= 0) & (wide <= above)), ~(count >= 0)
-    _require("success_probability", wide, bad_p, "must be between 0 and 1")
-    _require("k", count, bad_k, "must be 0 or more")
+    raise_first("success_probability", wide, bad_p, "must be between 0 and 1")
+    raise_first("k", count, bad_k, "must be 0 or more")
     wide = jnp.where(bad_p, jnp.full_like(wide, jnp.nan), select(wide <= 1, wide, 1))
     count = jnp.where(bad_k, jnp.full_like(count, jnp.nan), count)
     result = _pass_at_k(jnp.broadcast_to(wide, shape), jnp.broadcast_to(count, shape))
@@ -296,8 +296,8 @@ def pass_at_k_from_counts(
     c, n, wanted = (as_float(x).astype(working_dtype(dtype)) for x in given.values())
     c, n, wanted = (jnp.broadcast_to(x, shape) for x in (c, n, wanted))
     bad_c, bad_k = ~((c >= 0) & (c <= n)), ~((wanted >= 1) & (wanted <= n))
-    _require("num_correct", c, bad_c, "must be between 0 and num_samples")
-    _require("k", wanted, bad_k, "must be between 1 and num_samples")
+    raise_first("num_correct", c, bad_c, "must be between 0 and num_samples")
+    raise_first("k", wanted, bad_k, "must be between 1 and num_samples")
     bad = bad_c | bad_k
     result = _pass_at_k_from_counts(*(jnp.where(bad, jnp.ones_like(x), x) for x in (c, n, wanted)))
     return jnp.where(bad, jnp.full_like(result, jnp.nan), result).astype(dtype)
@@ -415,8 +415,3 @@ def _common_shape(**shapes: tuple[int, ...]) -> tuple[int, ...]:
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     with worded(f"the shapes of {listed} do not broadcast"):
         return jnp.broadcast_shapes(*shapes.values())
-
-
-def _require(name: str, x: Array, bad: Array, rule: str) -> None:
-    if not traced(bad):
-        raise_first(name, x, bad, rule)

@@ -38,10 +38,9 @@ def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
     """
     w = checks.float_argument(log_weights, "log_weights")
     checks.require_outcomes(w, "log_weights")
-    if not checks.traced(w):
-        checks.raise_first("log_weights", w, jnp.isnan(w) | jnp.isposinf(w), "must be below +inf")
-        empty = ~jnp.any(w > -jnp.inf, axis=-1)
-        checks.raise_first("log_weights", None, empty, "has no outcome with any weight")
+    checks.raise_first("log_weights", w, jnp.isnan(w) | jnp.isposinf(w), "must be below +inf")
+    empty = ~jnp.any(w > -jnp.inf, axis=-1)
+    checks.raise_first("log_weights", None, empty, "has no outcome with any weight")
     return _normalize(w)
 
 
