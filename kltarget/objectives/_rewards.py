@@ -216,10 +216,8 @@ def _require_target(
     problem: Objective, log_p: Array, reward: Array, normalised: np.ndarray
 ) -> None:
     if not normalised.all():
-        at = first_index(~normalised)
-        raise ValueError(
-            f"log_target is not normalised{at_index(at)}: pass kltarget.normalize(log_target)"
-        )
+        at = at_index(first_index(~normalised))
+        raise ValueError(f"log_target is not normalised{at}: pass kltarget.normalize(log_target)")
     bad = np.isnan(np.asarray(reward)).any(axis=-1)
     if bad.any():
         lost = np.asarray((log_p > -jnp.inf) & jnp.isneginf(problem.log_ref))

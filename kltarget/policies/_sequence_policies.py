@@ -307,9 +307,8 @@ class TransformerPolicy(Sequential):
     def __post_init__(self) -> None:
         check_sizes(self, "width", "num_layers", "num_heads")
         if self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
-            )
+            given = f"{self.width} and {self.num_heads}"
+            raise ValueError(f"width must be a multiple of num_heads, got {given}")
 
     def init(self, *, key: PRNGKeyArray) -> dict[str, Any]:
         """Normal weights of variance one over the number of inputs; biases 0, scales 1."""
