@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -57,6 +58,23 @@ def float_argument(x: object, name: str) -> Array:
         raise TypeError(f"{name}: {error}") from None
 
 
+@contextlib.contextmanager
+def worded(message: str) -> Iterator[None]:
+    """Says what a ``ValueError`` inside means, for instance of shapes that do not broadcast."""
+    try:
+        yield
+    except ValueError:
+        raise ValueError(message) from None
+
+
+def broadcasts_to(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to another one and leaves that as it is."""
+    try:
+        return np.broadcast_shapes(shape, full) == full
+    except ValueError:
+        return False
+
+
 def common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:
     """The widest float type among the array arguments; Python numbers follow it."""
     typed = [
@@ -65,6 +83,13 @@ def common_dtype(given: Iterable[Any], arrays: Iterable[Array]) -> Any:
         if not isinstance(raw, (int, float, list, tuple)) or isinstance(raw, np.generic)
     ]
     return widest(*typed) if typed else jnp.result_type(float)
+
+
+def float_arguments(**given: Any) -> dict[str, Array]:
+    """Arguments as arrays of the widest float type among them, or an error that names one."""
+    arrays = {name: float_argument(x, name) for name, x in given.items()}
+    dtype = common_dtype(given.values(), arrays.values())
+    return {name: x.astype(dtype) for name, x in arrays.items()}
 
 
 def require_outcomes(x: Array, name: str) -> None:
@@ -90,10 +115,9 @@ def at_index(index: tuple[int, ...]) -> str:
     return f" at index {index[0] if len(index) == 1 else index}"
 
 
-def raise_first(name: str, x: Array | None, bad: Any, rule: str) -> None:
-    """An error that names the argument and the first place where it breaks the rule."""
-    bad = np.asarray(bad)
-    if bad.any():
+def raise_first(name: str, x: Any, bad: Any, rule: str) -> None:
+    """An error that names the argument and the first place that breaks the rule, if it is known."""
+    if not traced(bad) and np.asarray(bad).any():
         at = first_index(bad)
         got = "" if x is None else f", got {np.asarray(x)[at]}"
         raise ValueError(f"{name} {rule}{got}{at_index(at)}")

@@ -63,9 +63,8 @@ def minimise(
         good = ~first & (near | (gained > 0.7 * state.promised))
         damping = state.damping * jnp.where(taken, jnp.where(good, 0.2, 1.0), 8.0)
         damping = jnp.maximum(damping, 1 / huge)
-        value, gradient, hessian, noise = (
-            jnp.where(taken, new, old) for new, old in zip(at, state.at, strict=True)
-        )
+        moves = zip(at, state.at, strict=True)
+        value, gradient, hessian, noise = (jnp.where(taken, new, old) for new, old in moves)
         x = jnp.where(taken, state.trial, state.x)
         bends, axes = jnp.linalg.eigh(hessian)
         slopes = jnp.einsum("ji,j->i", axes, gradient, precision="highest")
@@ -73,9 +72,8 @@ def minimise(
         lengths = jnp.where(stiffness > 0, slopes / jnp.where(stiffness > 0, stiffness, 1.0), 0.0)
         promised = (slopes * lengths - jnp.abs(bends) * jnp.square(lengths) / 2).sum()
         trial = x - jnp.einsum("ij,j->i", axes, lengths, precision="highest")
-        return _State(
-            x, (value, gradient, hessian, noise), trial, promised, damping, state.steps + 1
-        )
+        now = (value, gradient, hessian, noise)
+        return _State(x, now, trial, promised, damping, state.steps + 1)
 
     zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
     nothing = (one * jnp.inf, jnp.full(size, jnp.inf, dtype), jnp.zeros((size, size), dtype), zero)

@@ -109,9 +109,7 @@ def lambert(s: Array, steps: int) -> Array:
         log_high * (0.324949 + 0.011409 * log_high + near),
     )
     bottom = jnp.where(
-        low,
-        1 + x * (2.087803 + 0.682606 * x),
-        near * (1.645665 - 0.599784 * log_high + near),
+        low, 1 + x * (2.087803 + 0.682606 * x), near * (1.645665 - 0.599784 * log_high + near)
     )
     w = jnp.where(low, jnp.zeros_like(s), high - log_high) + top / bottom
     for _ in range(steps):

@@ -13,11 +13,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from kltarget._core.pytrees import pytree
+
 BLOCK = 256
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class NormalLattice:
     """The trapezoid rule for expectations of standard normal vectors.
 
@@ -63,8 +64,7 @@ class NormalLattice:
         return points[weights > 0], weights[weights > 0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Table:
     """Points that are given, with their weights.
 
@@ -104,9 +104,8 @@ def total(piece: Callable[[Array, Array], Any], rule: Rule) -> Any:
     def add(number: Array, so_far: Any) -> Any:
         return jax.tree.map(jnp.add, so_far, piece(*rule.block(number)))
 
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, *rule.block(jnp.int32(0)))
-    )
+    shapes = jax.eval_shape(piece, *rule.block(jnp.int32(0)))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.fori_loop(0, rule.num_blocks, add, nothing)
 
 

@@ -190,15 +190,9 @@ class RowFile:
             if broken is not None:
                 yield number, broken, undecoded[broken]
             elif len(entries) != len(self.columns):
-                counts = len(entries), len(self.columns)
-                yield (
-                    number,
-                    start,
-                    Fault(
-                        "{} entries, but the header has {}".format(*counts),
-                        "has {} entries, the header has {}".format(*counts),
-                    ),
-                )
+                found, wanted = f"{len(entries)} entries", f"the header has {len(self.columns)}"
+                fault = Fault(f"{found}, but {wanted}", f"has {found}, {wanted}")
+                yield number, start, fault
             else:
                 yield number, start, dict(zip(self.columns, entries, strict=True))
 

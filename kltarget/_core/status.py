@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-__all__ = ["FAILURES", "Status"]
+from kltarget._core.checks import at_index
 
 
 class Status(enum.IntFlag):
@@ -85,15 +85,19 @@ def flag(condition: Array, status: Status) -> Array:
     return jnp.where(condition, jnp.int32(int(status)), jnp.int32(0))
 
 
+def unless_failed(status: Array, x: Array) -> Array:
+    """``x``, of more axes than ``status``, with NaN in the rows that failed."""
+    failed = (status & FAILURES) != 0
+    return jnp.where(failed.reshape(*failed.shape, *[1] * (x.ndim - failed.ndim)), jnp.nan, x)
+
+
 def raise_if_failed(status: ArrayLike, what: str) -> None:
     """Raises a ``ValueError`` that names the first row with a failure bit."""
     rows = np.asarray(status)
     failed = np.argwhere(rows & FAILURES)
-    if failed.size or (rows.ndim == 0 and rows & FAILURES):
-        at = tuple(int(i) for i in failed[0]) if failed.size else ()
+    if len(failed):
+        at = tuple(int(i) for i in failed[0])
         bits = Status(int(rows[at])) & FAILURES
         names = ", ".join(str(bit.name) for bit in Status if bit & bits)
-        raise ValueError(
-            f"{what} failed{f' at index {at[0] if len(at) == 1 else at}' if at else ''}: {names} "
-            f"({len(failed) if rows.ndim else 1} of {rows.size} rows)"
-        )
+        where = f"{at_index(at)}: {names} ({len(failed)} of {rows.size} rows)"
+        raise ValueError(f"{what} failed{where}")

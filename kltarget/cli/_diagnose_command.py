@@ -5,28 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import math
+import functools
 import pathlib
 import sys
 import time
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
-from kltarget.cli._arguments import (
-    InputError,
-    check_drawable,
-    check_outputs,
-    file_kind,
-    option,
-    real,
-    say,
-    whole,
-    without_device_warnings,
-    write,
-)
+from kltarget.cli._arguments import chosen, finite, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
+_seconds = functools.partial(finite, what="a number of seconds above 0")
 
 
 def add_to(commands: Any) -> None:
@@ -40,84 +32,52 @@ def add_to(commands: Any) -> None:
         epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
         "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
-        allow_abbrev=False,
     )
+    add = options_of(diagnose)
     diagnose.add_argument(
         "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
     )
-    diagnose.add_argument(
-        "--trainer", metavar="NAME", help="preset, such as trl-grpo==1.9.2 (see kltarget recipe)"
-    )
-    diagnose.add_argument(
-        "--recipe",
-        type=option(recipe_fields),
-        metavar="place=…,…",
-        help="what the trainer does, or where it differs from the preset: "
+    add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
+    add(
+        "--recipe place=…,…",
+        "what the trainer does, or where it differs from the preset: "
         "place=loss,estimator=k3,baseline=mean,normalize=group-std",
+        _recipe_fields,
     )
-    diagnose.add_argument(
-        "--beta",
-        type=option(_coefficient),
-        metavar="β",
-        help="the trainer's coefficient, 0 or more",
-    )
-    diagnose.add_argument(
-        "--answer",
+    add("--beta β", "the trainer's coefficient, 0 or more", _coefficient)
+    add(
+        "--answer RULE",
+        "what tells answers apart: text (default), number, boxed, answer, or regex:…",
         default="text",
-        metavar="RULE",
-        help="what tells answers apart: text (default), number, boxed, answer, or regex:…",
     )
-    diagnose.add_argument(
-        "--threshold",
-        type=option(real),
-        metavar="τ",
-        help="right: reward τ or more (default: best)",
-    )
+    add("--threshold τ", "right: reward τ or more (default: best)", real)
     diagnose.add_argument(
         "--reference-from-first-step",
-        action="store_true",
+        action="store_const",
+        const="first-step",
+        dest="reference",
         help="take the first logged step as a sample of the reference",
     )
-    diagnose.add_argument(
-        "--max-prompts",
-        type=option(whole),
-        default=200,
-        metavar="N",
-        help="how many prompts get targets (default: 200)",
-    )
-    reading = diagnose.add_argument_group("reading")
-    reading.add_argument(
-        "--group-size", type=option(whole), metavar="G", help="rollouts of a group"
-    )
-    reading.add_argument(
-        "--format",
+    add("--max-prompts N", "how many prompts get targets (default: 200)", whole, default=200)
+    add = options_of(diagnose.add_argument_group("reading"))
+    add("--group-size G", "rollouts of a group", whole, dest="num_generations")
+    add(
+        "--format NAME",
+        "what wrote the files, such as trl, verl or generic (default: told by their columns)",
         default="auto",
-        metavar="NAME",
-        help="what wrote the files, such as trl, verl or generic (default: told by their columns)",
     )
-    reading.add_argument(
-        "--columns",
-        type=option(_columns),
-        metavar="a=b,…",
-        help="files of your own: completion=response,reward=score",
-    )
-    reading.add_argument("--skip-bad", action="store_true", help="skip rows that cannot be read")
-    output = diagnose.add_argument_group("output")
-    output.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
-    output.add_argument(
-        "--html", type=pathlib.Path, metavar="OUT.html", help="write one page with the figure in it"
-    )
-    output.add_argument("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the figure")
-    output.add_argument(
-        "--watch",
-        type=option(_seconds),
-        metavar="SECONDS",
-        help="look again so often and print anew when files have changed; Ctrl-C ends",
-    )
+    add("--columns a=b,…", "files of your own: completion=response,reward=score", _columns)
+    add("--skip-bad", "skip rows that cannot be read")
+    add = options_of(diagnose.add_argument_group("output"))
+    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
+    add("--plot OUT.png", "draw the figure", pathlib.Path)
+    watch = "look again so often and print anew when files have changed; Ctrl-C ends"
+    add("--watch SECONDS", watch, _seconds)
     diagnose.set_defaults(run=run_diagnose)
 
 
-def recipe_fields(text: str) -> dict[str, Any]:
+def _recipe_fields(text: str) -> dict[str, Any]:
     """Fields of a recipe, ``place=loss,estimator=k3``."""
     fields: dict[str, Any] = {}
     for part in text.split(","):
@@ -125,7 +85,7 @@ def recipe_fields(text: str) -> dict[str, Any]:
         if not equals or name not in _FIELDS:
             close = difflib.get_close_matches(name, set(_FIELDS) - {name}, n=1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(
+            raise argparse.ArgumentTypeError(
                 f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value{meant}"
             )
         default = _FIELDS[name].default
@@ -137,7 +97,10 @@ def recipe_fields(text: str) -> dict[str, Any]:
             fields[name] = value
         else:
             fields[name] = real(value)
-    Recipe(**fields)  # says what is wrong with them
+    try:
+        Recipe(**fields)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return fields
 
 
@@ -154,34 +117,19 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | 
     return used, beta, f"{name} with {changed}" if changed else name
 
 
-def _coefficient(text: str) -> float:
-    value = real(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text!r} is not a finite number of 0 or more")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = real(text)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
 def _columns(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise ValueError(f"{name + equals + value!r} is not of the form name=column")
+            what = f"{name + equals + value!r} is not of the form name=column"
+            raise argparse.ArgumentTypeError(what)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
     """Runs the sub-command, with ``--watch`` until it is interrupted."""
-    outputs = [x for x in (arguments.json, arguments.html, arguments.plot) if x is not None]
-    check_outputs(outputs, arguments.paths, what="a file of rollouts")
-    if arguments.plot is not None:
-        check_drawable(arguments.plot)
+    outputs = [arguments.json, arguments.html]
+    check_outputs(outputs, arguments.paths, figure=arguments.plot, what="a file of rollouts")
     if arguments.watch is None:
         _once(arguments)
         return 0
@@ -202,25 +150,15 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OPTIONS = {
-    "num_generations": "--group-size",
-    "format": "--format",
-    "answer": "--answer",
-    "columns": "--columns",
-    "beta": "--beta",
-}
-"""The options that set Python's arguments."""
+_OPTIONS = {"num_generations": "--group-size"}
+"""The options that are called otherwise than Python's arguments."""
 
 
 def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of all files."""
-    found = []
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                status = file.stat()
-                found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    files = [x for path in paths for x in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    statuses = ((str(file), file.stat()) for file in files if file.is_file())
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
@@ -228,46 +166,21 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget.diagnosis import diagnose
     from kltarget.rollouts import read_rollouts
 
-    try:
-        used, beta, name = _recipe(arguments)
-        frame = read_rollouts(
-            arguments.paths,
-            format=arguments.format,
-            columns=arguments.columns,
-            answer=arguments.answer,
-            num_generations=arguments.group_size,
-            skip_bad=arguments.skip_bad,
-            progress=sys.stderr.isatty(),
-        )
-        with without_device_warnings():
-            found = diagnose(
-                frame,
-                used,
-                beta=beta,
-                name=name,
-                reference="first-step" if arguments.reference_from_first_step else None,
-                threshold=arguments.threshold,
-                max_prompts=arguments.max_prompts,
-            )
-    except ArgumentError as error:
-        option = _OPTIONS.get(error.argument)
-        raise InputError(error.with_option(option) if option else str(error)) from None
-    except (ValueError, ImportError, KeyError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(str(text)) from None
+    reading = chosen(arguments, "format", "columns", "answer", "num_generations", "skip_bad")
+    options = chosen(arguments, "reference", "threshold", "max_prompts")
+    with input_errors():
+        try:
+            used, beta, name = _recipe(arguments)
+            frame = read_rollouts(arguments.paths, **reading, progress=sys.stderr.isatty())
+            found = diagnose(frame, used, beta=beta, name=name, **options)
+        except ArgumentError as error:
+            option = _OPTIONS.get(error.argument, f"--{error.argument}")
+            text = error.with_option(option) if error.argument else str(error)
+            raise InputError(text) from None
     say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
-    wrote = []
-    if arguments.json is not None:
-        write(arguments.json, lambda file: file.write(found.to_json()))
-        wrote.append(arguments.json)
-    if arguments.html is not None:
-        page = pages.diagnosis(found)
-        write(arguments.html, lambda file: file.write(page))
-        wrote.append(arguments.html)
-    if arguments.plot is not None:
-        figure: Any = plot.diagnosis(found)
-        kind = file_kind(arguments.plot)
-        write(arguments.plot, lambda file: figure.savefig(file, format=kind), binary=True)
-        wrote.append(arguments.plot)
-    if wrote:
-        say(["", *(f"wrote {path}" for path in wrote)])
+    wrote = write(
+        (arguments.json, found.to_json),
+        (arguments.html, lambda: pages.diagnosis(found)),
+        (arguments.plot, lambda: plot.diagnosis(found)),
+    )
+    say(["", *wrote] if wrote else [])

@@ -6,7 +6,8 @@ import argparse
 import pathlib
 from typing import Any
 
-from kltarget.cli._arguments import InputError, beta_list, check_outputs, option, say, write
+from kltarget.cli._arguments import beta_list, options_of
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.pages._explorer_setup import DIVERGENCES
 
@@ -21,15 +22,11 @@ def add_to(commands: Any) -> None:
         "network. In a notebook, kltarget.explore does the same.",
         epilog="examples: kltarget explore bimodal --html bimodal.html; "
         "kltarget explore answers.csv --divergence forward-kl --beta 0.05 --html answers.html",
-        allow_abbrev=False,
     )
     add_problem(explore)
-    explore.add_argument(
-        "--html", type=pathlib.Path, required=True, metavar="OUT.html", help="the page to write"
-    )
-    explore.add_argument(
-        "--beta", type=option(beta_list), metavar="β", help="where the slider of β starts"
-    )
+    add = options_of(explore)
+    add("--html OUT.html", "the page to write", pathlib.Path, required=True)
+    add("--beta β", "where the slider of β starts", beta_list)
     add_divergence(explore)
     add_columns(explore)
     explore.set_defaults(run=_explore)
@@ -44,10 +41,8 @@ def _explore(arguments: argparse.Namespace) -> int:
     task, notes = load_problem(arguments)
     check_outputs([path], [arguments.problem])
     names = dict.fromkeys((arguments.divergence, *DIVERGENCES))
-    try:
+    with input_errors(arguments.problem):
         text = page(task, beta=betas[0], divergences=tuple(names))
-    except ValueError as error:
-        raise InputError(f"{arguments.problem}: {error}") from None
-    write(path, lambda file: file.write(text))
-    say([*notes, f"wrote {path}: open it in any browser"])
+    (wrote,) = write((path, lambda: text))
+    say([*notes, f"{wrote}: open it in any browser"])
     return 0

@@ -7,6 +7,7 @@ where.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._arguments import InputError, one_line, say
+from kltarget.cli._output import InputError, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,22 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
         stderr.
     """
+    logger = logging.getLogger("jax")
+    level = logger.level
+    # JAX remarks on accelerators that it finds and cannot use; here that is noise.
+    logger.setLevel(logging.ERROR)
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
     except InputError as error:
-        print(f"kltarget: {one_line(str(error))}", file=sys.stderr)
+        print(f"kltarget: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as `head`, has gone; without this Python complains when it flushes at
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        logger.setLevel(level)
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message.splitlines())
@@ -65,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Exact targets of regularised reward maximisation, "
         "max over π of E_π[r] − β·D(π, π_ref).",
         epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

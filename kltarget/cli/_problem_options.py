@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from kltarget import tasks
-from kltarget.cli._arguments import InputError, option, real
+from kltarget.cli._arguments import chosen, options_of, real
+from kltarget.cli._output import InputError, input_errors
 from kltarget.divergences.names import EXAMPLES, named
 from kltarget.tasks import Task, as_task
 
@@ -22,52 +23,44 @@ def add_problem(command: argparse.ArgumentParser) -> None:
 def add_columns(command: argparse.ArgumentParser) -> None:
     """Adds the options that say how a table is read."""
     columns = command.add_argument_group("columns of a table (default: found by their names)")
-    columns.add_argument("--outcome", metavar="COLUMN", help="the outcomes' names")
-    columns.add_argument("--reward", metavar="COLUMN", help="their rewards")
-    reference = columns.add_mutually_exclusive_group()
-    reference.add_argument(
-        "--log-ref", metavar="COLUMN", help="reference log-probabilities (natural)"
-    )
-    reference.add_argument("--prob", metavar="COLUMN", help="or reference probabilities")
-    reference.add_argument("--count", metavar="COLUMN", help="or how often the reference gave each")
-    columns.add_argument("--modes", metavar="COLUMN", help="equal entries are one mode")
-    columns.add_argument(
-        "--unseen-reward",
-        type=option(real),
-        metavar="R",
-        help="keep reference mass that the rows leave out as one more outcome with this reward",
+    add = options_of(columns)
+    add("--outcome COLUMN", "the outcomes' names")
+    add("--reward COLUMN", "their rewards")
+    add_one = options_of(columns.add_mutually_exclusive_group())
+    add_one("--log-ref COLUMN", "reference log-probabilities (natural)")
+    add_one("--prob COLUMN", "or reference probabilities")
+    add_one("--count COLUMN", "or how often the reference gave each")
+    add("--modes COLUMN", "equal entries are one mode")
+    add(
+        "--unseen-reward R",
+        "keep reference mass that the rows leave out as one more outcome with this reward",
+        real,
     )
 
 
 def add_divergence(command: argparse.ArgumentParser) -> None:
     """Adds the option that names the regulariser."""
-    command.add_argument(
-        "--divergence",
-        default="reverse-kl",
-        type=option(checked_divergence),
-        metavar="NAME",
-        help=f"{', '.join(EXAMPLES)} (default: reverse-kl)",
-    )
+    known = f"{', '.join(EXAMPLES)} (default: reverse-kl)"
+    options_of(command)("--divergence NAME", known, checked_divergence, default="reverse-kl")
 
 
 def checked_divergence(text: str) -> str:
     """The name of a divergence, if there is one of that name."""
-    named(text)
+    try:
+        named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
 def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     """The problem and what there is to say about reading it."""
-    columns = {
-        role: getattr(arguments, role)
-        for role in ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
-    }
+    roles = ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
+    columns = chosen(arguments, *roles)
     given = {role: column for role, column in columns.items() if column is not None}
     if given and arguments.problem in tasks.names():
         role = next(iter(given)).replace("_", "-")
         raise InputError(f"--{role} is for tables, but {arguments.problem!r} is a task")
-    try:
+    with input_errors():
         task = as_task(arguments.problem, columns=given)
-    except (ValueError, ImportError) as error:
-        raise InputError(str(error)) from None
     return task, getattr(task, "notes", ())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import functools
 import pathlib
 from typing import Any
 
@@ -24,12 +24,15 @@ from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.words import compact
-from kltarget.cli._arguments import InputError, check_outputs, option, positive, real, say, write
+from kltarget.cli._arguments import finite, options_of
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
+_DEFAULTS = dataclasses.asdict(Recipe())
 # Fields that a page names even at their defaults.
 _ALWAYS = ("place", "estimator", "level", "baseline", "normalize")
+_coefficient = functools.partial(finite, what="a finite number, 0 or more", zero=True)
 
 
 def add_to(commands: Any) -> None:
@@ -42,37 +45,26 @@ def add_to(commands: Any) -> None:
         "Without NAME, list the trainers and versions.",
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
         "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
-        allow_abbrev=False,
     )
+    add = options_of(command)
     command.add_argument(
         "name", nargs="?", metavar="NAME", help="a trainer such as trl-grpo or trl-grpo==1.9.2"
     )
-    command.add_argument(
-        "--beta", type=option(_beta), metavar="β", help="coefficient (default: the trainer's)"
+    add("--beta β", "coefficient (default: the trainer's)", _coefficient)
+    add(
+        "--reward-std σ",
+        "standard deviation of the reward within a group, for trainers that divide by it",
+        finite,
     )
-    command.add_argument(
-        "--reward-std",
-        type=option(lambda text: positive(real(text), text)),
-        metavar="σ",
-        help="standard deviation of the reward within a group, for trainers that divide by it",
-    )
-    command.add_argument(
-        "--compare",
+    add(
+        "--compare OTHER",
+        "a second trainer, side by side; without NAME two of them",
         nargs="+",
         default=(),
-        metavar="OTHER",
-        help="a second trainer, side by side; without NAME two of them",
     )
-    command.add_argument("--list", action="store_true", help="list the trainers and versions")
-    command.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write it as JSON")
+    add("--list", "list the trainers and versions")
+    add("--json OUT", "write it as JSON", pathlib.Path)
     command.set_defaults(run=_recipe)
-
-
-def _beta(text: str) -> float:
-    value = real(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text!r} is not a finite number, 0 or more")
-    return value
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
@@ -82,19 +74,14 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     check_outputs([arguments.json])
-    try:
+    with input_errors():
         presets = [recipes.preset(name) for name in names]
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
-    except ValueError as error:
-        raise InputError(str(error)) from None
     readings = [recipes.read(recipe, arguments.reward_std) for recipe in used]
     rows = list(zip(presets, readings, strict=True))
     say(_beside(*rows) if arguments.compare else _page(*rows[0]))
-    if arguments.json is not None:
-        content = [_content(*row) for row in rows]
-        text = json_text(content if len(content) > 1 else content[0], indent=1)
-        write(arguments.json, lambda file: file.write(text))
-        say([f"wrote {arguments.json}"])
+    content = [_content(*row) for row in rows] if arguments.compare else _content(*rows[0])
+    say(write((arguments.json, lambda: json_text(content, indent=1))))
     return 0
 
 
@@ -124,9 +111,11 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
 
 def _page(preset: Preset, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
+    versions = "" if preset.versions == "*" else f", versions {preset.versions}"
+    title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
     mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
     return Page(
-        [Heading(_heading(preset), 1), Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [title, Lines([f"read in {preset.file}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
@@ -136,11 +125,6 @@ def _page(preset: Preset, reading: Reading) -> Page:
 def _unbroken(text: str) -> str:
     """Keeps “β = 0.1” on one line."""
     return text.replace("β = ", "β\u00a0=\u00a0").replace("σ = ", "σ\u00a0=\u00a0")
-
-
-def _heading(preset: Preset) -> str:
-    versions = "" if preset.versions == "*" else f", versions {preset.versions}"
-    return f"{preset.name}: {preset.trainer}{versions}"
 
 
 def _entries(reading: Reading) -> list[tuple[str, str]]:
@@ -160,13 +144,11 @@ def _entries(reading: Reading) -> list[tuple[str, str]]:
 
 def _fields(preset: Preset, recipe: Recipe) -> Table:
     """The fields that matter, their values, and the keys of the trainer that set them."""
-    defaults = Recipe()
     rows = [("field", "value", "set by")]
-    for field in dataclasses.fields(Recipe):
-        value = getattr(recipe, field.name)
-        told = field.name in preset.keys or field.name in _ALWAYS
-        if told or value != getattr(defaults, field.name):
-            rows.append((field.name, _value(value), preset.keys.get(field.name, "–")))
+    for name, default in _DEFAULTS.items():
+        value = getattr(recipe, name)
+        if name in preset.keys or name in _ALWAYS or value != default:
+            rows.append((name, _value(value), preset.keys.get(name, "–")))
     return Table(rows, "lrl")
 
 
@@ -184,7 +166,7 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     said = zip(_LABELS, _column(older, first), _column(newer, second), strict=True)
     fields = [
         (name, *(_value(getattr(recipe, name)) for recipe in used))
-        for name, default in dataclasses.asdict(Recipe()).items()
+        for name, default in _DEFAULTS.items()
         if any(getattr(recipe, name) != default for recipe in used)
     ]
     for label, left, right in (*said, ("", "", ""), *fields):

@@ -15,19 +15,8 @@ import numpy as np
 from kltarget import plot, targets
 from kltarget._core.numerics import double_precision
 from kltarget._core.status import FAILURES, Status
-from kltarget.cli._arguments import (
-    InputError,
-    beta_list,
-    check_drawable,
-    check_outputs,
-    file_kind,
-    option,
-    real,
-    say,
-    whole,
-    without_device_warnings,
-    write,
-)
+from kltarget.cli._arguments import beta_list, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.cli._solve_page import Solution, page, set_bits, to_json
 from kltarget.divergences import kl
@@ -45,36 +34,30 @@ def add_to(commands: Any) -> None:
         description="Print the target of each β: what training with this reward aims at.",
         epilog="examples: kltarget solve words --beta 0.01,0.1,1 --plot words.png; "
         "kltarget solve answers.csv --beta 1e-3:1:7 --divergence forward-kl --json targets.json",
-        allow_abbrev=False,
     )
     add_problem(solve)
-    solve.add_argument(
-        "--beta",
+    add = options_of(solve)
+    add(
+        "--beta β",
+        "regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT",
+        beta_list,
         required=True,
-        type=option(beta_list),
-        metavar="β",
-        help="regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced "
-        "FROM:TO:COUNT",
     )
     add_divergence(solve)
-    solve.add_argument(
-        "--threshold",
-        type=option(real),
-        metavar="τ",
-        help="apply MARA: all outcomes of reward τ or more become equally probable",
+    add(
+        "--threshold τ",
+        "apply MARA: all outcomes of reward τ or more become equally probable",
+        real,
     )
-    solve.add_argument(
-        "--mara-method",
-        choices=("augment", "substitute"),
-        metavar="METHOD",
-        help="augment (change the reward) or substitute (change reward and reference); default: "
+    add(
+        "--mara-method METHOD",
+        "augment (change the reward) or substitute (change reward and reference); default: "
         "augment for reverse-kl, substitute for the others, which augmenting does not equalise",
+        choices=("augment", "substitute"),
     )
-    solve.add_argument(
-        "--top", type=option(whole), default=10, metavar="K", help="outcomes to print"
-    )
-    solve.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write everything as JSON")
-    solve.add_argument("--plot", type=pathlib.Path, metavar="OUT.png", help="draw the targets")
+    add("--top K", "outcomes to print", whole, default=10)
+    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--plot OUT.png", "draw the targets", pathlib.Path)
 
     add_columns(solve)
     solve.set_defaults(run=_solve)
@@ -82,18 +65,12 @@ def add_to(commands: Any) -> None:
 
 def _solve(arguments: argparse.Namespace) -> int:
     task, read = load_problem(arguments)
-    check_outputs([arguments.json, arguments.plot], [arguments.problem])
-    if arguments.plot is not None:
-        check_drawable(arguments.plot)
-    with double_precision(), without_device_warnings():
+    check_outputs([arguments.json], [arguments.problem], figure=arguments.plot)
+    with double_precision():
         solution = _solution(task, arguments)
         say(page(solution, read, arguments.top))
-        if arguments.json is not None:
-            write(arguments.json, lambda file: file.write(to_json(solution)))
-        if arguments.plot is not None:
-            _plot(arguments.plot, solution)
-    for path in filter(None, (arguments.json, arguments.plot)):
-        say([f"wrote {path}"])
+        say(write((arguments.json, lambda: to_json(solution))))
+        say(write((arguments.plot, lambda: _figure(solution))))
     failed = 0
     for i, (beta, status) in enumerate(zip(solution.betas, solution.statuses, strict=True)):
         nan = any(map(math.isnan, solution.log_probs[i].tolist()))
@@ -108,16 +85,13 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     threshold, method = arguments.threshold, arguments.mara_method
     if method is not None and threshold is None:
         raise InputError("--mara-method needs --threshold")
-    try:
+    with input_errors(arguments.problem):
         divergence = named(arguments.divergence)
         objective = task.objective(np.array(arguments.beta), divergence=divergence)
-        solved = objective
         if threshold is not None:
             method = method or ("augment" if arguments.divergence == "reverse-kl" else "substitute")
-            solved = mara(objective, threshold, method=method)
-        target = targets.solve(solved)
-    except ValueError as error:
-        raise InputError(f"{arguments.problem}: {error}") from None
+            objective = mara(objective, threshold, method=method)
+        target = targets.solve(objective)
 
     right = task.reward >= threshold if threshold is not None else right_outcomes(task.reward)
     # Right outcomes that the table puts in no mode, which a threshold may add, are a mode each.
@@ -139,27 +113,24 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     log_probs = np.asarray(target.log_probs)
     rows = np.vstack([task.log_ref, log_probs])
     measures = measure(rows, *(np.broadcast_to(x, rows.shape) for x in (task.reward, task.log_ref)))
-    statuses = [Status(status) for status in np.asarray(target.status).tolist()]
     return Solution(
         task=task,
         betas=arguments.beta,
         divergence=arguments.divergence,
-        divergence_name=divergence.title,
         mara=None if threshold is None else {"threshold": threshold, "method": method},
         right=right,
         modes=modes,
         target=target,
         log_probs=log_probs,
         measures={name: np.asarray(values).tolist() for name, values in measures.items()},
-        statuses=statuses,
+        statuses=[Status(status) for status in np.asarray(target.status).tolist()],
     )
 
 
-def _plot(path: pathlib.Path, solution: Solution) -> None:
+def _figure(solution: Solution) -> Any:
     import matplotlib.style
 
     ax = plot.target(solution.target, problem=solution.task)
     with matplotlib.style.context(plot.STYLE):
         ax.set_title(solution.task.name)
-    figure: Any = ax.figure
-    write(path, lambda file: figure.savefig(file, format=file_kind(path)), binary=True)
+    return ax.figure

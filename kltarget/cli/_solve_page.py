@@ -29,7 +29,6 @@ class Solution:
     task: Task
     betas: list[float]
     divergence: str
-    divergence_name: str
     mara: dict[str, Any] | None
     right: np.ndarray
     modes: np.ndarray
@@ -49,10 +48,9 @@ def page(solution: Solution, notes: Sequence[str], top: int) -> Page:
     rows = [("β", "expected reward", "KL(π‖π_ref)", "effective modes")]
     num_modes = len(np.unique(solution.modes[solution.right]))
     names = ("reference", *(f"{beta:g}" for beta in solution.betas))
-    measures = (solution.measures[x] for x in ("expected_reward", "kl_to_reference"))
-    for name, reward, nats, modes in zip(
-        names, *measures, solution.measures["effective_modes"], strict=True
-    ):
+    kinds = ("expected_reward", "kl_to_reference", "effective_modes")
+    measures = (solution.measures[kind] for kind in kinds)
+    for name, reward, nats, modes in zip(names, *measures, strict=True):
         of = f"{_decimal(modes, 2)} of {num_modes:,}"
         rows.append((name, _decimal(reward), _decimal(nats), of))
     return Page(
@@ -74,11 +72,12 @@ def _problem(solution: Solution, notes: Sequence[str]) -> list[str]:
         what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
     right_mass = probability(np.logaddexp.reduce(task.log_ref[solution.right]))
     mara = f" with MARA ({solution.mara['method']})" if solution.mara else ""
+    regularizer = solution.target.objective.divergence.title
     return [
         f"{task.name}: {task.description}",
         *(f"  {note}" for note in notes),
         f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
-        f"{right_mass}); regularised by {solution.divergence_name}{mara}",
+        f"{right_mass}); regularised by {regularizer}{mara}",
     ]
 
 
@@ -86,11 +85,8 @@ def _sentences(solution: Solution) -> list[str]:
     """What happens, in words: the verdict on each β of the tables, or on MARA, and remarks."""
     lines = _mara_verdict(solution) if solution.mara is not None else _verdicts(solution)
     for bit, text in IN_WORDS.items():
-        at = [
-            f"{beta:g}"
-            for beta, status in zip(solution.betas, solution.statuses, strict=True)
-            if bit & status & ~FAILURES
-        ]
+        statuses = zip(solution.betas, solution.statuses, strict=True)
+        at = [f"{beta:g}" for beta, status in statuses if bit & status & ~FAILURES]
         if at:
             lines.append(f"Note: β = {', '.join(at)}: {text}")
     task = solution.task
@@ -99,7 +95,7 @@ def _sentences(solution: Solution) -> list[str]:
     if task.reward[beyond] > others.max() and np.isneginf(solution.log_probs[:, beyond]).all():
         lines.append(
             f"Note: {quoted(task.labels[beyond])} has the highest reward but no reference mass, "
-            f"and {solution.divergence_name} keeps it impossible here"
+            f"and {solution.target.objective.divergence.title} keeps it impossible here"
         )
     return lines
 
@@ -176,12 +172,8 @@ def _outcomes(solution: Solution, top: int) -> list[Table]:
         by_mode = np.stack([np.logaddexp.reduce(masses[:, m], axis=1) for m in members], axis=1)
         kept = _top(by_mode, top)
         likeliest = likeliest_outcomes(solution.modes, task.log_ref)
-        labels = [
-            f"of “{short(task.labels[likeliest[int(modes[k])]], 30)}”"
-            if k < len(modes)
-            else "not right"
-            for k in kept
-        ]
+        of_modes = [f"of “{short(task.labels[likeliest[mode]], 30)}”" for mode in modes.tolist()]
+        labels = [(*of_modes, "not right")[k] for k in kept]
         sizes = [f"{len(members[k]):,}" for k in kept]
         tables.append(_mass_table(by_mode, kept, heads, {"mode": labels, "outcomes": sizes}))
     return tables
@@ -218,13 +210,9 @@ def _decimal(value: float, digits: int = 4) -> str:
 def to_json(solution: Solution) -> str:
     """What ``--json`` writes; ``kltarget.cli`` says which keys there are."""
     task, target = solution.task, solution.target
-    fields = {
-        **{name: values[1:] for name, values in solution.measures.items()},
-        "value": target.value,
-        "multiplier": target.multiplier,
-        "divergence_value": target.divergence_value,
-    }
-    rows = {name: np.asarray(values).tolist() for name, values in fields.items()}
+    rows = {name: values[1:] for name, values in solution.measures.items()}
+    for name in ("value", "multiplier", "divergence_value"):
+        rows[name] = np.asarray(getattr(target, name)).tolist()
     content = {
         "problem": task.name,
         "divergence": solution.divergence,

@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.status import FAILURES
-from kltarget.cli._arguments import (
-    InputError,
-    beta_list,
-    check_drawable,
-    check_outputs,
-    file_kind,
-    option,
-    real,
-    say,
-    whole,
-    without_device_warnings,
-    write,
-)
+from kltarget.cli._arguments import beta_list, chosen, options_of, real, whole
+from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.divergences.names import EXAMPLES
 from kltarget.tasks import Task
@@ -33,6 +22,9 @@ if TYPE_CHECKING:
     import xarray
 
 _MOST_BOUNDARIES = 10
+_PLANE = ("beta", "reward_scale")
+_AXES = (*_PLANE, "divergence", "threshold", "entropy_weight", "ref_temperature")
+"""The options of which several values are an axis."""
 
 
 def add_to(commands: Any) -> None:
@@ -45,108 +37,76 @@ def add_to(commands: Any) -> None:
         epilog="A grid setting is a number, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT. "
         "example: kltarget sweep bimodal --beta 1e-3:10:50 --reward-scale 0.1:10:40 "
         "--out sweep.nc --plot phase.png",
-        allow_abbrev=False,
     )
     add_problem(sweep)
-    positive, any_sign = option(_numbers(beta_list)), option(_numbers(_reals))
-    for name, letter, parse, default, text in (
-        ("--beta", "β", positive, None, "regularisation, reward units per nat"),
-        ("--reward-scale", "S", positive, 1.0, "factor of the reward (default: 1)"),
-        ("--threshold", "τ", any_sign, None, "apply MARA above this reward; inf: leave as it is"),
-        ("--entropy-weight", "η", any_sign, 0.0, "entropy bonus, for reverse-kl (default: 0)"),
-        ("--ref-temperature", "T", positive, 1.0, "temperature of the reference (default: 1)"),
-    ):
-        required = name == "--beta"
-        sweep.add_argument(
-            name, required=required, type=parse, default=default, metavar=letter, help=text
-        )
-    sweep.add_argument(
-        "--divergence",
-        type=option(_divergences),
+    positive, any_sign = _one_or_more(beta_list), _one_or_more(_each(real))
+    add = options_of(sweep)
+    add("--beta β", "regularisation, reward units per nat", positive, required=True)
+    add("--reward-scale S", "factor of the reward (default: 1)", positive, default=1.0)
+    add("--threshold τ", "apply MARA above this reward; inf: leave as it is", any_sign)
+    add("--entropy-weight η", "entropy bonus, for reverse-kl (default: 0)", any_sign, default=0.0)
+    add("--ref-temperature T", "temperature of the reference (default: 1)", positive, default=1.0)
+    add(
+        "--divergence NAMES",
+        f"one or a list of {', '.join(EXAMPLES)} (default: reverse-kl)",
+        _one_or_more(_each(checked_divergence)),
         default="reverse-kl",
-        metavar="NAMES",
-        help=f"one or a list of {', '.join(EXAMPLES)} (default: reverse-kl)",
     )
-    sweep.add_argument(
-        "--k",
-        type=option(lambda text: [whole(part) for part in text.split(",")]),
+    add(
+        "--k K",
+        "numbers of samples for pass@k (default: 1,4,16,64)",
+        _each(whole),
         default=[1, 4, 16, 64],
-        metavar="K",
-        help="numbers of samples for pass@k (default: 1,4,16,64)",
     )
-    sweep.add_argument("--log-probs", action="store_true", help="keep the targets themselves")
-    sweep.add_argument(
-        "--out",
-        type=pathlib.Path,
+    add("--log-probs", "keep the targets themselves")
+    add(
+        "--out OUT.nc",
+        "a netCDF file, or a zarr store if the name ends in .zarr",
+        pathlib.Path,
         required=True,
-        metavar="OUT.nc",
-        help="a netCDF file, or a zarr store if the name ends in .zarr",
     )
-    sweep.add_argument(
-        "--parts",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        help="keep finished parts here; the same command goes on where it was stopped",
+    add(
+        "--parts FOLDER",
+        "keep finished parts here; the same command goes on where it was stopped",
+        pathlib.Path,
     )
-    sweep.add_argument(
-        "--plot", type=pathlib.Path, metavar="OUT.png", help="draw effective modes over the plane"
-    )
+    add("--plot OUT.png", "draw effective modes over the plane", pathlib.Path)
     add_columns(sweep)
     sweep.set_defaults(run=_sweep)
 
 
-def _reals(text: str) -> list[float]:
-    return [real(part) for part in text.split(",")]
+def _each(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [parse(part) for part in text.split(",")]
 
 
-def _numbers(parse: Callable[[str], list[float]]) -> Callable[[str], float | list[float]]:
-    """One number is a setting, several are an axis."""
+def _one_or_more(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
+    """One value is a setting, several are an axis."""
 
-    def number_or_list(text: str) -> float | list[float]:
+    def one_or_list(text: str) -> Any:
         values = parse(text)
         return values if len(values) > 1 else values[0]
 
-    return number_or_list
-
-
-def _divergences(text: str) -> str | list[str]:
-    names = [checked_divergence(name) for name in text.split(",")]
-    return names if len(names) > 1 else names[0]
+    return one_or_list
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from kltarget import sweeps
+    from kltarget import plot, sweeps
 
     task, read = load_problem(arguments)
     _check_outputs(arguments)
     began = time.monotonic()
-    with without_device_warnings():
-        try:
-            data = sweeps.sweep(
-                task,
-                beta=arguments.beta,
-                reward_scale=arguments.reward_scale,
-                divergence=arguments.divergence,
-                threshold=arguments.threshold,
-                entropy_weight=arguments.entropy_weight,
-                ref_temperature=arguments.ref_temperature,
-                k=arguments.k,
-                log_probs=arguments.log_probs,
-                folder=arguments.parts,
-                progress=True,
-            )
-            boundaries = _boundaries(task, arguments)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{arguments.problem}: {error}") from None
-        took = time.monotonic() - began
-        try:
-            sweeps.save(data, arguments.out)
-        except OSError as error:
-            raise InputError(f"{arguments.out}: {error.strerror or error}") from None
-        if arguments.plot is not None:
-            _plot(arguments.plot, data, boundaries[0])
+    settings = chosen(arguments, *_AXES, "k", "log_probs")
+    with input_errors(arguments.problem):
+        data = sweeps.sweep(task, **settings, folder=arguments.parts, progress=True)
+        boundaries = _boundaries(task, arguments)
+    took = time.monotonic() - began
+    try:
+        sweeps.save(data, arguments.out)
+    except OSError as error:
+        raise InputError(f"{arguments.out}: {error.strerror or error}") from None
+    wrote = write((arguments.plot, lambda: plot.phase(data, boundaries=boundaries[0]).figure))
     say([*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)])
-    say([f"wrote {path}" for path in (arguments.out, arguments.plot) if path is not None])
+    say([f"wrote {arguments.out}", *wrote])
     return int(bool((data.status.values & FAILURES).any()))
 
 
@@ -155,15 +115,13 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.out}: the name must end in .nc or .zarr")
     if arguments.out.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
         raise InputError("zarr stores need zarr: pip install 'kltarget[zarr]'")
-    check_outputs([arguments.out, arguments.plot], [arguments.problem])
+    check_outputs([arguments.out], [arguments.problem], figure=arguments.plot)
     if arguments.plot is None:
         return
-    check_drawable(arguments.plot)
-    others = ("divergence", "threshold", "entropy_weight", "ref_temperature")
-    swept = [name for name in others if isinstance(getattr(arguments, name), list)]
-    plane = isinstance(arguments.beta, list) and isinstance(arguments.reward_scale, list)
-    if swept or not plane:
-        given = f", not {', '.join(swept).replace('_', '-')}" if swept else ""
+    swept = [name for name in _AXES if isinstance(getattr(arguments, name), list)]
+    others = ", ".join(name for name in swept if name not in _PLANE).replace("_", "-")
+    if others or tuple(swept) != _PLANE:
+        given = f", not {others}" if others else ""
         raise InputError(f"--plot draws a plane: give several --beta and --reward-scale{given}")
 
 
@@ -173,23 +131,9 @@ def _boundaries(task: Task, arguments: argparse.Namespace) -> list[xarray.Datase
 
     if isinstance(arguments.threshold, list) or isinstance(arguments.ref_temperature, list):
         return []
-    several = isinstance(arguments.divergence, list)
-    return [
-        sweeps.phase_boundaries(
-            task,
-            divergence=name,
-            threshold=arguments.threshold,
-            ref_temperature=arguments.ref_temperature,
-        )
-        for name in (arguments.divergence if several else [arguments.divergence])
-    ]
-
-
-def _plot(path: pathlib.Path, data: xarray.Dataset, boundaries: xarray.Dataset) -> None:
-    from kltarget import plot
-
-    figure: Any = plot.phase(data, boundaries=boundaries).figure
-    write(path, lambda file: figure.savefig(file, format=file_kind(path)), binary=True)
+    names = np.atleast_1d(arguments.divergence).tolist()
+    given = chosen(arguments, "threshold", "ref_temperature")
+    return [sweeps.phase_boundaries(task, divergence=name, **given) for name in names]
 
 
 def _report(
@@ -199,22 +143,21 @@ def _report(
         f"{size} {axis.replace('_', ' ')}" for axis, size in data.effective_modes.sizes.items()
     )
     count = data.effective_modes.size
-    lines = [f"{task.name}: {shape or 'one point'}: {count:,} targets in {seconds:.1f} s"]
     low, high = float(data.effective_modes.min()), float(data.effective_modes.max())
-    lines.append(f"effective modes from {low:.3g} to {high:.3g} of {data.sizes['mode']}")
+    lines = [
+        f"{task.name}: {shape or 'one point'}: {count:,} targets in {seconds:.1f} s",
+        f"effective modes from {low:.3g} to {high:.3g} of {data.sizes['mode']}",
+    ]
     for found in boundaries:
         name = str(found.divergence.values)
         if not found.sizes["boundary"]:
             lines.append(f"{name}: no modes trade places, none collapses exactly")
         for i in range(min(found.sizes["boundary"], _MOST_BOUNDARIES)):
             one = found.isel(boundary=i)
-            first, ratio = one["first"].values, float(one.ratio)
-            what = (
-                f"“{first}” overtakes “{one['second'].values}”"
-                if one.kind == "flip"
-                else f"everything is on “{first}”"
-            )
-            lines.append(f"{name}: {what} below β = {ratio:.4g} × reward scale")
+            what = f"everything is on “{one['first'].values}”"
+            if one.kind == "flip":
+                what = f"“{one['first'].values}” overtakes “{one['second'].values}”"
+            lines.append(f"{name}: {what} below β = {float(one.ratio):.4g} × reward scale")
         if (more := found.sizes["boundary"] - _MOST_BOUNDARIES) > 0:
             lines.append(f"{name}: and {more:,} more boundaries")
     failed = int(np.count_nonzero(data.status.values & FAILURES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pathlib
 import time
@@ -11,16 +12,10 @@ from typing import Any
 import jax
 
 from kltarget import plot, tasks
-from kltarget.cli._arguments import (
-    InputError,
-    beta_list,
-    option,
-    say,
-    whole,
-    without_device_warnings,
-    write,
-)
+from kltarget.cli._arguments import beta_list, names_of, options_of, whole
+from kltarget.cli._output import InputError, input_errors, say, write
 
+_POLICIES = ("tabular", "gru", "transformer")
 # Spaces with more sequences than this take minutes per recipe on a small machine.
 _MOST_SEQUENCES = 500_000
 
@@ -35,63 +30,31 @@ def add_to(commands: Any) -> None:
         "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
         "1 a check failed, 2 bad input.",
-        allow_abbrev=False,
     )
+    add = options_of(verify)
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
-    verify.add_argument(
-        "--tasks",
-        type=option(_task_list),
-        metavar="NAMES",
-        help="several tasks, a,b,c or all, each into a folder of its own",
-    )
-    verify.add_argument(
-        "--full",
-        action="store_true",
-        help="all recipes, six β, three reward scales, three seeds, and a Transformer",
-    )
-    verify.add_argument(
-        "--policies",
-        type=option(_policy_list),
-        metavar="NAMES",
-        help="of tabular, gru and transformer (default: tabular,gru)",
-    )
-    verify.add_argument("--beta", type=option(beta_list), metavar="β", help="as for solve")
-    verify.add_argument("--seeds", type=option(whole), metavar="N", help="runs of each setting")
-    verify.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("kltarget-verify"),
-        metavar="FOLDER",
-        help="where to write (default: kltarget-verify)",
-    )
+    add("--tasks NAMES", "several tasks, a,b,c or all, each into a folder of its own", _task_list)
+    add("--full", "all recipes, six β, three reward scales, three seeds, and a Transformer")
+    policies = functools.partial(names_of, "policy", _POLICIES)
+    add("--policies NAMES", "of tabular, gru and transformer (default: tabular,gru)", policies)
+    add("--beta β", "as for solve", beta_list)
+    add("--seeds N", "runs of each setting", whole)
+    folder = "kltarget-verify"
+    add("--out FOLDER", f"where to write (default: {folder})", pathlib.Path, default=folder)
     verify.set_defaults(run=_verify)
 
 
-def _policy_list(text: str) -> tuple[str, ...]:
-    known = ("tabular", "gru", "transformer")
-    chosen = tuple(text.split(","))
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"there is no policy {name!r}: choose of {', '.join(known)}")
-    return chosen
-
-
-def _task_list(text: str) -> list[str]:
-    chosen = list(tasks.names()) if text == "all" else text.split(",")
-    for name in chosen:
-        if name not in tasks.names():
-            raise ValueError(f"there is no task {name!r}: choose of {', '.join(tasks.names())}")
-    return chosen
+def _task_list(text: str) -> tuple[str, ...]:
+    return tuple(tasks.names()) if text == "all" else names_of("task", tasks.names(), text)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.task is not None and arguments.tasks is not None:
         raise InputError("give a TASK or --tasks, not both")
     if arguments.task is not None and arguments.task not in tasks.names():
-        raise InputError(
-            f"there is no task {arguments.task!r}: the tasks are {', '.join(tasks.names())}"
-        )
-    chosen: list[str] = arguments.tasks or [arguments.task or "words-3"]
+        known = ", ".join(tasks.names())
+        raise InputError(f"there is no task {arguments.task!r}: the tasks are {known}")
+    chosen = arguments.tasks or [arguments.task or "words-3"]
     folders = [arguments.out / name if arguments.tasks else arguments.out for name in chosen]
     for folder in folders:
         try:
@@ -100,10 +63,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from None
         if not os.access(folder, os.W_OK):
             raise InputError(f"{folder}: cannot be written to")
-    failed = 0
+    failed, several = 0, arguments.tasks is not None
     for name, folder in zip(chosen, folders, strict=True):
-        with without_device_warnings():
-            failed |= _one(name, folder, arguments, skip=arguments.tasks is not None)
+        failed |= _one(name, folder, arguments, several)
     return failed
 
 
@@ -119,27 +81,23 @@ def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: b
     options: dict[str, Any] = {}
     if arguments.full:
         options = {
-            "policies": ("tabular", "gru", "transformer"),
+            "policies": _POLICIES,
             "recipes": verification.ALL_RECIPES,
             "beta": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
             "reward_scale": (0.5, 1.0, 2.0),
             "num_seeds": 3,
         }
-    if arguments.policies is not None:
-        options["policies"] = arguments.policies
-    if arguments.beta is not None:
-        options["beta"] = arguments.beta
-    if arguments.seeds is not None:
-        options["num_seeds"] = arguments.seeds
-    try:
+    given = {"policies": arguments.policies, "beta": arguments.beta, "num_seeds": arguments.seeds}
+    options |= {option: value for option, value in given.items() if value is not None}
+    with input_errors(name):
         report = verification.verify(task, key=jax.random.key(0), progress=True, **options)
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from None
     say(["", *str(report).splitlines(), ""])
-    files = [folder / name for name in ("report.json", "report.csv", "verify.png")]
-    write(files[0], lambda file: file.write(report.to_json()))
-    write(files[1], lambda file: file.write(report.to_csv()))
-    write(files[2], lambda file: plot.verification(report).savefig(file, format="png"), binary=True)
+    contents = {
+        folder / "report.json": report.to_json,
+        folder / "report.csv": report.to_csv,
+        folder / "verify.png": lambda: plot.verification(report),
+    }
+    write(*contents.items())
     took = f"({time.monotonic() - began:.0f} s)"
-    say([f"wrote {', '.join(map(str, files))} {took}", *([""] if skip else [])])
+    say([f"wrote {', '.join(map(str, contents))} {took}", *([""] if skip else [])])
     return int(not report.passed)

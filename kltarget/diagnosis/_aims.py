@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from kltarget._core.distances import effective_number, kl, total_variation
+from kltarget._core.distances import effective_number
 from kltarget._core.status import Status
+from kltarget.diagnosis._statement import FlipOfAnswers
 from kltarget.evidence import Prompt, padded
 from kltarget.implied import implied_target
 from kltarget.modes import flip_beta
@@ -40,22 +41,19 @@ class Aim:
     effective_beta: float
     status: Status
 
-    def modes(self, log_probs: np.ndarray, threshold: float) -> float:
-        """The effective number of right answers under a distribution."""
-        return effective_number(log_probs[:-1][self.prompt.right(threshold)])
+    def modes(self, threshold: float) -> tuple[float, ...]:
+        """The effective number of right answers by the reference, the target, and now."""
+        right = np.append(self.prompt.right(threshold), False)
+        laws = self.prompt.log_ref, self.log_target, self.prompt.log_now
+        return tuple(effective_number(log_probs[right]) for log_probs in laws)
 
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
     """The first prompts whose targets take no longer than ``most`` simple ones."""
     heavy = recipe.normalized and recipe.depends_on_groups
-    cost, chosen = 0, []
-    for prompt in prompts:
-        several = len(np.unique(prompt.reward[prompt.log_ref > -np.inf])) > 2
-        cost += _SEVERAL_REWARDS if heavy and several else 1
-        if cost > max(most, _SEVERAL_REWARDS):
-            break
-        chosen.append(prompt)
-    return chosen
+    several = [len(np.unique(x.reward[x.log_ref > -np.inf])) > 2 for x in prompts]
+    costs = np.where(np.array(several) & heavy, _SEVERAL_REWARDS, 1).cumsum()
+    return prompts[: (costs <= max(most, _SEVERAL_REWARDS)).sum()]
 
 
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
@@ -73,38 +71,9 @@ def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     for row, prompt in enumerate(prompts):
         size, bits = len(prompt.names), Status(int(status[row]))
         held = plain and not bits & Status.NO_TARGET and coefficient[row] > 0
-        aims.append(
-            Aim(
-                prompt,
-                log_probs[row, :size],
-                reward[row, :size] / shared[row] if held else None,
-                float(coefficient[row]),
-                bits,
-            )
-        )
+        x = reward[row, :size] / shared[row] if held else None
+        aims.append(Aim(prompt, log_probs[row, :size], x, float(coefficient[row]), bits))
     return aims
-
-
-@dataclasses.dataclass(frozen=True)
-class Flip:
-    """Two answers that are equally probable at one β.
-
-    Attributes:
-        better: the answer of higher reward, ahead below the flip.
-        worse: the answer the reference prefers, ahead above it.
-        effective_beta: β in units of the logged reward per nat; NaN where normalised advantages
-            have no such closed form.
-        beta: the same as the trainer's own coefficient.
-        interval: of ``beta`` where the reference is estimated, else None.
-        other: ``beta`` if the unseen answers are as good as the best seen ones.
-    """
-
-    better: str
-    worse: str
-    effective_beta: float
-    beta: float
-    interval: tuple[float, float] | None
-    other: float
 
 
 def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
@@ -112,12 +81,8 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
     log_ref, reward = prompt.log_ref[:-1], prompt.reward[:-1]
     good = np.flatnonzero((reward > reward.min()) & (log_ref > -np.inf))
     good = good[np.argsort(-log_ref[good], kind="stable")][:_MOST_SHOWN]
-    found = [
-        (int(i), int(j))
-        for j in good
-        for i in good
-        if reward[i] > reward[j] and log_ref[i] < log_ref[j]
-    ]
+    pairs = ((i, j) for j in good.tolist() for i in good.tolist())
+    found = [(i, j) for i, j in pairs if reward[i] > reward[j] and log_ref[i] < log_ref[j]]
     # The best answer against each favourite says most.
     return sorted(found, key=lambda pair: (-reward[pair[0]], -log_ref[pair[0]]))[:_MOST_PAIRS]
 
@@ -131,7 +96,7 @@ def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
 
 def flips_of(
     recipe: Recipe, beta: float, aim: Aim, rng: np.random.Generator, number: int
-) -> tuple[Flip, ...]:
+) -> tuple[FlipOfAnswers, ...]:
     """Where the recipe's target changes its favourite of two good answers."""
     prompt, scale = aim.prompt, scale_of(recipe, beta, aim)
     pairs = pairs_of(prompt)
@@ -141,11 +106,9 @@ def flips_of(
         betas = np.geomspace(*searched(recipe, prompt), 13)
         rows = _targets(recipe, prompt, betas)
         levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
-        found = [(np.nan, level, None, np.nan) for level in levels]
+        found: list[Any] = [(np.nan, level, None, np.nan) for level in levels]
     else:
-        best = prompt.reward.copy()
-        best[-1] = prompt.reward.max()
-        found = []
+        found, best = [], np.append(prompt.reward[:-1], prompt.reward.max())
         drawn = _draws(prompt, rng, number) if prompt.known == "first-step" else None
         for pair in pairs:
             flip = _closed(recipe, prompt.reward, prompt.log_ref, pair)
@@ -156,11 +119,13 @@ def flips_of(
                 values = _closed(recipe, prompt.reward, drawn, pair)
                 spread = _quantiles(scale * np.where(np.isnan(values), np.inf, values))
             found.append((float(flip), float(scale * flip), spread, float(scale * other)))
-    flips = [
-        Flip(prompt.names[i], prompt.names[j], *values)
+    # In the order of the fields of their type.
+    named: list[Any] = [
+        zip(FlipOfAnswers.__annotations__, (prompt.names[i], prompt.names[j], *values), strict=True)
         for (i, j), values in zip(pairs, found, strict=True)
     ]
-    return tuple(flip for flip in flips if np.isfinite(flip.beta))
+    flips = (FlipOfAnswers(**dict(values)) for values in named)
+    return tuple(flip for flip in flips if np.isfinite(flip["beta"]))
 
 
 def searched(recipe: Recipe, prompt: Prompt) -> tuple[float, float]:
@@ -207,7 +172,7 @@ def _search(
     lead = log_probs[:, i] - log_probs[:, j]
     change = np.flatnonzero((lead[:-1] > 0) & (lead[1:] <= 0))
     if not change.size:
-        return float("nan")
+        return np.nan
 
     def leads(log_beta: float) -> float:
         row = _targets(recipe, prompt, np.exp([log_beta]))[0]
@@ -256,7 +221,7 @@ def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
     return np.asarray(mara(objective, best).reward)[0, : len(aim.prompt.names)]
 
 
-def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
+def side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
     """Log-masses of the last policy and the target.
 
     What was not sampled lately, or has no reference log-probability, is one outcome.
@@ -267,13 +232,3 @@ def _side_by_side(aim: Aim) -> tuple[np.ndarray, np.ndarray]:
     now, others = aim.prompt.log_now[:-1], aim.prompt.log_now[-1]
     now = np.append(now[known], np.logaddexp.reduce(np.append(now[~known], others)))
     return now, np.append(target[known], rest)
-
-
-def distance(aim: Aim) -> float:
-    """Total variation of the last policy from the target."""
-    return total_variation(*_side_by_side(aim))
-
-
-def divergence(aim: Aim) -> float:
-    """``KL(π‖target)`` of the last policy in nats, no less than that."""
-    return kl(*_side_by_side(aim))

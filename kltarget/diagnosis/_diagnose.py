@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from kltarget import evidence
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
@@ -22,17 +23,6 @@ from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, ri
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence import (
-    Log,
-    disagreements,
-    groups_of,
-    history,
-    informative_order,
-    log_of,
-    num_right,
-    prompts_of,
-    reference_kind,
-)
 from kltarget.recipes import Recipe, recipe as preset
 from kltarget.recipes._reading import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
@@ -126,30 +116,24 @@ def diagnose(
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
     if beta is None:
-        raise ArgumentError(
-            "beta is needed: {}",
-            "beta",
-            "0.04, for instance",
-            python="pass beta=0.04, for instance, or give it to the recipe",
-        )
+        python = "pass beta=0.04, for instance, or give it to the recipe"
+        raise ArgumentError("beta is needed: {}", "beta", "0.04, for instance", python)
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {beta!r}")
-    for option, value, least in (
-        ("max_prompts", max_prompts, 1),
-        ("num_bootstrap", num_bootstrap, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{option} must be {least} or more, got {value}")
+    if max_prompts < 1:
+        raise ValueError(f"max_prompts must be 1 or more, got {max_prompts}")
+    if num_bootstrap < 2:
+        raise ValueError(f"num_bootstrap must be 2 or more, got {num_bootstrap}")
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
         frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
-    log = log_of(frame)
+    log = evidence.log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
-    default = [f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"]
-    default = default if unsaid else []
+    told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
+    default = [told] if unsaid else []
     threshold = float(log.reward.max()) if threshold is None else float(threshold)
-    groups = groups_of(log, threshold, recipe.ddof)
+    groups = evidence.groups_of(log, threshold, recipe.ddof)
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
     # NumPy's generator takes the low word first.
     rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
@@ -158,22 +142,21 @@ def diagnose(
     with double_precision():
         aims, unknown = _aims(case, reference, max_prompts)
         notes += unknown
-        right, late = num_right(log, threshold), num_right(log, threshold, late=True)
+        right = evidence.num_right(log, threshold)
+        late = evidence.num_right(log, threshold, late=True)
         statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
         featured, tier = None, 1
         if aims:
-            tier = 2
             flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
             statements += target_statements(case, aims, flips)
             run = run_statements(case, aims)
-            if any(not statement.refused for statement in run):
-                tier = 3
+            tier = 2 if all(statement.refused for statement in run) else 3
             statements += run
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
             statements.append(refusal(case))
-            shown = prompts_of(log, informative_order(log, threshold)[:1], "none")[0]
-            featured = featured_of(case, shown, None)
+            first = evidence.informative_order(log, threshold)[:1]
+            featured = featured_of(case, evidence.prompts_of(log, first, "none")[0], None)
     size = {
         "rollouts": len(log),
         "prompts": len(log.prompts),
@@ -192,7 +175,7 @@ def diagnose(
         notes=tuple(notes),
         verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
         statements=tuple(statements),
-        history=history(log, groups),
+        history=evidence.history(log, groups),
         featured=featured,
         prompts=_columns(case, aims, right, late),
     )
@@ -206,7 +189,7 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def _completed(recipe: Recipe, log: Log, beta: float) -> tuple[Recipe, list[str]]:
+def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:
     """The recipe with the log's own group size, if groups matter.
 
     That is the one size they all have, or their median if the recipe has none.
@@ -247,7 +230,7 @@ def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
 def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
     """Targets of the most informative prompts, and what there is to note."""
     log, notes = case.log, []
-    kind = reference_kind(log, reference)
+    kind = evidence.reference_kind(log, reference)
     if kind is None:
         return [], notes
     if kind == "first-step" and log.steps[0] > 1:
@@ -255,13 +238,13 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
             "reference then, the log does not say"
         )
-    odd = disagreements(log) if kind == "logged" else 0
+    odd = evidence.disagreements(log) if kind == "logged" else 0
     if odd:
         notes.append(
             f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
             "other tokens of the same text, or another reference; the first is used"
         )
-    prompts = prompts_of(log, informative_order(log, case.threshold)[:most], kind)
+    prompts = evidence.prompts_of(log, evidence.informative_order(log, case.threshold)[:most], kind)
     if not prompts:
         notes.append(
             "the seen completions hold less than half of the reference's mass, and too few have "
@@ -292,7 +275,7 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
         return [], notes
 
 
-def _title(log: Log, size: dict[str, int], format: str | None) -> str:
+def _title(log: evidence.Log, size: dict[str, int], format: str | None) -> str:
     steps = ""
     if len(log.steps):
         steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
@@ -323,22 +306,13 @@ def _columns(
             "right_answers": right,
             "late_right_answers": late,
         }
-    names = (
-        "effective_beta",
-        "reference_modes",
-        "target_modes",
-        "modes_now",
-        "seen_reference_mass",
-    )
-    extra = {name: np.full(size, np.nan) for name in names}
+    names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
+    extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
     for aim in aims:
-        at, prompt = aim.prompt.code, aim.prompt
-        extra["effective_beta"][at] = aim.effective_beta
-        extra["reference_modes"][at] = aim.modes(prompt.log_ref, case.threshold)
-        extra["target_modes"][at] = aim.modes(aim.log_target, case.threshold)
-        extra["modes_now"][at] = aim.modes(prompt.log_now, case.threshold)
-        extra["seen_reference_mass"][at] = prompt.seen_mass
-    columns.update(extra)
+        numbers = (aim.effective_beta, *aim.modes(case.threshold), aim.prompt.seen_mass)
+        for column, number_of in zip(extra.values(), numbers, strict=True):
+            column[aim.prompt.code] = number_of
+    columns |= extra
     return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 

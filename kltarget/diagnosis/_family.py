@@ -7,6 +7,7 @@ At the target of the reverse KL ``log π/π_ref = r/β − const``, at that of t
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -73,11 +74,10 @@ def can_tell(cells: LogRatios) -> bool:
 
 def some_slope(cells: LogRatios) -> bool:
     """Whether rewards differ anywhere within a line."""
-    low = np.full(cells.line.max() + 1, np.inf)
-    high = -low
-    np.minimum.at(low, cells.line, cells.x)
-    np.maximum.at(high, cells.line, cells.x)
-    return bool((high - low > 1e-9).any())
+    import pandas as pd
+
+    x: Any = pd.Series(cells.x).groupby(cells.line)
+    return bool((x.max() - x.min() > 1e-9).any())
 
 
 def fit_families(
@@ -89,11 +89,11 @@ def fit_families(
     deviate at all steps, or all answers in one block. Both variances count, which is conservative
     for what does neither, and the width is Student's with Satterthwaite's degrees of freedom.
     """
-    cells = _by_line(cells)
+    order = np.argsort(cells.line, kind="stable")
+    cells = LogRatios(*(getattr(cells, field.name)[order] for field in dataclasses.fields(cells)))
     names = ("reverse", "forward")
     estimates = {name: _fit(name, cells, cells.count[None]) for name in names}
-    better = min(names, key=lambda name: estimates[name][1, 0])
-    worse = names[1 - names.index(better)]
+    better, worse = sorted(names, key=lambda name: estimates[name][1, 0])
     variances: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     shares = []
     for label in (cells.completion, cells.block):
@@ -111,14 +111,9 @@ def fit_families(
     for name in names:
         slope, miss = (float(x) for x in estimates[name][:, 0])
         half = _half_width(variances[name]) + _ROUNDING * abs(slope)
-        fits.append(FamilyFit(name, _inverse(slope), _inverted(slope - half, slope + half), miss))
+        interval = _inverse(slope + half), _inverse(slope - half)
+        fits.append(FamilyFit(name, _inverse(slope), interval, miss))
     return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
-
-
-def _by_line(cells: LogRatios) -> LogRatios:
-    order = np.argsort(cells.line, kind="stable")
-    names = (field.name for field in dataclasses.fields(cells))
-    return LogRatios(**{name: getattr(cells, name)[order] for name in names})
 
 
 def _resampled(
@@ -146,10 +141,6 @@ def _half_width(variances: list[tuple[float, int]]) -> float:
 
 def _inverse(slope: float) -> float:
     return 1 / slope if slope > 0 else np.inf
-
-
-def _inverted(low: float, high: float) -> tuple[float, float]:
-    return _inverse(high), _inverse(low)
 
 
 def _fit(family: str, cells: LogRatios, weight: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kltarget._core.status import Status
-from kltarget.diagnosis._aims import Aim, Flip, mara_rewards, shares_over_beta
+from kltarget.diagnosis._aims import Aim, mara_rewards, shares_over_beta
 from kltarget.diagnosis._say_rewards import Case
 from kltarget.diagnosis._statement import Featured, FlipOfAnswers, Statement
 from kltarget.evidence import Prompt
@@ -16,13 +16,10 @@ from kltarget.evidence import Prompt
 
 def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> tuple[str, ...]:
     """The page in a few sentences."""
-    named: dict[str, Statement] = {}
-    for statement in statements:
-        named.setdefault(statement.name, statement)
+    named = {statement.name: statement for statement in reversed(statements)}
     told = "family" in named and named["family"].value is not None
     far = "distance" in named and named["distance"].warning
-    wanted = [] if told else ["direction"]
-    wanted += ["clipped"]
+    wanted = ["clipped"] if told else ["direction", "clipped"]
     if not aims or aims[0].status & Status.NO_TARGET:
         wanted += ["favoured"]
     elif far:
@@ -42,14 +39,14 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
 
 
 def featured_of(
-    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[Flip, ...] = ()
+    case: Case, prompt: Prompt, aim: Aim | None, flips: tuple[FlipOfAnswers, ...] = ()
 ) -> Featured:
     """Numbers of the most informative prompt."""
     base = Featured(
         prompt=prompt.text,
         names=prompt.names,
         reward=_floats(prompt.reward),
-        counts=tuple(int(x) for x in prompt.counts),
+        counts=tuple(prompt.counts.tolist()),
         reference=None if aim is None else _known(prompt, prompt.log_ref),
         target=None,
         now=_floats(np.exp(prompt.log_now)),
@@ -62,7 +59,7 @@ def featured_of(
         base,
         target=_known(prompt, aim.log_target),
         mara_reward=None if rewards is None else _floats(rewards),
-        flips=tuple(FlipOfAnswers(**dataclasses.asdict(flip)) for flip in flips),
+        flips=flips,
         betas=_floats(betas),
         shares=tuple(map(_floats, shares)),
         effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,
@@ -75,4 +72,4 @@ def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(x) for x in values)
+    return tuple(np.asarray(values, float).tolist())

@@ -23,12 +23,11 @@ def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> l
     now, interval, groups = modes_now(case, several)
     if not groups:
         return []
-    before = np.mean([aim.modes(aim.prompt.log_ref, case.threshold) for aim in several])
+    before, target, _ = np.mean([aim.modes(case.threshold) for aim in several], axis=0)
     text = f"effective right answers per prompt: {number(now, 3)} now, "
-    text += f"{number(float(before), 3)} of the reference"
+    text += f"{number(before, 3)} of the reference"
     if not aims[0].status & Status.NO_TARGET:
-        target = np.mean([aim.modes(aim.log_target, case.threshold) for aim in several])
-        text += f", {number(float(target), 3)} of the target"
+        text += f", {number(target, 3)} of the target"
     if len(aims) > 1:
         text += f" (prompts with two or more: {len(several):,})"
     by = (*assumed, INDEPENDENT)

@@ -7,16 +7,8 @@ import math
 
 import numpy as np
 
+from kltarget import evidence
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence import (
-    Groups,
-    Log,
-    answer_entropy,
-    median_interval,
-    pass_at,
-    share_interval,
-    wilson_interval,
-)
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import aimed_at
 
@@ -25,6 +17,7 @@ LARGE = "expected gradients: averages over many groups"
 INDEPENDENT = "groups are independent draws"
 PRESENT = "σ is that of the present policy, not of the target"
 SOURCE = "the recipe is what the run did"
+BY_RULE = "answers are told apart by the rule"
 
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
@@ -38,8 +31,8 @@ HOW_TO_LOG = (
 class Case:
     """What all statements are made from."""
 
-    log: Log
-    groups: Groups
+    log: evidence.Log
+    groups: evidence.Groups
     recipe: Recipe
     beta: float
     threshold: float
@@ -77,22 +70,12 @@ def _equal_groups(case: Case) -> Statement:
         what = f"only {' and '.join(acting)} {'acts' if len(acting) == 1 else 'act'} there"
     else:
         what = "they teach nothing"
-    text = (
-        f"{share(equal / total)} of the groups in {case.log.late_span} have equal rewards (σ = 0): "
-        f"{what}"
-    )
+    late = share(equal / total)
+    text = f"{late} of the groups in {case.log.late_span} have equal rewards (σ = 0): {what}"
     part = total < len(case.groups.equal)
-    return Statement(
-        "zero_std_groups",
-        text,
-        f"; over the whole log {share(case.groups.equal.mean())}" if part else "",
-        equal / total,
-        wilson_interval(equal, total),
-        (INDEPENDENT,),
-        total,
-        "groups",
-        warning=equal / total > 0.5,
-    )
+    detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
+    numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
+    return Statement("zero_std_groups", text, detail, *numbers, warning=equal / total > 0.5)
 
 
 def coefficients(case: Case) -> np.ndarray | None:
@@ -123,54 +106,46 @@ def _coefficient(case: Case) -> list[Statement]:
         single = beta * recipe.effective_factor()
         scale = f" / {recipe.reward_scale:g}" if recipe.reward_scale != 1 else ""
         equals = f" = {beta:g}{own}{scale}{why}" if own or scale else ", the configured one"
-        return [
-            Statement(
-                "effective_beta",
-                f"the effective β is {single:.4g}{equals}, the same for every prompt",
-                f"; the range of rewards, {span:.4g}, is {span / single:.3g} times that",
-                single,
-                assumptions=(SOURCE, LARGE),
-                unit="recipe",
-            )
-        ]
+        text = f"the effective β is {single:.4g}{equals}, the same for every prompt"
+        detail = f"; the range of rewards, {span:.4g}, is {span / single:.3g} times that"
+        by = (SOURCE, LARGE)
+        return [Statement("effective_beta", text, detail, single, None, by, unit="recipe")]
     if not values.size:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
-    ratios = span / np.array([high, middle, low])
-    shown = f"{middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
+    least, half, most = span / np.array([high, middle, low])
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
-        f"{why}: median {shown}"
+        f"{why}: median {middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
     )
-    detail = (
-        f"; the range of rewards, {span:.4g}, is {ratios[1]:.3g} ({ratios[0]:.3g} to "
-        f"{ratios[2]:.3g}) times that"
-    )
+    times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
+    detail = f"; the range of rewards, {span:.4g}, is {times} that"
     assumed = (SOURCE, PRESENT, INDEPENDENT)
-    value, interval = median_interval(values)
-    unit = "groups" if values.size > 1 else "batches"
-    size = values.size
+    value, interval = evidence.median_interval(values)
+    size, unit = values.size, "groups" if values.size > 1 else "batches"
     return [Statement("effective_beta", text, detail, value, interval, assumed, size, unit)]
 
 
 def _passes(case: Case) -> list[Statement]:
-    late, early = case.late, case.groups.time == 0
-    largest = int(np.median(case.groups.size[late]))
-    found = []
-    moved = case.log.num_times > 1
+    found, largest = [], int(np.median(case.groups.size[case.late]))
     for k in sorted({1, largest}):
-        values = pass_at(case.groups, late, k)
-        now, interval = share_interval(values)
-        before, _ = share_interval(pass_at(case.groups, early, k))
-        then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
+        values = evidence.pass_at(case.groups, case.late, k)
+        now, interval = evidence.share_interval(values)
+        then = _then(case, evidence.pass_at(case.groups, case.groups.time == 0, k))
         text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
-        found.append(
-            Statement(f"pass@{k}", text, "", now, interval, (INDEPENDENT,), values.size, "groups")
-        )
+        numbers = now, interval, (INDEPENDENT,), values.size, "groups"
+        found.append(Statement(f"pass@{k}", text, "", *numbers))
     return found
+
+
+def _then(case: Case, values: np.ndarray) -> str:
+    """The mean of values of the first step, if there are more steps."""
+    before, _ = evidence.share_interval(values)
+    moved = case.log.num_times > 1 and np.isfinite(before)
+    return f", {before:.3g} at the first logged step" if moved else ""
 
 
 def _diversity(case: Case) -> Statement:
@@ -179,18 +154,15 @@ def _diversity(case: Case) -> Statement:
     if not np.isfinite(values).any():
         text = "groups of one rollout say nothing of how much answers differ"
         return Statement("diversity", text, assumptions=(INDEPENDENT,), unit="groups")
-    now, interval = share_interval(values)
-    entropy, time, _ = answer_entropy(log)
-    ends = [entropy[time >= log.late_from].mean(), entropy[time == 0].mean()]
-    moved = log.num_times > 1
-    before, _ = share_interval(groups.differ[groups.time == 0])
-    then = f", {before:.3g} at the first logged step" if moved and np.isfinite(before) else ""
-    drop = f", {ends[1]:.3g} then" if moved else ""
+    now, interval = evidence.share_interval(values)
+    entropy, time, _ = evidence.answer_entropy(log)
+    late = entropy[time >= log.late_from].mean()
+    drop = f", {entropy[time == 0].mean():.3g} then" if log.num_times > 1 else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "
-        f"{log.late_span}{then}"
+        f"{log.late_span}{_then(case, groups.differ[groups.time == 0])}"
     )
-    detail = f"; the entropy of a prompt's answers is {ends[0]:.3g} nats{drop}"
+    detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
     size = int(np.isfinite(values).sum())
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
 
@@ -198,26 +170,14 @@ def _diversity(case: Case) -> Statement:
 def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     """How many different right answers prompts have, and how many are left."""
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
-    text = (
-        f"two or more different right answers were seen for {several:,} of {len(counts):,} "
-        f"prompts, none for {len(counts) - some:,}"
-    )
+    where = f"{several:,} of {len(counts):,} prompts, none for {len(counts) - some:,}"
+    text = f"two or more different right answers were seen for {where}"
     detail = ""
     if several:
-        left = float((late[counts > 1] < 2).mean())
-        detail = f"; in {span} {share(left)} of those show at most one"
-        detail += " (fewer rollouts show fewer answers)"
-    value = float(counts[counts > 0].mean()) if some else 0.0
-    return Statement(
-        "right_answers",
-        text,
-        detail,
-        value,
-        None,
-        ("answers are told apart by the rule",),
-        len(counts),
-        "prompts",
-    )
+        left = share(float((late[counts > 1] < 2).mean()))
+        detail = f"; in {span} {left} of those show at most one (fewer rollouts show fewer answers)"
+    value, by = float(counts[counts > 0].mean()) if some else 0.0, (BY_RULE,)
+    return Statement("right_answers", text, detail, value, None, by, len(counts), "prompts")
 
 
 def refusal(case: Case) -> Statement:
@@ -228,15 +188,11 @@ def refusal(case: Case) -> Statement:
     )
     detail = f". Log {HOW_TO_LOG}"
     if len(case.log.steps) and case.log.steps[0] <= 1:
-        detail += (
-            "; or take the first logged step as a sample of the reference: reference='first-step', "
-            "--reference-from-first-step"
-        )
+        options = "reference='first-step', --reference-from-first-step"
+        detail += f"; or take the first logged step as a sample of the reference: {options}"
     return Statement("flip_beta", text, detail, unit="", refused=True)
 
 
 def share(x: float) -> str:
     """A share in percent."""
-    if math.isnan(x):
-        return "nan"
-    return f"{100 * x:.3g} %"
+    return "nan" if math.isnan(x) else f"{100 * x:.3g} %"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,19 +10,11 @@ import numpy as np
 from kltarget._core.distances import total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number, quoted, ratio
-from kltarget.diagnosis._aims import (
-    Aim,
-    Flip,
-    aims_of,
-    mara_rewards,
-    pairs_of,
-    reference_ratio,
-    scale_of,
-    searched,
-)
+from kltarget.diagnosis import _aims
+from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
-from kltarget.diagnosis._statement import Statement
+from kltarget.diagnosis._statement import FlipOfAnswers, Statement
 from kltarget.evidence import Prompt, mean_interval
 from kltarget.recipes._reading import mara_obstacle
 
@@ -37,15 +28,14 @@ SOFTMAX = "one softmax over answers, as if each were one token"
 
 def assumptions(case: Case, prompt: Prompt) -> tuple[str, ...]:
     """What a statement on targets takes for granted."""
-    parts = [ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE]
-    if case.recipe.per_token:
-        parts.append(WHOLE)
-    if prompt.known in ("first-step", "weighted"):
-        parts.append(FIRST if prompt.known == "first-step" else WEIGHED)
-    return tuple(parts)
+    whole = (WHOLE,) if case.recipe.per_token else ()
+    source = {"first-step": (FIRST,), "weighted": (WEIGHED,)}.get(prompt.known, ())
+    return ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE, *whole, *source
 
 
-def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> list[Statement]:
+def target_statements(
+    case: Case, aims: list[Aim], flips: tuple[FlipOfAnswers, ...]
+) -> list[Statement]:
     found = [_reference(case, aims)]
     featured = aims[0]
     if featured.status & Status.NO_TARGET:
@@ -60,26 +50,25 @@ def target_statements(case: Case, aims: list[Aim], flips: tuple[Flip, ...]) -> l
 
 def _reference(case: Case, aims: list[Aim]) -> Statement:
     seen = np.array([aim.prompt.seen_mass for aim in aims])
-    prompt = aims[0].prompt
-    mean = float(seen.mean())
-    where = {
-        "logged": "the seen answers hold",
-        "weighted": "weighed by π_ref/π, the seen answers hold",
-        "first-step": "by the counts of the first logged step, the seen answers hold",
-    }[prompt.known]
-    text = f"{where} {share(mean)} of the reference's mass"
-    if len(aims) > 1:
-        text += f" (least {share(seen.min())})"
-    text += ", the rest is one unseen outcome of the lowest seen reward"
+    prompt, mean = aims[0].prompt, float(seen.mean())
+    how = {
+        "weighted": "weighed by π_ref/π, ",
+        "first-step": "by the counts of the first logged step, ",
+    }
+    least = f" (least {share(seen.min())})" if len(aims) > 1 else ""
+    text = (
+        f"{how.get(prompt.known, '')}the seen answers hold {share(mean)} of the reference's mass"
+        f"{least}, the rest is one unseen outcome of the lowest seen reward"
+    )
     detail = ""
     if not aims[0].status & Status.NO_TARGET and not np.isneginf(prompt.log_ref[-1]):
         reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
-        other = aims_of(case.recipe, [dataclasses.replace(prompt, reward=reward)], case.beta)[0]
+        raised = dataclasses.replace(prompt, reward=reward)
+        (other,) = _aims.aims_of(case.recipe, [raised], case.beta)
         apart = total_variation(other.log_target, aims[0].log_target)
         detail = f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
-    assumption = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
-    assumed, size = (assumption,), len(aims)
-    return Statement("reference", text, detail, mean, None, assumed, size, "prompts", tier=2)
+    by = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"
+    return Statement("reference", text, detail, mean, None, (by,), len(aims), "prompts", tier=2)
 
 
 def _favoured(case: Case, aim: Aim) -> list[Statement]:
@@ -87,54 +76,41 @@ def _favoured(case: Case, aim: Aim) -> list[Statement]:
         # The cost still acts, so the reward alone does not say where the path ends.
         return []
     prompt, best = aim.prompt, _best(aim.prompt)
-    names = _listed([prompt.names[i] for i in best])
-    why = "at β = 0" if case.beta == 0 else "for this recipe"
+    now = np.exp(prompt.log_now[best])
+    value = float(now[0] / now.sum()) if now.sum() else None
     first = quoted(prompt.names[best[0]])
-    if len(best) == 1:
-        text = f"there is no target {why}"
-        detail = f"; {first} alone is best: any path that learns ends there"
-    else:
-        text = (
-            f"there is no target {why}: every mixture of {names} is optimal, and exact policy "
+    text = f"there is no target {'at β = 0' if case.beta == 0 else 'for this recipe'}"
+    detail = f"; {first} alone is best: any path that learns ends there"
+    if len(best) > 1:
+        names = _listed([prompt.names[i] for i in best])
+        text += (
+            f": every mixture of {names} is optimal, and exact policy "
             f"gradients from the reference end on the likeliest of them alone, {first} "
             f"({share(float(np.exp(prompt.log_ref[best[0]])))} of the reference)"
         )
-        detail = ""
-    now = np.exp(prompt.log_now[best])
-    if now.sum() > 0 and len(best) > 1:
-        detail = f". Now it has {share(now[0] / now.sum())} of their mass"
-    value, size = float(now[0] / now.sum()) if now.sum() else None, int(prompt.late_counts.sum())
+        detail = "" if value is None else f". Now it has {share(value)} of their mass"
+    size = int(prompt.late_counts.sum())
     by = (ENUMERATED, LARGE, SOFTMAX, "plain gradients: no momentum, no clip")
-    return [
-        Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2),
-    ]
+    return [Statement("favoured", text, detail, value, None, by, size, "late rollouts", tier=2)]
 
 
 def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
-    found = []
+    found, size = [], len(aims)
     words = {
-        Status.SATURATED: (
-            "saturate: normalised rewards outweigh the KL, and all but one in a million ends on "
-            "the best answers, in the reference's proportions",
-            "",
-        ),
-        Status.SEVERAL: (
-            "have further fixed points",
-            "; the one that training from the reference reaches is used",
-        ),
-        Status.CLIPPED: (
-            "lie where the trainer cuts its KL estimate: answers beyond the cut are held by "
-            "nothing and fall further",
-            "",
-        ),
+        Status.SATURATED: "saturate: normalised rewards outweigh the KL, and all but one in a "
+        "million ends on the best answers, in the reference's proportions",
+        Status.SEVERAL: "have further fixed points",
+        Status.CLIPPED: "lie where the trainer cuts its KL estimate: answers beyond the cut are "
+        "held by nothing and fall further",
     }
-    for bit, (text, detail) in words.items():
+    details = {Status.SEVERAL: "; the one that training from the reference reaches is used"}
+    for bit, words_of in words.items():
         number_of = sum(bool(aim.status & bit) for aim in aims)
         if number_of:
-            counted = f"{number_of:,} of {len(aims):,} targets {text}"
-            name, value = (bit.name or "remark").lower(), float(number_of)
-            by, size = assumptions(case, aims[0].prompt), len(aims)
-            found.append(Statement(name, counted, detail, value, None, by, size, "prompts", tier=2))
+            text = f"{number_of:,} of {size:,} targets {words_of}"
+            evidence = float(number_of), None, assumptions(case, aims[0].prompt), size, "prompts"
+            name, detail = str(bit.name).lower(), details.get(bit, "")
+            found.append(Statement(name, text, detail, *evidence, tier=2))
     return found
 
 
@@ -154,105 +130,100 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
     kept = case.recipe.divergence is not None and not case.recipe.entropy_bonus
     if len(best) < 2 or (held and not kept):
         return []
-    i, j = int(best[0]), int(best[1])
-    value, interval = reference_ratio(prompt, i, j, case.rng, case.number)
+    i, j = best[:2].tolist()
+    value, interval = _aims.reference_ratio(prompt, i, j, case.rng, case.number)
     names = f"{quoted(prompt.names[i])} and {quoted(prompt.names[j])}"
-    if not held:
-        text = f"the reference's ratio of {names} is {ratio(np.log(value))}"
-    else:
-        text = (
-            f"{names} have equal rewards: the target's ratio stays the reference's, "
-            f"{ratio(np.log(value))}, at every β"
-        )
+    text = f"the reference's ratio of {names} is {ratio(np.log(value))}"
+    if held:
+        text = f"{names} have equal rewards: the target's ratio stays the reference's, "
+        text += f"{ratio(np.log(value))}, at every β"
     now, detail = prompt.log_now[[i, j]], ""
     if np.isfinite(now).all():
         detail = f"; now it is {ratio(float(now[0] - now[1]))}"
-    counts = prompt.first_counts if prompt.known == "first-step" else prompt.counts
-    by, size = assumptions(case, prompt), int(counts.sum())
-    unit = "rollouts of the first step" if prompt.known == "first-step" else "rollouts"
-    return [Statement("reference_ratio", text, detail, value, interval, by, size, unit, tier=2)]
+    sample = _sample(prompt, prompt.known == "first-step")
+    evidence = value, interval, assumptions(case, prompt), *sample
+    return [Statement("reference_ratio", text, detail, *evidence, tier=2)]
 
 
-def _flips(case: Case, aim: Aim, flips: tuple[Flip, ...]) -> list[Statement]:
+def _sample(prompt: Prompt, first: bool) -> tuple[int, str]:
+    """The rollouts that a number rests on: those of the first step, or all."""
+    if first:
+        return int(prompt.first_counts.sum()), "rollouts of the first step"
+    return int(prompt.counts.sum()), "rollouts"
+
+
+def _flips(case: Case, aim: Aim, flips: tuple[FlipOfAnswers, ...]) -> list[Statement]:
     if aim.status & Status.NO_TARGET or case.beta == 0:
         return []
-    found, by = [], assumptions(case, aim.prompt)
+    found, by, names = [], assumptions(case, aim.prompt), aim.prompt.names
     for flip in flips:
-        names = aim.prompt.names
-        lead = aim.log_target[names.index(flip.better)] - aim.log_target[names.index(flip.worse)]
-        ahead = flip.worse if lead < 0 else flip.better
-        side = "below" if case.beta < flip.beta else "above"
-        effective = ""
-        if np.isfinite(flip.effective_beta) and abs(flip.effective_beta / flip.beta - 1) > 1e-6:
-            effective = f" (effective {number(flip.effective_beta)})"
-        text = (
-            f"{quoted(flip.better)} overtakes {quoted(flip.worse)} below β = "
-            f"{number(flip.beta)}{effective}: the configured {case.beta:g} is {side}, so the "
-            f"target prefers {quoted(ahead)}"
+        better, worse, beta, interval = (
+            flip["better"],
+            flip["worse"],
+            flip["beta"],
+            flip["interval"],
         )
-        detail = ""
-        if np.isfinite(flip.other) and abs(flip.other / flip.beta - 1) > 0.01:
-            detail = f"; were unseen answers as good as the best, at {number(flip.other)}"
-        counts = aim.prompt.first_counts if flip.interval else aim.prompt.counts
-        unit = "rollouts of the first step" if flip.interval else "rollouts"
-        evidence = flip.beta, flip.interval, by, int(counts.sum()), unit
+        lead = aim.log_target[names.index(better)] - aim.log_target[names.index(worse)]
+        side = "below" if case.beta < beta else "above"
+        effective = detail = ""
+        if 1e-6 < abs(flip["effective_beta"] / beta - 1) < np.inf:
+            effective = f" (effective {number(flip['effective_beta'])})"
+        text = (
+            f"{quoted(better)} overtakes {quoted(worse)} below β = {number(beta)}{effective}: "
+            f"the configured {case.beta:g} is {side}, so the target prefers "
+            f"{quoted(worse if lead < 0 else better)}"
+        )
+        if 0.01 < abs(flip["other"] / beta - 1) < np.inf:
+            detail = f"; were unseen answers as good as the best, at {number(flip['other'])}"
+        evidence = beta, interval, by, *_sample(aim.prompt, interval is not None)
         found.append(Statement("flip_beta", text, detail, *evidence, tier=2))
-    if not found:
-        if not pairs_of(aim.prompt):
-            text = (
-                "no two good answers change places at any β: the reference already prefers the "
-                "better one of each pair, or they are rewarded equally"
-            )
-        elif scale_of(case.recipe, case.beta, aim) is not None:
-            text = (
-                "no two good answers change places: of some pairs the better one is less likely "
-                "by the reference, but it overtakes at no β"
-            )
-        else:
-            low, high = searched(case.recipe, aim.prompt)
-            text = (
-                f"no two good answers were found to change places between β = {number(low, 2)} "
-                f"and {number(high, 2)}, though of some pairs the better one is less likely by the "
-                "reference"
-            )
-        size = int(aim.prompt.counts.sum())
-        found = [Statement("flip_beta", text, assumptions=by, sample_size=size, tier=2)]
-    return found
+    if found:
+        return found
+    if not _aims.pairs_of(aim.prompt):
+        text = (
+            "no two good answers change places at any β: the reference already prefers the "
+            "better one of each pair, or they are rewarded equally"
+        )
+    elif _aims.scale_of(case.recipe, case.beta, aim) is not None:
+        text = (
+            "no two good answers change places: of some pairs the better one is less likely "
+            "by the reference, but it overtakes at no β"
+        )
+    else:
+        low, high = (number(x, 2) for x in _aims.searched(case.recipe, aim.prompt))
+        text = (
+            f"no two good answers were found to change places between β = {low} and {high}, "
+            "though of some pairs the better one is less likely by the reference"
+        )
+    return [Statement("flip_beta", text, "", None, None, by, *_sample(aim.prompt, False), tier=2)]
 
 
 def _gain(case: Case, aims: list[Aim]) -> list[Statement]:
     """Expected rewards: of the reference, now, and of the target."""
-
-    def mean(rows: list[np.ndarray]) -> float:
-        return float(
-            np.mean([np.exp(row) @ aim.prompt.reward for row, aim in zip(rows, aims, strict=True)])
-        )
-
     wanted = np.isin(case.log.prompt, [aim.prompt.code for aim in aims]) & case.log.late
     if not wanted.any():
         return []
     groups, rows = np.unique(case.log.group[wanted], return_inverse=True)
     sums = np.bincount(rows, case.log.reward[wanted]) / np.bincount(rows)
     now, interval = mean_interval(sums)
-    before = mean([aim.prompt.log_ref for aim in aims])
-    text = f"expected reward now {number(now, 3)}, of the reference {number(before, 3)}"
-    held = not aims[0].status & Status.NO_TARGET
-    if held:
-        text += f", of the target {number(mean([aim.log_target for aim in aims]), 3)}"
+    before = np.mean([np.exp(aim.prompt.log_ref) @ aim.prompt.reward for aim in aims])
+    text = f"expected reward now {number(now, 3)}, of the reference {number(float(before), 3)}"
+    if not aims[0].status & Status.NO_TARGET:
+        target = np.mean([np.exp(aim.log_target) @ aim.prompt.reward for aim in aims])
+        text += f", of the target {number(float(target), 3)}"
     evidence = now, interval, (*assumptions(case, aims[0].prompt), INDEPENDENT), len(groups)
     return [Statement("expected_reward", text, "", *evidence, "late groups", tier=2)]
 
 
 def _mara(case: Case, aim: Aim) -> list[Statement]:
-    rewards, best = mara_rewards(case.recipe, aim), _best(aim.prompt)
+    rewards, best = _aims.mara_rewards(case.recipe, aim), _best(aim.prompt)
     if rewards is None or len(best) < 2:
         return []
     rare = int(best[-1])
-    extra = float(rewards[rare] - aim.prompt.reward[rare])
+    paid, logged = float(rewards[rare]), float(aim.prompt.reward[rare])
     text = (
-        f"MARA would pay {number(float(rewards[rare]))} for {quoted(aim.prompt.names[rare])} "
-        f"instead of {number(float(aim.prompt.reward[rare]))}, to make all {len(best)} best "
-        "answers equally probable"
+        f"MARA would pay {number(paid)} for {quoted(aim.prompt.names[rare])} instead of "
+        f"{number(logged)}, to make all {len(best)} best answers equally probable"
     )
     recipe, detail = case.recipe, ""
     # What a baseline shortens is in the effective β, and so in these rewards.
@@ -264,12 +235,11 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
             f"the effective one the ratio^(1/{recipe.group_size}) would be left; a leave-one-out "
             "baseline has no such factor"
         )
-    by, size = assumptions(case, aim.prompt), int(aim.prompt.counts.sum())
-    return [Statement("mara", text, detail, extra, None, by, size, tier=2)]
+    evidence = paid - logged, None, assumptions(case, aim.prompt), *_sample(aim.prompt, False)
+    return [Statement("mara", text, detail, *evidence, tier=2)]
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
-    shown = [quoted(name) for name in itertools.islice(names, most)]
-    if len(names) > most:
-        return f"{', '.join(shown)} and {len(names) - most} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+    shown = [quoted(name) for name in names[:most]]
+    last = f"{len(names) - most} more" if len(names) > most else shown.pop()
+    return " and ".join(filter(None, (", ".join(shown), last)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TypedDict
@@ -70,7 +71,17 @@ class Statement:
 
 
 class FlipOfAnswers(TypedDict):
-    """Two answers that change places, see :class:`Featured`."""
+    """Two answers that are equally probable at one β.
+
+    Attributes:
+        better: the answer of higher reward, ahead below the flip.
+        worse: the answer the reference prefers, ahead above it.
+        effective_beta: β in units of the logged reward per nat; NaN where normalised advantages
+            have no such closed form.
+        beta: the same as the trainer's own coefficient.
+        interval: of ``beta`` where the reference is estimated, else None.
+        other: ``beta`` if the unseen answers are as good as the best seen ones.
+    """
 
     better: str
     worse: str
@@ -117,28 +128,22 @@ class Featured:
         """Answers by the target's order, or by how often they were seen."""
         given = {"reference": self.reference, "target": self.target, "now": self.now}
         given = {name: x for name, x in given.items() if x is not None}
-        key = self.target or self.now
-        order = sorted(
-            range(len(self.names) - 1), key=lambda i: (-_or_zero(key[i]), -self.counts[i])
-        )
-        paid = self.mara_reward
-        if paid is not None and np.allclose(paid, self.reward, rtol=0, atol=1e-12):
-            paid = None
+        key = np.nan_to_num(self.target or self.now)[:-1]
+        order = np.lexsort((-np.array(self.counts[:-1]), -key)).tolist()
+        shown, hidden, paid = order[:_MOST_ROWS], order[_MOST_ROWS:], self.mara_reward
         rows = [["answer", "seen", "reward", *given]]
-        for i in order[:_MOST_ROWS]:
+        for i in shown:
             cells = [short(self.names[i], 30), f"{self.counts[i]:,}", f"{self.reward[i]:.4g}"]
             rows.append([*cells, *(probability(x[i]) for x in given.values())])
-        if hidden := order[_MOST_ROWS:]:
+        if hidden:
             cells = [f"({len(hidden):,} more)", f"{sum(self.counts[i] for i in hidden):,}", ""]
-            cells += [probability(sum(x[i] for i in hidden)) for x in given.values()]
-            rows.append(cells)
+            rows.append([*cells, *(probability(sum(x[i] for i in hidden)) for x in given.values())])
         if self.reference is not None:
             cells = [self.names[-1], "0", f"{self.reward[-1]:.4g}?"]
             rows.append([*cells, *(probability(x[-1]) for x in given.values())])
-        if paid is not None:
-            column = ["MARA would pay", *(f"{paid[i]:.4g}" for i in order[:_MOST_ROWS])]
-            column += [""] * (len(rows) - len(column))
-            rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+        if paid is not None and not np.allclose(paid, self.reward, rtol=0, atol=1e-12):
+            column = ["MARA would pay", *(f"{paid[i]:.4g}" for i in shown)]
+            rows = [[*row, x] for row, x in itertools.zip_longest(rows, column, fillvalue="")]
         return Table(rows, "l" + "r" * (len(rows[0]) - 1), indent=2)
 
 
@@ -146,7 +151,3 @@ def probability(p: float) -> str:
     if math.isnan(p):
         return "?"
     return f"{p:.4f}" if p >= 1e-4 or p == 0 else f"{p:.1e}"
-
-
-def _or_zero(p: float) -> float:
-    return 0.0 if math.isnan(p) else p

@@ -5,8 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._core.checks import worded
 from kltarget._core.numerics import (
     as_float,
     expm1_ratio,
@@ -22,6 +22,7 @@ from kltarget._core.numerics import (
     widest,
     working_dtype,
 )
+from kltarget._core.pytrees import register
 
 
 class Divergence(abc.ABC):
@@ -223,16 +224,9 @@ def _pair(log_policy: ArrayLike, log_ref: ArrayLike) -> tuple[Array, Array]:
             f"(shapes {log_p.shape} and {log_q.shape}); both need the same last axis"
         )
     dtype = working_dtype(widest(log_p.dtype, log_q.dtype))
-    try:
-        shape = jnp.broadcast_shapes(log_p.shape, log_q.shape)
-    except ValueError:
-        raise ValueError(
-            f"log_policy {log_p.shape} and log_ref {log_q.shape} do not broadcast"
-        ) from None
-    return (
-        jnp.broadcast_to(log_p.astype(dtype), shape),
-        jnp.broadcast_to(log_q.astype(dtype), shape),
-    )
+    with worded(f"log_policy {log_p.shape} and log_ref {log_q.shape} do not broadcast"):
+        log_p, log_q = jnp.broadcast_arrays(log_p.astype(dtype), log_q.astype(dtype))
+    return log_p, log_q
 
 
 def _supports(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
@@ -243,32 +237,12 @@ def _supports(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
 _Class = TypeVar("_Class", bound=type)
 
 
-def register(cls: _Class) -> _Class:
-    """Makes a frozen dataclass a pytree whose fields are leaves and whose structure is its class.
-
-    ``register_dataclass`` leaves the class out when two structures are compared: all divergences
-    without parameters would be the same one to a jit cache, and a function compiled for one could
-    be run for another.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]
-
-    def flatten(divergence: Any) -> tuple[tuple[Any, ...], type]:
-        return tuple(getattr(divergence, name) for name in names), cls
-
-    def flatten_with_keys(divergence: Any) -> tuple[tuple[Any, ...], type]:
-        children, structure = flatten(divergence)
-        keys = (jax.tree_util.GetAttrKey(name) for name in names)
-        return tuple(zip(keys, children, strict=True)), structure
-
-    def unflatten(_: type, children: Iterable[Any]) -> Any:
-        # Transformations carry other things than numbers through trees: no checks on the way back.
-        divergence = object.__new__(cls)
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(divergence, name, child)
-        return divergence
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def family(cls: _Class) -> _Class:
+    """Makes a class of divergences a frozen dataclass and a pytree, whose leaves are its fields."""
+    made = dataclasses.dataclass(frozen=True)(cls)
+    register(made, [field.name for field in dataclasses.fields(made)])
+    return made
 
 
 class PowerDivergence(Divergence):

@@ -58,13 +58,9 @@ class FDivergence(Divergence):
         slope_at_infinity: float | None = None,
         name: str = "f-divergence",
     ) -> None:
-        for field, value in (
-            ("generator", f),
-            ("inverse", f_prime_inverse),
-            ("slope", slope_at_infinity),
-            ("name", name),
-        ):
-            object.__setattr__(self, field, value)
+        given = (f, f_prime_inverse, slope_at_infinity, name)
+        for field, value in zip(dataclasses.fields(self), given, strict=True):
+            object.__setattr__(self, field.name, value)
         with jax.ensure_compile_time_eval():
             one = jnp.ones(())
             at_one, curvature = float(f(one)), float(self.f_second(one))
@@ -120,9 +116,8 @@ class FDivergence(Divergence):
             return jnp.asarray(float(self.slope))
         with jax.ensure_compile_time_eval():
             one = jnp.ones(())
-            first, before, last = (
-                float(self.f_prime(jnp.asarray(x))) for x in (2.0**16, 2.0**18, 2.0**20)
-            )
+            far = (2.0**16, 2.0**18, 2.0**20)
+            first, before, last = (float(self.f_prime(jnp.asarray(x))) for x in far)
             noise = 8 * float(jnp.finfo(one.dtype).eps) * abs(last)
         if abs(last - before) <= noise:
             return jnp.asarray(last)

@@ -5,34 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from kltarget._core.checks import worded
+from kltarget.divergences import _families
 from kltarget.divergences._base import Divergence
-from kltarget.divergences._families import (
-    Alpha,
-    ChiSquared,
-    ChiSquaredKL,
-    ForwardKL,
-    JensenShannon,
-    NeymanChiSquared,
-    ReverseKL,
-    SquaredHellinger,
-    TotalVariation,
-    Tsallis,
-)
 
+# In the order of their definitions, which is that of lists for people.
+_ALL = [cls for cls in vars(_families).values() if isinstance(cls, type)]
 CLASSES: dict[str, Callable[..., Divergence]] = {
-    str(cls._slug): cls
-    for cls in (
-        ReverseKL,
-        ForwardKL,
-        JensenShannon,
-        Alpha,
-        ChiSquared,
-        NeymanChiSquared,
-        SquaredHellinger,
-        Tsallis,
-        ChiSquaredKL,
-        TotalVariation,
-    )
+    cls._slug: cls for cls in _ALL if issubclass(cls, Divergence) and cls._slug
 }
 _WITH_PARAMETER = {"alpha": "0.5", "tsallis": "1.5"}
 
@@ -69,10 +49,8 @@ def named(text: str) -> Divergence:
         return make()
     if not colon:
         raise ValueError(f"{name} needs its parameter, such as {name}:{_WITH_PARAMETER[name]}")
-    try:
+    with worded(f"{parameter!r} is not a number"):
         value = float(parameter)
-    except ValueError:
-        raise ValueError(f"{parameter!r} is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{parameter!r} is not a finite number")
     return make(value)

@@ -14,15 +14,7 @@ from kltarget.evidence._intervals import (
     share_interval,
     wilson_interval,
 )
-from kltarget.evidence._log import (
-    Groups,
-    Log,
-    answer_entropy,
-    groups_of,
-    history,
-    log_of,
-    pass_at,
-)
+from kltarget.evidence._log import Groups, Log, answer_entropy, groups_of, history, log_of, pass_at
 from kltarget.evidence._prompts import (
     LEAST_SEEN,
     Prompt,

@@ -77,16 +77,13 @@ class Log:
         """The rows of the first logged step."""
         return self.time == 0
 
-    def span(self, first: int, last: int) -> str:
-        """Steps of these ranks in words."""
-        if not len(self.steps):
-            return "the whole log"
-        low, high = self.steps[first], self.steps[last]
-        return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
-
     @property
     def late_span(self) -> str:
-        return self.span(self.late_from, self.num_times - 1)
+        """The last third of the logged steps in words."""
+        if not len(self.steps):
+            return "the whole log"
+        low, high = self.steps[self.late_from], self.steps[-1]
+        return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
 
 
 def log_of(frame: pd.DataFrame) -> Log:
@@ -95,37 +92,36 @@ def log_of(frame: pd.DataFrame) -> Log:
     Raises:
         RolloutError: a frame without rows, rewards or one of the columns.
     """
-    table: Any = frame
-    needed = ("prompt", "completion", "answer", "reward", "step", "group_id", "ref_logp", "logp")
-    missing = [name for name in needed if name not in getattr(table, "columns", ())]
-    if missing:
-        raise RolloutError(
-            f"the rollouts have no column {missing[0]!r}: read them by read_rollouts"
-        )
-    notes = []
-    reward = table["reward"].to_numpy(np.float64)
-    kept = np.isfinite(reward)
+    for name in (
+        "prompt",
+        "completion",
+        "answer",
+        "reward",
+        "step",
+        "group_id",
+        "ref_logp",
+        "logp",
+    ):
+        if name not in getattr(frame, "columns", ()):
+            raise RolloutError(f"the rollouts have no column {name!r}: read them by read_rollouts")
+    kept, notes = np.isfinite(frame["reward"].to_numpy(np.float64)), []
     if not kept.any():
         raise RolloutError(
-            "the rollouts have no rewards" if len(table) else "there are no rollouts"
+            "the rollouts have no rewards" if len(frame) else "there are no rollouts"
         )
     if not kept.all():
-        table, reward = table[kept], reward[kept]
-        notes.append(
-            f"{(~kept).sum():,} of {kept.size:,} rollouts without a finite reward left out"
-        )
+        what = "rollouts without a finite reward left out"
+        notes.append(f"{(~kept).sum():,} of {kept.size:,} {what}")
+    table: Any = frame[kept]
     prompt, prompts = _codes(table["prompt"])
     text, texts = _codes(table["answer"])
     said, _ = _codes(table["completion"])
-    pair, answer = np.unique(
-        prompt.astype(np.int64) * (len(texts) + 1) + text + 1, return_inverse=True
-    )
-    _, completion = np.unique(
-        prompt.astype(np.int64) * (said.max() + 2) + said + 1, return_inverse=True
-    )
+    pairs, width = crossed(prompt, text + 1)
+    pair, answer = np.unique(pairs, return_inverse=True)
+    _, completion = np.unique(crossed(prompt, said + 1)[0], return_inverse=True)
     _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
     step = table["step"]
-    steps, time = np.empty(0, np.int64), np.zeros(len(reward), np.int64)
+    steps, time = np.empty(0, np.int64), np.zeros(len(table), np.int64)
     if not step.isna().any():
         steps, time = np.unique(step.to_numpy(np.int64), return_inverse=True)
     elif not step.isna().all():
@@ -138,14 +134,20 @@ def log_of(frame: pd.DataFrame) -> Log:
         group=group,
         time=time,
         steps=steps,
-        reward=reward,
+        reward=table["reward"].to_numpy(np.float64),
         ref_logp=table["ref_logp"].to_numpy(np.float64),
         logp=table["logp"].to_numpy(np.float64),
         prompts=tuple(map(str, prompts)),
-        answer_names=names[pair % (len(texts) + 1) - 1],
-        answer_prompt=pair // (len(texts) + 1),
+        answer_names=names[pair % width - 1],
+        answer_prompt=pair // width,
         notes=tuple(notes),
     )
+
+
+def crossed(code: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, int]:
+    """A code for each pair of codes, and the number by which division gives back the first."""
+    width = int(other.max(initial=0)) + 1
+    return code.astype(np.int64) * width + other, width
 
 
 def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
@@ -181,9 +183,7 @@ class Groups:
 
 def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     """Sizes, deviations and diversity of every group."""
-    size = np.bincount(log.group)
-    first = np.empty(len(size), np.int64)
-    first[log.group[::-1]] = np.arange(len(log))[::-1]
+    _, first, size = np.unique(log.group, return_index=True, return_counts=True)
     # Distances from the group's first reward: equal rewards have a deviation of exactly 0.
     apart = log.reward - log.reward[first][log.group]
     total, squares = np.bincount(log.group, apart), np.bincount(log.group, apart**2)
@@ -191,9 +191,8 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     equal = squares == 0
     time = np.zeros(len(size), np.int64)
     np.maximum.at(time, log.group, log.time)
-    pairs = np.unique(log.group * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True)
-    owner = pairs[0] // (np.int64(log.answer.max()) + 1)
-    same = np.bincount(owner, pairs[1] * (pairs[1] - 1.0), minlength=len(size))
+    owner, count = _answer_counts(log, log.group)
+    same = np.bincount(owner, count * (count - 1.0), minlength=len(size))
     with np.errstate(invalid="ignore", divide="ignore"):
         differ = np.where(size > 1, 1 - same / (size * (size - 1.0)), np.nan)
     return Groups(
@@ -207,6 +206,13 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
     )
 
 
+def _answer_counts(log: Log, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often each answer occurs under each code, and the codes."""
+    pairs, width = crossed(code, log.answer)
+    pair, count = np.unique(pairs, return_counts=True)
+    return pair // width, count
+
+
 def pass_at(groups: Groups, chosen: np.ndarray, k: int) -> np.ndarray:
     """The unbiased estimate of pass@k in every chosen group of k rollouts or more."""
     from kltarget.modes import pass_at_k_from_counts
@@ -215,8 +221,8 @@ def pass_at(groups: Groups, chosen: np.ndarray, k: int) -> np.ndarray:
     large = size >= k
     size, right = size[large], right[large]
     # Few pairs of numbers occur, however many groups there are.
-    width = int(size.max(initial=0)) + 1
-    pairs, inverse = np.unique(size * width + right, return_inverse=True)
+    pairs, width = crossed(size, right)
+    pairs, inverse = np.unique(pairs, return_inverse=True)
     if not pairs.size:
         return np.empty(0)
     return np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float)[inverse]
@@ -228,14 +234,9 @@ def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Miller's and Madow's correction, half the number of seen answers less one over the number of
     rollouts, takes off most of what small samples miss. Third come the numbers of rollouts.
     """
-    width = np.int64(log.num_times)
-    cell_of = log.prompt * width + log.time
-    cells, cell = np.unique(cell_of, return_inverse=True)
-    size = np.bincount(cell)
-    pair, count = np.unique(
-        cell * (np.int64(log.answer.max()) + 1) + log.answer, return_counts=True
-    )
-    owner = pair // (np.int64(log.answer.max()) + 1)
+    of_step, width = crossed(log.prompt, log.time)
+    cells, cell, size = np.unique(of_step, return_inverse=True, return_counts=True)
+    owner, count = _answer_counts(log, cell)
     share = count / size[owner]
     plain = -np.bincount(owner, share * np.log(share), minlength=len(cells))
     return plain + (np.bincount(owner) - 1) / (2 * size), cells % width, size
@@ -251,9 +252,9 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
     def mean(values: np.ndarray, times: np.ndarray) -> list[float]:
         kept = np.isfinite(values)
         at = bin_of[times[kept]]
-        count = np.bincount(at, minlength=bins)
-        total = np.bincount(at, values[kept], minlength=bins)
-        return [float(t / c) if c else math.nan for t, c in zip(total, count, strict=True)]
+        with np.errstate(invalid="ignore"):
+            means = np.bincount(at, values[kept], bins) / np.bincount(at, minlength=bins)
+        return means.tolist()
 
     return {
         "step": [float(steps[bin_of == b].min()) for b in range(bins)],

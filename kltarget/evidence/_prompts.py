@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,27 +84,23 @@ def prompts_of(log: Log, codes: np.ndarray, reference: str) -> list[Prompt]:
     """The chosen prompts of which a reference over the answers is known."""
     by_prompt = np.argsort(log.prompt, kind="stable")
     ends = np.cumsum(np.bincount(log.prompt, minlength=len(log.prompts)))
-    found = []
-    for code in codes:
-        rows = by_prompt[ends[code - 1] if code else 0 : ends[code]]
-        prompt = _prompt(log, int(code), rows, reference)
-        if prompt is not None:
-            found.append(prompt)
-    return found
+    rows = np.split(by_prompt, ends[:-1])
+    found = (_prompt(log, code, rows[code], reference) for code in codes.tolist())
+    return [prompt for prompt in found if prompt is not None]
 
 
 def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | None:
     answers, place = np.unique(log.answer[rows], return_inverse=True)
     size = len(answers)
-    counts = np.bincount(place, minlength=size + 1)
-    early, late = log.early[rows], log.late[rows]
-    first_counts = np.bincount(place[early], minlength=size + 1)
-    late_counts = np.bincount(place[late], minlength=size + 1)
-    reward = np.bincount(place, log.reward[rows], minlength=size) / counts[:-1]
+    counts, first_counts, late_counts = (
+        np.bincount(place[chosen], minlength=size + 1)
+        for chosen in (slice(None), log.early[rows], log.late[rows])
+    )
+    reward = np.bincount(place, log.reward[rows]) / counts[:-1]
     unknown = np.zeros(size + 1, bool)
     varies = np.abs(log.reward[rows] - reward[place]).max() > 1e-6
     if reference == "first-step":
-        if not early.any():
+        if not first_counts.any():
             return None
         log_ref, known = _shares(first_counts), "first-step"
     elif reference == "none":
@@ -149,9 +146,7 @@ def _logged(
     kept = np.flatnonzero(np.isfinite(ref))
     if not kept.size:
         return None, ""
-    _, first = np.unique(log.completion[rows[kept]], return_index=True)
-    once = kept[first]
-    seen = np.bincount(place[once], np.exp(np.minimum(ref[once], 0.0)), minlength=size)
+    seen = _masses(log.completion[rows[kept]], place[kept], ref[kept], size)
     total = seen.sum()
     if total >= LEAST_SEEN:
         # Different tokens can spell one text, and logs are rounded: no sum may pass 1.
@@ -170,17 +165,21 @@ def _logged(
         return np.log(mass / mass.sum()), "weighted"
 
 
+def _masses(
+    completion: np.ndarray, place: np.ndarray, log_probs: np.ndarray, size: int
+) -> np.ndarray:
+    """What the completions of each answer add up to; of equal ones the first counts."""
+    _, once = np.unique(completion, return_index=True)
+    return np.bincount(place[once], np.exp(np.minimum(log_probs[once], 0.0)), minlength=size)
+
+
 def _now(log: Log, rows: np.ndarray, place: np.ndarray, size: int) -> np.ndarray | None:
     """The last policy's masses by logged probabilities; what is left over is unseen."""
-    ranks = log.time[rows]
     kept = np.flatnonzero(np.isfinite(log.logp[rows]) & log.late[rows])
-    if not kept.size:
-        return None
     # The latest of each completion.
-    kept = kept[np.argsort(-ranks[kept], kind="stable")]
-    _, first = np.unique(log.completion[rows[kept]], return_index=True)
-    once = kept[first]
-    mass = np.bincount(place[once], np.exp(np.minimum(log.logp[rows[once]], 0.0)), minlength=size)
+    kept = kept[np.argsort(-log.time[rows[kept]], kind="stable")]
+    late = rows[kept]
+    mass = _masses(log.completion[late], place[kept], log.logp[late], size)
     if mass.sum() < LEAST_SEEN:
         return None
     mass = np.append(mass, max(1 - mass.sum(), 0.0))
@@ -193,9 +192,8 @@ def reference_kind(log: Log, reference: str | None) -> str | None:
     if reference not in (None, "first-step"):
         raise ValueError(f"reference must be None or 'first-step', got {reference!r}")
     if reference == "first-step" and not len(log.steps):
-        raise RolloutError(
-            "the reference cannot be taken from the first step: the files do not say the steps"
-        )
+        why = "the files do not say the steps"
+        raise RolloutError(f"the reference cannot be taken from the first step: {why}")
     if reference is not None:
         return reference
     return "logged" if np.isfinite(log.ref_logp).any() else None
@@ -203,15 +201,11 @@ def reference_kind(log: Log, reference: str | None) -> str | None:
 
 def disagreements(log: Log) -> int:
     """How many completions were logged with reference log-probabilities that differ."""
+    import pandas as pd
+
     kept = np.isfinite(log.ref_logp)
-    if not kept.any():
-        return 0
-    code, value = log.completion[kept], log.ref_logp[kept]
-    low = np.full(code.max() + 1, np.inf)
-    high = np.full(code.max() + 1, -np.inf)
-    np.minimum.at(low, code, value)
-    np.maximum.at(high, code, value)
-    return int((high - low > _FOUND_TWICE).sum())
+    values: Any = pd.Series(log.ref_logp[kept]).groupby(log.completion[kept])
+    return int((values.max() - values.min() > _FOUND_TWICE).sum())
 
 
 def padded(

@@ -17,8 +17,6 @@ from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve
 
-__all__ = ["equivalent_beta"]
-
 _BISECTIONS = 60
 _RANGE = (1e-6, 1e6)
 
@@ -72,16 +70,17 @@ def equivalent_beta(
     wanted = implied_target(recipe, reward, log_ref, space=space, beta=beta)
     dtype, batch = wanted.log_probs.dtype, wanted.log_probs.shape[:-1]
     with double_precision():
-        shape = wanted.log_probs.shape
-        rewards = np.broadcast_to(np.asarray(reward, np.float64), shape)
-        logs = np.broadcast_to(np.asarray(log_ref, np.float64), shape)
+        rewards, logs = (
+            np.broadcast_to(np.asarray(x, np.float64), wanted.log_probs.shape)
+            for x in (reward, log_ref)
+        )
         logs = logs - np.logaddexp.reduce(logs, axis=-1, keepdims=True)
 
         def measured(log_probs: Any) -> np.ndarray:
             if match == "kl":
                 return np.asarray(kl(jnp.asarray(log_probs), jnp.asarray(logs)))
             probs = np.exp(np.asarray(log_probs, np.float64))
-            return -(probs * np.where(probs > 0, rewards, 0.0)).sum(-1)
+            return (probs * np.where(probs > 0, rewards, 0.0)).sum(-1)
 
         def at(coefficient: np.ndarray) -> np.ndarray:
             if isinstance(other, Recipe):
@@ -91,18 +90,16 @@ def equivalent_beta(
             return measured(found.log_probs)
 
         goal = measured(np.asarray(wanted.log_probs, np.float64))
-        # Rewards fall and divergences fall as β grows; the first was measured with its sign turned.
-        sign = 1.0 if match == "kl" else -1.0
         inside = np.where(logs > -np.inf, rewards, np.nan)
         spread = np.maximum(np.nanmax(inside, -1) - np.nanmin(inside, -1), np.finfo(float).tiny)
         if isinstance(other, Recipe) and other.normalized:
             spread = np.ones_like(spread)  # its rewards are numbers of deviations
         low, high = (np.broadcast_to(np.log(x * spread), batch) for x in _RANGE)
-        within = sign * (at(np.exp(low)) - goal) > 0
-        within &= sign * (at(np.exp(high)) - goal) <= 0
+        # Rewards fall and divergences fall as β grows.
+        within = (at(np.exp(low)) > goal) & (at(np.exp(high)) <= goal)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            more = sign * (at(np.exp(middle)) - goal) > 0
+            more = at(np.exp(middle)) > goal
             low, high = np.where(more, middle, low), np.where(more, high, middle)
         found = np.where(within, np.exp((low + high) / 2), np.nan)
     return jnp.asarray(found, dtype)

@@ -78,6 +78,16 @@ class Problem:
             return None
         return make_groups(self.recipe, self.levels)
 
+    @functools.cached_property
+    def best(self) -> np.ndarray:
+        """The possible outcomes of highest reward, ``[A]``."""
+        return (self.log_ref > -np.inf) & (self.reward == self.levels[-1])
+
+    @property
+    def pull(self) -> float:
+        """``beta``; 0 where the estimator has no expected gradient."""
+        return self.beta if self.regularised else 0.0
+
     @property
     def plain(self) -> bool:
         """Whether a plain objective has the target; the same for all prompts of a recipe."""
@@ -107,10 +117,8 @@ class Problem:
 
     def at_scale(self, scale: np.ndarray) -> np.ndarray:
         """The policies of rewards that are divided by ``scale [S]``: ``[S, A]``."""
-        even = np.ones((scale.size, 1))
-        cost = scale[:, None] * (self.beta if self.regularised else 0.0)
-        entropy = scale[:, None] * self.entropy
-        return self.policy(self.reward * even, cost * even, entropy * even)
+        each = scale[:, None]
+        return self.policy(self.reward, self.pull * each, self.entropy * each)
 
     def deviation(self, log_probs: np.ndarray) -> np.ndarray:
         """The standard deviation of the reward under policies ``[..., A]``."""

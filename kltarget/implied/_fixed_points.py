@@ -8,7 +8,7 @@ the policy follows prefix by prefix.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar, root, root_scalar
@@ -17,6 +17,8 @@ from scipy.special import expit
 from kltarget._core.status import Status
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
 from kltarget.recipes.groups import Groups
+
+_Function = Callable[[np.ndarray], np.ndarray]
 
 _MOST_AT_ONCE = 2**22
 _FINE, _COARSE = 401, 65
@@ -66,30 +68,24 @@ def smallest_coefficient(problem: Problem) -> float:
     unit = dataclasses.replace(problem, beta=1.0)
     scales = _scales(unit, low=1e-6, high=1e3)
 
-    def ratio(log_scale: float) -> float:
-        scale = np.exp(np.atleast_1d(log_scale))
-        return float(scale[0] / (unit.deviation(unit.at_scale(scale))[0] + problem.recipe.epsilon))
+    def ratio(scale: np.ndarray) -> np.ndarray:
+        return scale / (unit.deviation(unit.at_scale(scale)) + problem.recipe.epsilon)
 
     with np.errstate(divide="ignore"):
-        ratios = scales / (_deviations(unit, scales) + problem.recipe.epsilon)
+        ratios = _in_parts(ratio, scales, problem)
     least = int(np.argmin(ratios))
     around = np.log(scales[[max(least - 1, 0), min(least + 1, scales.size - 1)]])
-    found = minimize_scalar(ratio, bounds=tuple(around), method="bounded", options={"xatol": 1e-12})
+    options = {"bounds": tuple(around), "method": "bounded", "options": {"xatol": 1e-12}}
+    found = minimize_scalar(lambda x: ratio(np.exp([x]))[0], **options)
     return float(found.fun)
 
 
-def _at(
-    problem: Problem,
-    scale: float,
-    status: Status = Status.OK,
-    others: tuple[float, ...] = (),
-) -> FixedPoint:
+def _at(problem: Problem, scale: float) -> FixedPoint:
     """The target of the reward divided by a known number."""
     log_probs = problem.at_scale(np.array([scale]))[0]
     # A baseline that shrinks the regulariser along with the reward leaves their ratio.
-    reward = problem.reward if problem.plain else None
-    beta = problem.beta * scale if problem.regularised else 0.0
-    return FixedPoint(log_probs, reward, beta, beta, status, others)
+    reward, beta = problem.reward if problem.plain else None, problem.pull * scale
+    return FixedPoint(log_probs, reward, beta, beta)
 
 
 def crossing(function: Callable[[float], float], low: float, high: float) -> float:
@@ -97,41 +93,46 @@ def crossing(function: Callable[[float], float], low: float, high: float) -> flo
     return root_scalar(function, bracket=(low, high), method="brentq", xtol=1e-15).root
 
 
-def _remarks(problem: Problem, log_probs: np.ndarray, others: tuple[float, ...]) -> Status:
-    """What is to be said of a fixed point of normalised rewards."""
-    short = 1 - problem.masses(log_probs)[-1]
-    status = Status.SEVERAL if others else Status.OK
-    return status | Status.SATURATED if short < _RARE and problem.recipe.normalized else status
+def _crossings(excess: _Function, grid: np.ndarray, problem: Problem) -> list[float]:
+    """Where a function changes its sign between points of a grid, in its order."""
+    above = _in_parts(excess, grid, problem) > 0
+    brackets = [grid[[i, i + 1]] for i in np.flatnonzero(above[:-1] != above[1:])]
+    return [crossing(lambda x: float(excess(np.array([x]))[0]), *ends) for ends in brackets]
 
 
-def _best(problem: Problem) -> np.ndarray:
-    return (problem.log_ref > -np.inf) & (problem.reward == problem.levels[-1])
+def _in_parts(function: _Function, grid: np.ndarray, problem: Problem) -> np.ndarray:
+    """A function of policies on a grid, of no more of them at once than memory holds."""
+    rows = max(1, _MOST_AT_ONCE // problem.reward.size)
+    return np.concatenate([function(grid[i : i + rows]) for i in range(0, grid.size, rows)])
 
 
 def _saturated(problem: Problem) -> FixedPoint:
     """The limit of a vanishing coefficient: among the best outcomes only the regulariser acts."""
-    limit = problem.only(_best(problem), Status.SATURATED)
+    limit = problem.only(problem.best, Status.SATURATED)
     if problem.lengths is None and not problem.recipe.entropy_bonus:
         return limit
     kept = dataclasses.replace(problem.recipe, normalize="none", group_size=None)
     # The reference keeps the mass that it has there: what is missing counts per token.
-    log_ref = np.where(_best(problem), problem.log_ref, -np.inf)
-    among = dataclasses.replace(
-        problem, recipe=kept, reward=np.zeros_like(problem.reward), log_ref=log_ref
-    )
+    log_ref = np.where(problem.best, problem.log_ref, -np.inf)
+    reward = np.zeros_like(problem.reward)
+    among = dataclasses.replace(problem, recipe=kept, reward=reward, log_ref=log_ref)
     return dataclasses.replace(limit, log_probs=_find(among).log_probs, reward=None)
+
+
+def _with_remarks(problem: Problem, found: FixedPoint, others: Sequence[np.ndarray]) -> FixedPoint:
+    """A fixed point, and what is to be said of it where there are others, ``[A]`` each."""
+    short = 1 - problem.masses(found.log_probs)[-1]
+    status = Status.SEVERAL if len(others) else Status.OK
+    if short < _RARE and problem.recipe.normalized:
+        status |= Status.SATURATED
+    rewards = tuple(map(problem.expected_reward, others))
+    return dataclasses.replace(found, status=status, others=rewards)
 
 
 def _scales(problem: Problem, low: float, high: float) -> np.ndarray:
     spread = float(np.ptp(problem.levels)) / 2
     number = _FINE if problem.reward.size <= 10_000 else _COARSE
     return np.geomspace(spread * low, spread * high, number)
-
-
-def _deviations(problem: Problem, scales: np.ndarray) -> np.ndarray:
-    rows = max(1, _MOST_AT_ONCE // problem.reward.size)
-    parts = [scales[i : i + rows] for i in range(0, scales.size, rows)]
-    return np.concatenate([problem.deviation(problem.at_scale(part)) for part in parts])
 
 
 def _of_deviation(problem: Problem) -> FixedPoint:
@@ -143,19 +144,14 @@ def _of_deviation(problem: Problem) -> FixedPoint:
     if epsilon:
         scales = np.concatenate([[epsilon], epsilon + scales])
 
-    def excess(scale: float) -> float:
-        there = problem.at_scale(np.array([scale / factor]))
-        return float(problem.deviation(there)[0] + epsilon - scale)
+    def excess(scale: np.ndarray) -> np.ndarray:
+        return problem.deviation(problem.at_scale(scale / factor)) + epsilon - scale
 
-    values = _deviations(problem, scales / factor) + epsilon - scales
-    crossings = np.flatnonzero((values[:-1] > 0) != (values[1:] > 0))[::-1]
-    roots = [crossing(excess, *scales[[i, i + 1]]) for i in crossings]
-    if not roots:
+    roots = _crossings(excess, scales, problem)[::-1]
+    if not roots:  # the limit of a vanishing coefficient is left
         return _saturated(problem)
-    policies = problem.at_scale(np.array(roots) / factor)
-    others = tuple(problem.expected_reward(x) for x in policies[1:])
-    status = _remarks(problem, policies[0], others)
-    return _at(problem, roots[0] / factor, status, others)
+    _, *others = problem.at_scale(np.array(roots) / factor)
+    return _with_remarks(problem, _at(problem, roots[0] / factor), others)
 
 
 def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.ndarray:
@@ -163,8 +159,7 @@ def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.n
     advantage, kept = groups.expected(masses)
     counts = kept[..., problem.level]
     kept_cost = counts if problem.recipe.place == "loss" else np.ones_like(counts)
-    cost = (problem.beta if problem.regularised else 0.0) * kept_cost
-    entropy = problem.entropy * counts
+    cost, entropy = problem.pull * kept_cost, problem.entropy * counts
     return problem.policy(advantage[..., problem.level], cost, entropy)
 
 
@@ -174,7 +169,7 @@ def _in_groups(problem: Problem, groups: Groups, log_probs: np.ndarray) -> Fixed
     # In units of the reward: by how much its spread exceeds that of the advantages.
     spread = dataclasses.replace(problem, reward=gain).deviation(log_probs)
     ratio = problem.deviation(log_probs) / spread if spread > 0 else 0.0
-    effective = problem.beta * float(ratio) if problem.regularised else 0.0
+    effective = problem.pull * float(ratio)
     return FixedPoint(log_probs, gain if problem.plain else None, problem.beta, effective)
 
 
@@ -187,17 +182,16 @@ def _of_masses(problem: Problem) -> FixedPoint:
         return _of_success(problem, groups)
 
     def arrive(groups: Groups, start: np.ndarray) -> tuple[np.ndarray, bool]:
-        def update(masses: np.ndarray) -> np.ndarray:
-            return problem.masses(_of_advantages(problem, groups, masses))
+        def policy(masses: np.ndarray) -> np.ndarray:
+            return _of_advantages(problem, groups, masses)
 
-        masses, settled = _iterate(update, start, exactly)
-        return _of_advantages(problem, groups, masses), settled
+        masses, settled = _iterate(lambda x: problem.masses(policy(x)), start, exactly)
+        return policy(masses), settled
 
     greedy = np.full_like(start, 1e-6 / start.size)
     greedy[-1] = 1 - greedy[:-1].sum()
     (reached, settled), other = arrive(groups, start), arrive(groups, greedy)
-    found = _in_groups(problem, groups, reached)
-    found = _with_remarks(problem, found, settled, *other)
+    found = _arrived(problem, _in_groups(problem, groups, reached), settled, *other)
     if exactly:
         return found
     # Each part of the samples has a fixed point of its own, near this one.
@@ -207,16 +201,15 @@ def _of_masses(problem: Problem) -> FixedPoint:
     return dataclasses.replace(found, error=float(np.sqrt((spread**2).mean() / _PARTS)))
 
 
-def _with_remarks(
+def _arrived(
     problem: Problem, found: FixedPoint, settled: bool, other: np.ndarray, also: bool
 ) -> FixedPoint:
     """A fixed point that was iterated to, and what is to be said of it and of another one."""
     apart = also and np.abs(np.exp(found.log_probs) - np.exp(other)).sum() > 1e-3
-    others = (problem.expected_reward(other),) if apart else ()
-    status = found.status | _remarks(problem, found.log_probs, others)
-    if not settled:
-        status |= Status.NOT_CONVERGED
-    return dataclasses.replace(found, status=status, others=others)
+    found = _with_remarks(problem, found, [other] if apart else [])
+    if settled:
+        return found
+    return dataclasses.replace(found, status=found.status | Status.NOT_CONVERGED)
 
 
 def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
@@ -232,17 +225,11 @@ def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
 
     begin = np.log(problem.masses(problem.log_ref)) @ np.array([-1.0, 1.0])
     grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 700, _FINE)])
-    rows = max(1, _MOST_AT_ONCE // problem.reward.size)
-    values = np.concatenate([excess(grid[i : i + rows]) for i in range(0, grid.size, rows)])
-    crossings = np.flatnonzero((values[:-1] > 0) != (values[1:] > 0))
-    roots = [crossing(lambda x: float(excess(np.asarray(x))), *grid[[i, i + 1]]) for i in crossings]
+    roots = _crossings(excess, grid, problem)
     if not roots:
         return _saturated(problem)
-    policies = _of_advantages(problem, groups, success(np.array(roots)))
-    others = tuple(problem.expected_reward(x) for x in policies[1:])
-    status = _remarks(problem, policies[0], others)
-    found = _in_groups(problem, groups, policies[0])
-    return dataclasses.replace(found, status=status, others=others)
+    first, *others = _of_advantages(problem, groups, success(np.array(roots)))
+    return _with_remarks(problem, _in_groups(problem, groups, first), others)
 
 
 def _of_statistics(problem: Problem) -> FixedPoint:
@@ -269,8 +256,7 @@ def _of_statistics(problem: Problem) -> FixedPoint:
             gain = recipe.baseline_factor * (problem.reward - centre)
             if recipe.normalized:
                 gain = gain / max(state[1] + recipe.epsilon, least)
-        cost = (problem.beta if problem.regularised else 0.0) * other * kept
-        return problem.policy(own * gain, cost, problem.entropy * own * kept)
+        return problem.policy(own * gain, problem.pull * other * kept, problem.entropy * own * kept)
 
     def statistics(log_probs: np.ndarray) -> np.ndarray:
         mean_length = float((np.exp(log_probs) * lengths).sum())
@@ -287,7 +273,7 @@ def _of_statistics(problem: Problem) -> FixedPoint:
         # Certainty has no deviation to converge to more than a few digits of.
         return there, settled or float(problem.deviation(there)) <= least
 
-    (reached, settled), best = arrive(problem.log_ref), problem.only(_best(problem), Status.OK)
+    (reached, settled), best = arrive(problem.log_ref), problem.only(problem.best, Status.OK)
     greedy = np.logaddexp(np.log(_GREEDY) + problem.log_ref, np.log1p(-_GREEDY) + best.log_probs)
     if groups is not None:
         found = _in_groups(problem, groups, reached)
@@ -295,17 +281,15 @@ def _of_statistics(problem: Problem) -> FixedPoint:
         scale = float(problem.deviation(reached)) + recipe.epsilon if recipe.normalized else 1.0
         if scale <= least:
             return _saturated(problem)
-        effective = problem.beta * scale / recipe.baseline_factor if problem.regularised else 0.0
+        effective = problem.pull * scale / recipe.baseline_factor
         found = FixedPoint(reached, None, problem.beta, effective)
     probs = np.exp(reached)
     own, other = ((probs * x).sum() for x in weights(float((probs * lengths).sum())))
     found = dataclasses.replace(found, effective_beta=found.effective_beta * float(other / own))
-    return _with_remarks(problem, found, settled, *arrive(greedy))
+    return _arrived(problem, found, settled, *arrive(greedy))
 
 
-def _iterate(
-    update: Callable[[np.ndarray], np.ndarray], start: np.ndarray, polish: bool
-) -> tuple[np.ndarray, bool]:
+def _iterate(update: _Function, start: np.ndarray, polish: bool) -> tuple[np.ndarray, bool]:
     """The fixed point that small steps from ``start`` arrive at, and whether they did.
 
     >>> _iterate(lambda x: 0.5 + 0.1 * x, np.array([0.2]), True)[1]

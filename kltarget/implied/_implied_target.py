@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -23,8 +24,6 @@ from kltarget.spaces import SequenceSpace
 from kltarget.targets import solve, token_local_target
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import ProblemLike
-
-__all__ = ["ImpliedTarget", "effective_beta", "implied_target", "saturation_beta"]
 
 
 @jax.tree_util.register_dataclass
@@ -136,8 +135,7 @@ def implied_target(
         success probability). The rest is derived from the conditions above.
     """
     rows = make_rows(recipe, reward, log_ref, space, beta)
-    found = [_find(row, rows.space) for row in rows.problems]
-    return _assemble(rows, found)
+    return _assemble(rows, [_find(row, rows.space) for row in rows.problems])
 
 
 def effective_beta(
@@ -241,9 +239,10 @@ def saturation_beta(
 
 
 def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
-    recipe = problem.recipe
+    recipe, several = problem.recipe, problem.levels.size > 1
     if recipe.charged_without_divergence and problem.beta > 0:
-        return _charged_without_divergence(problem)
+        # A cost in the reward that no divergence has: it acts, and has many stationary policies.
+        return _undecided(problem) if several else problem.only(problem.best, Status.NO_TARGET)
     if recipe.aim == "total variation" and problem.beta > 0:
         # Both have the target of total variation, computed when all rows are put together.
         beta = 2 * problem.beta / recipe.baseline_factor
@@ -251,17 +250,19 @@ def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
     if problem.regularised or recipe.entropy_bonus:
         found = find(problem)
         sizes = space.sizes if space is not None and recipe.level == "token" else None
-        clipped = _clipped(problem, found.log_probs, sizes)
-        status = found.status | (Status.CLIPPED if clipped else Status.OK)
-        return dataclasses.replace(found, status=status)
-    return _unheld(problem, several_tokens(space))
-
-
-def _charged_without_divergence(problem: Problem) -> FixedPoint:
-    """A cost in the reward that no divergence has: it acts, and has many stationary policies."""
-    if problem.levels.size == 1:
-        return problem.only(problem.log_ref > -np.inf, Status.NO_TARGET)
-    return _undecided(problem)
+        if _clipped(problem, found.log_probs, sizes):
+            return dataclasses.replace(found, status=found.status | Status.CLIPPED)
+        return found
+    acts = recipe.baseline == "none" or (recipe.place == "loss" and problem.beta > 0)
+    if several and acts and recipe.zero_std == "drop" and recipe.group_size:
+        # What is inert on average acts where some groups are left out: by how often they are.
+        return _undecided(problem)
+    # What exact policy gradients end in where nothing regularises them.
+    best = problem.best
+    # Where all rewards are equal there is no gradient.
+    if several and not several_tokens(space):
+        best = best & (problem.log_ref == problem.log_ref[best].max())
+    return problem.only(best, Status.NO_TARGET)
 
 
 def _undecided(problem: Problem) -> FixedPoint:
@@ -269,73 +270,49 @@ def _undecided(problem: Problem) -> FixedPoint:
     return FixedPoint(nowhere, problem.reward, problem.beta, np.nan, Status.NO_TARGET)
 
 
-def _unheld(problem: Problem, several: bool) -> FixedPoint:
-    """What exact policy gradients end in where nothing regularises."""
-    recipe, possible = problem.recipe, problem.log_ref > -np.inf
-    acts = recipe.baseline == "none" or (recipe.place == "loss" and problem.beta > 0)
-    if recipe.zero_std == "drop" and recipe.group_size and problem.levels.size > 1 and acts:
-        # What is inert on average acts where some groups are left out: by how often they are.
-        return _undecided(problem)
-    best = possible & (problem.reward == problem.levels[-1])
-    # Where all rewards are equal there is no gradient.
-    if not several and problem.levels.size > 1:
-        best &= problem.log_ref == problem.log_ref[best].max()
-    return problem.only(best, Status.NO_TARGET)
-
-
 def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | None) -> bool:
     """Whether the estimate of the divergence, per token of these, is cut anywhere at a policy."""
     recipe = problem.recipe
     if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
         return False
-    sizes = sizes or (log_probs.size,)
-    largest = 0.0
-    for now, then in zip(
-        next_tokens(sizes, log_probs), next_tokens(sizes, problem.log_ref), strict=True
-    ):
-        log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
-        if np.abs(log_ratio).max() > (recipe.log_ratio_clip or np.inf):
-            return True
-        estimates = {"k1": log_ratio, "k2": log_ratio**2 / 2}
-        cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
-        largest = max(largest, float(np.abs(cost).max()))
-    return largest > (recipe.kl_clip or np.inf)
+    policies = (next_tokens(sizes or (log_probs.size,), x) for x in (log_probs, problem.log_ref))
+    now, then = (np.concatenate([x.ravel() for x in levels]) for levels in policies)
+    log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
+    estimates = {"k1": log_ratio, "k2": log_ratio**2 / 2}
+    cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
+    cuts = (log_ratio, recipe.log_ratio_clip), (cost, recipe.kl_clip)
+    return any(np.abs(x).max() > (cut or np.inf) for x, cut in cuts)
 
 
 def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     """One batched target from the fixed points of its rows."""
-    size, batch, dtype = rows.reward.shape[-1], rows.batch, rows.dtype
+    size, batch, dtype = rows.log_ref.shape[-1], rows.batch, rows.dtype
     divergence = rows.recipe.divergence or ReverseKL()
     if rows.recipe.aim == "total variation":
         divergence = TotalVariation()
 
-    def batched(values: Any) -> Array:
-        return jnp.asarray(np.reshape(np.array(values, np.float64), batch), dtype)
+    def batched(values: Any, *own: int) -> Array:
+        return jnp.asarray(np.reshape(np.array(values, np.float64), (*batch, *own)), dtype)
 
-    log_probs = jnp.asarray(np.array([x.log_probs for x in found]).reshape(*batch, size), dtype)
-    log_ref = jnp.asarray(rows.log_ref, dtype)
+    log_probs, log_ref = batched([x.log_probs for x in found], size), batched(rows.log_ref, size)
     remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
-    width = max(len(x.others) for x in found) if found else 0
-    others = np.array([[*x.others, *[np.nan] * (width - len(x.others))] for x in found])
+    others = list(itertools.zip_longest(*(x.others for x in found), fillvalue=np.nan))
     # Of a recipe, not of a row: what else is in a batch changes nothing.
     if all(x.plain for x in rows.problems):
-        reward = np.array([x.reward for x in found]).reshape(*batch, size)
         # What the reference cannot produce is never sampled, however well it were rewarded.
-        reward = np.where(rows.log_ref > -np.inf, reward, -np.inf)
+        impossible = log_ref == -jnp.inf
+        reward = jnp.where(impossible, log_ref, batched([x.reward for x in found], size))
         beta = batched([x.beta for x in found])
-        if rows.space is not None and rows.recipe.per_token and several_tokens(rows.space):
-            target = token_local_target(
-                rows.space, jnp.asarray(reward, dtype), log_ref, beta, divergence
-            )
+        if several_tokens(rows.space) and rows.recipe.per_token:
+            target = token_local_target(rows.space, reward, log_ref, beta, divergence)
         else:
-            target = solve(Objective(jnp.asarray(reward, dtype), log_ref, beta, divergence))
+            target = solve(Objective(reward, log_ref, beta, divergence))
         objective = target.objective
         log_probs = jnp.where(jnp.isnan(log_probs), log_probs, target.log_probs)
         unheld = remarks & Status.NO_TARGET > 0
         multiplier, status = target.multiplier, jnp.where(unheld, 0, target.status) | remarks
     else:
-        positive = np.where(rows.beta > 0, rows.beta, 1.0)
-        beta = jnp.asarray(positive, dtype)
+        beta = batched(np.where(rows.beta > 0, rows.beta, 1.0))
         known = jnp.where(jnp.isnan(log_probs), log_ref, log_probs)
         wish = reward_for(known, log_ref, beta, ReverseKL())
         objective = Objective(wish, log_ref, beta, ReverseKL())
@@ -346,6 +323,6 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
         multiplier=multiplier,
         status=status,
         effective_beta=batched([x.effective_beta for x in found]),
-        other_rewards=jnp.asarray(others.reshape(*batch, width), dtype),
+        other_rewards=batched(np.transpose(others), len(others)),
         error=batched([x.error for x in found]),
     )

@@ -15,11 +15,7 @@ _BISECTIONS = 100
 
 
 def stationary(
-    gain: np.ndarray,
-    cost: np.ndarray,
-    log_ref: np.ndarray,
-    entropy: np.ndarray,
-    forward: bool,
+    gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray, forward: bool
 ) -> np.ndarray:
     """The π with ``gain − cost·f′(π/π_ref) − entropy·log π`` equal on its support, as ``log π``.
 
@@ -147,9 +143,8 @@ def over_tree(
         if charged:
             log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
             below = gain - cost * log_ratio
-        gain, cost, entropy = (
-            np.where(probs > 0, probs * x, 0).sum(-1) for x in (below, cost, entropy)
-        )
+        carried = (below, cost, entropy)
+        gain, cost, entropy = (np.where(probs > 0, probs * x, 0).sum(-1) for x in carried)
     total = np.zeros((*batch, 1))
     for found in policy[::-1]:
         total = (total[..., None] + found).reshape(*batch, -1)

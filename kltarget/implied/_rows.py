@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +18,10 @@ from kltarget.tasks import as_task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The prompts of a batch, one problem each."""
+    """The prompts of a batch, one problem each, in one row."""
 
     recipe: Recipe
     space: SequenceSpace | None
-    reward: np.ndarray
     log_ref: np.ndarray
     beta: np.ndarray
     problems: list[Problem]
@@ -48,24 +47,43 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
     dtype, batch = checked.reward.dtype, checked.batch_shape
     size = checked.reward.shape[-1]
-    if space is not None and space.num_sequences != size:
-        raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
-    wide_reward = np.broadcast_to(np.asarray(checked.reward, np.float64), (*batch, size))
-    wide_ref = np.broadcast_to(np.asarray(checked.log_ref, np.float64), (*batch, size))
-    wide_beta = np.broadcast_to(beta, batch)
     if space is not None:
+        if space.num_sequences != size:
+            raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
         space.require_log_probs(checked.log_ref, "log_ref")
+    reward, log_ref = (
+        np.broadcast_to(np.asarray(x, np.float64), (*batch, size)).reshape(-1, size)
+        for x in (checked.reward, checked.log_ref)
+    )
+    beta = np.broadcast_to(beta, batch).ravel()
     lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
-    rows = [_row(recipe, space, lengths, *x) for x in _flat(wide_reward, wide_ref, wide_beta, size)]
-    return Rows(recipe, space, wide_reward, wide_ref, wide_beta, rows, batch, dtype)
+    scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
+    if recipe.reward_clip is not None:
+        scaled = np.clip(scaled, -recipe.reward_clip, recipe.reward_clip)
+    if not np.isfinite(scaled).all():
+        raise ValueError("reward must be finite wherever the reference has mass")
+    normal_ref = log_ref - np.logaddexp.reduce(log_ref, axis=-1, keepdims=True)
+    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
+    own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
+    weight = 1.0 if lengths is not None else _kl_weight(recipe, space)
+    problems = [
+        Problem(
+            recipe=recipe,
+            beta=float(one_beta) * weight,
+            reward=one_reward,
+            log_ref=one_ref,
+            forward=recipe.aim == "forward",
+            regularised=recipe.divergence is not None and one_beta > 0,
+            sizes=space.sizes if several_tokens(space) and own_conditions else None,
+            lengths=lengths,
+        )
+        for one_reward, one_ref, one_beta in zip(scaled, normal_ref, beta, strict=True)
+    ]
+    return Rows(recipe, space, log_ref, beta, problems, batch, dtype)
 
 
-def _flat(reward: np.ndarray, log_ref: np.ndarray, beta: np.ndarray, size: int) -> Any:
-    return zip(reward.reshape(-1, size), log_ref.reshape(-1, size), beta.reshape(-1), strict=True)
-
-
-def several_tokens(space: SequenceSpace | None) -> bool:
+def several_tokens(space: SequenceSpace | None) -> TypeGuard[SequenceSpace]:
     return space is not None and space.length > 1
 
 
@@ -102,9 +120,8 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
     in_sequence_reward = recipe.place == "reward" and recipe.level == "sequence"
     several = several_tokens(space)
     # What a token is charged with from its position on has another mean at each position.
-    by_position = recipe.level == "token" and (
-        recipe.baseline != "none" or recipe.normalize != "none"
-    )
+    centred = recipe.baseline != "none" or recipe.normalize != "none"
+    by_position = recipe.level == "token" and centred
     unknown = None
     if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
         unknown = "an entropy bonus beside a KL that is normalised with the reward"
@@ -123,32 +140,3 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
         unknown = "an entropy bonus beside a KL on sequences that count by their lengths"
     if unknown:
         raise ValueError(f"no fixed point is known for {unknown}")
-
-
-def _row(
-    recipe: Recipe,
-    space: SequenceSpace | None,
-    lengths: np.ndarray | None,
-    reward: np.ndarray,
-    log_ref: np.ndarray,
-    beta: float,
-) -> Problem:
-    possible = log_ref > -np.inf
-    reward = recipe.reward_scale * np.where(possible, reward, 0.0)
-    if recipe.reward_clip is not None:
-        reward = np.clip(reward, -recipe.reward_clip, recipe.reward_clip)
-    if not np.isfinite(reward).all():
-        raise ValueError("reward must be finite wherever the reference has mass")
-    log_ref = log_ref - np.logaddexp.reduce(log_ref)
-    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
-    own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
-    return Problem(
-        recipe=recipe,
-        beta=float(beta) * (1.0 if lengths is not None else _kl_weight(recipe, space)),
-        reward=reward,
-        log_ref=log_ref,
-        forward=recipe.aim == "forward",
-        regularised=recipe.divergence is not None and beta > 0,
-        sizes=space.sizes if space is not None and space.length > 1 and own_conditions else None,
-        lengths=lengths,
-    )

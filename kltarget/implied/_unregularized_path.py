@@ -10,8 +10,6 @@ from jaxtyping import Array, Float
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_points import crossing
 
-__all__ = ["unregularized_path"]
-
 
 def unregularized_path(
     reward: ArrayLike, log_ref: ArrayLike, failure_mass: float

@@ -143,14 +143,8 @@ def _without_beta(objective: Objective) -> tuple[Objective, Array]:
     failed = jnp.isnan(greedy_limit(problem).log_probs[..., 0])
     dtype = working_dtype(objective.reward.dtype)
     # The reference has been checked by the tolerance of its own dtype.
-    wide = dataclasses.replace(
-        problem,
-        reward=problem.reward.astype(dtype),
-        log_ref=problem.log_ref.astype(dtype),
-        beta=problem.beta.astype(dtype),
-        measure=True,
-    )
-    return wide, failed
+    fields = {n: getattr(problem, n).astype(dtype) for n in ("reward", "log_ref", "beta")}
+    return dataclasses.replace(problem, **fields, measure=True), failed
 
 
 def _as_asked(objective: Objective, beta: Array) -> Array:
@@ -322,28 +316,17 @@ def _flip_root(objective: Objective, first: Array, second: Array) -> Array:
         like_high = difference * state.sign > 0
         low = jnp.where(change | (state.found & ~like_high), at, state.low)
         high = jnp.where(seen | (state.found & like_high), at, state.high)
-        return _Bracket(
-            low=low,
-            high=high,
-            sign=jnp.where(seen, now, state.sign),
-            found=state.found | change,
-            scanned=state.scanned + 1,
-            halved=state.halved + state.found.astype(jnp.int32),
-        )
+        sign, found = jnp.where(seen, now, state.sign), state.found | change
+        halved = state.halved + state.found.astype(jnp.int32)
+        return _Bracket(low, high, sign, found, state.scanned + 1, halved)
 
     def unfinished(state: _Bracket) -> Array:
         scanning = ~state.found & ~none & (state.scanned < num_scanned)
         return jnp.any(scanning | (state.found & (state.halved < num_halvings)))
 
     zero = jnp.zeros_like(log_spread)
-    start = _Bracket(
-        low=zero,
-        high=zero,
-        sign=zero,
-        found=jnp.zeros(zero.shape, bool),
-        scanned=jnp.int32(0),
-        halved=jnp.zeros(zero.shape, jnp.int32),
-    )
+    no, nothing = jnp.zeros(zero.shape, bool), jnp.zeros(zero.shape, jnp.int32)
+    start = _Bracket(zero, zero, zero, no, jnp.int32(0), nothing)
     state = lax.while_loop(unfinished, advance, start)
     log_beta = 0.5 * (state.low + state.high)
     # A last Newton step, at the frozen root, carries the derivatives of the implicit function.

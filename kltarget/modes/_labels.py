@@ -24,9 +24,8 @@ def members_of(
     def members(which: Any, name: str) -> Array:
         if traced(which):
             if which.ndim or not jnp.issubdtype(which.dtype, jnp.integer):
-                raise TypeError(
-                    f"{name} must be an integer, got {which.dtype} of shape {which.shape}"
-                )
+                kind = f"{which.dtype} of shape {which.shape}"
+                raise TypeError(f"{name} must be an integer, got {kind}")
             where = np.arange(num_outcomes, dtype=np.int32) if labels is None else labels
             return jnp.asarray(where).astype(which.dtype) == which
         try:

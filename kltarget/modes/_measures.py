@@ -19,23 +19,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import raise_first, require_outcomes, traced
+from kltarget._core.checks import raise_first, require_outcomes, traced, worded
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
-from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
 from kltarget.targets import DiscreteTarget
-
-__all__ = [
-    "collapse_beta",
-    "coverage",
-    "effective_modes",
-    "entropy",
-    "flip_beta",
-    "log_odds",
-    "mode_log_mass",
-    "pass_at_k",
-    "pass_at_k_from_counts",
-]
 
 
 def mode_log_mass(log_probs: ArrayLike, modes: ArrayLike) -> Float[Array, "*batch M"]:
@@ -107,13 +94,10 @@ def log_odds(
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    log_probs = (
-        target.log_probs if isinstance(target, DiscreteTarget) else _log_probabilities(target)
-    )
+    given = target.log_probs if isinstance(target, DiscreteTarget) else target
+    log_probs = _log_probabilities(given)
     masks = members_of(i, j, modes, log_probs.shape[-1])
-    return _masked_log_odds(log_probs.astype(working_dtype(log_probs.dtype)), *masks).astype(
-        log_probs.dtype
-    )
+    return _masked_log_odds(log_probs, *masks)
 
 
 def effective_modes(
@@ -263,8 +247,8 @@ def pass_at_k(success_probability: ArrayLike, k: ArrayLike) -> Float[Array, "...
     wide, count = p.astype(dtype), as_float(k).astype(dtype)
     above = 1 + 32 * float(jnp.finfo(p.dtype).eps)  # sums of probabilities reach past 1 by rounding
     bad_p, bad_k = ~((wide >= 0) & (wide <= above)), ~(count >= 0)
-    _require("success_probability", wide, bad_p, "must be between 0 and 1")
-    _require("k", count, bad_k, "must be 0 or more")
+    raise_first("success_probability", wide, bad_p, "must be between 0 and 1")
+    raise_first("k", count, bad_k, "must be 0 or more")
     wide = jnp.where(bad_p, jnp.full_like(wide, jnp.nan), select(wide <= 1, wide, 1))
     count = jnp.where(bad_k, jnp.full_like(count, jnp.nan), count)
     result = _pass_at_k(jnp.broadcast_to(wide, shape), jnp.broadcast_to(count, shape))
@@ -312,8 +296,8 @@ def pass_at_k_from_counts(
     c, n, wanted = (as_float(x).astype(working_dtype(dtype)) for x in given.values())
     c, n, wanted = (jnp.broadcast_to(x, shape) for x in (c, n, wanted))
     bad_c, bad_k = ~((c >= 0) & (c <= n)), ~((wanted >= 1) & (wanted <= n))
-    _require("num_correct", c, bad_c, "must be between 0 and num_samples")
-    _require("k", wanted, bad_k, "must be between 1 and num_samples")
+    raise_first("num_correct", c, bad_c, "must be between 0 and num_samples")
+    raise_first("k", wanted, bad_k, "must be between 1 and num_samples")
     bad = bad_c | bad_k
     result = _pass_at_k_from_counts(*(jnp.where(bad, jnp.ones_like(x), x) for x in (c, n, wanted)))
     return jnp.where(bad, jnp.full_like(result, jnp.nan), result).astype(dtype)
@@ -342,8 +326,9 @@ def _masses(log_probs: ArrayLike, modes: ArrayLike | None) -> Array:
 
 @jax.jit
 def _masked_log_odds(log_probs: Array, first: Array, second: Array) -> Array:
-    log_first, log_second = log_mass_of(log_probs, first), log_mass_of(log_probs, second)
-    return (log_first - log_second)[..., 0]
+    wide = log_probs.astype(working_dtype(log_probs.dtype))
+    log_first, log_second = log_mass_of(wide, first), log_mass_of(wide, second)
+    return (log_first - log_second)[..., 0].astype(log_probs.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="order")
@@ -427,13 +412,6 @@ def _pass_at_k_from_counts(c: Array, n: Array, k: Array) -> Array:
 
 
 def _common_shape(**shapes: tuple[int, ...]) -> tuple[int, ...]:
-    try:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    with worded(f"the shapes of {listed} do not broadcast"):
         return jnp.broadcast_shapes(*shapes.values())
-    except ValueError:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the shapes of {listed} do not broadcast") from None
-
-
-def _require(name: str, x: Array, bad: Array, rule: str) -> None:
-    if not traced(bad):
-        raise_first(name, x, bad, rule)

@@ -19,8 +19,6 @@ from kltarget.targets.mixtures._expansion import quadratic_of
 from kltarget.targets.mixtures._power_tilt import power_tilt
 from kltarget.targets.mixtures._tilt import existence_beta, tilt
 
-__all__ = ["mode_flip_beta"]
-
 _PER_DECADE = 8
 
 
@@ -89,7 +87,7 @@ def mode_flip_beta(
         raise ValueError(f"between must be two numbers above 0, the smaller first, got {between}")
     with double_precision():
         mixture, reward, kind = jax.tree.map(_doubled, (mixture, reward, kind))
-        log_masses, low = _masses(mixture, reward, kind, low, high, grid)
+        log_masses, low = _masses(mixture, reward, kind, between, grid)
         if low >= high:
             raise ValueError(f"there is no target up to beta = {low:.6g}: between must go beyond")
         count = max(2, math.ceil(_PER_DECADE * math.log10(high / low)) + 1)
@@ -118,14 +116,10 @@ def _doubled(x: Any) -> Any:
 
 
 def _masses(
-    mixture: GaussianMixture,
-    reward: Any,
-    divergence: Divergence,
-    low: float,
-    high: float,
-    grid: dict[str, Any],
+    mixture: GaussianMixture, reward: Any, divergence: Divergence, between: Any, grid: Any
 ) -> tuple[Callable[[np.ndarray], Any], float]:
     """The components' log-masses as a function of β, and from where on they exist."""
+    low, high = between
     quadratic = quadratic_of(reward)
     if quadratic is not None and isinstance(divergence, ReverseKL):
         # There is no target at the bound itself, which is an eigenvalue with its rounding.
@@ -134,10 +128,11 @@ def _masses(
     power = isinstance(divergence, PowerDivergence) and np.all(np.asarray(divergence._alpha) < 1)
     bowl = quadratic is not None and np.linalg.eigvalsh(np.asarray(quadratic.matrix)).max() < 0
     if bowl and power:
-        return (
-            lambda beta: power_tilt(mixture, quadratic, beta, divergence).component_log_mass,
-            low,
-        )
+
+        def in_closed_form(beta: np.ndarray) -> Any:
+            return power_tilt(mixture, quadratic, beta, divergence).component_log_mass
+
+        return in_closed_form, low
     betas = np.geomspace(low, high, 2 + math.ceil(math.log10(high / low)))
     found = solve_on_grid(mixture, reward, betas, divergence, **grid)
 

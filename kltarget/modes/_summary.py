@@ -22,8 +22,6 @@ from kltarget.modes._verdict import FOOTNOTE, Facts, joined
 from kltarget.objectives import Objective
 from kltarget.targets import DiscreteTarget, solve
 
-__all__ = ["Summary", "SummaryRow", "summarize"]
-
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:
@@ -139,7 +137,7 @@ class Summary(Record):
             of = "the mode of " if self.mode_rows else ""
             remarks.append(f"as β → 0 the target tends to {of}{quoted(self.greedy[0][0])} alone")
         elif self.greedy:
-            shown = [f"{quoted(label)} {percent(_log(p))}" for label, p in self.greedy[:3]]
+            shown = [f"{quoted(label)} {_share(p)}" for label, p in self.greedy[:3]]
             more = ", …" if len(self.greedy) > len(shown) else ""
             of = "the modes of " if self.mode_rows else ""
             remarks.append(f"as β → 0 the target tends to {of}{', '.join(shown)}{more}")
@@ -147,34 +145,23 @@ class Summary(Record):
 
     def _tables(self) -> list[Table]:
         best = counted(self.num_best_modes, "best mode")
+        measured = [
+            ("expected reward", "expected_reward", number),
+            (f"mass on the {best}", "best_mass", _share),
+            (f"effective modes, of {self.num_modes:,}", "effective_modes", _three_digits),
+            (f"effective modes among the {best}", "effective_best_modes", _three_digits),
+        ]
+        if self.num_best_modes <= 1:
+            del measured[3]
         rows = [
-            ("", "reference", "target"),
-            (
-                "expected reward",
-                number(self.expected_reward_reference),
-                number(self.expected_reward),
-            ),
-            (
-                f"mass on the {best}",
-                percent(_log(self.best_mass_reference)),
-                percent(_log(self.best_mass)),
-            ),
-            (
-                f"effective modes, of {self.num_modes:,}",
-                number(self.effective_modes_reference, 3),
-                number(self.effective_modes, 3),
-            ),
-            (
-                f"effective modes among the {best}",
-                number(self.effective_best_modes_reference, 3),
-                number(self.effective_best_modes, 3),
-            ),
+            (what, shown(getattr(self, f"{field}_reference")), shown(getattr(self, field)))
+            for what, field, shown in measured
+        ]
+        rows += [
             ("KL(π*‖π_ref), nats", "0", number(self.reverse_kl)),
             ("KL(π_ref‖π*), nats", "0", number(self.forward_kl)),
         ]
-        if self.num_best_modes <= 1:
-            del rows[4]
-        tables = [Table(rows, "lrr")]
+        tables = [Table([("", "reference", "target"), *rows], "lrr")]
         if self.mode_rows:
             tables.append(_mass_table("mode", "outcomes", self.mode_rows, self.num_modes))
         return [*tables, _mass_table("outcome", "", self.rows, self.num_outcomes)]
@@ -232,9 +219,8 @@ def summarize(
         arXiv 2510.20817.
     """
     if not isinstance(objective_or_target, (Objective, DiscreteTarget)):
-        raise TypeError(
-            f"expected an Objective or a Target, got {type(objective_or_target).__name__}"
-        )
+        kind = type(objective_or_target).__name__
+        raise TypeError(f"expected an Objective or a Target, got {kind}")
     if any(traced(x) for x in jax.tree.leaves(objective_or_target)):
         raise TypeError("summarize needs concrete numbers: call it outside jit, vmap and grad")
     is_target = isinstance(objective_or_target, DiscreteTarget)
@@ -249,12 +235,12 @@ def summarize(
     mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
     target = objective_or_target if is_target else solve(objective)
     if objective.batch_shape == ():
-        return _summary(Facts(objective, target, mode_labels, names, top))
-    return tuple(_summary(Facts(*row, mode_labels, names, top)) for row in _rows(target))
+        return _summary(Facts(target, mode_labels, names, top))
+    return tuple(_summary(Facts(row, mode_labels, names, top)) for row in _rows(target))
 
 
-def _rows(target: DiscreteTarget) -> Iterator[tuple[Objective, DiscreteTarget]]:
-    """Every problem of a batch and its target."""
+def _rows(target: DiscreteTarget) -> Iterator[DiscreteTarget]:
+    """The target of every problem of a batch."""
     objective, batch = target.objective, target.objective.batch_shape
     size = objective.num_outcomes
     fields = (
@@ -263,17 +249,11 @@ def _rows(target: DiscreteTarget) -> Iterator[tuple[Objective, DiscreteTarget]]:
         jnp.broadcast_to(objective.beta, batch),
         jax.tree.map(lambda x: jnp.broadcast_to(x, batch), objective.divergence),
     )
-    certificate = target.log_probs, target.multiplier, target.status
+    certificate = {n: getattr(target, n) for n in ("log_probs", "multiplier", "status")}
     for index in np.ndindex(batch):
         one, parts = jax.tree.map(lambda x, index=index: x[index], (fields, certificate))
         row = Objective.unchecked(*one, measure=objective.measure)
-        log_probs, multiplier, status = parts
-        yield (
-            row,
-            dataclasses.replace(
-                target, objective=row, log_probs=log_probs, multiplier=multiplier, status=status
-            ),
-        )
+        yield dataclasses.replace(target, objective=row, **parts)
 
 
 def _summary(facts: Facts) -> Summary:
@@ -293,49 +273,38 @@ def _summary(facts: Facts) -> Summary:
 
 
 def _outcome_rows(facts: Facts) -> tuple[SummaryRow, ...]:
-    return tuple(
-        SummaryRow(
-            label=facts.names[int(i)],
-            reward=float(facts.reward[i]),
-            log_ref=float(facts.log_ref[i]),
-            log_prob=float(facts.log_probs[i]),
-            mode=int(max(facts.modes[i], -1)),
-        )
-        for i in facts.order(facts.log_probs, facts.log_ref)
-    )
+    columns = (facts.reward, facts.log_ref, facts.log_probs)
+    rows = []
+    for i in facts.order(facts.log_probs, facts.log_ref):
+        numbers = (float(x[i]) for x in columns)
+        rows.append(SummaryRow(facts.names[int(i)], *numbers, mode=int(max(facts.modes[i], -1))))
+    return tuple(rows)
 
 
 def _mode_rows(facts: Facts) -> tuple[SummaryRow, ...]:
-    return tuple(
-        SummaryRow(
-            label=facts.name_of(k),
-            reward=float(facts.mode_reward[k]),
-            log_ref=float(facts.mode_ref[k]),
-            log_prob=float(facts.mode_log[k]),
-            mode=int(facts.mode_labels[k]),
-            size=int((facts.modes == facts.mode_labels[k]).sum()),
-        )
-        for k in facts.order(facts.mode_log, facts.mode_ref)
-    )
+    columns = (facts.mode_reward, facts.mode_ref, facts.mode_log)
+    rows = []
+    for k in facts.order(facts.mode_log, facts.mode_ref):
+        mode, numbers = int(facts.mode_labels[k]), (float(x[k]) for x in columns)
+        size = int((facts.modes == mode).sum())
+        rows.append(SummaryRow(facts.name_of(k), *numbers, mode=mode, size=size))
+    return tuple(rows)
 
 
-def _log(p: float) -> float:
-    return math.log(p) if p > 0 else (math.nan if math.isnan(p) else -math.inf)
+def _share(p: float) -> str:
+    return percent(math.log(p) if p > 0 else (math.nan if math.isnan(p) else -math.inf))
+
+
+def _three_digits(x: float) -> str:
+    return number(x, 3)
 
 
 def _mass_table(what: str, size: str, rows: tuple[SummaryRow, ...], total: int) -> Table:
     table = [[what, *filter(None, [size]), "reward", "reference", "target", "target/reference"]]
     for row in rows:
         named = [f"of {quoted(row.label)}", f"{row.size:,}"] if size else [short(row.label)]
-        table.append(
-            [
-                *named,
-                number(row.reward),
-                percent(row.log_ref),
-                percent(row.log_prob),
-                times(row.log_prob, row.log_ref),
-            ]
-        )
+        numbers = [number(row.reward), percent(row.log_ref), percent(row.log_prob)]
+        table.append([*named, *numbers, times(row.log_prob, row.log_ref)])
     if len(rows) < total:
         # All masses sum to one, but for outcomes of no mode.
         table.append([f"({total - len(rows):,} more)", *[""] * (len(table[0]) - 1)])

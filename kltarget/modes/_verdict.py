@@ -13,7 +13,6 @@ from kltarget._core.words import percent, quoted, ratio
 from kltarget.divergences import kl
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._measures import effective_modes, mode_log_mass
-from kltarget.objectives import Objective
 from kltarget.targets import DiscreteTarget, greedy_limit
 from kltarget.tasks._task import likeliest_outcomes
 
@@ -34,17 +33,13 @@ class Facts:
     """Host copies of one problem, and what is read off them."""
 
     def __init__(
-        self,
-        objective: Objective,
-        target: DiscreteTarget,
-        modes: np.ndarray,
-        names: Sequence[str],
-        top: int,
+        self, target: DiscreteTarget, modes: np.ndarray, names: Sequence[str], top: int
     ) -> None:
         def host(x: Any) -> np.ndarray:
             return np.asarray(x, dtype=np.float64)
 
-        self.objective, self.target, self.modes, self.names = objective, target, modes, names
+        self.objective = objective = target.objective
+        self.target, self.modes, self.names = target, modes, names
         self.top = top
         self.beta = float(objective.beta)
         self.reward, self.log_ref = host(objective.reward), host(objective.log_ref)
@@ -156,9 +151,8 @@ class Facts:
         threshold = numbers["collapse_beta"]
         if 0 < threshold < math.inf:
             side = "within" if self.beta <= threshold else "above"
-            notes.append(
-                f"all mass is on the best outcomes for β up to {threshold:.4g}; this β is {side}"
-            )
+            collapsed = f"all mass is on the best outcomes for β up to {threshold:.4g}"
+            notes.append(f"{collapsed}; this β is {side}")
         return tuple(notes)
 
     def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> tuple[str, str]:
@@ -178,32 +172,26 @@ class Facts:
         if numbers["reverse_kl"] < _UNMOVED:
             stays = f"stays at the reference: KL(π*‖π_ref) is {numbers['reverse_kl']:.2g} nats"
             return joined(stays, self.flip_sentence(numbers, rivals)), kept
-        mass = numbers["best_mass"]
-        if len(best) == 1:
-            return joined(self.single(best[0], mass), self.flip_sentence(numbers, rivals)), ""
-        several = f"{len(best):,} equally rewarded modes"
+        if len(best) > 1:
+            return self.several(best, numbers), kept
+        single = self.single(best[0], numbers["best_mass"])
+        return joined(single, self.flip_sentence(numbers, rivals)), ""
+
+    def several(self, best: np.ndarray, numbers: dict[str, Any]) -> str:
+        several, mass = f"{len(best):,} equally rewarded modes", numbers["best_mass"]
         if mass < _REACHED:
-            return (
-                f"misses the best reward: {percent(_log1m(mass))} of the mass is on outcomes of "
-                f"lower reward than the {several}",
-                kept,
-            )
+            lost = percent(math.log1p(-mass))
+            lower = f"of the mass is on outcomes of lower reward than the {several}"
+            return f"misses the best reward: {lost} {lower}"
         largest = best[self.mode_log[best].argmax()]
-        share = math.exp(self.mode_log[largest] - _total(self.mode_log[best]))
+        mode, log_mass = self.quoted(largest), float(self.mode_log[largest])
         now, before = numbers["effective_best_modes"], numbers["effective_best_modes_reference"]
-        if share >= _COLLAPSED:
-            return (
-                f"collapses: {percent(float(self.mode_log[largest]))} of the mass is on "
-                f"{self.quoted(largest)}, one of {several}",
-                kept,
-            )
+        if math.exp(log_mass - _total(self.mode_log[best])) >= _COLLAPSED:
+            return f"collapses: {percent(log_mass)} of the mass is on {mode}, one of {several}"
         amount = f"{now:.3g} effective modes among {several}"
         if now >= _KEPT * before or math.isnan(before):
-            return f"keeps the reference's diversity: {amount}", kept
-        return (
-            f"leans to {self.quoted(largest)}: {amount}, where the reference has {before:.3g}",
-            kept,
-        )
+            return f"keeps the reference's diversity: {amount}"
+        return f"leans to {mode}: {amount}, where the reference has {before:.3g}"
 
     def single(self, best: int, mass: float) -> str:
         only = f"{self.quoted(best)}, which alone has the best reward ({self.highest:.4g})"
@@ -234,10 +222,8 @@ class Facts:
         best, rival = rivals
         flip = numbers["flip_beta"]
         if math.isfinite(flip):
-            side = "below" if self.beta < flip else "above"
-            return (
-                f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and this β is {side} that"
-            )
+            here = f"this β is {'below' if self.beta < flip else 'above'} that"
+            return f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and {here}"
         if self.mode_ref[best] >= self.mode_ref[rival]:
             return f"the reference prefers it to {self.quoted(rival)} already"
         return ""
@@ -251,7 +237,3 @@ def _total(log_masses: np.ndarray) -> float:
     if np.isnan(log_masses).any():
         return math.nan
     return float(np.logaddexp.reduce(log_masses)) if len(log_masses) else -math.inf
-
-
-def _log1m(p: float) -> float:
-    return math.log1p(-p) if p < 1 else -math.inf

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import (
-    at_index,
-    common_dtype,
-    first_index,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    require_outcomes,
-    traced,
-)
+from kltarget._core import checks
 from kltarget._core.numerics import working_dtype
+from kltarget._core.pytrees import made, register
 from kltarget.divergences import Divergence, ReverseKL
-
-__all__ = ["Objective", "normalize"]
 
 
 def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
@@ -47,13 +36,11 @@ def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
         >>> print(jnp.exp(kt.normalize(jnp.log(jnp.array([3.0, 1.0])))))
         [0.75 0.25]
     """
-    w = float_argument(log_weights, "log_weights")
-    require_outcomes(w, "log_weights")
-    if not traced(w):
-        raise_first("log_weights", w, jnp.isnan(w) | jnp.isposinf(w), "must be below +inf")
-        raise_first(
-            "log_weights", None, ~jnp.any(w > -jnp.inf, axis=-1), "has no outcome with any weight"
-        )
+    w = checks.float_argument(log_weights, "log_weights")
+    checks.require_outcomes(w, "log_weights")
+    checks.raise_first("log_weights", w, jnp.isnan(w) | jnp.isposinf(w), "must be below +inf")
+    empty = ~jnp.any(w > -jnp.inf, axis=-1)
+    checks.raise_first("log_weights", None, empty, "has no outcome with any weight")
     return _normalize(w)
 
 
@@ -122,32 +109,28 @@ class Objective:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("reward", "log_ref", "beta")}
-        arrays = {name: float_argument(x, name) for name, x in given.items()}
-        dtype = common_dtype(given.values(), arrays.values())
-        for name, x in arrays.items():
-            object.__setattr__(self, name, x.astype(dtype))
+        for name, x in checks.float_arguments(**given).items():
+            object.__setattr__(self, name, x)
         if not isinstance(self.divergence, Divergence):
             raise TypeError(
                 "divergence must be a kltarget.Divergence such as kltarget.ForwardKL(), "
                 f"got {self.divergence!r}"
             )
-        require_outcomes(self.reward, "reward")
-        require_outcomes(self.log_ref, "log_ref")
+        checks.require_outcomes(self.reward, "reward")
+        checks.require_outcomes(self.log_ref, "log_ref")
         if self.reward.shape[-1] != self.log_ref.shape[-1]:
             raise ValueError(
                 f"reward has {self.reward.shape[-1]} outcomes and log_ref has "
                 f"{self.log_ref.shape[-1]} (shapes {self.reward.shape} and {self.log_ref.shape}); "
                 "both need the same last axis"
             )
-        try:
+        with checks.worded(
+            f"the batch axes of reward {self.reward.shape[:-1]}, log_ref {self.log_ref.shape[:-1]} "
+            f"and beta {self.beta.shape} do not broadcast; outcomes are the last axis of reward "
+            "and log_ref, and beta has none"
+        ):
             _ = self.batch_shape
-        except ValueError:
-            raise ValueError(
-                f"the batch axes of reward {self.reward.shape[:-1]}, log_ref "
-                f"{self.log_ref.shape[:-1]} and beta {self.beta.shape} do not broadcast; "
-                "outcomes are the last axis of reward and log_ref, and beta has none"
-            ) from None
-        if not traced(self.reward, self.log_ref, self.beta):
+        if not checks.traced(self.reward, self.log_ref, self.beta):
             self._check_values()
             object.__setattr__(self, "checked", True)
 
@@ -178,12 +161,8 @@ class Objective:
             >>> kt.Status(int(kt.solve(objective).status))
             <Status.INVALID_BETA: 32>
         """
-        # The constructor of a frozen dataclass is where the checks are.
-        objective = object.__new__(cls)
         fields = {"reward": reward, "log_ref": log_ref, "beta": beta, "divergence": divergence}
-        for name, value in {**fields, "measure": measure}.items():
-            object.__setattr__(objective, name, value)
-        return objective
+        return made(cls, **fields, measure=measure)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -233,58 +212,33 @@ class Objective:
         if not _any_fault(reward, log_ref, beta, self.measure):
             return
         faults = jax.device_get(value_faults(reward, log_ref, beta, self.measure))
-        if faults["beta"].any():
-            at = first_index(faults["beta"])
-            if faults["zero_beta"].any():
-                raise ValueError(
-                    f"beta must be above 0, got 0{at_index(first_index(faults['zero_beta']))}; "
-                    "without a regulariser there is no unique target: "
-                    "kltarget.targets.greedy_limit(objective) gives the limit for beta to 0 of an "
-                    "objective with any positive beta"
-                )
+        if faults["zero_beta"].any():
+            at = checks.at_index(checks.first_index(faults["zero_beta"]))
             raise ValueError(
-                f"beta must be above 0 and finite, got {np.asarray(beta)[at]}{at_index(at)}"
+                f"beta must be above 0, got 0{at}; without a regulariser there is no unique "
+                "target: kltarget.targets.greedy_limit(objective) gives the limit for beta to 0 of "
+                "an objective with any positive beta"
             )
-        raise_first(
-            "reward", reward, faults["reward"], "must be finite or -inf (an outcome to forbid)"
-        )
-        raise_first("log_ref", log_ref, faults["nan_ref"], "must not be NaN or +inf")
+        checks.raise_first("beta", beta, faults["beta"], "must be above 0 and finite")
+        rule = "must be finite or -inf (an outcome to forbid)"
+        checks.raise_first("reward", reward, faults["reward"], rule)
+        checks.raise_first("log_ref", log_ref, faults["nan_ref"], "must not be NaN or +inf")
         if faults["mass"].any():
-            at = first_index(faults["mass"])
+            at = checks.first_index(faults["mass"])
             mass = faults["total"][at]
             raise ValueError(
-                f"log_ref is not normalised: its masses sum to {mass:.10g}{at_index(at)}, not 1; "
-                "pass kltarget.normalize(log_ref)"
+                f"log_ref is not normalised: its masses sum to {mass:.10g}{checks.at_index(at)}, "
+                "not 1; pass kltarget.normalize(log_ref)"
             )
         if faults["empty"].any():
-            at = first_index(faults["empty"])
+            at = checks.at_index(checks.first_index(faults["empty"]))
             raise ValueError(
-                f"reward is -inf wherever log_ref has mass{at_index(at)}; at least one outcome "
-                "needs both a finite reward and reference mass"
+                f"reward is -inf wherever log_ref has mass{at}; at least one outcome needs both a "
+                "finite reward and reference mass"
             )
 
 
-def _flatten(objective: Objective) -> tuple[tuple[Any, ...], bool]:
-    return (
-        objective.reward,
-        objective.log_ref,
-        objective.beta,
-        objective.divergence,
-    ), objective.measure
-
-
-def _flatten_with_keys(objective: Objective) -> tuple[tuple[Any, ...], bool]:
-    children, measure = _flatten(objective)
-    names = ("reward", "log_ref", "beta", "divergence")
-    keyed = zip((jax.tree_util.GetAttrKey(n) for n in names), children, strict=True)
-    return tuple(keyed), measure
-
-
-def _unflatten(measure: bool, children: Iterable[Any]) -> Objective:
-    return Objective.unchecked(*children, measure=measure)
-
-
-jax.tree_util.register_pytree_with_keys(Objective, _flatten_with_keys, _unflatten, _flatten)
+register(Objective, ("reward", "log_ref", "beta", "divergence"), static=("measure",))
 
 
 def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Divergence]:
@@ -295,15 +249,12 @@ def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Diverge
     reward = jnp.broadcast_to(objective.reward.astype(dtype), outcomes)
     log_ref = jnp.broadcast_to(objective.log_ref.astype(dtype), outcomes)
     beta = jnp.broadcast_to(objective.beta.astype(dtype), batch)[..., None]
-    divergence = jax.tree.map(
-        lambda x: (
-            jnp.broadcast_to(x, batch)[..., None].astype(dtype)
-            if jnp.ndim(x)
-            else jnp.asarray(x, dtype)
-        ),
-        objective.divergence,
-    )
-    return reward, log_ref, beta, divergence
+
+    def aligned(x: Any) -> Array:
+        own = jnp.broadcast_to(x, batch)[..., None].astype(dtype) if jnp.ndim(x) else x
+        return jnp.asarray(own, dtype)
+
+    return reward, log_ref, beta, jax.tree.map(aligned, objective.divergence)
 
 
 @jax.jit
@@ -344,7 +295,7 @@ def value_faults(reward: Array, log_ref: Array, beta: Array, measure: bool) -> d
         "reward": jnp.isnan(reward) | jnp.isposinf(reward),
         "nan_ref": jnp.isnan(log_ref) | jnp.isposinf(log_ref),
         "total": total,
-        "mass": ~measure & ~(jnp.abs(total - 1) <= mass_tolerance(log_ref.dtype)),
+        "mass": ~measure & ~(jnp.abs(total - 1) <= checks.mass_tolerance(log_ref.dtype)),
         "empty": ~jnp.any(usable, axis=-1),
     }
 
@@ -358,14 +309,10 @@ def _any_fault(reward: Array, log_ref: Array, beta: Array, measure: bool) -> Arr
 
 def policy_argument(objective: Objective, log_policy: ArrayLike) -> Array:
     """A policy that fits an objective, in the dtype it is computed in, or an error that says so."""
-    log_policy = float_argument(log_policy, "log_policy")
-    require_outcomes(log_policy, "log_policy")
+    log_policy = checks.float_argument(log_policy, "log_policy")
+    checks.require_outcomes(log_policy, "log_policy")
     full = (*objective.batch_shape, objective.num_outcomes)
-    try:
-        fits = jnp.broadcast_shapes(log_policy.shape, full) == full
-    except ValueError:
-        fits = False
-    if not fits or log_policy.shape[-1] != full[-1]:
+    if not checks.broadcasts_to(log_policy.shape, full) or log_policy.shape[-1] != full[-1]:
         raise ValueError(
             f"log_policy has shape {log_policy.shape}, the objective {full}; "
             "log_policy must broadcast to it, with the same last axis"

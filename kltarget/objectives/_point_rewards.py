@@ -8,18 +8,16 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, float_argument, traced
+from kltarget._core.checks import common_dtype, float_argument, float_arguments, traced, worded
 from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import as_float, widest, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import GaussianMixture
-
-__all__ = ["LogDensityReward", "QuadraticReward", "RewardSum"]
 
 
 class _Reward(abc.ABC):
@@ -40,8 +38,7 @@ class _Reward(abc.ABC):
         """The number d of dimensions."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False, init=False)
+@pytree
 class QuadraticReward(_Reward):
     """``r(x) = ½xᵀMx + vᵀx + c``; linear without a matrix.
 
@@ -81,16 +78,14 @@ class QuadraticReward(_Reward):
     ) -> None:
         given = {"matrix": matrix, "vector": vector, "constant": constant}
         arrays = {name: float_argument(x, name) for name, x in given.items() if x is not None}
-        sizes = {
-            name: x.shape[-1] for name, x in arrays.items() if name != "constant" and x.ndim > 0
-        }
+        least = {"matrix": 2, "vector": 1, "constant": 0}
+        sizes = {name: x.shape[-1] for name, x in arrays.items() if least[name] and x.ndim}
         if dim is not None:
             sizes["dim"] = dim
         if not sizes:
             raise TypeError("give a matrix, a vector or dim: nothing says how many dimensions")
-        if len(set(sizes.values())) > 1 or any(
-            x.ndim < {"matrix": 2, "vector": 1, "constant": 0}[name] for name, x in arrays.items()
-        ):
+        flat = any(x.ndim < least[name] for name, x in arrays.items())
+        if flat or len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
             raise ValueError(
                 f"{listed}: in d dimensions they need shapes [..., d, d], [..., d] and [...]"
@@ -108,11 +103,9 @@ class QuadraticReward(_Reward):
         fields["matrix"] = (fields["matrix"] + transposed(fields["matrix"])) / 2
         for name, x in fields.items():
             object.__setattr__(self, name, x)
-        try:
+        listed = ", ".join(f"{name} {x.shape}" for name, x in fields.items())
+        with worded(f"the batch axes of {listed} do not broadcast"):
             _ = self.batch_shape
-        except ValueError:
-            listed = ", ".join(f"{name} {x.shape}" for name, x in fields.items())
-            raise ValueError(f"the batch axes of {listed} do not broadcast") from None
 
     @classmethod
     def peak(
@@ -125,10 +118,8 @@ class QuadraticReward(_Reward):
             curvature: shape ``[*batch, d, d]``, positive definite for a maximum at the center.
             height: the reward at the center, shape ``[*batch]``.
         """
-        given = {"center": center, "curvature": curvature, "height": height}
-        arrays = {name: float_argument(x, name) for name, x in given.items()}
-        dtype = common_dtype(given.values(), arrays.values())
-        middle, bend, top = (x.astype(dtype) for x in arrays.values())
+        arrays = float_arguments(center=center, curvature=curvature, height=height)
+        middle, bend, top = arrays.values()
         bend = (bend + transposed(bend)) / 2
         pulled = times(bend, middle)
         return cls(-bend, pulled, top - (pulled * middle).sum(-1) / 2)
@@ -163,8 +154,7 @@ class QuadraticReward(_Reward):
         return value + constant, vector + bent, matrix
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class LogDensityReward(_Reward):
     """``r(x) = scale · log q(x)`` for a mixture q: what a learnt density or a posterior rewards.
 
@@ -203,8 +193,7 @@ class LogDensityReward(_Reward):
         return self.scale * self.mixture.log_prob(x)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class RewardSum(_Reward):
     """The sum of rewards, as ``+`` makes it.
 

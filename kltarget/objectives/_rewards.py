@@ -12,15 +12,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import at_index, first_index, mass_tolerance, traced
+from kltarget._core.checks import at_index, broadcasts_to, first_index, mass_tolerance, traced
 from kltarget._core.numerics import as_float, log_sum_exp, select, widest
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.divergences._base import slope_at_zero
 from kltarget.objectives._objective import Objective, broadcast_fields
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import mara_obstacle
-
-__all__ = ["mara", "reward_for"]
 
 
 def mara(
@@ -103,11 +101,7 @@ def mara(
     if recipe is not None and (obstacle := mara_obstacle(recipe, method)):
         warnings.warn(obstacle, stacklevel=2)
     threshold = as_float(threshold).astype(objective.reward.dtype)
-    try:
-        fits = jnp.broadcast_shapes(threshold.shape, objective.batch_shape) == objective.batch_shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts_to(threshold.shape, objective.batch_shape):
         raise ValueError(
             f"threshold has shape {threshold.shape}, which does not broadcast to the objective's "
             f"batch shape {objective.batch_shape}"
@@ -151,10 +145,7 @@ def _anchored(
 
 
 def reward_for(
-    log_target: ArrayLike,
-    log_ref: ArrayLike,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
+    log_target: ArrayLike, log_ref: ArrayLike, beta: ArrayLike, divergence: Divergence | None = None
 ) -> Float[Array, "*batch A"]:
     """The reward whose target is a given distribution p: ``r = β f′(p/π_ref)``, up to a constant.
 
@@ -212,11 +203,9 @@ def reward_for(
     dtype = widest(log_p.dtype, log_q.dtype)
     if isinstance(beta, (jax.Array, np.ndarray, np.generic)):
         dtype = widest(dtype, as_float(beta).dtype)
-    log_p = log_p.astype(dtype)
+    log_p, log_q, beta = (as_float(x).astype(dtype) for x in (log_p, log_q, beta))
     # An objective holds everything but the target, and checks it.
-    problem = Objective(
-        jnp.zeros_like(log_p), log_q.astype(dtype), as_float(beta).astype(dtype), divergence
-    )
+    problem = Objective(jnp.zeros_like(log_p), log_q, beta, divergence)
     reward, normalised = _reward_for(problem, log_p)
     if not traced(reward):
         _require_target(problem, log_p, reward, np.asarray(normalised))
@@ -227,15 +216,12 @@ def _require_target(
     problem: Objective, log_p: Array, reward: Array, normalised: np.ndarray
 ) -> None:
     if not normalised.all():
-        at = first_index(~normalised)
-        raise ValueError(
-            f"log_target is not normalised{at_index(at)}: pass kltarget.normalize(log_target)"
-        )
+        at = at_index(first_index(~normalised))
+        raise ValueError(f"log_target is not normalised{at}: pass kltarget.normalize(log_target)")
     bad = np.isnan(np.asarray(reward)).any(axis=-1)
     if bad.any():
-        lost = np.broadcast_to(
-            np.asarray((log_p > -jnp.inf) & jnp.isneginf(problem.log_ref)), reward.shape
-        )
+        lost = np.asarray((log_p > -jnp.inf) & jnp.isneginf(problem.log_ref))
+        lost = np.broadcast_to(lost, reward.shape)
         if lost.any():
             raise ValueError(
                 f"log_target has mass where log_ref has none{at_index(first_index(lost))}: "

@@ -147,9 +147,9 @@ def setup_of(
 def _choices(
     divergences: Sequence[str | Divergence] | None, first: Divergence | None
 ) -> dict[str, Divergence]:
-    given = [named(x) if isinstance(x, str) else x for x in divergences or ()]
     if divergences is None:
-        given = [*map(named, DIVERGENCES)] if first is None else [first, *map(named, DIVERGENCES)]
+        divergences = DIVERGENCES if first is None else (first, *DIVERGENCES)
+    given = [named(x) if isinstance(x, str) else x for x in divergences]
     if not given:
         raise ValueError("divergences is empty: name at least one, such as 'reverse-kl'")
     chosen: dict[str, Divergence] = {}

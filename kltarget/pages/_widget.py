@@ -104,32 +104,26 @@ class Explorer(anywidget.AnyWidget):
         setup, modes, own_reward = self._setup, self._setup.task.modes, self._setup.task.reward
         log_ref = self._reference()
         with double_precision():
-            reward, log_probs = _solved(
-                np.float64(self.reward_scale) * own_reward,
-                log_ref,
-                np.float64(self.beta),
-                setup.divergences[self.divergence],
-                # No reward reaches infinity: all stays as it is.
-                np.float64(math.inf if self.threshold is None else self.threshold)
-                * self.reward_scale,
-            )
-            reward, log_probs = np.asarray(reward), np.asarray(log_probs)
-
-        def of_both(measure: Any) -> tuple[float, float]:
-            return measure(log_ref), measure(log_probs)
+            divergence = setup.divergences[self.divergence]
+            beta, scale = np.float64(self.beta), np.float64(self.reward_scale)
+            # No reward reaches infinity: all stays as it is.
+            threshold = scale * (math.inf if self.threshold is None else self.threshold)
+            solved = _solved(scale * own_reward, log_ref, beta, divergence, threshold)
+            reward, log_probs = map(np.asarray, solved)
 
         possible = np.where(np.isfinite(own_reward), own_reward, 0)
-        return Scene(
-            log_ref=log_ref,
-            reward=reward / self.reward_scale,
-            log_probs=log_probs,
-            measures={
-                "expected_reward": of_both(lambda logs: float(np.exp(logs) @ possible)),
-                "effective_modes": of_both(lambda logs: effective_number(mode_masses(logs, modes))),
-                "reverse_kl": of_both(lambda logs: kl(logs, log_ref)),
-                "forward_kl": of_both(lambda logs: kl(log_ref, logs)),
-            },
-        )
+
+        def measured(logs: np.ndarray) -> dict[str, float]:
+            return {
+                "expected_reward": float(np.exp(logs) @ possible),
+                "effective_modes": effective_number(mode_masses(logs, modes)),
+                "reverse_kl": kl(logs, log_ref),
+                "forward_kl": kl(log_ref, logs),
+            }
+
+        before, after = measured(log_ref), measured(log_probs)
+        measures = {name: (value, after[name]) for name, value in before.items()}
+        return Scene(log_ref, reward / self.reward_scale, log_probs, measures)
 
     def _reference(self) -> np.ndarray:
         """The reference with the odds of the pair, whose total mass is kept."""

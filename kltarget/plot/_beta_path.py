@@ -10,25 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget.plot._paths import (
-    BetaPath,
-    as_drawn,
-    each_divergence,
-    likeliest_first,
-    path_of,
-    path_of_featured,
-)
-from kltarget.plot._style import (
-    DASHED,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    ink,
-    legend_beside,
-    paper,
-    short_label,
-    short_number,
-)
+from kltarget.plot import _style as look
+from kltarget.plot._paths import BetaPath, likeliest_first, path_of, path_of_featured, paths_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,108 +78,68 @@ def beta_path(
 
     if isinstance(data, Diagnosis):
         return _of_diagnosis(data, top, ax, style)
-    path = path_of(data, beta=beta, modes=modes, labels=labels)
-    chosen = _largest(path.log_mass.max(0), top)
-    flips = [
-        (float(at), i) for i, j in itertools.combinations(chosen, 2) for at in path.crossings(i, j)
-    ]
-    with drawing(ax) as ax:
+    path = path_of(data, beta, modes, labels)
+    chosen = sorted(np.argsort(-path.log_mass.max(0), kind="stable")[:top].tolist())
+    pairs = itertools.combinations(chosen, 2)
+    flips = [(float(at), i) for i, j in pairs for at in path.crossings(i, j)]
+    with look.drawing(ax) as ax:
         _lines(ax, path, chosen, flips, style)
-        ax.set_xlabel(BETA)
-        ax.set_ylabel("probability of the mode")
-        legend_beside(ax, title=path.name or None)
+        ax.set(xlabel=BETA, ylabel="probability of the mode")
+        look.legend_beside(ax, title=path.name or None)
     return ax
 
 
-def _largest(size: np.ndarray, count: int) -> list[int]:
-    return sorted(np.argsort(-size, kind="stable")[:count].tolist())
-
-
 def _lines(
-    ax: Axes,
-    path: BetaPath,
-    chosen: list[int],
-    flips: list[tuple[float, int]],
-    style: dict[str, Any],
+    ax: Axes, path: BetaPath, chosen: list[int], flips: list[tuple[float, int]], style: Any
 ) -> None:
     """Lines of the chosen modes, of the rest, and the flips: β with the column they lie on."""
     mass = np.exp(path.log_mass)
     for place, k in enumerate(chosen):
-        options = {"color": color(place), "zorder": 3, **style}
-        ax.plot(path.beta, mass[:, k], label=short_label(path.names[k], 16), **options)
+        options = {"color": look.color(place), "zorder": 3, **style}
+        ax.plot(path.beta, mass[:, k], label=look.short_label(path.names[k], 16), **options)
     rest = 1 - mass[:, chosen].sum(1)
     top = max(float(mass[:, chosen].max()), _LEAST_TOP)
     top = 1.03 if top > 0.85 else 1.18 * top
     if rest.max() > 1e-3 and rest.min() < top:
-        ax.plot(path.beta, rest, color=REFERENCE_COLOR, lw=1.2, label="all others", zorder=2)
+        ax.plot(path.beta, rest, color=look.GREY, lw=1.2, label="all others", zorder=2)
     ax.set(xscale="log", xlim=(path.beta[0], path.beta[-1]), ylim=(0, top))
-    levels = [path.level(at, k) for at, k in flips]
-    flips_seen = [
-        (at, level)
-        for (at, _), level in zip(flips, levels, strict=True)
-        if level > _LEAST_LEVEL * top
-    ]
-    _mark_flips(ax, flips_seen)
+    points = [(at, path.level(at, k)) for at, k in flips]
+    _mark_flips(ax, [(at, level) for at, level in points if level > _LEAST_LEVEL * top])
 
 
 def _mark_flips(ax: Axes, points: list[tuple[float, float]], *, in_row: bool = False) -> None:
     """Hollow circles; the β of a few is written beside them, in a row above and below in turn."""
+    circle = {"ls": "", "marker": "o", "ms": 6.5, "mfc": look.paper(), "mec": look.ink()}
     for k, (at, level) in enumerate(points):
-        ax.plot(
-            *([at], [level]),
-            ls="",
-            marker="o",
-            ms=6.5,
-            mfc=paper(),
-            mec=ink(),
-            zorder=5,
-            label="flip: both level" if k == 0 else "_nolegend_",
-        )
+        label = "_nolegend_" if k else "flip: both level"
+        ax.plot([at], [level], label=label, zorder=5, **circle)
         if len(points) <= _MOST_NOTES:
-            above = 9 if k % 2 else -9
-            ax.annotate(
-                short_number(at),
-                (at, level),
-                xytext=(5, above) if in_row else (8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize="small",
-                zorder=6,
-            )
+            offset = (5, 9 if k % 2 else -9) if in_row else (8, 0)
+            look.note(ax, look.short_number(at), (at, level), offset, zorder=6)
 
 
 def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[str, Any]) -> Axes:
     featured = diagnosis.featured
-    with drawing(ax) as ax:
-        ax.set_title("the recipe's target over β", color=ink())
+    with look.drawing(ax) as ax:
+        ax.set_title("the recipe's target over β", color=look.ink())
         ax.set_xlabel("β of the trainer")
         if featured is None or not featured.betas:
             why = "β = 0: no target" if diagnosis.beta == 0 else "no target without ref_logp"
             if featured is not None and featured.reference is not None and diagnosis.beta > 0:
                 why = "this recipe has no target"
-            ax.text(0.5, 0.5, why, ha="center", transform=ax.transAxes, color=REFERENCE_COLOR)
-            ax.set_xticks([])
-            ax.set_yticks([])
+            ax.text(0.5, 0.5, why, ha="center", transform=ax.transAxes, color=look.GREY)
+            ax.set(xticks=[], yticks=[])
             return ax
         path, chosen = path_of_featured(featured), likeliest_first(featured)[:top]
-        flips = [
-            (float(flip["beta"]), featured.names.index(flip["better"]))
-            for flip in featured.flips
-            if math.isfinite(flip["beta"]) and path.beta[0] < flip["beta"] < path.beta[-1]
-        ]
-        ax.axvline(diagnosis.beta, color=ink(), lw=1.4, zorder=4)
-        ax.annotate(
-            f"configured {diagnosis.beta:g}",
-            (diagnosis.beta, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize="small",
-        )
+        low, high = path.beta[[0, -1]]
+        inside = [flip for flip in featured.flips if low < flip["beta"] < high]
+        flips = [(float(x["beta"]), featured.names.index(x["better"])) for x in inside]
+        ax.axvline(diagnosis.beta, color=look.ink(), lw=1.4, zorder=4)
+        at_top = {"xycoords": ("data", "axes fraction"), "va": "top"}
+        look.note(ax, f"configured {diagnosis.beta:g}", (diagnosis.beta, 1.0), (4, -2), **at_top)
         _lines(ax, path, chosen, flips, style)
         ax.set_ylabel("probability in the target")
-        legend_beside(ax)
+        look.legend_beside(ax)
     return ax
 
 
@@ -248,13 +191,10 @@ def ratio(
         >>> ax.get_ylabel()
         'odds of 25 to 75'
     """
-    given: dict[str, Any] = {"beta": beta, "modes": modes, "labels": labels}
-    data = as_drawn(data)
-    several = data if isinstance(data, list | tuple) else each_divergence(data)
-    paths = [path_of(item, **given) for item in several]
+    paths = paths_of(data, beta, modes, labels)
     if not paths:
         raise ValueError("data is empty: give at least one target")
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         seen, points = [0.0], []
         for path in paths:
             i, j = (path.column(key) for key in pair)
@@ -264,14 +204,13 @@ def ratio(
             options = {"label": path.name or None, "zorder": 3, **style}
             ax.plot(path.beta, 10.0 ** np.clip(odds, -100, 100), **options)
             points += [(float(at), 1.0) for at in path.crossings(i, j)]
-            seen += [np.nanmin(odds), np.nanmax(odds)] if np.isfinite(odds).any() else []
-        kept = [0.0]
-        for level in _reference_odds(paths, pair):
-            ax.axhline(
-                10.0**level, color=REFERENCE_COLOR, lw=1.4, ls=DASHED, label="reference", zorder=2
-            )
-            kept.append(level)
-        ax.axhline(1.0, color=ink(), lw=0.8, zorder=1)
+            seen += odds[np.isfinite(odds)].tolist()
+        in_reference = _reference_odds(paths, pair)
+        for level in in_reference:
+            dashes = {"color": look.GREY, "lw": 1.4, "ls": look.DASHED, "label": "reference"}
+            ax.axhline(10.0**level, zorder=2, **dashes)
+        ax.axhline(1.0, color=look.ink(), lw=0.8, zorder=1)
+        kept = [0.0, *in_reference]
         low = max(min(seen), min(kept) - _MOST_DECADES) - 0.2
         high = min(max(seen), max(kept) + _MOST_DECADES) + 0.2
         low, high = min(low, min(kept) - 0.1), max(high, max(kept) + 0.1)
@@ -279,10 +218,9 @@ def ratio(
         span = [min(path.beta[0] for path in paths), max(path.beta[-1] for path in paths)]
         ax.set(xscale="log", yscale="log", xlim=span, ylim=(10.0**low, 10.0**high))
         _mark_flips(ax, sorted(points), in_row=True)
-        first, second = (short_label(paths[0].names[paths[0].column(key)], 16) for key in pair)
-        ax.set_xlabel(BETA)
-        ax.set_ylabel(f"odds of {first} to {second}")
-        legend_beside(ax)
+        first, second = (look.short_label(paths[0].names[paths[0].column(key)], 16) for key in pair)
+        ax.set(xlabel=BETA, ylabel=f"odds of {first} to {second}")
+        look.legend_beside(ax)
     return ax
 
 

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget.plot._style import (
-    DASHED,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    ink,
-    legend_beside,
-    short_label,
-    short_number,
-)
+from kltarget.plot import _style as look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,82 +82,77 @@ def density(
     box = _box(reference, named) if bounds is None else np.asarray(bounds, float)
     if box.shape != (reference.dim, 2):
         raise ValueError(f"bounds has shape {box.shape}: it needs shape ({reference.dim}, 2)")
-    with drawing(ax, figsize=(5.6, 3.2) if reference.dim == 1 else (5.0, 4.0)) as ax:
-        draw = _on_line if reference.dim == 1 else _in_plane
-        draw(ax, named, (name, reference), reward, box, style)
+    with look.drawing(ax, figsize=(5.6, 3.2) if reference.dim == 1 else (5.0, 4.0)) as ax:
+        behind = (look.short_label(name), reference)
+        if reference.dim == 1:
+            _on_line(ax, named, behind, reward, box[0], style)
+        else:
+            _in_plane(ax, named, behind, box, style)
     return ax
 
 
-def _on_line(ax: Axes, named: Any, behind: Any, reward: Any, box: Any, style: Any) -> None:
+def _on_line(ax: Axes, named: Any, behind: Any, reward: Any, span: Any, style: Any) -> None:
     own_name, reference = behind
-    x = np.linspace(box[0, 0], box[0, 1], _POINTS[1])
+    x = np.linspace(span[0], span[1], _POINTS[1])
     points = x[:, None].astype(reference.means.dtype)
     height = _heights(reference, points)
-    shade = {"color": REFERENCE_COLOR, "alpha": 0.35, "lw": 0}
-    ax.fill_between(x, height, label=short_label(own_name), **shade)
+    ax.fill_between(x, height, label=own_name, color=look.GREY, alpha=0.35, lw=0)
     top = height.max()
     for k, (name, target) in enumerate(named.items()):
         height = _heights(target, points)
         # A pole on an atom would leave nothing to see of the rest.
         top = max(top, min(height[np.isfinite(height)].max(), 4 * top))
-        ax.plot(x, height, **{"color": color(k), "label": short_label(name), "lw": 1.6, **style})
+        line = {"color": look.color(k), "label": look.short_label(name), "lw": 1.6, **style}
+        ax.plot(x, height, **line)
+    arrow = {"arrowstyle": "-|>", "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
     for k, target in enumerate(named.values()):
         mass, place = _atom(target)
         if mass > 0:
             tip = (place[0], mass * top)
-            arrow = {"arrowstyle": "-|>", "color": color(k), "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
-            ax.annotate("", tip, (place[0], 0.0), arrowprops=arrow)
-            _beside(ax, tip, mass)
+            ax.annotate("", tip, (place[0], 0.0), arrowprops={**arrow, "color": look.color(k)})
+            look.note(ax, f"atom {look.short_number(mass, 2)}", tip, (9, 5))
     if reward is not None:
         value = np.asarray(reward(points), float)
         low, high = value[np.isfinite(value)].min(), value[np.isfinite(value)].max()
         scaled = (value - low) / max(high - low, 1e-300) * 0.92 * top
-        ax.plot(x, scaled, color=ink(), ls=DASHED, lw=1, label="reward (scaled)", zorder=1)
-    ax.set_xlim(*box[0])
-    ax.set_ylim(0, 1.08 * top)
-    ax.set_xlabel("x")
-    ax.set_ylabel("density")
-    legend_beside(ax)
+        line = {"color": look.ink(), "ls": look.DASHED, "lw": 1, "label": "reward (scaled)"}
+        ax.plot(x, scaled, zorder=1, **line)
+    ax.set(xlim=span, ylim=(0, 1.08 * top), xlabel="x", ylabel="density")
+    look.legend_beside(ax)
 
 
-def _in_plane(ax: Axes, named: Any, behind: Any, reward: Any, box: Any, style: Any) -> None:
-    del reward
-    own_name, reference = behind
-    lines = [np.linspace(low, high, _POINTS[2]) for low, high in box]
-    grid = np.stack(np.meshgrid(*lines, indexing="xy"), -1).astype(reference.means.dtype)
-    points = grid.reshape(-1, 2)
-    shape = grid.shape[:-1]
-    ((name, target),) = named.items()
-    height = _heights(target, points).reshape(shape)
-    held = [*_levels(height), np.inf]
-    shades = [(*_rgb(color(0)), alpha) for alpha in (0.25, 0.5, 0.8)]
-    ax.contourf(*lines, height, levels=held, **{"colors": shades, **style})
-    lines_of = _heights(reference, points).reshape(shape)
-    ax.contour(*lines, lines_of, levels=_levels(lines_of), colors=[ink()], linewidths=0.8)
-    mass, place = _atom(target)
-    if mass > 0:
-        ax.plot(*place, marker="o", ms=5 + 7 * mass, color=color(1), ls="", label="atom")
-        _beside(ax, place, mass)
+def _in_plane(ax: Axes, named: Any, behind: Any, box: Any, style: Any) -> None:
+    from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [Line2D([], [], color=ink(), lw=0.8), Patch(color=shades[1])]
-    names = [short_label(own_name), short_label(name)]
+    own_name, reference = behind
+    lines = [np.linspace(low, high, _POINTS[2]) for low, high in box]
+    grid = np.stack(np.meshgrid(*lines, indexing="xy"), -1).astype(reference.means.dtype)
+    ((name, target),) = named.items()
+    height = _heights(target, grid)
+    shades = [to_rgba(look.color(0), alpha) for alpha in (0.25, 0.5, 0.8)]
+    levels = [*_levels(height), np.inf]
+    ax.contourf(*lines, height, levels=levels, **{"colors": shades, **style})
+    height = _heights(reference, grid)
+    ax.contour(*lines, height, levels=_levels(height), colors=[look.ink()], linewidths=0.8)
+    handles: list[Any] = [Line2D([], [], color=look.ink(), lw=0.8), Patch(color=shades[1])]
+    names = [own_name, look.short_label(name)]
+    mass, place = _atom(target)
     if mass > 0:
-        handles.append(Line2D([], [], marker="o", ls="", color=color(1)))
+        disc = {"marker": "o", "ls": "", "color": look.color(1)}
+        ax.plot(*place, ms=5 + 7 * mass, **disc)
+        look.note(ax, f"atom {look.short_number(mass, 2)}", place, (9, 5))
+        handles.append(Line2D([], [], **disc))
         names.append("atom")
-    legend_beside(ax, handles, names)
-    ax.set_aspect("equal")
+    look.legend_beside(ax, handles, names)
+    ax.set(aspect="equal", xlabel="x₁", ylabel="x₂")
     ax.grid(False)
-    ax.set_xlabel("x₁")
-    ax.set_ylabel("x₂")
 
 
 def _box(reference: Any, named: Mapping[str, Any]) -> np.ndarray:
     low, high = [], []
-    for x in (reference, *(getattr(t, "mixture", None) for t in named.values())):
-        if x is None:
-            continue
+    for x in (reference, *(t.mixture for t in named.values() if hasattr(t, "mixture"))):
         shown = np.asarray(x.log_weights) > np.log(1e-3)
         spread = np.sqrt(np.diagonal(np.asarray(x.covariances, float), axis1=-2, axis2=-1))
         means = np.asarray(x.means, float)
@@ -176,7 +162,9 @@ def _box(reference: Any, named: Mapping[str, Any]) -> np.ndarray:
 
 
 def _heights(target: Any, points: np.ndarray) -> np.ndarray:
-    height = np.exp(np.asarray(target.log_prob(points), float))
+    """Densities at points ``[..., d]``."""
+    log_probs = np.asarray(target.log_prob(points.reshape(-1, points.shape[-1])), float)
+    height = np.exp(log_probs).reshape(points.shape[:-1])
     if np.isnan(height).any():
         raise ValueError("a density is NaN: raise_if_failed() of the target says why")
     return height
@@ -192,14 +180,3 @@ def _levels(height: np.ndarray) -> list[float]:
 def _atom(target: Any) -> tuple[float, np.ndarray]:
     mass = float(getattr(target, "atom_mass", 0.0))
     return mass, np.asarray(getattr(target, "atom", ()), float)
-
-
-def _beside(ax: Axes, place: Any, mass: float) -> None:
-    text = f"atom {short_number(mass, 2)}"
-    ax.annotate(text, place, (9, 5), textcoords="offset points", va="center", fontsize="small")
-
-
-def _rgb(shade: Any) -> tuple[float, float, float]:
-    from matplotlib.colors import to_rgb
-
-    return to_rgb(shade)

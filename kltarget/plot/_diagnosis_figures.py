@@ -6,19 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget.plot import _style as look
 from kltarget.plot._beta_path import beta_path
 from kltarget.plot._paths import likeliest_first
-from kltarget.plot._style import (
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    in_style,
-    ink,
-    legend_beside,
-    new_figure,
-    short_label,
-    short_number,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,33 +42,31 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
         'probability'
     """
     featured = diagnosis.featured
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         if featured is None:
             ax.text(0.5, 0.5, "no answers", ha="center", transform=ax.transAxes)
             return ax
         shown = likeliest_first(featured)[:_MOST_ANSWERS]
         bars = [
-            ("reference", featured.reference, REFERENCE_COLOR),
-            ("target", featured.target, color(0)),
-            ("now", featured.now, color(1)),
+            ("reference", featured.reference, look.GREY),
+            ("target", featured.target, look.color(0)),
+            ("now", featured.now, look.color(1)),
         ]
-        bars = [(name, np.asarray(x), shade) for name, x, shade in bars if x is not None]
-        width = 0.8 / len(bars)
-        for k, (name, values, shade) in enumerate(bars):
-            place = np.arange(len(shown)) + (k - (len(bars) - 1) / 2) * width
-            options = {"color": shade, "label": name, "zorder": 3, **style}
-            ax.bar(place, values[shown], width * 0.92, **options)
+        known = [
+            (np.asarray(x)[shown], {"color": shade, "label": name, "zorder": 3, **style})
+            for name, x, shade in bars
+            if x is not None
+        ]
+        look.grouped_bars(ax, known, 0.8)
         labels = [
-            f"{short_label(featured.names[i], 12)}\n{short_number(featured.reward[i])}"
+            f"{look.short_label(featured.names[i], 12)}\n{look.short_number(featured.reward[i])}"
             for i in shown
         ]
         ax.set_xticks(range(len(shown)), labels)
-        ax.set_xlim(-0.6, len(shown) - 0.4)
-        ax.set_xlabel("answer, and its reward")
-        ax.set_ylabel("probability")
+        ax.set(xlabel="answer, and its reward", ylabel="probability", xlim=(-0.6, len(shown) - 0.4))
         ax.grid(False, axis="x")
-        legend_beside(ax)
-        ax.set_title(f"“{short_label(featured.prompt, 40)}”", color=ink())
+        look.legend_beside(ax)
+        ax.set_title(f"“{look.short_label(featured.prompt, 40)}”", color=look.ink())
     return ax
 
 
@@ -88,8 +76,8 @@ def diagnosis(diagnosis: Diagnosis) -> Figure:
     Args:
         diagnosis: what :func:`kltarget.diagnose` returned.
     """
-    with in_style():
-        figure = new_figure(figsize=(12.0, 4.2))
+    with look.in_style():
+        figure = look.new_figure(figsize=(12.0, 4.2))
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
         answers(diagnosis, ax=left)
         beta_path(diagnosis, ax=right)

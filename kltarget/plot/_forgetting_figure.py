@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget.plot._style import color, drawing, legend_beside, short_label
+from kltarget.plot import _style as look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,14 +47,19 @@ def forgetting(
     """
     if not paths:
         raise ValueError("paths is empty: give at least one")
-    with drawing(ax, figsize=(5.6, 3.4)) as ax:
+    with look.drawing(ax, figsize=(5.6, 3.4)) as ax:
         for k, (name, path) in enumerate(paths.items()):
             gain = np.asarray(path.gain, float)
             gain, loss = (x.reshape(-1, gain.shape[-1]) for x in (gain, np.asarray(path.loss)))
-            look = {"color": color(k), "lw": 1.6, "alpha": 1.0 if len(gain) == 1 else 0.3, **style}
+            line = {
+                "color": look.color(k),
+                "lw": 1.6,
+                "alpha": 1.0 if len(gain) == 1 else 0.3,
+                **style,
+            }
             for row, (x, y) in enumerate(zip(gain, loss, strict=True)):
-                ax.plot(x, y, label=None if row else short_label(name), **look)
+                ax.plot(x, y, label=None if row else look.short_label(name), **line)
         ax.set_xlabel("gain: overlap with the new mode, since the start")
         ax.set_ylabel("loss of overlap with the old mode")
-        legend_beside(ax)
+        look.legend_beside(ax)
     return ax

@@ -86,7 +86,6 @@ def as_drawn(data: Any) -> Any:
 
 def path_of(
     data: Any,
-    *,
     beta: ArrayLike | None = None,
     modes: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
@@ -109,11 +108,13 @@ def path_of(
     )
 
 
-def each_divergence(data: Any) -> list[Any]:
-    """The entries of a sweep over divergences; anything else is one path."""
+def paths_of(data: Any, *options: Any) -> list[BetaPath]:
+    """A path per entry of a sequence, or of a sweep over divergences; else the one there is."""
+    data = as_drawn(data)
     if hasattr(data, "data_vars") and "divergence" in data.dims:
-        return [data.isel(divergence=k) for k in range(data.sizes["divergence"])]
-    return [data]
+        data = [data.isel(divergence=k) for k in range(data.sizes["divergence"])]
+    several = data if isinstance(data, list | tuple) else [data]
+    return [path_of(item, *options) for item in several]
 
 
 def path_of_featured(featured: Featured) -> BetaPath:
@@ -128,8 +129,7 @@ def likeliest_first(featured: Featured) -> list[int]:
     """Seen answers, those of most probability under target or last policy first."""
     columns = [x for x in (featured.target, featured.now) if x is not None]
     # What is not known of an answer does not count; answers of which nothing is come last.
-    key = np.fmax.reduce(np.array(columns))[:-1]
-    return np.argsort(-key, kind="stable").tolist()
+    return np.argsort(-np.fmax.reduce(columns)[:-1], kind="stable").tolist()
 
 
 def require_dims(data: xr.Dataset, variable: str, wanted: Iterable[str]) -> None:
@@ -163,18 +163,12 @@ def _of_task(task: Task, beta: ArrayLike | None) -> BetaPath:
     grid = np.sort(np.atleast_1d(np.asarray(grid, float)))
     num_parts = -(-grid.size * task.num_outcomes // _MOST_AT_ONCE)
     parts = [
-        mode_log_mass(solve(task.objective(part)).log_probs, task.modes)
+        _mode_log_mass(solve(task.objective(part)).log_probs, task.modes)
         for part in np.array_split(grid, num_parts)
     ]
-    names = task.mode_names
-    return BetaPath(
-        name=task.objective(1.0).divergence.name,
-        beta=grid,
-        log_mass=np.concatenate([np.asarray(part, float) for part in parts]),
-        keys=tuple(names),
-        names=tuple(names.values()),
-        log_reference=np.asarray(mode_log_mass(task.log_ref, task.modes), float),
-    )
+    log_mass, log_reference = np.concatenate(parts), _mode_log_mass(task.log_ref, task.modes)
+    name, names = task.objective(1.0).divergence.name, task.mode_names
+    return BetaPath(name, grid, log_mass, tuple(names), tuple(names.values()), log_reference)
 
 
 def _of_target(
@@ -191,39 +185,31 @@ def _of_target(
         raise ValueError("some beta are equal: give a path one problem per beta")
     members = np.arange(log_probs.shape[-1]) if modes is None else np.asarray(modes)
     order = np.argsort(beta)
-    log_ref = np.asarray(objective.log_ref, float)
-    shared = log_ref.ndim == 1 or bool((log_ref == log_ref[:1]).all())
-    first = log_ref.reshape(-1, log_ref.shape[-1])[0]
-    names = mode_names(members, labels, first)
-    return BetaPath(
-        name=objective.divergence.title,
-        beta=beta[order],
-        log_mass=np.asarray(mode_log_mass(log_probs[order], members), float),
-        keys=tuple(names),
-        names=tuple(names.values()),
-        log_reference=np.asarray(mode_log_mass(first, members), float) if shared else None,
-    )
+    log_ref = np.atleast_2d(np.asarray(objective.log_ref, float))
+    shared = bool((log_ref == log_ref[0]).all())
+    log_reference = _mode_log_mass(log_ref[0], members) if shared else None
+    log_mass = _mode_log_mass(log_probs[order], members)
+    name, names = objective.divergence.title, mode_names(members, labels, log_ref[0])
+    return BetaPath(name, beta[order], log_mass, tuple(names), tuple(names.values()), log_reference)
+
+
+def _mode_log_mass(log_probs: Any, modes: np.ndarray) -> np.ndarray:
+    return np.asarray(mode_log_mass(log_probs, modes), float)
 
 
 def _of_dataset(data: xr.Dataset) -> BetaPath:
     data = data.sortby("beta")
-    mass = np.asarray(data["mode_mass"].transpose("beta", "mode"), float)
-    keys = tuple(int(key) for key in data["mode"].values)
+    name = str(data["divergence"].values) if "divergence" in data else ""
     with np.errstate(divide="ignore"):
-        log_mass = np.log(mass)
-    return BetaPath(
-        name=str(data["divergence"].values) if "divergence" in data else "",
-        beta=np.asarray(data["beta"], float),
-        log_mass=log_mass,
-        keys=keys,
-        names=dataset_mode_names(data),
-    )
+        log_mass = np.log(np.asarray(data["mode_mass"].transpose("beta", "mode"), float))
+    keys = tuple(data["mode"].values.tolist())
+    return BetaPath(name, data["beta"].values, log_mass, keys, dataset_mode_names(data))
 
 
 def dataset_mode_names(data: xr.Dataset) -> tuple[str, ...]:
     """Names of a sweep's modes, in the order of its coordinate."""
     if "mode_label" in data.coords:
-        return tuple(str(name) for name in data["mode_label"].values)
+        return tuple(map(str, data["mode_label"].values))
     return tuple(f"mode {key}" for key in data["mode"].values)
 
 

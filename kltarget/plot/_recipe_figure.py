@@ -9,15 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget.modes import mode_log_mass
+from kltarget.plot import _style as look
 from kltarget.plot._paths import mode_names
-from kltarget.plot._style import (
-    NUM_COLORS,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    legend_beside,
-    short_label,
-)
 from kltarget.targets import DiscreteTarget
 
 if TYPE_CHECKING:
@@ -76,26 +69,25 @@ def recipe_comparison(
     if (log_ref == log_ref[0]).all():
         rows = {"reference": log_ref[0], **rows}
     mass = np.exp(np.asarray(mode_log_mass(np.stack(list(rows.values())), members), float))
-    chosen = np.sort(np.argsort(-mass.max(0), kind="stable")[: min(top, NUM_COLORS)])
+    chosen = np.sort(np.argsort(-mass.max(0), kind="stable")[: min(top, look.NUM_COLORS)])
     rest = 1 - mass[:, chosen].sum(1)
     show_rest = bool(rest.max() > 1e-3)
     num_bars = chosen.size + show_rest
-    height = 0.84 / num_bars
-    with drawing(ax, figsize=(5.6, 0.9 + len(rows) * (0.2 + 0.1 * num_bars))) as ax:
-        bars = [(short_label(names[k], 16), color(c), mass[:, k]) for c, k in enumerate(chosen)]
+    with look.drawing(ax, figsize=(5.6, 0.9 + len(rows) * (0.2 + 0.1 * num_bars))) as ax:
+        bars = [
+            (mass[:, k], {"color": look.color(c), "label": look.short_label(names[k], 16), **style})
+            for c, k in enumerate(chosen)
+        ]
         if show_rest:
-            bars.append(("all others", REFERENCE_COLOR, rest))
-        for k, (name, shade, values) in enumerate(bars):
-            where = np.arange(len(rows)) + (k - (num_bars - 1) / 2) * height
-            ax.barh(where, values, height * 0.92, **{"color": shade, "label": name, **style})
-        ax.set_yticks(range(len(rows)), [short_label(name, _LONGEST_NAME) for name in rows])
+            bars.append((rest, {"color": look.GREY, "label": "all others", **style}))
+        look.grouped_bars(ax, bars, 0.84, lying=True)
+        ax.set_yticks(range(len(rows)), [look.short_label(name, _LONGEST_NAME) for name in rows])
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        most = max(values.max() for *_, values in bars)
-        ax.set_xlim(0, 1.0 if most > 0.9 else 1.05 * most)
+        most = max(lengths.max() for lengths, _ in bars)
+        ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.0 if most > 0.9 else 1.05 * most))
         ax.set_xlabel("probability of the mode")
-        legend_beside(ax)
+        look.legend_beside(ax)
     return ax
 
 
@@ -114,7 +106,5 @@ def _rows(data: Mapping[str, DiscreteTarget]) -> tuple[dict[str, np.ndarray], np
             raise ValueError(f"the target of {name!r} has batch shape {row.shape[:-1]}: choose one")
         if row.size != size:
             raise ValueError(f"the target of {name!r} has {row.size} outcomes, the first {size}")
-    references = [
-        np.asarray(x.objective.log_ref, float).reshape(-1, size)[0] for x in data.values()
-    ]
-    return rows, np.stack(references)
+    references = [np.reshape(x.objective.log_ref, (-1, size))[0] for x in data.values()]
+    return rows, np.array(references, float)

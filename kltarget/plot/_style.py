@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STYLE = pathlib.Path(__file__).with_name("kltarget.mplstyle")
 DARK = pathlib.Path(__file__).with_name("kltarget-dark.mplstyle")
-REFERENCE_COLOR = "#9a9a9a"
+GREY = "#9a9a9a"
 DASHED = (0, (4, 3))
 NUM_COLORS = 7
 
@@ -55,65 +55,51 @@ def dress(ax: Axes) -> None:
 
     Matplotlib makes many ticks only when they are drawn, when the style is gone.
     """
+    ticks = {"color": _rc("xtick.color"), "labelcolor": _rc("xtick.color")}
+    grid = {"grid_color": _rc("grid.color"), "grid_linewidth": _rc("grid.linewidth")}
+    ax.tick_params(which="both", labelsize=_rc("xtick.labelsize"), **ticks, **grid)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(_rc("axes.labelcolor"))
+    ax.spines[:].set_edgecolor(_rc("axes.edgecolor"))
+
+
+def _rc(name: Any) -> Any:
     from matplotlib import rcParams
 
-    ax.tick_params(
-        which="both",
-        color=rcParams["xtick.color"],
-        labelcolor=rcParams["xtick.color"],
-        labelsize=rcParams["xtick.labelsize"],
-        grid_color=rcParams["grid.color"],
-        grid_linewidth=rcParams["grid.linewidth"],
-    )
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_color(rcParams["axes.labelcolor"])
-    ax.spines[:].set_edgecolor(rcParams["axes.edgecolor"])
+    return rcParams[name]
 
 
 def _is_dark(ax: Axes | None) -> bool:
-    from matplotlib import rcParams
     from matplotlib.colors import to_rgba
 
-    *background, opacity = to_rgba(rcParams["figure.facecolor"] if ax is None else _behind(ax))
+    behind = _rc("figure.facecolor") if ax is None else ax.get_facecolor()
+    if ax is not None and ax.figure is not None and to_rgba(behind)[3] == 0:
+        behind = ax.figure.get_facecolor()
+    *background, opacity = to_rgba(behind)
     if opacity == 0:  # the page shows through, and text has been made for it
-        return bool(np.mean(to_rgba(rcParams["text.color"])[:3]) > 0.5)
+        return bool(np.mean(to_rgba(_rc("text.color"))[:3]) > 0.5)
     return bool(np.mean(background) < 0.5)
-
-
-def _behind(ax: Axes) -> Any:
-    from matplotlib.colors import to_rgba
-
-    own = to_rgba(ax.get_facecolor())
-    return own if own[3] > 0 or ax.figure is None else ax.figure.get_facecolor()
 
 
 def ink() -> Any:
     """The colour of text in the style that is in force."""
-    from matplotlib import rcParams
-
-    return rcParams["text.color"]
+    return _rc("text.color")
 
 
 def paper() -> Any:
     """The colour behind the data in the style that is in force."""
-    from matplotlib import rcParams
-
-    return rcParams["axes.facecolor"]
+    return _rc("axes.facecolor")
 
 
 def color(k: int) -> Any:
     """Colour k of the palette; matplotlib's own "C0" is looked up only when the style is gone."""
-    from matplotlib import rcParams
-
-    palette = rcParams["axes.prop_cycle"].by_key()["color"]
+    palette = _rc("axes.prop_cycle").by_key()["color"]
     return palette[k % len(palette)]
 
 
 def faint() -> Any:
     """A colour for what belongs in the background but must be seen."""
-    from matplotlib import rcParams
-
-    return rcParams["patch.edgecolor"]
+    return _rc("patch.edgecolor")
 
 
 def shades(count: int) -> np.ndarray:
@@ -124,16 +110,26 @@ def shades(count: int) -> np.ndarray:
     return matplotlib.colormaps["viridis"](np.linspace(low, high, max(count, 2)))
 
 
+def note(ax: Axes, text: str, at: Any, offset: tuple[float, float], **options: Any) -> None:
+    """Small text beside a point, moved by so many typographical points."""
+    usual = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+    ax.annotate(text, at, offset, **{**usual, **options})
+
+
+def grouped_bars(
+    ax: Axes, bars: list[Any], room: float, *, lying: bool = False, share: float = 0.92
+) -> None:
+    """Bars of the given lengths and looks side by side at 0, 1, …, which share so much room."""
+    width, draw = room / len(bars), ax.barh if lying else ax.bar
+    for k, (lengths, options) in enumerate(bars):
+        place = np.arange(len(lengths)) + (k - (len(bars) - 1) / 2) * width
+        draw(place, lengths, width * share, **options)
+
+
 def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:
     """A legend to the right of the axes, where it covers nothing."""
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "alignment": "left"}
     ax.legend(*entries, **place, **options)
-
-
-def legend_above(ax: Axes, handles: list[Any], names: list[str], **options: Any) -> None:
-    """A legend over the left end of the axes, two entries to a line."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.01), "ncols": 2}
-    ax.legend(handles, names, **place, **options)
 
 
 def short_label(label: str, room: int = _LONGEST_LABEL) -> str:

@@ -10,24 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kltarget import sweeps, tasks
+from kltarget.plot import _style as look
 from kltarget.plot._beta_path import BETA
 from kltarget.plot._paths import dataset_mode_names, require_dims
-from kltarget.plot._style import (
-    DASHED,
-    NUM_COLORS,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    dress,
-    in_style,
-    ink,
-    legend_above,
-    legend_beside,
-    new_figure,
-    paper,
-    short_label,
-    short_number,
-)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,32 +67,29 @@ def phase(
     choices = ("effective_modes", "winning_mode")
     if variable not in choices:
         raise ValueError(f"variable must be one of {', '.join(choices)}, got {variable!r}")
-    if variable == "winning_mode":
-        require_dims(data, "mode_mass", (*_PLANE, "mode"))
-    else:
-        require_dims(data, variable, _PLANE)
+    winners = variable == "winning_mode"
+    drawn, dims = ("mode_mass", (*_PLANE, "mode")) if winners else (variable, _PLANE)
+    require_dims(data, drawn, dims)
     data = data.sortby(list(_PLANE))
     x, y = (np.asarray(data[name], float) for name in ("beta", "reward_scale"))
     if min(x[0], y[0]) <= 0:
         raise ValueError("beta and reward_scale must be above 0: both axes are logarithmic")
     lines = _boundaries(data, boundaries)
-    with drawing(ax) as ax:
-        edges = (_edges(x), _edges(y))
-        if variable == "winning_mode":
-            _winners(ax, data, edges, style)
+    with look.drawing(ax) as ax:
+        edges, values = (_edges(x), _edges(y)), np.asarray(data[drawn].transpose(*dims), float)
+        if winners:
+            _winners(ax, edges, values, dataset_mode_names(data), style)
         else:
-            _survivors(ax, data, edges, style)
-        (left, right), (bottom, top) = ((each[0], each[-1]) for each in edges)
-        ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+            _survivors(ax, edges, values, style)
+        ax.set(xlabel=BETA, xscale="log", xlim=edges[0][[0, -1]])
+        ax.set(ylabel="reward scale", yscale="log", ylim=edges[1][[0, -1]])
         ax.grid(False)
-        ax.set_xlabel(BETA)
-        ax.set_ylabel("reward scale")
         if lines is not None:
             _draw_boundaries(ax, lines)
         handles, names = ax.get_legend_handles_labels()
         if handles:
             # Beside the axes stands the scale of colours.
-            legend_above(ax, handles, names)
+            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.01), ncols=2)
     return ax
 
 
@@ -119,50 +101,37 @@ def _edges(x: np.ndarray) -> np.ndarray:
     return np.exp([log_x[0] - steps[0] / 2, *middle, log_x[-1] + steps[-1] / 2])
 
 
-def _survivors(
-    ax: Axes, data: xr.Dataset, edges: tuple[np.ndarray, np.ndarray], style: dict[str, Any]
-) -> None:
-    values = np.asarray(data["effective_modes"].transpose(*_PLANE), float)
+def _survivors(ax: Axes, edges: Any, values: np.ndarray, style: Any) -> None:
     options = {"cmap": "viridis", "vmin": 1.0, "rasterized": True, **style}
     image = ax.pcolormesh(*edges, np.ma.masked_invalid(values), **options)
     assert ax.figure is not None
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.set_label("effective modes")
     bar.outline.set_visible(False)
-    dress(bar.ax)
+    look.dress(bar.ax)
 
 
-def _winners(
-    ax: Axes, data: xr.Dataset, edges: tuple[np.ndarray, np.ndarray], style: dict[str, Any]
-) -> None:
+def _winners(ax: Axes, edges: Any, mass: np.ndarray, names: Sequence[str], style: Any) -> None:
     from matplotlib.colors import ListedColormap, to_rgb
 
-    mass = np.asarray(data["mode_mass"].transpose(*_PLANE, "mode"), float)
     known = np.isfinite(mass).all(-1)
-    best = np.where(known, np.where(np.isfinite(mass), mass, 0.0).argmax(-1), -1)
+    best = mass.argmax(-1)
     found, counts = np.unique(best[known], return_counts=True)
     # The winners of the most points get a colour; they keep the order of the modes.
-    chosen = np.sort(found[np.argsort(-counts, kind="stable")[: NUM_COLORS - 1]])
+    chosen = np.sort(found[np.argsort(-counts, kind="stable")[: look.NUM_COLORS - 1]])
     # Softened, so that lines stand out on them.
-    page = 0.38 * np.array(to_rgb(paper()))
-    colors = [0.62 * np.array(to_rgb(color(k))) + page for k in range(chosen.size)]
-    colors.append(np.array(to_rgb(REFERENCE_COLOR)))
+    page = 0.38 * np.array(to_rgb(look.paper()))
+    colors = [0.62 * np.array(to_rgb(look.color(k))) + page for k in range(chosen.size)]
+    colors.append(np.array(to_rgb(look.GREY)))
     place = np.full(mass.shape[-1], chosen.size)
     place[chosen] = np.arange(chosen.size)
-    options = {"cmap": ListedColormap(colors), "rasterized": True, **style}
-    ax.pcolormesh(
-        *edges,
-        np.ma.masked_array(place[best], ~known),
-        vmin=-0.5,
-        vmax=chosen.size + 0.5,
-        **options,
-    )
-    names = dataset_mode_names(data)
-    for k, mode in enumerate(chosen):
-        label = f"{short_label(names[mode], 16)} leads"
-        ax.plot([], [], ls="", marker="s", ms=8, color=colors[k], label=label)
-    if chosen.size < found.size:
-        ax.plot([], [], ls="", marker="s", ms=8, color=colors[-1], label="another leads")
+    shades = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": chosen.size + 0.5}
+    image = np.ma.masked_array(place[best], ~known)
+    ax.pcolormesh(*edges, image, **{**shades, "rasterized": True, **style})
+    leaders = [look.short_label(names[int(mode)], 16) for mode in chosen]
+    leaders += ["another"] * (chosen.size < found.size)
+    for shade, leader in zip(colors, leaders, strict=False):
+        ax.plot([], [], ls="", marker="s", ms=8, color=shade, label=f"{leader} leads")
 
 
 def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None:
@@ -176,9 +145,9 @@ def _boundaries(data: xr.Dataset, given: xr.Dataset | bool) -> xr.Dataset | None
     if dataset_mode_names(data) != own_modes or _setting_of(data, "entropy_weight"):
         return None
     names = ("divergence", "threshold", "ref_temperature")
-    known = {x: _setting_of(data, x) for x in names if _setting_of(data, x) is not None}
+    settings = {x: _setting_of(data, x) for x in names}
     try:
-        return sweeps.phase_boundaries(name, **known)
+        return sweeps.phase_boundaries(name, **{x: y for x, y in settings.items() if y is not None})
     except ValueError:  # a divergence without a name, or too many pairs of modes
         return None
 
@@ -199,26 +168,21 @@ def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
     rows = list(zip(*(boundaries[name].values.tolist() for name in names), strict=True))
     seen = [row for row in rows if left / top < row[0] < right / bottom]
     kinds = [row[1] for row in seen]
+    scale = np.array([bottom, top])
+    # White on bright colours needs a rim.
+    rim = [Stroke(linewidth=3.0, foreground="#222222"), Normal()]
+    line: dict[str, Any] = {"color": "white", "lw": 1.4, "path_effects": rim}
     for k, (ratio, kind, first, second) in enumerate(seen):
         if len(seen) <= _MOST_NAMED_BOUNDARIES:
-            pair = f"{short_label(first, 12)} ⇄ {short_label(second, 12)}"
+            pair = f"{look.short_label(first, 12)} ⇄ {look.short_label(second, 12)}"
             what = pair if kind == "flip" else "collapse"
-            label = f"{what}: β/scale = {short_number(ratio)}"
+            label = f"{what}: β/scale = {look.short_number(ratio)}"
+        elif kinds.index(kind) == k:
+            label = f"{kind} ({kinds.count(kind)})"
         else:
-            first_of_kind = kinds.index(kind) == k
-            label = f"{kind} ({kinds.count(kind)})" if first_of_kind else "_nolegend_"
-        scale = np.array([bottom, top])
-        ax.plot(
-            ratio * scale,
-            scale,
-            color="white",
-            lw=1.4,
-            ls="-" if kind == "flip" else DASHED,
-            label=label,
-            zorder=4,
-            # White on bright colours needs a rim.
-            path_effects=[Stroke(linewidth=3.0, foreground="#222222"), Normal()],
-        )
+            label = "_nolegend_"
+        dashes = "-" if kind == "flip" else look.DASHED
+        ax.plot(ratio * scale, scale, ls=dashes, label=label, zorder=4, **line)
     ax.set(xlim=(left, right), ylim=(bottom, top))
 
 
@@ -261,41 +225,39 @@ def frontier(
     for variable in ("expected_reward", kl, "effective_modes"):
         require_dims(data, variable, ("beta", *further))
     sizes = [data.sizes[name] for name in further]
-    if len(further) > 2 or any(a > b for a, b in zip(sizes, (NUM_COLORS, 4), strict=False)):
+    if len(further) > 2 or any(a > b for a, b in zip(sizes, (look.NUM_COLORS, 4), strict=False)):
         raise ValueError(
             f"the sweep has {' × '.join(f'{a} {b}' for a, b in zip(sizes, further, strict=True))}: "
-            f"at most {NUM_COLORS} of one setting and 4 of another can be told apart; choose some "
-            f"with .isel or .sel"
+            f"at most {look.NUM_COLORS} of one setting and 4 of another can be told apart; choose "
+            "some with .isel or .sel"
         )
     from matplotlib.lines import Line2D
 
     data = data.sortby("beta")
-    with in_style(None if ax is None else ax[0]):
-        panels = new_figure(figsize=(6.4, 3.9)).subplots(1, 2, sharey=True) if ax is None else ax
-        left, right = panels
+    with look.in_style(None if ax is None else ax[0]):
+        fresh = look.new_figure(figsize=(6.4, 3.9))
+        left, right = fresh.subplots(1, 2, sharey=True) if ax is None else ax
         figure = left.get_figure(root=True)
         assert figure is not None
         for panel, variable in ((left, kl), (right, "effective_modes")):
-            dress(panel)
-            for label, row, look in _rows(data, further):
+            look.dress(panel)
+            for label, row, line in _rows(data, further):
                 x, y = (np.asarray(row[name], float) for name in (variable, "expected_reward"))
-                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**look, **style})
-        left.set_xlabel(_KL_NAMES[kl])
-        left.set_xlim(left=0)
+                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**line, **style})
+        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, None))
         # From 1 on: of a constant number the rounding errors are not what is to be seen.
         most = max(float(data["effective_modes"].max()), 1.5)
-        right.set_xlim(1 - 0.04 * (most - 1), most + 0.04 * (most - 1))
-        right.set_xlabel("effective modes")
-        left.set_ylabel("expected reward")
+        margin = 0.04 * (most - 1)
+        right.set(xlabel="effective modes", xlim=(1 - margin, most + margin))
         handles, names = right.get_legend_handles_labels()
-        for name, fill in (("β a power of ten", paper()), ("smallest β", ink())):
-            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=ink()))
+        for name, fill in (("β a power of ten", look.paper()), ("smallest β", look.ink())):
+            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=look.ink()))
             names.append(name)
-        place = {"handlelength": 2.2}
         if ax is None:
-            figure.legend(handles, names, loc="outside upper left", ncols=2, **place)
+            place = {"loc": "outside upper left", "ncols": 2}
+            figure.legend(handles, names, handlelength=2.2, **place)
         else:
-            legend_beside(right, handles, names, **place)
+            look.legend_beside(right, handles, names, handlelength=2.2)
     return figure
 
 
@@ -304,21 +266,21 @@ def _rows(data: xr.Dataset, further: list[str]) -> Iterator[tuple[str, xr.Datase
         row = data.isel(dict(zip(further, at, strict=True)))
         names = [_setting(name, row[name].values.item()) for name in further]
         shade, dashes = (*at, 0, 0)[:2]
-        yield ", ".join(names), row, {"color": color(shade), "ls": _LINE_STYLES[dashes]}
+        yield ", ".join(names), row, {"color": look.color(shade), "ls": _LINE_STYLES[dashes]}
 
 
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if name == "threshold":
-        return f"MARA from {short_number(value)}" if np.isfinite(value) else "no MARA"
-    return f"{name.replace('_', ' ')} {short_number(value)}"
+        return f"MARA from {look.short_number(value)}" if np.isfinite(value) else "no MARA"
+    return f"{name.replace('_', ' ')} {look.short_number(value)}"
 
 
 def _frontier(
-    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, look: dict[str, Any]
+    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, line: dict[str, Any]
 ) -> None:
-    ax.plot(x, y, **{"label": label, "zorder": 3, **look})
+    ax.plot(x, y, **{"label": label, "zorder": 3, **line})
     shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not shown.size:
         return
@@ -326,6 +288,6 @@ def _frontier(
     exponents = np.log10(beta[shown]).round(9)
     decades = np.arange(np.ceil(exponents[0]), np.floor(exponents[-1]) + 1)
     nearest = shown[np.abs(exponents[:, None] - decades).argmin(0)] if decades.size else []
-    marks = {"ls": "", "marker": "o", "color": look["color"], "zorder": 4}
-    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=paper(), **marks)
+    marks = {"ls": "", "marker": "o", "color": line["color"], "zorder": 4}
+    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=look.paper(), **marks)
     ax.plot(x[shown[:1]], y[shown[:1]], ms=5.5, **marks)

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget.objectives import Objective
+from kltarget.plot import _style as look
 from kltarget.plot._paths import as_drawn
-from kltarget.plot._style import (
-    REFERENCE_COLOR,
-    drawing,
-    faint,
-    in_style,
-    ink,
-    legend_beside,
-    paper,
-    shades,
-    short_label,
-    short_number,
-)
 from kltarget.targets import DiscreteTarget, solve
 from kltarget.tasks import ProblemLike, Task
 
@@ -83,40 +72,37 @@ def target(
         ['1\nreward 1', '2\nreward 1', 'other\nreward 0']
     """
     given, behind = as_drawn(data), as_drawn(problem)
-    with in_style(ax):
+    with look.in_style(ax):
         curves = _curves(given)
-    base = behind or (given if isinstance(given, Task) else curves[0].objective)
-    reward, log_ref = _shared(base.reward, "reward"), _shared(base.log_ref, "log_ref")
-    if problem is None:
-        for curve in curves[1:]:
-            if not (
-                np.array_equal(_shared(curve.objective.reward, "reward"), reward)
-                and np.array_equal(_shared(curve.objective.log_ref, "log_ref"), log_ref)
-            ):
-                raise ValueError(
-                    "the targets belong to different problems: draw targets that differ in beta or "
-                    "divergence only, or say with problem= whose reference and reward to draw"
-                )
+    shown = _problem(behind or (given if isinstance(given, Task) else curves[0].objective))
+    others = (_problem(curve.objective) for curve in curves[1:])
+    if problem is None and not all(np.array_equal(other, shown) for other in others):
+        raise ValueError(
+            "the targets belong to different problems: draw targets that differ in beta or "
+            "divergence only, or say with problem= whose reference and reward to draw"
+        )
+    size = shown.shape[1]
     if labels is None:
         labels = next((x.labels for x in (behind, given) if isinstance(x, Task)), None)
     # Indices that stand in for labels name points but say nothing of an order worth keeping.
-    keep_order = labels is not None and reward.size <= _MOST_POSITIONS and counts_upwards(labels)
-    names: Sequence[Any] = range(reward.size) if labels is None else labels
-    for name, size in (("labels", len(names)), *((f"{c.name}", c.log_probs.size) for c in curves)):
-        if size != reward.size:
-            raise ValueError(f"{name}: {size} outcomes, but the reward has {reward.size}")
+    keep_order = labels is not None and size <= _MOST_POSITIONS and counts_upwards(labels)
+    names: Sequence[Any] = range(size) if labels is None else labels
+    for name, found in (("labels", len(names)), *((c.name, c.log_probs.size) for c in curves)):
+        if found != size:
+            raise ValueError(f"{name}: {found} outcomes, but the reward has {size}")
 
-    with drawing(ax) as ax:
-        if reward.size <= _MOST_BARS:
-            _bars(ax, list(map(str, names)), reward, log_ref, curves, style)
+    with look.drawing(ax) as ax:
+        if size <= _MOST_BARS:
+            _bars(ax, list(map(str, names)), shown, curves, style)
         else:
-            _points(ax, names, reward, log_ref, curves, 0 if keep_order else top, style, keep_order)
+            _points(ax, names, shown, curves, style, 0 if keep_order else top, keep_order)
     return ax
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Curve:
     name: str
+    label: str
     color: Any
     log_probs: np.ndarray
     objective: Objective
@@ -134,22 +120,28 @@ def _curves(data: Any) -> list[_Curve]:
     for item in targets:
         log_probs = np.asarray(item.log_probs, np.float64)
         beta = np.broadcast_to(np.asarray(item.objective.beta, np.float64), log_probs.shape[:-1])
-        rows += [(float(beta[at]), item.objective, log_probs[at]) for at in np.ndindex(beta.shape)]
-    divergences = {row[1].divergence.title for row in rows}
+        rows += [(float(beta[at]), log_probs[at], item.objective) for at in np.ndindex(beta.shape)]
+    betas, log_probs, objectives = zip(*rows, strict=True)
+    titles = [objective.divergence.title for objective in objectives]
+    names = [f"β = {beta:.4g}" for beta in betas]
+    if len(set(titles)) > 1:
+        names = [f"{name}, {title}" for name, title in zip(names, titles, strict=True)]
+    labels = names
+    if len(rows) > _MOST_LEGEND_ENTRIES:
+        listed = np.linspace(0, len(rows) - 1, _MOST_LEGEND_ENTRIES - 1).round()
+        labels = [name if i in listed else "_nolegend_" for i, name in enumerate(names)]
     # From dark for weak regularisation to bright.
-    colors = shades(len(rows))
-    rank = {
-        row: place for place, row in enumerate(sorted(range(len(rows)), key=lambda i: rows[i][0]))
-    }
-    named = {
-        i: f"β = {beta:.4g}" + (f", {objective.divergence.title}" if len(divergences) > 1 else "")
-        for i, (beta, objective, _) in enumerate(rows)
-    }
-    return [_Curve(named[i], colors[rank[i]], row[2], row[1]) for i, row in enumerate(rows)]
+    colors = look.shades(len(rows))[np.argsort(np.argsort(betas, kind="stable"))]
+    curves = zip(names, labels, colors, log_probs, objectives, strict=True)
+    return [_Curve(*curve) for curve in curves]
+
+
+def _problem(of: Any) -> np.ndarray:
+    """Reward and reference ``[2, A]`` that all rows of a batch have in common."""
+    return np.stack([_shared(of.reward, "reward"), _shared(of.log_ref, "log_ref")])
 
 
 def _shared(values: Any, name: str) -> np.ndarray:
-    """The ``[A]`` array that all rows of a batch have in common."""
     values = np.asarray(values, np.float64)
     rows = values.reshape(-1, values.shape[-1])
     if not (rows == rows[0]).all():
@@ -158,100 +150,73 @@ def _shared(values: Any, name: str) -> np.ndarray:
 
 
 def _bars(
-    ax: Axes,
-    labels: list[str],
-    reward: np.ndarray,
-    log_ref: np.ndarray,
-    curves: list[_Curve],
-    style: dict[str, Any],
+    ax: Axes, labels: list[str], problem: np.ndarray, curves: list[_Curve], style: dict[str, Any]
 ) -> None:
-    positions = np.arange(len(labels))
-    ticks = [
-        f"{short_label(label)}\nreward {short_number(r)}"
+    reward, log_ref = problem
+    spelt = [
+        (look.short_label(label), look.short_number(r))
         for label, r in zip(labels, reward, strict=True)
     ]
+    ticks = [f"{label}\nreward {r}" for label, r in spelt]
     # Labels that would run into each other below the bars are written beside them.
     flat = sum(max(map(len, tick.split("\n"))) + 2 for tick in ticks) > _MOST_TICK_CHARACTERS
     if flat:
-        ticks = [
-            f"{short_label(label)} ({short_number(r)})"
-            for label, r in zip(labels, reward, strict=True)
-        ]
-    width = 0.84 / (len(curves) + 1)
-    in_legend = _legend_entries(curves)
-    for k, (name, color, log_probs) in enumerate(
-        [("reference", REFERENCE_COLOR, log_ref), *((c.name, c.color, c.log_probs) for c in curves)]
-    ):
-        shown = name if k == 0 or curves[k - 1] in in_legend else "_nolegend_"
-        options = {"color": color, "label": shown, **(style if k else {})}
-        where = positions + (k - len(curves) / 2) * width
-        thickness = width * (0.92 if len(curves) < 7 else 1.0)
-        if flat:
-            ax.barh(where, np.exp(log_probs), thickness, **options)
-        else:
-            ax.bar(where, np.exp(log_probs), thickness, **options)
+        ticks = [f"{label} ({r})" for label, r in spelt]
+    bars = [(np.exp(log_ref), {"color": look.GREY, "label": "reference"})]
+    bars += [(np.exp(c.log_probs), {"color": c.color, "label": c.label, **style}) for c in curves]
+    look.grouped_bars(ax, bars, 0.84, lying=flat, share=0.92 if len(curves) < 7 else 1.0)
     outcome, mass = (ax.yaxis, ax.xaxis) if flat else (ax.xaxis, ax.yaxis)
-    outcome.set_ticks(positions, ticks)
+    outcome.set_ticks(range(len(labels)), ticks)
     outcome.set_tick_params(length=0)
     outcome.grid(False)
     mass.set_label_text("probability")
     top = ax.dataLim.x1 if flat else ax.dataLim.y1
     limits = (0, 1.0 if top > 0.93 else 1.08 * top)
     if flat:
-        ax.set_xlim(*limits)
-        ax.set_ylim(len(labels) - 0.5, -0.5)
-        ax.set_ylabel("outcome (reward)")
+        ax.set(xlim=limits, ylim=(len(labels) - 0.5, -0.5), ylabel="outcome (reward)")
     else:
-        ax.set_ylim(*limits)
+        ax.set_ylim(limits)
     _legend(ax, curves)
 
 
 def _points(
     ax: Axes,
     labels: Sequence[Any],
-    reward: np.ndarray,
-    log_ref: np.ndarray,
+    problem: np.ndarray,
     curves: list[_Curve],
-    top: int,
     style: dict[str, Any],
+    top: int,
     keep_order: bool,
 ) -> None:
     size = len(labels)
-    order = np.arange(size) if keep_order else np.argsort(-log_ref, kind="stable")
+    order = np.arange(size) if keep_order else np.argsort(-problem[1], kind="stable")
     x = np.array([float(label) for label in labels]) if keep_order else np.arange(1.0, size + 1)
-    log_ref, reward = log_ref[order], reward[order]
+    reward, log_ref = problem[:, order]
     rows = [c.log_probs[order] for c in curves]
 
-    if not keep_order and size > 60:
-        ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.plot(x, _mass(log_ref), color=REFERENCE_COLOR, lw=2.2, label="reference", zorder=2)
-    in_legend = _legend_entries(curves)
+    ax.set(xscale="log" if size > 60 and not keep_order else "linear", yscale="log")
+    ax.plot(x, _mass(log_ref), color=look.GREY, lw=2.2, label="reference", zorder=2)
     # Well rewarded outcomes are large, the fourth power keeps the many middling ones of a graded
     # reward small.
     emphasis = _unit(reward) ** 4
     least, most = (1.5, 30.0) if size > 200 else (9.0, 45.0)
+    usual = {"linewidths": 0, "zorder": 3, "rasterized": size > 500}
     for k, (curve, row) in enumerate(zip(curves, rows, strict=True)):
         # Where targets coincide, later and smaller points leave the rim of the earlier ones
         # visible.
         shrink = 1 - 0.65 * k / max(len(curves) - 1, 1)
-        shown = curve.name if curve in in_legend else "_nolegend_"
-        ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=shown)
-        options = {
-            "color": [curve.color],
-            "linewidths": 0,
-            "zorder": 3,
-            "rasterized": size > 500,
-            **style,
-        }
+        ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=curve.label)
+        options = {"color": [curve.color], **usual, **style}
         ax.scatter(x, _mass(row), least + (most - least) * emphasis * shrink, **options)
 
-    _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.0)
+    _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
     _reward_strip(ax, x, reward)
     best = np.max(rows if rows else [log_ref], axis=0)
-    _name_points(ax, x, labels, order, best, top)
-    ax.set_ylabel("probability")
-    ax.set_xlabel("outcome" if keep_order else "rank of the outcome under the reference")
+    chosen = np.sort(np.argsort(-best, kind="stable")[:top])
+    if chosen.size:
+        _name_points(ax, x[chosen], best[chosen], [str(labels[int(order[i])]) for i in chosen])
+    place = "outcome" if keep_order else "rank of the outcome under the reference"
+    ax.set(xlabel=place, ylabel="probability")
     _legend(ax, curves, reward)
 
 
@@ -270,14 +235,12 @@ def _mass(log_probs: np.ndarray) -> np.ndarray:
     return np.where(log_probs > -700, np.exp(np.maximum(log_probs, -700)), np.nan)
 
 
-def _probability_axis(
-    ax: Axes, log_ref: np.ndarray, rows: list[np.ndarray], *, room: float
-) -> None:
+def _probability_axis(ax: Axes, log_ref: np.ndarray, rows: list[np.ndarray], room: float) -> None:
     """Limits that show the whole reference and at most four decades below; names need room."""
     decades = [row[np.isfinite(row)] / math.log(10) for row in (log_ref, *rows)]
     least = [math.floor(row.min(initial=-1.0)) for row in decades]
     low = max(min(least), least[0] - 4)
-    ax.set_ylim(10.0**low, 10.0 ** (0.06 * -low if not room else room * -low))
+    ax.set_ylim(10.0**low, 10.0 ** (room * -low))
     step = max(1, round(-low / 6))
     ax.set_yticks([10.0**k for k in range(0, low - 1, -step)])
     ax.set_yticks([], minor=True)
@@ -286,9 +249,8 @@ def _probability_axis(
 def _reward_strip(ax: Axes, x: np.ndarray, reward: np.ndarray) -> None:
     strip = ax.inset_axes((0, 1.02, 1, 0.05), sharex=ax)
     edges = np.concatenate([[x[0] - 0.5], (x[1:] + x[:-1]) / 2, [x[-1] + 0.5]])
-    strip.pcolormesh(
-        edges, [0, 1], _unit(reward)[None], cmap=_reward_colors(), vmin=0, vmax=1, rasterized=True
-    )
+    colors = {"cmap": _reward_colors(), "vmin": 0, "vmax": 1}
+    strip.pcolormesh(edges, [0, 1], _unit(reward)[None], rasterized=True, **colors)
     strip.set_label("reward")
     strip.set_yticks([])
     strip.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
@@ -301,69 +263,33 @@ def _reward_colors() -> Any:
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     # Hardly darker than a light page, hardly lighter than a dark one.
-    least = 0.95 * np.array(to_rgb(paper())) + 0.05 * np.array(to_rgb(ink()))
+    least = 0.95 * np.array(to_rgb(look.paper())) + 0.05 * np.array(to_rgb(look.ink()))
     return LinearSegmentedColormap.from_list("reward", [least, np.array(to_rgb("#d55e00"))])
 
 
-def _name_points(
-    ax: Axes,
-    x: np.ndarray,
-    labels: Sequence[Any],
-    order: np.ndarray,
-    log_mass: np.ndarray,
-    top: int,
-) -> None:
+def _name_points(ax: Axes, x: np.ndarray, log_mass: np.ndarray, names: list[str]) -> None:
     """Names the most probable outcomes on a rail above the points, so that names cannot overlap."""
-    chosen = np.sort(np.argsort(-log_mass, kind="stable")[:top])
-    if not chosen.size:
-        return
-    log_x = ax.get_xscale() == "log"
-    to_axes = np.log(x) if log_x else x
-    left, right = (np.log(ax.get_xlim()) if log_x else np.array(ax.get_xlim())).tolist()
-    wanted = (to_axes[chosen] - left) / (right - left)
+    on_axis = np.log if ax.get_xscale() == "log" else np.asarray
+    left, right = on_axis(ax.get_xlim())
+    wanted = (on_axis(x) - left) / (right - left)
     # What a legend will leave of the axes, in points; a name of 9 points at 40 degrees needs 13 to
     # its neighbour and 50 to the right end.
     room = max(72 * ax.bbox.width / ax.figure.dpi - 90, 100)
     placed = _spread(wanted, gap=13 / room, low=0.01, high=1 - 50 / room)
-    for i, place in zip(chosen, placed, strict=True):
-        ax.annotate(
-            short_label(str(labels[int(order[i])]), 12),
-            xy=(x[i], math.exp(log_mass[i])),
-            xytext=(place, 0.77),
-            textcoords="axes fraction",
-            rotation=40,
-            ha="left",
-            va="bottom",
-            rotation_mode="anchor",
-            fontsize="small",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": faint(),
-                "lw": 0.7,
-                "shrinkA": 0,
-                "shrinkB": 3,
-            },
-            zorder=1,
-        )
+    slanted = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
+    arrow = {"arrowstyle": "-", "color": look.faint(), "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
+    above = {"textcoords": "axes fraction", "arrowprops": arrow, **slanted}
+    for name, place, at in zip(names, placed, zip(x, np.exp(log_mass), strict=True), strict=True):
+        look.note(ax, look.short_label(name, 12), at, (place, 0.77), zorder=1, **above)
 
 
 def _spread(wanted: np.ndarray, *, gap: float, low: float, high: float) -> np.ndarray:
-    """Sorted positions, moved by a forward and a backward pass to keep ``gap`` between them."""
+    """Sorted positions, moved up and then down again to keep ``gap`` between them."""
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    placed = np.clip(wanted, low, high)
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    placed[-1] = min(placed[-1], high)
-    for i in range(len(placed) - 2, -1, -1):
-        placed[i] = min(placed[i], placed[i + 1] - gap)
-    return placed
-
-
-def _legend_entries(curves: list[_Curve]) -> list[_Curve]:
-    if len(curves) <= _MOST_LEGEND_ENTRIES:
-        return curves
-    picked = np.linspace(0, len(curves) - 1, _MOST_LEGEND_ENTRIES - 1).round().astype(int)
-    return [curves[i] for i in picked]
+    steps = gap * np.arange(len(wanted))
+    # Less their steps, positions that keep the gap do not decrease.
+    apart = np.maximum.accumulate(np.clip(wanted, low, high) - steps)
+    return np.minimum(apart, high - steps[-1]) + steps
 
 
 def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) -> None:
@@ -374,13 +300,11 @@ def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) ->
     if reward is not None:
         unit = _unit(reward)
         for i in dict.fromkeys((int(unit.argmax()), int(unit.argmin()))):
-            handles.append(
-                Patch(facecolor=_reward_colors()(unit[i]), edgecolor=REFERENCE_COLOR, lw=0.6)
-            )
-            names.append(f"reward {short_number(reward[i])}")
+            handles.append(Patch(facecolor=_reward_colors()(unit[i]), edgecolor=look.GREY, lw=0.6))
+            names.append(f"reward {look.short_number(reward[i])}")
     divergences = {curve.objective.divergence.title for curve in curves}
     title = divergences.pop() if len(divergences) == 1 else None
-    legend_beside(ax, handles, names, title=title)
+    look.legend_beside(ax, handles, names, title=title)
 
 
 def counts_upwards(labels: Sequence[str]) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget.plot import _style as look
 from kltarget.plot._paths import as_drawn
-from kltarget.plot._style import color, drawing, ink, short_label, short_number
 from kltarget.spaces import SequenceSpace
 from kltarget.targets import DiscreteTarget
 from kltarget.tasks import Task
@@ -64,36 +64,29 @@ def tree(
         ['a', 'b', 'aa  0.5', 'ab  0.25', 'ba  0.15', 'bb  0.1']
     """
     data = as_drawn(data)
-    task = data if isinstance(data, Task) else None
-    space = space if task is None else task.space
+    if isinstance(data, Task):
+        alphabet = data.alphabet if alphabet is None else alphabet
+        space, data = data.space, data.log_ref
     if space is None:
         raise ValueError("space is missing: give the SequenceSpace of the outcomes")
-    alphabet = task.alphabet if task is not None and alphabet is None else alphabet
     spelling = _spelling(space, alphabet)
-    log_probs = data.log_ref if isinstance(data, Task) else data
-    log_probs = np.asarray(
-        log_probs.log_probs if isinstance(log_probs, DiscreteTarget) else log_probs
-    )
+    log_probs = np.asarray(data.log_probs if isinstance(data, DiscreteTarget) else data)
     if log_probs.ndim != 1:
         raise ValueError(f"data has batch shape {log_probs.shape[:-1]}: choose one distribution")
     nodes = _nodes(space, log_probs, least)
-    leaves = [node for node in nodes if node.leaf]
+    leaves = [node for node in nodes if not node.children]
     depth = max(len(node.tokens) for node in nodes)
-    with drawing(ax, figsize=(5.6, max(2.4, 0.5 + 0.21 * len(leaves)))) as ax:
+    with look.drawing(ax, figsize=(5.6, max(2.4, 0.5 + 0.21 * len(leaves)))) as ax:
         for node in nodes:
             if node.parent is not None:
                 _branch(ax, node.parent, node)
-        at = np.array([(len(node.tokens), node.height) for node in nodes])
-        sizes = _LARGEST_NODE * np.array([node.mass for node in nodes])
-        options: dict[str, Any] = {"color": color(0), "lw": 0, "zorder": 3, **style}
-        ax.scatter(at[:, 0], at[:, 1], sizes, **options)
+        x, y, mass = np.array([(len(node.tokens), node.height, node.mass) for node in nodes]).T
+        options: dict[str, Any] = {"color": look.color(0), "lw": 0, "zorder": 3, **style}
+        ax.scatter(x, y, _LARGEST_NODE * mass, **options)
         for node in sorted(nodes[1:], key=lambda node: (len(node.tokens), node.height)):
             _name(ax, node, spelling)
-        ax.set_xlim(-0.15, depth + 0.12)
-        ax.set_ylim(len(leaves) - 0.4, -0.6)
-        ax.set_xticks(range(depth + 1))
-        ax.set_xlabel("tokens")
-        ax.set_yticks([])
+        ax.set(xticks=range(depth + 1), yticks=[], xlabel="tokens")
+        ax.set(xlim=(-0.15, depth + 0.12), ylim=(len(leaves) - 0.4, -0.6))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
     return ax
@@ -103,14 +96,9 @@ def tree(
 class _Node:
     tokens: tuple[int, ...]
     mass: float
-    conditional: float
     parent: _Node | None
     children: list[_Node] = dataclasses.field(default_factory=list)
     height: float = 0.0
-
-    @property
-    def leaf(self) -> bool:
-        return not self.children
 
 
 def _spelling(space: SequenceSpace, alphabet: str | tuple[str, ...] | None) -> list[list[str]]:
@@ -130,20 +118,21 @@ def _nodes(space: SequenceSpace, log_probs: np.ndarray, least: float) -> list[_N
     if not shown.size:
         raise ValueError(f"no sequence has a probability above {least:g}: lower least=")
     if shown.size > _MOST_LEAVES:
+        enough = np.sort(masses[-1])[-_MOST_LEAVES - 1] * 1.05
         raise ValueError(
             f"{shown.size:,} sequences have a probability above {least:g}, and at most "
-            f"{_MOST_LEAVES} can be drawn: raise least= to {_enough(masses[-1]):.2g}, or draw "
-            "shorter sequences"
+            f"{_MOST_LEAVES} can be drawn: raise least= to {enough:.2g}, or draw shorter sequences"
         )
-    root = _Node((), float(masses[0][0]), 1.0, None)
+    root = _Node((), float(masses[0][0]), None)
     nodes: dict[tuple[int, ...], _Node] = {(): root}
-    for height, sequence in enumerate(np.stack(np.unravel_index(shown, space.sizes), -1)):
-        tokens, node = tuple(int(token) for token in sequence), root
+    sequences = np.stack(np.unravel_index(shown, space.sizes), -1).tolist()
+    for height, tokens in enumerate(sequences):
+        node = root
         for t in range(1, len(tokens) + 1):
-            prefix = tokens[:t]
+            prefix = tuple(tokens[:t])
             if prefix not in nodes:
                 mass = float(masses[t][np.ravel_multi_index(prefix, space.sizes[:t])])
-                nodes[prefix] = _Node(prefix, mass, mass / node.mass, node)
+                nodes[prefix] = _Node(prefix, mass, node)
                 node.children.append(nodes[prefix])
             node = nodes[prefix]
             if prefix[-1] == space.eos:
@@ -156,11 +145,6 @@ def _nodes(space: SequenceSpace, log_probs: np.ndarray, least: float) -> list[_N
     return found
 
 
-def _enough(mass: np.ndarray) -> float:
-    """A probability that few enough sequences exceed."""
-    return float(np.sort(mass)[-_MOST_LEAVES - 1]) * 1.05
-
-
 def _branch(ax: Axes, parent: _Node, child: _Node) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
@@ -168,8 +152,8 @@ def _branch(ax: Axes, parent: _Node, child: _Node) -> None:
     x, y = len(parent.tokens), parent.height
     points = [(x, y), (x + 0.5, y), (x + 0.5, child.height), (x + 1, child.height)]
     curve = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
-    width = max(_WIDEST_EDGE * child.conditional, 0.2)
-    ax.add_patch(PathPatch(curve, fc="none", ec=color(5), lw=width, capstyle="butt", zorder=2))
+    width = max(_WIDEST_EDGE * child.mass / parent.mass, 0.2)
+    ax.add_patch(PathPatch(curve, fc="none", ec=look.color(5), lw=width, capstyle="butt", zorder=2))
 
 
 def _name(ax: Axes, node: _Node, spelling: list[list[str]]) -> None:
@@ -177,19 +161,9 @@ def _name(ax: Axes, node: _Node, spelling: list[list[str]]) -> None:
     separator = "" if all(len(letters) == 1 for letters in word) else " "
     radius = 0.5 * float(np.sqrt(_LARGEST_NODE * node.mass))
     # Above the end of its branch, or beside the leaf.
-    text, offset = word[-1], (-radius - 3, 1.5)
-    if node.leaf:
-        text = f"{short_label(separator.join(word))}  {short_number(node.mass, 2)}"
-        offset = (radius + 4, 0.0)
-    ax.annotate(
-        text,
-        (len(node.tokens), node.height),
-        xytext=offset,
-        textcoords="offset points",
-        ha="left" if node.leaf else "right",
-        va="center" if node.leaf else "bottom",
-        color=ink(),
-        fontsize="small",
-        annotation_clip=False,
-        zorder=4,
-    )
+    text, offset, sides = word[-1], (-radius - 3, 1.5), {"ha": "right", "va": "bottom"}
+    if not node.children:
+        text = f"{look.short_label(separator.join(word))}  {look.short_number(node.mass, 2)}"
+        offset, sides = (radius + 4, 0.0), {"ha": "left"}
+    options = {"color": look.ink(), "annotation_clip": False, "zorder": 4, **sides}
+    look.note(ax, text, (len(node.tokens), node.height), offset, **options)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from kltarget._core.distances import kl, normalised
-from kltarget.plot._style import (
-    DASHED,
-    REFERENCE_COLOR,
-    color,
-    drawing,
-    in_style,
-    ink,
-    legend_beside,
-    new_figure,
-    shades,
-)
+from kltarget._core.distances import normalised
+from kltarget._core.numerics import double_precision
+from kltarget.divergences import kl
+from kltarget.modes import entropy
+from kltarget.plot import _style as look
 from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
@@ -35,7 +30,10 @@ _METRICS = {
     "reverse_kl": "KL(π‖π_ref), nats",
     "forward_kl": "KL(π_ref‖π), nats",
     "entropy": "entropy, nats",
+    "gap": "bound on J* − J",
+    "gradient_norm": "norm of the gradient",
 }
+_VANISHING = ("gap", "gradient_norm")
 
 
 def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
@@ -61,35 +59,32 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         >>> plot.predicted_vs_reached(report).get_xlabel()
         'mode probability in the target'
     """
-    with drawing(ax, figsize=(5.4, 3.8)) as ax:
-        policies = list(dict.fromkeys(run.policy for run in report.runs))
-        recipes = list(dict.fromkeys(run.recipe for run in report.runs))
+    with look.drawing(ax, figsize=(5.4, 3.8)) as ax:
+        groups = list(report.groups())
+        policies = list(dict.fromkeys(policy for policy, *_ in groups))
+        markers = dict(zip(policies, itertools.cycle(_MARKERS), strict=False))
+        recipes = list(dict.fromkeys(recipe for _, recipe, _ in groups))
         least = 1.0
+        points = {"s": 15, "linewidths": 0.8, "alpha": 0.75, "rasterized": True, **style}
         # Small and hollow, those that spread most first: the others stay visible.
-        for p, policy in reversed(list(enumerate(policies))):
-            for r, recipe in enumerate(recipes):
-                runs = [x for x in report.runs if (x.policy, x.recipe) == (policy, recipe)]
-                x = np.concatenate([run.target_mode_mass for run in runs])
-                y = np.concatenate([run.mode_mass for run in runs])
-                shown = (x >= _LEAST_MASS) & (y > 0)
-                least = min(least, *x[shown], *y[shown]) if shown.any() else least
-                options = {"s": 15, "linewidths": 0.8, "alpha": 0.75, **style}
-                ax.scatter(
-                    x[shown],
-                    y[shown],
-                    marker=_MARKERS[p % len(_MARKERS)],
-                    facecolors="none",
-                    edgecolors=color(r),
-                    rasterized=True,
-                    zorder=3 + (p == 0),
-                    **options,
-                )
+        for policy, recipe, runs in sorted(groups, key=lambda group: -policies.index(group[0])):
+            x = np.concatenate([run.target_mode_mass for run in runs])
+            y = np.concatenate([run.mode_mass for run in runs])
+            shown = (x >= _LEAST_MASS) & (y > 0)
+            least = min([least, *x[shown], *y[shown]])
+            ring = {"facecolors": "none", "edgecolors": look.color(recipes.index(recipe))}
+            depth = 4 if policy == policies[0] else 3
+            ax.scatter(x[shown], y[shown], marker=markers[policy], zorder=depth, **ring, **points)
         low = max(10.0 ** np.floor(np.log10(least)), _LEAST_MASS / 10)
-        ax.plot([low, 1], [low, 1], color=REFERENCE_COLOR, lw=1.2, zorder=2)
+        ax.plot([low, 1], [low, 1], color=look.GREY, lw=1.2, zorder=2)
         ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(low, 1.4))
-        ax.set_xlabel("mode probability in the target")
-        ax.set_ylabel("reached by training")
-        _legend(ax, policies, recipes)
+        ax.set(xlabel="mode probability in the target", ylabel="reached by training")
+        for r, recipe in enumerate(recipes):
+            ax.plot([], [], ls="", marker="o", ms=5, color=look.color(r), label=recipe)
+        for policy, marker in markers.items():
+            hollow = {"marker": marker, "mfc": "none", "mec": look.ink()}
+            ax.plot([], [], ls="", ms=5, label=policy, **hollow)
+        ax.legend(loc="upper left", fontsize="small")
     return ax
 
 
@@ -134,19 +129,19 @@ def training(
         >>> plot.training(run, target=target).get_xlabel()
         'gradient step'
     """
-    choices = (*_METRICS, "gap", "gradient_norm")
-    if metric not in choices:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, choices))}, got {metric!r}")
-    batch = np.shape(run.status)
+    if metric not in _METRICS:
+        listed = ", ".join(map(repr, _METRICS))
+        raise ValueError(f"metric must be one of {listed}, got {metric!r}")
     values = np.asarray(getattr(run.history, metric), float).reshape(-1, len(run.history.step))
     beta = np.asarray(run.beta, float).reshape(-1)
-    ends = None
-    if target is not None and metric in _METRICS:
-        ends = _asymptotes(run, target, metric, batch)
+    ends = _asymptotes(run, target, metric)
     return _lines(run.history.step, values, ends, beta, metric, ax, style)
 
 
-def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -> np.ndarray:
+def _asymptotes(run: Run, target: Target | None, metric: str) -> np.ndarray | None:
+    if target is None or metric in _VANISHING:
+        return None
+    batch = np.shape(run.status)
     log_probs = normalised(target.log_probs)
     try:
         np.broadcast_to(np.empty(log_probs.shape[:-1]), batch)
@@ -157,17 +152,12 @@ def _asymptotes(run: Run, target: Target, metric: str, batch: tuple[int, ...]) -
         ) from None
     if metric == "expected_reward":
         gain = np.where(np.isneginf(log_probs), 0, np.asarray(target.objective.reward, float))
-        ends = (np.exp(log_probs) * gain).sum(-1)
-        ends = ends / np.asarray(run.reward_scale, float)
+        ends = (np.exp(log_probs) * gain).sum(-1) / np.asarray(run.reward_scale, float)
     else:
-        log_ref = np.broadcast_to(np.asarray(target.objective.log_ref, float), log_probs.shape)
-        rows = [(log_probs[at], log_ref[at]) for at in np.ndindex(log_probs.shape[:-1])]
-        measure = {
-            "reverse_kl": lambda p, q: kl(p, q),
-            "forward_kl": lambda p, q: kl(q, p),
-            "entropy": lambda p, q: -kl(p, np.zeros_like(p)),
-        }[metric]
-        ends = np.reshape([measure(p, q) for p, q in rows], log_probs.shape[:-1])
+        with double_precision():
+            p = jnp.asarray(log_probs)
+            q = jnp.broadcast_to(jnp.asarray(target.objective.log_ref, float), p.shape)
+            ends = {"reverse_kl": kl(p, q), "forward_kl": kl(q, p), "entropy": entropy(p)}[metric]
     return np.broadcast_to(ends, batch).reshape(-1)
 
 
@@ -180,27 +170,22 @@ def _lines(
     ax: Axes | None,
     style: dict[str, Any],
 ) -> Axes:
-    with drawing(ax) as ax:
-        levels = np.unique(beta)
-        colors = shades(levels.size)
-        for row, b in zip(values, beta, strict=True):
-            shade = colors[np.searchsorted(levels, b)]
-            ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
-        if ends is not None:
-            for end, b in zip(ends, beta, strict=True):
-                shade = colors[np.searchsorted(levels, b)]
-                ax.axhline(end, color=shade, lw=0.9, ls=DASHED, zorder=2)
+    with look.drawing(ax) as ax:
+        levels, place = np.unique(beta, return_inverse=True)
+        colors = look.shades(levels.size)
         for b, shade in zip(levels, colors, strict=False):
             ax.plot([], [], color=shade, label=f"β = {b:.4g}")
+        for row, shade in zip(values, colors[place], strict=True):
+            ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
         if ends is not None:
-            ax.plot([], [], color=ink(), lw=0.9, ls=DASHED, label="target")
-        if metric not in _METRICS:
+            ax.plot([], [], color=look.ink(), lw=0.9, ls=look.DASHED, label="target")
+            for end, shade in zip(ends, colors[place], strict=True):
+                ax.axhline(end, color=shade, lw=0.9, ls=look.DASHED, zorder=2)
+        ax.set(xlabel="gradient step", ylabel=_METRICS[metric])
+        if metric in _VANISHING:
             ax.set_yscale("log")
-        ax.set_xlabel("gradient step")
-        names = {"gap": "bound on J* − J", "gradient_norm": "norm of the gradient"}
-        ax.set_ylabel(_METRICS.get(metric) or names[metric])
         ax.margins(x=0)
-        legend_beside(ax)
+        look.legend_beside(ax)
     return ax
 
 
@@ -227,30 +212,20 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    with drawing(ax) as ax:
+    with look.drawing(ax) as ax:
         groups = list(report.groups())
-        table = np.array(
-            [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
-        )
-        options = {
-            "cmap": "viridis",
-            "norm": LogNorm(1e-5, 1.0, clip=True),
-            "aspect": "auto",
-            **style,
-        }
+        tvs = [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
+        table = np.array(tvs)
+        norm = LogNorm(1e-5, 1.0, clip=True)
+        options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
         ax.imshow(np.maximum(table, 1e-9), **options)
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
+        frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
             for j, name in enumerate(TARGETS):
                 shade = "white" if table[i, j] < 5e-3 else "black"
-                ax.text(
-                    *(j, i, _brief(table[i, j])),
-                    ha="center",
-                    va="center",
-                    color=shade,
-                    fontsize="small",
-                )
+                ax.text(j, i, _brief(table[i, j]), color=shade, **centred)
                 if name == runs[0].target:
-                    frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
         names = [name.replace(" ", "\n", 1) for name in TARGETS.values()]
         ax.set_xticks(range(len(TARGETS)), names)
@@ -259,7 +234,7 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target", color=ink())
+        ax.set_title("total variation from each target", color=look.ink())
     return ax
 
 
@@ -269,14 +244,14 @@ def verification(report: Report) -> Figure:
     Args:
         report: what :func:`kltarget.verify` returned.
     """
-    with in_style():
-        num_groups = len(list(report.groups()))
-        figure = new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * num_groups)))
+    with look.in_style():
+        groups = list(report.groups())
+        figure = look.new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * len(groups))))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 1.0))
         predicted_vs_reached(report, ax=left)
         left.set_title("modes: predicted and reached")
         distances(report, ax=middle)
-        policy, recipe, runs = list(report.groups())[-1]
+        policy, recipe, runs = groups[-1]
         scale = runs[0].reward_scale
         runs = [run for run in runs if run.reward_scale == scale]
         longest = max((run.step for run in runs), key=len)
@@ -287,28 +262,6 @@ def verification(report: Report) -> Figure:
         right.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
         figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
     return figure
-
-
-def _legend(ax: Axes, policies: list[str], recipes: list[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], ls="", marker="o", ms=5, color=color(r), label=recipe)
-        for r, recipe in enumerate(recipes)
-    ]
-    handles += [
-        Line2D(
-            *([], []),
-            ls="",
-            marker=_MARKERS[p % len(_MARKERS)],
-            ms=5,
-            mfc="none",
-            mec=ink(),
-            label=policy,
-        )
-        for p, policy in enumerate(policies)
-    ]
-    ax.legend(handles=handles, loc="upper left", fontsize="small")
 
 
 def _brief(x: float) -> str:

@@ -2,12 +2,7 @@
 
 from kltarget.policies._files import load_params, save_params
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
-from kltarget.policies._sequence_policies import (
-    GRUPolicy,
-    Policy,
-    TabularPolicy,
-    TransformerPolicy,
-)
+from kltarget.policies._sequence_policies import GRUPolicy, Policy, TabularPolicy, TransformerPolicy
 
 __all__ = [
     "GRUPolicy",

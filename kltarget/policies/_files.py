@@ -11,8 +11,6 @@ import numpy as np
 
 from kltarget._core.files import open_whole
 
-__all__ = ["load_params", "save_params"]
-
 
 def save_params(path: str | os.PathLike[str], params: Any) -> None:
     """Writes parameters to an ``.npz`` file, one array per leaf, named by its place in the tree.

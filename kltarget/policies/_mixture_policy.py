@@ -14,8 +14,6 @@ from kltarget._core.numerics import working_dtype
 from kltarget.spaces import Box, GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 
-__all__ = ["GaussianMixturePolicy"]
-
 
 @dataclasses.dataclass(frozen=True)
 class GaussianMixturePolicy:
@@ -102,11 +100,8 @@ class GaussianMixturePolicy:
     def mixture(self, params: Any) -> GaussianMixture:
         """The mixture of given parameters; their batch axes become its."""
         # Unchecked: the parameters of a run that failed are not finite.
-        return unchecked(
-            jax.nn.log_softmax(params["logits"], axis=-1),
-            params["means"],
-            _cholesky(params["factors"]),
-        )
+        log_weights = jax.nn.log_softmax(params["logits"], axis=-1)
+        return unchecked(log_weights, params["means"], _cholesky(params["factors"]))
 
     def log_probs(self, params: Any, x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         """The log-density at points ``[*batch, d]``."""

@@ -22,8 +22,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.numerics import as_float
 from kltarget.policies._sequential import Sequential, check_sizes, normal
 
-__all__ = ["GRUPolicy", "Policy", "TabularPolicy", "TransformerPolicy"]
-
 
 class Policy(Protocol):
     """What training asks of a model of sequences: a hashable object with these methods.
@@ -309,9 +307,8 @@ class TransformerPolicy(Sequential):
     def __post_init__(self) -> None:
         check_sizes(self, "width", "num_layers", "num_heads")
         if self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
-            )
+            given = f"{self.width} and {self.num_heads}"
+            raise ValueError(f"width must be a multiple of num_heads, got {given}")
 
     def init(self, *, key: PRNGKeyArray) -> dict[str, Any]:
         """Normal weights of variance one over the number of inputs; biases 0, scales 1."""
@@ -357,11 +354,9 @@ class TransformerPolicy(Sequential):
         for i, layer in enumerate(params["layers"]):
             query, key, value = self._query_key_value(layer, x)
             # The final token is read at a position past the end, where nobody looks any more.
-            past = [state[name][:, i] for name in ("keys", "values")]
-            update = lax.dynamic_update_slice_in_dim
             past = [
-                update(p, new[:, None], position, 1)
-                for p, new in zip(past, (key, value), strict=True)
+                lax.dynamic_update_slice_in_dim(state[name][:, i], new[:, None], position, 1)
+                for name, new in (("keys", key), ("values", value))
             ]
             x = self._finish(layer, x, _attend(query[:, None], *past, visible)[:, 0])
             keys.append(past[0])

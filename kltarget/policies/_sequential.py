@@ -166,9 +166,8 @@ def _log_probs(policy: Any, params: Any, tokens: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> Array:
-    start = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (num_samples, *x.shape[1:])), policy._start(params)
-    )
+    start = policy._start(params)
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_samples, *x.shape[1:])), start)
 
     def draw(state: Any, finished: Array, key: Any, depth: Any) -> tuple[Array, Array]:
         logits = of_position(policy, policy._logits(params, state), depth)

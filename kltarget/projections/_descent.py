@@ -21,8 +21,7 @@ from kltarget.spaces._gaussian_mixture import log_joint, unchecked
 
 def vector_of(mixture: GaussianMixture) -> np.ndarray:
     """Logits less the first, means, log-diagonals and what is below them."""
-    fields = (mixture.log_weights, mixture.means, mixture.cholesky)
-    logs, means, factors = (np.asarray(x, np.float64) for x in fields)
+    logs, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     below = np.tril_indices(means.shape[-1], -1)
     parts = (
         logs[1:] - logs[0],
@@ -80,16 +79,16 @@ def _piece(
     return (masses * ratios).sum()
 
 
+Limits = tuple[ArrayLike, ArrayLike]
+"""Gradients at which descents end, and most steps."""
+
+
 @functools.partial(jax.jit, static_argnames=("direction", "count"))
 def minimum(
-    direction: str,
-    count: int,
-    rule: Rule,
-    density: Density,
-    start: ArrayLike,
-    noise: ArrayLike,
-    max_steps: ArrayLike,
+    direction: str, count: int, rule: Rule, density: Density, start: ArrayLike, limits: Limits
 ) -> Minimum:
+    noise, max_steps = limits
+
     def derivatives(x: Array) -> tuple[Array, Array, Array, Array]:
         def at(z: Array, weights: Array) -> tuple[Array, Array, Array]:
             piece = functools.partial(_piece, direction, count, rule, density)
@@ -112,11 +111,8 @@ def minimum(
 def value_and_gradient(
     direction: str, count: int, rule: Rule, density: Density, x: Array
 ) -> tuple[Array, Array]:
-    def at(z: Array, weights: Array) -> tuple[Array, Array]:
-        piece = functools.partial(_piece, direction, count, rule, density)
-        return jax.value_and_grad(piece)(x, z, weights)
-
-    return total(at, rule)
+    piece = functools.partial(_piece, direction, count, rule, density)
+    return total(functools.partial(jax.value_and_grad(piece), x), rule)
 
 
 @functools.partial(jax.jit, static_argnames=("direction", "count"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -13,17 +12,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import common_dtype, float_argument, raise_first, traced
+from kltarget._core.checks import float_arguments, raise_first, traced
 from kltarget._core.matrices import cholesky, diagonal
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import COVARIANCE_TYPES, log_joint, unchecked
 
-__all__ = ["MixtureFit", "fit_mixture", "from_sklearn"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MixtureFit:
     """A mixture of Gaussians fitted to samples.
 
@@ -115,8 +112,8 @@ def fit_mixture(
         Maximum-Likelihood Estimation for Normal Mixture Distributions", 1985 (bounded variances).
     """
     given = {"samples": samples} | ({} if log_weights is None else {"log_weights": log_weights})
-    arrays = {name: float_argument(x, name) for name, x in given.items()}
-    dtype = common_dtype(given.values(), arrays.values())
+    arrays = float_arguments(**given)
+    dtype = arrays["samples"].dtype
     wide = working_dtype(dtype)
     x = arrays["samples"].astype(wide)
     if x.ndim != 2 or 0 in x.shape:
@@ -144,9 +141,8 @@ def fit_mixture(
         if not np.isfinite(np.asarray(weights)).any():
             raise ValueError("log_weights has no sample with any weight")
     bound = float(min_variance) if min_variance else None
-    fitted = _best(
-        x, weights, key, num_components, covariance_type, num_starts, bound, tol, max_steps
-    )
+    options = (num_components, covariance_type, num_starts, bound, tol, max_steps)
+    fitted = _best(x, weights, key, *options)
     if not traced(fitted.num_collapsed) and int(fitted.num_collapsed) == num_starts:
         raise ValueError(
             f"a component collapsed onto few samples in every one of {num_starts} starts; fit "
@@ -195,34 +191,22 @@ def from_sklearn(model: Any) -> GaussianMixture:
     default = jnp.result_type(float)
     with np.errstate(divide="ignore"):
         logs = np.log(weights / weights.sum())
-    return GaussianMixture(
-        *(jnp.asarray(x, default) for x in (logs, means, spread)), covariance_type=kind
-    )
+    logs, means, spread = (jnp.asarray(x, default) for x in (logs, means, spread))
+    return GaussianMixture(logs, means, spread, covariance_type=kind)
 
 
-@functools.partial(jax.jit, static_argnames=("num_components", "kind", "num_starts"))
-def _best(
-    x: Array,
-    log_weights: Array,
-    key: PRNGKeyArray,
-    num_components: int,
-    kind: str,
-    num_starts: int,
-    bound: ArrayLike | None,
-    tol: ArrayLike,
-    max_steps: ArrayLike,
-) -> MixtureFit:
-    mixtures, scores, steps, gains, collapsed = em_runs(
-        x, log_weights, key, num_components, kind, num_starts, bound, tol, max_steps
-    )
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _best(*problem: Any) -> MixtureFit:
+    """The best one of :func:`em_runs`."""
+    mixtures, scores, steps, settled, collapsed = em_runs(*problem)
     at = jnp.argmax(jnp.where(collapsed, -jnp.inf, scores))
     failed = collapsed.all()
     best = jax.tree.map(lambda y: jnp.where(failed, jnp.nan, y[at]), mixtures)
-    enough = gains[at] <= _least_gain(scores[at], tol)
-    score = jnp.where(failed, jnp.nan, scores[at])
-    return MixtureFit(best, score, steps[at], enough & ~failed, collapsed.sum(dtype=jnp.int32))
+    score, converged = jnp.where(failed, jnp.nan, scores[at]), settled[at] & ~failed
+    return MixtureFit(best, score, steps[at], converged, collapsed.sum(dtype=jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def em_runs(
     x: Array,
     log_weights: Array,
@@ -234,7 +218,7 @@ def em_runs(
     tol: ArrayLike,
     max_steps: ArrayLike,
 ) -> tuple[GaussianMixture, Array, Array, Array, Array]:
-    """All starts: mixtures, log-likelihoods, steps, last gains, and which of them collapsed."""
+    """All starts: mixtures, log-likelihoods, steps, and which of them converged or collapsed."""
     shares = jnp.exp(log_weights - log_sum_exp(log_weights))
     middle = jnp.einsum("n,ni->i", shares, x, precision="highest")
     variances = jnp.einsum("n,ni->i", shares, jnp.square(x - middle[None]), precision="highest")
@@ -270,10 +254,10 @@ def em_runs(
         if low is None:
             wide = diagonal(mixture.cholesky) * unit > grain[None]
             collapsed = collapsed | ~(held > needed + 0.01).all() | ~wide.all()
-        mixture = unchecked(
-            mixture.log_weights, mixture.means * unit + middle[None], mixture.cholesky * unit
-        )
-        return mixture, score - x.shape[1] * jnp.log(unit), steps, gain, collapsed
+        means, factors = mixture.means * unit + middle[None], mixture.cholesky * unit
+        mixture = unchecked(mixture.log_weights, means, factors)
+        score = score - x.shape[1] * jnp.log(unit)
+        return mixture, score, steps, gain <= _least_gain(score, tol), collapsed
 
     return jax.vmap(run)(jax.random.split(key, num_starts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,24 +13,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linprog
 
-from kltarget._core.checks import (
-    at_index,
-    common_dtype,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    require_outcomes,
-    traced,
-)
+from kltarget._core import checks
 from kltarget._core.newton import minimise
 from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.pytrees import pytree
+from kltarget._core.status import Status, flag, unless_failed
 
-__all__ = ["MomentProjection", "moment_projection"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MomentProjection:
     """The distribution closest to a reference among those with given moments.
 
@@ -80,7 +71,7 @@ class MomentProjection:
             >>> print(abs(gap) < 1e-6)
             True
         """
-        log_q = float_argument(log_q, "log_q")
+        log_q = checks.float_argument(log_q, "log_q")
         if log_q.ndim == 0 or log_q.shape[-1] != self.log_probs.shape[-1]:
             raise ValueError(
                 f"log_q has shape {log_q.shape}, but the projection {self.log_probs.shape}: both "
@@ -154,12 +145,10 @@ def moment_projection(
         Generation", 2021, arXiv 2012.11635, equation 1. Go et al., "Aligning Language Models with
         Preferences through f-divergence Minimization", 2023, arXiv 2302.08215.
     """
-    given = {"log_ref": log_ref, "features": features, "moments": moments}
-    arrays = {name: float_argument(x, name) for name, x in given.items()}
-    dtype = common_dtype(given.values(), arrays.values())
-    log_ref, features, moments = (x.astype(dtype) for x in arrays.values())
+    given = checks.float_arguments(log_ref=log_ref, features=features, moments=moments)
+    log_ref, features, moments = given.values()
     _require_shapes(log_ref, features, moments)
-    concrete = not traced(log_ref, features, moments)
+    concrete = not checks.traced(log_ref, features, moments)
     if concrete:
         _check_values(log_ref, features, moments)
     found = _project(log_ref, log_ref, features, moments)
@@ -169,7 +158,7 @@ def moment_projection(
     if not faces.any():
         return found
     restricted = jnp.where(jnp.asarray(support), found.log_ref, -jnp.inf)
-    found = _project(restricted, log_ref, features, jnp.asarray(moved, dtype))
+    found = _project(restricted, log_ref, features, jnp.asarray(moved, moments.dtype))
     truncated = flag(jnp.asarray(faces), Status.TRUNCATED)
     return dataclasses.replace(found, status=found.status | truncated)
 
@@ -190,21 +179,14 @@ def _project(
     )
     *numbers, status = by_row(*problem)
     mass = jnp.exp(log_ref.astype(wide)).sum(-1)
-    unnormalised = ~(jnp.abs(mass - 1) <= mass_tolerance(dtype))
+    unnormalised = ~(jnp.abs(mass - 1) <= checks.mass_tolerance(dtype))
     status = status | jnp.broadcast_to(flag(unnormalised, Status.INVALID_REFERENCE), batch)
-    failed = (status & FAILURES) != 0
-    spoilt = (
-        jnp.where(jnp.reshape(failed, (*batch, *[1] * (x.ndim - len(batch)))), jnp.nan, x)
-        for x in numbers
-    )
-    log_probs, multipliers, log_normalizer, divergence = (x.astype(dtype) for x in spoilt)
+    numbers = (unless_failed(status, x).astype(dtype) for x in numbers)
     log_ref = jnp.broadcast_to(log_ref, (*batch, log_ref.shape[-1]))
-    return MomentProjection(log_ref, log_probs, multipliers, log_normalizer, divergence, status)
+    return MomentProjection(log_ref, *numbers, status=status)
 
 
-def _row(
-    log_ref: Array, features: Array, moments: Array
-) -> tuple[Array, Array, Array, Array, Array]:
+def _row(log_ref: Array, features: Array, moments: Array) -> tuple[Array, ...]:
     on = log_ref > -jnp.inf
     features = jnp.where(on[:, None], features, moments[None])
     multipliers, status = _multipliers(log_ref, features, moments)
@@ -305,9 +287,8 @@ def _dot(a: Array, b: Array) -> Array:
 def _pythagorean_gap(log_ref: Array, log_probs: Array, log_q: Array) -> Array:
     shape = jnp.broadcast_shapes(log_probs.shape, log_q.shape)
     wide = working_dtype(log_probs.dtype)
-    log_ref, log_p, log_q = (
-        jnp.broadcast_to(x.astype(wide), shape) for x in (log_ref, log_probs, log_q)
-    )
+    given = (log_ref, log_probs, log_q)
+    log_ref, log_p, log_q = (jnp.broadcast_to(x.astype(wide), shape) for x in given)
     held = log_p > -jnp.inf
     tilt = jnp.where(held, log_p - jnp.where(held, log_ref, 0.0), 0.0)
     gap = ((jnp.exp(log_q) - jnp.exp(log_p)) * tilt).sum(-1)
@@ -330,10 +311,9 @@ def _faces(
     phi = np.asarray(features, np.float64)
     moved = np.broadcast_to(np.asarray(moments, np.float64), (*batch, phi.shape[1])).copy()
     support = refs > -np.inf
-    tilt = np.subtract(
-        np.asarray(found.log_probs, np.float64), refs, out=np.zeros(refs.shape), where=support
-    )
-    probs = np.exp(np.asarray(found.log_probs, np.float64))
+    log_probs = np.asarray(found.log_probs, np.float64)
+    tilt = np.subtract(log_probs, refs, out=np.zeros(refs.shape), where=support)
+    probs = np.exp(log_probs)
     width = np.where(np.ptp(phi, axis=0) > 0, np.ptp(phi, axis=0), 1)
     sizes = np.maximum(np.abs(phi), np.abs(moved)[..., None, :]) / width
     rounding = 64 * eps * (probs[..., None] * sizes).sum(-2).max(-1)
@@ -374,12 +354,11 @@ def _face(
     attained = moments + (apart.T @ nearest.x[:-1]) * width
     if nearest.x[-1] > tolerance:
         digits = min(int(-np.log10(eps)), 12)
-        asked, best = (
-            np.array2string(x, precision=digits, separator=", ") for x in (moments, attained)
-        )
+        shown = functools.partial(np.array2string, precision=digits, separator=", ")
+        asked, best = shown(moments), shown(attained)
         raise ValueError(
-            f"moments {asked}{at_index(row)} cannot be had: no distribution on the outcomes with "
-            f"reference mass has them; the nearest that one has are {best}, off by up to "
+            f"moments {asked}{checks.at_index(row)} cannot be had: no distribution on the outcomes "
+            f"with reference mass has them; the nearest that one has are {best}, off by up to "
             f"{np.abs(attained - moments).max():.3g}"
         )
     # Weights of any size with these moments: as many as possible of at least one.
@@ -401,7 +380,7 @@ def _face(
 
 
 def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
-    require_outcomes(log_ref, "log_ref")
+    checks.require_outcomes(log_ref, "log_ref")
     if features.ndim != 2 or features.shape[0] != log_ref.shape[-1] or features.shape[1] == 0:
         raise ValueError(
             f"features has shape {features.shape}, but log_ref {log_ref.shape}: it needs shape "
@@ -412,20 +391,17 @@ def _require_shapes(log_ref: Array, features: Array, moments: Array) -> None:
             f"moments has shape {moments.shape}, but features {features.shape}: it needs shape "
             f"[..., {features.shape[1]}], one mean per feature"
         )
-    try:
+    with checks.worded(
+        f"the batch axes of log_ref {log_ref.shape[:-1]} and moments {moments.shape[:-1]} do not "
+        "broadcast"
+    ):
         jnp.broadcast_shapes(log_ref.shape[:-1], moments.shape[:-1])
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of log_ref {log_ref.shape[:-1]} and moments {moments.shape[:-1]} do "
-            "not broadcast"
-        ) from None
 
 
 def _check_values(log_ref: Array, features: Array, moments: Array) -> None:
-    raise_first("features", features, ~jnp.isfinite(features), "must be finite")
-    raise_first("moments", moments, ~jnp.isfinite(moments), "must be finite")
+    checks.raise_first("features", features, ~jnp.isfinite(features), "must be finite")
+    checks.raise_first("moments", moments, ~jnp.isfinite(moments), "must be finite")
     mass = np.exp(np.asarray(log_ref, np.float64)).sum(-1)
-    bad = ~(np.abs(mass - 1) <= mass_tolerance(log_ref.dtype))
-    raise_first(
-        "log_ref", mass, bad, "is not normalised (pass kltarget.normalize(log_ref)): its mass"
-    )
+    bad = ~(np.abs(mass - 1) <= checks.mass_tolerance(log_ref.dtype))
+    rule = "is not normalised (pass kltarget.normalize(log_ref)): its mass"
+    checks.raise_first("log_ref", mass, bad, rule)

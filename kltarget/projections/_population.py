@@ -12,21 +12,17 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._core.checks import worded
 from kltarget._core.matrices import times
 from kltarget._core.numerics import as_float, log_sum_exp
+from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table, box
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import log_joint, unchecked
 from kltarget.targets.mixtures._tilt import MixtureTarget
 
 
-def gaussians(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
-    """A mixture of NumPy arrays, which keep double precision and start no programs."""
-    return unchecked(log_weights, means, factors)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Density:
     """A log-density in coordinates ``y`` with ``x = center + factor·y``.
 
@@ -94,8 +90,7 @@ class Population:
         factor = np.asarray(self.density.factor)
         means = np.asarray(mixture.means) @ factor.T + np.asarray(self.density.center)
         factors = factor @ np.asarray(mixture.cholesky)
-        arrays = (np.asarray(mixture.log_weights), means, factors)
-        return gaussians(*arrays)
+        return unchecked(np.asarray(mixture.log_weights), means, factors)
 
 
 def population(
@@ -155,8 +150,7 @@ def _require_no_atom(mass: Any) -> None:
 def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generator) -> Population:
     if target.batch_shape:
         raise ValueError(f"target has batch shape {target.batch_shape}: project one at a time")
-    fields = (target.log_weights, target.means, target.cholesky)
-    log_weights, means, factors = (np.asarray(x, np.float64) for x in fields)
+    log_weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(target))
     kept = log_weights > -np.inf
     log_weights, means, factors = log_weights[kept], means[kept], factors[kept]
     weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
@@ -165,26 +159,20 @@ def _of_mixture(target: GaussianMixture, num_points: int, rng: np.random.Generat
     apart = means - center
     covariance = np.einsum("k,kij->ij", weights, spread) + (weights * apart.T) @ apart
     factor = np.linalg.cholesky(covariance)
-    inner = gaussians(
-        np.log(weights), np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
-    )
+    places, spreads = np.linalg.solve(factor, apart.T).T, np.linalg.solve(factor, factors)
+    # NumPy arrays keep double precision and start no programs.
+    inner = unchecked(np.log(weights), places, spreads)
     density = Density(inner, center, factor, 0.0, None)
     size = means.shape[1]
     if size in LEVELS:
         rules = tuple(NormalLattice.of(step, radius, size) for step, radius in LEVELS[size])
         z, shares = rules[0].all()
-        cloud = np.concatenate(
-            [
-                m + z @ f.T
-                for m, f in zip(np.asarray(inner.means), np.asarray(inner.cholesky), strict=True)
-            ]
-        )
+        cloud = np.concatenate([m + z @ f.T for m, f in zip(places, spreads, strict=True)])
         masses = np.outer(weights, shares).ravel()
     else:
         which = rng.choice(len(weights), size=num_points, p=weights)
         noise = rng.normal(size=(num_points, size))
-        own = np.asarray(inner.cholesky)[which]
-        cloud = np.asarray(inner.means)[which] + np.einsum("nij,nj->ni", own, noise)
+        cloud = places[which] + np.einsum("nij,nj->ni", spreads[which], noise)
         masses = np.full(num_points, 1 / num_points)
         rules = (Table.of(cloud, masses),)
     return Population(density, rules, cloud, masses / masses.sum(), 0.0, target.means.dtype)
@@ -225,15 +213,14 @@ def _of_function(function: Callable[..., Any], bounds: np.ndarray) -> Population
             f"gave shape {values.shape}"
         )
     top = values.max()
-    totals = [float((rule * np.exp(values - top)).sum()) for rule in (coarse, fine)]
-    masses = [
-        rule * np.exp(values - top) / t for rule, t in zip((coarse, fine), totals, strict=True)
-    ]
+    density, rules = np.exp(values - top), (coarse, fine)
+    totals = [float((rule * density).sum()) for rule in rules]
+    masses = [rule * density / t for rule, t in zip(rules, totals, strict=True)]
     edge = ((x == bounds[:, 0]) | (x == bounds[:, 1])).any(1)
-    if np.exp(values[edge] - top).max() > 1e-6:
+    if density[edge].max() > 1e-6:
         raise ValueError(
             "bounds cut the target off: its density at their edge is "
-            f"{np.exp(values[edge] - top).max():.2g} of the largest; give wider ones"
+            f"{density[edge].max():.2g} of the largest; give wider ones"
         )
     log_total = top + np.log(totals[1])
     error = abs(np.log(totals[0] / totals[1]))
@@ -251,10 +238,8 @@ def _standardised(
     masses = rules[-1]
     center = masses @ x
     apart = x - center
-    try:
+    with worded("the target has no extent in some direction"):
         factor = np.linalg.cholesky((masses * apart.T) @ apart)
-    except np.linalg.LinAlgError:
-        raise ValueError("the target has no extent in some direction") from None
     y = np.linalg.solve(factor, apart.T).T
     density = Density(None, center, factor, log_total, function)
     tables = tuple(Table.of(y[rule > 0], rule[rule > 0]) for rule in rules)

@@ -14,29 +14,23 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kltarget._core.newton import Minimum
 from kltarget._core.numerics import double_precision
+from kltarget._core.pytrees import pytree
 from kltarget._core.quadrature import LEVELS, NormalLattice, Rule, Table
-from kltarget.projections._descent import (
-    jeffreys,
-    minimum,
-    mixture_of,
-    moments,
-    value_and_gradient,
-    vector_of,
-)
+from kltarget.projections import _descent
 from kltarget.projections._em import em_runs
-from kltarget.projections._population import Population, gaussians, population
+from kltarget.projections._population import Population, population
 from kltarget.spaces import GaussianMixture
-
-__all__ = ["Projection", "project"]
+from kltarget.spaces._gaussian_mixture import unchecked
 
 Direction = Literal["forward", "reverse"]
+Found = tuple[Array, float]
+"""An optimum as a vector, and its value."""
 
 _ROUGH, _FINE = (1e-8, 200), (1e-13, 12)
 """Gradients at which descents end, and most steps, on the coarsest rule and on the others."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Projection:
     """The local optima of a projection onto mixtures of K Gaussians, the best one first.
 
@@ -192,13 +186,10 @@ def project(
             )
         search = _Search(given, direction, num_components, num_points, tol, rng)
         found = search.run(key, num_starts)
-    optima, values, errors, gradients, converged, reached = found
-    optima, values, errors, gradients = jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x).astype(given.dtype)),
-        (optima, values, errors, gradients),
-    )
+    *numbers, converged, reached = found
+    rounded = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(given.dtype)), numbers)
     kind, which = jnp.asarray(converged), jnp.asarray(reached, jnp.int32)
-    return Projection(optima, values, errors, gradients, kind, which)
+    return Projection(*rounded, converged=kind, reached=which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +204,7 @@ class _Search:
     def run(self, key: PRNGKeyArray, num_starts: int) -> tuple[Any, ...]:
         """Optima, values, errors, gradients, convergence, and the optimum of every start."""
         rules, check = self._rules()
-        rough: list[tuple[Array, float]] = []
+        rough: list[Found] = []
         reached = np.full(num_starts, -1)
         for number, start in enumerate(self._starts(key, num_starts)):
             found = self._descend(rules[0], start, _ROUGH)
@@ -227,7 +218,7 @@ class _Search:
                 else f"none of {num_starts} starts converged: too many components"
             )
         polished = [self._polish(rules, x) for x, _ in rough]
-        same: list[tuple[Array, float]] = []
+        same: list[Found] = []
         merged = np.array([self._place(same, (x[0], x[1]), rules[0]) for x in polished])
         best = [polished[int(np.flatnonzero(merged == k)[0])] for k in range(len(same))]
         rows = [self._measured(x, value, error, slope, check) for x, value, error, slope in best]
@@ -237,7 +228,8 @@ class _Search:
         order = np.lexsort((np.array([value for _, value in same]), ~converged))
         rank = np.where(converged, np.argsort(order), -1)
         reached = np.where(reached >= 0, rank[merged[reached]], -1)
-        optima = [self.given.restore(_in_order(self._mixture(best[k][0]))) for k in order]
+        found = [_descent.mixture_of(x, self.num_components, self.given.dim) for x, *_ in best]
+        optima = [self.given.restore(_in_order(found[k])) for k in order]
         stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *optima)
         ordered = (x[order] for x in (values, errors, gradients, converged))
         return stacked, *ordered, reached
@@ -262,9 +254,7 @@ class _Search:
         )
         return (few, used), other
 
-    def _descend(
-        self, rule: Rule, start: ArrayLike, limits: tuple[float, int]
-    ) -> tuple[Array, float] | None:
+    def _descend(self, rule: Rule, start: ArrayLike, limits: _descent.Limits) -> Found | None:
         """A local minimum, None where the descent leads to none."""
         for _ in range(4):
             found = self._minimum(rule, start, limits)
@@ -278,9 +268,9 @@ class _Search:
             start = np.asarray(found.x) + 0.1 * axes[:, 0]
         return None
 
-    def _minimum(self, rule: Rule, start: ArrayLike, limits: tuple[float, int]) -> Minimum:
+    def _minimum(self, rule: Rule, start: ArrayLike, limits: _descent.Limits) -> Minimum:
         density = self.given.density
-        return minimum(self.direction, self.num_components, rule, density, start, *limits)
+        return _descent.minimum(self.direction, self.num_components, rule, density, start, limits)
 
     def _polish(self, rules: tuple[Rule, ...], x: Array) -> tuple[Array, float, float, float]:
         """The optimum on the first rule that the next coarser one agrees with."""
@@ -289,7 +279,7 @@ class _Search:
         for coarse, fine in itertools.pairwise(rules):
             found = self._minimum(coarse, x, _FINE)
             x, last = found.x, fine
-            value, slopes = value_and_gradient(direction, count, fine, density, x)
+            value, slopes = _descent.value_and_gradient(direction, count, fine, density, x)
             error = abs(float(value) - float(found.value))
             if error <= self.tol / 4 and float(jnp.abs(slopes).max()) <= 1e-8:
                 break
@@ -302,27 +292,26 @@ class _Search:
         """Value, error and gradient, the first two by other draws where expectations are drawn."""
         if check is not None:
             direction, count, density = self.direction, self.num_components, self.given.density
-            mean, square = moments(direction, count, check, density, x)
+            mean, square = _descent.moments(direction, count, check, density, x)
             variance = max(float(square) - float(mean) ** 2, 0.0)
             return float(mean), (variance / self.num_points) ** 0.5, gradient
         return value, error + self.given.normalizer_error, gradient
 
-    def _place(
-        self, known: list[tuple[Array, float]], found: tuple[Array, float], rule: Rule
-    ) -> int:
+    def _place(self, known: list[Found], found: Found, rule: Rule) -> int:
         """The number of an optimum among those known, to which it is added if it is new."""
         x, value = found
-        z = rule
-        if self.direction == "forward":
-            size = self.given.dim
-            if size in LEVELS:
-                z = NormalLattice.of(LEVELS[size][0][0], LEVELS[size][0][1], size)
-            else:
-                z = Table.of(self.rng.normal(size=(1024, size)), np.full(1024, 1 / 1024))
+        size = self.given.dim
+        if self.direction == "reverse":
+            z = rule
+        elif size in LEVELS:
+            step, radius = LEVELS[size][0]
+            z = NormalLattice.of(step, radius, size)
+        else:
+            z = Table.of(self.rng.normal(size=(1024, size)), np.full(1024, 1 / 1024))
         for number, (other, its_value) in enumerate(known):
             if abs(value - its_value) > 1e-5 * (1 + abs(value)):
                 continue
-            apart = jeffreys(self.num_components, z, x, other, self.given.density)
+            apart = _descent.jeffreys(self.num_components, z, x, other, self.given.density)
             if float(apart) < 1e-6:
                 if value < its_value:
                     known[number] = found
@@ -330,37 +319,32 @@ class _Search:
         known.append(found)
         return len(known) - 1
 
-    def _mixture(self, x: Array) -> GaussianMixture:
-        return mixture_of(x, self.num_components, self.given.dim)
-
     def _starts(self, key: PRNGKeyArray, num_starts: int) -> list[np.ndarray]:
         """Starts as vectors: choices of the target's own components, and random ones."""
         count, size = self.num_components, self.given.dim
         if count == 1:
-            whole = gaussians(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
+            whole = unchecked(np.zeros(1), np.zeros((1, size)), np.eye(size)[None])
             if self.direction == "forward":
-                return [vector_of(whole)] * num_starts
+                return [_descent.vector_of(whole)] * num_starts
             starts = [whole, *self._choices((num_starts + 1) // 2)]
         else:
             starts = self._choices((num_starts + 1) // 2)
         missing = max(num_starts - len(starts), 0)
         if self.direction == "forward" and missing:
-            fitted, _, _, _, collapsed = _em(
-                self.given.cloud, np.log(self.given.masses), key, count, missing
-            )
+            samples = (self.given.cloud, np.log(self.given.masses))
+            fitted, *_, collapsed = em_runs(*samples, key, count, "full", missing, None, 1e-9, 300)
             held = np.flatnonzero(~np.asarray(collapsed))
             fitted = jax.tree.map(np.asarray, fitted)
             starts += [jax.tree.map(lambda y, k=k: y[k], fitted) for k in held]
         else:
             starts += [self._random() for _ in range(missing)]
-        return [vector_of(x) for x in starts[:num_starts]]
+        return [_descent.vector_of(x) for x in starts[:num_starts]]
 
     def _choices(self, most: int) -> list[GaussianMixture]:
         mixture, count, size = self.given.density.mixture, self.num_components, self.given.dim
         if mixture is None:
             return []
-        fields = (mixture.log_weights, mixture.means, mixture.cholesky)
-        log_weights, means, factors = map(np.asarray, fields)
+        log_weights, means, factors = map(np.asarray, jax.tree.leaves(mixture))
         own = len(log_weights)
         if count > own:
             chosen = [np.arange(count) % own] * min(most, 2)
@@ -375,7 +359,7 @@ class _Search:
                 noise = self.rng.normal(size=(count, size))
                 moved = moved + 0.3 * np.einsum("kij,kj->ki", factors[which], noise)
             logs = log_weights[which] - np.logaddexp.reduce(log_weights[which])
-            starts.append(gaussians(logs, moved, factors[which]))
+            starts.append(unchecked(logs, moved, factors[which]))
         return starts
 
     def _random(self) -> GaussianMixture:
@@ -386,17 +370,9 @@ class _Search:
         factors = np.broadcast_to(scale * np.eye(size), (count, size, size))
         logs = np.full(count, -np.log(count))
         means = self.given.cloud[at] + 0.1 * scale * self.rng.normal(size=(count, size))
-        return gaussians(logs, means, factors)
+        return unchecked(logs, means, factors)
 
 
 def _in_order(mixture: GaussianMixture) -> GaussianMixture:
     order = np.argsort(np.asarray(mixture.means)[:, 0], kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], mixture)
-
-
-_em = jax.jit(
-    lambda x, masses, key, count, runs: em_runs(
-        x, masses, key, count, "full", runs, None, 1e-9, 300
-    ),
-    static_argnums=(3, 4),
-)

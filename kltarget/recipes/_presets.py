@@ -146,17 +146,11 @@ def presets() -> tuple[Preset, ...]:
     folder = importlib.resources.files("kltarget.recipes").joinpath("trainers")
     files = sorted((x for x in folder.iterdir() if x.name.endswith(".toml")), key=lambda x: x.name)
     entries = [x for file in files for x in tomllib.loads(file.read_text("utf-8"))["preset"]]
-    return tuple(
-        Preset(
-            **{
-                **entry,
-                "recipe": Recipe(**entry["recipe"]),
-                "keys": MappingProxyType(entry["keys"]),
-                "notes": tuple(entry.get("notes", ())),
-            }
-        )
-        for entry in entries
-    )
+    for entry in entries:
+        entry["recipe"] = Recipe(**entry["recipe"])
+        entry["keys"] = MappingProxyType(entry["keys"])
+        entry["notes"] = tuple(entry.get("notes", ()))
+    return tuple(Preset(**entry) for entry in entries)
 
 
 def table() -> str:

@@ -17,11 +17,7 @@ _STD = {
     "others-std": "the standard deviation of the rewards of the others in the group",
     "batch-std": "the standard deviation of the batch's rewards",
 }
-_KL = {
-    "reverse": "KL(π‖π_ref)",
-    "forward": "KL(π_ref‖π)",
-    "total variation": "2 TV(π, π_ref)",
-}
+_KL = {"reverse": "KL(π‖π_ref)", "forward": "KL(π_ref‖π)", "total variation": "2 TV(π, π_ref)"}
 _DIRECTIONS = {
     "reverse": "reverse, KL(π‖π_ref)",
     "forward": "forward, KL(π_ref‖π)",
@@ -304,12 +300,10 @@ def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     if recipe.per_token:
         family, law = f"token-local {family}", _law(recipe, "(a|s)", "_s", "Q(s,a)")
         return family, f"{family}, π(a|s) = {law}, with Q(s,a) the mean advantage after token a"
+    gain, where = "A(y)", ", with A(y) its mean advantage"
     if recipe.charged_before:
-        return family, f"{family}, π(y) = {_law(recipe, '(y)', '', _reward(recipe, 'r(y)'))}"
-    return (
-        family,
-        f"{family}, π(y) = {_law(recipe, '(y)', '', 'A(y)')}, with A(y) its mean advantage",
-    )
+        gain, where = _reward(recipe, "r(y)"), ""
+    return family, f"{family}, π(y) = {_law(recipe, '(y)', '', gain)}{where}"
 
 
 def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
@@ -323,6 +317,7 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
         "of the KL"
     )
     factor = recipe.effective_factor(reward_std)
+    remark = ""
     if recipe.normalized:
         if reward_std is None:
             groups = f"groups of {size}" if size else "large groups"
@@ -337,8 +332,6 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
         remark = "; β G/(G − 1) in groups of G samples"
     elif recipe.place == "reward" and recipe.normalize != "none":
         remark = ", because the KL is charged before the division, which then moves no target"
-    else:
-        remark = ""
     shown = _even_chances(recipe) if factor is None else factor * scale
     amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
     formula = formula.removesuffix(f"/{compact(scale)}")
@@ -398,9 +391,8 @@ def _caveats(recipe: Recipe, direction: str) -> list[str]:
         return [first, *_general(recipe)]
     texts = []
     if unregularised:
-        what = (
-            "Without a KL there is no target" if recipe.place == "none" else "β = 0 has no target"
-        )
+        without = recipe.place == "none"
+        what = "Without a KL there is no target" if without else "β = 0 has no target"
         texts.append(f"{what}: {path}")
     elif recipe.estimator == "k1":
         texts.append(

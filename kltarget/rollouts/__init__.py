@@ -54,9 +54,4 @@ from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import FORMAT_NAMES
 
-__all__ = [
-    "FORMAT_NAMES",
-    "RolloutError",
-    "answer_rule",
-    "read_rollouts",
-]
+__all__ = ["FORMAT_NAMES", "RolloutError", "answer_rule", "read_rollouts"]

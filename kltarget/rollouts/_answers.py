@@ -33,23 +33,21 @@ def answer_rule(answer: str | re.Pattern[str] | Rule) -> tuple[str, Rule]:
         >>> rule("so 1,200.50"), rule("who knows")
         ('1200.5', None)
     """
+    if isinstance(answer, str) and answer.startswith("regex:"):
+        try:
+            answer = re.compile(answer.removeprefix("regex:"))
+        except re.error as error:
+            why = f"{{}} is no regular expression: {error}"
+            raise RolloutError(why, "answer", answer) from None
     if isinstance(answer, re.Pattern):
         return f"regex:{answer.pattern}", _last_match(answer)
-    if isinstance(answer, str):
-        if answer.startswith("regex:"):
-            try:
-                return answer, _last_match(re.compile(answer.removeprefix("regex:")))
-            except re.error as error:
-                why = f"{{}} is no regular expression: {error}"
-                raise RolloutError(why, "answer", answer) from None
-        if answer in _RULES:
-            return answer, _RULES[answer]
-        raise RolloutError(
-            f"{{}} is no rule: give one of {', '.join(map(repr, _RULES))}, 'regex:…' or a function",
-            "answer",
-            answer,
-        )
-    return getattr(answer, "__name__", repr(answer)), _checked(answer)
+    if not isinstance(answer, str):
+        return getattr(answer, "__name__", repr(answer)), _checked(answer)
+    if answer not in _RULES:
+        known = ", ".join(map(repr, _RULES))
+        why = f"{{}} is no rule: give one of {known}, 'regex:…' or a function"
+        raise RolloutError(why, "answer", answer)
+    return answer, _RULES[answer]
 
 
 def last_number(completion: str) -> str | None:

@@ -24,10 +24,6 @@ class Texts:
     """A column of texts that are packed chunk by chunk; missing ones are NA."""
 
     def __init__(self) -> None:
-        import pandas as pd
-
-        packed = importlib.util.find_spec("pyarrow") is not None
-        self.dtype = pd.StringDtype("pyarrow" if packed else "python")
         self.chunks: list[pd.Series] = []
         self.texts: list[str | None] = []
 
@@ -39,7 +35,9 @@ class Texts:
     def _pack(self) -> None:
         import pandas as pd
 
-        self.chunks.append(pd.Series(self.texts, dtype=self.dtype))
+        packed = importlib.util.find_spec("pyarrow") is not None
+        dtype = pd.StringDtype("pyarrow" if packed else "python")
+        self.chunks.append(pd.Series(self.texts, dtype=dtype))
         self.texts = []
 
     def series(self) -> pd.Series:
@@ -49,14 +47,26 @@ class Texts:
         return pd.concat(self.chunks, ignore_index=True)
 
 
+class Codes:
+    """A column of values that recur, as integers in the order in which they appear."""
+
+    def __init__(self) -> None:
+        self.codes, self.of = array("i"), dict[Hashable, int]()
+
+    def append(self, value: Hashable) -> None:
+        self.codes.append(self.of.setdefault(value, len(self.of)))
+
+    def categorical(self) -> pd.Categorical:
+        import pandas as pd
+
+        return pd.Categorical.from_codes(np.array(self.codes), list(self.of))
+
+
 class Columns:
     """Columns that grow with every rollout."""
 
     def __init__(self) -> None:
-        self.prompts: dict[str, int] = {}
-        self.sources: dict[str, int] = {}
-        self.groups: dict[Hashable, int] = {}
-        self.prompt, self.source, self.group = array("i"), array("i"), array("i")
+        self.prompt, self.source, self.group = Codes(), Codes(), Codes()
         self.step, self.position = array("q"), array("q")
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
@@ -64,37 +74,31 @@ class Columns:
         self.unanswered = self.unrewarded = 0
 
     def __len__(self) -> int:
-        return len(self.prompt)
+        return len(self.position)
 
     def add(self, rollout: Rollout, answer: str | None, source: str, position: int) -> None:
         """Adds one, unless its group is missing though others have one."""
         keyed = rollout.group is not None
-        if len(self) and keyed != bool(self.groups):
+        if len(self) and keyed != bool(self.group.of):
             raise BadRow(f"{'a' if keyed else 'no'} group, unlike the rows before it")
         if keyed:
-            key = (rollout.step, rollout.group)
-            self.group.append(self.groups.setdefault(key, len(self.groups)))
-        for name, part in rollout.parts.items():
+            self.group.append((rollout.step, rollout.group))
+        for name in rollout.parts:
             if name not in self.parts:
                 self.parts[name] = array("d", [NAN]) * len(self)
-            self.parts[name].append(part)
-        self.prompt.append(self.prompts.setdefault(rollout.prompt, len(self.prompts)))
-        self.source.append(self.sources.setdefault(source, len(self.sources)))
+        for name, part in self.parts.items():
+            part.append(rollout.parts.get(name, NAN))
+        self.prompt.append(rollout.prompt)
+        self.source.append(source)
         self.step.append(_NO_STEP if rollout.step is None else rollout.step)
         self.position.append(position if rollout.index is None else rollout.index)
         self.completion.append(rollout.completion)
         self.answer.append(answer)
         self.unanswered += answer is None
         self.unrewarded += rollout.reward is None
-        self.numbers["reward"].append(NAN if rollout.reward is None else rollout.reward)
-        self.numbers["ref_logp"].append(rollout.ref_logp)
-        self.numbers["logp"].append(rollout.logp)
-        self.numbers["num_tokens"].append(rollout.num_tokens)
-        self.numbers["advantage"].append(rollout.advantage)
-        if len(rollout.parts) < len(self.parts):
-            for part in self.parts.values():
-                if len(part) < len(self):
-                    part.append(NAN)
+        for name, values in self.numbers.items():
+            value = getattr(rollout, name)
+            values.append(NAN if value is None else value)
 
     def group_ids(
         self, grouping: str, num_generations: int | None, whole: bool
@@ -106,11 +110,12 @@ class Columns:
             num_generations: the size of groups, if the user knows.
             whole: whether all rows of the files are here, so that no block is cut short.
         """
-        if self.groups:
+        if self.group.of:
             unused = "" if num_generations is None else ", so num_generations is not used"
-            return np.array(self.group), f"groups as the files name them{unused}"
-        source, prompt, position = map(np.asarray, (self.source, self.prompt, self.position))
-        step = np.asarray(self.step)
+            return np.array(self.group.codes), f"groups as the files name them{unused}"
+        source, prompt, position, step = map(
+            np.asarray, (self.source.codes, self.prompt.codes, self.position, self.step)
+        )
         if num_generations is not None:
             groups = _prompt_groups.blocks(position, source, step, num_generations)
             _prompt_groups.check_blocks(groups, prompt, num_generations, whole)
@@ -120,34 +125,26 @@ class Columns:
             size, confirmed = _prompt_groups.guess_size(position, source, step, prompt, advantage)
             if size > 1:
                 why = "and advantages that sum to zero" if confirmed else "alone"
-                return _prompt_groups.blocks(position, source, step, size), (
-                    f"num_generations={size} is a guess from runs of equal prompts {why}"
-                )
-        return _prompt_groups.by_prompt(step, prompt), (
-            "groups are a guess: all completions of one prompt at one step"
-        )
+                note = f"num_generations={size} is a guess from runs of equal prompts {why}"
+                return _prompt_groups.blocks(position, source, step, size), note
+        note = "groups are a guess: all completions of one prompt at one step"
+        return _prompt_groups.first_seen(step, prompt), note
 
     def frame(self, group_id: np.ndarray) -> pd.DataFrame:
         import pandas as pd
 
         step = np.array(self.step)
-        numbers = {name: np.array(values) for name, values in self.numbers.items()}
+        place = pd.Series(group_id).groupby(group_id).cumcount()
         columns: dict[str, Any] = {
-            "prompt_id": np.array(self.prompt),
-            "sample_id": _prompt_groups.index_in_group(group_id),
+            "prompt_id": np.array(self.prompt.codes),
+            "sample_id": place.to_numpy(np.int32),
             "step": pd.arrays.IntegerArray(step, step == _NO_STEP),
-            "prompt": _categorical(self.prompt, self.prompts),
+            "prompt": self.prompt.categorical(),
             "completion": self.completion.series(),
             "answer": self.answer.series(),
-            **numbers,
-            "source": _categorical(self.source, self.sources),
+            **{name: np.array(values) for name, values in self.numbers.items()},
+            "source": self.source.categorical(),
             "group_id": group_id,
             **{f"reward/{name}": np.array(values) for name, values in self.parts.items()},
         }
         return pd.DataFrame(columns, copy=False)
-
-
-def _categorical(codes: array[int], categories: dict[str, int]) -> pd.Categorical:
-    import pandas as pd
-
-    return pd.Categorical.from_codes(np.array(codes), list(categories))

@@ -106,12 +106,7 @@ def _load_table(path: pathlib.Path) -> tuple[list[str], list[Any]]:
 
 def _steps_of_a_table(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Row]]:
     (names, data), position = _load_table(path), 0
-    rows = [
-        dict(zip(names, entries, strict=False))
-        if isinstance(entries, list) and len(entries) == len(names)
-        else None
-        for entries in data
-    ]
+    rows = [_named(names, entries) for entries in data]
     blocks = [list(block) for _, block in itertools.groupby(rows, _step)]
     for block in blocks:
         # TRL logs its last step once more when training ends, in this table or in the next.
@@ -128,6 +123,11 @@ def _steps_of_a_table(path: pathlib.Path, reading: Reading) -> Iterator[tuple[in
                 yield i, f"row {i + 1}", row
         position += len(block)
     reading.advance(path.stat().st_size)
+
+
+def _named(names: list[str], entries: Any) -> Row | None:
+    fits = isinstance(entries, list) and len(entries) == len(names)
+    return dict(zip(names, entries, strict=True)) if fits else None
 
 
 def _step(row: Row | None) -> Any:

@@ -10,30 +10,30 @@ from kltarget.rollouts._rollout import RolloutError
 _ROUNDING = 1e-4
 
 
+def first_seen(*columns: np.ndarray) -> np.ndarray:
+    """Equal rows as equal integers, counted in the order in which they appear."""
+    import pandas as pd
+
+    rows = pd.DataFrame(dict(enumerate(columns)))
+    return rows.groupby(list(rows), sort=False).ngroup().to_numpy(np.int32)
+
+
 def blocks(position: np.ndarray, source: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:
     """Consecutive blocks of a file; the file's last may be cut short."""
-    return _first_seen(np.stack([source, step, position // size], axis=1))
-
-
-def by_prompt(step: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """All completions of one prompt at one step."""
-    return _first_seen(np.stack([step, prompt], axis=1))
+    return first_seen(source, step, position // size)
 
 
 def check_blocks(groups: np.ndarray, prompt: np.ndarray, size: int, whole: bool) -> None:
     """Refuses blocks that no generation group can be."""
-    first = np.zeros(groups.max(initial=-1) + 1, dtype=np.int64)
-    first[groups[::-1]] = np.arange(groups.size)[::-1]
+    _, first, counts = np.unique(groups, return_index=True, return_counts=True)
     strange = np.flatnonzero(prompt != prompt[first[groups]])
     mend = "{} does not fit: give another"
     if strange.size:
         why = f"in row {strange[0] + 1} a block has a second prompt"
         raise RolloutError(f"{mend}: {why}", "num_generations", size)
-    counts = np.bincount(groups)
-    if whole and (counts != size).any():
-        row = first[np.flatnonzero(counts != size)[0]]
-        count = counts[counts != size][0]
-        why = f"the block from row {row + 1} has {count} rows"
+    short = np.flatnonzero(counts != size)
+    if whole and short.size:
+        why = f"the block from row {first[short[0]] + 1} has {counts[short[0]]} rows"
         raise RolloutError(f"{mend}: {why}", "num_generations", size)
 
 
@@ -67,26 +67,3 @@ def guess_size(
         if (np.abs(sums) <= _ROUNDING * (scale + _ROUNDING)).all():
             return size, True
     return largest, False
-
-
-def index_in_group(groups: np.ndarray) -> np.ndarray:
-    order = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    index = np.empty(groups.size, dtype=np.int32)
-    index[order] = np.arange(groups.size) - starts
-    return index
-
-
-def _first_seen(keys: np.ndarray) -> np.ndarray:
-    """Equal rows as equal integers, counted in the order in which they appear."""
-    # One integer per row: sorting those is many times faster than sorting rows.
-    code = np.zeros(len(keys), dtype=np.int64)
-    for column in keys.T:
-        _, inverse = np.unique(column, return_inverse=True)
-        code = code * (int(inverse.max(initial=0)) + 1) + inverse
-        _, code = np.unique(code, return_inverse=True)
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    rank = np.empty(first.size, dtype=np.int32)
-    rank[np.argsort(first)] = np.arange(first.size)
-    return rank[inverse]

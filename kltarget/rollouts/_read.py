@@ -115,8 +115,7 @@ def read_rollouts(
     gathered = Columns()
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
     size = sum(path.stat().st_size for path in files)
-    bar = progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts")
-    with bar:
+    with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
         reading.advance = bar.update
         for path, file_format in files.items():
             try:
@@ -127,7 +126,8 @@ def read_rollouts(
                     raise
                 reading.broken.append(str(error))
     if not len(gathered):
-        raise RolloutError(f"{some(files)}: no rows{_why_none(reading)}")
+        bad = f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
+        raise RolloutError(f"{some(files)}: no rows{bad if reading.skipped else ''}")
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     frame = gathered.frame(group_id)
@@ -176,9 +176,3 @@ def _gather(
             gathered.add(rollout, answer, source, position)
         except BadRow as error:
             reading.bad(path, where, str(error))
-
-
-def _why_none(reading: Reading) -> str:
-    if not reading.skipped:
-        return ""
-    return f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"

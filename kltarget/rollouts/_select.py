@@ -26,12 +26,11 @@ def listed(given: Iterable[Path]) -> dict[pathlib.Path, bool]:
     files: dict[pathlib.Path, bool] = {}
     for path in map(pathlib.Path, given):
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.is_file()]
-            hidden = [file for file in inside if _is_hidden(file.relative_to(path))]
-            for file in sorted(set(inside) - set(hidden), key=_in_order):
-                files.setdefault(file, False)
-            if len(inside) == len(hidden):
+            inside = [x for x in path.rglob("*") if x.is_file() and not _is_hidden(x, path)]
+            if not inside:
                 raise RolloutError(f"{path}: the folder is empty")
+            for file in sorted(inside, key=_in_order):
+                files.setdefault(file, False)
         elif path.exists():
             files[path] = True
         else:
@@ -41,8 +40,8 @@ def listed(given: Iterable[Path]) -> dict[pathlib.Path, bool]:
     return files
 
 
-def _is_hidden(path: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _in_order(path: pathlib.Path) -> list[str | int]:
@@ -85,8 +84,7 @@ def select(
             found[path] = match
     doubles = [path for path in found if not files[path] and _is_double(path, found)]
     left_out += doubles
-    for path in doubles:
-        del found[path]
+    found = {path: match for path, match in found.items() if path not in doubles}
     names = {match.name for match in found.values()}
     if len(names) > 1:
         raise RolloutError(

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["Box"]
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,19 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import (
-    at_index,
-    common_dtype,
-    first_index,
-    float_argument,
-    mass_tolerance,
-    raise_first,
-    traced,
-)
+from kltarget._core import checks
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
-
-__all__ = ["GaussianMixture"]
+from kltarget._core.pytrees import made, register
 
 COVARIANCE_TYPES = ("full", "diag", "spherical")
 
@@ -99,22 +89,18 @@ class GaussianMixture:
         spread_name = "covariances" if cholesky is None else "cholesky"
         spread = covariances if cholesky is None else cholesky
         given = {"log_weights": log_weights, "means": means, spread_name: spread}
-        arrays = {name: float_argument(x, name) for name, x in given.items()}
-        dtype = common_dtype(given.values(), arrays.values())
-        weights, centers, spread = (x.astype(dtype) for x in arrays.values())
+        weights, centers, spread = checks.float_arguments(**given).values()
         kind = "full" if cholesky is not None else covariance_type
         _require_shapes(weights, centers, spread, spread_name, kind)
         factors = spread if cholesky is not None else _factors(spread, kind, centers.shape[-1])
         for name, x in (("log_weights", weights), ("means", centers), ("cholesky", factors)):
             object.__setattr__(self, name, x)
-        try:
+        with checks.worded(
+            f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} and "
+            f"{spread_name} {factors.shape[:-3]} do not broadcast"
+        ):
             _ = self.batch_shape
-        except ValueError:
-            raise ValueError(
-                f"the batch axes of log_weights {weights.shape[:-1]}, means {centers.shape[:-2]} "
-                f"and {spread_name} {factors.shape[:-3]} do not broadcast"
-            ) from None
-        if not traced(weights, centers, factors):
+        if not checks.traced(weights, centers, factors):
             self._check_values(spread_name)
 
     @property
@@ -202,7 +188,7 @@ class GaussianMixture:
 
     def _log_joint(self, x: ArrayLike) -> Array:
         """``log w_k N(x; μ_k, Σ_k)``, shape ``[..., K]``, in the working dtype."""
-        points = float_argument(x, "x")
+        points = checks.float_argument(x, "x")
         if points.ndim == 0 or points.shape[-1] != self.dim:
             raise ValueError(
                 f"x has shape {points.shape}, but the mixture has {self.dim} dimensions: its last "
@@ -225,54 +211,36 @@ class GaussianMixture:
 
     def _check_values(self, spread_name: str) -> None:
         total = np.exp(np.asarray(self.log_weights, np.float64)).sum(-1)
-        off = ~(np.abs(total - 1) <= mass_tolerance(self.log_weights.dtype))
+        off = ~(np.abs(total - 1) <= checks.mass_tolerance(self.log_weights.dtype))
         if off.any():
-            at = first_index(off)
+            at = checks.first_index(off)
             raise ValueError(
                 f"log_weights is not normalised: the weights sum to {total[at]:.10g}"
-                f"{at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
+                f"{checks.at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
             )
-        raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
+        checks.raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
         factors = np.asarray(self.cholesky, np.float64)
         scales = np.diagonal(factors, axis1=-2, axis2=-1)
         bad = ~((scales > 0).all(-1) & np.isfinite(factors).all((-1, -2)))
         if bad.any():
-            what = (
-                "have positive diagonals" if spread_name == "cholesky" else "be positive definite"
-            )
+            given = spread_name == "cholesky"
+            what = "have positive diagonals" if given else "be positive definite"
+            at = checks.at_index(checks.first_index(bad))
             raise ValueError(
-                f"{spread_name} must {what}, but that{at_index(first_index(bad))} is not so; "
-                "a component without extent in some direction has no density: add a small variance"
+                f"{spread_name} must {what}, but that{at} is not so; a component without extent in "
+                "some direction has no density: add a small variance"
             )
         if np.triu(factors, 1).any():
-            at = first_index(np.triu(factors, 1).any((-1, -2)))
-            raise ValueError(f"cholesky must be lower triangular, but that{at_index(at)} is not")
+            at = checks.at_index(checks.first_index(np.triu(factors, 1).any((-1, -2))))
+            raise ValueError(f"cholesky must be lower triangular, but that{at} is not")
 
 
-def _flatten(mixture: GaussianMixture) -> tuple[tuple[Array, ...], None]:
-    return (mixture.log_weights, mixture.means, mixture.cholesky), None
+register(GaussianMixture, ("log_weights", "means", "cholesky"))
 
 
-def _flatten_with_keys(mixture: GaussianMixture) -> tuple[tuple[Any, ...], None]:
-    names = ("log_weights", "means", "cholesky")
-    keyed = zip((jax.tree_util.GetAttrKey(n) for n in names), _flatten(mixture)[0], strict=True)
-    return tuple(keyed), None
-
-
-def _unflatten(_: None, children: Iterable[Any]) -> GaussianMixture:
-    # Transformations carry other things than arrays through trees: no checks on the way back.
-    mixture = object.__new__(GaussianMixture)
-    for name, child in zip(("log_weights", "means", "cholesky"), children, strict=True):
-        object.__setattr__(mixture, name, child)
-    return mixture
-
-
-jax.tree_util.register_pytree_with_keys(GaussianMixture, _flatten_with_keys, _unflatten, _flatten)
-
-
-def unchecked(log_weights: Array, means: Array, factors: Array) -> GaussianMixture:
+def unchecked(log_weights: Any, means: Any, factors: Any) -> GaussianMixture:
     """A mixture from arrays that are known to be one."""
-    return _unflatten(None, (log_weights, means, factors))
+    return made(GaussianMixture, log_weights=log_weights, means=means, cholesky=factors)
 
 
 @jax.jit
@@ -280,9 +248,8 @@ def log_joint(mixture: GaussianMixture, x: Array) -> Array:
     weights, means, factors = (y.astype(x.dtype) for y in mixture._broadcast())
     size, count = mixture.dim, mixture.num_components
     lead = jnp.broadcast_shapes(x.shape[:-1], mixture.batch_shape)
-    apart = jnp.broadcast_to(x, (*lead, size))[..., None, :] - jnp.broadcast_to(
-        means, (*lead, count, size)
-    )
+    centers = jnp.broadcast_to(means, (*lead, count, size))
+    apart = jnp.broadcast_to(x, (*lead, size))[..., None, :] - centers
     whitening = jnp.broadcast_to(inverse_lower(factors), (*lead, count, size, size))
     squared = jnp.square(times(whitening, apart)).sum(-1)
     scale = jnp.log(diagonal(factors)).sum(-1) + size / 2 * math.log(2 * math.pi)

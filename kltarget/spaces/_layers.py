@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["Layer", "Layers", "backward"]
-
 
 class Layer(Protocol):
     """The nodes of one depth of a space: where their choices lead, and the reference's kernel.

@@ -15,8 +15,6 @@ from kltarget._core.matrices import inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, double_precision, working_dtype
 from kltarget.spaces import GaussianMixture
 
-__all__ = ["basins", "find_modes"]
-
 _MOST_STEPS = 2000
 
 

@@ -17,9 +17,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
-
-__all__ = ["MAX_SEQUENCES", "SequenceSpace"]
+from kltarget._core.checks import at_index, first_index, float_argument, worded
+from kltarget._core.numerics import log_sum_exp, widest, working_dtype
 
 MAX_SEQUENCES = 10**8
 """More sequences are not enumerated: a target holds a dozen arrays of this many floats at once."""
@@ -260,7 +259,7 @@ class SequenceSpace:
                 f"conditionals has {len(conditionals)} arrays; {self.length} are needed, "
                 "one for each number of tokens before the next"
             )
-        arrays = [floats(x, f"conditionals[{t}]") for t, x in enumerate(conditionals)]
+        arrays = [float_argument(x, f"conditionals[{t}]") for t, x in enumerate(conditionals)]
         for t, x in enumerate(arrays):
             nodes = (self.num_prefixes(t), self.sizes[t])
             if x.shape[-2:] != nodes:
@@ -268,11 +267,10 @@ class SequenceSpace:
                     f"conditionals[{t}] has shape {x.shape}, but its last two axes must be "
                     f"{nodes}: prefixes of {t} tokens, next tokens"
                 )
-        try:
-            batch = jnp.broadcast_shapes(*(x.shape[:-2] for x in arrays))
-        except ValueError:
-            shapes = ", ".join(str(x.shape[:-2]) for x in arrays)
-            raise ValueError(f"the batch axes of conditionals do not broadcast: {shapes}") from None
+        shapes = [x.shape[:-2] for x in arrays]
+        listed = ", ".join(map(str, shapes))
+        with worded(f"the batch axes of conditionals do not broadcast: {listed}"):
+            batch = jnp.broadcast_shapes(*shapes)
         dtype = widest(*(x.dtype for x in arrays))
         wide = tuple(
             jnp.broadcast_to(x.astype(working_dtype(dtype)), (*batch, *x.shape[-2:]))
@@ -292,20 +290,12 @@ class SequenceSpace:
 
     def require_log_probs(self, log_probs: ArrayLike, name: str) -> Float[Array, "... sequences"]:
         """``log_probs`` as a float array ``[..., V**L]``, or an error that names it."""
-        self.require_enumerable()
-        x = floats(log_probs, name)
-        if x.ndim == 0 or x.shape[-1] != self.num_sequences:
-            raise ValueError(
-                f"{name} has shape {x.shape}, but there are {counted(self)} = "
-                f"{self.num_sequences} sequences: the last axis must be {self.num_sequences}"
-            )
+        x = over_sequences(self, log_probs, name)
         if self.eos is not None and not isinstance(x, Tracer) and _has_impossible_mass(self, x):
-            bad = np.argwhere(np.asarray(~self.possible() & ~jnp.isneginf(x)))
-            at = tuple(int(i) for i in bad[0])
-            shown = at if len(bad[0]) > 1 else int(bad[0][0])
+            at = first_index(~self.possible() & ~jnp.isneginf(x))
             raise ValueError(
-                f"{name} must be -inf at sequences that continue after eos, got {x[at]} at index "
-                f"{shown}; space.possible() says which they are"
+                f"{name} must be -inf at sequences that continue after eos, got {x[at]}"
+                f"{at_index(at)}; space.possible() says which they are"
             )
         return x
 
@@ -356,19 +346,23 @@ def require_tokens(space: SequenceSpace, tokens: np.ndarray, name: str) -> None:
         )
 
 
+def over_sequences(space: SequenceSpace, x: ArrayLike, name: str) -> Array:
+    """``x`` as a float array ``[..., V**L]``, or an error that names both shapes."""
+    space.require_enumerable()
+    array, count = float_argument(x, name), space.num_sequences
+    if array.ndim == 0 or array.shape[-1] != count:
+        raise ValueError(
+            f"{name} has shape {array.shape}, but there are {counted(space)} = {count} sequences: "
+            f"the last axis must be {count}"
+        )
+    return array
+
+
 def counted(space: SequenceSpace) -> str:
     """The number of sequences as a power or a product."""
     if isinstance(space.vocab_size, tuple):
         return "·".join(map(str, space.vocab_size))
     return f"{space.vocab_size}**{space.length}"
-
-
-def floats(x: ArrayLike, name: str) -> Array:
-    """An array of floats, or an error that names it."""
-    try:
-        return as_float(x)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -524,7 +518,6 @@ def joint(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     batch = conditionals[0].shape[:-2]
     log_probs = jnp.zeros((*batch, 1), conditionals[0].dtype)
     for t, given in enumerate(conditionals):
-        log_probs = (log_probs[..., None] + after_eos(space, given)).reshape(
-            *batch, space.num_prefixes(t + 1)
-        )
+        log_probs = log_probs[..., None] + after_eos(space, given)
+        log_probs = log_probs.reshape(*batch, space.num_prefixes(t + 1))
     return log_probs

@@ -12,8 +12,6 @@ from jaxtyping import Array, Float
 
 from kltarget.spaces import Box, GaussianMixture
 
-__all__ = ["Forgetting", "forgetting"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,18 +81,13 @@ class Forgetting:
             parts = jnp.broadcast_to(parts.sum(-1, keepdims=True), (*parts.shape[:-1], 2))
         modes_apart = modes.reshape(-1, *[1] * len(mixture.batch_shape), 2)
         covered = jnp.minimum(jnp.broadcast_to(modes_apart, parts.shape), parts)
-        shares = jnp.tensordot(weights, covered, 1) / jnp.broadcast_to(
-            jnp.tensordot(weights, modes, 1), covered.shape[1:]
-        )
+        totals = jnp.broadcast_to(jnp.tensordot(weights, modes, 1), covered.shape[1:])
+        shares = jnp.tensordot(weights, covered, 1) / totals
         return shares[..., 0], shares[..., 1]
 
     def _mode(self, i: int) -> GaussianMixture:
-        one = slice(i, i + 1)
-        return GaussianMixture(
-            jnp.zeros(1, self.target.means.dtype),
-            self.target.means[one],
-            cholesky=self.target.cholesky[one],
-        )
+        means, cholesky = (x[i : i + 1] for x in (self.target.means, self.target.cholesky))
+        return GaussianMixture(jnp.zeros(1, means.dtype), means, cholesky=cholesky)
 
 
 def forgetting(
@@ -152,6 +145,5 @@ def forgetting(
 
 def _two(weight: float, first: tuple[float, float], second: tuple[float, float]) -> GaussianMixture:
     means, stds = np.array([first, second], np.float64).T
-    return GaussianMixture(
-        np.log([weight, 1 - weight]), means[:, None], cholesky=stds[:, None, None]
-    )
+    log_weights = np.log([weight, 1 - weight])
+    return GaussianMixture(log_weights, means[:, None], cholesky=stds[:, None, None])

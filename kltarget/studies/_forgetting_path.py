@@ -21,8 +21,6 @@ from kltarget.spaces._gaussian_mixture import unchecked
 if TYPE_CHECKING:  # tasks are trained on, and themselves know the trainers
     from kltarget.studies._forgetting import Forgetting
 
-__all__ = ["ForgettingPath", "forgetting_path"]
-
 # The numbers of the published code: what keeps its logarithms and ratios finite, and the factor of
 # the new mode's density in the reward.
 _FLOOR, _TINY, _FACTOR = math.log(1e-12), -300 * math.log(10), math.log(0.1)

@@ -82,45 +82,31 @@ def phase_boundaries(
 
     if isinstance(divergence, (list, tuple)):
         raise TypeError("divergence must be one of them: call phase_boundaries for each")
-    grid = grid_of(
-        problem,
-        modes=modes,
-        divergence=divergence,
-        threshold=threshold,
-        k=1,
-        log_probs=False,
-        chunk_rows=None,
-        beta=1.0,
-        reward_scale=1.0,
-        entropy_weight=0.0,
-        ref_temperature=ref_temperature,
-    )
+    settings = {"beta": 1.0, "reward_scale": 1.0, "entropy_weight": 0.0}
+    settings["ref_temperature"] = ref_temperature
+    grid = grid_of(problem, modes, divergence, threshold, settings)
     if grid.shape:
         raise ValueError("threshold and ref_temperature must be single numbers")
     (regulariser,) = grid.divergences
     with double_precision():
         log_ref = grid.problem.log_ref / grid.settings["ref_temperature"]
         log_ref = log_ref - np.logaddexp.reduce(log_ref)
-        objective = Objective(
-            jnp.asarray(grid.problem.reward), jnp.asarray(log_ref), 1.0, regulariser
-        )
+        reward = jnp.asarray(grid.problem.reward)
+        objective = Objective(reward, jnp.asarray(log_ref), 1.0, regulariser)
         if math.isfinite(grid.settings.get("threshold", math.inf)):
             # For reverse KL its target is that of the augmented reward too, and here β is free.
             objective = mara(objective, threshold or 0.0, method="substitute")
         found = [*_flips(objective, grid.problem), *_collapse(objective, grid.problem)]
     found.sort(key=lambda x: -x.ratio)
-    data = xr.Dataset(
-        {
-            "ratio": ("boundary", np.array([x.ratio for x in found], np.float64)),
-            **{
-                field: ("boundary", np.array([getattr(x, field) for x in found], np.str_))
-                for field in ("kind", "first", "second")
-            },
-        },
-        {"divergence": regulariser.slug, **{key: float(x) for key, x in grid.settings.items()}},
-        {"problem": grid.problem.name},
-    )
-    data = data.drop_vars(["beta", "reward_scale", "entropy_weight"])
+    kinds = {"ratio": np.float64, "kind": np.str_, "first": np.str_, "second": np.str_}
+    columns = {
+        name: ("boundary", np.array([getattr(x, name) for x in found], kind))
+        for name, kind in kinds.items()
+    }
+    kept = [name for name in ("threshold", "ref_temperature") if name in grid.settings]
+    coordinates = {name: float(grid.settings[name]) for name in kept}
+    coordinates = {"divergence": regulariser.slug, **coordinates}
+    data = xr.Dataset(columns, coordinates, {"problem": grid.problem.name})
     data["ratio"].attrs = {"long_name": "β over the factor of the reward", "units": "reward/nat"}
     return data
 
@@ -134,12 +120,15 @@ def _flips(objective: Objective, problem: Task) -> list[_Boundary]:
             f"places: give fewer modes, so that at most {_MOST_PAIRS:,} pairs do"
         )
     # Modes of one outcome need no sums, and labels that are indices no search.
-    flips = []
-    for first, second in pairs:
-        ratio = float(flip_beta(objective, first, second, modes=problem.modes))
-        if ratio > 0:
-            flips.append(_Boundary(ratio, "flip", names[first], names[second]))
-    return flips
+    ratios = [
+        (float(flip_beta(objective, first, second, modes=problem.modes)), first, second)
+        for first, second in pairs
+    ]
+    return [
+        _Boundary(ratio, "flip", names[first], names[second])
+        for ratio, first, second in ratios
+        if ratio > 0
+    ]
 
 
 def _candidates(objective: Objective, problem: Task) -> list[tuple[int, int]]:
@@ -154,15 +143,13 @@ def _candidates(objective: Objective, problem: Task) -> list[tuple[int, int]]:
     for mode in np.unique(problem.modes[problem.modes >= 0]).tolist():
         members = alive & (problem.modes == mode)
         if members.any():
-            mass = np.exp(log_ref[members])
-            mean = (mass @ reward[members]) / mass.sum() if mass.sum() > 0 else -math.inf
+            rewards, mass = reward[members], np.exp(log_ref[members])
+            mean = (mass @ rewards) / mass.sum() if mass.sum() > 0 else -math.inf
             log_mass = np.logaddexp.reduce(log_ref[members])
-            rewards = reward[members]
             spans.append((log_mass, mean, mode, rewards.min(), rewards.max()))
     spans.sort()
-    return [
-        (low[2], high[2]) for low, high in itertools.combinations(spans, 2) if not high[3] >= low[4]
-    ]
+    pairs = itertools.combinations(spans, 2)
+    return [(low[2], high[2]) for low, high in pairs if not high[3] >= low[4]]
 
 
 def _collapse(objective: Objective, problem: Task) -> list[_Boundary]:

@@ -74,8 +74,9 @@ def dataset(
     import xarray as xr
 
     values = {name: np.asarray(x, np.float64) for name, x in frame["settings"].items()}
-    swept = {name: x for name, x in values.items() if x.ndim}
     names = frame["divergence"]
+    sizes = {"divergence": len(names)} if frame["several_divergences"] else {}
+    sizes |= {name: x.size for name, x in values.items() if x.ndim}
     coordinates: dict[str, Any] = {
         "divergence": ("divergence", names) if frame["several_divergences"] else names[0],
         **{name: (name, x) if x.ndim else float(x) for name, x in values.items()},
@@ -83,28 +84,18 @@ def dataset(
         "mode_label": ("mode", frame["mode_label"]),
         "k": ("k", np.array(frame["k"], np.int32)),
     }
-    leading = (["divergence"] if frame["several_divergences"] else []) + list(swept)
-    shape = tuple(x.size for x in swept.values())
-    if frame["several_divergences"]:
-        shape = (len(names), *shape)
     variables = {}
     for name in filter(arrays.__contains__, _VARIABLES):
         x = arrays[name]
         own = [_OWN_AXIS.get(name, "seed")] if x.ndim > 2 else []
-        variables[name] = ([*leading, *own], x.reshape((*shape, *x.shape[2:])))
+        variables[name] = ([*sizes, *own], x.reshape((*sizes.values(), *x.shape[2:])))
         for axis in own:
             coordinates.setdefault(axis, (axis, np.arange(x.shape[2], dtype=np.int32)))
     if "outcome" in coordinates:
         coordinates["outcome_label"] = ("outcome", frame["outcome_label"])
-    data = xr.Dataset(
-        variables,
-        coordinates,
-        {
-            "problem": frame["problem"],
-            "kltarget": frame["kltarget"],
-            "settings": json.dumps(settings),
-        },
-    )
+    attributes = {name: frame[name] for name in ("problem", "kltarget")}
+    attributes["settings"] = json.dumps(settings)
+    data = xr.Dataset(variables, coordinates, attributes)
     for name, (long_name, units) in (_COORDINATES | _VARIABLES).items():
         if name in data.variables:
             data[name].attrs["long_name"] = long_name

@@ -40,7 +40,7 @@ class Parts:
         # What JSON makes of it, tuples as lists, is what will be read again.
         manifest = json.loads(json.dumps(manifest))
         if path.exists():
-            _require_equal(_read(path), manifest, self.folder)
+            _require_equal(json.loads(path.read_text("utf-8")), manifest, self.folder)
         elif any(self.folder.glob("part-*.npz")):
             raise ValueError(f"folder {self.folder} has parts but no {_MANIFEST}: give another one")
         else:
@@ -71,7 +71,7 @@ def is_folder_of_parts(path: pathlib.Path) -> bool:
 
 def load_parts(folder: pathlib.Path) -> xarray.Dataset:
     """The sweep in a folder, if it is complete."""
-    manifest = _read(folder / _MANIFEST)
+    manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
     paths = [_part(folder, i) for i in range(manifest["num_parts"])]
     missing = sum(not path.exists() for path in paths)
     if missing:
@@ -86,11 +86,8 @@ def load_parts(folder: pathlib.Path) -> xarray.Dataset:
 
 def joined(parts: list[Arrays], num_divergences: int) -> Arrays:
     """All rows of all divergences: arrays ``[D, N, …]``."""
-    arrays = {}
-    for name in parts[0]:
-        rows = np.concatenate([part[name] for part in parts])
-        arrays[name] = rows.reshape(num_divergences, -1, *rows.shape[1:])
-    return arrays
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: x.reshape(num_divergences, -1, *x.shape[1:]) for name, x in rows.items()}
 
 
 def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], folder: pathlib.Path) -> None:
@@ -108,10 +105,6 @@ def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], folder: pa
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:40]} … ({len(text):,} characters)"
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read_arrays(path: pathlib.Path) -> Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,49 +9,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kltarget._core.numerics import safe_exp_product
 from kltarget.divergences import Divergence, ReverseKL, kl
 from kltarget.modes import effective_modes, entropy, pass_at_k
 from kltarget.modes._measures import log_mass_of_blocks
 from kltarget.objectives import Objective, mara, normalize
 from kltarget.targets import solve
 
-
-@dataclasses.dataclass(frozen=True)
-class Ingredients:
-    """Which settings are in use at all: what is not is not computed."""
-
-    threshold: bool
-    entropy_weight: bool
-    ref_temperature: bool
-    log_probs: bool
-
-
 Columns = dict[str, Array]
 """The settings of ``N`` rows, each ``[N]``, by their names."""
 
 
 def pose(
-    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, used: Ingredients
+    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, used: frozenset[str]
 ) -> tuple[Objective, Array, Array]:
     """The rows' objectives, their references ``[N, A]``, and what to add to their values ``[N]``.
 
     An entropy bonus of weight η beside the reverse KL is a reverse KL again, of coefficient β + η,
-    to ``π_ref^{β/(β+η)}/Z``: the maxima differ by ``(β + η) log Z``.
+    to ``π_ref^{β/(β+η)}/Z``: the maxima differ by ``(β + η) log Z``. Settings that are not ``used``
+    are left out of the computation.
     """
     beta, scale = columns["beta"], columns["reward_scale"]
     shape = (*beta.shape, *reward.shape)
     reward = scale[:, None] * jnp.broadcast_to(reward, shape)
     log_ref = own = jnp.broadcast_to(log_ref, shape)
     lift = jnp.zeros_like(beta)
-    if used.ref_temperature:
+    if "ref_temperature" in used:
         log_ref = own = normalize(log_ref / columns["ref_temperature"][:, None])
-    if used.entropy_weight:
+    if "entropy_weight" in used:
         total = beta + columns["entropy_weight"]
         weights = log_ref * (beta / total)[:, None]
         log_mass = jax.nn.logsumexp(weights, axis=-1)
         own, lift, beta = weights - log_mass[:, None], total * log_mass, total
     objective = Objective(reward, own, beta, divergence)
-    if used.threshold:
+    if "threshold" in used:
         method = "augment" if isinstance(divergence, ReverseKL) else "substitute"
         objective = mara(objective, scale * columns["threshold"], method=method)
     return objective, log_ref, lift
@@ -67,15 +57,13 @@ def measure(
     k: Array,
     columns: Columns,
     *,
-    used: Ingredients,
+    used: frozenset[str],
 ) -> dict[str, Any]:
     """What a sweep reports of every row; ``blocks`` sum outcomes to modes."""
     objective, log_ref, lift = pose(divergence, reward, log_ref, columns, used)
     target = solve(objective)
     log_probs = target.log_probs
-    possible = log_probs > -jnp.inf
-    gain = jnp.broadcast_to(reward, log_probs.shape)
-    gain = jnp.exp(log_probs) * jnp.where(possible, gain, jnp.zeros_like(gain))
+    gain = safe_exp_product(jnp.broadcast_to(reward, log_probs.shape), log_probs)
     log_mass = log_mass_of_blocks(log_probs, blocks)
     mass = jnp.exp(log_mass)
     right = jnp.broadcast_to(mass.sum(-1, keepdims=True), (mass.shape[0], k.size))
@@ -90,12 +78,12 @@ def measure(
         "value": target.value + lift,
         "status": target.status,
     }
-    return found | ({"log_probs": log_probs} if used.log_probs else {})
+    return found | ({"log_probs": log_probs} if "log_probs" in used else {})
 
 
 @functools.partial(jax.jit, static_argnames="used")
 def targets(
-    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, *, used: Ingredients
+    divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, *, used: frozenset[str]
 ) -> tuple[Array, Array, Array, Array]:
     """Reward, reference and beta of the objectives of the rows, and their targets."""
     objective, _, _ = pose(divergence, reward, log_ref, columns, used)

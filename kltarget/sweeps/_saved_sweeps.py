@@ -38,8 +38,6 @@ def save(data: xarray.Dataset, path: str | os.PathLike[str]) -> None:
     """
     path = pathlib.Path(path)
     kind = _kind(path)
-    if kind == ".zarr":
-        _require_zarr()
     with replacing(path) as part:
         if kind == ".nc":
             data.to_netcdf(part, engine="scipy", format="NETCDF3_64BIT")
@@ -79,7 +77,6 @@ def load(path: str | os.PathLike[str]) -> xarray.Dataset:
         return load_parts(path)
     if _kind(path) == ".nc":
         return xr.load_dataset(path, engine="scipy")
-    _require_zarr()
     with xr.open_zarr(path, chunks=None) as data:
         return data.load()
 
@@ -87,9 +84,6 @@ def load(path: str | os.PathLike[str]) -> xarray.Dataset:
 def _kind(path: pathlib.Path) -> str:
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"{path}: the name must end in .nc or .zarr")
-    return path.suffix
-
-
-def _require_zarr() -> None:
-    if importlib.util.find_spec("zarr") is None:
+    if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
         raise ImportError("zarr stores need zarr: pip install 'kltarget[zarr]'")
+    return path.suffix

@@ -15,7 +15,6 @@ from kltarget._core.versions import installed_version
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.divergences.names import named
 from kltarget.objectives import Objective
-from kltarget.sweeps._program import Ingredients
 from kltarget.tasks import Task, as_task
 
 SETTINGS = ("threshold", "entropy_weight", "ref_temperature", "reward_scale", "beta")
@@ -58,14 +57,12 @@ class Grid:
         return math.prod(self.shape)
 
     @property
-    def ingredients(self) -> Ingredients:
-        """What the compiled program has to compute."""
-        return Ingredients(
-            threshold="threshold" in self.settings,
-            entropy_weight=bool(np.any(self.settings["entropy_weight"] != 0)),
-            ref_temperature=bool(np.any(self.settings["ref_temperature"] != 1)),
-            log_probs=self.log_probs,
-        )
+    def used(self) -> frozenset[str]:
+        """The settings, and other things, that the compiled program has to compute with."""
+        neutral = {"entropy_weight": 0, "ref_temperature": 1}
+        used = {name for name, x in neutral.items() if np.any(self.settings[name] != x)}
+        used |= {"threshold"} & self.settings.keys()
+        return frozenset(used | {"log_probs"} if self.log_probs else used)
 
     @property
     def parts(self) -> list[tuple[int, slice]]:
@@ -81,9 +78,8 @@ class Grid:
         """The settings of some rows, each ``[N]``."""
         size = part.stop - part.start
         axes = iter(np.unravel_index(np.arange(part.start, part.stop), self.shape or (1,)))
-        return {
-            name: x[next(axes)] if x.ndim else np.full(size, x) for name, x in self.settings.items()
-        }
+        named = self.settings.items()
+        return {name: x[next(axes)] if x.ndim else np.full(size, x) for name, x in named}
 
     def description(self) -> dict[str, Any]:
         """All that the numbers depend on, as JSON has it."""
@@ -109,14 +105,13 @@ def _digest(problem: Task) -> str:
 
 def grid_of(
     problem: Any,
-    *,
     modes: Any,
     divergence: Any,
     threshold: Any,
-    k: Any,
-    log_probs: bool,
-    chunk_rows: int | None,
-    **settings: Any,
+    settings: Mapping[str, Any],
+    k: Any = 1,
+    log_probs: bool = False,
+    chunk_rows: int | None = None,
 ) -> Grid:
     """Checks the settings and lays them out."""
     task = as_task(problem, modes=modes)
@@ -124,29 +119,26 @@ def grid_of(
         divergence = problem.divergence if isinstance(problem, Objective) else ReverseKL()
     several = isinstance(divergence, (list, tuple))
     divergences = _divergences(divergence if several else [divergence])
-    laid_out = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
+    values = {} if threshold is None else {"threshold": _thresholds(threshold, task)}
     for name in SETTINGS[1:]:
-        laid_out[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
-    if np.any(laid_out["entropy_weight"] != 0):
-        for one in divergences:
-            if not isinstance(one, ReverseKL):
-                raise ValueError(
-                    "entropy_weight needs the reverse KL, with which an entropy bonus is a reverse "
-                    f"KL to another reference; with {one.slug} no closed form is at hand"
-                )
+        values[name] = _values(name, settings[name], least_excluded=name != "entropy_weight")
+    others = [one.slug for one in divergences if not isinstance(one, ReverseKL)]
+    if others and np.any(values["entropy_weight"] != 0):
+        raise ValueError(
+            "entropy_weight needs the reverse KL, with which an entropy bonus is a reverse KL to "
+            f"another reference; with {others[0]} no closed form is at hand"
+        )
     counts = np.atleast_1d(np.asarray(k))
     if counts.ndim > 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
         raise ValueError(f"k must be whole numbers above 0, got {k!r}")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be 1 or more, got {chunk_rows}")
-    num_rows = math.prod(x.size for x in laid_out.values())
+    num_rows = math.prod(x.size for x in values.values())
     most = chunk_rows or max(1, _ENTRIES_AT_A_TIME // task.num_outcomes)
     if chunk_rows is None:
         # Chunks of one size, so that none is padded by much.
         most = -(-num_rows // -(-num_rows // most))
-    return Grid(
-        task, divergences, laid_out, several, counts.astype(np.int32), bool(log_probs), most
-    )
+    return Grid(task, divergences, values, several, counts.astype(np.int32), bool(log_probs), most)
 
 
 def _divergences(given: Sequence[Any]) -> list[Divergence]:

@@ -111,20 +111,10 @@ def sweep(
         Korbak et al., 2022, arXiv 2205.11275 (reverse KL). GX-Chen et al., 2025, arXiv 2510.20817
         (both KLs and MARA). Slocum et al., 2025, arXiv 2511.08594 (entropy weighed apart).
     """
-    grid = grid_of(
-        problem,
-        modes=modes,
-        divergence=divergence,
-        threshold=threshold,
-        k=k,
-        log_probs=log_probs,
-        chunk_rows=chunk_rows,
-        beta=beta,
-        reward_scale=reward_scale,
-        entropy_weight=entropy_weight,
-        ref_temperature=ref_temperature,
-    )
-    settings = grid.description()
+    numbers = {"beta": beta, "reward_scale": reward_scale, "ref_temperature": ref_temperature}
+    numbers["entropy_weight"] = entropy_weight
+    grid = grid_of(problem, modes, divergence, threshold, numbers, k, log_probs, chunk_rows)
+    settings, tuning = grid.description(), None
     if fine_tune:
         from kltarget.sweeps._tuning import Tuning
 
@@ -135,8 +125,6 @@ def sweep(
             f"{', '.join(training)}: not an option of sweep, or one of training, which needs "
             "fine_tune=True"
         )
-    else:
-        tuning = None
     named = frame(grid)
     manifest = {"frame": named, "settings": settings, "num_parts": len(grid.parts)}
     parts = None if folder is None else Parts(folder, manifest)
@@ -161,11 +149,9 @@ def sweep(
 
 def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
     """A function from the number of a divergence and some rows to what is measured of them."""
-    problem = grid.problem
-    constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
-    blocks = tuple(map(jnp.asarray, mode_blocks(problem.modes)))
+    constants = tuple(map(jnp.asarray, (grid.problem.reward, grid.problem.log_ref)))
+    blocks = tuple(map(jnp.asarray, mode_blocks(grid.problem.modes)))
     k = jnp.asarray(grid.k, jnp.float64)
-    used = grid.ingredients
 
     def solve_rows(d: int, rows: slice) -> Arrays:
         size = rows.stop - rows.start
@@ -174,9 +160,8 @@ def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:
             name: np.concatenate([x, np.repeat(x[-1:], grid.chunk_rows - size)])
             for name, x in grid.rows(rows).items()
         }
-        divergence = grid.divergences[d]
         with double_precision():
-            found = measure(divergence, *constants, blocks, k, columns, used=used)
+            found = measure(grid.divergences[d], *constants, blocks, k, columns, used=grid.used)
             return {name: np.asarray(x)[:size] for name, x in found.items()}
 
     return solve_rows

@@ -60,13 +60,12 @@ class Tuning:
         recipes = tuple(_recipe(one) for one in grid.divergences)
         if recipe is not None:
             recipes = (recipe,) * len(grid.divergences)
-        if np.isfinite(grid.settings.get("threshold", np.inf)).any():
-            for one in grid.divergences:
-                if not isinstance(one, ReverseKL):
-                    raise ValueError(
-                        "threshold needs the reverse KL with fine_tune: what it does to the "
-                        f"reference of {one.slug} no policy can be trained with"
-                    )
+        others = [one.slug for one in grid.divergences if not isinstance(one, ReverseKL)]
+        if others and np.isfinite(grid.settings.get("threshold", np.inf)).any():
+            raise ValueError(
+                "threshold needs the reverse KL with fine_tune: what it does to the reference of "
+                f"{others[0]} no policy can be trained with"
+            )
         shape = _key_data(options.get("key")).shape[:-1]
         if len(shape) > 1:
             raise ValueError(f"key has batch shape {shape}: give one key or a batch [S] of seeds")
@@ -87,35 +86,38 @@ class Tuning:
 
     def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
         """What is measured of the policies trained at some rows, each ``[N]`` or ``[N, S]``."""
-        problem, used = self.grid.problem, self.grid.ingredients
+        problem, used, options = self.grid.problem, self.grid.used, self.options
         # A program of its own would be made for a reward or a reference of each row.
-        alike = not (used.threshold or used.entropy_weight)
+        alike = used.isdisjoint({"threshold", "entropy_weight"})
         with double_precision():
             constants = tuple(map(jnp.asarray, (problem.reward, problem.log_ref)))
             found = targets(self.grid.divergences[d], *constants, dict(columns), used=used)
             reward, log_ref, beta, log_target = map(np.asarray, found)
-        log_probs, status = [], []
+        scale = columns["reward_scale"] if alike else np.ones_like(beta)
+        settings = {"beta": beta, "reward_scale": scale}
+        if _key_data(options.get("key")).ndim > 1:  # to be broadcast over the seeds
+            settings = {name: x[:, None] for name, x in settings.items()}
+        runs = []
         groups = columns["ref_temperature"] if alike else np.arange(beta.size)
         # Rows of equal temperature stand together: it varies less fast than β and scale.
         starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
         for rows in np.split(np.arange(beta.size), starts[1:]):
-            first = rows[0]
+            own_ref = log_ref[rows[0]]
+            own_reward = problem.reward if alike else reward[rows[0]]
+            # Trainers want rewards that are finite where nothing can be sampled.
             run = fine_tune(
                 self.policy,
                 self.params,
-                _possible(problem.reward if alike else reward[first], log_ref[first]),
+                jnp.asarray(np.where(np.isneginf(own_ref), 0.0, own_reward)),
                 self.recipes[d],
-                beta=_over_seeds(beta[rows], self.options),
-                reward_scale=_over_seeds(
-                    columns["reward_scale"][rows] if alike else np.ones(1), self.options
-                ),
-                log_ref=jnp.asarray(log_ref[first]),
-                **self.options,
+                log_ref=jnp.asarray(own_ref),
+                **{name: jnp.asarray(x[rows]) for name, x in settings.items()},
+                **options,
             )
-            log_probs.append(np.asarray(run.log_probs))
-            status.append(np.asarray(run.status))
+            runs.append((np.asarray(run.log_probs), np.asarray(run.status)))
+        log_probs, status = map(np.concatenate, zip(*runs, strict=True))
         with double_precision():
-            reached = normalised(np.concatenate(log_probs))
+            reached = normalised(log_probs)
             aimed = log_target.reshape(beta.size, *(1,) * (reached.ndim - 2), -1)
             measured = distances(
                 jnp.asarray(reached),
@@ -124,7 +126,7 @@ class Tuning:
                 tuple(map(jnp.asarray, mode_blocks(problem.modes))),
             )
             arrays = {name: np.asarray(x) for name, x in measured.items()}
-        return arrays | {"training_status": np.concatenate(status)}
+        return arrays | {"training_status": status}
 
 
 def _reference_policy(problem: Task) -> tuple[Any, Any]:
@@ -143,17 +145,6 @@ def _recipe(divergence: Divergence) -> Recipe:
     raise ValueError(
         f"divergence {divergence.slug} is what no recipe trains towards: leave out fine_tune"
     )
-
-
-def _possible(reward: np.ndarray, log_ref: np.ndarray) -> Any:
-    """Rewards as trainers want them: finite where nothing can be sampled."""
-    return jnp.asarray(np.where(np.isneginf(log_ref), 0.0, reward))
-
-
-def _over_seeds(x: np.ndarray, options: Mapping[str, Any]) -> Any:
-    """Settings of rows, to be broadcast over the seeds if there are several."""
-    several = _key_data(options.get("key")).ndim > 1
-    return jnp.asarray(x[:, None] if several else x)
 
 
 def _key_data(key: Any) -> np.ndarray:

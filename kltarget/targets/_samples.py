@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._core.checks import common_dtype, float_argument, require_outcomes, traced
 from kltarget._core.matrices import times
 from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
@@ -23,11 +23,8 @@ from kltarget.targets._protocol import Optimum, mix
 from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.mixtures._expansion import quadratic_of
 
-__all__ = ["SampleTarget", "solve_on_samples"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class SampleTarget(Optimum):
     """Weights that turn N samples of the reference into an estimate of the target.
 
@@ -203,10 +200,9 @@ def solve_on_samples(
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"samples has shape {points.shape}: it needs shape [N, d]")
     divergence = ReverseKL() if divergence is None else divergence
-    given = [samples, beta]
-    arrays = [points, float_argument(beta, "beta")]
-    dtype = working_dtype(common_dtype(given, arrays))
-    points, beta_array = points.astype(dtype), arrays[1].astype(dtype)
+    coefficient = float_argument(beta, "beta")
+    dtype = working_dtype(common_dtype([samples, beta], [points, coefficient]))
+    points, coefficient = points.astype(dtype), coefficient.astype(dtype)
     rewards = float_argument(reward(points) if callable(reward) else reward, "reward").astype(dtype)
     require_outcomes(rewards, "reward")
     if rewards.shape != points.shape[:1]:
@@ -225,13 +221,14 @@ def solve_on_samples(
     elif (quadratic := quadratic_of(reward)) is not None:
         place, top = _peak(quadratic, place)
     if not traced(rewards, top) and top > -jnp.inf:
-        _require_highest(np.asarray(rewards, np.float64), float(top), dtype)
-    objective = Objective(
-        jnp.append(rewards, top),
-        jnp.append(jnp.full(rewards.shape, -np.log(len(points)), dtype), -jnp.inf),
-        beta_array,
-        divergence,
-    )
+        found, most, at = np.asarray(rewards, np.float64), float(top), int(rewards.argmax())
+        slack = 64 * float(jnp.finfo(dtype).eps) * (abs(most) + np.abs(found).max())
+        if found[at] > most + slack:
+            raise ValueError(
+                f"maximum has the reward {most:.10g}, but sample {at} has {found[at]:.10g}"
+            )
+    log_ref = jnp.append(jnp.full(rewards.shape, -np.log(len(points)), dtype), -jnp.inf)
+    objective = Objective(jnp.append(rewards, top), log_ref, coefficient, divergence)
     return SampleTarget(solve(objective), points, place)
 
 
@@ -289,12 +286,3 @@ def _peak(reward: QuadraticReward, otherwise: Array) -> tuple[Array, Array]:
     bent = times(matrix, place)
     top = reward.constant.astype(dtype) + (place * (vector + bent / 2)).sum()
     return jnp.where(peaked, place, otherwise), jnp.where(peaked, top, -jnp.inf)
-
-
-def _require_highest(rewards: np.ndarray, top: float, dtype: Any) -> None:
-    slack = 64 * float(jnp.finfo(dtype).eps) * (abs(top) + np.abs(rewards).max(initial=0))
-    if rewards.max() > top + slack:
-        at = int(rewards.argmax())
-        raise ValueError(
-            f"maximum has the reward {top:.10g}, but sample {at} has {rewards[at]:.10g}"
-        )

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from kltarget._core.rows import (
     NOT_A_RECORD,
     Fault,
@@ -51,18 +53,17 @@ class RawTable:
         """The column of a role: the one that was given, else the first whose name is known."""
         column = self.find_any(role, given, known)
         if column is None:
-            raise TableError(
-                f"{self.path}: no {role} column: none of {self.listing()} "
-                f"is called {either(known[:3])}"
-            )
+            raise self.missing(role, known[:3])
         return column
 
+    def missing(self, role: str, names: Sequence[str]) -> TableError:
+        """What to raise where no column has a role, and what it could have been called."""
+        either = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+        found = self.listing()
+        return TableError(f"{self.path}: no {role} column: none of {found} is called {either}")
+
     def find_any(
-        self,
-        role: str,
-        given: str | None,
-        known: Sequence[str],
-        taken: Collection[str | None] = (),
+        self, role: str, given: str | None, known: Sequence[str], taken: Collection[str | None] = ()
     ) -> str | None:
         """As ``find``, but None if there is no such column; those taken are not guessed again."""
         if given is not None:
@@ -82,17 +83,15 @@ class RawTable:
     def listing(self) -> str:
         return ", ".join(map(repr, self.columns))
 
-    def number(self, column: str, row: int) -> float:
-        return self._entry(as_number, column, row)
-
-    def reward(self, column: str, row: int) -> float:
-        return self._entry(as_reward, column, row)
-
-    def _entry(self, convert: Callable[[Any], float], column: str, row: int) -> float:
-        try:
-            return convert(self.columns[column][row])
-        except ValueError as error:
-            self.fail(column, row, str(error))
+    def numbers(self, column: str, convert: Callable[[Any], float]) -> np.ndarray:
+        """A column's entries, each converted; or what is wrong with the first that cannot be."""
+        values = []
+        for row, entry in enumerate(self.columns[column]):
+            try:
+                values.append(convert(entry))
+            except ValueError as error:
+                self.fail(column, row, str(error))
+        return np.array(values)
 
 
 def as_reward(entry: Any) -> float:
@@ -106,10 +105,6 @@ def as_reward(entry: Any) -> float:
 
 def _simple(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
-def either(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
 
 
 def read_raw(path: pathlib.Path) -> RawTable:

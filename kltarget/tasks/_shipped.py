@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from kltarget.tasks._task import Task, one_mode_each
 from kltarget.tasks.sequence_tasks import (
     SEQUENCE_TASKS,
-    SequenceTask,
     load_sequence_task,
     word_counts,
 )
@@ -59,14 +57,15 @@ def listing() -> tuple[Listing, ...]:
         >>> {task.name: task.num_right for task in tasks.listing()}["arithmetic-24"]
         1788
     """
-    listed = []
-    for name in names():
-        known: Task | SequenceTask = SEQUENCE_TASKS.get(name) or load(name)
-        num_right = (
-            known.num_right if isinstance(known, SequenceTask) else int((known.reward > 0).sum())
-        )
-        listed.append(Listing(name, known.num_outcomes, num_right, known.description))
-    return tuple(listed)
+    small = [
+        Listing(task.name, task.num_outcomes, int((task.reward > 0).sum()), task.description)
+        for task in map(load, _SMALL_TASKS)
+    ]
+    large = [
+        Listing(task.name, task.num_outcomes, task.num_right, task.description)
+        for task in SEQUENCE_TASKS.values()
+    ]
+    return (*small, *large)
 
 
 def load(name: str) -> Task:
@@ -148,8 +147,4 @@ def _words() -> Task:
     )
 
 
-_SMALL_TASKS: dict[str, Callable[[], Task]] = {
-    "one-two": _one_two,
-    "bimodal": _bimodal,
-    "words": _words,
-}
+_SMALL_TASKS = {"one-two": _one_two, "bimodal": _bimodal, "words": _words}

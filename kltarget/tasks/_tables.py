@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from kltarget._core.rows import shown
-from kltarget.tasks._raw_table import RawTable, TableError, either, read_raw
+from kltarget._core.rows import as_number, shown
+from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 # Names that are recognised, in order of preference; compared in lower case with - and blanks read
@@ -78,11 +78,7 @@ _REFERENCES = {
         PROB_NAMES, "probabilities", 0.0, 1.0, "no probability: it must be between 0 and 1"
     ),
     "count": _Reference(
-        COUNT_NAMES,
-        "counts",
-        0.0,
-        sys.float_info.max,
-        "no count: it must be finite and 0 or more",
+        COUNT_NAMES, "counts", 0.0, sys.float_info.max, "no count: it must be finite and 0 or more"
     ),
 }
 
@@ -184,7 +180,7 @@ def read_table(
     notes.append(named + (f", mode column {mode_column!r}" if mode_column is not None else ""))
 
     labels = _labels(raw, outcome_column)
-    rewards = np.array([raw.reward(reward_column, i) for i in range(raw.num_rows)])
+    rewards = raw.numbers(reward_column, as_reward)
     log_mass = _log_masses(raw, kind, reference_column)
     highest = log_mass.max()
     if highest == -math.inf:
@@ -195,21 +191,18 @@ def read_table(
 
     missing = 0.0
     source = f"reference from {_REFERENCES[kind].what} in column {reference_column!r}"
+    total = math.exp(log_total)
     if kind == "count":
-        notes.append(f"{source} (total {math.exp(log_total):,.10g})")
+        notes.append(f"{source} (total {total:,.10g})")
     elif log_total > _ROUNDING:
         hint = "" if log_total < 0.01 else "; is each row a different outcome of one prompt?"
-        notes.append(
-            f"{source}: masses sum to {math.exp(log_total):.6g}, more than one: normalised{hint}"
-        )
+        notes.append(f"{source}: masses sum to {total:.6g}, more than one: normalised{hint}")
     elif log_total < -_ROUNDING:
         missing = -math.expm1(log_total)
         fate = "normalised away"
         if unseen_reward is not None:
             fate = f"kept as {UNSEEN!r}, reward {unseen_reward:g}"
-        notes.append(
-            f"{source}: masses sum to {math.exp(log_total):.6g}, missing mass {missing:.6g} {fate}"
-        )
+        notes.append(f"{source}: masses sum to {total:.6g}, missing mass {missing:.6g} {fate}")
     else:
         notes.append(source)
     known = {name for reference in _REFERENCES.values() for name in reference.names}
@@ -217,7 +210,6 @@ def read_table(
     if spare:
         notes.append(f"not used for the reference: {', '.join(map(repr, spare))}")
 
-    mode_labels = _modes(raw, mode_column, rewards)
     if unseen_reward is not None and missing > 0:
         if UNSEEN in labels:
             row = labels.index(UNSEEN)
@@ -225,15 +217,12 @@ def read_table(
         labels = (*labels, UNSEEN)
         rewards = np.append(rewards, unseen_reward)
         log_mass = np.append(log_mass, math.log(missing))
-        if mode_column is None:
-            mode_labels = _modes(raw, None, rewards)
-        else:
-            mode_labels = np.append(mode_labels, mode_labels.max() + 1)
     else:
         log_mass = log_mass - log_total
         if unseen_reward is not None:
             notes.append("no reference mass is missing: the unseen reward is not used")
 
+    mode_labels = _modes(raw, mode_column, rewards)
     empty = int(np.isneginf(log_mass).sum())
     if empty:
         notes.append(f"{empty} outcome{'s have' if empty > 1 else ' has'} no reference mass")
@@ -254,22 +243,17 @@ def read_table(
 
 
 def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
-    for kind, column in given.items():
-        if column is not None:
-            return kind, raw.find("reference", column, ())
-    for kind, reference in _REFERENCES.items():
-        column = raw.find_any("reference", None, reference.names)
+    named = [kind for kind, column in given.items() if column is not None]
+    for kind in named or _REFERENCES:
+        column = raw.find_any("reference", given[kind], _REFERENCES[kind].names)
         if column is not None:
             return kind, column
-    raise TableError(
-        f"{raw.path}: no reference column: none of {raw.listing()} "
-        "is called 'ref_logp', 'prob' or 'count'"
-    )
+    raise raw.missing("reference", ("ref_logp", "prob", "count"))
 
 
 def _log_masses(raw: RawTable, kind: str, column: str) -> np.ndarray:
     reference = _REFERENCES[kind]
-    values = np.array([raw.number(column, i) for i in range(raw.num_rows)])
+    values = raw.numbers(column, as_number)
     for row in np.flatnonzero((values < reference.low) | (values > reference.high + _ROUNDING)):
         raw.fail(column, int(row), f"{values[row]:g} is {reference.wrong}")
     values = np.minimum(values, reference.high)
@@ -283,13 +267,10 @@ def _only_text_column(raw: RawTable, taken: set[str | None]) -> str:
     text = [
         column
         for column, entries in raw.columns.items()
-        if column not in taken and any(_is_text(entry) for entry in entries)
+        if column not in taken and any(map(_is_text, entries))
     ]
     if len(text) != 1:
-        raise TableError(
-            f"{raw.path}: no outcome column: none of {raw.listing()} "
-            f"is called {either(OUTCOME_NAMES[:3])}"
-        )
+        raise raw.missing("outcome", OUTCOME_NAMES[:3])
     return text[0]
 
 
@@ -308,9 +289,8 @@ def _labels(raw: RawTable, column: str) -> tuple[str, ...]:
     for row, entry in enumerate(raw.columns[column]):
         if entry is None:
             raw.fail(column, row, "the entry is empty")
-        label = (
-            entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False, default=str)
-        )
+        text = isinstance(entry, str)
+        label = entry if text else json.dumps(entry, ensure_ascii=False, default=str)
         if label in seen:
             raw.fail(
                 column,
@@ -330,4 +310,5 @@ def _modes(raw: RawTable, column: str | None, rewards: np.ndarray) -> np.ndarray
         if entry is None or not str(entry).strip():
             raw.fail(column, row, "the entry is empty")
         codes.setdefault(str(entry), len(codes))
-    return np.array([codes[str(entry)] for entry in raw.columns[column]])
+    found = [codes[str(entry)] for entry in raw.columns[column]]
+    return np.array([*found, *[len(codes)] * (rewards.size - len(found))])

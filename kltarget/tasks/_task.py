@@ -152,12 +152,8 @@ class Labels(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
-        rest = range(len(self))[index]
-        characters = []
-        for letters in reversed(self._alphabet):
-            rest, token = divmod(rest, len(letters))
-            characters.append(letters[token])
-        return "".join(reversed(characters))
+        tokens = np.unravel_index(range(len(self))[index], self._space.sizes)
+        return "".join(letters[t] for letters, t in zip(self._alphabet, tokens, strict=True))
 
     def __iter__(self) -> Iterator[str]:
         return map("".join, itertools.product(*self._alphabet))
@@ -175,12 +171,8 @@ class Labels(Sequence[str]):
     def _find(self, label: str) -> int | None:
         if len(label) != len(self._alphabet):
             return None
-        index = 0
-        for character, letters in zip(label, self._alphabet, strict=True):
-            if character not in letters:
-                return None
-            index = index * len(letters) + letters.index(character)
-        return index
+        tokens = [letters.find(x) for letters, x in zip(self._alphabet, label, strict=True)]
+        return None if -1 in tokens else int(np.ravel_multi_index(tokens, self._space.sizes))
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Labels):

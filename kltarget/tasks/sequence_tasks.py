@@ -48,8 +48,8 @@ class SequenceTask:
     num_right: int
     right: Callable[[], np.ndarray]
     corpus: Callable[[], np.ndarray]
-    width: int
-    num_steps: int
+    width: int = 32
+    num_steps: int = 4000
 
     @property
     def num_outcomes(self) -> int:
@@ -74,35 +74,30 @@ def load_sequence_task(spec: SequenceTask) -> Task:
     data = importlib.resources.files("kltarget") / "data" / f"{spec.name}.npz"
     with jax.ensure_compile_time_eval(), importlib.resources.as_file(data) as path:
         params = load_params(path, like=like)
-        log_ref = _log_probs(policy, params, spec.space)
+        # In double precision on the processor: an accelerator may multiply float32 with few bits,
+        # and the reference is to be the same everywhere.
+        with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+            log_ref = np.asarray(spec.space.joint(policy.conditionals(wide, spec.space)))
     right = spec.right()
+    fields = ("name", "description", "space", "alphabet")
     return Task(
-        name=spec.name,
-        description=spec.description,
+        **{field: getattr(spec, field) for field in fields},
         log_ref=log_ref,
         reward=right,
         labels=Labels(spec.space, spec.alphabet),
         modes=one_mode_each(right),
-        space=spec.space,
-        alphabet=spec.alphabet,
         policy=policy,
         params=params,
     )
 
 
-def _log_probs(policy: Any, params: Any, space: SequenceSpace) -> np.ndarray:
-    # In double precision on the processor: an accelerator may multiply float32 with few bits, and
-    # the reference is to be the same everywhere.
-    with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        return np.asarray(space.joint(policy.conditionals(wide, space)))
-
-
 def word_counts() -> tuple[tuple[str, ...], np.ndarray]:
     """The shipped words and how often they occur."""
     data = importlib.resources.files("kltarget") / "data" / "words.csv"
-    rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
-    return tuple(row["word"] for row in rows), np.array([int(row["count"]) for row in rows])
+    rows = csv.DictReader(data.read_text(encoding="utf-8").splitlines())
+    words, counts = zip(*((row["word"], int(row["count"])) for row in rows), strict=True)
+    return words, np.array(counts)
 
 
 def _words_of(length: int) -> np.ndarray:
@@ -129,8 +124,8 @@ _EXPRESSIONS = SequenceSpace((9, 3, 9, 3, 9, 3, 9), 7)
 
 def _tokens(space: SequenceSpace) -> list[np.ndarray]:
     """The tokens of all sequences, a small-integer array ``[A]`` per position."""
-    grid = np.ogrid[tuple(slice(size) for size in space.sizes)]
     shape = space.sizes
+    grid = np.ogrid[tuple(map(slice, shape))]
     return [np.broadcast_to(axis.astype(np.int8), shape).ravel() for axis in grid]
 
 
@@ -204,7 +199,7 @@ def _log_uniform() -> np.ndarray:
     return probs / probs.sum()
 
 
-def _words_task(length: int, in_words: str, num_right: int, num_steps: int) -> SequenceTask:
+def _words_task(length: int, in_words: str, num_right: int) -> SequenceTask:
     return SequenceTask(
         name=f"words-{length}",
         description=f"{in_words} letters; right are the words of Python's documentation",
@@ -213,16 +208,14 @@ def _words_task(length: int, in_words: str, num_right: int, num_steps: int) -> S
         num_right=num_right,
         right=lambda: _words_of(length) > 0,
         corpus=lambda: _misspelt_words(length),
-        width=32,
-        num_steps=num_steps,
     )
 
 
 SEQUENCE_TASKS: dict[str, SequenceTask] = {
     task.name: task
     for task in (
-        _words_task(3, "three", 159, 4000),
-        _words_task(4, "four", 291, 4000),
+        _words_task(3, "three", 159),
+        _words_task(4, "four", 291),
         SequenceTask(
             name="arithmetic-24",
             description="four digits, three signs of + − ×; right are expressions worth 24",
@@ -231,7 +224,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             num_right=1788,
             right=_worth_24,
             corpus=_small_digits,
-            width=32,
             num_steps=6000,
         ),
         SequenceTask(
@@ -243,7 +235,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             right=_balanced,
             corpus=_shallow_walk,
             width=12,
-            num_steps=4000,
         ),
         SequenceTask(
             name="primes",
@@ -253,8 +244,6 @@ SEQUENCE_TASKS: dict[str, SequenceTask] = {
             num_right=78_498,
             right=_prime,
             corpus=_log_uniform,
-            width=32,
-            num_steps=4000,
         ),
     )
 }

@@ -38,12 +38,11 @@ def of_samples(
     mean = returns.mean(-2, keepdims=True)
     # Rounding of the mean makes tiny differences where there are none.
     equal = returns.max(-2, keepdims=True) == returns.min(-2, keepdims=True)
-    if recipe.baseline == "none":
-        centred = returns
-    elif recipe.baseline == "mean":
+    centred = returns
+    if recipe.baseline != "none":
         centred = jnp.where(equal, jnp.zeros_like(returns), returns - mean)
-    else:
-        centred = jnp.where(equal, jnp.zeros_like(returns), returns - mean) * size / (size - 1)
+    if recipe.baseline == "leave-one-out":
+        centred = centred * size / (size - 1)
     advantage = centred
     if recipe.normalize == "others-std":
         advantage = _over(centred, _std_of_others(returns, recipe.ddof), recipe.epsilon, skip=True)
@@ -67,8 +66,7 @@ def in_expectation(
     """Expected advantages of outcomes of probability ``share``, and how often they count."""
     ones = jnp.ones_like(returns)
     weight = share[..., None]
-    mean = (weight * returns).sum(-2, keepdims=True)
-    mean = jnp.broadcast_to(mean, returns.shape)
+    mean = jnp.broadcast_to((weight * returns).sum(-2, keepdims=True), returns.shape)
     std = jnp.sqrt((weight * jnp.square(returns - mean)).sum(-2, keepdims=True))
     std = jnp.broadcast_to(std, returns.shape)
     if groups is not None and recipe.normalize == "batch-std":
@@ -95,9 +93,7 @@ def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict
     """
     size = recipe.group_size or 0
     if recipe.place == "reward" and recipe.normalize_when == "after":
-        first, level = np.arange(reward.size), np.arange(reward.size)
-        first = first[possible]
-        level = np.cumsum(possible) - 1
+        first, level = np.flatnonzero(possible), np.cumsum(possible) - 1
     else:
         _, first, inverse = np.unique(reward[possible], return_index=True, return_inverse=True)
         first = np.flatnonzero(possible)[first]
@@ -110,13 +106,11 @@ def all_groups(recipe: Recipe, reward: np.ndarray, possible: np.ndarray) -> dict
             f"{number:,} groups, more than {_MOST_GROUPS:,}: give a batch_size, or "
             "group_size=None for the limit of large groups"
         )
-    others = np.array(
-        list(itertools.combinations_with_replacement(range(first.size), size - 1)), np.int32
-    ).reshape(-1, size - 1)
+    drawn = itertools.combinations_with_replacement(range(first.size), size - 1)
+    others = np.array(list(drawn), np.int32).reshape(-1, size - 1)
     counts = (others[:, :, None] == np.arange(first.size)).sum(1)
-    arrangements = [
-        math.factorial(size - 1) // math.prod(map(math.factorial, row)) for row in counts.tolist()
-    ]
+    ways = math.factorial(size - 1)
+    arrangements = [ways // math.prod(map(math.factorial, row)) for row in counts.tolist()]
     return {
         "others": others,
         "arrangements": np.array(arrangements, float),

@@ -6,12 +6,13 @@ run has converged is read off its own gradient: nothing here knows a closed form
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from kltarget._core.checks import positive
 from kltarget._core.numerics import widest, working_dtype
 from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
-from kltarget.training._outcomes import Points, Sequences, Space, outcomes_of, reference
+from kltarget.training import _outcomes
 from kltarget.training._runs import RunStatus
 
 _AT_ONCE = 2**20
@@ -33,56 +35,72 @@ _AT_ONCE = 2**20
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
 
-class Method(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every trainer takes, as documented in :func:`kltarget.training.fine_tune`."""
+
+    optimizer: Optimizer = optax.adam
+    history_every: int | None = 100
+    tol: float = 1e-5
+    chunk_runs: int | None = None
+    devices: Any = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.optimizer):
+            raise TypeError(
+                "optimizer must be a function of a learning rate, such as optax.adam, got "
+                f"{type(self.optimizer).__name__}"
+            )
+        positive("history_every", self.history_every)
+        positive("chunk_runs", self.chunk_runs)
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or more, got {self.tol}")
+        if self.devices is not None and not len(self.devices):
+            raise ValueError("devices must name at least one device, or be None for all")
+
+
+class Method(abc.ABC):
     """A frozen, hashable statement of what a run ascends."""
 
-    @property
-    def batch_size(self) -> int | None:
-        """Number of samples per step, None for the exact expectation."""
-        ...
+    batch_size: int | None
+    """Number of samples per step, None for the exact expectation."""
 
     @property
     def measured_exactly(self) -> bool:
         """Whether gradient norms in the history are of the exact gradient."""
-        ...
+        return True
 
     @property
     def updates_per_batch(self) -> int:
         """Steps taken with the samples of one policy."""
-        ...
+        return 1
 
     @property
     def looks_up(self) -> bool:
         """Whether rewards and references are asked for at samples of the policy."""
-        ...
+        return self.batch_size is not None
 
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    @abc.abstractmethod
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """A scalar whose derivative in ``params`` is followed.
 
         ``sampler`` are the parameters that samples are drawn with; where ``key`` is None the
-        expectation over them is exact.
+        expectation over them is exact. ``facts`` are what runs share and what the run has itself,
+        which takes the place of what is shared.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """All that is compiled in: runs with the same program share their executable."""
 
-    policy: Any
-    space: Space
+    outcomes: _outcomes.Outcomes
     method: Method
     optimizer: Optimizer
     steps: int
     num_modes: int
     devices: tuple[Any, ...]
-
-    @property
-    def outcomes(self) -> Sequences | Points:
-        """What is enumerated and sampled."""
-        return outcomes_of(self.policy, self.space)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +112,20 @@ class Plan:
     shared: Any
     runs: Any
     num_steps: int
-    tol: float
-    chunk_runs: int | None
-    progress: bool
-    only_last: bool
+    options: Options
+
+    @property
+    def only_last(self) -> bool:
+        """Whether the history is only what is measured at the end."""
+        return self.options.history_every is None
 
     def chunks(self) -> tuple[Plan, list[np.ndarray], int]:
         """This plan on the devices it can use, the runs of each chunk, and how many there are."""
         total = jax.tree.leaves(self.runs)[0].shape[0]
-        devices = self.program.devices[: min(total, self.chunk_runs or total)]
-        if self.chunk_runs is None:
-            each = self.program.method.batch_size or self.program.outcomes.num_outcomes
-            each_device = max(1, _AT_ONCE // each)
-        else:
-            each_device = max(1, self.chunk_runs // len(devices))
+        chunk_runs = self.options.chunk_runs
+        devices = self.program.devices[: min(total, chunk_runs or total)]
+        each = self.program.method.batch_size or self.program.outcomes.num_outcomes
+        each_device = max(1, chunk_runs // len(devices) if chunk_runs else _AT_ONCE // each)
         program = dataclasses.replace(self.program, devices=devices)
         rows = _chunks_of(total, len(devices), each_device)
         return dataclasses.replace(self, program=program), rows, total
@@ -139,7 +157,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     measured = [plan.num_steps] if plan.only_last else times
     results, histories = [], []
     total = plan.num_steps * len(chunks)
-    with progress_bar(plan.progress, total=total, unit="step") as bar:
+    with progress_bar(plan.options.progress, total=total, unit="step") as bar:
         for rows in chunks:
             runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
             final, history = _train_chunk(plan, runs, times, bar)
@@ -148,11 +166,11 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
             histories.append({name: x[:keep] for name, x in history.items()})
     # Runs that stop early stay as they are, and so does what is measured of them.
     last = max(next(iter(h.values())).shape[1] for h in histories)
-    padded = [
-        {n: np.pad(x, ((0, 0), (0, last - x.shape[1])), mode="edge") for n, x in h.items()}
-        for h in histories
-    ]
-    history = {n: np.concatenate([h[n] for h in padded]) for n in padded[0]}
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, last - x.shape[1])), mode="edge")
+
+    history = {n: np.concatenate([padded(h[n]) for h in histories]) for n in histories[0]}
     final = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *results)
     return final, history, np.array(measured[:last])
 
@@ -161,7 +179,8 @@ def _train_chunk(
     plan: Plan, runs: Any, times: list[int], bar: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     program, shared = plan.program, plan.shared
-    tol, num_steps = jnp.asarray(plan.tol, runs["learning_rate"].dtype), jnp.int32(plan.num_steps)
+    tol = jnp.asarray(plan.options.tol, runs["learning_rate"].dtype)
+    num_steps = jnp.int32(plan.num_steps)
     state = _start(program, plan.params, runs)
     measured, taken = [], 0
     if not plan.only_last:
@@ -271,20 +290,17 @@ def _advance(
     method, uses = program.method, program.method.updates_per_batch
 
     def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
-        optimizer = program.optimizer(run["learning_rate"])
+        optimizer, facts = program.optimizer(run["learning_rate"]), {**shared, **run}
 
         def step(state: Any, time: Any) -> tuple[Any, None]:
             params = sampler = state["params"]
             if uses > 1:
-                sampler = jax.tree.map(
-                    functools.partial(jnp.where, time % uses == 0), params, state["sampler"]
-                )
+                renewed = functools.partial(jnp.where, time % uses == 0)
+                sampler = jax.tree.map(renewed, params, state["sampler"])
             # Drawn by the number of the batch: the same whatever the chunks.
             batch = time // uses
             key = None if method.batch_size is None else jax.random.fold_in(run["key"], batch)
-            loss = functools.partial(
-                _loss, program, sampler=sampler, shared=shared, run=run, key=key
-            )
+            loss = functools.partial(_loss, program, sampler=sampler, facts=facts, key=key)
             gradient = jax.grad(loss)(params)
             norm = _norm(gradient)
             failed = ~jnp.isfinite(norm)
@@ -320,19 +336,19 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
     method = program.method
 
     def measure(params: Any, run: Any, shared: Any) -> Any:
+        facts = {**shared, **run}
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
-        loss = functools.partial(_loss, program, sampler=params, shared=shared, run=run, key=key)
+        loss = functools.partial(_loss, program, sampler=params, facts=facts, key=key)
         log_probs = program.outcomes.log_probs(params)
-        metrics = _metrics(program, log_probs, shared, run)
+        metrics = _metrics(program, log_probs, facts)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
     at_once = max(1, _AT_ONCE // program.outcomes.num_outcomes)
     return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
 
 
-def _loss(program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any) -> Array:
-    sampler = lax.stop_gradient(sampler)
-    return -program.method.ascent(program, params, sampler, shared, run, key)
+def _loss(program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
+    return -program.method.ascent(program, params, lax.stop_gradient(sampler), facts, key)
 
 
 def _norm(gradient: Any) -> Array:
@@ -342,11 +358,11 @@ def _norm(gradient: Any) -> Array:
     return jnp.sqrt(functools.reduce(jnp.add, total))
 
 
-def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[str, Array]:
-    log_ref = reference(shared, run).astype(log_probs.dtype)
-    possible, reward = shared["possible"], shared["reward"]
+def _metrics(program: Program, log_probs: Array, facts: Any) -> dict[str, Array]:
+    log_ref = facts["log_ref"].astype(log_probs.dtype)
+    possible, reward = facts["possible"], facts["reward"]
     probs = jnp.exp(log_probs)
-    modes = shared["modes"]
+    modes = facts["modes"]
     if modes is None:
         masses = probs
     else:
@@ -354,8 +370,8 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
         masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
         masses = masses / masses.sum()
     entropy = _entropy(probs)
-    if shared["log_measure"] is not None:
-        entropy = entropy + jnp.sum(probs * shared["log_measure"])
+    if facts["log_measure"] is not None:
+        entropy = entropy + jnp.sum(probs * facts["log_measure"])
     metrics = {
         "expected_reward": jnp.sum(probs * reward),
         "reverse_kl": kl(log_probs, log_ref),
@@ -363,11 +379,11 @@ def _metrics(program: Program, log_probs: Array, shared: Any, run: Any) -> dict[
         "entropy": entropy,
         "effective_modes": jnp.exp(_entropy(masses)),
     }
-    gain = reward * run["reward_scale"]
-    divergence: Divergence | None = shared["divergence"]
+    gain = reward * facts["reward_scale"]
+    divergence: Divergence | None = facts["divergence"]
     if divergence is not None:
-        cost = run["beta"] * divergence._slope(log_probs, log_ref)
-        gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
+        cost = facts["beta"] * divergence._slope(log_probs, log_ref)
+        gain = gain - jnp.where(facts["beta"] == 0, jnp.zeros_like(cost), cost)
     best = jnp.max(jnp.where(possible, gain, -jnp.inf))
     missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))
     metrics["gap"] = jnp.sum(probs * missing)

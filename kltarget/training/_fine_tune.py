@@ -19,28 +19,10 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
-from kltarget.training._engine import Optimizer
-from kltarget.training._methods import (
-    MaximumLikelihood,
-    Pathwise,
-    PolicyGradient,
-    Preferences,
-    PseudoReward,
-)
-from kltarget.training._outcomes import outcomes_of, sequence_space, space_of
-from kltarget.training._run_setup import (
-    Options,
-    check_batch,
-    check_vectors,
-    functions,
-    of_recipe,
-    shared_arrays,
-    to_target,
-    train_runs,
-)
+from kltarget.training import _methods, _run_setup
+from kltarget.training._engine import Optimizer, Options
+from kltarget.training._outcomes import outcomes_of, sequences_of
 from kltarget.training._runs import Run
-
-__all__ = ["dpo", "f_dpg", "fine_tune", "sft"]
 
 
 def fine_tune(
@@ -159,38 +141,28 @@ def fine_tune(
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
-    space = space_of(policy)
-    outcomes = outcomes_of(policy, space)
-    check_vectors(outcomes, recipe, gradient)
-    check_batch(recipe, batch_size)
+    outcomes = outcomes_of(policy)
+    _run_setup.check_vectors(outcomes, recipe, gradient)
+    _run_setup.check_batch(recipe, batch_size)
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
     options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
     # Recipes that differ in beta share a program.
-    kind = Pathwise if gradient == "pathwise" else PolicyGradient
+    kind = _methods.Pathwise if gradient == "pathwise" else _methods.PolicyGradient
     method = kind(dataclasses.replace(recipe, beta=None), batch_size)
     if divergence is None and recipe.place != "none":
         divergence = None if gradient == "pathwise" else recipe.divergence
         divergence = divergence or ReverseKL()
-    off_grid = functions(method, outcomes, params, reward=reward, log_ref=log_ref)
-    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, divergence, modes)
+    off_grid = _run_setup.functions(method, outcomes, params, reward=reward, log_ref=log_ref)
+    given = (reward, log_ref, divergence, modes)
+    shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
     shared |= off_grid
     if gradient == "score":
-        shared |= of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
-    return train_runs(
-        policy,
-        params,
-        method,
-        shared,
-        {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate},
-        space=space,
-        key=key,
-        num_steps=num_steps,
-        options=options,
-        num_modes=num_modes,
-        recipe=recipe,
-    )
+        shared |= _run_setup.of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
+    numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers, num_steps, key, options)
+    return _run_setup.train_runs(*problem, num_modes=num_modes, recipe=recipe)
 
 
 def sft(
@@ -246,18 +218,9 @@ def sft(
         >>> print(jnp.exp(run.log_probs).round(3))
         [0.4 0.3 0.2 0.1]
     """
-    method = MaximumLikelihood(positive("batch_size", batch_size))
-    return to_target(
-        policy,
-        params,
-        log_target,
-        ForwardKL(),
-        method,
-        learning_rate,
-        num_steps,
-        key,
-        Options(**options),
-    )
+    method = _methods.MaximumLikelihood(positive("batch_size", batch_size))
+    problem = (policy, params, log_target, ForwardKL(), method)
+    return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def f_dpg(
@@ -323,18 +286,9 @@ def f_dpg(
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
-    method = PseudoReward(positive("batch_size", batch_size, 2))
-    return to_target(
-        policy,
-        params,
-        log_target,
-        divergence,
-        method,
-        learning_rate,
-        num_steps,
-        key,
-        Options(**options),
-    )
+    method = _methods.PseudoReward(positive("batch_size", batch_size, 2))
+    problem = (policy, params, log_target, divergence, method)
+    return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
 
 def dpo(
@@ -408,19 +362,10 @@ def dpo(
     """
     if pairs not in ("reference", "policy"):
         raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
-    space = sequence_space(policy)
-    outcomes = outcomes_of(policy, space)
-    shared, num_modes = shared_arrays(outcomes, params, reward, log_ref, ReverseKL(), modes)
-    return train_runs(
-        policy,
-        params,
-        Preferences(positive("batch_size", batch_size), pairs),
-        shared,
-        {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate},
-        space=space,
-        key=key,
-        num_steps=num_steps,
-        options=Options(**options),
-        num_modes=num_modes,
-        positive_beta=True,
-    )
+    outcomes = sequences_of(policy)
+    given = (reward, log_ref, ReverseKL(), modes)
+    shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
+    method = _methods.Preferences(positive("batch_size", batch_size), pairs)
+    numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
+    return _run_setup.train_runs(*problem, num_modes=num_modes, positive_beta=True)

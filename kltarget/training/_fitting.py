@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -14,19 +13,17 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive, raise_first
 from kltarget._core.numerics import as_float
 from kltarget._core.progress import progress_bar
+from kltarget._core.pytrees import pytree
 from kltarget.policies import Policy
 from kltarget.spaces._sequences import require_tokens
 from kltarget.training._engine import Optimizer, show_progress
-from kltarget.training._outcomes import sequence_space
-
-__all__ = ["Fit", "fit"]
+from kltarget.training._outcomes import sequences_of
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Fit:
     """A policy fitted to a corpus and how well it predicts what it has not seen.
 
@@ -115,8 +112,7 @@ def fit(
         if not 0 <= share < 1:
             raise ValueError(f"holdout must be a share from 0 to below 1, got {share}")
         order = np.asarray(jax.random.permutation(split_key, len(data)))
-        held = order[: round(share * len(data))]
-        kept = order[round(share * len(data)) :]
+        held, kept = np.split(order, [round(share * len(data))])
         unseen, unseen_counts = data[held], counts[held]
         data, counts = data[kept], counts[kept]
     else:
@@ -143,14 +139,12 @@ def fit(
         while steps[-1] < num_steps:
             length = min(history_every, num_steps - steps[-1])
             static = (policy, optimizer, batch_size, length)
-            params, opt_state = _fit_steps(
-                static, params, opt_state, *parts[0], rate, batch_key, jnp.int32(steps[-1])
-            )
+            draws = (rate, batch_key, jnp.int32(steps[-1]))
+            params, opt_state = _fit_steps(static, params, opt_state, *parts[0], *draws)
             steps.append(steps[-1] + length)
             history.append(measured(params))
-            show_progress(
-                bar, length, {"log-likelihood": history[-1][0], "held out": history[-1][1]}
-            )
+            seen, held_out = history[-1]
+            show_progress(bar, length, {"log-likelihood": seen, "held out": held_out})
     seen, held_out = np.array(history).T
     last = (float(seen[-1]), float(held_out[-1]))
     return Fit(params, *last, step=np.array(steps), history=seen, held_out_history=held_out)
@@ -203,15 +197,10 @@ def _sequences(policy: Policy, tokens: Any, name: str) -> np.ndarray:
             f"{name} has shape {array.shape}, but the policy's sequences have {policy.length} "
             f"tokens: it needs shape (N, {policy.length})"
         )
-    require_tokens(sequence_space(policy), array, name)
+    require_tokens(sequences_of(policy).space, array, name)
     eos = getattr(policy, "eos", None)
     if eos is not None:
         over = np.logical_or.accumulate(array[:, :-1] == eos, axis=1)
-        bad = np.argwhere(over & (array[:, 1:] != eos))
-        if bad.size:
-            row, column = (int(i) for i in bad[0])
-            raise ValueError(
-                f"{name} must have only eos={eos} after the first eos, got "
-                f"{array[row, column + 1]} at index {(row, column + 1)}"
-            )
+        bad = np.pad(over & (array[:, 1:] != eos), ((0, 0), (1, 0)))
+        raise_first(name, array, bad, f"must have only eos={eos} after the first eos")
     return array.astype(np.int32)

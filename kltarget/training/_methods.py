@@ -13,38 +13,30 @@ from jaxtyping import Array
 from kltarget.recipes import Recipe
 from kltarget.training import estimators
 from kltarget.training._advantages import shaped
-from kltarget.training._engine import Program
+from kltarget.training._engine import Method, Program
 from kltarget.training._outcomes import Points
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Method):
     """The gradient of a recipe: reward by score function, regulariser where the recipe puts it."""
 
     recipe: Recipe
     batch_size: int | None
-    measured_exactly = True
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether rewards and references are asked for at samples of the policy."""
-        return self.batch_size is not None
 
     @property
     def updates_per_batch(self) -> int:
         """Steps taken with the samples of one policy."""
         return self.recipe.updates_per_batch
 
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
         recipe, outcomes = self.recipe, program.outcomes
-        samples, known = None, shared
+        samples, known = None, facts
         shape: tuple[int, ...] = (-1,)
         if key is not None:
             samples = outcomes.sample(lax.stop_gradient(sampler), key, self.batch_size)
-            known = outcomes.look_up(samples, shared, run)
+            known = outcomes.look_up(samples, facts)
             shape = (-1, recipe.group_size or self.batch_size or 0)
 
         def table(params: Any) -> Array:
@@ -67,12 +59,12 @@ class PolicyGradient:
             recipe,
             grouped(log_probs),
             grouped(known["token_log_ref"] if by_token else known["log_ref"][:, None]),
-            grouped(known["reward"] * run["reward_scale"]),
-            run["beta"],
+            grouped(known["reward"] * facts["reward_scale"]),
+            facts["beta"],
             weights,
             log_sampler=None if fresh else grouped(log_sampler),
             lengths=grouped(known["lengths"]) if "lengths" in known else None,
-            groups=shared.get("groups"),
+            groups=facts.get("groups"),
         ).sum()
 
     @property
@@ -83,7 +75,7 @@ class PolicyGradient:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pathwise:
+class Pathwise(Method):
     """The derivative of reward less regulariser through the samples of a mixture.
 
     ``Σ_k w_k E_z[r(x) − β k(ℓ(x))]`` at ``x = μ_k + L_k z``: every component has its own samples,
@@ -92,23 +84,22 @@ class Pathwise:
 
     recipe: Recipe
     batch_size: int | None
-    updates_per_batch = 1
-    measured_exactly = True
-    looks_up = True
 
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    @property
+    def looks_up(self) -> bool:
+        """Between the points of the grid in any case."""
+        return True
+
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        policy, recipe = program.policy, self.recipe
+        policy, recipe = program.outcomes.policy, self.recipe
         log_weights, means, factors = policy.components(params)
         if self.batch_size is None or key is None:
             # The z that lead to the points of the grid, and the mass that they stand for.
             points, fixed = program.outcomes.all(), lax.stop_gradient(params)
             noise = policy.noise(fixed, points)
-            share = jnp.exp(
-                policy.component_log_probs(fixed, points) + shared["log_measure"][:, None]
-            )
+            log_density = policy.component_log_probs(fixed, points)
+            share = jnp.exp(log_density + facts["log_measure"][:, None])
         else:
             noise = jax.random.normal(key, (self.batch_size, *means.shape), means.dtype)
             share = jnp.full(noise.shape[:-1], 1 / self.batch_size, means.dtype)
@@ -116,32 +107,32 @@ class Pathwise:
         share = share * jnp.exp(log_weights)[None]
         somewhere = jnp.broadcast_to(lax.stop_gradient(means[jnp.argmax(log_weights)]), x.shape)
         x = jnp.where(counts(share)[..., None], x, somewhere)
-        known = program.outcomes.look_up(x, shared, run)
-        gain = shaped(recipe, known["reward"] * run["reward_scale"])
+        known = program.outcomes.look_up(x, facts)
+        gain = shaped(recipe, known["reward"] * facts["reward_scale"])
         log_probs = policy.log_probs(params, x)
         if recipe.place != "none":
             token = log_probs[..., None]
             cost = estimators.estimate(recipe, token, known["token_log_ref"], token)
-            cost = run["beta"] * cost[..., 0]
-            gain = gain - jnp.where(run["beta"] == 0, jnp.zeros_like(cost), cost)
+            cost = facts["beta"] * cost[..., 0]
+            gain = gain - jnp.where(facts["beta"] == 0, jnp.zeros_like(cost), cost)
         gain = gain - recipe.entropy_bonus * log_probs
         return jnp.sum(jnp.where(counts(share), share * gain, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(Method):
     """Maximum likelihood of a given distribution over outcomes."""
 
     batch_size: int | None
-    updates_per_batch = 1
-    looks_up = False
-    measured_exactly = True
 
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    @property
+    def looks_up(self) -> bool:
+        """Samples are drawn from the outcomes."""
+        return False
+
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        log_target = run["log_ref"]
+        log_target = facts["log_ref"]
         if key is None:
             log_probs = program.outcomes.log_probs(params)
             wanted = log_target > -jnp.inf
@@ -152,60 +143,47 @@ class MaximumLikelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class PseudoReward:
+class PseudoReward(Method):
     """Descent of ``D_f(π‖p)`` by policy gradient with the reward ``−f′(π/p)``."""
 
     batch_size: int | None
-    updates_per_batch = 1
-    measured_exactly = True
 
-    @property
-    def looks_up(self) -> bool:
-        """Whether rewards and references are asked for at samples of the policy."""
-        return self.batch_size is not None
-
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        outcomes, log_target = program.outcomes, run["log_ref"]
+        outcomes, log_target = program.outcomes, facts["log_ref"]
         if key is None:
             table = outcomes.log_probs(params)[:, None]
         else:
             samples = outcomes.sample(lax.stop_gradient(params), key, self.batch_size)
             table = outcomes.log_probs_of(params, samples)
-            log_target = outcomes.look_up(samples, shared, run)["log_ref"]
+            log_target = outcomes.look_up(samples, facts)["log_ref"]
         log_probs = lax.stop_gradient(table.sum(-1))
-        reward = estimators.pseudo_reward(shared["divergence"], log_probs, log_target)
+        reward = estimators.pseudo_reward(facts["divergence"], log_probs, log_target)
         recipe = Recipe(place="none", baseline="leave-one-out")
         weights = jnp.exp(log_probs) if key is None else None
         return estimators.surrogate(recipe, table, table, reward, 0.0, weights).sum()
 
 
 @dataclasses.dataclass(frozen=True)
-class Preferences:
+class Preferences(Method):
     """Direct preference optimisation on labelled pairs, drawn afresh at every step."""
 
     batch_size: int | None
     pairs: str
-    updates_per_batch = 1
-    looks_up = False
 
     @property
     def measured_exactly(self) -> bool:
         """All pairs of sequences are more than one wants to sum over where samples would do."""
         return self.batch_size is None
 
-    def ascent(
-        self, program: Program, params: Any, sampler: Any, shared: Any, run: Any, key: Any
-    ) -> Array:
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        beta, reward = run["beta"], shared["reward"] * run["reward_scale"]
-        log_ref = shared["log_ref"]
+        beta, reward = facts["beta"], facts["reward"] * facts["reward_scale"]
+        log_ref = facts["log_ref"]
         if key is None:
             log_probs = program.outcomes.log_probs(params)
             drawn = lax.stop_gradient(log_probs) if self.pairs == "policy" else log_ref
-            possible = shared["possible"] & (log_ref > -jnp.inf)
+            possible = facts["possible"] & (log_ref > -jnp.inf)
             implied = beta * jnp.where(possible, log_probs - log_ref, 0.0)
             share = jnp.where(possible, jnp.exp(drawn), 0.0)
             preferred = jax.nn.sigmoid(reward[:, None] - reward[None])
@@ -216,14 +194,14 @@ class Preferences:
         outcomes, num = program.outcomes, self.batch_size or 0
         if self.pairs == "policy":
             samples = outcomes.sample(lax.stop_gradient(params), draw_key, 2 * num)
-            known = outcomes.look_up(samples, shared, run)
+            known = outcomes.look_up(samples, facts)
         else:
             which = draw(log_ref, draw_key, 2 * num)
             samples = outcomes.all()[which]
-            known = {name: shared[name][which] for name in ("reward", "log_ref")}
+            known = {name: facts[name][which] for name in ("reward", "log_ref")}
         log_probs = outcomes.log_probs_of(params, samples).sum(-1)
         implied = beta * (log_probs - known["log_ref"])
-        first, second = (known["reward"] * run["reward_scale"]).reshape(2, num)
+        first, second = (known["reward"] * facts["reward_scale"]).reshape(2, num)
         likely = jax.nn.sigmoid(first - second)
         won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
         margin = implied[:num] - implied[num:]
@@ -238,6 +216,5 @@ def counts(masses: Array) -> Array:
 
 def draw(log_probs: Array, key: Any, num_samples: int | None) -> Array:
     """Indices of sequences from their log-probabilities, by inversion of the cumulative sum."""
-    return jax.random.choice(
-        key, log_probs.shape[-1], (num_samples or 0,), p=jnp.exp(log_probs)
-    ).astype(jnp.int32)
+    shape, probs = (num_samples or 0,), jnp.exp(log_probs)
+    return jax.random.choice(key, log_probs.shape[-1], shape, p=probs).astype(jnp.int32)

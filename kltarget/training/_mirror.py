@@ -12,17 +12,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive, worded
 from kltarget._core.numerics import safe_exp_product
+from kltarget._core.pytrees import pytree
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, value_faults
 
-__all__ = ["MirrorAscent", "mirror_ascent"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MirrorAscent:
     """Where mirror ascent arrived.
 
@@ -96,13 +94,11 @@ def mirror_ascent(
     positive("num_steps", num_steps, 0)
     rate = jnp.asarray(learning_rate, objective.reward.dtype)
     batch = objective.batch_shape
-    try:
+    with worded(
+        f"learning_rate has shape {rate.shape}, which does not broadcast against the objective's "
+        f"batch axes {batch}"
+    ):
         batch = jnp.broadcast_shapes(batch, rate.shape)
-    except ValueError:
-        raise ValueError(
-            f"learning_rate has shape {rate.shape}, which does not broadcast against the "
-            f"objective's batch axes {batch}"
-        ) from None
     objective = dataclasses.replace(objective, beta=jnp.broadcast_to(objective.beta, batch))
     return _mirror_ascent(objective, jnp.broadcast_to(rate, batch), num_steps, tol)
 
@@ -116,9 +112,8 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     start = jax.nn.log_softmax(jnp.where(inside, log_ref, -jnp.inf), axis=-1)
 
     def slopes(log_policy: Array) -> Array:
-        cost = divergence._slope(
-            jnp.where(inside, log_policy, 0.0), jnp.where(inside, log_ref, 0.0)
-        )
+        log_p, log_q = (jnp.where(inside, x, 0.0) for x in (log_policy, log_ref))
+        cost = divergence._slope(log_p, log_q)
         cost = jnp.broadcast_to(cost, reward.shape)
         return jnp.where(inside, jnp.where(inside, reward, 0.0) - beta * cost, 0.0)
 

@@ -10,30 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from kltarget._core.numerics import as_float
 from kltarget.spaces import Box, SequenceSpace
 from kltarget.spaces._sequences import counted
-
-Space = SequenceSpace | Box
-
-
-def space_of(policy: Any) -> Space:
-    """The sequences of a policy, or its box if its outcomes are vectors."""
-    space = getattr(policy, "space", None)
-    if isinstance(space, Box):
-        _require(policy, ("log_probs", "log_masses", "sample"))
-        return space
-    return sequence_space(policy)
-
-
-def sequence_space(policy: Any) -> SequenceSpace:
-    """The sequences of a policy, or an error if it is none."""
-    _require(policy, ("vocab_size", "length", "log_probs", "sample", "conditionals"))
-    return SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
 
 
 def _require(policy: Any, names: tuple[str, ...]) -> None:
@@ -53,15 +35,9 @@ def _require(policy: Any, names: tuple[str, ...]) -> None:
 
 def token_table(space: SequenceSpace, conditionals: tuple[Array, ...]) -> Array:
     """The log-probability of every token of every sequence, ``[V**L, L]``."""
-    columns = [
-        jnp.repeat(level.reshape(-1), space.num_sequences // level.size) for level in conditionals
-    ]
+    count = space.num_sequences
+    columns = [jnp.repeat(level.reshape(-1), count // level.size) for level in conditionals]
     return jnp.stack(columns, axis=-1)
-
-
-def reference(shared: Any, run: Any) -> Array:
-    """Log-probabilities of the outcomes under the reference, a run's own or the common one."""
-    return run["log_ref"] if "log_ref" in run else shared["log_ref"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +102,10 @@ class Sequences:
         """Log-probabilities of the tokens of samples, ``[S, L]``."""
         return self.policy.log_probs(params, samples)
 
-    def look_up(self, samples: Array, shared: Any, run: Any) -> dict[str, Array]:
+    def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples: the rows of what is known of all."""
-        which = self.space.index(samples)
-        known = {n: shared[n] for n in ("reward", "token_log_ref", "lengths") if n in shared}
-        known["log_ref"] = reference(shared, run)
-        return {name: x[which] for name, x in known.items()}
+        which, names = self.space.index(samples), ("reward", "token_log_ref", "lengths", "log_ref")
+        return {name: facts[name][which] for name in names if name in facts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,18 +175,27 @@ class Points:
         """Log-densities of samples, ``[S, 1]``."""
         return self.policy.log_probs(params, samples)[..., None]
 
-    def look_up(self, samples: Array, shared: Any, run: Any) -> dict[str, Array]:
+    def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples, by the functions that say it."""
-        dtype = shared["reward"].dtype
-        known = {n: f(samples).astype(dtype) for n, f in shared["functions"].items()}
+        dtype = facts["reward"].dtype
+        known = {n: f(samples).astype(dtype) for n, f in facts["functions"].items()}
         return {**known, "token_log_ref": known["log_ref"][..., None]}
 
 
-def outcomes_of(policy: Any, space: Space) -> Sequences | Points:
-    """The outcomes of a policy."""
-    return Points(policy, space) if isinstance(space, Box) else Sequences(policy, space)
+Outcomes = Sequences | Points
 
 
-def as_function(x: Any) -> Any:
-    """A function as a pytree: as it is if it is one, with its numbers as leaves, or wrapped."""
-    return jax.tree_util.Partial(x) if jax.tree_util.all_leaves([x]) else x
+def outcomes_of(policy: Any) -> Outcomes:
+    """The sequences of a policy, or the points of its box if its outcomes are vectors."""
+    space = getattr(policy, "space", None)
+    if not isinstance(space, Box):
+        return sequences_of(policy)
+    _require(policy, ("log_probs", "log_masses", "sample"))
+    return Points(policy, space)
+
+
+def sequences_of(policy: Any) -> Sequences:
+    """The sequences of a policy, or an error if it is none."""
+    _require(policy, ("vocab_size", "length", "log_probs", "sample", "conditionals"))
+    space = SequenceSpace(policy.vocab_size, policy.length, getattr(policy, "eos", None))
+    return Sequences(policy, space)

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
-from kltarget._core.checks import mass_tolerance, positive, typed_key
+from kltarget._core.checks import mass_tolerance, positive, typed_key, worded
 from kltarget._core.numerics import as_float, working_dtype
+from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence
 from kltarget.recipes import Recipe
 from kltarget.spaces import Box
 from kltarget.training._advantages import all_groups
-from kltarget.training._engine import Method, Optimizer, Plan, Program, train
-from kltarget.training._outcomes import Points, Sequences, Space, as_function, outcomes_of, space_of
+from kltarget.training._engine import Method, Options, Plan, Program, train
+from kltarget.training._outcomes import Outcomes, Points, Sequences, outcomes_of
 from kltarget.training._runs import History, Run
 
 _CUT_OFF = 1e-4
 """Mass that a density may have outside its box."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What every trainer takes, as documented in :func:`kltarget.training.fine_tune`."""
-
-    optimizer: Optimizer = optax.adam
-    history_every: int | None = 100
-    tol: float = 1e-5
-    chunk_runs: int | None = None
-    devices: Any = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if not callable(self.optimizer):
-            raise TypeError(
-                "optimizer must be a function of a learning rate, such as optax.adam, got "
-                f"{type(self.optimizer).__name__}"
-            )
-        positive("history_every", self.history_every)
-        positive("chunk_runs", self.chunk_runs)
-        if not self.tol >= 0:
-            raise ValueError(f"tol must be 0 or more, got {self.tol}")
-        if self.devices is not None and not len(self.devices):
-            raise ValueError("devices must name at least one device, or be None for all")
 
 
 def to_target(
@@ -59,33 +33,23 @@ def to_target(
     learning_rate: Any,
     num_steps: int,
     key: Any,
-    options: Options,
+    options: dict[str, Any],
 ) -> Run:
     """Runs towards given distributions, which take the place of the reference."""
-    space = space_of(policy)
-    outcomes = outcomes_of(policy, space)
+    chosen, outcomes = Options(**options), outcomes_of(policy)
     off_grid = functions(method, outcomes, params, log_target=log_target)
     log_target = distribution(outcomes, log_target, "log_target")
     reward = jnp.zeros(outcomes.num_outcomes, log_target.dtype)
     # The reference of what is shared is not looked at: every run has its target.
     shared, _ = shared_arrays(outcomes, params, reward, None, divergence, None)
     shared |= off_grid
-    return train_runs(
-        policy,
-        params,
-        method,
-        shared,
-        {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate},
-        space=space,
-        key=key,
-        num_steps=num_steps,
-        log_target=log_target,
-        options=options,
-    )
+    numbers = {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers)
+    return train_runs(*problem, num_steps, key, chosen, log_target=log_target)
 
 
 def shared_arrays(
-    outcomes: Sequences | Points,
+    outcomes: Outcomes,
     params: Any,
     reward: Any,
     log_ref: Any,
@@ -134,9 +98,7 @@ def shared_arrays(
     return shared, num_modes
 
 
-def functions(
-    method: Method, outcomes: Sequences | Points, params: Any, **given: Any
-) -> dict[str, Any]:
+def functions(method: Method, outcomes: Outcomes, params: Any, **given: Any) -> dict[str, Any]:
     """What is asked about samples that are not among the outcomes, as functions of them."""
     if isinstance(outcomes, Sequences) or not method.looks_up:
         return {}
@@ -155,16 +117,15 @@ def functions(
 
 
 def train_runs(
-    policy: Any,
+    outcomes: Outcomes,
     params: Any,
     method: Method,
     shared: dict[str, Any],
     numbers: dict[str, Any],
-    *,
-    space: Space,
-    key: Any,
     num_steps: int,
+    key: Any,
     options: Options,
+    *,
     num_modes: int = 0,
     log_target: Any = None,
     recipe: Recipe | None = None,
@@ -185,48 +146,24 @@ def train_runs(
         shapes["key"] = runs["key"].shape
     if log_target is not None:
         shapes["log_target"] = log_target.shape[:-1]
-    try:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    with worded(f"the batch axes of {listed} do not broadcast"):
         batch = jnp.broadcast_shapes(*shapes.values())
-    except ValueError:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the batch axes of {listed} do not broadcast") from None
     runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
     if log_target is not None:
         wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))
         runs["log_ref"] = wide.reshape(-1, log_target.shape[-1])
     regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
     runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
-    program = Program(
-        policy=policy,
-        space=space,
-        method=method,
-        optimizer=options.optimizer,
-        steps=min(options.history_every or 100, num_steps),
-        num_modes=num_modes,
-        devices=tuple(jax.devices() if options.devices is None else options.devices),
-    )
-    plan = Plan(
-        program=program,
-        params=params,
-        shared=shared,
-        runs=runs,
-        num_steps=num_steps,
-        tol=options.tol,
-        chunk_runs=options.chunk_runs,
-        progress=options.progress,
-        only_last=options.history_every is None,
-    )
-    final, history, step = train(plan)
+    steps = min(options.history_every or 100, num_steps)
+    devices = tuple(jax.devices() if options.devices is None else options.devices)
+    program = Program(outcomes, method, options.optimizer, steps, num_modes, devices)
+    final, history, step = train(Plan(program, params, shared, runs, num_steps, options))
     back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
     series = {name: x.reshape(*batch, -1) for name, x in history.items()}
-    settings = ("beta", "reward_scale", "learning_rate")
-    return Run(
-        **back,
-        **{name: runs[name].reshape(batch) for name in settings},
-        history=History(step=step, **series),
-        policy=policy,
-        recipe=recipe,
-    )
+    settings = {name: runs[name].reshape(batch) for name in numbers}
+    history = History(step=step, **series)
+    return Run(**back, **settings, history=history, policy=outcomes.policy, recipe=recipe)
 
 
 def check_batch(recipe: Recipe, batch_size: int | None) -> None:
@@ -246,7 +183,7 @@ def check_batch(recipe: Recipe, batch_size: int | None) -> None:
         )
 
 
-def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -> None:
+def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
     """Raises unless the gradient and, of vectors, the recipe are ones that there are."""
     if gradient not in ("score", "pathwise"):
         raise ValueError(f"gradient must be one of 'score', 'pathwise', got {gradient!r}")
@@ -274,9 +211,7 @@ def check_vectors(outcomes: Sequences | Points, recipe: Recipe, gradient: str) -
         )
 
 
-def of_recipe(
-    recipe: Recipe, outcomes: Sequences | Points, reward: Array, exactly: bool
-) -> dict[str, Any]:
+def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
@@ -290,7 +225,7 @@ def of_recipe(
     return extra
 
 
-def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+def over_outcomes(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:
     """An array of floats over the policy's outcomes, or an error that names it."""
     array, size = outcomes.on_all(x, name), outcomes.num_outcomes
     if array.ndim == 0 or array.shape[-1] != size or (array.ndim > 1 > batched):
@@ -301,7 +236,7 @@ def over_outcomes(outcomes: Sequences | Points, x: Any, name: str, batched: bool
     return array
 
 
-def distribution(outcomes: Sequences | Points, x: Any, name: str, batched: bool = True) -> Array:
+def distribution(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:
     """Log-probabilities of the policy's outcomes, or an error that names them."""
     x = outcomes.require_log_probs(over_outcomes(outcomes, x, name, batched), name)
     mass = np.asarray(jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1))

@@ -6,13 +6,11 @@ import dataclasses
 import enum
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from kltarget._core.pytrees import pytree
 from kltarget.recipes import Recipe
-
-__all__ = ["History", "Run", "RunStatus"]
 
 
 class RunStatus(enum.IntEnum):
@@ -34,8 +32,7 @@ class RunStatus(enum.IntEnum):
     those that made it so."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class History:
     """What was measured of each run on its way, by exact sums over all sequences or grid points.
 
@@ -62,8 +59,7 @@ class History:
     gap: np.ndarray
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Run:
     """Trained policies and how their training went; leading axes ``*batch`` run over the runs.
 

@@ -70,42 +70,27 @@ def followable(
     log_probs: np.ndarray,
     log_ref: np.ndarray,
     reward: np.ndarray,
-    beta: np.ndarray,
-    scale: np.ndarray,
-    wanted: np.ndarray,
-) -> np.ndarray:
-    """The share of the remaining pull that the parameters could still follow, per run ``[R]``.
+    beta: float,
+) -> float:
+    """The share of the remaining pull that a run's parameters could still follow.
 
     The recipe pulls at the logits of every prefix, with a strength ``δ(s, a)`` that vanishes
     everywhere at its target alone. In the norm ``Σ π(s) π(a|s) δ²``, which to leading order is
     ``2β²`` times the divergence that is left, δ splits by Pythagoras into what some change of the
     parameters produces and a rest that none does. A natural-gradient step is that projection; here
     conjugate gradients take it, and the few steps they are given bound the share from below. Near
-    1 training was not finished, at 0 the policy's family ends here. NaN for runs not ``wanted``.
+    1 training was not finished, at 0 the policy's family ends here.
     """
-    shares = np.full(len(log_probs), np.nan)
-    for row in np.flatnonzero(wanted):
-        with double_precision():
-            pull, masses = _pull(
-                space,
-                recipe,
-                jnp.asarray(log_probs[row]),
-                jnp.asarray(log_ref),
-                jnp.asarray(scale[row] * reward),
-                jnp.asarray(beta[row], jnp.float64),
-            )
-            pull, masses = np.asarray(pull), np.asarray(masses)
-        there = masses > 0
-        size = np.sqrt((pull[there] ** 2 / masses[there]).sum())
-        if not size > 0 or not np.isfinite(size):
-            continue
-        own = jax.tree.map(lambda x, row=row: x[row], params)
-        dtype = jax.tree.leaves(own)[0].dtype
-        found = _projected(
-            policy, space, own, jnp.asarray(pull / size, dtype), jnp.asarray(masses, dtype)
-        )
-        shares[row] = np.clip(float(found), 0.0, 1.0)
-    return shares
+    with double_precision():
+        numbers = (jnp.asarray(x, jnp.float64) for x in (log_probs, log_ref, reward, beta))
+        pull, masses = map(np.asarray, _pull(space, recipe, *numbers))
+    there = masses > 0
+    size = np.sqrt((pull[there] ** 2 / masses[there]).sum())
+    if not size > 0 or not np.isfinite(size):
+        return float("nan")
+    dtype = jax.tree.leaves(params)[0].dtype
+    flat = (jnp.asarray(x, dtype) for x in (pull / size, masses))
+    return float(np.clip(_projected(policy, space, params, *flat), 0.0, 1.0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -127,10 +112,8 @@ def _pull(
 
     gradient = jax.grad(ascent)(space.conditionals(log_probs))
     masses = space.prefix_log_masses(log_probs)[1:]
-    return (
-        jnp.concatenate([x.ravel() for x in gradient]),
-        jnp.concatenate([jnp.exp(x) for x in masses]),
-    )
+    flat = [jnp.concatenate([x.ravel() for x in levels]) for levels in (gradient, masses)]
+    return flat[0], jnp.exp(flat[1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -138,8 +121,7 @@ def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, mass
     """``gᵀ F⁺ g`` with the gradient g in the parameters and their Fisher matrix F."""
 
     def conditionals(params: Any) -> Array:
-        levels = [x.ravel() for x in policy.conditionals(params, space)]
-        flat = jnp.concatenate(levels)
+        flat = jnp.concatenate([x.ravel() for x in policy.conditionals(params, space)])
         return jnp.where(jnp.isneginf(flat), jnp.zeros_like(flat), flat)
 
     _, back = jax.vjp(conditionals, params)
@@ -150,4 +132,4 @@ def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, mass
 
     with jax.numpy_dtype_promotion("standard"):
         step, _ = jax.scipy.sparse.linalg.cg(fisher, gradient, maxiter=_NATURAL_STEPS, tol=1e-4)
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.vdot(x, y), gradient, step))
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, gradient, step))

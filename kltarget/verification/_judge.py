@@ -9,13 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kltarget._core.distances import (
-    effective_number,
-    kl,
-    mode_masses,
-    normalised,
-    total_variation,
-)
+from kltarget._core.distances import effective_number, kl, mode_masses, normalised, total_variation
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -63,67 +57,33 @@ class _Cloud:
         return float(np.sqrt(variance).sum() / 2)
 
 
+@dataclasses.dataclass(eq=False)
 class Judge:
     """Collects runs of one task over sequences."""
 
-    def __init__(
-        self,
-        task: Task,
-        space: SequenceSpace,
-        targets: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        beta: np.ndarray,
-        scale: np.ndarray,
-        bar: float,
-        sampled: bool,
-    ) -> None:
-        self.task, self.space, self.beta, self.scale = task, space, beta, scale
-        self.bar, self.sampled = bar, sampled
-        self.log_probs = {name: log_probs for name, (log_probs, _) in targets.items()}
-        self.value = {name: targets[f"sequence_{name}"][1] for name in ("reverse", "forward")}
-        self.clouds: dict[tuple[Any, ...], _Cloud] = {}
+    task: Task
+    space: SequenceSpace
+    targets: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    beta: np.ndarray
+    scale: np.ndarray
+    bar: float
+    sampled: bool
+    clouds: dict[tuple[Any, ...], _Cloud] = dataclasses.field(default_factory=dict)
 
     def verified(self, policy: str, recipe: Recipe, seed: int, run: Run) -> list[VerifiedRun]:
         """A row for every β and reward scale of a run."""
         log_probs = normalised(run.log_probs)
-        grid = list(np.ndindex(log_probs.shape[:-1]))
-        found = [self._row(policy, recipe, seed, run, at, log_probs[at]) for at in grid]
-        if any(row.remains == "unknown" for row in found):
-            shares = followable(
-                run.policy,
-                self.space,
-                recipe,
-                jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run.params),
-                log_probs.reshape(-1, log_probs.shape[-1]),
-                self.task.log_ref,
-                self.task.reward,
-                np.repeat(self.beta, self.scale.size),
-                np.tile(self.scale, self.beta.size),
-                np.array([row.remains == "unknown" for row in found]),
-            )
-            found = [
-                dataclasses.replace(
-                    row,
-                    followable=float(share),
-                    remains="optimisation" if share >= 0.5 else "family",
-                )
-                if row.remains == "unknown"
-                else row
-                for row, share in zip(found, shares, strict=True)
-            ]
-        return found
+        grid = np.ndindex(log_probs.shape[:-1])
+        return [self._row(policy, recipe, seed, run, at, log_probs[at]) for at in grid]
 
     def _row(
-        self,
-        policy: str,
-        recipe: Recipe,
-        seed: int,
-        run: Run,
-        at: tuple[int, ...],
-        log_probs: np.ndarray,
+        self, policy: str, recipe: Recipe, seed: int, run: Run, at: Any, log_probs: np.ndarray
     ) -> VerifiedRun:
-        task, own = self.task, own_target(recipe)
+        task, own, name = self.task, own_target(recipe), described(recipe)
+        tabular = isinstance(run.policy, TabularPolicy)
         beta, scale = float(self.beta[at[0]]), float(self.scale[at[1]])
-        targets = {name: x[at] for name, x in self.log_probs.items()}
+        targets = {name: x[at] for name, (x, _) in self.targets.items()}
+        values = {name: float(value[at]) for name, (_, value) in self.targets.items()}
         # Recipes without a target are shown beside that of reverse KL, which all estimators mean.
         goal = targets[own or "sequence_reverse"]
         tv = {name: total_variation(log_probs, x) for name, x in targets.items()}
@@ -136,13 +96,13 @@ class Judge:
         backward = kl(log_probs, task.log_ref)
         forward = recipe.aim == "forward"
         cost = kl(task.log_ref, log_probs) if forward else backward
-        best = float(self.value["forward" if forward else "reverse"][at])
+        best = values["sequence_forward" if forward else "sequence_reverse"]
         if recipe.place == "none":
             best, cost = scale * float(task.reward[np.isfinite(task.log_ref)].max()), 0.0
         gap = best - (scale * reward - beta * cost)
-        short = float(self.value["reverse"][at]) - (scale * reward - beta * backward)
+        short = values["sequence_reverse"] - (scale * reward - beta * backward)
         product = beta * kl(log_probs, targets["sequence_reverse"])
-        size = abs(float(self.value["reverse"][at])) + scale * abs(reward) + beta * backward
+        size = abs(values["sequence_reverse"]) + scale * abs(reward) + beta * backward
         bound = float(np.asarray(run.gap)[at])
         largest = scale * float(np.abs(task.reward).max())
         spread = float(np.abs(log_probs - task.log_ref)[np.exp(log_probs) > 0].max(initial=0.0))
@@ -154,23 +114,27 @@ class Judge:
         shown = shown[expected[shown] > 0]
         likeliest = likeliest_outcomes(task.modes, goal)
         status = RunStatus(int(np.asarray(run.status)[at])).name
-        distance = np.nan if own is None else tv[own]
+        share = float("nan")
         if status == "NON_FINITE" or not np.isfinite(log_probs).any():
             remains = "diverged"
         elif own is None:
             remains = "no target"
-        elif distance <= self.bar:
+        elif tv[own] <= self.bar:
             remains = "nothing"
+        elif self.sampled:
+            remains = "sampling"
         else:
-            remains = "sampling" if self.sampled else "unknown"
+            own_params = jax.tree.map(lambda x: x[at], run.params)
+            numbers = (log_probs, task.log_ref, scale * task.reward)
+            share = followable(run.policy, self.space, recipe, own_params, *numbers, beta)
+            remains = "optimisation" if share >= 0.5 else "family"
         if self.sampled and own is not None:
-            cell = (policy, described(recipe), beta, scale)
-            tabular = isinstance(run.policy, TabularPolicy)
+            cell = (policy, name, beta, scale)
             self.clouds.setdefault(cell, _Cloud(tabular, goal)).add(np.exp(log_probs))
         return VerifiedRun(
             policy=policy,
-            recipe=described(recipe),
-            tabular=isinstance(run.policy, TabularPolicy),
+            recipe=name,
+            tabular=tabular,
             beta=beta,
             reward_scale=scale,
             seed=seed,
@@ -196,7 +160,7 @@ class Judge:
             mode_labels=tuple(task.labels[likeliest[int(mode)]] for mode in shown),
             mode_mass=masses[shown],
             target_mode_mass=expected[shown],
-            followable=float("nan"),
+            followable=share,
             remains=remains,
             step=run.history.step,
             history=np.asarray(run.history.expected_reward)[at].astype(float),
@@ -222,27 +186,18 @@ class Judge:
                 "the mean sampled tabular policy is within "
                 f"{_ALLOWED_ERRORS:g} standard errors of its target"
             )
-            detail = (
-                f"at most {used:.0%} of the allowed TV, {min(allowed):.1e} to {max(allowed):.1e}"
-            )
+            spread = f"{min(allowed):.1e} to {max(allowed):.1e}"
+            detail = f"at most {used:.0%} of the allowed TV, {spread}"
             checks.append(Check(name, used <= 1, detail))
         if kept:
             worst = max(run.identity_error for run in kept)
-            checks.append(
-                Check(
-                    "J* − J(π) = β·KL(π‖π*) for reverse KL, the arithmetic",
-                    worst <= _IDENTITY_BAR,
-                    f"relative error at most {worst:.1e}",
-                )
-            )
+            name = "J* − J(π) = β·KL(π‖π*) for reverse KL, the arithmetic"
+            detail = f"relative error at most {worst:.1e}"
+            checks.append(Check(name, worst <= _IDENTITY_BAR, detail))
             broken = sum(not run.bound_holds for run in kept)
-            checks.append(
-                Check(
-                    "training's own bound on J* − J(π) is no less than the truth",
-                    broken == 0,
-                    f"in {len(kept) - broken} of {len(kept)} runs",
-                )
-            )
+            name = "training's own bound on J* − J(π) is no less than the truth"
+            detail = f"in {len(kept) - broken} of {len(kept)} runs"
+            checks.append(Check(name, broken == 0, detail))
         return tuple(checks)
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import operator
 import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,7 @@ from kltarget.verification._exact_targets import TARGETS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "Report", "VerifiedRun"]
-
+_LEFT_OUT = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
 _LEGEND = (
     "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "
     "to 1 (disjoint), at the start and after training. nearest: how many runs ended nearer to that "
@@ -158,9 +158,8 @@ class Report(Record):
 
     def groups(self) -> Iterator[tuple[str, str, list[VerifiedRun]]]:
         """Policy, recipe and their runs, in the order in which they were trained."""
-        for (policy, recipe), runs in itertools.groupby(
-            self.runs, key=lambda run: (run.policy, run.recipe)
-        ):
+        key = operator.attrgetter("policy", "recipe")
+        for (policy, recipe), runs in itertools.groupby(self.runs, key):
             yield policy, recipe, list(runs)
 
     def __str__(self) -> str:
@@ -168,37 +167,22 @@ class Report(Record):
             f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}"
             for check in self.checks
         ]
-        return Page(
-            [Lines(self.description)],
-            [self._table()],
-            [Paragraph(_LEGEND)],
-            [Lines(checks)],
-            [Paragraph(self.verdict)],
-        ).to_text()
+        table, verdict = self._table(), Paragraph(self.verdict)
+        blocks = (Lines(self.description), table, Paragraph(_LEGEND), Lines(checks), verdict)
+        return Page(*([block] for block in blocks)).to_text()
 
     def _table(self) -> Table:
-        rows = [
-            (
-                *("policy", "recipe", "its target", "start TV", "median TV", "worst TV"),
-                *("nearest", "what is left"),
-            )
-        ]
+        head = ("policy", "recipe", "its target", "start TV", "median TV", "worst TV", "nearest")
+        rows: list[tuple[str, ...]] = [(*head, "what is left")]
         for policy, recipe, runs in self.groups():
-            target = runs[0].target
+            target, near = runs[0].target, ""
+            if target is not None:
+                near = f"{sum(run.nearest == target for run in runs)} of {len(runs)}"
             distances = [run.distance for run in runs]
-            near = sum(run.nearest == target for run in runs)
-            rows.append(
-                (
-                    policy,
-                    recipe,
-                    "none" if target is None else TARGETS[target],
-                    _short(statistics.median(run.start_tv for run in runs)),
-                    _short(statistics.median(distances)),
-                    _short(max(distances)),
-                    "" if target is None else f"{near} of {len(runs)}",
-                    _counted([run.remains for run in runs]),
-                )
-            )
+            start = statistics.median(run.start_tv for run in runs)
+            tvs = map(_short, (start, statistics.median(distances), max(distances)))
+            left = _counted([run.remains for run in runs])
+            rows.append((policy, recipe, TARGETS.get(target or "", "none"), *tvs, near, left))
         return Table(rows, "lllrrrrl")
 
     @property
@@ -209,23 +193,20 @@ class Report(Record):
             return f"Verdict: NOT confirmed. Failed: {'; '.join(failed)}."
         aimed = [run for run in self.runs if run.target is not None and run.remains != "diverged"]
         told = [run for run in aimed if min(_others(run), default=0.0) > 2 * run.distance]
-        away = [run for run in told if run.nearest != run.target]
+        own = sum(run.nearest == run.target for run in told)
         reached = [run for run in aimed if run.remains == "nothing"]
         short = [run for run in aimed if run.remains in ("optimisation", "family")]
-        sentences = [
-            "Verdict: confirmed. Training never saw a closed form, and "
-            + (
+        found = f"{len(aimed)} runs went towards the distribution that was computed for them"
+        if reached:
+            found = (
                 f"{len(reached)} of {len(aimed)} runs ended on the distribution that was computed "
                 f"beforehand for their recipe, to a total variation of {self.settings['bar']:g}"
-                if reached
-                else f"{len(aimed)} runs went towards the distribution that was computed for them"
             )
-            + "."
-        ]
+        sentences = [f"Verdict: confirmed. Training never saw a closed form, and {found}."]
         if told:
             sentences.append(
                 f"In {len(told)} runs the targets of other recipes are far enough to be told "
-                f"apart: {len(told) - len(away) or 'none'} of them ended nearest to their own."
+                f"apart: {own or 'none'} of them ended nearest to their own."
             )
         if short:
             worst = max(run.distance for run in short)
@@ -242,26 +223,11 @@ class Report(Record):
         """A row per run, a column per number; mode masses and histories are left to the JSON."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows())
-
-    def _rows(self) -> list[dict[str, Any]]:
-        nested = ("tv", "reverse_kl", "forward_kl")
-        left_out = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", "target_tv")
-        rows = []
-        for run in self.runs:
-            row: dict[str, Any] = {}
-            for field in dataclasses.fields(run):
-                value = getattr(run, field.name)
-                if field.name in nested:
-                    row.update({f"{field.name}_{name}": x for name, x in value.items()})
-                elif field.name not in left_out:
-                    row[field.name] = value
-            rows.append(row)
-        return rows
+        return pd.DataFrame(map(_row, self.runs))
 
     def to_csv(self) -> str:
         """The rows of :meth:`to_dataframe` as comma-separated text."""
-        rows = self._rows()
+        rows = list(map(_row, self.runs))
         file = io.StringIO()
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -271,6 +237,16 @@ class Report(Record):
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python for ``json``; numbers that are not finite become strings."""
         return {**super().to_dict(), "passed": self.passed, "verdict": self.verdict}
+
+
+def _row(run: VerifiedRun) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in vars(run).items():
+        if name in _LEFT_OUT:
+            continue
+        nested = isinstance(value, dict)
+        row |= {f"{name}_{key}": x for key, x in value.items()} if nested else {name: value}
+    return row
 
 
 def _others(run: VerifiedRun) -> list[float]:

@@ -62,23 +62,18 @@ def starting_policies(
         return dict(policies), ()
     chosen, notes = {}, []
     for kind, one_key in zip(policies, jax.random.split(key, len(policies)), strict=True):
-        policy, params, distance = _starting(kind, task, space, one_key)
+        policy, params, said = _starting(kind, task, space, one_key)
         chosen[kind] = policy, params
-        if distance is not None:
-            notes.append(
-                f"the {kind} first learnt the reference, to a total variation of {distance:.2g}"
-            )
+        notes += said
     return chosen, tuple(notes)
 
 
-def _starting(
-    kind: str, task: Task, space: SequenceSpace, key: Any
-) -> tuple[Any, Any, float | None]:
-    """A policy of a kind at the reference: exactly, or after imitating it to some distance."""
+def _starting(kind: str, task: Task, space: SequenceSpace, key: Any) -> tuple[Any, Any, list[str]]:
+    """A policy of a kind at the reference, and a note if it has only imitated it."""
     log_ref = jnp.asarray(task.log_ref)
     if kind == "tabular":
         tabular = TabularPolicy(space.vocab_size, space.length, eos=space.eos)
-        return tabular, tabular.from_conditionals(space.conditionals(log_ref)), None
+        return tabular, tabular.from_conditionals(space.conditionals(log_ref)), []
     if kind not in NETWORKS:
         raise ValueError(
             f"policies has {kind!r}, which is none of 'tabular', "
@@ -87,14 +82,9 @@ def _starting(
         )
     network = NETWORKS[kind](space)
     if task.params is not None and isinstance(task.policy, type(network)):
-        return task.policy, task.params, None
-    imitated = sft(
-        network,
-        network.init(key=key),
-        log_ref,
-        learning_rate=0.02,
-        num_steps=_IMITATION_STEPS,
-        history_every=None,
-    )
-    reached = np.asarray(imitated.log_probs, np.float64)
-    return network, imitated.params, total_variation(reached, task.log_ref)
+        return task.policy, task.params, []
+    options: dict[str, Any] = {"num_steps": _IMITATION_STEPS, "history_every": None}
+    imitated = sft(network, network.init(key=key), log_ref, learning_rate=0.02, **options)
+    distance = total_variation(np.asarray(imitated.log_probs, np.float64), task.log_ref)
+    note = f"the {kind} first learnt the reference, to a total variation of {distance:.2g}"
+    return network, imitated.params, [note]

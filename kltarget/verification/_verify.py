@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,6 @@ from kltarget.verification._exact_targets import exact_targets
 from kltarget.verification._judge import Judge, described
 from kltarget.verification._report import Report, VerifiedRun
 from kltarget.verification._verified_problem import starting_policies, verified_task
-
-__all__ = ["ALL_RECIPES", "RECIPES", "verify"]
 
 RECIPES = (
     Recipe("reward", "k1", "sequence", "leave-one-out"),
@@ -163,34 +162,32 @@ def verify(
     count = len(starts) * len(recipes) * num_seeds * beta.size * reward_scale.size
     shown = progress_bar(progress, total=count, unit="run")
     runs: list[VerifiedRun] = []
-    for name, (policy, params) in starts.items():
+    sampled = batch_size is not None
+    for (name, (policy, params)), recipe in itertools.product(starts.items(), recipes):
         tabular = isinstance(policy, TabularPolicy)
-        steps = _of(num_steps, name, 500 if tabular else 300)
+        steps = int(_of(num_steps, name, 500 if tabular else 300))
         rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
-        for recipe in recipes:
-            shown.set_postfix_str(f"{name}, {described(recipe)}")
-            for seed in range(num_seeds):
-                keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
-                sampled = batch_size is not None
-                start = params if seed == 0 or sampled else _perturbed(params, keys[0])
-                run = fine_tune(
-                    policy,
-                    start,
-                    jnp.asarray(task.reward),
-                    recipe,
-                    beta=jnp.asarray(beta)[:, None],
-                    reward_scale=jnp.asarray(reward_scale),
-                    learning_rate=rate,
-                    num_steps=int(steps),
-                    key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
-                    optimizer=_annealed(int(steps)),
-                    batch_size=batch_size,
-                    log_ref=jnp.asarray(task.log_ref),
-                    history_every=max(1, int(steps) // 10),
-                    tol=1e-5,
-                )
-                runs += judge.verified(name, recipe, seed, run)
-                shown.update(beta.size * reward_scale.size)
+        shown.set_postfix_str(f"{name}, {described(recipe)}")
+        for seed in range(num_seeds):
+            keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
+            run = fine_tune(
+                policy,
+                params if seed == 0 or sampled else _perturbed(params, keys[0]),
+                jnp.asarray(task.reward),
+                recipe,
+                beta=jnp.asarray(beta)[:, None],
+                reward_scale=jnp.asarray(reward_scale),
+                learning_rate=rate,
+                num_steps=steps,
+                key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
+                optimizer=_annealed(steps),
+                batch_size=batch_size,
+                log_ref=jnp.asarray(task.log_ref),
+                history_every=max(1, steps // 10),
+                tol=1e-5,
+            )
+            runs += judge.verified(name, recipe, seed, run)
+            shown.update(beta.size * reward_scale.size)
     shown.set_postfix_str("")
     shown.close()
     checks = judge.checks(runs)
@@ -247,13 +244,10 @@ def _description(
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
-    sizes = [
-        (len(settings["policies"]), "policies"),
-        (len(settings["recipes"]), "recipes"),
-        (len(settings["beta"]), "β"),
-        (len(settings["reward_scale"]), "reward scales"),
-        (settings["num_seeds"], "seeds"),
-    ]
+    swept = {"policies": "policies", "recipes": "recipes"}
+    swept |= {"beta": "β", "reward_scale": "reward scales"}
+    sizes = [(len(settings[name]), what) for name, what in swept.items()]
+    sizes.append((settings["num_seeds"], "seeds"))
     batch = settings["batch_size"]
     gradients = "exact gradients" if batch is None else f"{batch} samples a step"
     grid = " × ".join(f"{n} {what}" for n, what in sizes)

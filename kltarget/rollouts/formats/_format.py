@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from kltarget._core.rows import Row, shown
 from kltarget.rollouts import _entries as entries
@@ -63,20 +63,36 @@ class Format:
         return int(named.group(1)) if named else None
 
 
-def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> tuple[float, float, float]:
-    """A practitioner's ``ref_logp`` and ``logp``, summed or per token, and the number of tokens."""
-    ref_logp, logp = (
-        entries.number_in(row, columns["ref_logp"]),
-        entries.number_in(row, columns["logp"]),
+FORMATS: list[Format] = []
+"""What `written_as` declared, the first that fits a file counts."""
+
+
+def written_as(
+    name: str, *kinds: str, columns: Collection[str], **settings: Any
+) -> Callable[..., Any]:
+    """Declares a format that the decorated function reads."""
+
+    def declare(read: Callable[[Row, pathlib.Path], Rollout]) -> Any:
+        FORMATS.append(Format(name, kinds, frozenset(columns), read, **settings))
+        return read
+
+    return declare
+
+
+def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> dict[str, Any]:
+    """A practitioner's ``ref_logp`` and ``logp``, summed or per token, and ``num_tokens``."""
+    ref_logp, logp, count = (
+        entries.number_in(row, columns[name]) for name in ("ref_logp", "logp", "num_tokens")
     )
-    count = entries.number_in(row, columns["num_tokens"])
     tokens = row.get("token_logps")
     listed = row.get("token_ids") or tokens
-    return (
-        entries.total(row.get("ref_token_logps")) if math.isnan(ref_logp) else ref_logp,
-        entries.total(tokens) if math.isnan(logp) else logp,
-        float(len(listed)) if math.isnan(count) and isinstance(listed, list) else count,
-    )
+    if math.isnan(count) and isinstance(listed, list):
+        count = float(len(listed))
+    return {
+        "ref_logp": entries.total(row.get("ref_token_logps")) if math.isnan(ref_logp) else ref_logp,
+        "logp": entries.total(tokens) if math.isnan(logp) else logp,
+        "num_tokens": count,
+    }
 
 
 def added_up(parts: Collection[float]) -> float:

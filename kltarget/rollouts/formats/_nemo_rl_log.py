@@ -7,9 +7,17 @@ import pathlib
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
-from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._format import written_as
 
 
+@written_as(
+    "nemo-rl",
+    "jsonl",
+    columns={"content", "rewards", "token_loss_mask"},
+    step_pattern=r"step(\d+)\.\w+$",
+    grouping="blocks",
+    notes=("logp is that of the engine that sampled, not of the trainer",),
+)
 def _read_nemo_rl(row: Row, path: pathlib.Path) -> Rollout:
     row = {
         name: entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
@@ -26,16 +34,3 @@ def _read_nemo_rl(row: Row, path: pathlib.Path) -> Rollout:
         advantage=entries.mean(row.get("advantages"), mask),
         index=entries.whole_in(row, "idx"),
     )
-
-
-FORMATS = (
-    Format(
-        "nemo-rl",
-        ("jsonl",),
-        frozenset({"content", "rewards", "token_loss_mask"}),
-        _read_nemo_rl,
-        step_pattern=r"step(\d+)\.\w+$",
-        grouping="blocks",
-        notes=("logp is that of the engine that sampled, not of the trainer",),
-    ),
-)

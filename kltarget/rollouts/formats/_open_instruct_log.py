@@ -8,9 +8,16 @@ import re
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
-from kltarget.rollouts.formats._format import IDS_ALONE, Format, ids_as_text
+from kltarget.rollouts.formats._format import IDS_ALONE, ids_as_text, written_as
 
 
+@written_as(
+    "open-instruct",
+    "jsonl",
+    columns={"prompt_tokens", "response_tokens", "reward"},
+    notes=(IDS_ALONE,),
+    shaped=True,
+)
 def _read_open_instruct(row: Row, path: pathlib.Path) -> Rollout:
     return Rollout(
         ids_as_text(row["prompt_tokens"]),
@@ -22,15 +29,3 @@ def _read_open_instruct(row: Row, path: pathlib.Path) -> Rollout:
         advantage=entries.number_in(row, "advantage"),
         group=(re.sub(r"_rollouts_\d+$", "", path.stem), str(row["prompt_idx"])),
     )
-
-
-FORMATS = (
-    Format(
-        "open-instruct",
-        ("jsonl",),
-        frozenset({"prompt_tokens", "response_tokens", "reward"}),
-        _read_open_instruct,
-        notes=(IDS_ALONE,),
-        shaped=True,
-    ),
-)

@@ -41,7 +41,6 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
         else:
             amount = entries.reward_in(row, columns["reward"])
         text = entries.completion_in(row, completion)
-        ref_logp, logp, num_tokens = log_probs_in(row, columns)
         return Rollout(
             entries.prompt_in(row, prompt),
             text,
@@ -52,9 +51,7 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
             group=_hashable(row.get(columns["group_id"])),
             answer=_answer(row.get(columns["answer"]), text) if answered else None,
             answered=answered,
-            ref_logp=ref_logp,
-            logp=logp,
-            num_tokens=num_tokens,
+            **log_probs_in(row, columns),
         )
 
     return Format(

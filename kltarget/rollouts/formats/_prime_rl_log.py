@@ -10,9 +10,10 @@ from typing import Any
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout
-from kltarget.rollouts.formats._format import IDS_ALONE, Format, added_up, ids_as_text
+from kltarget.rollouts.formats._format import IDS_ALONE, added_up, ids_as_text, written_as
 
 
+@written_as("prime-rl", "jsonl", columns={"nodes", "rewards"}, step_pattern=r"step_(\d+)/")
 def _read_prime_rl(row: Row, path: pathlib.Path) -> Rollout:
     nodes = _last_branch(row["nodes"])
     sampled = [node for node in nodes if node.get("sampled")]
@@ -21,22 +22,18 @@ def _read_prime_rl(row: Row, path: pathlib.Path) -> Rollout:
     before = nodes[: nodes.index(sampled[0])]
     # What scoring did not reach is null.
     scored = {name: entry for name, entry in row["rewards"].items() if entry is not None}
-    info = row.get("info") or {}
-    references = [node.get("reference_logprobs") for node in sampled]
+    rewards = [entries.reward_in(x, "score") * x.get("weight", 1.0) for x in scored.values()]
+    referred = all(node.get("reference_logprobs") is not None for node in sampled)
     return Rollout(
         entries.prompt_in({"prompt": [node["message"] for node in before]}, "prompt"),
         "\n".join(entries.content_text(node["message"].get("content")) for node in sampled),
-        reward=added_up(
-            [entries.reward_in(x, "score") * x.get("weight", 1.0) for x in scored.values()]
-        ),
+        reward=added_up(rewards),
         logp=entries.total(_joined(sampled, "logprobs")),
-        ref_logp=NAN
-        if None in references
-        else entries.total(_joined(sampled, "reference_logprobs")),
+        ref_logp=entries.total(_joined(sampled, "reference_logprobs")) if referred else NAN,
         num_tokens=float(sum(map(bool, _joined(sampled, "mask")))) or NAN,
         advantage=entries.mean(_joined(sampled, "advantages")),
         parts={name: float(entry["score"]) for name, entry in scored.items()},
-        group=_problem(row.get("task"), info),
+        group=_problem(row.get("task"), row.get("info") or {}),
     )
 
 
@@ -57,16 +54,18 @@ def _problem(task: Any, info: Mapping[str, Any]) -> str | None:
     """What identifies the problem that a trace is a solution of, if anything does."""
     task = task if isinstance(task, dict) else {"key": task}
     data = task.get("data") if isinstance(task.get("data"), dict) else {}
-    known = (
-        info.get("group_id"),
-        info.get("problem_id"),
-        task.get("key"),
-        task.get("hash"),
-        *(data.get(name) for name in ("problem_id", "idx", "id")),
-    )
+    known = [info.get("group_id"), info.get("problem_id"), task.get("key"), task.get("hash")]
+    known += [data.get(name) for name in ("problem_id", "idx", "id")]
     return next((json.dumps(entry) for entry in known if entry is not None), None)
 
 
+@written_as(
+    "prime-rl-tokens",
+    "jsonl",
+    columns={"token_ids", "loss_mask", "inference_logprobs"},
+    grouping="blocks",
+    notes=(IDS_ALONE,),
+)
 def _read_prime_rl_tokens(row: Row, path: pathlib.Path) -> Rollout:
     mask, tokens = row["loss_mask"], row["token_ids"]
     if True not in mask:
@@ -81,22 +80,3 @@ def _read_prime_rl_tokens(row: Row, path: pathlib.Path) -> Rollout:
         num_tokens=float(sum(mask)),
         advantage=entries.mean(row.get("advantages"), mask),
     )
-
-
-FORMATS = (
-    Format(
-        "prime-rl",
-        ("jsonl",),
-        frozenset({"nodes", "rewards"}),
-        _read_prime_rl,
-        step_pattern=r"step_(\d+)/",
-    ),
-    Format(
-        "prime-rl-tokens",
-        ("jsonl",),
-        frozenset({"token_ids", "loss_mask", "inference_logprobs"}),
-        _read_prime_rl_tokens,
-        grouping="blocks",
-        notes=(IDS_ALONE,),
-    ),
-)

@@ -7,9 +7,15 @@ import pathlib
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
-from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._format import written_as
 
 
+@written_as(
+    "skyrl",
+    "jsonl",
+    columns={"input_prompt", "output_response", "score"},
+    step_pattern=r"global_step_(\d+)",
+)
 def _read_skyrl(row: Row, path: pathlib.Path) -> Rollout:
     score = row["score"]
     return Rollout(
@@ -18,14 +24,3 @@ def _read_skyrl(row: Row, path: pathlib.Path) -> Rollout:
         # One number, or one per token.
         reward=entries.total(score) if isinstance(score, list) else entries.reward_in(row, "score"),
     )
-
-
-FORMATS = (
-    Format(
-        "skyrl",
-        ("jsonl",),
-        frozenset({"input_prompt", "output_response", "score"}),
-        _read_skyrl,
-        step_pattern=r"global_step_(\d+)",
-    ),
-)

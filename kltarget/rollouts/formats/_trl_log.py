@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
-from kltarget.rollouts.formats._format import MADE_UP, Format, added_up, log_probs_in
+from kltarget.rollouts.formats._format import MADE_UP, added_up, log_probs_in, written_as
 
 # Numbers beside the rewards.
 _NO_REWARDS = {
@@ -24,7 +25,6 @@ def _read_trl(row: Row, path: pathlib.Path) -> Rollout:
         for name, entry in row.items()
         if isinstance(entry, numeric) and not isinstance(entry, bool) and name not in _NO_REWARDS
     }
-    ref_logp, logp, num_tokens = log_probs_in(row)
     return Rollout(
         entries.prompt_in(row, "prompt"),
         entries.completion_in(row, "completion"),
@@ -32,32 +32,15 @@ def _read_trl(row: Row, path: pathlib.Path) -> Rollout:
         step=entries.whole_in(row, "step"),
         advantage=entries.number_in(row, "advantage"),
         parts=parts,
-        ref_logp=ref_logp,
-        logp=logp,
-        num_tokens=num_tokens,
+        **log_probs_in(row),
     )
 
 
-_COLUMNS = frozenset({"step", "prompt", "completion"})
-FORMATS = (
-    *(
-        Format(
-            "trl-logp",
-            ("parquet", "jsonl"),
-            _COLUMNS | {"advantage", logged},
-            _read_trl,
-            grouping="blocks",
-            without=MADE_UP,
-        )
-        for logged in ("logp", "ref_logp")
-    ),
-    Format(
-        "trl",
-        ("parquet",),
-        _COLUMNS | {"advantage"},
-        _read_trl,
-        grouping="blocks",
-        without=MADE_UP | {"logp", "ref_logp"},
-    ),
-    Format("trl-table", ("json",), _COLUMNS, _read_trl, grouping="blocks"),
-)
+_COLUMNS = {"step", "prompt", "completion"}
+_in_blocks = functools.partial(written_as, grouping="blocks")
+for _logged in ("logp", "ref_logp"):
+    _columns = _COLUMNS | {"advantage", _logged}
+    _in_blocks("trl-logp", "parquet", "jsonl", columns=_columns, without=MADE_UP)(_read_trl)
+_others = MADE_UP | {"logp", "ref_logp"}
+_in_blocks("trl", "parquet", columns=_COLUMNS | {"advantage"}, without=_others)(_read_trl)
+_in_blocks("trl-table", "json", columns=_COLUMNS)(_read_trl)

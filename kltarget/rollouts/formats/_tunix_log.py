@@ -10,9 +10,15 @@ from typing import Any
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import BadRow, Rollout
-from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._format import written_as
 
 
+@written_as(
+    "tunix",
+    "csv",
+    columns={"conversation_text", "trajectory_reward"},
+    notes=("no steps: groups are in the order of training",),
+)
 def _read_tunix(row: Row, path: pathlib.Path) -> Rollout:
     conversation = _literal(row, "conversation_text")
     if not entries.is_chat(conversation):
@@ -42,14 +48,3 @@ def _literal(row: Row, column: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
     raise BadRow(f"column {column!r}: neither a Python literal nor JSON")
-
-
-FORMATS = (
-    Format(
-        "tunix",
-        ("csv",),
-        frozenset({"conversation_text", "trajectory_reward"}),
-        _read_tunix,
-        notes=("no steps: groups are in the order of training",),
-    ),
-)

@@ -10,9 +10,10 @@ from typing import Any
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
-from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._format import written_as
 
 
+@written_as("verl", "jsonl", columns={"input", "output", "score"}, step_pattern=r"(\d+)\.\w+$")
 def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
     uid, mask = row.get("uid"), row.get("response_mask")
     return Rollout(
@@ -30,14 +31,3 @@ def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
 def _number_or_total(row: Row, column: str, mask: Sequence[Any] | None) -> float:
     entry = row.get(column)
     return entries.total(entry, mask) if isinstance(entry, list) else entries.number_in(row, column)
-
-
-FORMATS = (
-    Format(
-        "verl",
-        ("jsonl",),
-        frozenset({"input", "output", "score"}),
-        _read_verl,
-        step_pattern=r"(\d+)\.\w+$",
-    ),
-)

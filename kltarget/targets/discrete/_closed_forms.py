@@ -81,9 +81,8 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Soluti
 
     # The comparison is false for NaN, which rows without support produce.
     log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
-    return Solution(
-        log_probs, best + beta * log_sum, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
-    )
+    multiplier = best + beta * log_sum
+    return Solution(log_probs, multiplier, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT))
 
 
 def total_variation(

@@ -75,7 +75,6 @@ class Coordinate:
 
     def gap(self, at: Array, rate: Array) -> Array:
         """The ``v`` at which ``place`` has derivative ``rate``; NaN if it cannot tell."""
-        del at
         return jnp.full_like(rate, jnp.nan)
 
     def _f_prime_one(self, like: Array) -> Array:
@@ -90,7 +89,6 @@ class _PowerBelow(Coordinate):
     scale: Any
 
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
-        del at_low, v_low
         gamma, v = self.gamma, v / self.scale
         tied = v == 0
         t = jnp.exp(gamma * at)
@@ -154,7 +152,6 @@ class _PowerAbove(Coordinate):
 @dataclasses.dataclass(frozen=True)
 class _JensenShannon(Coordinate):
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
-        del at_low, v_low
         tied = v == 0
         gap = jnp.where(tied, 1.0, jnp.logaddexp(-at, jnp.zeros_like(at)) - v)
         log_u = jnp.where(tied, at, -gap - jnp.log(-jnp.expm1(-gap)))
@@ -212,7 +209,4 @@ def _add(at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Ar
 
 
 def _present(log_u: Array, rate: Array, present: Array) -> Place:
-    return (
-        jnp.where(present, log_u, -jnp.inf),
-        jnp.where(present, rate, 0.0),
-    )
+    return (jnp.where(present, log_u, -jnp.inf), jnp.where(present, rate, 0.0))

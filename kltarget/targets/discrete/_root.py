@@ -25,6 +25,9 @@ from kltarget.targets.discrete._anchor import LogMass, anywhere, find_anchor, sc
 from kltarget.targets.discrete._coordinates import Coordinate, coordinate
 from kltarget.targets.discrete._marginal import marginal_root
 
+Masses = Callable[[Array, Array], tuple[Array, Array]]
+"""From a coordinate in two parts to a mass and its derivative."""
+
 
 class Solution(NamedTuple):
     """Log-probabilities ``[*batch, A]``; multiplier and status bits ``[*batch, 1]``."""
@@ -146,26 +149,14 @@ def _search(
     mean_gap = (reward.mean(-1, keepdims=True) - anchor) / beta
     log_others = jnp.log(jnp.maximum(1 - jnp.exp(log_m), 0))
     far = jnp.isfinite(mean_gap) & (mean_gap < 0)
-    guess, _ = _two_level(
-        levels,
-        zero,
-        log_mass,
-        jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf)),
-        jnp.where(far, mean_gap, -jnp.ones_like(zero)),
-        jnp.full_like(zero, jnp.nan),
-        bottom,
-        top,
-    )
+    log_weight = jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf))
+    v, lawless = jnp.where(far, mean_gap, -jnp.ones_like(zero)), jnp.full_like(zero, jnp.nan)
+    guess, _ = _two_level(levels, zero, log_mass, log_weight, v, lawless, bottom, top)
     no = jnp.zeros_like(empty)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
 
-    def seek(
-        others: Callable[[Array, Array], tuple[Array, Array]],
-        start: Array,
-        tol: float,
-        max_steps: int,
-    ) -> _Search:
+    def seek(others: Masses, start: Array, tol: float, max_steps: int) -> _Search:
         """From a start to within a last step of the root, given the mass of the others."""
 
         def advance(state: _Search) -> _Search:
@@ -370,16 +361,10 @@ def _next(
     level, _ = levels.place(at, 0.0, v, 0.0)
     fits = jnp.isfinite(v) & jnp.isfinite(level) & ((v < 0) | levels.by_slope)
     log_weight = jnp.log(some) - jnp.where(fits, level, jnp.zeros_like(level))
-    return _two_level(
-        levels,
-        at,
-        log_mass,
-        jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf)),
-        jnp.where(fits, v, -jnp.ones_like(v)),
-        jnp.where(fits, jnp.full_like(rate, jnp.nan), rate),
-        low,
-        high,
-    )
+    log_weight = jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf))
+    v = jnp.where(fits, v, -jnp.ones_like(v))
+    power = jnp.where(fits, jnp.full_like(rate, jnp.nan), rate)
+    return _two_level(levels, at, log_mass, log_weight, v, power, low, high)
 
 
 def _two_level(

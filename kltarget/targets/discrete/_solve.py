@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.pytrees import pytree
+from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
@@ -20,15 +21,12 @@ from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
 from kltarget.targets.discrete._root import Solution
 
-__all__ = ["Target", "greedy_limit", "reference_limit", "solve"]
-
 
 def _where(condition: Array, x: Array) -> Array:
     return jnp.where(condition, x, jnp.zeros_like(x))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Target(DiscreteTarget, Optimum):
     """The policy that maximises an :class:`Objective`, with its certificate.
 
@@ -51,9 +49,8 @@ class Target(DiscreteTarget, Optimum):
         """
         reward, log_ref, beta, divergence = broadcast_fields(self.objective)
         wide = self.log_probs.astype(reward.dtype)
-        return optimal_value(divergence, reward, log_ref, beta, wide)[..., 0].astype(
-            self.log_probs.dtype
-        )
+        value = optimal_value(divergence, reward, log_ref, beta, wide)
+        return value[..., 0].astype(self.log_probs.dtype)
 
     def gap(self, log_policy: ArrayLike) -> Float[Array, "*batch"]:
         """How far a policy falls short of this optimum, ``J* − J(π) ≥ 0``, in reward units.
@@ -172,15 +169,11 @@ def _solve(objective: Objective, trusted: bool) -> Solution:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     unchecked = objective.measure or trusted
     tolerance = None if unchecked else mass_tolerance(objective.log_ref.dtype)
-    found = differentiable_closed_form(
-        divergence, reward, log_ref, beta, tolerance, objective.measure
-    )
+    problem = (divergence, reward, log_ref, beta)
+    found = differentiable_closed_form(*problem, tolerance, objective.measure)
     dtype = objective.reward.dtype
-    return Solution(
-        found.log_probs.astype(dtype),
-        found.multiplier[..., 0].astype(dtype),
-        found.status[..., 0],
-    )
+    log_probs, multiplier = found.log_probs.astype(dtype), found.multiplier[..., 0].astype(dtype)
+    return Solution(log_probs, multiplier, found.status[..., 0])
 
 
 def greedy_limit(objective: Objective) -> Target:
@@ -205,7 +198,7 @@ def greedy_limit(objective: Objective) -> Target:
         >>> print(limit.probs.round(4))
         [0.9375 0.0625 0.    ]
     """
-    return _limit(objective, greedy=True)
+    return Target(*_limits(objective, greedy=True))
 
 
 def reference_limit(objective: Objective) -> Target:
@@ -234,11 +227,7 @@ def reference_limit(objective: Objective) -> Target:
         >>> print([f"{p:.4f}" for p in limit.probs])
         ['0.3000', '0.0200', '0.6800']
     """
-    return _limit(objective, greedy=False)
-
-
-def _limit(objective: Objective, *, greedy: bool) -> Target:
-    return Target(*_limits(objective, greedy))
+    return Target(*_limits(objective, greedy=False))
 
 
 @functools.partial(jax.jit, static_argnames="greedy")
@@ -276,8 +265,6 @@ def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array
         mean = (jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)).sum(-1, keepdims=True)
         lift = divergence._f_prime_at(jnp.zeros_like(best))
         multiplier = jnp.where(lift == 0, mean, -jnp.inf * jnp.sign(lift))
-    failed = (status & FAILURES) != 0
-    log_probs = jnp.where(failed, jnp.full_like(log_probs, jnp.nan), log_probs).astype(dtype)
-    multiplier = jnp.where(failed, jnp.full_like(multiplier, jnp.nan), multiplier).astype(dtype)
+    log_probs, multiplier = (unless_failed(status, x) for x in (log_probs, multiplier))
     limit = dataclasses.replace(objective, beta=limit_beta)
-    return limit, log_probs, multiplier[..., 0], status[..., 0]
+    return limit, log_probs.astype(dtype), multiplier[..., 0].astype(dtype), status[..., 0]

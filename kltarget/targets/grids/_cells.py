@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
 
+import jax
 import numpy as np
+
+from kltarget._core.pytrees import pytree
 
 _ORDER = {1: 12, 2: 8, 3: 6}
 _CUTS = {1: 32, 2: 8, 3: 4}
@@ -16,7 +18,7 @@ Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Points ``[n, d]`` to log-density, reward and mode, each ``[n]``."""
 
 
-@dataclasses.dataclass
+@pytree
 class Cells:
     """Cells of a box, with what is known at the nodes of each and at those of its 2^d parts.
 
@@ -43,11 +45,7 @@ class Cells:
 
     @classmethod
     def measured(
-        cls,
-        low: np.ndarray,
-        width: np.ndarray,
-        own: tuple[np.ndarray, ...],
-        evaluate: Evaluate,
+        cls, low: np.ndarray, width: np.ndarray, own: tuple[np.ndarray, ...], evaluate: Evaluate
     ) -> Cells:
         """Cells whose own rule is known already."""
         part_low, part_width = _parts(low, width)
@@ -66,20 +64,7 @@ class Cells:
 
     def joined(self, other: Cells, keep: np.ndarray) -> Cells:
         """The cells in a mask, then the other ones."""
-
-        def both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.concatenate([a[keep], b])
-
-        return Cells(
-            both(self.low, other.low),
-            both(self.width, other.width),
-            tuple(map(both, self.own, other.own)),
-            tuple(map(both, self.parts, other.parts)),
-        )
-
-    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes of the cells' own rules ``[C·P, d]`` and their log weights ``[C·P]``."""
-        return nodes(self.low, self.width)
+        return jax.tree.map(lambda a, b: np.concatenate([a[keep], b]), self, other)
 
     def divisible(self) -> np.ndarray:
         """Whether the nodes of a cell's parts are still apart in double precision."""
@@ -116,10 +101,7 @@ def surroundings(box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     widths = np.stack([width / 2, width, width / 2])
     axes = np.arange(len(box))
     picks = [p for p in itertools.product(range(3), repeat=len(box)) if set(p) != {1}]
-    return (
-        np.array([lows[list(p), axes] for p in picks]),
-        np.array([widths[list(p), axes] for p in picks]),
-    )
+    return lows[np.array(picks), axes], widths[np.array(picks), axes]
 
 
 def nodes(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,11 +126,7 @@ def _measure(low: np.ndarray, width: np.ndarray, evaluate: Evaluate) -> tuple[np
     points, log_weights = nodes(low, width)
     log_density, reward, mode = evaluate(points)
     shape = (len(low), -1)
-    return (
-        (log_density + log_weights).reshape(shape),
-        reward.reshape(shape),
-        mode.reshape(shape),
-    )
+    return ((log_density + log_weights).reshape(shape), reward.reshape(shape), mode.reshape(shape))
 
 
 def _parts(low: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from kltarget._core.pytrees import as_function
+from kltarget._core.status import Status
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._point_rewards import LogDensityReward
@@ -19,8 +21,8 @@ from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._cells import Cells, edges_of, nodes, surroundings
-from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
-from kltarget.targets.grids._refinement import Refinement, Solved, unsettled
+from kltarget.targets.grids._grid_target import GridTarget, log_density_at
+from kltarget.targets.grids._refinement import Refinement, Settled, rounded_up
 from kltarget.targets.mixtures._bounds import box_around, default_peaks, is_exponential
 from kltarget.targets.mixtures._expansion import quadratic_of
 
@@ -71,20 +73,18 @@ class Problem:
         self.best = (-np.inf, np.zeros(0))
 
     def solved(self, bounds: Any, maximum: Any, max_points: int, dtype: Any) -> GridTarget:
-        quadratic = self.quadratic
-        peaks = default_peaks(
-            *self.given, quadratic, self.beta, self.divergence, self.tol, self.truncate
-        )
+        peaks = default_peaks(*self.given, self.beta, self.divergence, self.tol, self.truncate)
         place = None if maximum is None else np.asarray(maximum, np.float64)
-        closed = None
-        if self.atom and place is None and not self.truncate:
-            closed = quadratic
+        found = self.atom and place is None and not self.truncate
+        closed = self.quadratic if found else None
         if closed is not None:
             place = _maximum_search.of_quadratic(closed)
-        box = self._box(bounds, peaks, quadratic, place)
+        box = self._box(bounds, peaks, place)
         # A first look, at the points of even cells
         first = Cells.cut(edges_of(box, None), self._look)
-        num_modes = self._count(first)
+        num_modes = max(int(first.own[2].max()) + 1, 0)
+        if num_modes > 100:
+            raise ValueError(f"modes must be below 100, got {num_modes - 1}: number them from 0")
         if self.atom:
             place = self._maximum(place, maximum is not None, box)
             if closed is not None:
@@ -95,19 +95,12 @@ class Problem:
         peaks = [(x, scale) for x, scale in peaks if _within(x, box)]
         while True:
             self.origin = place if self.atom else np.zeros(len(box))
-            refinement = Refinement(
-                self._look,
-                self.divergence,
-                self.beta,
-                self.atom,
-                num_modes,
-                self.tol,
-                max_points,
-                [(x - self.origin, scale) for x, scale in peaks],
-            )
+            shared = (self._look, self.divergence, self.beta, self.atom, num_modes, self.tol)
+            moved = [(x - self.origin, scale) for x, scale in peaks]
+            refinement = Refinement(*shared, max_points, moved)
             corner = np.zeros(len(box)) if self.atom else None
             cells = Cells.cut(edges_of(box - self.origin[:, None], corner), self._look)
-            cells, found, error, accurate = self._refined(refinement, cells)
+            settled = self._refined(refinement, cells)
             if not self.atom or self.best[0] <= self.top + 1e-9 * max(abs(self.top), 1):
                 break
             if maximum is not None:
@@ -118,10 +111,11 @@ class Problem:
             # The nodes met a better place than the search; each time the top rises.
             place = self._maximum(None, False, box)
         if not self.truncate:
-            error = error + self._outside(refinement, box, cells, found, error)
-        return self._packed(cells, found, error, accurate, place, box, dtype)
+            errors = settled.errors + self._outside(refinement, box, settled)
+            settled = settled._replace(errors=errors)
+        return self._packed(settled, place, box, dtype)
 
-    def _box(self, bounds: Any, peaks: Any, quadratic: Any, place: np.ndarray | None) -> np.ndarray:
+    def _box(self, bounds: Any, peaks: Any, place: np.ndarray | None) -> np.ndarray:
         known = getattr(self.given[0], "dim", getattr(self.given[1], "dim", None))
         if bounds is not None:
             box = np.asarray(bounds, np.float64)
@@ -133,7 +127,7 @@ class Problem:
         else:
             if not isinstance(self.given[0], GaussianMixture):
                 raise ValueError("bounds are needed where density is a function: give a [d, 2] box")
-            bent = quadratic is None and not isinstance(self.given[1], LogDensityReward)
+            bent = self.quadratic is None and not isinstance(self.given[1], LogDensityReward)
             if bent and is_exponential(self.divergence):
                 raise ValueError(
                     "bounds are needed for reverse KL and a reward that is neither quadratic nor a "
@@ -170,12 +164,10 @@ class Problem:
         return log_density - self.log_inside, distance, self._modes(points)
 
     def _raw(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found: list[list[np.ndarray]] = []
         for start in range(0, len(points), _BLOCK):
             chunk = points[start : start + _BLOCK]
-            size = 1024
-            while size < len(chunk):
-                size *= 8
+            size = rounded_up(len(chunk), 1024, 8)
             filled = np.concatenate([chunk, np.repeat(chunk[:1], size - len(chunk), 0)])
             values = _values(self.density, self.reward, jnp.asarray(filled))
             for name, x in zip(("density", "reward"), values, strict=True):
@@ -184,9 +176,9 @@ class Problem:
                         f"{name} gives shape {x.shape} for points {filled.shape}: it needs one "
                         f"number per point, shape ({size},)"
                     )
-            pair = tuple(np.asarray(x, np.float64)[: len(chunk)] for x in values)
-            found.append((pair[0], pair[1]))
-        return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+            found.append([np.asarray(x, np.float64)[: len(chunk)] for x in values])
+        log_density, reward = map(np.concatenate, zip(*found, strict=True))
+        return log_density, reward
 
     def _modes(self, points: np.ndarray) -> np.ndarray:
         if self.modes is None:
@@ -199,17 +191,13 @@ class Problem:
             )
         return modes.astype(np.int64)
 
-    def _count(self, cells: Cells) -> int:
-        most = int(cells.own[2].max()) + 1
-        if most > 100:
-            raise ValueError(f"modes must be below 100, got {most - 1}: number them from 0")
-        return max(most, 0)
-
     def _maximum(self, place: np.ndarray | None, given: bool, box: np.ndarray) -> np.ndarray:
         if place is None:
             start = self.best[1][None]
             low, width = box[None, :, 0], np.diff(box, axis=1)[None, :, 0]
-            points = np.concatenate([start, nodes(low, width)[0], self._lattice(box)])
+            middles = [(e[1:] + e[:-1]) / 2 for e in edges_of(box, None)]
+            lattice = np.stack(np.meshgrid(*middles, indexing="ij"), -1).reshape(-1, len(box))
+            points = np.concatenate([start, nodes(low, width)[0], lattice])
             place = _maximum_search.search(self.reward, points, box)
         if place.shape != (len(box),) or not np.isfinite(place).all():
             raise ValueError(f"maximum must be a finite point of shape ({len(box)},), got {place}")
@@ -226,14 +214,7 @@ class Problem:
         self.top = float(self._raw(place[None])[1][0])
         return place
 
-    def _lattice(self, box: np.ndarray) -> np.ndarray:
-        edges = edges_of(box, None)
-        middles = [(e[1:] + e[:-1]) / 2 for e in edges]
-        return np.stack(np.meshgrid(*middles, indexing="ij"), -1).reshape(-1, len(box))
-
-    def _refined(
-        self, refinement: Refinement, cells: Cells
-    ) -> tuple[Cells, Solved, np.ndarray, bool]:
+    def _refined(self, refinement: Refinement, cells: Cells) -> Settled:
         if self.truncate:
             for _ in range(2):
                 cells = self._normalised(cells)
@@ -250,17 +231,10 @@ class Problem:
         own, parts = ((x[0] - excess, *x[1:]) for x in (cells.own, cells.parts))
         return dataclasses.replace(cells, own=own, parts=parts)
 
-    def _outside(
-        self,
-        refinement: Refinement,
-        box: np.ndarray,
-        cells: Cells,
-        found: Solved,
-        error: np.ndarray,
-    ) -> np.ndarray:
+    def _outside(self, refinement: Refinement, box: np.ndarray, settled: Settled) -> np.ndarray:
         """The target's mass in the blocks around the box."""
-        mass = float(np.exp(cells.own[0]).sum())
-        limit = 10 * self.tol + float(error.max())
+        mass = float(np.exp(settled.cells.own[0]).sum())
+        limit = 10 * self.tol + float(settled.errors.max())
         if not abs(mass - 1) <= limit:
             raise ValueError(
                 f"density has the mass {mass:.10g} within the bounds {box.tolist()}, not 1: widen "
@@ -271,12 +245,10 @@ class Problem:
         points, log_weights = nodes(low, width)
         log_density, reward = self._raw(points)
         usual = ~(np.isnan(log_density) | np.isnan(reward))
-        blocks = (
-            np.where(usual, log_density + log_weights, -np.inf),
-            np.where(usual, reward - self.top, -np.inf),
-            np.full(len(points), -1),
-        )
-        sums = refinement.sums([x.reshape(len(low), -1) for x in blocks], self.beta, found)
+        log_ref = np.where(usual, log_density + log_weights, -np.inf)
+        reward = np.where(usual, reward - self.top, -np.inf)
+        blocks = [x.reshape(len(low), -1) for x in (log_ref, reward, np.full(len(points), -1))]
+        sums = refinement.sums(blocks, self.beta, settled.solved)
         mass = sums[:, 1].sum(-1).reshape(self.beta.shape)
         if not (mass <= limit).all():
             raise ValueError(
@@ -286,16 +258,10 @@ class Problem:
         return mass
 
     def _packed(
-        self,
-        cells: Cells,
-        found: Solved,
-        error: np.ndarray,
-        accurate: bool,
-        place: np.ndarray,
-        box: np.ndarray,
-        dtype: Any,
+        self, settled: Settled, place: np.ndarray, box: np.ndarray, dtype: Any
     ) -> GridTarget:
-        offsets, log_weights = cells.nodes()
+        cells, found, error, accurate = settled
+        offsets, log_weights = nodes(cells.low, cells.width)
         points = self.origin + offsets
         modes, num_modes = None, 0
         if self.modes is not None:
@@ -307,7 +273,8 @@ class Problem:
         if not accurate:
             atom = np.exp(found.log_probs[..., -1])
             error = np.maximum(error, np.where(error > self.tol, atom, 0.0))
-            status = np.where(error > self.tol, unsettled(status), status)
+            unsettled = status | np.int32(int(Status.NOT_CONVERGED))
+            status = np.where(error > self.tol, unsettled, status)
         top = self.top if self.atom else -np.inf
         reward = np.append(cells.own[1].reshape(-1) + self.top, top)
         log_ref = np.append(cells.own[0].reshape(-1), -np.inf)
@@ -316,15 +283,10 @@ class Problem:
             return jnp.asarray(x, dtype)
 
         # Its values have been looked at; to do it again takes a program per number of nodes.
-        objective = Objective.unchecked(
-            rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence, measure=True
-        )
-        target = Target(
-            objective,
-            rounded(found.log_probs),
-            rounded(found.multiplier + self.top),
-            jnp.asarray(status, jnp.int32),
-        )
+        problem = (rounded(reward), rounded(log_ref), rounded(self.beta), self.divergence)
+        objective = Objective.unchecked(*problem, measure=True)
+        log_probs, multiplier = rounded(found.log_probs), rounded(found.multiplier + self.top)
+        target = Target(objective, log_probs, multiplier, jnp.asarray(status, jnp.int32))
         return GridTarget(
             target=target,
             points=rounded(points),

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import as_float, log_sum_exp, working_dtype
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import GaussianMixture
@@ -20,11 +21,8 @@ from kltarget.targets._protocol import Optimum
 from kltarget.targets.discrete._solve import Target
 from kltarget.targets.grids._refinement import log_target
 
-__all__ = ["GridTarget"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class GridTarget(Optimum):
     """A density that maximises ``E_π[r] − beta · D(π, p)``, with its atom if it has one.
 
@@ -149,9 +147,8 @@ class GridTarget(Optimum):
         """
         places = jnp.concatenate([self.points, self.atom[None]])
         probs = self.target.probs
-        return jnp.tensordot(
-            probs, as_float(fn(places)).astype(probs.dtype), 1, precision="highest"
-        )
+        values = as_float(fn(places)).astype(probs.dtype)
+        return jnp.tensordot(probs, values, 1, precision="highest")
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:
@@ -215,7 +212,7 @@ def _log_prob(found: GridTarget, points: Array) -> Array:
     reward = jnp.broadcast_to(found.reward(points).astype(dtype), shape)
     multiplier = found.multiplier.astype(dtype)[..., None]
     log_ref = jnp.broadcast_to(log_ref, shape)
-    log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+    log_probs = log_target(divergence, log_ref, reward, beta, multiplier)
     return log_probs.astype(found.target.log_probs.dtype)
 
 
@@ -251,10 +248,3 @@ def _component_log_mass(found: GridTarget) -> Array:
 def log_density_at(density: Any, points: Array) -> Array:
     """The log-density of a mixture or of a function."""
     return density.log_prob(points) if isinstance(density, GaussianMixture) else density(points)
-
-
-def as_function(f: Any) -> Any:
-    """A function as a pytree, so that it travels through transformations."""
-    leaves = jax.tree.leaves(f)
-    plain = len(leaves) == 1 and leaves[0] is f
-    return jax.tree_util.Partial(f) if plain else f

@@ -8,7 +8,7 @@ place, and the multiplier is found anew.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.status import FAILURES, Status
+from kltarget._core.status import FAILURES
 from kltarget.divergences import Divergence, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.targets.discrete._coordinates import coordinate
@@ -53,6 +53,15 @@ class Solved:
     log_ratio: np.ndarray
 
 
+class Settled(NamedTuple):
+    """Where a refinement ended: errors ``[*batch]``, and whether they are below the tolerance."""
+
+    cells: Cells
+    solved: Solved
+    errors: np.ndarray
+    accurate: bool
+
+
 @dataclasses.dataclass
 class Refinement:
     """A problem whose reward is 0 at the maximiser, if an atom may stand there.
@@ -78,7 +87,7 @@ class Refinement:
     max_points: int
     peaks: list[tuple[np.ndarray, np.ndarray]]
 
-    def run(self, cells: Cells) -> tuple[Cells, Solved, np.ndarray, bool]:
+    def run(self, cells: Cells) -> Settled:
         """Cells, the problem on them, the errors ``[*batch]`` and whether they are below tol.
 
         Small β can hide a second peak whose nodes happen to lie a little lower than those of the
@@ -92,9 +101,7 @@ class Refinement:
             cells, *_ = self._settle(cells, heated, max(_LOOSE, self.tol))
         return self._settle(cells, self.beta, self.tol)
 
-    def _settle(
-        self, cells: Cells, beta: np.ndarray, tol: float
-    ) -> tuple[Cells, Solved, np.ndarray, bool]:
+    def _settle(self, cells: Cells, beta: np.ndarray, tol: float) -> Settled:
         solved = self.solve(cells, beta)
         sums, differences = self.integrals(cells, beta, solved)
         whole = True  # all integrals are of the present multiplier
@@ -110,7 +117,7 @@ class Refinement:
             large = self._too_large(cells)
             accurate = bool(errors.max() <= tol) and not large.any()
             if (solved.status & FAILURES).any() or (accurate and whole):
-                return cells, solved, errors.reshape(beta.shape), accurate
+                return Settled(cells, solved, errors.reshape(beta.shape), accurate)
             if accurate:
                 sums, differences = self.integrals(cells, beta, solved)
                 whole = True
@@ -124,7 +131,7 @@ class Refinement:
             growth = split.sum() * (2 ** cells.low.shape[1] - 1)
             too_many = (len(cells) + growth) * cells.own[0].shape[1] > self.max_points
             if not split.any() or too_many or stalled:
-                return cells, solved, errors.reshape(beta.shape), False
+                return Settled(cells, solved, errors.reshape(beta.shape), False)
             fresh = cells.refined(split, self.evaluate)
             cells = cells.joined(fresh, ~split)
             solved = self.solve(cells, beta)
@@ -138,7 +145,7 @@ class Refinement:
                 falls = (before > 0) & (now > tol / 100)
                 ratio = np.max(now[falls] / before[falls], initial=0.0)
                 before, tail = now, 1 / (1 - min(ratio, 0.99))
-        return cells, solved, errors.reshape(beta.shape), False
+        return Settled(cells, solved, errors.reshape(beta.shape), False)
 
     def _too_large(self, cells: Cells) -> np.ndarray:
         """Cells that could overlook a peak they are known to contain."""
@@ -157,32 +164,23 @@ class Refinement:
     def solve(self, cells: Cells, beta: np.ndarray) -> Solved:
         """The discrete problem on the cells' own nodes."""
         log_ref, reward = cells.own[0].reshape(-1), cells.own[1].reshape(-1)
-        size = 1024
-        while size < len(log_ref) + 1:
-            size *= 4
+        size = rounded_up(len(log_ref) + 1, 1024, 4)
         nowhere = np.full(size - len(log_ref), -np.inf)
         top = nowhere.copy()
         top[0] = 0.0 if self.atom else -np.inf
         # Its values were looked at as they came.
-        objective = Objective.unchecked(
-            jnp.asarray(np.concatenate([reward, top])),
-            jnp.asarray(np.concatenate([log_ref, nowhere])),
-            jnp.asarray(beta),
-            self.divergence,
-            measure=True,
-        )
-        target = solve(objective)
+        rewards = jnp.asarray(np.concatenate([reward, top]))
+        refs = jnp.asarray(np.concatenate([log_ref, nowhere]))
+        known = (rewards, refs, jnp.asarray(beta), self.divergence)
+        target = solve(Objective.unchecked(*known, measure=True))
         log_probs = np.asarray(target.log_probs)[..., : len(log_ref) + 1]
         best = np.argmax(np.where(log_ref > -np.inf, reward, -np.inf))
         log_ratio = log_probs[..., best] - log_ref[best]
         condensed = log_probs[..., -1] > -np.inf
-        return Solved(
-            log_probs,
-            np.asarray(target.multiplier),
-            np.asarray(target.status),
-            np.where(condensed, 0.0, reward[best]),
-            np.where(condensed, np.inf, log_ratio),
-        )
+        log_ratio = np.where(condensed, np.inf, log_ratio)
+        anchor = np.where(condensed, 0.0, reward[best])
+        multiplier, status = np.asarray(target.multiplier), np.asarray(target.status)
+        return Solved(log_probs, multiplier, status, anchor, log_ratio)
 
     def integrals(
         self, cells: Cells, beta: np.ndarray, solved: Solved
@@ -205,7 +203,7 @@ class Refinement:
         sums = []
         for start in range(0, count, most):
             chunk = [x[start : start + most] for x in at]
-            size = padded(len(chunk[0]), most)
+            size = min(rounded_up(len(chunk[0]), 256, 8), most)
             filled = [
                 np.concatenate([x, np.full((size - len(x), width), fill, x.dtype)])
                 for x, fill in zip(chunk, (-np.inf, 0.0, -1), strict=True)
@@ -215,22 +213,20 @@ class Refinement:
         return np.concatenate(sums, -1)
 
 
-def padded(count: int, most: int) -> int:
-    """One of few sizes that are large enough."""
-    size = 256
-    while size < min(count, most):
-        size *= 8
-    return min(size, most)
+def rounded_up(count: int, size: int, factor: int) -> int:
+    """One of few sizes that are large enough: times a factor each."""
+    while size < count:
+        size *= factor
+    return size
+
+
+Row = tuple[Divergence, Array, Array, Array, Array]
+"""Divergence, β, multiplier, anchor and the log density ratio there."""
 
 
 @jax.jit(static_argnames=("atom", "num_modes"))
 def _integrals(
-    rows: tuple[Divergence, Array, Array, Array, Array],
-    log_ref: Array,
-    reward: Array,
-    mode: Array,
-    atom: bool,
-    num_modes: int,
+    rows: Row, log_ref: Array, reward: Array, mode: Array, atom: bool, num_modes: int
 ) -> Array:
     """Per row and cell: reference mass, target mass, mean slope, divergence, modes' masses.
 
@@ -250,11 +246,11 @@ def _integrals(
     """
     possible = (reward > -jnp.inf) & (log_ref > -jnp.inf)
 
-    def row(given: tuple[Divergence, Array, Array, Array, Array]) -> Array:
+    def row(given: Row) -> Array:
         divergence, beta, multiplier, anchor, log_ratio = given
         slope = (jnp.where(possible, reward, multiplier) - multiplier) / beta
         if isinstance(divergence, TotalVariation):
-            log_probs, _ = log_target(divergence, log_ref, reward, beta, multiplier)
+            log_probs = log_target(divergence, log_ref, reward, beta, multiplier)
         else:
             levels = coordinate(divergence, below=atom)
             at = jnp.broadcast_to(levels.of(log_ratio), reward.shape)
@@ -272,8 +268,8 @@ def _integrals(
 
 def log_target(
     divergence: Divergence, log_ref: Array, reward: Array, beta: Array, multiplier: Array
-) -> tuple[Array, Array]:
-    """``log π_ref + log (f′)⁻¹(s)`` and the slope ``s = (reward − λ)/β``, elementwise."""
+) -> Array:
+    """``log π_ref + log (f′)⁻¹((reward − λ)/β)``, elementwise."""
     possible = (reward > -jnp.inf) & (log_ref > -jnp.inf)
     slope = (jnp.where(possible, reward, multiplier) - multiplier) / beta
     # The rounding of s next to the maximiser may not make the density infinite.
@@ -281,9 +277,4 @@ def log_target(
     below = jnp.nextafter(steepest, jnp.full_like(steepest, -jnp.inf))
     slope = jnp.where(steepest < jnp.inf, jnp.minimum(slope, below), slope)
     log_u = divergence._log_inverse(slope)
-    return jnp.where(possible, jnp.where(possible, log_ref, 0.0) + log_u, -jnp.inf), slope
-
-
-def unsettled(status: np.ndarray) -> np.ndarray:
-    """The status of rows whose grid is not accurate enough."""
-    return status | np.int32(int(Status.NOT_CONVERGED))
+    return jnp.where(possible, jnp.where(possible, log_ref, 0.0) + log_u, -jnp.inf)

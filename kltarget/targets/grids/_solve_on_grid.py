@@ -14,15 +14,14 @@ from jaxtyping import Array
 
 from kltarget._core.checks import common_dtype, float_argument, traced
 from kltarget._core.numerics import double_precision, log_sum_exp, working_dtype
+from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.spaces import GaussianMixture
 from kltarget.targets.discrete._solve import solve
 from kltarget.targets.grids import _maximum_search
 from kltarget.targets.grids._grid_problem import Problem
-from kltarget.targets.grids._grid_target import GridTarget, as_function, log_density_at
-
-__all__ = ["solve_on_grid"]
+from kltarget.targets.grids._grid_target import GridTarget, log_density_at
 
 
 def solve_on_grid(
@@ -138,9 +137,8 @@ def solve_on_grid(
             "solve_on_grid decides on its nodes from numbers and cannot be traced: solve once "
             "outside and pass the result as grid="
         )
-    problem = Problem(
-        density, reward, np.asarray(beta_array, np.float64), divergence, modes, tol, truncate
-    )
+    betas = np.asarray(beta_array, np.float64)
+    problem = Problem(density, reward, betas, divergence, modes, tol, truncate)
     with double_precision():
         return problem.solved(bounds, maximum, max_points, dtype)
 
@@ -170,22 +168,10 @@ def _on_nodes(
     mass = log_sum_exp(log_ref)
     if grid.truncated:
         log_ref, log_inside = log_ref - jnp.broadcast_to(mass, log_ref.shape), mass[0]
-    objective = Objective(
-        jnp.concatenate([rewards, top[None]]).astype(dtype),
-        jnp.append(log_ref, -jnp.inf).astype(dtype),
-        beta,
-        divergence,
-        measure=True,
-    )
-    target = solve(objective)
+    rewards = jnp.concatenate([rewards, top[None]]).astype(dtype)
+    log_ref = jnp.append(log_ref, -jnp.inf).astype(dtype)
+    target = solve(Objective(rewards, log_ref, beta, divergence, measure=True))
     error = jnp.abs(jnp.exp(mass[0]) - 1) if not grid.truncated else jnp.zeros_like(mass[0])
-    return dataclasses.replace(
-        grid,
-        target=target,
-        points=points,
-        atom=place,
-        error=jnp.broadcast_to(error.astype(dtype), target.status.shape),
-        density=density,
-        reward=reward,
-        log_inside=log_inside,
-    )
+    error = jnp.broadcast_to(error.astype(dtype), target.status.shape)
+    moved = {"points": points, "atom": place, "error": error, "log_inside": log_inside}
+    return dataclasses.replace(grid, target=target, density=density, reward=reward, **moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.stats
 
@@ -11,6 +12,7 @@ from kltarget.divergences import Divergence
 from kltarget.divergences._base import PowerDivergence
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward
 from kltarget.spaces import GaussianMixture
+from kltarget.targets.mixtures._expansion import quadratic_of
 
 Peaks = list[tuple[np.ndarray, np.ndarray]]
 """Places and scales, each ``[d]``, of what a grid must not overlook."""
@@ -24,9 +26,7 @@ def is_exponential(divergence: Divergence) -> bool:
 
 def components(mixture: GaussianMixture, least: float) -> Peaks:
     """Means and standard deviations of the components that count."""
-    weights, means, factors = (
-        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
-    )
+    weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     scales = np.sqrt(np.square(factors).sum(-1))
     return [(means[k], scales[k]) for k in np.flatnonzero(weights > np.log(least))]
 
@@ -42,9 +42,7 @@ def tilted(
     Raises:
         ValueError: with ``strict``, where P is not positive definite and there is no target.
     """
-    weights, means, factors = (
-        np.asarray(x, np.float64) for x in (mixture.log_weights, mixture.means, mixture.cholesky)
-    )
+    weights, means, factors = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     matrix, vector = (np.asarray(x, np.float64) for x in (reward.matrix, reward.vector))
     kept = np.flatnonzero(weights > -np.inf)
     weights, means, factors = weights[kept], means[kept], factors[kept]
@@ -77,18 +75,12 @@ def tilted(
 
 
 def default_peaks(
-    density: Any,
-    reward: Any,
-    quadratic: QuadraticReward | None,
-    beta: np.ndarray,
-    divergence: Divergence,
-    tol: float,
-    truncate: bool,
+    density: Any, reward: Any, beta: np.ndarray, divergence: Divergence, tol: float, truncate: bool
 ) -> Peaks:
     """What is known of where reference and target have their mass."""
     if not isinstance(density, GaussianMixture):
         return []
-    least = tol * 1e-3
+    least, quadratic = tol * 1e-3, quadratic_of(reward)
     peaks = components(density, least)
     bounded = bool((np.asarray(divergence.slope_at_infinity) < np.inf).all())
     if quadratic is not None and not bounded:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, float_argument, traced
+from kltarget._core.checks import common_dtype, float_argument, traced, worded
 from kltarget._core.matrices import diagonal, inverse_lower, product, times, transposed
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.spaces import GaussianMixture
@@ -31,13 +31,11 @@ def checked(
             "same"
         )
     array = float_argument(beta, "beta")
-    try:
+    with worded(
+        f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and beta "
+        f"{array.shape} do not broadcast"
+    ):
         batch = np.broadcast_shapes(mixture.batch_shape, reward.batch_shape, array.shape)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of mixture {mixture.batch_shape}, reward {reward.batch_shape} and "
-            f"beta {array.shape} do not broadcast"
-        ) from None
     arrays = [mixture.means, *jax.tree.leaves(reward), array]
     return array.astype(common_dtype([*arrays[:-1], beta], arrays)), batch
 
@@ -59,8 +57,8 @@ class Powers(NamedTuple):
     log_weights: Float[Array, "*batch I"]
     means: Float[Array, "*batch I d"]
     whitening: Float[Array, "*batch I d d"]
-    counts: np.ndarray
-    log_count: np.ndarray
+    counts: tuple[tuple[int, ...], ...]
+    log_count: tuple[float, ...]
 
     def at(self, x: Float[Array, "*batch K J d"]) -> Bend:
         """The logarithm of each term, around a point of its own."""
@@ -118,17 +116,11 @@ def quadratic_of(reward: Any) -> QuadraticReward | None:
 
 
 def powers(
-    densities: Sequence[LogDensityReward],
-    beta: Array,
-    batch: tuple[int, ...],
-    size: int,
-    most: int,
+    densities: Sequence[LogDensityReward], beta: Array, batch: tuple[int, ...], size: int, most: int
 ) -> Powers:
     """``Π q^{scale/β}`` of log-density rewards, one term equal to 1 where there are none."""
     dtype = beta.dtype
-    columns = [
-        _expanded(term.mixture.num_components, _exponent(term, beta), most) for term in densities
-    ]
+    columns = [_expanded(term, beta, most) for term in densities]
     total = math.prod(map(len, columns))
     if total > most:
         raise ValueError(
@@ -136,8 +128,8 @@ def powers(
             f"than max_terms={most:,}: raise it, or use a larger beta"
         )
     chosen = list(itertools.product(*columns))
-    counts = [sum((own for own, _ in row), start=()) for row in chosen]
-    log_count = [math.fsum(log for _, log in row) for row in chosen]
+    counts = tuple(sum((own for own, _ in row), start=()) for row in chosen)
+    log_count = tuple(math.fsum(log for _, log in row) for row in chosen)
     fields: list[list[Array]] = [[], [], []]
     for term in densities:
         weights, means, factors = (x.astype(dtype) for x in term.mixture._broadcast())
@@ -150,9 +142,7 @@ def powers(
         jnp.concatenate([jnp.zeros(shape, dtype), *kept], axis=len(batch))
         for shape, kept in zip(empty, fields, strict=True)
     ]
-    width = sum(term.mixture.num_components for term in densities)
-    table = np.array(counts, float).reshape(total, width)
-    return Powers(joined[0], joined[1], joined[2], table, np.array(log_count))
+    return Powers(*joined, counts=counts, log_count=log_count)
 
 
 def _exponent(term: LogDensityReward, beta: Array) -> int:
@@ -177,8 +167,11 @@ def _exponent(term: LogDensityReward, beta: Array) -> int:
     return int(whole[0])
 
 
-def _expanded(count: int, power: int, most: int) -> list[tuple[tuple[int, ...], float]]:
-    """How often each of ``count`` terms occurs in the products of a power, and log how many."""
+def _expanded(
+    term: LogDensityReward, beta: Array, most: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """How often each component occurs in the products of ``q^{scale/β}``, and log how many."""
+    count, power = term.mixture.num_components, _exponent(term, beta)
     number = math.comb(count + power - 1, power)
     if number > most:
         raise ValueError(

@@ -31,6 +31,15 @@ def standard_nodes(size: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes[kept], masses[kept]
 
 
+def require_rule(size: int) -> None:
+    """Raises if there are too many dimensions for a rule."""
+    if size > MOST_DIMENSIONS:
+        raise ValueError(
+            f"the space has {size} dimensions, the rule serves up to {MOST_DIMENSIONS}: average "
+            "over target.sample"
+        )
+
+
 def expectation(
     mixture: GaussianMixture, function: Callable[[Array], Array]
 ) -> Float[Array, "*batch"]:
@@ -82,7 +91,6 @@ def expected_log_bounds(
     both = product(own, transposed(own)) + product(other, transposed(other))
     log_expected, _ = log_normal(cholesky(both))
     share = jnp.broadcast_to(jnp.exp(weights), pairs[:-1])
-    low, high = (
-        (share * log_sum_exp(others + x)[..., 0]).sum(-1) for x in (expected_log, log_expected)
-    )
+    ends = (expected_log, log_expected)
+    low, high = ((share * log_sum_exp(others + x)[..., 0]).sum(-1) for x in ends)
     return low, high

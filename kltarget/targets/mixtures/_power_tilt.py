@@ -8,7 +8,6 @@ whatever the dimension.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kltarget._core.checks import at_index, first_index, float_argument, traced
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.pytrees import pytree
+from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import Divergence, ForwardKL
 from kltarget.divergences._base import PowerDivergence
 from kltarget.objectives._point_rewards import QuadraticReward
@@ -32,14 +32,11 @@ from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures._expansion import checked, quadratic_of
-from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation
+from kltarget.targets.mixtures._expectation import expectation, require_rule
 from kltarget.targets.mixtures._quadratic_frame import Frame, Nodes
 
-__all__ = ["PowerTarget", "power_tilt"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class PowerTarget(Optimum):
     """The distribution that maximises ``E_π[reward] − β·D(π‖p)``, D forward KL or of its kind.
 
@@ -134,11 +131,7 @@ class PowerTarget(Optimum):
         Raises:
             ValueError: there are more than three dimensions.
         """
-        if self.reference.dim > MOST_DIMENSIONS:
-            raise ValueError(
-                f"the space has {self.reference.dim} dimensions, the rule serves up to "
-                f"{MOST_DIMENSIONS}: average over target.sample"
-            )
+        require_rule(self.reference.dim)
         shares, means, covariances = _components(self, _alpha(self.divergence))
         present = shares > 0
         weights = jnp.where(present, jnp.log(jnp.where(present, shares, 1.0)), -jnp.inf)
@@ -149,10 +142,7 @@ class PowerTarget(Optimum):
 
 
 def power_tilt(
-    mixture: GaussianMixture,
-    reward: Any,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
+    mixture: GaussianMixture, reward: Any, beta: ArrayLike, divergence: Divergence | None = None
 ) -> PowerTarget:
     """The distribution that maximises ``E_π[reward] − beta · D(π‖p)``, D forward KL or of its kind.
 
@@ -254,14 +244,6 @@ def _loss(reward: QuadraticReward, points: Array, peak: Array) -> Array:
     return -(apart * times(matrix.astype(apart.dtype), apart)).sum(-1) / 2
 
 
-def _nodes(
-    mixture: GaussianMixture, reward: QuadraticReward, beta: Array, divergence: Any, alpha: float
-) -> tuple[Frame, Nodes]:
-    frame = Frame(mixture, reward, beta)
-    order, reach, _ = _constants(divergence, alpha)
-    return frame, Nodes(frame, beta, order, reach)
-
-
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _power_tilt(
     mixture: GaussianMixture,
@@ -276,7 +258,8 @@ def _power_tilt(
     beta = jnp.broadcast_to(beta, batch)
     good = (beta > 0) & (beta < jnp.inf)
     wide = jnp.where(good, beta, jnp.ones_like(beta)).astype(dtype)
-    frame, nodes = _nodes(mixture, reward, wide, divergence, alpha)
+    frame = Frame(mixture, reward, wide)
+    nodes = Nodes(frame, wide, order, reach)
     at_pole = nodes.log_mass_at_pole(mixture.dim / 2 - order)
     condensed = at_pole < 0
     log_offset, lost = _log_offset(nodes, jnp.log(reach * wide))
@@ -287,22 +270,9 @@ def _power_tilt(
     sound = good & frame.bounded
     status = status | flag(sound & lost, Status.NOT_CONVERGED)
     status = status | flag(sound & condensed, Status.CONDENSED)
-    failed = (status & FAILURES) != 0
-
-    def kept(x: Array) -> Array:
-        rows = failed.reshape(*batch, *[1] * (x.ndim - len(batch)))
-        return jnp.where(rows, jnp.nan, x).astype(narrow)
-
-    return PowerTarget(
-        kept(offset),
-        kept(atom_mass),
-        kept(frame.center),
-        status,
-        mixture,
-        reward,
-        beta,
-        divergence,
-    )
+    found = (offset, atom_mass, frame.center)
+    offset, atom_mass, atom = (unless_failed(status, x).astype(narrow) for x in found)
+    return PowerTarget(offset, atom_mass, atom, status, mixture, reward, beta, divergence)
 
 
 def _log_offset(nodes: Nodes, highest: Array) -> tuple[Array, Array]:
@@ -326,23 +296,24 @@ def _log_offset(nodes: Nodes, highest: Array) -> tuple[Array, Array]:
     return root - mass / lax.stop_gradient(slope), lost
 
 
-def _of_target(target: PowerTarget, alpha: float) -> tuple[Frame, Nodes, Array]:
-    """The frame, the nodes and the logarithm of each one's share, in the working dtype."""
+def _of_target(target: PowerTarget, alpha: float) -> tuple[Nodes, Array]:
+    """The nodes and the logarithm of each one's share, in the working dtype."""
     beta = target.beta.astype(working_dtype(target.beta.dtype))
-    frame, nodes = _nodes(target.reference, target.reward, beta, target.divergence, alpha)
+    order, reach, _ = _constants(target.divergence, alpha)
+    nodes = Nodes(Frame(target.reference, target.reward, beta), beta, order, reach)
     offset = target.offset.astype(beta.dtype)
-    return frame, nodes, nodes.log_free - offset[..., None] * nodes.time
+    return nodes, nodes.log_free - offset[..., None] * nodes.time
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
     """``E_π[Q]`` and ``D(π‖p)``."""
-    frame, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     order, reach, _ = _constants(target.divergence, alpha)
 
     # Under p e^{−tQ} the mean of Q is −d log Z/dt.
     def log_z(t: Array) -> Array:
-        return log_sum_exp(nodes.weights + frame.log_transform(t))[..., 0]
+        return log_sum_exp(nodes.weights + nodes.frame.log_transform(t))[..., 0]
 
     gained = jax.jvp(log_z, (nodes.time,), (jnp.ones_like(nodes.time),))[1]
     loss = -(jnp.exp(log_share) * gained).sum(-1)
@@ -376,16 +347,16 @@ def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _component_log_mass(target: PowerTarget, alpha: float) -> Array:
-    _, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     each = nodes.log_each + (log_share - nodes.log_z)[..., None]
     return log_sum_exp(jnp.swapaxes(each, -1, -2))[..., 0].astype(target.beta.dtype)
 
 
 def _components(target: PowerTarget, alpha: float) -> tuple[Array, Array, Array]:
     """Shares ``[*batch, M]``, means and covariances of all Gaussians that make up the density."""
-    frame, nodes, log_share = _of_target(target, alpha)
+    nodes, log_share = _of_target(target, alpha)
     shares = jnp.exp(nodes.log_each + (log_share - nodes.log_z)[..., None])
-    means, covariances = frame.gaussians(nodes.time)
+    means, covariances = nodes.frame.gaussians(nodes.time)
     batch, size = target.beta.shape, means.shape[-1]
     return (
         shares.reshape(*batch, -1),

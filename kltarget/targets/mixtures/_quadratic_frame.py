@@ -93,7 +93,7 @@ class Nodes:
     """The density's integral over nodes of log t: ``h t^k e^{−tτ} Z(t) κ^k/Γ(k)``."""
 
     def __init__(self, frame: Frame, beta: Array, order: float, reach: Any) -> None:
-        dtype = beta.dtype
+        self.frame, dtype = frame, beta.dtype
         # t^k e^{−tτ} peaks at k/τ, nearly as narrow as 1/√k; at large β τ is close to κ.
         self.step = _STEP / math.sqrt(max(order, 1.0))
         left = math.ceil((_LEFT / order + 3) / self.step)

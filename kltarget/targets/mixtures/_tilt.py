@@ -13,22 +13,20 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import at_index, first_index, traced
+from kltarget._core.checks import at_index, first_index, raise_first, traced
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.pytrees import pytree
+from kltarget._core.status import Status, flag, unless_failed
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.targets._protocol import Optimum
+from kltarget.targets.mixtures import _expectation
 from kltarget.targets.mixtures._expansion import Powers, checked, powers, split
-from kltarget.targets.mixtures._expectation import MOST_DIMENSIONS, expectation, expected_log_bounds
-
-__all__ = ["MixtureTarget", "existence_beta", "tilt"]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class MixtureTarget(Optimum):
     """The mixture that maximises ``E_π[reward] − β·KL(π‖p)`` for a mixture p.
 
@@ -84,9 +82,9 @@ class MixtureTarget(Optimum):
         """
         if self.closed_divergence is not None:
             return self.closed_divergence
-        if self.mixture.dim > MOST_DIMENSIONS:
+        if self.mixture.dim > _expectation.MOST_DIMENSIONS:
             return jnp.full_like(self.log_normalizer, jnp.nan)
-        gained = expectation(self.mixture, lambda x: self.reward(x) / self.beta)
+        gained = _expectation.expectation(self.mixture, lambda x: self.reward(x) / self.beta)
         return gained.astype(self.beta.dtype) - self.log_normalizer
 
     def divergence_bounds(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -133,20 +131,12 @@ class MixtureTarget(Optimum):
         Raises:
             ValueError: there are more than three dimensions.
         """
-        if self.mixture.dim > MOST_DIMENSIONS:
-            raise ValueError(
-                f"the space has {self.mixture.dim} dimensions, the rule serves up to "
-                f"{MOST_DIMENSIONS}: average over target.sample"
-            )
-        return expectation(self.mixture, fn).astype(self.beta.dtype)
+        _expectation.require_rule(self.mixture.dim)
+        return _expectation.expectation(self.mixture, fn).astype(self.beta.dtype)
 
 
 def tilt(
-    mixture: GaussianMixture,
-    reward: Any,
-    beta: ArrayLike,
-    *,
-    max_terms: int = 1024,
+    mixture: GaussianMixture, reward: Any, beta: ArrayLike, *, max_terms: int = 1024
 ) -> MixtureTarget:
     """The policy that maximises ``E_π[reward] − beta · KL(π‖p)`` over densities, p a mixture.
 
@@ -210,26 +200,16 @@ def tilt(
     dtype = beta.dtype
     if not traced(beta):
         bad = ~((np.asarray(beta) > 0) & (np.asarray(beta) < np.inf))
-        if bad.any():
-            at = first_index(bad)
-            raise ValueError(
-                f"beta must be above 0 and finite, got {np.asarray(beta)[at]}{at_index(at)}"
-            )
+        raise_first("beta", beta, bad, "must be above 0 and finite")
     wide = beta.astype(working_dtype(dtype))
     terms = powers(densities, wide, batch, mixture.dim, max_terms)
-    found = _tilt(mixture, quadratic, terms[:3], wide, _Static(terms.counts, terms.log_count))
+    found = _tilt(mixture, quadratic, terms[:3], wide, terms.counts, terms.log_count)
     tilted, log_normalizer, divergence, expected, status = found
-    target = MixtureTarget(
-        mixture=jax.tree.map(lambda x: x.astype(dtype), tilted),
-        log_normalizer=log_normalizer.astype(dtype),
-        status=status,
-        reference=mixture,
-        reward=reward,
-        beta=jnp.broadcast_to(beta, batch),
-        closed_divergence=None if densities else divergence.astype(dtype),
-        closed_reward=None if densities else expected.astype(dtype),
-        num_terms=len(terms.log_count),
-    )
+    tilted, log_normalizer = jax.tree.map(lambda x: x.astype(dtype), (tilted, log_normalizer))
+    closed = (None, None) if densities else (divergence.astype(dtype), expected.astype(dtype))
+    problem = (mixture, reward, jnp.broadcast_to(beta, batch))
+    num_terms = len(terms.log_count)
+    target = MixtureTarget(tilted, log_normalizer, status, *problem, *closed, num_terms)
     if not traced(status):
         unbounded = np.asarray(target.status) & int(Status.UNBOUNDED) != 0
         if unbounded.any():
@@ -292,32 +272,19 @@ def existence_beta(mixture: GaussianMixture, reward: Any) -> Float[Array, "*batc
     return jnp.maximum(needed, 0.0).astype(mixture.means.dtype)
 
 
-class _Static:
-    """The terms of expanded powers, compared by content as a static argument of jit."""
-
-    def __init__(self, counts: np.ndarray, log_count: np.ndarray) -> None:
-        self.counts, self.log_count = counts, log_count
-        self._content = (counts.shape, counts.tobytes())
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._content == other._content
-
-
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _tilt(
     mixture: GaussianMixture,
     quadratic: QuadraticReward | None,
     fields: tuple[Array, Array, Array],
     beta: Array,
-    static: _Static,
+    counts: tuple[tuple[int, ...], ...],
+    log_count: tuple[float, ...],
 ) -> tuple[GaussianMixture, Array, Array, Array, Array]:
-    terms = Powers(*fields, static.counts, static.log_count)
+    terms = Powers(*fields, counts, log_count)
     dtype, size = beta.dtype, mixture.dim
     batch = terms.log_weights.shape[:-1]
-    shape = (*batch, mixture.num_components, len(static.log_count))
+    shape = (*batch, mixture.num_components, len(log_count))
     weights, means, factors = (x.astype(dtype) for x in mixture._broadcast())
     weights = jnp.broadcast_to(weights[..., None], shape)
     means = jnp.broadcast_to(means[..., None, :], (*shape, size))
@@ -325,7 +292,7 @@ def _tilt(
     wide_beta = jnp.broadcast_to(beta, batch)[..., None, None]
 
     _, gradient, hessian = terms.at(means)
-    lifted = None if quadratic is None else _lifted(quadratic)
+    lifted = None if quadratic is None else _lifted(quadratic, 2)
     if lifted is not None:
         _, slope, matrix = lifted.at(means)
         gradient = gradient + slope / wide_beta[..., None]
@@ -378,11 +345,7 @@ def _tilt(
     good_beta = jnp.broadcast_to((beta > 0) & (beta < jnp.inf), batch)
     status = flag(~exists & good_beta, Status.UNBOUNDED) | flag(~good_beta, Status.INVALID_BETA)
 
-    def kept(x: Array) -> Array:
-        failed = (status & FAILURES) != 0
-        failed = failed.reshape(*batch, *[1] * (x.ndim - len(batch)))
-        return jnp.where(failed, jnp.nan, x)
-
+    kept = functools.partial(unless_failed, status)
     tilted_mixture = unchecked(
         kept(new_weights),
         kept(moved.reshape(*batch, -1, size)),
@@ -392,10 +355,12 @@ def _tilt(
     return tilted_mixture, kept(log_normalizer), kept(divergence), kept(expected), status
 
 
-def _lifted(reward: QuadraticReward) -> QuadraticReward:
-    """The reward with axes for components and terms, which it does not depend on."""
-    matrix, vector = reward.matrix[..., None, None, :, :], reward.vector[..., None, None, :]
-    return QuadraticReward(matrix, vector, reward.constant[..., None, None])
+def _lifted(reward: QuadraticReward, axes: int) -> QuadraticReward:
+    """The reward with axes for components, and perhaps terms, which it does not depend on."""
+    more = tuple(range(-axes, 0))
+    matrix = jnp.expand_dims(reward.matrix, tuple(i - 2 for i in more))
+    vector = jnp.expand_dims(reward.vector, tuple(i - 1 for i in more))
+    return QuadraticReward(matrix, vector, jnp.expand_dims(reward.constant, more))
 
 
 @jax.jit
@@ -404,17 +369,12 @@ def _bounds(target: MixtureTarget) -> tuple[Array, Array]:
     low = high = jnp.zeros_like(target.log_normalizer)
     if quadratic is not None:
         weights, means, factors = target.mixture._broadcast()
-        lifted = QuadraticReward(
-            quadratic.matrix[..., None, :, :],
-            quadratic.vector[..., None, :],
-            quadratic.constant[..., None],
-        )
-        value, _, matrix = lifted.at(means)
+        value, _, matrix = _lifted(quadratic, 1).at(means)
         bent = product(transposed(factors), product(matrix, factors))
         value = value + diagonal(bent).sum(-1) / 2
         low = high = (jnp.exp(weights) * value).sum(-1).astype(low.dtype)
     for term in densities:
-        least, most = expected_log_bounds(target.mixture, term.mixture)
+        least, most = _expectation.expected_log_bounds(target.mixture, term.mixture)
         low = low + term.scale * least.astype(low.dtype)
         high = high + term.scale * most.astype(high.dtype)
     low, high = (x / target.beta - target.log_normalizer for x in (low, high))

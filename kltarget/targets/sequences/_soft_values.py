@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import common_dtype, mass_tolerance, raise_first, traced
-from kltarget._core.numerics import working_dtype
-from kltarget.spaces import SequenceSpace, backward
-from kltarget.spaces._sequences import (
-    TokenLayer,
-    after_eos,
-    conditionals,
-    counted,
-    floats,
-    only_possible,
-    repeated,
-    token_layers,
-)
-from kltarget.targets._backups import soft_value
-
-__all__ = ["soft_values", "token_advantages"]
+from kltarget._core import checks
+from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget.spaces import SequenceSpace, _sequences, backward
 
 
 def soft_values(
@@ -97,12 +85,7 @@ def soft_values(
         Review", 2018, arXiv 1805.00909, for a uniform reference. Rafailov et al., "From r to Q*:
         Your Language Model is Secretly a Q-Function", 2024, arXiv 2404.12358, for language models.
     """
-    problem = _problem(space, reward, log_ref, beta)
-    found = _soft_values(space, problem.whole, *problem.arrays, problem.tolerance)
-    return tuple(
-        jnp.broadcast_to(v, (*problem.batch, v.shape[-1])).astype(problem.dtype)
-        for v in found.values
-    )
+    return _values_and_advantages(space, reward, log_ref, beta)[0]
 
 
 def token_advantages(
@@ -152,102 +135,70 @@ def token_advantages(
         Rafailov et al., "From r to Q*: Your Language Model is Secretly a Q-Function", 2024,
         arXiv 2404.12358.
     """
-    problem = _problem(space, reward, log_ref, beta)
-    found = _soft_values(space, problem.whole, *problem.arrays, problem.tolerance)
-    return tuple(
-        jnp.broadcast_to(x, (*problem.batch, *x.shape[-2:])).astype(problem.dtype)
-        for x in found.advantages
-    )
+    return _values_and_advantages(space, reward, log_ref, beta)[1]
 
 
-class _Values(NamedTuple):
-    values: tuple[Array, ...]
-    advantages: tuple[Array, ...]
-
-
-class _Problem(NamedTuple):
-    """Checked arguments, with batch axes of one rank, in the working dtype."""
-
-    whole: bool
-    """Whether rewards are of whole sequences."""
-    arrays: tuple[tuple[Array, ...], tuple[Array, ...] | Array, Array]
-    batch: tuple[int, ...]
-    dtype: Any
-    """Of the results."""
-    tolerance: float
-
-
-def _problem(space: SequenceSpace, reward: Any, log_ref: Any, beta: Any) -> _Problem:
-    whole = not isinstance(reward, tuple)
-    if whole:
-        rewards = (whole_reward(space, reward),)
-        depth = space.length
-    else:
-        rewards = tuple(floats(x, f"reward[{t}]") for t, x in enumerate(reward))
-        depth = len(rewards) - 1
+def _values_and_advantages(
+    space: SequenceSpace, reward: Any, log_ref: Any, beta: Any
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Both at all prefixes, from arguments that are checked and brought to one rank and dtype."""
+    stepwise = isinstance(log_ref, tuple)
+    if isinstance(reward, tuple):
+        given = {f"reward[{t}]": x for t, x in enumerate(reward)}
+        depth = len(reward) - 1
+        rewards = {name: checks.float_argument(x, name) for name, x in given.items()}
         if not 0 <= depth <= space.length:
             raise ValueError(
-                f"reward has {len(rewards)} arrays; prefixes of 0 to {space.length} tokens can "
+                f"reward has {len(reward)} arrays; prefixes of 0 to {space.length} tokens can "
                 f"have one each, so give 1 to {space.length + 1}"
             )
-        for t, x in enumerate(rewards):
-            _require_prefixes(space, x, t, f"reward[{t}]", 1)
-    given = log_ref
-    if isinstance(log_ref, tuple):
+        for t, (name, x) in enumerate(rewards.items()):
+            _require_prefixes(space, x, t, name, 1)
+    else:
+        given, depth = {"reward": reward}, space.length
+        rewards = {"reward": _sequences.over_sequences(space, reward, "reward")}
+    if stepwise:
         if not depth <= len(log_ref) <= space.length:
             raise ValueError(
                 f"log_ref has {len(log_ref)} arrays of conditionals; reward needs those after 0 to "
                 f"{depth - 1} tokens, so give at least {depth} and at most {space.length}"
             )
-        refs = tuple(floats(x, f"log_ref[{t}]") for t, x in enumerate(log_ref[:depth]))
-        for t, x in enumerate(refs):
-            _require_prefixes(space, x, t, f"log_ref[{t}]", 2)
+        kernels = {f"log_ref[{t}]": x for t, x in enumerate(log_ref[:depth])}
+        refs = {name: checks.float_argument(x, name) for name, x in kernels.items()}
+        for t, (name, x) in enumerate(refs.items()):
+            _require_prefixes(space, x, t, name, 2)
     else:
-        refs = (space.require_log_probs(log_ref, "log_ref"),)
-    beta, given_beta = floats(beta, "beta"), beta
-    tail = 2 if isinstance(log_ref, tuple) else 1
-    shapes = (
-        *(x.shape[:-1] for x in rewards),
-        *(x.shape[: x.ndim - tail] for x in refs),
-        beta.shape,
-    )
-    try:
-        batch = jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of reward {shapes[0]}, log_ref {shapes[len(rewards)]} and beta "
-            f"{beta.shape} do not broadcast; beta has no axis of sequences"
-        ) from None
-    raw = (
-        *(reward if not whole else (reward,)),
-        *(given[:depth] if isinstance(given, tuple) else (given,)),
-        given_beta,
-    )
-    dtype = common_dtype(raw, (*rewards, *refs, beta))
-    tolerance = mass_tolerance(dtype)
-    if not traced(*rewards, *refs, beta):
-        _check_values(space, rewards, refs, beta, whole, isinstance(log_ref, tuple), tolerance)
+        kernels = {"log_ref": log_ref}
+        refs = {"log_ref": space.require_log_probs(log_ref, "log_ref")}
+    given |= kernels | {"beta": beta}
+    own = dict.fromkeys(rewards, 1) | dict.fromkeys(refs, 2 if stepwise else 1) | {"beta": 0}
+    arrays = rewards | refs | {"beta": checks.float_argument(beta, "beta")}
+    shapes = {name: x.shape[: x.ndim - own[name]] for name, x in arrays.items()}
+    first, second = next(iter(rewards)), next(iter(refs), "beta")
+    with checks.worded(
+        f"the batch axes of reward {shapes[first]}, log_ref {shapes[second]} and beta "
+        f"{shapes['beta']} do not broadcast; beta has no axis of sequences"
+    ):
+        batch = jnp.broadcast_shapes(*shapes.values())
+    dtype = checks.common_dtype(given.values(), arrays.values())
+    if not checks.traced(*arrays.values()):
+        _check_values(space, rewards, refs, arrays["beta"], dtype)
 
-    def led(x: Array, own: int) -> Array:
-        missing = len(batch) - (x.ndim - own)
+    def led(name: str) -> Array:
+        missing = len(batch) - len(shapes[name])
+        x = arrays[name]
         return x.reshape((1,) * missing + x.shape).astype(working_dtype(dtype))
 
-    rewards = tuple(led(x, 1) for x in rewards)
-    refs = tuple(led(x, tail) for x in refs)
-    arrays = (rewards, refs if isinstance(log_ref, tuple) else refs[0], led(beta, 0))
-    return _Problem(whole, arrays, batch, dtype, tolerance)
+    def shaped(x: Array, own: int) -> Array:
+        return jnp.broadcast_to(x, (*batch, *x.shape[x.ndim - own :])).astype(dtype)
 
-
-def whole_reward(space: SequenceSpace, reward: Any) -> Array:
-    """Rewards of whole sequences as a float array, or an error that names both shapes."""
-    space.require_enumerable()
-    x = floats(reward, "reward")
-    if x.ndim == 0 or x.shape[-1] != space.num_sequences:
-        raise ValueError(
-            f"reward has shape {x.shape}, but there are {counted(space)} = "
-            f"{space.num_sequences} sequences: the last axis must be {space.num_sequences}"
-        )
-    return x
+    problem = (
+        tuple(map(led, rewards)) if isinstance(reward, tuple) else led("reward"),
+        tuple(map(led, refs)) if stepwise else led("log_ref"),
+        led("beta"),
+    )
+    values, advantages = _soft_values(space, *problem, checks.mass_tolerance(dtype))
+    return tuple(shaped(x, 1) for x in values), tuple(shaped(x, 2) for x in advantages)
 
 
 def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: int) -> None:
@@ -268,49 +219,41 @@ def _require_prefixes(space: SequenceSpace, x: Array, t: int, name: str, own: in
 
 
 def _check_values(
-    space: SequenceSpace,
-    rewards: tuple[Array, ...],
-    refs: tuple[Array, ...],
-    beta: Array,
-    whole: bool,
-    stepwise: bool,
-    tolerance: float,
+    space: SequenceSpace, rewards: dict[str, Array], refs: dict[str, Array], beta: Array, dtype: Any
 ) -> None:
-    raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
-    for t, x in enumerate(rewards):
-        name = "reward" if whole else f"reward[{t}]"
-        raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
-    for t, x in enumerate(refs):
-        name = f"log_ref[{t}]" if stepwise else "log_ref"
-        x = after_eos(space, x) if stepwise else x
-        raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must not be NaN or +inf")
-        mass = jnp.exp(x.astype(working_dtype(x.dtype))).sum(-1)
+    checks.raise_first("beta", beta, ~((beta > 0) & (beta < jnp.inf)), "must be above 0 and finite")
+    for name, x in rewards.items():
+        checks.raise_first(name, x, jnp.isnan(x) | jnp.isposinf(x), "must be finite or -inf")
+    for name, x in refs.items():
+        known = x if name == "log_ref" else _sequences.after_eos(space, x)
+        bad = jnp.isnan(known) | jnp.isposinf(known)
+        checks.raise_first(name, known, bad, "must not be NaN or +inf")
+        mass = jnp.exp(known.astype(working_dtype(x.dtype))).sum(-1)
         rule = "is not normalised: pass kltarget.normalize of it"
-        raise_first(name, None, ~(jnp.abs(mass - 1) <= tolerance), rule)
+        checks.raise_first(name, None, ~(jnp.abs(mass - 1) <= checks.mass_tolerance(dtype)), rule)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _soft_values(
     space: SequenceSpace,
-    whole: bool,
-    rewards: tuple[Array, ...],
+    rewards: tuple[Array, ...] | Array,
     log_ref: tuple[Array, ...] | Array,
     beta: Array,
     tolerance: float,
-) -> _Values:
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     valid = (beta > 0) & (beta < jnp.inf)
     if isinstance(log_ref, tuple):
-        given = tuple(after_eos(space, _by_last_token(space, x, t)) for t, x in enumerate(log_ref))
+        kernels = (_by_last_token(space, x, t) for t, x in enumerate(log_ref))
+        given = tuple(_sequences.after_eos(space, x) for x in kernels)
         for x in given:
             valid = valid & jnp.all(jnp.abs(jnp.exp(x).sum(-1) - 1) <= tolerance, axis=-1)
     else:
-        given = conditionals(space, log_ref)
+        given = _sequences.conditionals(space, log_ref)
         valid = valid & (jnp.abs(possible_mass(space, log_ref) - 1) <= tolerance)
-    if whole:
-        value = only_possible(space, rewards[0])
-        earned = (None,) * space.length
-    else:
+    if isinstance(rewards, tuple):
         *earned, value = rewards
+    else:
+        earned, value = (None,) * space.length, _sequences.only_possible(space, rewards)
     leads = (value.shape[:-1], beta.shape, *(x.shape[:-2] for x in given))
     leads += tuple(x.shape[:-1] for x in earned if x is not None)
     batch = jnp.broadcast_shapes(*leads)
@@ -319,12 +262,11 @@ def _soft_values(
         return jnp.broadcast_to(x, (*batch, *x.shape[len(batch) :]))
 
     def completed(x: Array) -> Array:
-        return jnp.where(
-            led(valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))), x, jnp.nan
-        )
+        known = valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))
+        return jnp.where(led(known), x, jnp.nan)
 
-    def backed_up(q: Array, layer: TokenLayer) -> tuple[Array, tuple[Array, Array]]:
-        before = soft_value(q, layer.log_ref, beta[..., None, None])
+    def backed_up(q: Array, layer: _sequences.TokenLayer) -> tuple[Array, tuple[Array, Array]]:
+        before = _soft_value(q, layer.log_ref, beta[..., None, None])
         nothing = jnp.isneginf(before)[..., None]
         advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
         if layer.ended is not None:
@@ -332,17 +274,35 @@ def _soft_values(
             before = jnp.where(over, jnp.zeros_like(before), before)
         if layer.earned is not None:
             size = max(before.shape[-1], layer.earned.shape[-1])
-            before = repeated(before, size, -1) + repeated(layer.earned, size, -1)
+            both = (_sequences.repeated(x, size, -1) for x in (before, layer.earned))
+            before = jnp.add(*both)
         before = led(before)
-        return before, (completed(before), completed(led(after_eos(space, advantage))))
+        return before, (completed(before), completed(led(_sequences.after_eos(space, advantage))))
 
     value = led(value)
-    layers = token_layers(space, given, earned, value.shape[-1])
+    layers = _sequences.token_layers(space, given, earned, value.shape[-1])
     _, kept = backward(layers, value, backed_up)
-    return _Values(
-        (*(before for before, _ in kept), completed(value)),
-        tuple(advantage for _, advantage in kept),
-    )
+    values = tuple(before for before, _ in kept)
+    return (*values, completed(value)), tuple(advantage for _, advantage in kept)
+
+
+def _soft_value(values: Array, log_ref: Array, beta: Array) -> Array:
+    """``β log Σ π_ref e^{V/β}`` over the last axis, the best ``E_π[V] − β·KL(π‖π_ref)``."""
+    alive = ~jnp.isneginf(values) & ~jnp.isneginf(log_ref)
+    best = jnp.max(jnp.where(alive, values, -jnp.inf), axis=-1, keepdims=True)
+    nothing = jnp.isneginf(best)
+    best = jnp.where(nothing, 0.0, lax.stop_gradient(best))
+    gap = jnp.where(alive, jnp.where(alive, values, 0.0) - best, 0.0) / beta
+    gap = jnp.where(alive, gap, -jnp.inf)
+    # V − best = β log Σ π_ref e^gap: as a logarithm near 1 where β is large, else as it stands.
+    mass = jnp.exp(log_ref)
+    total = mass.sum(-1, keepdims=True)
+    near = (mass * jnp.expm1(gap)).sum(-1, keepdims=True) + (total - lax.stop_gradient(total))
+    is_near = near > -0.5
+    near = jnp.log1p(jnp.where(is_near, near, 0.0))
+    far = log_sum_exp(jnp.where(alive, jnp.where(alive, log_ref, 0.0) + gap, -jnp.inf))
+    value = best + beta * jnp.where(is_near, near, jnp.where(nothing, 0.0, far))
+    return jnp.where(nothing, -jnp.inf, value)[..., 0]
 
 
 def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
@@ -355,4 +315,4 @@ def _by_last_token(space: SequenceSpace, given: Array, t: int) -> Array:
 
 def possible_mass(space: SequenceSpace, log_ref: Array) -> Array:
     """The total probability of the sequences that exist, shape ``[...]``."""
-    return jnp.exp(only_possible(space, log_ref)).sum(-1)
+    return jnp.exp(_sequences.only_possible(space, log_ref)).sum(-1)

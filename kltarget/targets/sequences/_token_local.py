@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget._core.checks import mass_tolerance
-from kltarget._core.status import FAILURES, Status, flag
+from kltarget._core.pytrees import pytree
+from kltarget._core.status import FAILURES, Status, flag, unless_failed
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.spaces import SequenceSpace, backward
-from kltarget.spaces._sequences import TokenLayer, conditionals, joint, only_possible
-from kltarget.targets._backups import Local, local_target
+from kltarget.spaces import SequenceSpace, _sequences, backward
 from kltarget.targets._protocol import StationaryPolicy
-from kltarget.targets.sequences._soft_values import possible_mass, whole_reward
+from kltarget.targets.discrete._solve import solve
+from kltarget.targets.sequences._soft_values import possible_mass
 
-__all__ = ["TokenLocalTarget", "token_local_target"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class TokenLocalTarget(StationaryPolicy):
     """The fixed point of a per-token loss, as a policy over whole sequences.
 
@@ -139,9 +136,18 @@ def token_local_target(
         2510.01555, on what estimators of the KL do in the loss.
     """
     log_ref = space.require_log_probs(log_ref, "log_ref")
-    reward = only_possible(space, whole_reward(space, reward))
+    reward = _sequences.only_possible(space, _sequences.over_sequences(space, reward, "reward"))
     objective = Objective(reward, log_ref, beta, divergence)
     return TokenLocalTarget(objective, *_token_local(space, full_gradient, objective))
+
+
+class Local(NamedTuple):
+    """The problems of one depth, each over a node's choices; nodes are the last axis of all."""
+
+    log_probs: Array
+    multiplier: Array
+    status: Array
+    empty: Array
 
 
 SHALLOW = 256
@@ -153,17 +159,27 @@ def _token_local(
     space: SequenceSpace, full_gradient: bool, objective: Objective
 ) -> tuple[Array, Array, Array]:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
-    given = conditionals(space, log_ref)
+    given = _sequences.conditionals(space, log_ref)
     batch, size = reward.shape[:-1], space.sizes[0]
     # Every shape is a program to compile: near the root they are padded to one, which takes nodes
     # of one size.
     alike = set(space.sizes) == {size}
     shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
 
-    def backed_up(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
-        return local_target(values, layer.log_ref, beta, divergence, full_gradient)
+    def backed_up(values: Array, layer: _sequences.TokenLayer) -> tuple[Array, Local]:
+        supported = ~jnp.isneginf(values) & ~jnp.isneginf(layer.log_ref)
+        empty = ~jnp.any(supported, axis=-1)
+        # Where nothing is allowed any policy will do: the node's value keeps it from being used.
+        nothing = jnp.broadcast_to(empty[..., None], values.shape)
+        values = jnp.where(nothing, jnp.zeros_like(values), values)
+        here = solve(Objective(values, layer.log_ref, beta, divergence))
+        # A node is worth what its problem is, E_π[V] − β·D(π, π_ref), or E_π[V] alone.
+        value = here.value if full_gradient else here.expected_reward
+        value = jnp.where(empty, jnp.full_like(value, -jnp.inf), value)
+        choices_first = jnp.moveaxis(here.log_probs, -1, -2)
+        return value, Local(choices_first, here.multiplier, here.status, empty)
 
-    values, nodes = backward([TokenLayer(x) for x in given[shallow:]], reward, backed_up)
+    values, nodes = backward([_sequences.TokenLayer(x) for x in given[shallow:]], reward, backed_up)
     if shallow:
         nodes = _shallow_nodes(given[:shallow], values[0], backed_up) + nodes
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
@@ -177,29 +193,26 @@ def _token_local(
         bits = jnp.where(reached, found.status, found.status & FAILURES)
         status = status | lax.reduce(bits, jnp.int32(0), lax.bitwise_or, (bits.ndim - 1,))
         reached = (reached[..., None] & ~jnp.isneginf(log_probs)).reshape(*batch, -1)
-    failed = (status & FAILURES) != 0
+    found = (_sequences.joint(space, solved), nodes[0].multiplier[..., 0])
+    log_probs, multiplier = (unless_failed(status, x) for x in found)
     dtype = objective.reward.dtype
-    log_probs = joint(space, solved)
-    gone = jnp.broadcast_to(failed[..., None], log_probs.shape)
-    log_probs = jnp.where(gone, jnp.nan, log_probs)
-    multiplier = jnp.where(failed, jnp.nan, nodes[0].multiplier[..., 0])
     return log_probs.astype(dtype), multiplier.astype(dtype), status
 
 
 def _shallow_nodes(
     given: tuple[Array, ...],
     values: Array,
-    backed_up: Callable[[Array, TokenLayer], tuple[Array, Local]],
+    backed_up: Callable[[Array, _sequences.TokenLayer], tuple[Array, Local]],
 ) -> tuple[Local, ...]:
     """The problems of the depths of ``given``, which are padded to be of one shape."""
     width, size = given[-1].shape[-2:]
 
-    def widened(x: Array) -> TokenLayer:
+    def widened(x: Array) -> _sequences.TokenLayer:
         padding = [(0, 0)] * x.ndim
         padding[-2] = (0, width - x.shape[-2])
-        return TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
+        return _sequences.TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
 
-    def padded(values: Array, layer: TokenLayer) -> tuple[Array, Local]:
+    def padded(values: Array, layer: _sequences.TokenLayer) -> tuple[Array, Local]:
         value, local = backed_up(values, layer)
         return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), local
 

@@ -1,0 +1,95 @@
+"""Output that appears whole or not at all, and errors of the user's input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from kltarget._core.files import open_whole
+from kltarget._core.page import Page
+
+# For terminals without Greek.
+_LETTERS = {"β": "b", "π": "pi", "σ": "sigma", "Σ": "sum", "Λ": "Lambda"}
+_LINES = {"−": "-", "–": "-", "—": "-", "→": "->", "…": "~", "′": "'", "‖": "||"}
+_SIGNS = {"∞": "inf", "≠": "*", "±": "+-"}
+_PLAIN = str.maketrans(_LETTERS | _LINES | _SIGNS)
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message is one line."""
+
+
+@contextlib.contextmanager
+def input_errors(where: object = "") -> Iterator[None]:
+    """Blames errors on the user's input, of which ``where`` is the place."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
+
+
+def check_outputs(
+    outputs: Iterable[pathlib.Path | None],
+    inputs: Iterable[str | pathlib.Path] = (),
+    *,
+    figure: pathlib.Path | None = None,
+    what: str = "the table",
+) -> None:
+    """Raises if a file cannot be written, would overwrite what is read, or is no figure's."""
+    read = [os.path.realpath(x) for x in inputs]
+    for path in filter(None, (*outputs, figure)):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
+        if path.exists() and os.path.realpath(path) in read:
+            raise InputError(f"{path}: this is {what} itself: write elsewhere")
+    if figure is not None:
+        from matplotlib.figure import Figure
+
+        if _kind(figure) not in Figure().canvas.get_supported_filetypes():
+            kind = figure.suffix or "file without extension"
+            raise InputError(f"{figure}: cannot draw a {kind}: use .png, .pdf or .svg")
+
+
+def _kind(path: pathlib.Path) -> str:
+    """The extension without its dot."""
+    return path.suffix.lower().removeprefix(".")
+
+
+def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
+    """Writes texts and figures to files that appear complete or not at all, and says so in lines.
+
+    What has no path is not made.
+    """
+    lines = []
+    for path, make in outputs:
+        if path is None:
+            continue
+        content = make()
+        try:
+            with open_whole(path, "w" if isinstance(content, str) else "wb") as file:
+                if isinstance(content, str):
+                    file.write(content)
+                else:
+                    content.savefig(file, format=_kind(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        lines.append(f"wrote {path}")
+    return lines
+
+
+def say(lines: Sequence[str] | Page) -> None:
+    """Prints lines or a page, whatever letters the terminal knows."""
+    lines = [lines.to_text()] if isinstance(lines, Page) else lines
+    text = "".join(f"{line}\n" for line in lines)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        # A terminal without Greek still gets every number.
+        text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(text)
+    sys.stdout.flush()
