@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from kltarget._core.numerics import as_float, widest
+from kltarget._core.numerics import as_float, widest, working_dtype
 
 
 class ArgumentError(ValueError):
@@ -101,6 +101,37 @@ def require_outcomes(x: Array, name: str) -> None:
 def mass_tolerance(dtype: Any) -> float:
     """How far a row of reference masses may be from 1: rounding of its logarithms, generously."""
     return float(8 * jnp.finfo(dtype).eps ** 0.5)
+
+
+def require_normalized(**log_probs: Array) -> None:
+    """An error that names an argument whose rows, outside a trace, are not distributions.
+
+    Rows with NaN in them, such as those of a failed solution, pass.
+    """
+    for name, x in log_probs.items():
+        if traced(x) or not x.is_fully_addressable:
+            continue
+        dtype = working_dtype(x.dtype)
+        # What is small is summed where it costs no compilation.
+        numbers = np.asarray(x, dtype) if x.size <= _SMALL else x.astype(dtype)
+        with np.errstate(over="ignore"):
+            total = np.asarray((np if x.size <= _SMALL else jnp).exp(numbers).sum(-1))
+        far = np.abs(total - 1) > mass_tolerance(x.dtype)
+        if far.any():
+            at = first_index(far)
+            raise ValueError(not_normalized(name, np.asarray(numbers[at]), total[at], at))
+
+
+def not_normalized(name: str, row: np.ndarray, mass: Any, at: tuple[int, ...]) -> str:
+    """What is wrong with a row of log-probabilities, and what would mend it."""
+    probabilities = (row >= 0).all() and abs(row.sum() - 1) <= mass_tolerance(row.dtype)
+    mend = f"pass kltarget.normalize({name})"
+    if probabilities:
+        mend = f"these look like probabilities: take jnp.log({name})"
+    return f"{name} is not normalised: its masses sum to {mass:.10g}{at_index(at)}, not 1; {mend}"
+
+
+_SMALL = 2**16
 
 
 def first_index(bad: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import worded
+from kltarget._core.checks import require_normalized, worded
 from kltarget._core.numerics import (
     as_float,
     expm1_ratio,
@@ -107,6 +107,10 @@ class Divergence(abc.ABC):
         Returns:
             The divergence, shape ``[*batch]``. Differentiable in both arguments where it is finite.
 
+        Raises:
+            TypeError: complex numbers.
+            ValueError: shapes that do not fit; outside a trace, rows that are not normalised.
+
         Example:
             >>> import jax.numpy as jnp, kltarget as kt
             >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
@@ -114,6 +118,7 @@ class Divergence(abc.ABC):
             0.5108 0.3681
         """
         log_p, log_q = _pair(log_policy, log_ref)
+        require_normalized(log_policy=as_float(log_policy), log_ref=as_float(log_ref))
         dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
         return self._over_outcomes()._total(log_p, log_q).astype(dtype)
 

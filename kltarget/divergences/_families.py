@@ -39,7 +39,8 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> Float[Array, "*batch"]:
 
     Raises:
         TypeError: complex numbers.
-        ValueError: shapes that do not fit, naming both.
+        ValueError: shapes that do not fit, naming both; outside a trace, rows that are not
+            normalised.
 
     An outcome that is ``-inf`` under ``p`` adds ``q`` to the sum as written, nothing to the KL.
 

@@ -19,7 +19,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import raise_first, require_outcomes, traced, worded
+from kltarget._core.checks import (
+    raise_first,
+    require_normalized,
+    require_outcomes,
+    traced,
+    worded,
+)
 from kltarget._core.numerics import as_float, log_sum_exp, select, two_sum, widest, working_dtype
 from kltarget.modes._labels import concrete_labels, log_mass_of, members_of, mode_blocks
 from kltarget.targets import DiscreteTarget
@@ -200,6 +206,9 @@ def entropy(log_probs: ArrayLike) -> Float[Array, "*batch"]:
         The entropy in nats, shape ``[*batch]``; ``exp`` of it is the perplexity, and equal to
         :func:`effective_modes` of single outcomes.
 
+    Raises:
+        ValueError: outside a trace, rows that are not normalised.
+
     Outcomes of ``-inf`` count for nothing. Differentiable; the derivatives at ``-inf`` are 0.
 
     Example:
@@ -306,6 +315,7 @@ def pass_at_k_from_counts(
 def _log_probabilities(x: object) -> Array:
     log_probs = as_float(x)
     require_outcomes(log_probs, "log_probs")
+    require_normalized(log_probs=log_probs)
     return log_probs
 
 

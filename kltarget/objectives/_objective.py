@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -225,11 +226,8 @@ class Objective:
         checks.raise_first("log_ref", log_ref, faults["nan_ref"], "must not be NaN or +inf")
         if faults["mass"].any():
             at = checks.first_index(faults["mass"])
-            mass = faults["total"][at]
-            raise ValueError(
-                f"log_ref is not normalised: its masses sum to {mass:.10g}{checks.at_index(at)}, "
-                "not 1; pass kltarget.normalize(log_ref)"
-            )
+            row = np.asarray(log_ref, working_dtype(log_ref.dtype))[at]
+            raise ValueError(checks.not_normalized("log_ref", row, faults["total"][at], at))
         if faults["empty"].any():
             at = checks.at_index(checks.first_index(faults["empty"]))
             raise ValueError(
