@@ -182,9 +182,6 @@ CASES = [
     Case("alpha-1.5", kt.Alpha(1.5), power(1.5), 1),
     Case("alpha-2.5", kt.Alpha(2.5), power(2.5), 1),
     Case("alpha-3", kt.Alpha(3.0), power(3), 1),
-    Case("alpha-8", kt.Alpha(8.0), power(8), 1),
-    Case("alpha-20", kt.Alpha(20.0), power(20), 1),
-    Case("tsallis-4", kt.Tsallis(4.0), power(4, 4, 1), 4),
 ]
 """The orders are exact in every float type, so that the oracle solves the very same problem."""
 
@@ -193,7 +190,10 @@ NAMED = [case for case in CASES if not case.id.startswith(("alpha", "tsallis"))]
 """One of each class without parameters, TotalVariation excepted."""
 
 
-LOOK_ALIKES = ("hellinger", "neyman", "tsallis", "js_twice", "alpha-0.875", "alpha--0.5", "alpha-2.5", "alpha-20")
+LOOK_ALIKES = (
+    *("hellinger", "neyman", "tsallis", "js_twice"),
+    *(f"alpha-{alpha}" for alpha in (0.875, -0.5, 2.5)),
+)
 """Multiples of members of other families: the same formulas, compiled once more."""
 
 

@@ -1,0 +1,353 @@
+"""Problems from the ends of every range, many at a time, and what no answer to them may violate."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import oracles
+import pytest
+from oracles import DTYPES, INF, X64, eps
+
+import kltarget as kt
+
+pytestmark = pytest.mark.precise
+
+DTYPE = DTYPES[0]
+FAILURES = 0xFFF0
+WRITTEN = kt.FDivergence(lambda u: u * jnp.log(jnp.where(u > 0, u, 1)) - u + 1, name="written KL")
+DIVERGENCES = {case.id: case.divergence for case in oracles.CASES}
+DIVERGENCES |= {"alpha-8": kt.Alpha(8.0), "alpha-20": kt.Alpha(20.0), "tsallis-4": kt.Tsallis(4.0)}
+DIVERGENCES |= {"total-variation": kt.TotalVariation(), "written": WRITTEN}
+NUM, SIZE = 48, 5
+
+
+def plain(rng, size):
+    return rng.normal(size=size), rng.normal(size=size), 10 ** rng.uniform(-2, 1)
+
+
+def tiny_beta(rng, size):
+    return rng.normal(size=size), rng.normal(size=size), 10 ** rng.uniform(-12, -6)
+
+
+def huge_beta(rng, size):
+    return rng.normal(size=size), rng.normal(size=size), 10 ** rng.uniform(6, 12)
+
+
+def deep(rng, size):
+    weights = -rng.uniform(0, 800, size=size)
+    weights[rng.integers(size)] = 0
+    return rng.normal(size=size), weights, 10 ** rng.uniform(-2, 1)
+
+
+def tied(rng, size):
+    return rng.choice([0.0, 0.5, 1.0], size), 3 * rng.normal(size=size), 10 ** rng.uniform(-3, 1)
+
+
+def forbidden(rng, size):
+    reward, weights, beta = tied(rng, size)
+    reward[rng.integers(size)] = -INF
+    weights[rng.integers(size)] = -INF
+    return reward, weights, beta
+
+
+def offset(rng, size):
+    reward, weights, beta = plain(rng, size)
+    return 1e6 + np.round(reward * 64) / 64, weights, beta
+
+
+def alone(rng, size):
+    reward, weights, beta = plain(rng, size)
+    weights[1:] = -INF
+    return reward, weights, beta
+
+
+REGIMES = (plain, tiny_beta, huge_beta, deep, tied, forbidden, offset, alone)
+
+
+def problems(regime, dtype, seed=0):
+    rng, rows = np.random.default_rng(seed), []
+    while len(rows) < NUM:
+        reward, weights, beta = regime(rng, SIZE)
+        if not np.any((reward > -INF) & (weights > -INF)):
+            continue
+        rows.append((reward, oracles.log_normalised(weights, np.float64), beta))
+    reward, log_ref, beta = (np.array(x).astype(dtype) for x in zip(*rows, strict=True))
+    # Best outcomes that the reference lacks stay out of it: condensation has tests of its own.
+    reward = np.where(np.isneginf(log_ref), dtype.type(-INF), reward)
+    return reward, log_ref, beta
+
+
+@functools.partial(jax.jit, static_argnames="measure")
+def answers(reward, log_ref, beta, divergence, policies, measure=False):
+    objective = kt.Objective(reward, log_ref, beta, divergence, measure=measure)
+    target = kt.solve(objective)
+    numbers = {name: getattr(target, name) for name in ("log_probs", "multiplier", "status")}
+    measures = ("value", "expected_reward", "divergence_value")
+    numbers |= {name: getattr(target, name) for name in measures}
+    numbers["own_gap"] = target.gap(target.log_probs)
+    numbers["gaps"] = [target.gap(x) for x in policies]
+    numbers["values"] = [objective.value(x) for x in policies]
+    return numbers
+
+
+def policies_of(reward, log_ref, dtype):
+    rng = np.random.default_rng(1)
+    possible = np.isfinite(reward) & np.isfinite(log_ref)
+    drawn = np.where(possible, rng.normal(size=reward.shape), -INF)
+    restricted = np.where(possible, log_ref.astype(np.float64), -INF)
+    return [oracles.log_normalised(x, np.float64).astype(dtype) for x in (drawn, restricted)]
+
+
+@pytest.mark.quick_only("tied-forward-kl", "deep-alpha-8", "tiny_beta-total-variation")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("regime", REGIMES, ids=lambda x: x.__name__)
+def test_no_answer_is_visibly_wrong(regime, divergence):
+    reward, log_ref, beta = problems(regime, DTYPE)
+    policies = policies_of(reward, log_ref, DTYPE)
+    a = jax.tree.map(np.asarray, answers(reward, log_ref, beta, DIVERGENCES[divergence], policies))
+    assert not np.any(a["status"] & FAILURES)
+    probs = np.exp(a["log_probs"].astype(np.float64))
+    rounding = 64 * eps(DTYPE)
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=rounding)
+    assert not np.any(probs[np.isneginf(reward) | np.isneginf(log_ref)])
+    finite = np.isfinite(a["value"])
+    wide = [a[x].astype(np.float64) for x in ("value", "expected_reward", "divergence_value")]
+    value, gain, cost = (np.where(finite, x, 0) for x in wide)
+    level = np.abs(np.where(np.isfinite(reward), reward, 0)).max(-1)
+    scale = level + beta * (1 + np.abs(cost))
+    assert np.all(np.abs(value - (gain - beta * cost)) <= rounding * scale)
+    assert np.all(cost >= -rounding)
+    assert not np.isnan(a["value"]).any()
+    assert np.all(a["own_gap"] <= rounding * scale)
+    for gap, other in zip(a["gaps"], a["values"], strict=True):
+        assert np.all(gap >= 0)
+        known = finite & np.isfinite(other)
+        short = np.where(known, value - np.where(known, other, 0), 0)
+        other_scale = scale + np.where(known, np.abs(other), 0)
+        assert np.all(short >= -rounding * other_scale)
+        close = np.abs(np.where(known, gap - short, 0)) <= rounding * (other_scale + np.abs(short))
+        assert close.all(), (reward[~close][0], log_ref[~close][0], beta[~close][0])
+
+
+@pytest.mark.quick_only("chi-squared", "alpha-3")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_measures_of_any_mass_have_distributions_as_targets(divergence):
+    for mass, size in ((3.0, 6), (5.2, 6), (25.0, 50), (1.8e4, 20_000), (1e-3, 50)):
+        log_ref = np.full(size, np.log(mass / size), DTYPE)
+        for wrong in (0, size // 3):
+            reward = (np.arange(size) >= wrong).astype(DTYPE)
+            beta = np.array([0.01, 0.1, 1, 10], DTYPE)
+            objective = kt.Objective(reward, log_ref, beta, DIVERGENCES[divergence], measure=True)
+            target = kt.solve(objective).raise_if_failed()
+            np.testing.assert_allclose(target.probs.sum(-1), 1, atol=2e-4 if not X64 else 1e-10)
+            right = np.asarray(target.probs)[:, wrong:]
+            np.testing.assert_allclose(right, right[:, :1] * np.ones_like(right), rtol=1e-3)
+
+
+STEEP = [
+    # α, reward, log_ref, beta, target
+    (2.5, [0.5, 0, 1], [-0.62681949, -0.97681946, -2.41681957], 0.02, [5.9144e-4, 0, 0.99940856]),
+    (3, [0.5, 0.5, 1], [-1.26269269, -0.48269263, -2.30269265], 0.01, [3.38e-5, 7.37e-5, 0.999892]),
+    (4, [0, 1, 0], [-0.99156487, -1.91156483, -0.73156482], 0.01, [4.46295e-3, 0.989749, 5.788e-3]),
+    (8, [0.5, 0, 1], [-0.97326076, -0.73326075, -1.95326078], 0.05, [0.693272, 0.019452, 0.287276]),
+]
+
+
+@pytest.mark.parametrize(("alpha", "reward", "log_ref", "beta", "probs"), STEEP)
+def test_next_to_a_steep_truncation(alpha, reward, log_ref, beta, probs):
+    problem = (np.array(reward, DTYPE), np.array(log_ref, DTYPE), DTYPE.type(beta))
+    target = kt.solve(kt.Objective(*problem, kt.Alpha(alpha)))
+    np.testing.assert_allclose(target.probs, probs, rtol=2e-3, atol=1e-12)
+    batch = kt.solve(kt.Objective(*(np.array([x, x]) for x in problem), kt.Alpha(alpha)))
+    np.testing.assert_allclose(batch.probs[1], target.probs, rtol=8 * eps(DTYPE), atol=0)
+    beta = DTYPE.type(beta / alpha)
+    tsallis = kt.solve(kt.Objective(*problem[:2], beta, kt.Tsallis(alpha)))
+    np.testing.assert_allclose(tsallis.probs, target.probs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "alpha", [4.0, 8.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (2.5, 20.0))]
+)
+def test_steep_members_in_arbitrary_precision(alpha):
+    """By bisection of the multiplier, in as many digits as truncation swallows."""
+    rng, num = np.random.default_rng(7), 16
+    reward = rng.choice([0, 0.1, 0.3, 0.5, 1], size=(num, 4)) + rng.normal(size=(num, 4)) * (
+        np.arange(num)[:, None] % 2
+    )
+    weights = rng.normal(size=(num, 4)) * rng.choice([1, 3, 30], size=(num, 1))
+    reward, log_ref = reward.astype(DTYPE), oracles.log_normalised(weights, DTYPE)
+    beta = (10 ** rng.uniform(-3, 1.5, size=num)).astype(DTYPE)
+    got = np.asarray(kt.solve(kt.Objective(reward, log_ref, beta, kt.Alpha(alpha))).log_probs)
+    gamma = mp.mpf(alpha) - 1
+    with mp.workdps(40 + int(20 * alpha)):
+        for row in range(num):
+            r, b = [mp.mpf(float(x)) for x in reward[row]], mp.mpf(float(beta[row]))
+            q = [mp.exp(mp.mpf(float(x))) for x in log_ref[row]]
+            low, high = min(r) - b * (1 + mp.mpf(2) ** gamma), max(r) + b / gamma
+
+            def masses(level, r=r, q=q, b=b):
+                inside = [max(1 + gamma * (x - level) / b, 0) for x in r]
+                return [y * x ** (1 / gamma) for x, y in zip(inside, q, strict=True)]
+
+            while sum(masses(low)) < 1:
+                low -= 4 * (high - low)
+            for _ in range(int(3.4 * mp.mp.dps)):
+                middle = (low + high) / 2
+                low, high = (middle, high) if sum(masses(middle)) > 1 else (low, middle)
+            want = [mp.log(x) if x else -mp.inf for x in masses(low)]
+            # What is cut off or next to it: no mass that a float of 1 would notice.
+            want = [x if x > -60 else -mp.inf for x in want]
+            shown = np.where(got[row] > -60, got[row], -INF)
+            assert oracles.bar_errors(shown, want, DTYPE).max() <= 32, (row, shown, want)
+
+
+def test_what_is_no_distribution_is_not_returned_as_one():
+    """A generator whose slope is flat away from 1 has no inverse that a search could use."""
+    huber = kt.FDivergence(
+        lambda u: jnp.where(jnp.abs(u - 1) < 0.5, (u - 1) ** 2 / 2, jnp.abs(u - 1) / 2 - 0.125),
+        slope_at_infinity=0.5,
+        name="Huber",
+    )
+    reward, log_ref = np.array([1.0, 0.0, 0.5], DTYPE), np.log(np.full(3, 1 / 3)).astype(DTYPE)
+    target = kt.solve(kt.Objective(reward, log_ref, np.array([0.1, 10.0], DTYPE), huber))
+    failed = (np.asarray(target.status) & int(kt.Status.NOT_CONVERGED)) != 0
+    sums = np.asarray(target.probs).sum(-1)
+    assert np.isnan(sums[failed]).all()
+    np.testing.assert_allclose(sums[~failed], 1, atol=1e-3)
+
+
+def test_total_variation_of_best_outcomes_whose_mass_no_float_holds():
+    tv, deep = kt.TotalVariation(), -129.28125 * (8 if X64 else 1)
+    reward, log_ref = np.array([1.0, 0.0], DTYPE), np.array([deep, 0.0], DTYPE)
+    kept = kt.solve(kt.Objective(reward, log_ref, DTYPE.type(83), tv))
+    assert kept.status == 0
+    np.testing.assert_array_equal(kept.log_probs, log_ref)
+    log_ref = np.array([0.0, -3000.5, -2000.25], DTYPE)
+    shared = kt.solve(kt.Objective(np.array([0, 1, 1], DTYPE), log_ref, DTYPE.type(0.05), tv))
+    np.testing.assert_allclose(shared.log_probs, [-INF, -1000.25, 0.0])
+
+
+@pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.NeymanChiSquared(), kt.Alpha(-0.5)])
+def test_an_infinite_cost_of_a_mass_that_underflows_is_infinite(divergence):
+    deep = -97.5 * (8 if X64 else 1)
+    reward = np.array([0.0, 0.0, -INF, -INF], DTYPE)
+    log_ref = np.array([-90.0, -85.0, deep, 0.0], DTYPE)
+    objective = kt.Objective(reward, log_ref, DTYPE.type(1.9), divergence)
+    target = kt.solve(objective)
+    assert (target.value, target.divergence_value) == (-INF, INF)
+    assert objective.value(target.log_probs) == -INF
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "chi-squared", "chi-squared-kl"])
+def test_gaps_at_small_beta(name, beta):
+    case = oracles.BY_ID[name]
+    reward = np.array([1, 0, 0, 1], DTYPE)
+    log_ref = oracles.log_normalised(np.log([0.5, 0.34, 0.11, 0.05]), DTYPE)
+    gap = kt.solve(kt.Objective(reward, log_ref, DTYPE.type(beta), case.divergence)).gap(log_ref)
+    want = oracles.exact_gap(log_ref, reward, log_ref, DTYPE.type(beta), case.generator)
+    assert gap == pytest.approx(float(want), rel=64 * eps(DTYPE))
+
+
+def test_gaps_to_targets_on_tiny_masses():
+    log_ref, policy = np.array([0.0, -120.0], DTYPE), np.log(np.array([0.473, 0.527], DTYPE))
+    reward = np.array([1.0, 0.0], DTYPE)
+    for name in ("jensen-shannon", "hellinger", "forward-kl", "alpha-0.5"):
+        case = oracles.BY_ID[name]
+        target = kt.solve(kt.Objective(reward, log_ref, DTYPE.type(1), case.divergence))
+        want = oracles.exact_gap(policy, reward, log_ref, 1.0, case.generator)
+        assert target.gap(policy) == pytest.approx(float(want), rel=64 * eps(DTYPE)), name
+
+
+@pytest.mark.parametrize("depth", [1e2, 1e4, 1e5, 1e6, 1e7, 3.3e7])
+def test_kl_to_logarithms_that_are_large(depth):
+    p, q = np.log(np.array([0.3, 0.7])), np.array([-depth, 0.0])
+    got = kt.kl(p.astype(DTYPE), q.astype(DTYPE))
+    want = 0.3 * (np.log(0.3) + depth) + 0.7 * np.log(0.7)
+    assert got == pytest.approx(want, rel=8 * eps(DTYPE))
+
+
+@pytest.mark.parametrize("divergence", [kt.Tsallis(1.5), kt.ChiSquaredKL(), kt.ReverseKL()])
+def test_divergences_of_nearly_equal_distributions_are_not_negative(divergence):
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.5, 0.3, 0.2]) * (1 + 1e-5 * np.array([1, -1, -1]))
+    found = divergence(np.log(p).astype(np.float32), np.log(q).astype(np.float32))
+    curvature = {"Tsallis KL": 1.5, "χ² + KL": 2.0, "reverse KL": 1.0}[divergence.name]
+    assert found == pytest.approx(curvature * 0.5 * 1e-10, rel=0.05)
+
+
+TIES = {"best": [1.0, 1.0, 0.2], "others": [0.2, 0.2, 1.0], "all": [0.5, 0.5, 0.5]}
+SMOOTH = [x for x in DIVERGENCES if x != "total-variation"]
+
+
+@pytest.mark.skipif(not X64, reason="second differences need their digits")
+@pytest.mark.quick_only("best-forward-kl")
+@pytest.mark.parametrize("divergence", SMOOTH)
+@pytest.mark.parametrize("tie", TIES)
+def test_second_derivatives_at_ties(tie, divergence):
+    log_ref, w = jnp.log(jnp.array([0.5, 0.13, 0.37])), jnp.array([0.3, -1.2, 0.7])
+    reward = jnp.array(TIES[tie])
+
+    def weighed(reward, beta):
+        objective = kt.Objective(reward, log_ref, beta, DIVERGENCES[divergence])
+        log_probs = kt.solve(objective).log_probs
+        return (w * jnp.where(log_probs > -INF, log_probs, 0)).sum()
+
+    gradient = jax.jit(jax.grad(weighed))
+    # Where truncation is far: at its kink there is no second derivative.
+    beta = 0.9
+    hessian = jax.hessian(weighed)(reward, beta)
+    steps = 1e-5 * jnp.eye(3)
+    want = jnp.stack(
+        [(gradient(reward + x, beta) - gradient(reward - x, beta)) / 2e-5 for x in steps]
+    )
+    np.testing.assert_allclose(hessian, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not X64, reason="second differences need their digits")
+def test_second_derivative_in_alpha_at_one():
+    log_ref, reward = jnp.log(jnp.array([0.5, 0.2, 0.3])), jnp.array([0.1, 1.0, 0.6])
+
+    @jax.grad
+    def first(alpha):
+        return kt.solve(kt.Objective(reward, log_ref, 0.4, kt.Alpha(alpha))).log_probs[1]
+
+    want = (first(1 + 1e-5) - first(1 - 1e-5)) / 2e-5
+    assert jax.grad(first)(1.0) == pytest.approx(float(want), rel=1e-4)
+
+
+@pytest.mark.parametrize("depth", [30.0, 90.0, 130.0, 200.0, 400.0, 700.0])
+@pytest.mark.parametrize("name", ["forward-kl", "jensen-shannon", "hellinger", "neyman"])
+def test_reverse_derivatives_where_the_best_outcome_is_rare(name, depth):
+    log_ref = oracles.log_normalised(np.array([-depth, 0.0, -1.0]), DTYPE)
+    reward, beta = np.array([1.0, 0.0, 0.2], DTYPE), DTYPE.type(0.5)
+
+    def best(reward, beta):
+        objective = kt.Objective(reward, log_ref, beta, oracles.BY_ID[name].divergence)
+        return kt.solve(objective).log_probs[0]
+
+    reverse, forward = jax.grad(best, (0, 1))(reward, beta), jax.jacfwd(best, (0, 1))(reward, beta)
+    for x, y in zip(reverse, forward, strict=True):
+        assert np.isfinite(x).all()
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_flips_of_modes_that_are_both_cut_off_below():
+    tv = kt.Objective(
+        np.array([0.1, 0, 1], DTYPE),
+        oracles.log_normalised(np.log([0.2, 0.3, 0.5]), DTYPE),
+        1.0,
+        kt.TotalVariation(),
+    )
+    assert kt.flip_beta(tv, 0, 1) == pytest.approx(1.0, rel=1e-5)
+    reward = np.array([0.58618056, -0.00901252, 0.60318662, 0.96833596, -1.15063447], DTYPE)
+    log_ref = kt.normalize(
+        np.array([-1.80507147, -2.10487617, -4.79448088, -0.40624309, -3.23772663], DTYPE)
+    )
+    modes = [0, 1, 1, 2, -1]
+    at = float(kt.flip_beta(kt.Objective(reward, log_ref, 1.0, kt.Alpha(1.5)), 0, 1, modes=modes))
+    beta = at * np.array([0.999, 1.001], DTYPE)
+    target = kt.solve(kt.Objective(reward, log_ref, beta, kt.Alpha(1.5)))
+    below, above = np.asarray(kt.log_odds(target, 0, 1, modes=modes))
+    assert below < 0 < above
