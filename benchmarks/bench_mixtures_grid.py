@@ -80,7 +80,7 @@ def test_against_quadrature(benchmark: Any, size: int, tol: float) -> None:
     peer = {1: quadrature_1d, 2: quadrature_2d}[size]
 
     def ours(beta: Any = BETA) -> Any:
-        target = solve_on_grid(reference, reward, beta, kt.ForwardKL(), tol=tol)
+        target = solve_on_grid(reference, reward, beta, kt.ForwardKL(), error_tol=tol)
         jax.block_until_ready(target.multiplier)
         return target
 

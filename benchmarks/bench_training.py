@@ -172,7 +172,7 @@ def test_exact_gradient_steps(benchmark: Any, kind: Any, size: tuple[int, int]) 
             learning_rate=LEARNING_RATE,
             num_steps=num_steps,
             history_every=None,
-            tol=0.0,
+            gradient_tol=0.0,
         ).log_probs
 
     if not benchmark.disabled:

@@ -186,7 +186,7 @@ def bowl(dtype):
 def same_nodes():
     """A grid to solve on again."""
     means = np.asarray(TWO_MODES[0], np.float32)
-    return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, tol=1e-3)
+    return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, error_tol=1e-3)
 
 
 CONTRACTS: dict[str, Contract] = {

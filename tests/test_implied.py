@@ -299,7 +299,7 @@ def trained(problem, recipe, beta, num_steps=4000):
         num_steps=num_steps,
         history_every=None,
         optimizer=lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
-        tol=0.0,
+        gradient_tol=0.0,
     )
 
 
@@ -538,7 +538,7 @@ def test_collapse_without_a_regulariser_follows_the_conserved_quantity():
     run = trained(problem, Recipe("loss", "k1", "token", "mean"), 0.5, num_steps=20)
     gradient_flow = fine_tune(
         *problem[:2], problem[-1], Recipe("none"), beta=0.0, learning_rate=0.05,
-        num_steps=4000, history_every=None, optimizer=optax.sgd, tol=0.0,
+        num_steps=4000, history_every=None, optimizer=optax.sgd, gradient_tol=0.0,
     )  # fmt: skip
     failure = float(np.exp(gradient_flow.log_probs[2]))
     path = unregularized_path(T3_REWARD, T3, failure)

@@ -143,7 +143,7 @@ def test_targets_on_the_line_by_adaptive_quadrature(name):
     written = WRITTEN[name]
     # At β = 0.4 the density of α = −1 peaks beyond what quad can bracket.
     betas = np.array([2.0 if name == "alpha-1" else 0.4, 3.0], DTYPE)
-    target = solve_on_grid(MIXTURE_A, bowl(1, 1.0), betas, written.divergence, tol=TOL)
+    target = solve_on_grid(MIXTURE_A, bowl(1, 1.0), betas, written.divergence, error_tol=TOL)
     target.raise_if_failed()
     for k, beta in enumerate(betas):
         assert_by_quadrature(target, k, written, beta)
@@ -151,7 +151,7 @@ def test_targets_on_the_line_by_adaptive_quadrature(name):
 
 @pytest.fixture(scope="module")
 def forward() -> GridTarget:
-    return solve_on_grid(MIXTURE_A, bowl(1, 1.0), DTYPE.type(0.5), kt.ForwardKL(), tol=TOL)
+    return solve_on_grid(MIXTURE_A, bowl(1, 1.0), DTYPE.type(0.5), kt.ForwardKL(), error_tol=TOL)
 
 
 @pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # at the bracket's end
@@ -172,7 +172,7 @@ def test_reverse_targets_are_tilted_mixtures(name):
         "gmm-linear": QuadraticReward(vector=np.array([0.3], DTYPE)),
         "gmm-quad": bowl(1, 1.0, 0.2),
     }[name]
-    target = solve_on_grid(MIXTURE_A, reward, DTYPE.type(0.5), tol=TOL)
+    target = solve_on_grid(MIXTURE_A, reward, DTYPE.type(0.5), error_tol=TOL)
     for key, got in {
         "log_Z": target.value / 0.5,
         "mean": target.mean[0],
@@ -210,7 +210,9 @@ def test_forward_targets_of_a_normal_reference(size):
     name = f"fkl-gauss-d{size}"
     beta = {1: 0.5, 2: 0.5, 3: 1.5}[size]
     tol = min(TOL * 1000 ** (size - 1), 1e-6)
-    target = solve_on_grid(normal(size), bowl(size), DTYPE.type(beta), kt.ForwardKL(), tol=tol)
+    target = solve_on_grid(
+        normal(size), bowl(size), DTYPE.type(beta), kt.ForwardKL(), error_tol=tol
+    )
     assert float(target.error) <= tol
     assert float(target.atom_mass) == 0
     case = reference(name)["expected"]
@@ -245,7 +247,7 @@ def test_atoms_of_forward_targets_in_three_dimensions(beta):
     name = f"fkl-gauss-atom-d3-b{beta}"
     tol = 1e-5
     target = solve_on_grid(
-        normal(3), bowl(3), DTYPE.type(beta), kt.ForwardKL(), tol=tol
+        normal(3), bowl(3), DTYPE.type(beta), kt.ForwardKL(), error_tol=tol
     ).raise_if_failed()
     case = reference(name)["expected"]
     assert_atom(target, np.zeros(3), case["atom"], tol)
@@ -260,7 +262,7 @@ def test_an_atom_in_two_dimensions():
     case = reference("alpha-condense-a-1.0-d2")["expected"]
     tol = 1e-5
     beta = DTYPE.type(case["beta_critical"] / 4)
-    target = solve_on_grid(normal(2), bowl(2), beta, kt.NeymanChiSquared(), tol=tol)
+    target = solve_on_grid(normal(2), bowl(2), beta, kt.NeymanChiSquared(), error_tol=tol)
     assert_atom(target, np.zeros(2), case["atom_at_half"], tol)
     moved = target.expectation(lambda x: jnp.square(x).sum(-1))
     close(moved, -target.expected_reward, 1e-6)
@@ -272,7 +274,7 @@ def test_atoms_of_alpha_targets(alpha, size):
     case = reference(f"alpha-condense-a{alpha}-d{size}")["expected"]
     tol = 1e-5
     beta = DTYPE.type(case["beta_critical"] / 2)
-    target = solve_on_grid(normal(size), bowl(size), beta, kt.Alpha(alpha), tol=tol)
+    target = solve_on_grid(normal(size), bowl(size), beta, kt.Alpha(alpha), error_tol=tol)
     assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
 
 
@@ -305,7 +307,7 @@ def test_functions_as_density_and_reward(forward):
         DTYPE.type(0.5),
         kt.ForwardKL(),
         bounds=forward.box,
-        tol=TOL,
+        error_tol=TOL,
         modes=lambda x: (np.asarray(x)[:, 0] > 0.123).astype(int),
     )
     close(target.atom, [1.0], 1e-7)
@@ -369,7 +371,7 @@ def test_a_truncated_space_is_one_of_its_own():
         kt.ForwardKL(),
         bounds=box,
         truncate=True,
-        tol=TOL,
+        error_tol=TOL,
     ).raise_if_failed()
     mass = scipy.integrate.quad(density_a, -4, -1, epsabs=1e-13)[0]
 
@@ -485,7 +487,9 @@ def test_a_log_density_as_reward():
         np.array([1.0, 0.25], DTYPE),
         covariance_type="spherical",
     )
-    target = solve_on_grid(MIXTURE_A, LogDensityReward(likelihood, 0.5), DTYPE.type(0.5), tol=TOL)
+    target = solve_on_grid(
+        MIXTURE_A, LogDensityReward(likelihood, 0.5), DTYPE.type(0.5), error_tol=TOL
+    )
     for key, got in {
         "log_Z": target.value / 0.5,
         "mean": target.mean[0],
@@ -539,7 +543,7 @@ def test_samples_in_five_dimensions():
 )
 def test_intervals_cover_as_often_as_they_say(name):
     divergence = WRITTEN[name].divergence
-    exact = solve_on_grid(normal(1), bowl(1, 0.5), DTYPE.type(1.0), divergence, tol=1e-8)
+    exact = solve_on_grid(normal(1), bowl(1, 0.5), DTYPE.type(1.0), divergence, error_tol=1e-8)
     samples = jax.random.normal(jax.random.key(1), (1000, 400, 1), DTYPE)
 
     @jax.jit

@@ -91,5 +91,5 @@ def test_forgetting_is_drawn_against_learning():
 
 def test_a_target_on_a_grid_can_be_drawn():
     p = on_line()
-    target = mixtures.solve_on_grid(p, peak(), 0.5, tol=1e-3)
+    target = mixtures.solve_on_grid(p, peak(), 0.5, error_tol=1e-3)
     assert legend(plot.density(target, p)) == ["reference", "target"]

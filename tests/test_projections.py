@@ -307,7 +307,7 @@ def em_step(x, shares, weights, means, covariances):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_mixture(jnp.asarray(SAMPLES, DTYPE), 3, key=KEY, tol=1e-12, max_steps=5000)
+    return fit_mixture(jnp.asarray(SAMPLES, DTYPE), 3, key=KEY, gain_tol=1e-12, max_steps=5000)
 
 
 def test_fits_are_those_of_scikit_learn(fitted):
@@ -318,7 +318,9 @@ def test_fits_are_those_of_scikit_learn(fitted):
 @pytest.mark.parametrize("kind", ["diag", "spherical"])
 def test_fits_of_other_kinds_are_those_of_scikit_learn(kind):
     x = jnp.asarray(SAMPLES, DTYPE)
-    fit = fit_mixture(x, 3, key=KEY, covariance_type=kind, tol=1e-12, max_steps=5000, num_starts=24)
+    fit = fit_mixture(
+        x, 3, key=KEY, covariance_type=kind, gain_tol=1e-12, max_steps=5000, num_starts=24
+    )
     check_against_peer(fit, kind)
     off = numbers(fit.mixture.covariances)[:, 0, 1]
     np.testing.assert_array_equal(off, 0)
@@ -352,7 +354,8 @@ def test_fits_are_fixed_points_of_independent_steps_and_keep_moments(fitted):
 def test_the_likelihood_never_falls():
     x = jnp.asarray(SAMPLES, DTYPE)
     scores = [
-        float(fit_mixture(x, 3, key=KEY, tol=0.0, max_steps=n).log_likelihood) for n in range(1, 9)
+        float(fit_mixture(x, 3, key=KEY, gain_tol=0.0, max_steps=n).log_likelihood)
+        for n in range(1, 9)
     ]
     # More steps can only help the best of the same starts.
     assert (np.diff(scores) > -20 * eps(DTYPE)).all()
@@ -364,7 +367,7 @@ def test_weighted_fits_are_fixed_points_of_weighted_steps():
     with np.errstate(divide="ignore"):
         logs = jnp.asarray(np.log(counts), DTYPE)
     x = jnp.asarray(SAMPLES, DTYPE)
-    q = fit_mixture(x, 3, key=KEY, log_weights=logs, tol=1e-12, max_steps=5000).mixture
+    q = fit_mixture(x, 3, key=KEY, log_weights=logs, gain_tol=1e-12, max_steps=5000).mixture
     parts = (np.exp(numbers(q.log_weights)), numbers(q.means), numbers(q.covariances))
     _, *stepped = em_step(SAMPLES, counts / counts.sum(), *parts)
     for got, want in zip(parts, stepped, strict=True):

@@ -109,7 +109,7 @@ def test_a_saved_model_is_trained_on(tmp_path):
         "optimizer": optax.sgd,
         "log_ref": kt.normalize(log_ref),
         "history_every": 10,
-        "tol": 0.0,
+        "gradient_tol": 0.0,
     }
     whole = fine_tune(POLICY, params, reward, Recipe(), num_steps=50, **options)
     first = fine_tune(POLICY, params, reward, Recipe(), num_steps=20, **options)
@@ -185,7 +185,7 @@ def test_mirror_ascent_on_reverse_kl_contracts_at_its_known_rate():
         betas,
         learning_rate=1 / betas,
         num_steps=5,
-        tol=1e-5,
+        gap_tol=1e-5,
     )
     np.testing.assert_array_equal(at_once.num_steps, 1)
     assert at_once.converged.all()
@@ -201,7 +201,7 @@ def test_mirror_ascent_on_other_divergences_is_certified_by_its_gap():
         kt.ForwardKL(),
         learning_rate=0.6,
         num_steps=1000,
-        tol=1e-5,
+        gap_tol=1e-5,
     )
     assert ascent.converged
     assert ascent.num_steps < 1000

@@ -228,7 +228,7 @@ def test_pathwise_gradients_vary_less():
     assert np.all(pathwise.std(0) < 0.8 * score.std(0))
 
 
-REST = {"learning_rate": 0.3, "num_steps": 3000, "optimizer": optax.sgd, "tol": FINE}
+REST = {"learning_rate": 0.3, "num_steps": 3000, "optimizer": optax.sgd, "gradient_tol": FINE}
 
 
 def assert_gaussian(policy, run, want):
@@ -264,7 +264,12 @@ def test_one_gaussian_covers_both_modes_by_maximum_likelihood():
 @pytest.mark.slow
 def test_two_gaussians_reach_the_target_either_way():
     params = TWO.from_mixture(spherical([0.5, 0.5], [-1.0, 1.0], [1.5, 1.5]))
-    settings = {"learning_rate": 0.3, "num_steps": 6000, "optimizer": optax.sgd, "tol": FINE}
+    settings = {
+        "learning_rate": 0.3,
+        "num_steps": 6000,
+        "optimizer": optax.sgd,
+        "gradient_tol": FINE,
+    }
     recipe = Recipe(estimator="k1")
     options = {"beta": 1.0, "log_ref": TWO_MODES.log_prob, **settings}
     runs = {

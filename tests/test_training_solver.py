@@ -26,7 +26,7 @@ TREE = [np.exp(np.asarray(x, np.float64)) for x in POLICY.conditionals(PARAMS, S
 REF = (TREE[0][0][:, None, None] * TREE[1][:, :, None] * TREE[2].reshape(3, 3, 3)).ravel()
 REWARD = np.random.default_rng(5).uniform(size=27)
 BETAS = np.array([0.05, 0.3, 2.0])
-SETTINGS = {"learning_rate": 0.1, "num_steps": 4000, "tol": 1e-5, "history_every": 1000}
+SETTINGS = {"learning_rate": 0.1, "num_steps": 4000, "gradient_tol": 1e-5, "history_every": 1000}
 # Of the gradient's norm and of the distance to the target: what the precision allows. At the
 # middle β; where Adam is slow, at the smallest and the largest, 4000 steps bring it within 1e-4.
 FINE, NEAR = (1e-9, 1e-6) if X64 else (1e-5, 1e-4)
@@ -93,7 +93,7 @@ def test_tabular_policies_reach_the_target_of_their_recipe(choice):
     place, estimator, level = choice
     recipe = Recipe(place=place, estimator=estimator, level=level)
     # Adam at a constant rate never comes to rest: where it stops would be a matter of rounding.
-    settings = {**SETTINGS, "tol": FINE, "num_steps": 6000, "optimizer": coming_to_rest}
+    settings = {**SETTINGS, "gradient_tol": FINE, "num_steps": 6000, "optimizer": coming_to_rest}
     run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), recipe, beta=BETAS, **settings)
     targets = np.stack([TARGETS[choice](REF, REWARD, beta) for beta in BETAS])
     assert distance(run, targets).max() < 1e-4
@@ -277,7 +277,7 @@ def test_the_mean_of_sampled_steps_is_the_exact_step(name):
 
 @pytest.mark.slow
 def test_sampled_gradients_certify_no_convergence():
-    options = {"learning_rate": 0.01, "num_steps": 2, "tol": 1e6, "history_every": None}
+    options = {"learning_rate": 0.01, "num_steps": 2, "gradient_tol": 1e6, "history_every": None}
     sampled = {"key": jax.random.key(0), "batch_size": 2}
     run = dpo(POLICY, PARAMS, REWARD.astype(DTYPE), beta=0.3, **options, **sampled)
     assert run.status == RunStatus.OUT_OF_STEPS
@@ -299,7 +299,7 @@ def test_a_run_does_not_see_its_neighbours(sampled):
 @pytest.mark.slow
 def test_a_run_that_diverges_is_reported_and_spoils_no_other():
     rates = np.array([0.1, np.nan, 1e38])
-    options = {"beta": 0.5, "num_steps": 1000, "tol": 1e-4, "optimizer": optax.sgd}
+    options = {"beta": 0.5, "num_steps": 1000, "gradient_tol": 1e-4, "optimizer": optax.sgd}
     run = fine_tune(
         POLICY, PARAMS, 100 * REWARD.astype(DTYPE), Recipe(), learning_rate=rates, **options
     )
@@ -315,7 +315,7 @@ def test_a_run_that_diverges_is_reported_and_spoils_no_other():
 
 
 def test_converged_runs_stop_where_they_are():
-    options = {**SETTINGS, "tol": 1e-3, "history_every": 200}
+    options = {**SETTINGS, "gradient_tol": 1e-3, "history_every": 200}
     run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), Recipe(), beta=BETAS, **options)
     assert run.converged.all()
     assert len(set(run.num_steps.tolist())) == 3
@@ -362,7 +362,7 @@ def test_sequences_that_end():
 
 
 TARGET = tilted(REF, REWARD, 0.3)
-SHORT = {"learning_rate": 0.1, "num_steps": 1500, "tol": 1e-5, "history_every": 500}
+SHORT = {"learning_rate": 0.1, "num_steps": 1500, "gradient_tol": 1e-5, "history_every": 500}
 
 
 @pytest.mark.slow
@@ -464,7 +464,7 @@ def call(**changes):
             "group_size=8 and 27 different returns sum over 4,272,048 groups",
         ),
         (call(num_steps=0), ValueError, "num_steps"),
-        (call(tol=-1.0), ValueError, "tol"),
+        (call(gradient_tol=-1.0), ValueError, "gradient_tol"),
         (call(modes=np.zeros(27)), ValueError, "modes must be integer labels"),
         (call(modes=np.full(27, -1)), ValueError, "modes has no label of 0 or more"),
         (call(log_ref=np.zeros((2, 27))), ValueError, "log_ref has shape"),

@@ -49,7 +49,9 @@ class GaussianMixturePolicy:
         >>> policy = GaussianMixturePolicy(1, Box((-12.0, 12.0), 200))
         >>> params = policy.from_mixture(GaussianMixture([0.0], [[-2.0]], [[[1.0]]]))
         >>> target = GaussianMixture(jnp.log(jnp.array([0.5, 0.5])), [[-2.0], [4.0]], [[[1.0]]] * 2)
-        >>> run = sft(policy, params, target.log_prob, learning_rate=0.1, num_steps=300, tol=1e-4)
+        >>> run = sft(
+        ...     policy, params, target.log_prob, learning_rate=0.1, num_steps=300, gradient_tol=1e-4
+        ... )
         >>> fitted = policy.mixture(run.params)
         >>> print(f"{fitted.mean[0]:.2f} {fitted.covariance[0, 0]:.2f}")
         1.00 10.00

@@ -48,7 +48,7 @@ def fit_mixture(
     covariance_type: Literal["full", "diag", "spherical"] = "full",
     num_starts: int = 8,
     min_variance: float = 0.0,
-    tol: float = 1e-6,
+    gain_tol: float = 1e-6,
     max_steps: int = 1000,
 ) -> MixtureFit:
     """The mixture of K Gaussians that maximises ``Σ_i ω_i log q(x_i)``, by EM from many starts.
@@ -77,7 +77,8 @@ def fit_mixture(
             squared. Above 0 the likelihood is bounded, this is its maximisation under that
             constraint, and no start is discarded. A component that no sample is left for, since
             there are fewer distinct ones than K, has no weight and stays where it started.
-        tol: a start ends where a step gains no more nats per sample than this, or than rounding.
+        gain_tol: a start ends where a step gains no more nats per sample than this, or than
+            rounding.
         max_steps: most steps per start.
 
     Returns:
@@ -141,7 +142,7 @@ def fit_mixture(
         if not np.isfinite(np.asarray(weights)).any():
             raise ValueError("log_weights has no sample with any weight")
     bound = float(min_variance) if min_variance else None
-    options = (num_components, covariance_type, num_starts, bound, tol, max_steps)
+    options = (num_components, covariance_type, num_starts, bound, gain_tol, max_steps)
     fitted = _best(x, weights, key, *options)
     if not traced(fitted.num_collapsed) and int(fitted.num_collapsed) == num_starts:
         raise ValueError(
@@ -215,7 +216,7 @@ def em_runs(
     kind: str,
     num_starts: int,
     bound: ArrayLike | None,
-    tol: ArrayLike,
+    gain_tol: ArrayLike,
     max_steps: ArrayLike,
 ) -> tuple[GaussianMixture, Array, Array, Array, Array]:
     """All starts: mixtures, log-likelihoods, steps, and which of them converged or collapsed."""
@@ -237,7 +238,7 @@ def em_runs(
         def going(state: tuple[Any, ...]) -> Array:
             _, score, gain, steps, _ = state
             # A collapsed component makes the gain NaN, which ends its start.
-            return (gain > _least_gain(score, tol)) & (steps < max_steps)
+            return (gain > _least_gain(score, gain_tol)) & (steps < max_steps)
 
         def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
             mixture, score, _, steps, given = state
@@ -257,14 +258,14 @@ def em_runs(
         means, factors = mixture.means * unit + middle[None], mixture.cholesky * unit
         mixture = unchecked(mixture.log_weights, means, factors)
         score = score - x.shape[1] * jnp.log(unit)
-        return mixture, score, steps, gain <= _least_gain(score, tol), collapsed
+        return mixture, score, steps, gain <= _least_gain(score, gain_tol), collapsed
 
     return jax.vmap(run)(jax.random.split(key, num_starts))
 
 
-def _least_gain(score: Array, tol: ArrayLike) -> Array:
+def _least_gain(score: Array, gain_tol: ArrayLike) -> Array:
     rounding = 4 * jnp.finfo(score.dtype).eps * (1 + jnp.abs(score))
-    return jnp.maximum(jnp.asarray(tol, score.dtype), rounding)
+    return jnp.maximum(jnp.asarray(gain_tol, score.dtype), rounding)
 
 
 def _expected(mixture: GaussianMixture, x: Array, shares: Array) -> tuple[Array, Array]:

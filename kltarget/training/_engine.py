@@ -41,7 +41,7 @@ class Options:
 
     optimizer: Optimizer = optax.adam
     history_every: int | None = 100
-    tol: float = 1e-5
+    gradient_tol: float = 1e-5
     chunk_runs: int | None = None
     devices: Any = None
     progress: bool = False
@@ -54,8 +54,8 @@ class Options:
             )
         positive("history_every", self.history_every)
         positive("chunk_runs", self.chunk_runs)
-        if not self.tol >= 0:
-            raise ValueError(f"tol must be 0 or more, got {self.tol}")
+        if not self.gradient_tol >= 0:
+            raise ValueError(f"gradient_tol must be 0 or more, got {self.gradient_tol}")
         if self.devices is not None and not len(self.devices):
             raise ValueError("devices must name at least one device, or be None for all")
 
@@ -179,7 +179,7 @@ def _train_chunk(
     plan: Plan, runs: Any, times: list[int], bar: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     program, shared = plan.program, plan.shared
-    tol = jnp.asarray(plan.options.tol, runs["learning_rate"].dtype)
+    tol = jnp.asarray(plan.options.gradient_tol, runs["learning_rate"].dtype)
     num_steps = jnp.int32(plan.num_steps)
     state = _start(program, plan.params, runs)
     measured, taken = [], 0
@@ -285,7 +285,13 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _advance(
-    program: Program, state: Any, shared: Any, runs: Any, tol: Any, begin: Any, num_steps: Any
+    program: Program,
+    state: Any,
+    shared: Any,
+    runs: Any,
+    tol: Any,
+    begin: Any,
+    num_steps: Any,
 ) -> Any:
     method, uses = program.method, program.method.updates_per_batch
 

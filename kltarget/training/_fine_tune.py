@@ -43,7 +43,7 @@ def fine_tune(
     divergence: Divergence | None = None,
     modes: ArrayLike | None = None,
     history_every: int | None = 100,
-    tol: float = 1e-5,
+    gradient_tol: float = 1e-5,
     chunk_runs: int | None = None,
     devices: Any = None,
     progress: bool = False,
@@ -92,8 +92,8 @@ def fine_tune(
             effective modes of the history; by default each sequence is a mode.
         history_every: steps between measurements, which sum over all sequences whatever the
             ``batch_size``; None measures at the end alone.
-        tol: a run has converged when its exact gradient's norm is at most this times beta (times 1
-            where beta is 0). With exact gradients it then stops.
+        gradient_tol: a run has converged when its exact gradient's norm is at most this times beta
+            (times 1 where beta is 0). With exact gradients it then stops.
         chunk_runs: how many runs are trained at a time, to fit memory, at least one per device; by
             default as many as have 2^20 sequences at hand per device and step.
         devices: the devices that the runs are dealt to, ``jax.devices()`` by default.
@@ -128,7 +128,7 @@ def fine_tune(
         ...     beta=jnp.array([0.5, 2.0]),
         ...     learning_rate=0.1,
         ...     num_steps=300,
-        ...     tol=1e-3,
+        ...     gradient_tol=1e-3,
         ... )
         >>> run.converged.tolist(), bool((run.gap < 0.05).all())
         ([True, True], True)
@@ -147,7 +147,7 @@ def fine_tune(
     beta = recipe.beta if beta is None else beta
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
-    options = Options(optimizer, history_every, tol, chunk_runs, devices, progress)
+    options = Options(optimizer, history_every, gradient_tol, chunk_runs, devices, progress)
     # Recipes that differ in beta share a program.
     kind = _methods.Pathwise if gradient == "pathwise" else _methods.PolicyGradient
     method = kind(dataclasses.replace(recipe, beta=None), batch_size)
@@ -191,8 +191,8 @@ def sft(
         num_steps: number of gradient steps.
         key: random keys; needed with ``batch_size``.
         batch_size: sequences drawn from the target per step; None for the exact gradient.
-        **options: ``optimizer``, ``history_every``, ``tol``, ``chunk_runs``, ``devices`` and
-            ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
+            and ``progress`` as in :func:`fine_tune`.
 
     Returns:
         The runs. In their history the reference of both KLs is the target, there is no reward, and
@@ -213,7 +213,7 @@ def sft(
         ...     target,
         ...     learning_rate=0.1,
         ...     num_steps=200,
-        ...     tol=1e-4,
+        ...     gradient_tol=1e-4,
         ... )
         >>> print(jnp.exp(run.log_probs).round(3))
         [0.4 0.3 0.2 0.1]
@@ -252,8 +252,8 @@ def f_dpg(
         num_steps: number of gradient steps.
         key: random keys; needed with ``batch_size``.
         batch_size: samples per step, at least 2; None for the exact gradient.
-        **options: ``optimizer``, ``history_every``, ``tol``, ``chunk_runs``, ``devices`` and
-            ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
+            and ``progress`` as in :func:`fine_tune`.
 
     Returns:
         The runs. In their history the reference of both KLs is the target, there is no reward, and
@@ -275,7 +275,7 @@ def f_dpg(
         ...     kt.JensenShannon(),
         ...     learning_rate=0.1,
         ...     num_steps=200,
-        ...     tol=1e-4,
+        ...     gradient_tol=1e-4,
         ... )
         >>> print(jnp.exp(run.log_probs).round(3))
         [0.4 0.3 0.2 0.1]
@@ -328,8 +328,8 @@ def dpo(
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``.
         modes: mode labels for the history, as in :func:`fine_tune`.
-        **options: ``optimizer``, ``history_every``, ``tol``, ``chunk_runs``, ``devices`` and
-            ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
+            and ``progress`` as in :func:`fine_tune`.
 
     Returns:
         The runs. The gap is that of reverse-KL-regularised reward. With samples the gradient norms
@@ -351,7 +351,7 @@ def dpo(
         ...     beta=0.5,
         ...     learning_rate=0.1,
         ...     num_steps=500,
-        ...     tol=1e-4,
+        ...     gradient_tol=1e-4,
         ... )
         >>> bool(run.gap < 0.01)
         True

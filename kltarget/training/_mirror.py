@@ -46,7 +46,7 @@ def mirror_ascent(
     *,
     learning_rate: ArrayLike,
     num_steps: int,
-    tol: float = 0.0,
+    gap_tol: float = 0.0,
 ) -> MirrorAscent:
     """Maximises ``J(π) = E_π[reward] − beta · D(π, π_ref)`` by natural gradient in log space.
 
@@ -65,7 +65,7 @@ def mirror_ascent(
         divergence: any f-divergence, reverse KL by default.
         learning_rate: the step η, per reward unit; broadcasts against ``*batch``.
         num_steps: the most steps to take.
-        tol: a row stops when its Frank–Wolfe gap is at most this, in reward units.
+        gap_tol: a row stops when its Frank–Wolfe gap is at most this, in reward units.
 
     Returns:
         Policies with their gaps, in the dtype of the inputs; NaN in rows that became so and, under
@@ -100,14 +100,14 @@ def mirror_ascent(
     ):
         batch = jnp.broadcast_shapes(batch, rate.shape)
     objective = dataclasses.replace(objective, beta=jnp.broadcast_to(objective.beta, batch))
-    return _mirror_ascent(objective, jnp.broadcast_to(rate, batch), num_steps, tol)
+    return _mirror_ascent(objective, jnp.broadcast_to(rate, batch), num_steps, gap_tol)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) -> MirrorAscent:
+def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, gap_tol: Any) -> MirrorAscent:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
     rate = rate.astype(reward.dtype)[..., None]
-    tol = jnp.asarray(tol, reward.dtype)
+    gap_tol = jnp.asarray(gap_tol, reward.dtype)
     inside = (log_ref > -jnp.inf) & (reward > -jnp.inf)
     start = jax.nn.log_softmax(jnp.where(inside, log_ref, -jnp.inf), axis=-1)
 
@@ -125,7 +125,7 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     def step(carry: Any, _: None) -> Any:
         log_policy, taken, done = carry
         gain = slopes(log_policy)
-        done = done | (gap(log_policy, gain) <= tol)
+        done = done | (gap(log_policy, gain) <= gap_tol)
         moved = jax.nn.log_softmax(jnp.where(inside, log_policy + rate * gain, -jnp.inf), axis=-1)
         log_policy = jnp.where(done[..., None], log_policy, moved)
         return (log_policy, taken + (~done).astype(jnp.int32), done), None
@@ -140,4 +140,4 @@ def _mirror_ascent(objective: Objective, rate: Array, num_steps: int, tol: Any) 
     last = jnp.where(failed, jnp.nan, last)
     log_policy = jnp.where(failed[..., None], jnp.nan, log_policy)
     dtype = objective.reward.dtype
-    return MirrorAscent(log_policy.astype(dtype), last.astype(dtype), taken, last <= tol)
+    return MirrorAscent(log_policy.astype(dtype), last.astype(dtype), taken, last <= gap_tol)

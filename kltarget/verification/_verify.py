@@ -184,7 +184,7 @@ def verify(
                 batch_size=batch_size,
                 log_ref=jnp.asarray(task.log_ref),
                 history_every=max(1, steps // 10),
-                tol=1e-5,
+                gradient_tol=1e-5,
             )
             runs += judge.verified(name, recipe, seed, run)
             shown.update(beta.size * reward_scale.size)

@@ -50,7 +50,7 @@ class Problem:
         if not ((beta > 0) & np.isfinite(beta)).all() or not beta.size:
             raise ValueError(f"beta must be above 0 and finite, got {beta.min(initial=0):.10g}")
         if not tol > 0:
-            raise ValueError(f"tol must be above 0, got {tol}")
+            raise ValueError(f"error_tol must be above 0, got {tol}")
         self.density, self.reward = as_function(density), as_function(reward)
         self.given = (density, reward)
         self.divergence, self.modes = divergence, modes

@@ -194,7 +194,7 @@ class GridTarget(Optimum):
                 worst = float(jnp.max(jnp.where(unsettled, self.error, 0.0)))
                 raise ValueError(
                     f"the grid of {len(self.points)} points is not accurate enough: NOT_CONVERGED, "
-                    f"estimated error {worst:.3g}; raise tol or max_points, or narrow bounds"
+                    f"estimated error {worst:.3g}; raise error_tol or max_points, or narrow bounds"
                 )
         return super().raise_if_failed()
 

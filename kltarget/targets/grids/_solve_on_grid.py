@@ -31,7 +31,7 @@ def solve_on_grid(
     divergence: Divergence | None = None,
     *,
     bounds: ArrayLike | Any = None,
-    tol: float = 1e-6,
+    error_tol: float = 1e-6,
     truncate: bool = False,
     maximum: ArrayLike | Any = None,
     modes: Callable[[Array], ArrayLike] | None = None,
@@ -66,8 +66,8 @@ def solve_on_grid(
         divergence: any f-divergence, :class:`ReverseKL` by default; its parameters broadcast
             against ``*batch``.
         bounds: the box, shape ``[d, 2]``. By default it holds a mixture and, for quadratic rewards,
-            its tilts by ``e^{r/β}``, up to a hundredth of ``tol``.
-        tol: what ``error`` is to fall below; see :class:`GridTarget`.
+            its tilts by ``e^{r/β}``, up to a hundredth of ``error_tol``.
+        error_tol: what ``error`` is to fall below; see :class:`GridTarget`.
         truncate: the box is the space: the reference is restricted to it and renormalised.
         maximum: where r is largest, shape ``[d]``. By default in closed form or by ascent from
             the best nodes; needed for rewards that have kinks there. Only one point is reported
@@ -82,8 +82,8 @@ def solve_on_grid(
 
     Returns:
         A :class:`GridTarget`, computed in double precision and rounded to the inputs' type, float32
-        at least. ``NOT_CONVERGED`` in its status says that ``error`` is above ``tol``, as where an
-        atom cannot be told from a density that is singular on a scale below that of floats.
+        at least. ``NOT_CONVERGED`` in its status says that ``error`` is above ``error_tol``, as
+        where an atom cannot be told from a density that is singular below the scale of floats.
 
     Raises:
         TypeError: traced arguments without ``grid``.
@@ -138,7 +138,7 @@ def solve_on_grid(
             "outside and pass the result as grid="
         )
     betas = np.asarray(beta_array, np.float64)
-    problem = Problem(density, reward, betas, divergence, modes, tol, truncate)
+    problem = Problem(density, reward, betas, divergence, modes, error_tol, truncate)
     with double_precision():
         return problem.solved(bounds, maximum, max_points, dtype)
 
