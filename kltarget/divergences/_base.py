@@ -327,8 +327,17 @@ class PowerDivergence(Divergence):
         inside = (log_p > -jnp.inf) & (log_p_star > -jnp.inf)
         p, star = jnp.where(inside, log_p, 0.0), jnp.where(inside, log_p_star, 0.0)
         shift = (1 - alpha) * (jnp.where(inside, log_q, 0.0) - star)
-        apart = scale * alpha_generator(alpha, p + shift, star + shift, p - star)
-        return jnp.where(inside, apart, super()._bregman(log_p, log_p_star, log_q))
+        apart = alpha_generator(alpha, p + shift, star + shift, p - star)
+        # At a zero on either side: π_ref u*^α/α and π_ref u^α/(α(α − 1)).
+        left, begun = jnp.isneginf(log_p), jnp.isneginf(log_p_star)
+        power = jnp.where(left, log_p_star, log_p)
+        power = jnp.where(left & begun, 0.0, power)
+        weight = jnp.exp((1 - alpha) * log_q + alpha * jnp.where(inside, 0.0, power))
+        price = jnp.where(left, 1.0, 1 / jnp.where(alpha > 1, alpha - 1, 1.0))
+        price = price / jnp.where(alpha > 0, alpha, 1.0)
+        endless = jnp.where(left, alpha <= 0, alpha <= 1)
+        end = jnp.where(left & begun, 0.0, jnp.where(endless, jnp.inf, weight * price))
+        return scale * jnp.where(inside, apart, end)
 
     def _log_elasticity(self, log_u: Array) -> Array:
         gamma = jnp.asarray(self._gamma, log_u.dtype)

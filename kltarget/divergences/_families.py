@@ -164,7 +164,12 @@ class JensenShannon(Divergence):
         other = jax.nn.softplus(log_star) - jax.nn.softplus(log_u)
         apart = alpha_generator(one, p, p - ours, ours)
         apart = apart + alpha_generator(one, log_q, log_q - other, other)
-        return jnp.where(inside, apart, super()._bregman(log_p, log_p_star, log_q))
+        # A policy that is 0 there loses π_ref log(1 + u*); a target is 0 where everything is.
+        left = jnp.isneginf(log_p)
+        star = jnp.where(left & ~jnp.isneginf(log_p_star), log_p_star, log_q) - log_q
+        lost = jnp.exp(log_q) * jax.nn.softplus(star)
+        end = jnp.where(jnp.isneginf(log_p_star), jnp.where(left, 0.0, jnp.inf), lost)
+        return jnp.where(inside, apart, end)
 
     def _log_elasticity(self, log_u: Array) -> Array:
         return jnp.logaddexp(log_u, jnp.zeros_like(log_u))
