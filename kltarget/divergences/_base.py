@@ -162,7 +162,7 @@ class Divergence(abc.ABC):
         u, u_star = jnp.exp(log_p - log_q), jnp.exp(log_p_star - log_q)
         f_prime = self.f_prime(u_star)
         step = jnp.where(u == u_star, jnp.zeros_like(u), f_prime * (u - u_star))
-        apart = jnp.exp(log_q) * (self.f(u) - self.f(u_star) - step)
+        apart = jnp.exp(log_q) * jnp.maximum(self.f(u) - self.f(u_star) - step, 0)  # rounding
         # A ratio that no float holds lies on the generator's last straight piece, or on none.
         lifted = _priced(log_p, jnp.asarray(self.slope_at_infinity, u.dtype) - f_prime)
         return jnp.where(jnp.isposinf(u) & jnp.isfinite(u_star), lifted, apart)
