@@ -93,11 +93,13 @@ TABLE = {
     ("loss", "k1", "sequence"): lambda p: 0.0 * reverse_kl(p),
     ("loss", "k2", "sequence"): reverse_kl,
     ("loss", "k3", "sequence"): forward_kl,
+    ("loss", "weighted-k1", "sequence"): reverse_kl,
     ("loss", "weighted-k3", "sequence"): reverse_kl,
     ("reward", "k1", "token"): reverse_kl,
     ("loss", "k1", "token"): lambda p: 0.0 * reverse_kl(p),
     ("loss", "k2", "token"): local_reverse,
     ("loss", "k3", "token"): local_forward,
+    ("loss", "weighted-k1", "token"): local_reverse,
     ("loss", "weighted-k3", "token"): local_reverse,
 }
 
@@ -115,7 +117,13 @@ def test_published_gradients_of_one_step():
     log_ref = jnp.log(jnp.array([0.4, 0.3, 0.15, 0.1, 0.05], DTYPE))[:, None]
     reverse = [-0.176838058382, -0.157510266162, 0.093318287357, 0.133551127293, 0.107478909895]
     forward = [-0.3, -0.1, 0.15, 0.15, 0.1]
-    wanted = {"k1": np.zeros(5), "k2": reverse, "k3": forward, "weighted-k3": reverse}
+    wanted = {
+        "k1": np.zeros(5),
+        "k2": reverse,
+        "k3": forward,
+        "weighted-k1": reverse,
+        "weighted-k3": reverse,
+    }
 
     def loss(logits, recipe):
         tokens = jax.nn.log_softmax(logits)[:, None]
@@ -201,7 +209,7 @@ def test_values_near_and_far_from_agreement():
     ("options", "message"),
     [
         ({"place": "loss ", "estimator": "k1"}, "place must be one of 'reward', 'loss', 'none'"),
-        ({"estimator": "k4"}, "estimator must be one of 'k1', 'k2', 'k3', 'weighted-k3'"),
+        ({"estimator": "k4"}, "estimator must be one of 'k1', 'k2', 'k3', 'weighted-k1'"),
         ({"level": "word"}, "level must be one of 'sequence', 'token'"),
         ({"baseline": 0}, "baseline must be one of .*'leave-one-out', got 0"),
         ({"place": "reward", "estimator": "weighted-k3"}, "place='loss'"),

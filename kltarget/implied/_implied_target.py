@@ -71,7 +71,7 @@ def implied_target(
     What a recipe ascends is ``E_π[A(y)] − beta · K(π, π_ref)`` with advantages A that may depend on
     the policy and a regulariser whose *gradient* decides which divergence K is:
 
-    - k1 in the reward, k2 or weighted k3 in the loss: reverse KL, ``π = π_ref e^{A/β}/Z``;
+    - k1 in the reward, k2, weighted k1 or k3 in the loss: reverse KL, ``π = π_ref e^{A/β}/Z``;
     - k3 in the loss: forward KL, ``π = β π_ref/(Λ − A)``;
     - the same per token in the loss: the token-local versions, see
       :func:`kltarget.token_local_target`;
@@ -272,7 +272,7 @@ def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | N
     policies = (next_tokens(sizes or (log_probs.size,), x) for x in (log_probs, problem.log_ref))
     now, then = (np.concatenate([x.ravel() for x in levels]) for levels in policies)
     log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
-    estimates = {"k1": log_ratio, "k2": log_ratio**2 / 2}
+    estimates = dict.fromkeys(("k1", "weighted-k1"), log_ratio) | {"k2": log_ratio**2 / 2}
     cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
     cuts = (log_ratio, recipe.log_ratio_clip), (cost, recipe.kl_clip)
     return any(np.abs(x).max() > (cut or np.inf) for x, cut in cuts)

@@ -31,6 +31,8 @@ _IN_LOSS = {
     "gradient of the reverse KL(π‖π_ref)",
     "k3": "k3 is differentiated as it stands, not weighted by π/sg(π), and its mean derivative "
     "under samples of π is the gradient of the forward KL(π_ref‖π)",
+    "weighted-k1": "k1 carries the probability of its sample as the weight π/sg(π), and with it "
+    "the mean derivative is the gradient of the reverse KL(π‖π_ref)",
     "weighted-k3": "k3 carries the probability of its sample as the weight π/sg(π), and with it "
     "the mean derivative is the gradient of the reverse KL(π‖π_ref)",
     "absolute": "the mean derivative of |log π/π_ref| is that of twice the total variation",

@@ -17,10 +17,12 @@ Aim = Literal["reverse", "forward", "total variation", "none"]
 _AIMS: dict[tuple[str, str], Aim] = {
     ("reward", "k1"): "reverse",
     ("loss", "k2"): "reverse",
+    ("loss", "weighted-k1"): "reverse",
     ("loss", "weighted-k3"): "reverse",
     ("loss", "k3"): "forward",
     ("loss", "absolute"): "total variation",
 }
+_IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
 _LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1}
 _MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus")
 
@@ -39,10 +41,10 @@ class Recipe:
             derivative; ``"loss"`` adds it to the loss, differentiates it as it stands and does not
             weigh it by the probability of the sample; ``"none"`` leaves it out.
         estimator: of the log-ratio ``ℓ``: ``"k1"`` is ``ℓ``, ``"k2"`` is ``ℓ²/2``, ``"k3"`` is
-            ``e^(−ℓ) − 1 + ℓ``, ``"weighted-k3"`` is k3 times ``π/sg(π)``, which is 1 but for its
-            derivative (in the loss only), ``"absolute"`` is ``|ℓ|``; ``"sampler"`` is half the
-            squared log-ratio to the policy that drew the sample instead of a reference (in the
-            loss only).
+            ``e^(−ℓ) − 1 + ℓ``, ``"weighted-k1"`` and ``"weighted-k3"`` are k1 and k3 times
+            ``π/sg(π)``, which is 1 but for its derivative (in the loss only), ``"absolute"`` is
+            ``|ℓ|``; ``"sampler"`` is half the squared log-ratio to the policy that drew the sample
+            instead of a reference (in the loss only).
         level: ``"sequence"`` applies the estimator to the log-ratio of the whole sequence,
             ``"token"`` to that of each token and sums. In the reward a token is then charged with
             the estimates from its own position on.
@@ -97,7 +99,7 @@ class Recipe:
     """
 
     place: Literal["reward", "loss", "none"] = "reward"
-    estimator: Literal["k1", "k2", "k3", "weighted-k3", "absolute", "sampler"] = "k1"
+    estimator: Literal["k1", "k2", "k3", "weighted-k1", "weighted-k3", "absolute", "sampler"] = "k1"
     level: Literal["sequence", "token"] = "sequence"
     baseline: Literal["none", "mean", "leave-one-out"] = "none"
     normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
@@ -137,7 +139,7 @@ class Recipe:
                     or (value == 0 and asked.endswith("above 0"))
                 ):
                     raise ValueError(f"{name} must be {asked}, got {value!r}")
-        if self.place == "reward" and self.estimator in ("weighted-k3", "sampler"):
+        if self.place == "reward" and self.estimator in _IN_LOSS_ONLY:
             raise ValueError(
                 f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
                 "does not take: use place='loss'"
@@ -153,11 +155,11 @@ class Recipe:
     def aim(self) -> Aim:
         """What the expected gradient of the regulariser is that of, for any β above 0.
 
-        k1 in the reward, k2 in the loss and weighted k3 in the loss follow the gradient of the
-        reverse KL, k3 in the loss that of the forward KL, the absolute log-ratio in the loss that
-        of total variation with twice the coefficient. k1 in the loss has no expected gradient, nor
-        has the log-ratio to the sampler where the sampler is the policy itself. The others in the
-        reward follow no divergence's.
+        k1 in the reward, k2 in the loss and weighted k1 or k3 in the loss follow the gradient of
+        the reverse KL, k3 in the loss that of the forward KL, the absolute log-ratio in the loss
+        that of total variation with twice the coefficient. k1 in the loss has no expected
+        gradient, nor has the log-ratio to the sampler where the sampler is the policy itself. The
+        others in the reward follow no divergence's.
         """
         return _AIMS.get((self.place, self.estimator), "none")
 

@@ -235,7 +235,8 @@ def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -
     if recipe.estimator in simple:
         cost = simple[recipe.estimator](log_ratio)
     else:
-        cost = jnp.exp(log_probs - sampler) * k3(log_ratio)
+        weighed = k1 if recipe.estimator == "weighted-k1" else k3
+        cost = jnp.exp(log_probs - sampler) * weighed(log_ratio)
     return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
