@@ -18,6 +18,7 @@ from kltarget.implied._fixed_point_problem import FixedPoint, Problem
 from kltarget.implied._fixed_points import find, smallest_coefficient
 from kltarget.implied._nodes import next_tokens
 from kltarget.implied._rows import Rows, make_rows, several_tokens
+from kltarget.implied._together import find_together, smallest_coefficient_together
 from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -85,6 +86,10 @@ def implied_target(
     the reward that is normalised along with it keeps the target of β itself, for there all
     regularised rewards are equal.
 
+    A ``"batch-std"`` is one number for all prompts of a batch, and how far their mean rewards are
+    apart counts in it. Rows that share one ``beta`` are such a batch, all prompts equally frequent;
+    along axes that ``beta`` has itself, each row is another run.
+
     Args:
         recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
         reward: of every outcome, in the units that the trainer's reward function returns, shape
@@ -94,7 +99,7 @@ def implied_target(
         space: the sequences that the outcomes are; by default the task's. Without it an outcome is
             one token, and token and sequence level are the same.
         beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
-            more, shape ``[*batch]``.
+            more, of a shape that broadcasts to ``[*batch]``.
 
     Returns:
         The target that training from the reference is drawn to. Where there is none, what training
@@ -135,7 +140,7 @@ def implied_target(
         success probability). The rest is derived from the conditions above.
     """
     rows = make_rows(recipe, reward, log_ref, space, beta)
-    return _assemble(rows, [_find(row, rows.space) for row in rows.problems])
+    return _assemble(rows, _find_all(rows))
 
 
 def effective_beta(
@@ -201,7 +206,7 @@ def saturation_beta(
 
     Args:
         recipe: with a standard deviation in its advantages; its ``group_size`` is taken as infinite
-            and its ``beta`` is not used.
+            and its ``beta`` is not used. With ``"batch-std"`` all rows are prompts of one batch.
         reward: of every outcome, ``[*batch, A]``, or a problem, as for :func:`implied_target`.
         log_ref: log-probabilities of the reference, ``[*batch, A]``.
         space: the sequences that the outcomes are; by default the task's.
@@ -231,11 +236,37 @@ def saturation_beta(
         )
     if any(x.lengths is not None for x in rows.problems):
         raise ValueError("saturation_beta knows no sequences that count by their lengths")
+    if recipe.normalize == "batch-std" and len(rows.problems) > 1:
+        forward = rows.problems[0].forward and not recipe.entropy_bonus
+        least = 0.0 if forward else smallest_coefficient_together(rows.problems)
+        return jnp.full(rows.batch, least, rows.dtype)
     values = [
         0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient(x)
         for x in rows.problems
     ]
     return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
+
+
+def _find_all(rows: Rows) -> list[FixedPoint]:
+    found: dict[int, FixedPoint] = {}
+    for together in rows.together:
+        problems = [rows.problems[i] for i in together]
+        if _share_a_deviation(problems):
+            points = find_together(problems)
+            found |= dict(zip(together, points, strict=True))
+        else:
+            found |= {i: _find(rows.problems[i], rows.space) for i in together}
+    return [_remarked(x, found[i], rows.space) for i, x in enumerate(rows.problems)]
+
+
+def _share_a_deviation(problems: list[Problem]) -> bool:
+    """Whether prompts are to be solved together: there is one deviation, and it acts."""
+    if len(problems) < 2 or not any(x.levels.size > 1 for x in problems):
+        return False
+    recipe = problems[0].recipe
+    shared = recipe.normalize == "batch-std" and recipe.normalized
+    acts = problems[0].regularised or recipe.entropy_bonus > 0
+    return shared and acts and not recipe.charged_without_divergence
 
 
 def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
@@ -251,17 +282,24 @@ def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
         beta = 2 * problem.beta / recipe.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
-        found = find(problem)
-        sizes = space.sizes if space is not None and recipe.level == "token" else None
-        if _clipped(problem, found.log_probs, sizes):
-            return dataclasses.replace(found, status=found.status | Status.CLIPPED)
-        return found
+        return find(problem)
     # What exact policy gradients end in where nothing regularises them.
     best = problem.best
     # Where all rewards are equal there is no gradient.
     if not several_tokens(space) and problem.levels.size > 1:
         best = best & (problem.log_ref == problem.log_ref[best].max())
     return problem.only(best, Status.NO_TARGET)
+
+
+def _remarked(problem: Problem, found: FixedPoint, space: SequenceSpace | None) -> FixedPoint:
+    """A fixed point, and whether the trainer's clip of the estimate would be active there."""
+    sizes = space.sizes if space is not None and problem.recipe.level == "token" else None
+    held = problem.regularised or problem.recipe.entropy_bonus > 0
+    if not held or problem.recipe.aim not in ("reverse", "forward"):
+        return found
+    if not _clipped(problem, found.log_probs, sizes):
+        return found
+    return dataclasses.replace(found, status=found.status | Status.CLIPPED)
 
 
 def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | None) -> bool:

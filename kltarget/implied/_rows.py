@@ -18,7 +18,10 @@ from kltarget.tasks import as_task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The prompts of a batch, one problem each, in one row."""
+    """The prompts of a batch, one problem each, in one row.
+
+    ``together`` are the rows that are trained in one batch: those of one and the same β.
+    """
 
     recipe: Recipe
     space: SequenceSpace | None
@@ -26,6 +29,7 @@ class Rows:
     beta: np.ndarray
     problems: list[Problem]
     batch: tuple[int, ...]
+    together: list[list[int]]
     dtype: Any
 
 
@@ -55,6 +59,8 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         np.broadcast_to(np.asarray(x, np.float64), (*batch, size)).reshape(-1, size)
         for x in (checked.reward, checked.log_ref)
     )
+    numbered = np.broadcast_to(np.arange(beta.size).reshape(beta.shape), batch).ravel()
+    together = [np.flatnonzero(numbered == i).tolist() for i in range(beta.size)]
     beta = np.broadcast_to(beta, batch).ravel()
     lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
@@ -80,7 +86,19 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         )
         for one_reward, one_ref, one_beta in zip(scaled, normal_ref, beta, strict=True)
     ]
-    return Rows(recipe, space, log_ref, beta, problems, batch, dtype)
+    if recipe.normalize == "batch-std" and recipe.normalized:
+        _check_together(recipe, max(map(len, together)), lengths is not None)
+    return Rows(recipe, space, log_ref, beta, problems, batch, together, dtype)
+
+
+def _check_together(recipe: Recipe, prompts: int, weighed: bool) -> None:
+    dropped = recipe.zero_std == "drop" and recipe.group_size is not None
+    if prompts > 1 and (weighed or dropped):
+        where = "groups are dropped" if dropped else "sequences count by their lengths"
+        raise ValueError(
+            f"no fixed point is known for one standard deviation over {prompts} prompts where "
+            f"{where}: a beta of the shape of the batch takes each prompt as a batch of its own"
+        )
 
 
 def several_tokens(space: SequenceSpace | None) -> TypeGuard[SequenceSpace]:

@@ -54,7 +54,8 @@ class Recipe:
             ``(G − 1)/G``; leaving it out does not.
         normalize: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
             standard deviation of the group; ``"others-std"``, that of the others in the group
-            (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch.
+            (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch, one
+            number over all its prompts.
         normalize_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
             reward was charged, or ``"before"``, so that the KL is charged to normalised advantages.
         epsilon: added to the standard deviation.
