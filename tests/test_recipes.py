@@ -66,6 +66,9 @@ FACTS = [
     ("trl-grpo==1.16.0", {"baseline": "mean", "length": "batch-mean", "level": "token"}),
     ("trl-rloo", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "sequence"}),
     ("trl-rloo", {"baseline": "leave-one-out", "normalize": "none", "group_size": 2}),
+    ("trl-rloo", {"ratio_level": "sequence"}),
+    ("trl-rloo==0.21", {"ratio_level": "sequence"}),
+    ("verl-kl-in-reward", {"ratio_level": "token"}),
     ("trl-grpo==0.14.0", {"beta": 0.04, "length": "mean", "clip": None, "estimator": "k3"}),
     ("trl-grpo==0.15.2", {"beta": 0.04, "length": "mean", "epsilon": 1e-4, "ddof": 1}),
     ("trl-grpo==0.16.0", {"beta": 0.04, "length": "batch-mean", "clip": 0.2}),
@@ -255,7 +258,6 @@ def test_what_has_no_field_is_said():
         assert "cuts <eos> off" in said[title]
     assert 'k1 is estimator = "weighted-k1"' in said["nemo-rl >=0.7"]
     assert "5 times as it comes" in said["trl-grpo >=1.10"]
-    assert "ratio is that of the whole sequence" in said["trl-rloo >=0.22"]
 
 
 def test_effective_beta_without_a_std_is_a_formula():

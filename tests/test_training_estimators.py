@@ -177,6 +177,48 @@ def test_the_mean_of_sampled_gradients_is_the_exact_one(recipe, factor):
     assert np.abs(z).max() < 4.5, f"{np.abs(z).max():.1f} standard errors"
 
 
+def later_update(recipe):
+    """The gradient of log-probabilities that have moved since the samples were drawn, and those."""
+    rng = np.random.default_rng(5)
+    drawn, now, log_ref = (rng.uniform(-2, -0.2, (1, 4, 3)) for _ in range(3))
+    now = drawn + 0.1 * now
+    reward = np.array([[1.0, 0.0, 0.5, 0.2]])
+
+    def total(log_probs):
+        sampler = jnp.asarray(drawn, DTYPE)
+        arrays = jnp.asarray(log_ref, DTYPE), jnp.asarray(reward, DTYPE)
+        return estimators.surrogate(recipe, log_probs, *arrays, 0.3, log_sampler=sampler).sum()
+
+    return np.asarray(jax.grad(total)(jnp.asarray(now, DTYPE))), drawn, now, log_ref, reward
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_a_charge_is_that_of_the_policy_that_drew_the_sample(level):
+    recipe = Recipe("reward", "k1", level, "mean", "group-std", ddof=1)
+    got, drawn, now, log_ref, reward = later_update(recipe)
+    charge = 0.3 * (drawn - log_ref)
+    if level == "sequence":
+        returns = np.broadcast_to((reward - charge.sum(-1))[..., None], now.shape)
+    else:
+        returns = reward[..., None] - charge[..., ::-1].cumsum(-1)[..., ::-1]
+    centred = returns - returns.mean(-2, keepdims=True)
+    want = centred / returns.std(-2, ddof=1, keepdims=True) * np.exp(now - drawn) / 4
+    np.testing.assert_allclose(got, want, rtol=1e4 * eps(DTYPE), atol=TOL)
+
+
+def test_ratios_of_sequences_are_clipped_as_one():
+    options = {"baseline": "leave-one-out", "clip": 0.2, "ratio_level": "sequence"}
+    got, drawn, now, log_ref, reward = later_update(Recipe("reward", "k1", **options))
+    returns = reward - 0.3 * (drawn - log_ref).sum(-1)
+    advantage = (returns - returns.mean(-1, keepdims=True)) * 4 / 3
+    ratio = np.exp((now - drawn).sum(-1))
+    # No gradient where the smaller of the two is the constant one.
+    free = advantage * ratio <= advantage * np.clip(ratio, 0.8, 1.2)
+    assert 0 < free.sum() < 4
+    want = np.broadcast_to((advantage * ratio * free / 4)[..., None], now.shape)
+    np.testing.assert_allclose(got, want, rtol=1e4 * eps(DTYPE), atol=TOL)
+
+
 @pytest.mark.slow
 def test_pseudo_rewards_follow_any_divergence():
     log_probs = sequence(PARAMS)
@@ -213,6 +255,8 @@ def test_values_near_and_far_from_agreement():
         ({"level": "word"}, "level must be one of 'sequence', 'token'"),
         ({"baseline": 0}, "baseline must be one of .*'leave-one-out', got 0"),
         ({"place": "reward", "estimator": "weighted-k3"}, "place='loss'"),
+        ({"place": "reward", "estimator": "weighted-k1"}, "place='loss'"),
+        ({"level": "token", "ratio_level": "sequence"}, "use level='sequence'"),
     ],
 )
 def test_recipes_name_what_is_wrong(options, message):

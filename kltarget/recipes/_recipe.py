@@ -70,7 +70,10 @@ class Recipe:
         clip: ε of the clipped ratio of a policy to the one that drew the sample, as in PPO. It acts
             only if a batch is used for more than one update.
         clip_high: ε of the upper side, as ``clip`` by default.
-        updates_per_batch: gradient steps taken with the samples of one policy.
+        ratio_level: whether that ratio, and its clip, is one of each ``"token"`` or of the whole
+            ``"sequence"``, which needs ``level="sequence"``.
+        updates_per_batch: gradient steps taken with the samples of one policy. What is charged to
+            the reward stays that of the policy that drew them.
         log_ratio_clip: ``ℓ`` is cut to between minus and plus this before it is used.
         kl_clip: the estimate is cut likewise.
         length: how the tokens of a sequence count: ``"sum"`` adds them up, ``"mean"`` divides
@@ -114,6 +117,7 @@ class Recipe:
     reward_clip: float | None = None
     clip: float | None = None
     clip_high: float | None = None
+    ratio_level: Literal["token", "sequence"] = "token"
     updates_per_batch: int = 1
     log_ratio_clip: float | None = None
     kl_clip: float | None = None
@@ -144,6 +148,11 @@ class Recipe:
             raise ValueError(
                 f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
                 "does not take: use place='loss'"
+            )
+        if self.ratio_level == "sequence" and self.level == "token":
+            raise ValueError(
+                "ratio_level='sequence' weighs a sequence by one number, level='token' gives each "
+                "token an advantage of its own: use level='sequence'"
             )
         counted = (self.group_size or math.inf) - (self.normalize == "others-std")
         if self.normalize in ("group-std", "others-std") and self.ddof >= counted:

@@ -195,7 +195,9 @@ def surrogate(
     else:
         share = jnp.where(whole, lax.stop_gradient(weights), zero)
 
-    cost = estimate(recipe, log_probs, log_ref, sampler)
+    # A reward is what the drawn sample earned, whatever has been learned from it since.
+    drawn = sampler if recipe.place == "reward" else log_probs
+    cost = estimate(recipe, drawn, log_ref, sampler)
     beta = jnp.asarray(beta, log_probs.dtype)
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
@@ -210,8 +212,13 @@ def surrogate(
     )
     if before:
         advantage = advantage - toll
-    advantage = lax.stop_gradient(jnp.broadcast_to(advantage, log_probs.shape))
-    gain = _policy_term(recipe, advantage, log_probs, sampler, log_sampler is None).sum(-1)
+    fresh = log_sampler is None
+    if recipe.ratio_level == "sequence" and not fresh:
+        now, then = (x.sum(-1, keepdims=True) for x in (log_probs, sampler))
+    else:
+        now, then = log_probs, sampler
+    advantage = lax.stop_gradient(jnp.broadcast_to(advantage, now.shape))
+    gain = _policy_term(recipe, advantage, now, then, fresh).sum(-1)
     if recipe.entropy_bonus:
         # ½ log² π has the expected derivative of −H, as k2 that of the reverse KL.
         gain = gain - recipe.entropy_bonus / 2 * (kept * jnp.square(log_probs)).sum(-1)
