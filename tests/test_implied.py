@@ -286,7 +286,8 @@ TRAINED = {
 def trained(problem, recipe, beta, num_steps=4000):
     """The policy that exact gradients reach, with steps that shrink to nothing.
 
-    Nothing brings a policy back that a step has thrown past a clip: there, steps are small.
+    Nothing brings a policy back that a step has thrown past a clip in the loss: there, steps are
+    small.
     """
     policy, params, _, _, reward = problem
     return fine_tune(
@@ -295,7 +296,7 @@ def trained(problem, recipe, beta, num_steps=4000):
         reward,
         recipe,
         beta=beta,
-        learning_rate=0.05 if recipe.kl_clip is None else 0.01,
+        learning_rate=0.01 if recipe.kl_clip and recipe.place == "loss" else 0.05,
         num_steps=num_steps,
         history_every=None,
         optimizer=lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
