@@ -49,7 +49,9 @@ def test_the_wanted_trainers_are_there():
     assert names == {
         *("trl-grpo", "trl-rloo", "trl-ppo", "verl", "verl-grpo", "verl-kl-in-reward"),
         *("openrlhf", "openrlhf-group-norm", "open-instruct", "nemo-rl", "skyrl", "tunix"),
-        *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo"),
+        *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo", "ms-swift"),
+        *("ms-swift-rloo", "slime", "areal", "tinker-cookbook", "easydel", "oat", "roll"),
+        *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo"),
     }
     table = recipes.table().splitlines()
     assert len(table) == 1 + len(recipes.presets())
@@ -112,6 +114,19 @@ FACTS = [
     ("maxtext", {"estimator": "k1", "beta": 0.08}),
     ("prime-rl", {"place": "loss", "estimator": "sampler", "beta": 2e-3, "baseline": "mean"}),
     ("prime-rl", {"length": "batch-mean", "zero_std": "drop", "group_size": None}),
+    ("ms-swift", {"beta": 0.04, "estimator": "k3", "log_ratio_clip": 20.0, "kl_clip": 10.0}),
+    ("ms-swift", {"length": "mean", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
+    ("ms-swift-rloo", {"place": "reward", "baseline": "leave-one-out", "level": "sequence"}),
+    ("slime", {"place": "loss", "estimator": "k1", "beta": 0.0, "length": "mean"}),
+    ("areal", {"place": "reward", "estimator": "k1", "beta": 0.1, "reward_clip": 20.0}),
+    ("tinker-cookbook", {"estimator": "k2", "place": "loss", "length": "sum", "beta": 0.0}),
+    ("easydel", {"estimator": "k3", "beta": 0.04, "ddof": 0, "epsilon": 1e-4, "group_size": 4}),
+    ("oat", {"estimator": "k3", "beta": 0.1, "normalize": "none", "log_ratio_clip": 40.0}),
+    ("roll", {"estimator": "k3", "beta": 0.0, "kl_clip": 10.0, "log_ratio_clip": None}),
+    ("trinity-rft", {"estimator": "k2", "beta": 0.001, "ddof": 1, "kl_clip": None}),
+    ("rlinf", {"estimator": "k3", "beta": 0.0, "kl_clip": 10.0, "log_ratio_clip": 20.0}),
+    ("openrlhf-rloo", {"baseline": "leave-one-out", "normalize_when": "before", "kl_clip": 10.0}),
+    ("verl-rloo", {"baseline": "leave-one-out", "place": "reward", "normalize": "none"}),
     ("deepseek-r1", {"place": "loss", "estimator": "k3", "level": "token", "length": "mean"}),
     ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalize": "group-std"}),
     ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalize": "group-std"}),
@@ -145,6 +160,19 @@ READINGS = [
     ("tunix==0.1.7", {}, "none", "none"),
     ("maxtext", {}, "none", "none"),
     ("prime-rl", {}, "none", "none"),
+    ("ms-swift", {}, "forward", "token-local hyperbolic"),
+    ("ms-swift-rloo", {}, "reverse", "exponential tilt"),
+    ("slime", {"beta": 0.01}, "none", "none"),
+    (
+        "slime",
+        {"beta": 0.01, "estimator": "weighted-k1"},
+        "reverse",
+        "token-local exponential tilt",
+    ),
+    ("areal", {}, "reverse", "exponential tilt"),
+    ("tinker-cookbook", {"beta": 0.1}, "reverse", "token-local exponential tilt"),
+    ("trinity-rft", {}, "reverse", "token-local exponential tilt"),
+    ("easydel", {}, "forward", "token-local hyperbolic"),
     ("verl-grpo", {"estimator": "absolute"}, "total variation", "total variation"),
     ("trl-rloo", {"estimator": "k3"}, "none", "none"),
 ]
@@ -292,7 +320,9 @@ def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
 
 def test_where_there_is_a_critical_beta():
     with_one = {entry.title for entry in recipes.presets() if read(entry.recipe).critical}
-    assert with_one == {"trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm"}
+    assert with_one == {
+        *("trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm", "trinity-rft"),
+    }
     found = read(recipe("trl-grpo", beta=1.2))
     assert found.critical is not None
     assert list(found.critical) == ["0.1", "0.3", "0.5"]
@@ -391,7 +421,11 @@ def test_fields_are_overridden():
     ("name", "fields", "message"),
     [
         ("opnrlhf", {}, "there is no preset 'opnrlhf': did you mean 'openrlhf'"),
-        ("nothing-like-it", {}, "there is no preset 'nothing-like-it': choose of deepseek-r1, "),
+        (
+            "nothing-like-it",
+            {},
+            "there is no preset 'nothing-like-it': choose of areal, deepseek-r1, ",
+        ),
         (
             "trl-grpo==1.9.3",
             {},

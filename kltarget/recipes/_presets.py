@@ -168,7 +168,7 @@ def table() -> str:
         >>> print(recipes.table())
         name   versions   trainer   β   KL
         ...
-        verl-kl-in-reward   *   verl, GRPO with the KL in the reward   0.001   k1 in the reward
+        verl-rloo   *   verl, RLOO with the KL in the reward   0.001   k1 in the reward
     """
     rows = [("name", "versions", "trainer", "β", "KL"), *map(_row, presets())]
     return Page([Table(rows, "lllrl")]).to_text()
