@@ -276,6 +276,10 @@ TRAINED = {
     "lengths without a baseline": (Recipe("reward", "k1", length="mean"), 1.0),
     "lengths in large groups": (Recipe("loss", "k2", **GRPO, length="mean"), 2.5),
     "clipped rewards": (Recipe("loss", "k2", reward_scale=3, reward_clip=0.8), 0.5),
+    "rewards clipped from both sides": (
+        Recipe("loss", "k2", reward_scale=3, reward_clip=1.8, reward_clip_low=0.6),
+        0.5,
+    ),
     "two updates per batch": (
         Recipe("loss", "weighted-k3", "token", "mean", clip=0.2, updates_per_batch=2),
         0.5,

@@ -232,6 +232,22 @@ def test_the_formula_is_that_of_the_implied_target(trainer):
     assert scaled == pytest.approx(1.5 * factor, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("fields", "bounds", "said"),
+    [
+        ({}, None, "A = r"),
+        ({"reward_clip": 10.0}, (-10, 10), "A = clip(r, ±10)"),
+        ({"reward_clip": 1.0, "reward_clip_low": 0.0}, (0, 1), "A = clip(r, 0 … 1)"),
+        ({"reward_clip": 5.0, "reward_clip_low": -2.0}, (-2, 5), "A = clip(r, -2 … 5)"),
+        ({"reward_clip_low": 1.0}, (1, math.inf), "A = clip(r, 1 … ∞)"),
+    ],
+)
+def test_what_rewards_are_cut_to(fields, bounds, said):
+    trainer = Recipe("loss", "k2", beta=1.0, **fields)
+    assert trainer.reward_bounds == bounds
+    assert read(trainer).objective.endswith(said)
+
+
 CLIPS = [
     ("verl-grpo", {"estimator": "k2"}, (None, None)),
     ("verl-grpo", {"estimator": "k3"}, (20.0, 10.0)),

@@ -257,6 +257,8 @@ def test_values_near_and_far_from_agreement():
         ({"place": "reward", "estimator": "weighted-k3"}, "place='loss'"),
         ({"place": "reward", "estimator": "weighted-k1"}, "place='loss'"),
         ({"level": "token", "ratio_level": "sequence"}, "use level='sequence'"),
+        ({"reward_clip": 1.0, "reward_clip_low": 2.0}, "reward_clip_low=2.0 must be below"),
+        ({"reward_clip_low": math.nan}, "reward_clip_low must be a finite number, got nan"),
     ],
 )
 def test_recipes_name_what_is_wrong(options, message):

@@ -65,8 +65,8 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
     scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
-    if recipe.reward_clip is not None:
-        scaled = np.clip(scaled, -recipe.reward_clip, recipe.reward_clip)
+    if recipe.reward_bounds:
+        scaled = np.clip(scaled, *recipe.reward_bounds)
     if not np.isfinite(scaled).all():
         raise ValueError("reward must be finite wherever the reference has mass")
     normal_ref = log_ref - np.logaddexp.reduce(log_ref, axis=-1, keepdims=True)

@@ -256,8 +256,10 @@ def _objective(recipe: Recipe, direction: str) -> str:
 def _reward(recipe: Recipe, reward: str = "r") -> str:
     if recipe.reward_scale != 1:
         reward = f"{compact(recipe.reward_scale)} {reward}"
-    if recipe.reward_clip is not None:
-        reward = f"clip({reward}, ±{compact(recipe.reward_clip)})"
+    if recipe.reward_bounds:
+        low, high = recipe.reward_bounds
+        cut = f"±{compact(high)}" if low == -high else f"{compact(low)} … {compact(high)}"
+        reward = f"clip({reward}, {cut})"
     return reward
 
 

@@ -25,6 +25,7 @@ _AIMS: dict[tuple[str, str], Aim] = {
 _IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
 _LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1}
 _MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus")
+_OF_ANY_SIGN = ("reward_clip_low",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Recipe:
             needed.
         reward_scale: factor of the reward, before anything else.
         reward_clip: rewards are cut to between minus and plus this, after scaling.
+        reward_clip_low: what they are cut at from below, of any sign; minus ``reward_clip`` by
+            default.
         clip: ε of the clipped ratio of a policy to the one that drew the sample, as in PPO. It acts
             only if a batch is used for more than one update.
         clip_high: ε of the upper side, as ``clip`` by default.
@@ -115,6 +118,7 @@ class Recipe:
     beta: float | None = None
     reward_scale: float = 1.0
     reward_clip: float | None = None
+    reward_clip_low: float | None = None
     clip: float | None = None
     clip_high: float | None = None
     ratio_level: Literal["token", "sequence"] = "token"
@@ -134,13 +138,16 @@ class Recipe:
                     raise ValueError(f"{name} must be one of {listed}, got {value!r}")
             elif value is not None or type(None) not in choices:
                 asked = f"a number {'0 or more' if name in _MAY_BE_ZERO else 'above 0'}"
+                least = _LEAST.get(name, 0)
+                if name in _OF_ANY_SIGN:
+                    asked, least = "a finite number", -math.inf
                 if kind is int:
                     asked = f"an integer of {_LEAST[name]} or more"
                 if (
                     not isinstance(value, int if kind is int else (int, float))
                     or isinstance(value, bool)
                     or not math.isfinite(value)
-                    or value < _LEAST.get(name, 0)
+                    or value < least
                     or (value == 0 and asked.endswith("above 0"))
                 ):
                     raise ValueError(f"{name} must be {asked}, got {value!r}")
@@ -153,6 +160,11 @@ class Recipe:
             raise ValueError(
                 "ratio_level='sequence' weighs a sequence by one number, level='token' gives each "
                 "token an advantage of its own: use level='sequence'"
+            )
+        if self.reward_bounds and self.reward_bounds[0] >= self.reward_bounds[1]:
+            raise ValueError(
+                f"reward_clip_low={self.reward_clip_low} must be below reward_clip="
+                f"{self.reward_clip}: rewards are cut to between them"
             )
         counted = (self.group_size or math.inf) - (self.normalize == "others-std")
         if self.normalize in ("group-std", "others-std") and self.ddof >= counted:
@@ -177,6 +189,20 @@ class Recipe:
     def divergence(self) -> Divergence | None:
         """The KL whose gradient this is at sequence level, None if it is that of neither."""
         return {"reverse": ReverseKL(), "forward": ForwardKL()}.get(self.aim)
+
+    @property
+    def reward_bounds(self) -> tuple[float, float] | None:
+        """What rewards are cut to after scaling, from below and from above; None if they are not.
+
+        Example:
+            >>> from kltarget.recipes import Recipe
+            >>> Recipe(reward_clip=10.0).reward_bounds
+            (-10.0, 10.0)
+        """
+        if self.reward_clip is None and self.reward_clip_low is None:
+            return None
+        high = math.inf if self.reward_clip is None else self.reward_clip
+        return (-high if self.reward_clip_low is None else self.reward_clip_low), high
 
     @property
     def per_token(self) -> bool:

@@ -218,8 +218,8 @@ def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) 
         extra["lengths"] = outcomes.lengths().astype(reward.dtype)
     if exactly and recipe.depends_on_groups:
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
-        if recipe.reward_clip is not None:
-            whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)
+        if recipe.reward_bounds:
+            whole = np.clip(whole, *recipe.reward_bounds)
         groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))
         extra["groups"] = jax.tree.map(jnp.asarray, groups)
     return extra
