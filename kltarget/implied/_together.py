@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -109,7 +110,8 @@ def smallest_coefficient_together(problems: Sequence[Problem]) -> float:
     least = int(np.argmin(ratios))
     around = np.log(scales[[max(least - 1, 0), min(least + 1, scales.size - 1)]])
     options = {"bounds": tuple(around), "method": "bounded", "options": {"xatol": 1e-12}}
-    return float(minimize_scalar(lambda x: ratio(np.exp([x]))[0], **options).fun)
+    found: Any = minimize_scalar(lambda x: ratio(np.exp([x]))[0], **options)
+    return float(found.fun)
 
 
 def _at(problem: Problem, scale: float) -> FixedPoint:
