@@ -280,6 +280,15 @@ TRAINED = {
         Recipe("loss", "k2", reward_scale=3, reward_clip=1.8, reward_clip_low=0.6),
         0.5,
     ),
+    "ends that are cut off": (Recipe("loss", "k3", "token", "mean", eos="cut"), 0.5),
+    "ends that are cut off, in groups": (
+        Recipe("loss", "k2", **GRPO, ddof=1, group_size=4, length="mean", eos="cut"),
+        1.0,
+    ),
+    "ends that are cut off, k1": (
+        Recipe("loss", "weighted-k1", "token", "mean", length="batch-mean", eos="cut"),
+        0.5,
+    ),
     "two updates per batch": (
         Recipe("loss", "weighted-k3", "token", "mean", clip=0.2, updates_per_batch=2),
         0.5,
@@ -435,6 +444,8 @@ def test_lengths_and_entropies_that_nothing_is_known_of():
         Recipe("reward", "k1", "token", "mean", length="mean"),
         Recipe("reward", "k1", "sequence", length="mean", entropy_bonus=0.1),
         Recipe("loss", "absolute", entropy_bonus=0.1),
+        Recipe("loss", "k3", "token", eos="cut", entropy_bonus=0.1),
+        Recipe("reward", "k1", "token", eos="cut"),
     ):
         with pytest.raises(ValueError, match="no fixed point is known for"):
             implied_target(recipe, reward, log_ref, space=space, beta=1.0)
@@ -528,8 +539,13 @@ REAL = {
     "two_none_on_cispo": ({"normalize": "none", "beta": 0.2 / 0.2}, 0.01, 0.005),
     "one_batch_offset": ({"normalize": "batch-std"}, 0.01, 0.005),
     "tunix017_noeos_low_var_kl": (
-        {"name": "tunix==0.1.7", "estimator": "k3", "normalize": "none"},
+        {"name": "tunix==0.1.7", "estimator": "k3", "normalize": "none", "eos": "kept"},
         0.01,
+        None,
+    ),
+    "tunix017_low_var_kl": (
+        {"name": "tunix==0.1.7", "estimator": "k3", "normalize": "none"},
+        0.021,
         None,
     ),
 }
@@ -571,10 +587,10 @@ def test_a_real_run_ends_at_the_tempered_target():
         ("two_default", {}, 0.6),
         # Its ratios are those of whole sequences, in the weight of the KL as well.
         ("two_none_on_seq", {"normalize": "none"}, 0.1),
-        # The sampler cuts <eos> off.
+        # The sampler cuts <eos> off, which this leaves out.
         (
             "tunix017_low_var_kl",
-            {"name": "tunix==0.1.7", "estimator": "k3", "normalize": "none"},
+            {"name": "tunix==0.1.7", "estimator": "k3", "normalize": "none", "eos": "kept"},
             0.3,
         ),
     ],

@@ -111,7 +111,10 @@ FACTS = [
     ("tunix==0.1.4", {"epsilon": 1e-4, "length": "mean", "ddof": 1}),
     ("tunix==0.1.6", {"epsilon": 1e-4, "length": "mean", "normalize": "group-std"}),
     ("tunix", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-6}),
-    ("maxtext", {"estimator": "k1", "beta": 0.08}),
+    ("maxtext", {"estimator": "k1", "beta": 0.08, "eos": "cut"}),
+    ("tunix==0.1.2", {"eos": "cut"}),
+    ("tunix==0.1.6", {"eos": "cut"}),
+    ("tunix==0.1.7", {"eos": "cut"}),
     ("prime-rl", {"place": "loss", "estimator": "sampler", "beta": 2e-3, "baseline": "mean"}),
     ("prime-rl", {"length": "batch-mean", "zero_std": "drop", "group_size": None}),
     ("ms-swift", {"beta": 0.04, "estimator": "k3", "log_ratio_clip": 20.0, "kl_clip": 10.0}),
@@ -544,7 +547,7 @@ def test_comparison_in_words(before, after, summary):
 @pytest.mark.parametrize(
     ("before", "after", "beta", "differ"),
     [
-        ("tunix==0.1.6", "nemo-rl==0.6", 0.04, "group_size, log_ratio_clip, kl_clip, length"),
+        ("tunix==0.1.6", "nemo-rl==0.6", 0.04, "log_ratio_clip, kl_clip, length, eos"),
         ("skyrl", "verl-grpo", 0.04, "what differs: group_size, length, kl_length"),
         ("openrlhf", "trl-ppo", 0.05, "reward_clip, kl_clip"),
         # The KL is normalised with the reward, whatever by.

@@ -257,6 +257,7 @@ def test_values_near_and_far_from_agreement():
         ({"place": "reward", "estimator": "weighted-k3"}, "place='loss'"),
         ({"place": "reward", "estimator": "weighted-k1"}, "place='loss'"),
         ({"level": "token", "ratio_level": "sequence"}, "use level='sequence'"),
+        ({"level": "sequence", "eos": "cut"}, "use level='token'"),
         ({"reward_clip": 1.0, "reward_clip_low": 2.0}, "reward_clip_low=2.0 must be below"),
         ({"reward_clip_low": math.nan}, "reward_clip_low must be a finite number, got nan"),
     ],

@@ -120,6 +120,10 @@ def implied_target(
         ValueError: shapes that do not fit, a missing beta, values out of range, or a recipe whose
             fixed points no formula is known for; the message names the argument.
 
+    Where ends are cut off (``eos="cut"``) the other tokens are stationary one by one, and the end
+    has the mass that they leave; one that the reference all but excludes takes longer to get it
+    than any run lasts.
+
     Assumptions: on-policy (no clip of the ratio is active), no clip of the estimate is active
     (``CLIPPED`` says where one is), averages over many prompts and groups, a policy that can
     represent the target. Not to be called under a trace: fixed points are searched for on the host,

@@ -434,6 +434,11 @@ def _general(recipe: Recipe) -> list[str]:
     texts = []
     if recipe.length == "mean":
         texts.append("Each token weighs 1/|y|: where lengths differ, long answers count for less.")
+    if recipe.eos == "cut":
+        texts.append(
+            "The token that ends an answer is cut off before the loss: nothing holds its "
+            "probability to the reference's, and it is what the other tokens leave."
+        )
     if recipe.kl_length not in (None, recipe.length) and recipe.aim != "none":
         texts.append(
             "The KL is averaged over its own sequence and the reward over the batch: an answer "

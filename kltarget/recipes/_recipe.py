@@ -82,6 +82,9 @@ class Recipe:
         length: how the tokens of a sequence count: ``"sum"`` adds them up, ``"mean"`` divides
             by its own number of tokens, ``"batch-mean"`` by the mean number of the batch.
         kl_length: the same for a KL in the loss; as ``length`` by default.
+        eos: whether the token that ends a sequence is ``"kept"`` or ``"cut"`` off by a sampler that
+            does not return it: then it is neither rewarded nor regularised, and counts in no
+            length. Needs ``level="token"``.
         entropy_bonus: coefficient of the entropy of each next-token distribution, added to what is
             ascended; no gradient flows through which prefixes are reached.
 
@@ -127,6 +130,7 @@ class Recipe:
     kl_clip: float | None = None
     length: Literal["sum", "mean", "batch-mean"] = "sum"
     kl_length: Literal[None, "sum", "mean", "batch-mean"] = None
+    eos: Literal["kept", "cut"] = "kept"
     entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
@@ -160,6 +164,11 @@ class Recipe:
             raise ValueError(
                 "ratio_level='sequence' weighs a sequence by one number, level='token' gives each "
                 "token an advantage of its own: use level='sequence'"
+            )
+        if self.eos == "cut" and self.level == "sequence":
+            raise ValueError(
+                "eos='cut' leaves a token out, level='sequence' takes them together: use "
+                "level='token'"
             )
         if self.reward_bounds and self.reward_bounds[0] >= self.reward_bounds[1]:
             raise ValueError(

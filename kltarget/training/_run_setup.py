@@ -214,8 +214,12 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
 def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
+    lengths = outcomes.lengths().astype(reward.dtype)
+    if recipe.eos == "cut" and isinstance(outcomes, Sequences) and outcomes.space.eos is not None:
+        extra["trained"] = (outcomes.all() != outcomes.space.eos).astype(reward.dtype)
+        lengths = jnp.maximum(extra["trained"].sum(-1), 1)
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
-        extra["lengths"] = outcomes.lengths().astype(reward.dtype)
+        extra["lengths"] = lengths
     if exactly and recipe.depends_on_groups:
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
         if recipe.reward_bounds:

@@ -134,6 +134,7 @@ def surrogate(
     *,
     log_sampler: Float[Array, "*batch N L"] | None = None,
     lengths: Float[Array, "*batch N"] | None = None,
+    trained: Float[Array, "*batch N L"] | None = None,
     groups: Any = None,
 ) -> Float[Array, "*batch N"]:
     """The contribution of each sequence to what a trainer's gradient ascends.
@@ -158,6 +159,8 @@ def surrogate(
         log_sampler: log-probabilities of the tokens under the policy that drew them, for more than
             one update per batch; by default the policy itself.
         lengths: number of tokens of each sequence, for recipes that divide by it.
+        trained: 1 for tokens that the loss knows of, 0 for those that a sampler has cut off; by
+            default all.
         groups: what an exact expectation over finite groups runs over.
 
     Returns:
@@ -188,6 +191,10 @@ def surrogate(
     sampler = log_probs if log_sampler is None else jnp.where(possible, log_sampler, log_probs)
     sampler = lax.stop_gradient(sampler)
     whole = possible.all(-1)
+    if trained is not None:
+        log_probs, log_ref, sampler = (
+            jnp.where(trained > 0, x, jnp.zeros_like(x)) for x in (log_probs, log_ref, sampler)
+        )
     zero = jnp.zeros_like(reward)
     reward = jnp.where(whole, shaped(recipe, reward), zero)
     if weights is None:
