@@ -93,11 +93,13 @@ TABLE = {
     ("loss", "k1", "sequence"): lambda p: 0.0 * reverse_kl(p),
     ("loss", "k2", "sequence"): reverse_kl,
     ("loss", "k3", "sequence"): forward_kl,
+    ("loss", "weighted-k1", "sequence"): reverse_kl,
     ("loss", "weighted-k3", "sequence"): reverse_kl,
     ("reward", "k1", "token"): reverse_kl,
     ("loss", "k1", "token"): lambda p: 0.0 * reverse_kl(p),
     ("loss", "k2", "token"): local_reverse,
     ("loss", "k3", "token"): local_forward,
+    ("loss", "weighted-k1", "token"): local_reverse,
     ("loss", "weighted-k3", "token"): local_reverse,
 }
 
@@ -115,7 +117,13 @@ def test_published_gradients_of_one_step():
     log_ref = jnp.log(jnp.array([0.4, 0.3, 0.15, 0.1, 0.05], DTYPE))[:, None]
     reverse = [-0.176838058382, -0.157510266162, 0.093318287357, 0.133551127293, 0.107478909895]
     forward = [-0.3, -0.1, 0.15, 0.15, 0.1]
-    wanted = {"k1": np.zeros(5), "k2": reverse, "k3": forward, "weighted-k3": reverse}
+    wanted = {
+        "k1": np.zeros(5),
+        "k2": reverse,
+        "k3": forward,
+        "weighted-k1": reverse,
+        "weighted-k3": reverse,
+    }
 
     def loss(logits, recipe):
         tokens = jax.nn.log_softmax(logits)[:, None]
@@ -169,6 +177,48 @@ def test_the_mean_of_sampled_gradients_is_the_exact_one(recipe, factor):
     assert np.abs(z).max() < 4.5, f"{np.abs(z).max():.1f} standard errors"
 
 
+def later_update(recipe):
+    """The gradient of log-probabilities that have moved since the samples were drawn, and those."""
+    rng = np.random.default_rng(5)
+    drawn, now, log_ref = (rng.uniform(-2, -0.2, (1, 4, 3)) for _ in range(3))
+    now = drawn + 0.1 * now
+    reward = np.array([[1.0, 0.0, 0.5, 0.2]])
+
+    def total(log_probs):
+        sampler = jnp.asarray(drawn, DTYPE)
+        arrays = jnp.asarray(log_ref, DTYPE), jnp.asarray(reward, DTYPE)
+        return estimators.surrogate(recipe, log_probs, *arrays, 0.3, log_sampler=sampler).sum()
+
+    return np.asarray(jax.grad(total)(jnp.asarray(now, DTYPE))), drawn, now, log_ref, reward
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_a_charge_is_that_of_the_policy_that_drew_the_sample(level):
+    recipe = Recipe("reward", "k1", level, "mean", "group-std", ddof=1)
+    got, drawn, now, log_ref, reward = later_update(recipe)
+    charge = 0.3 * (drawn - log_ref)
+    if level == "sequence":
+        returns = np.broadcast_to((reward - charge.sum(-1))[..., None], now.shape)
+    else:
+        returns = reward[..., None] - charge[..., ::-1].cumsum(-1)[..., ::-1]
+    centred = returns - returns.mean(-2, keepdims=True)
+    want = centred / returns.std(-2, ddof=1, keepdims=True) * np.exp(now - drawn) / 4
+    np.testing.assert_allclose(got, want, rtol=1e4 * eps(DTYPE), atol=TOL)
+
+
+def test_ratios_of_sequences_are_clipped_as_one():
+    options = {"baseline": "leave-one-out", "clip": 0.2, "ratio_level": "sequence"}
+    got, drawn, now, log_ref, reward = later_update(Recipe("reward", "k1", **options))
+    returns = reward - 0.3 * (drawn - log_ref).sum(-1)
+    advantage = (returns - returns.mean(-1, keepdims=True)) * 4 / 3
+    ratio = np.exp((now - drawn).sum(-1))
+    # No gradient where the smaller of the two is the constant one.
+    free = advantage * ratio <= advantage * np.clip(ratio, 0.8, 1.2)
+    assert 0 < free.sum() < 4
+    want = np.broadcast_to((advantage * ratio * free / 4)[..., None], now.shape)
+    np.testing.assert_allclose(got, want, rtol=1e4 * eps(DTYPE), atol=TOL)
+
+
 @pytest.mark.slow
 def test_pseudo_rewards_follow_any_divergence():
     log_probs = sequence(PARAMS)
@@ -201,10 +251,15 @@ def test_values_near_and_far_from_agreement():
     ("options", "message"),
     [
         ({"place": "loss ", "estimator": "k1"}, "place must be one of 'reward', 'loss', 'none'"),
-        ({"estimator": "k4"}, "estimator must be one of 'k1', 'k2', 'k3', 'weighted-k3'"),
+        ({"estimator": "k4"}, "estimator must be one of 'k1', 'k2', 'k3', 'weighted-k1'"),
         ({"level": "word"}, "level must be one of 'sequence', 'token'"),
         ({"baseline": 0}, "baseline must be one of .*'leave-one-out', got 0"),
         ({"place": "reward", "estimator": "weighted-k3"}, "place='loss'"),
+        ({"place": "reward", "estimator": "weighted-k1"}, "place='loss'"),
+        ({"level": "token", "ratio_level": "sequence"}, "use level='sequence'"),
+        ({"level": "sequence", "eos": "cut"}, "use level='token'"),
+        ({"reward_clip": 1.0, "reward_clip_low": 2.0}, "reward_clip_low=2.0 must be below"),
+        ({"reward_clip_low": math.nan}, "reward_clip_low must be a finite number, got nan"),
     ],
 )
 def test_recipes_name_what_is_wrong(options, message):

@@ -41,7 +41,10 @@ class Status(enum.IntFlag):
     EMPTY_SUPPORT = 256
     """No outcome has both a finite reward and reference mass."""
     SATURATED = 512
-    """Normalised rewards drive all but one in a million onto the best outcomes."""
+    """Normalised rewards drive all but one in a million onto the best outcomes.
+
+    Small steps share them out as the reference does; large ones collapse onto one of them.
+    """
     SEVERAL = 1024
     """There are further fixed points; this is the one that training from the reference reaches."""
     CLIPPED = 2048

@@ -218,7 +218,7 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
 
 def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
     """The recipe of rewards that were logged as it scaled and cut them."""
-    plain = dataclasses.replace(recipe, reward_scale=1.0, reward_clip=None)
+    plain = dataclasses.replace(recipe, reward_scale=1.0, reward_clip=None, reward_clip_low=None)
     if plain == recipe or not frame.attrs.get("shaped"):
         return recipe, []
     return plain, [

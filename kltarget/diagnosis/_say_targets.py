@@ -103,7 +103,10 @@ def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
         Status.CLIPPED: "lie where the trainer cuts its KL estimate: answers beyond the cut are "
         "held by nothing and fall further",
     }
-    details = {Status.SEVERAL: "; the one that training from the reference reaches is used"}
+    details = {
+        Status.SATURATED: "; large steps collapse onto one of them instead",
+        Status.SEVERAL: "; the one that training from the reference reaches is used",
+    }
     for bit, words_of in words.items():
         number_of = sum(bool(aim.status & bit) for aim in aims)
         if number_of:

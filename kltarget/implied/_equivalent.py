@@ -45,7 +45,8 @@ def equivalent_beta(
 
     Returns:
         Coefficients of shape ``[*batch]``; NaN where none between 1e-6 and 1e6 times the spread of
-        the rewards gives it, as for the expected reward of a recipe without a target.
+        the rewards gives it, as for the expected reward of a recipe without a target. As ``other``
+        a recipe with a ``"batch-std"`` takes each row as a batch of its own.
 
     Raises:
         TypeError: ``other`` is neither.

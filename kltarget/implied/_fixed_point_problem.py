@@ -50,6 +50,7 @@ class Problem:
         regularised: whether its estimator has an expected gradient at all.
         sizes: number of tokens per position where each has a condition of its own, else None.
         lengths: number of tokens per sequence where they differ and matter, else None.
+        eos: the token that ends a sequence where the loss knows nothing of it, else None.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Problem:
     regularised: bool
     sizes: tuple[int, ...] | None = None
     lengths: np.ndarray | None = None
+    eos: int | None = None
 
     @functools.cached_property
     def levels(self) -> np.ndarray:
@@ -112,7 +114,11 @@ class Problem:
         """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
         if self.sizes is not None:
             charged = self.recipe.place == "reward"
-            return over_tree(self.sizes, gain, cost, self.log_ref, entropy, self.forward, charged)
+            if self.eos is not None and self.recipe.estimator == "weighted-k1":
+                # Its derivative is ℓ + 1: the 1 has no mean only over all tokens.
+                gain = gain - cost
+            numbers = (self.sizes, gain, cost, self.log_ref, entropy)
+            return over_tree(*numbers, self.forward, charged, self.eos)
         return stationary(gain, cost, self.log_ref, entropy, self.forward)
 
     def at_scale(self, scale: np.ndarray) -> np.ndarray:

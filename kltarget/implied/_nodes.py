@@ -36,6 +36,35 @@ def stationary(
         return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
 
 
+def _unknown_end(
+    gain: np.ndarray,
+    cost: np.ndarray,
+    log_ref: np.ndarray,
+    entropy: np.ndarray,
+    forward: bool,
+    eos: int,
+) -> np.ndarray:
+    """The stationary π of a loss that is a sum over all tokens but ``eos``.
+
+    ``gain − cost·f′`` is then not only equal but 0 for them, as long as that leaves mass for
+    ``eos``; otherwise it dies out.
+    """
+    ends = np.arange(log_ref.shape[-1]) == eos
+    others = np.where(ends, -np.inf, log_ref)
+    alone = stationary(gain, cost, others, entropy, forward)
+    some = others > -np.inf
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if forward:
+            free = np.where(cost > gain, others + np.log(cost) - np.log(cost - gain), np.inf)
+        else:
+            free = others + gain / cost
+        free = np.where(some, free, -np.inf)
+        used = np.exp(free).sum(-1, keepdims=True)
+        mixed = np.where(ends, np.log1p(-np.minimum(used, 1)), free)
+    can_end = (log_ref[..., [eos]] > -np.inf) & (used < 1)
+    return np.where(can_end, mixed, alone)
+
+
 def _tilted(
     inside: np.ndarray, gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray
 ) -> np.ndarray:
@@ -125,8 +154,11 @@ def over_tree(
     entropy: np.ndarray,
     forward: bool,
     charged: bool,
+    eos: int | None = None,
 ) -> np.ndarray:
     """The policy that is stationary at every prefix, given per sequence ``[..., A]``.
+
+    The loss knows nothing of the token ``eos``, if there is one.
 
     Sees from a prefix the expected gain below it; ``charged`` also what the cost takes there. Log-
     probabilities of whole sequences, ``[..., A]``.
@@ -136,7 +168,10 @@ def over_tree(
     policy = []
     for given in levels:
         gain, cost, entropy = (x.reshape(given.shape) for x in (gain, cost, entropy))
-        found = stationary(gain, cost, given, entropy, forward)
+        if eos is None:
+            found = stationary(gain, cost, given, entropy, forward)
+        else:
+            found = _unknown_end(gain, cost, given, entropy, forward, eos)
         policy.append(found)
         probs = np.exp(found)
         below = gain

@@ -18,7 +18,10 @@ from kltarget.tasks import as_task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The prompts of a batch, one problem each, in one row."""
+    """The prompts of a batch, one problem each, in one row.
+
+    ``together`` are the rows that are trained in one batch: those of one and the same β.
+    """
 
     recipe: Recipe
     space: SequenceSpace | None
@@ -26,6 +29,7 @@ class Rows:
     beta: np.ndarray
     problems: list[Problem]
     batch: tuple[int, ...]
+    together: list[list[int]]
     dtype: Any
 
 
@@ -55,17 +59,21 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         np.broadcast_to(np.asarray(x, np.float64), (*batch, size)).reshape(-1, size)
         for x in (checked.reward, checked.log_ref)
     )
+    numbered = np.broadcast_to(np.arange(beta.size).reshape(beta.shape), batch).ravel()
+    together = [np.flatnonzero(numbered == i).tolist() for i in range(beta.size)]
     beta = np.broadcast_to(beta, batch).ravel()
-    lengths = _lengths(recipe, space)
+    eos = space.eos if space is not None and recipe.eos == "cut" else None
+    lengths = _lengths(recipe, space) if eos is None else _lengths_without_end(space)
     _check_known(recipe, space, lengths is not None)
     scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
-    if recipe.reward_clip is not None:
-        scaled = np.clip(scaled, -recipe.reward_clip, recipe.reward_clip)
+    if recipe.reward_bounds:
+        scaled = np.clip(scaled, *recipe.reward_bounds)
     if not np.isfinite(scaled).all():
         raise ValueError("reward must be finite wherever the reference has mass")
     normal_ref = log_ref - np.logaddexp.reduce(log_ref, axis=-1, keepdims=True)
     charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
     own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
+    has_tree = several_tokens(space) or eos is not None
     weight = 1.0 if lengths is not None else _kl_weight(recipe, space)
     problems = [
         Problem(
@@ -75,12 +83,25 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
             log_ref=one_ref,
             forward=recipe.aim == "forward",
             regularised=recipe.divergence is not None and one_beta > 0,
-            sizes=space.sizes if several_tokens(space) and own_conditions else None,
+            sizes=space.sizes if space is not None and has_tree and own_conditions else None,
             lengths=lengths,
+            eos=eos,
         )
         for one_reward, one_ref, one_beta in zip(scaled, normal_ref, beta, strict=True)
     ]
-    return Rows(recipe, space, log_ref, beta, problems, batch, dtype)
+    if recipe.normalize == "batch-std" and recipe.normalized:
+        _check_together(recipe, max(map(len, together)), lengths is not None)
+    return Rows(recipe, space, log_ref, beta, problems, batch, together, dtype)
+
+
+def _check_together(recipe: Recipe, prompts: int, weighed: bool) -> None:
+    dropped = recipe.zero_std == "drop" and recipe.group_size is not None
+    if prompts > 1 and (weighed or dropped):
+        where = "groups are dropped" if dropped else "sequences count by their lengths"
+        raise ValueError(
+            f"no fixed point is known for one standard deviation over {prompts} prompts where "
+            f"{where}: a beta of the shape of the batch takes each prompt as a batch of its own"
+        )
 
 
 def several_tokens(space: SequenceSpace | None) -> TypeGuard[SequenceSpace]:
@@ -98,6 +119,13 @@ def _lengths(recipe: Recipe, space: SequenceSpace | None) -> np.ndarray | None:
     if np.ptp(counts[np.asarray(space.possible())]) == 0 or (equal and recipe.level == "sequence"):
         return None
     return counts
+
+
+def _lengths_without_end(space: SequenceSpace | None) -> np.ndarray:
+    assert space is not None
+    kept = np.asarray(space.sequences()) != space.eos
+    # What has no token at all has no term that a length could divide.
+    return np.maximum(kept.sum(-1), 1).astype(np.float64)
 
 
 def _kinds(recipe: Recipe) -> set[str]:
@@ -125,6 +153,13 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
     unknown = None
     if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
         unknown = "an entropy bonus beside a KL that is normalised with the reward"
+    elif (
+        recipe.eos == "cut"
+        and space is not None
+        and space.eos is not None
+        and (recipe.entropy_bonus or recipe.place == "reward")
+    ):
+        unknown = "an end that is cut off beside an entropy bonus or a KL in the reward"
     elif recipe.entropy_bonus and in_sequence_loss and several:
         unknown = "an entropy bonus per token beside a loss on whole sequences"
     elif recipe.zero_std == "drop" and recipe.place == "reward":

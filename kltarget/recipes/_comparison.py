@@ -11,7 +11,7 @@ from kltarget.recipes._recipe import Recipe
 
 _DIRECTIONS = {"reverse": "reverse KL", "forward": "forward KL", "none": "no KL"}
 # What no expected gradient on-policy depends on.
-_OFF_POLICY = ("clip", "clip_high", "updates_per_batch")
+_OFF_POLICY = ("clip", "clip_high", "ratio_level", "updates_per_batch")
 
 
 def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:

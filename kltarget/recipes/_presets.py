@@ -30,6 +30,7 @@ class Preset:
         file: where the numbers were read.
         checked: when; the first of a month where only the month is known.
         notes: what the fields cannot say.
+        clipped: the estimators that ``log_ratio_clip`` and ``kl_clip`` are of; empty for all.
 
     Example:
         >>> from kltarget import recipes
@@ -45,6 +46,7 @@ class Preset:
     file: str
     checked: datetime.date
     notes: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -64,7 +66,8 @@ def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
             is the newest. Versions are compared by their release numbers: ``1.10`` is newer than
             ``1.9.2``, and a release candidate counts as its release.
         beta: coefficient of the regulariser, the trainer's default by default.
-        **fields: other fields of the recipe that the configuration at hand sets differently.
+        **fields: other fields of the recipe that the configuration at hand sets differently. With
+            another ``estimator`` the clips of the trainer's own one go, where they are its alone.
 
     Returns:
         The recipe. Where a trainer's default could not be read in its source, the field has the
@@ -92,7 +95,10 @@ def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
         if field not in known:
             raise ValueError(f"a recipe has no field {field!r}: {near(field, known)}")
     changes = fields if beta is None else {**fields, "beta": beta}
-    return dataclasses.replace(preset(name).recipe, **changes)
+    entry = preset(name)
+    if entry.clipped and changes.get("estimator", entry.clipped[0]) not in entry.clipped:
+        changes = {"log_ratio_clip": None, "kl_clip": None, **changes}
+    return dataclasses.replace(entry.recipe, **changes)
 
 
 def preset(name: str) -> Preset:
@@ -141,7 +147,7 @@ def presets() -> tuple[Preset, ...]:
     Example:
         >>> from kltarget import recipes
         >>> [entry.versions for entry in recipes.presets() if entry.name == "trl-grpo"]
-        ['<=1.9.2', '>=1.10']
+        ['>=0.14, <0.16', '>=0.16, <0.19', '>=0.19, <=1.9.2', '>=1.10']
     """
     folder = importlib.resources.files("kltarget.recipes").joinpath("trainers")
     files = sorted((x for x in folder.iterdir() if x.name.endswith(".toml")), key=lambda x: x.name)
@@ -149,7 +155,8 @@ def presets() -> tuple[Preset, ...]:
     for entry in entries:
         entry["recipe"] = Recipe(**entry["recipe"])
         entry["keys"] = MappingProxyType(entry["keys"])
-        entry["notes"] = tuple(entry.get("notes", ()))
+        for several in ("notes", "clipped"):
+            entry[several] = tuple(entry.get(several, ()))
     return tuple(Preset(**entry) for entry in entries)
 
 
@@ -161,7 +168,7 @@ def table() -> str:
         >>> print(recipes.table())
         name   versions   trainer   β   KL
         ...
-        verl-kl-in-reward   *   verl, GRPO with the KL in the reward   0.001   k1 in the reward
+        verl-rloo   *   verl, RLOO with the KL in the reward   0.001   k1 in the reward
     """
     rows = [("name", "versions", "trainer", "β", "KL"), *map(_row, presets())]
     return Page([Table(rows, "lllrl")]).to_text()

@@ -31,6 +31,8 @@ _IN_LOSS = {
     "gradient of the reverse KL(π‖π_ref)",
     "k3": "k3 is differentiated as it stands, not weighted by π/sg(π), and its mean derivative "
     "under samples of π is the gradient of the forward KL(π_ref‖π)",
+    "weighted-k1": "k1 carries the probability of its sample as the weight π/sg(π), and with it "
+    "the mean derivative is the gradient of the reverse KL(π‖π_ref)",
     "weighted-k3": "k3 carries the probability of its sample as the weight π/sg(π), and with it "
     "the mean derivative is the gradient of the reverse KL(π‖π_ref)",
     "absolute": "the mean derivative of |log π/π_ref| is that of twice the total variation",
@@ -254,8 +256,10 @@ def _objective(recipe: Recipe, direction: str) -> str:
 def _reward(recipe: Recipe, reward: str = "r") -> str:
     if recipe.reward_scale != 1:
         reward = f"{compact(recipe.reward_scale)} {reward}"
-    if recipe.reward_clip is not None:
-        reward = f"clip({reward}, ±{compact(recipe.reward_clip)})"
+    if recipe.reward_bounds:
+        low, high = recipe.reward_bounds
+        cut = f"±{compact(high)}" if low == -high else f"{compact(low)} … {compact(high)}"
+        reward = f"clip({reward}, {cut})"
     return reward
 
 
@@ -430,6 +434,11 @@ def _general(recipe: Recipe) -> list[str]:
     texts = []
     if recipe.length == "mean":
         texts.append("Each token weighs 1/|y|: where lengths differ, long answers count for less.")
+    if recipe.eos == "cut":
+        texts.append(
+            "The token that ends an answer is cut off before the loss: nothing holds its "
+            "probability to the reference's, and it is what the other tokens leave."
+        )
     if recipe.kl_length not in (None, recipe.length) and recipe.aim != "none":
         texts.append(
             "The KL is averaged over its own sequence and the reward over the batch: an answer "

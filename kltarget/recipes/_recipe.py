@@ -17,12 +17,15 @@ Aim = Literal["reverse", "forward", "total variation", "none"]
 _AIMS: dict[tuple[str, str], Aim] = {
     ("reward", "k1"): "reverse",
     ("loss", "k2"): "reverse",
+    ("loss", "weighted-k1"): "reverse",
     ("loss", "weighted-k3"): "reverse",
     ("loss", "k3"): "forward",
     ("loss", "absolute"): "total variation",
 }
+_IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
 _LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1}
 _MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus")
+_OF_ANY_SIGN = ("reward_clip_low",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Recipe:
             derivative; ``"loss"`` adds it to the loss, differentiates it as it stands and does not
             weigh it by the probability of the sample; ``"none"`` leaves it out.
         estimator: of the log-ratio ``ℓ``: ``"k1"`` is ``ℓ``, ``"k2"`` is ``ℓ²/2``, ``"k3"`` is
-            ``e^(−ℓ) − 1 + ℓ``, ``"weighted-k3"`` is k3 times ``π/sg(π)``, which is 1 but for its
-            derivative (in the loss only), ``"absolute"`` is ``|ℓ|``; ``"sampler"`` is half the
-            squared log-ratio to the policy that drew the sample instead of a reference (in the
-            loss only).
+            ``e^(−ℓ) − 1 + ℓ``, ``"weighted-k1"`` and ``"weighted-k3"`` are k1 and k3 times
+            ``π/sg(π)``, which is 1 but for its derivative (in the loss only), ``"absolute"`` is
+            ``|ℓ|``; ``"sampler"`` is half the squared log-ratio to the policy that drew the sample
+            instead of a reference (in the loss only).
         level: ``"sequence"`` applies the estimator to the log-ratio of the whole sequence,
             ``"token"`` to that of each token and sums. In the reward a token is then charged with
             the estimates from its own position on.
@@ -52,7 +55,8 @@ class Recipe:
             ``(G − 1)/G``; leaving it out does not.
         normalize: what the return less its baseline is divided by: ``"none"``; ``"group-std"``, the
             standard deviation of the group; ``"others-std"``, that of the others in the group
-            (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch.
+            (nothing is divided where it is 0); ``"batch-std"``, that of the whole batch, one
+            number over all its prompts.
         normalize_when: whether baseline and standard deviation are taken ``"after"`` a KL in the
             reward was charged, or ``"before"``, so that the KL is charged to normalised advantages.
         epsilon: added to the standard deviation.
@@ -64,15 +68,23 @@ class Recipe:
             needed.
         reward_scale: factor of the reward, before anything else.
         reward_clip: rewards are cut to between minus and plus this, after scaling.
+        reward_clip_low: what they are cut at from below, of any sign; minus ``reward_clip`` by
+            default.
         clip: ε of the clipped ratio of a policy to the one that drew the sample, as in PPO. It acts
             only if a batch is used for more than one update.
         clip_high: ε of the upper side, as ``clip`` by default.
-        updates_per_batch: gradient steps taken with the samples of one policy.
+        ratio_level: whether that ratio, and its clip, is one of each ``"token"`` or of the whole
+            ``"sequence"``, which needs ``level="sequence"``.
+        updates_per_batch: gradient steps taken with the samples of one policy. What is charged to
+            the reward stays that of the policy that drew them.
         log_ratio_clip: ``ℓ`` is cut to between minus and plus this before it is used.
         kl_clip: the estimate is cut likewise.
         length: how the tokens of a sequence count: ``"sum"`` adds them up, ``"mean"`` divides
             by its own number of tokens, ``"batch-mean"`` by the mean number of the batch.
         kl_length: the same for a KL in the loss; as ``length`` by default.
+        eos: whether the token that ends a sequence is ``"kept"`` or ``"cut"`` off by a sampler that
+            does not return it: then it is neither rewarded nor regularised, and counts in no
+            length. Needs ``level="token"``.
         entropy_bonus: coefficient of the entropy of each next-token distribution, added to what is
             ascended; no gradient flows through which prefixes are reached.
 
@@ -97,7 +109,7 @@ class Recipe:
     """
 
     place: Literal["reward", "loss", "none"] = "reward"
-    estimator: Literal["k1", "k2", "k3", "weighted-k3", "absolute", "sampler"] = "k1"
+    estimator: Literal["k1", "k2", "k3", "weighted-k1", "weighted-k3", "absolute", "sampler"] = "k1"
     level: Literal["sequence", "token"] = "sequence"
     baseline: Literal["none", "mean", "leave-one-out"] = "none"
     normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
@@ -109,13 +121,16 @@ class Recipe:
     beta: float | None = None
     reward_scale: float = 1.0
     reward_clip: float | None = None
+    reward_clip_low: float | None = None
     clip: float | None = None
     clip_high: float | None = None
+    ratio_level: Literal["token", "sequence"] = "token"
     updates_per_batch: int = 1
     log_ratio_clip: float | None = None
     kl_clip: float | None = None
     length: Literal["sum", "mean", "batch-mean"] = "sum"
     kl_length: Literal[None, "sum", "mean", "batch-mean"] = None
+    eos: Literal["kept", "cut"] = "kept"
     entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
@@ -127,20 +142,38 @@ class Recipe:
                     raise ValueError(f"{name} must be one of {listed}, got {value!r}")
             elif value is not None or type(None) not in choices:
                 asked = f"a number {'0 or more' if name in _MAY_BE_ZERO else 'above 0'}"
+                least = _LEAST.get(name, 0)
+                if name in _OF_ANY_SIGN:
+                    asked, least = "a finite number", -math.inf
                 if kind is int:
                     asked = f"an integer of {_LEAST[name]} or more"
                 if (
                     not isinstance(value, int if kind is int else (int, float))
                     or isinstance(value, bool)
                     or not math.isfinite(value)
-                    or value < _LEAST.get(name, 0)
+                    or value < least
                     or (value == 0 and asked.endswith("above 0"))
                 ):
                     raise ValueError(f"{name} must be {asked}, got {value!r}")
-        if self.place == "reward" and self.estimator in ("weighted-k3", "sampler"):
+        if self.place == "reward" and self.estimator in _IN_LOSS_ONLY:
             raise ValueError(
                 f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
                 "does not take: use place='loss'"
+            )
+        if self.ratio_level == "sequence" and self.level == "token":
+            raise ValueError(
+                "ratio_level='sequence' weighs a sequence by one number, level='token' gives each "
+                "token an advantage of its own: use level='sequence'"
+            )
+        if self.eos == "cut" and self.level == "sequence":
+            raise ValueError(
+                "eos='cut' leaves a token out, level='sequence' takes them together: use "
+                "level='token'"
+            )
+        if self.reward_bounds and self.reward_bounds[0] >= self.reward_bounds[1]:
+            raise ValueError(
+                f"reward_clip_low={self.reward_clip_low} must be below reward_clip="
+                f"{self.reward_clip}: rewards are cut to between them"
             )
         counted = (self.group_size or math.inf) - (self.normalize == "others-std")
         if self.normalize in ("group-std", "others-std") and self.ddof >= counted:
@@ -153,11 +186,11 @@ class Recipe:
     def aim(self) -> Aim:
         """What the expected gradient of the regulariser is that of, for any β above 0.
 
-        k1 in the reward, k2 in the loss and weighted k3 in the loss follow the gradient of the
-        reverse KL, k3 in the loss that of the forward KL, the absolute log-ratio in the loss that
-        of total variation with twice the coefficient. k1 in the loss has no expected gradient, nor
-        has the log-ratio to the sampler where the sampler is the policy itself. The others in the
-        reward follow no divergence's.
+        k1 in the reward, k2 in the loss and weighted k1 or k3 in the loss follow the gradient of
+        the reverse KL, k3 in the loss that of the forward KL, the absolute log-ratio in the loss
+        that of total variation with twice the coefficient. k1 in the loss has no expected
+        gradient, nor has the log-ratio to the sampler where the sampler is the policy itself. The
+        others in the reward follow no divergence's.
         """
         return _AIMS.get((self.place, self.estimator), "none")
 
@@ -165,6 +198,20 @@ class Recipe:
     def divergence(self) -> Divergence | None:
         """The KL whose gradient this is at sequence level, None if it is that of neither."""
         return {"reverse": ReverseKL(), "forward": ForwardKL()}.get(self.aim)
+
+    @property
+    def reward_bounds(self) -> tuple[float, float] | None:
+        """What rewards are cut to after scaling, from below and from above; None if they are not.
+
+        Example:
+            >>> from kltarget.recipes import Recipe
+            >>> Recipe(reward_clip=10.0).reward_bounds
+            (-10.0, 10.0)
+        """
+        if self.reward_clip is None and self.reward_clip_low is None:
+            return None
+        high = math.inf if self.reward_clip is None else self.reward_clip
+        return (-high if self.reward_clip_low is None else self.reward_clip_low), high
 
     @property
     def per_token(self) -> bool:

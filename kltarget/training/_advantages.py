@@ -25,9 +25,7 @@ _MOST_GROUPS = 200_000
 def shaped(recipe: Recipe, reward: Array) -> Array:
     """The reward as a trainer uses it: scaled, then cut."""
     reward = recipe.reward_scale * reward
-    if recipe.reward_clip is None:
-        return reward
-    return jnp.clip(reward, -recipe.reward_clip, recipe.reward_clip)
+    return jnp.clip(reward, *recipe.reward_bounds) if recipe.reward_bounds else reward
 
 
 def of_samples(

@@ -64,6 +64,7 @@ class PolicyGradient(Method):
             weights,
             log_sampler=None if fresh else grouped(log_sampler),
             lengths=grouped(known["lengths"]) if "lengths" in known else None,
+            trained=grouped(known["trained"]) if "trained" in known else None,
             groups=facts.get("groups"),
         ).sum()
 

@@ -104,7 +104,8 @@ class Sequences:
 
     def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples: the rows of what is known of all."""
-        which, names = self.space.index(samples), ("reward", "token_log_ref", "lengths", "log_ref")
+        names = ("reward", "token_log_ref", "lengths", "trained", "log_ref")
+        which = self.space.index(samples)
         return {name: facts[name][which] for name in names if name in facts}
 
 

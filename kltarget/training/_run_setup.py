@@ -204,7 +204,7 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
                 f"{name}={getattr(recipe, name)!r} of the recipe is for score functions: "
                 f"gradient='pathwise' needs {plain!r}"
             )
-    if recipe.place != "none" and recipe.estimator in ("weighted-k3", "sampler"):
+    if recipe.place != "none" and recipe.estimator in ("weighted-k1", "weighted-k3", "sampler"):
         raise ValueError(
             f"estimator={recipe.estimator!r} of the recipe is made for its own derivative: "
             "gradient='pathwise' needs 'k1', 'k2', 'k3' or 'absolute'"
@@ -214,12 +214,16 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
 def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
+    lengths = outcomes.lengths().astype(reward.dtype)
+    if recipe.eos == "cut" and isinstance(outcomes, Sequences) and outcomes.space.eos is not None:
+        extra["trained"] = (outcomes.all() != outcomes.space.eos).astype(reward.dtype)
+        lengths = jnp.maximum(extra["trained"].sum(-1), 1)
     if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
-        extra["lengths"] = outcomes.lengths().astype(reward.dtype)
+        extra["lengths"] = lengths
     if exactly and recipe.depends_on_groups:
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
-        if recipe.reward_clip is not None:
-            whole = np.clip(whole, -recipe.reward_clip, recipe.reward_clip)
+        if recipe.reward_bounds:
+            whole = np.clip(whole, *recipe.reward_bounds)
         groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))
         extra["groups"] = jax.tree.map(jnp.asarray, groups)
     return extra

@@ -134,6 +134,7 @@ def surrogate(
     *,
     log_sampler: Float[Array, "*batch N L"] | None = None,
     lengths: Float[Array, "*batch N"] | None = None,
+    trained: Float[Array, "*batch N L"] | None = None,
     groups: Any = None,
 ) -> Float[Array, "*batch N"]:
     """The contribution of each sequence to what a trainer's gradient ascends.
@@ -158,6 +159,8 @@ def surrogate(
         log_sampler: log-probabilities of the tokens under the policy that drew them, for more than
             one update per batch; by default the policy itself.
         lengths: number of tokens of each sequence, for recipes that divide by it.
+        trained: 1 for tokens that the loss knows of, 0 for those that a sampler has cut off; by
+            default all.
         groups: what an exact expectation over finite groups runs over.
 
     Returns:
@@ -188,6 +191,10 @@ def surrogate(
     sampler = log_probs if log_sampler is None else jnp.where(possible, log_sampler, log_probs)
     sampler = lax.stop_gradient(sampler)
     whole = possible.all(-1)
+    if trained is not None:
+        log_probs, log_ref, sampler = (
+            jnp.where(trained > 0, x, jnp.zeros_like(x)) for x in (log_probs, log_ref, sampler)
+        )
     zero = jnp.zeros_like(reward)
     reward = jnp.where(whole, shaped(recipe, reward), zero)
     if weights is None:
@@ -195,7 +202,9 @@ def surrogate(
     else:
         share = jnp.where(whole, lax.stop_gradient(weights), zero)
 
-    cost = estimate(recipe, log_probs, log_ref, sampler)
+    # A reward is what the drawn sample earned, whatever has been learned from it since.
+    drawn = sampler if recipe.place == "reward" else log_probs
+    cost = estimate(recipe, drawn, log_ref, sampler)
     beta = jnp.asarray(beta, log_probs.dtype)
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
@@ -210,8 +219,13 @@ def surrogate(
     )
     if before:
         advantage = advantage - toll
-    advantage = lax.stop_gradient(jnp.broadcast_to(advantage, log_probs.shape))
-    gain = _policy_term(recipe, advantage, log_probs, sampler, log_sampler is None).sum(-1)
+    fresh = log_sampler is None
+    if recipe.ratio_level == "sequence" and not fresh:
+        now, then = (x.sum(-1, keepdims=True) for x in (log_probs, sampler))
+    else:
+        now, then = log_probs, sampler
+    advantage = lax.stop_gradient(jnp.broadcast_to(advantage, now.shape))
+    gain = _policy_term(recipe, advantage, now, then, fresh).sum(-1)
     if recipe.entropy_bonus:
         # ½ log² π has the expected derivative of −H, as k2 that of the reverse KL.
         gain = gain - recipe.entropy_bonus / 2 * (kept * jnp.square(log_probs)).sum(-1)
@@ -235,7 +249,8 @@ def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -
     if recipe.estimator in simple:
         cost = simple[recipe.estimator](log_ratio)
     else:
-        cost = jnp.exp(log_probs - sampler) * k3(log_ratio)
+        weighed = k1 if recipe.estimator == "weighted-k1" else k3
+        cost = jnp.exp(log_probs - sampler) * weighed(log_ratio)
     return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
