@@ -1078,3 +1078,65 @@ def test_values_are_those_of_the_objective():
     np.testing.assert_allclose(target.objective_value, want, rtol=1e2 * FINE)
     np.testing.assert_allclose(target.effective_beta, 0.4, rtol=FINE)
     assert jnp.shape(target.expected_reward) == ()
+
+
+GROUP_FIELDS = [
+    Recipe("loss", "k2", baseline=baseline, normalize=normalize, ddof=ddof, epsilon=epsilon,
+           zero_std=zero_std, group_size=size)
+    for baseline in ("none", "mean", "leave-one-out")
+    for normalize, ddof, epsilon in (
+        ("none", 0, 0.0), ("group-std", 0, 0.1), ("group-std", 1, 1e-4),
+        ("others-std", 0, 0.1), ("batch-std", 0, 0.05),
+    )
+    for zero_std in ("keep", "drop")
+    for size in (2, 3, 4)
+    if not (normalize == "others-std" and size == 2)
+]  # fmt: skip
+
+
+def gradient_over_all_groups(recipe, reward, log_ref, log_probs, beta):
+    """By logit: every group of the sample and others, each as often as it is drawn."""
+    probs = np.exp(log_probs)
+    spread = np.sqrt(probs @ (reward - probs @ reward) ** 2) + recipe.epsilon
+    pull = np.zeros(len(probs))
+    for own in range(len(probs)):
+        for others in itertools.product(range(len(probs)), repeat=recipe.group_size - 1):
+            advantage, kept = advantage_in(recipe, reward[[own, *others]])
+            if recipe.normalize == "batch-std":
+                advantage = advantage / spread
+            cost = beta * kept * (log_probs[own] - log_ref[own])
+            pull[own] += np.prod(probs[list(others)]) * (advantage - cost)
+    return probs * (pull - probs @ pull)
+
+
+@pytest.mark.skipif(np.float64 != DTYPE, reason="gradients to the last digits")
+@pytest.mark.precise
+@pytest.mark.parametrize("recipe", GROUP_FIELDS, ids=range(len(GROUP_FIELDS)))
+def test_both_sides_against_every_group(recipe):
+    """Exact training and implied targets could share a mistake; neither wrote this sum."""
+    reward = np.array([1.0, 0.0, 0.3])
+    log_ref, log_probs = np.log([0.2, 0.5, 0.3]), np.log([0.35, 0.25, 0.4])
+    policy, rate, beta = TabularPolicy(3, 1), 1e-3, 1.7
+    run = fine_tune(
+        policy,
+        {"logits": jnp.array(log_probs)[None]},
+        jnp.array(reward),
+        recipe,
+        beta=beta,
+        learning_rate=rate,
+        num_steps=1,
+        optimizer=optax.sgd,
+        log_ref=jnp.array(log_ref),
+        history_every=None,
+        gradient_tol=0.0,
+    )
+    step = (np.asarray(run.params["logits"])[0] - log_probs) / rate
+    want = gradient_over_all_groups(recipe, reward, log_ref, log_probs, beta)
+    np.testing.assert_allclose(step, want, rtol=1e-8, atol=1e-10)
+    target = implied_target(recipe, reward, log_ref, beta=beta)
+    if target.status == kt.Status.OK:
+        there = np.asarray(target.log_probs)
+        left = gradient_over_all_groups(recipe, reward, log_ref, there, beta)
+        np.testing.assert_allclose(left, 0, atol=1e-8)
+    else:
+        assert target.status & (kt.Status.SATURATED | kt.Status.SEVERAL)
