@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from array import array
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,18 +71,25 @@ class Columns:
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
         self.completion, self.answer = Texts(), Texts()
-        self.unanswered = self.unrewarded = 0
+        self.session, self.turn = Codes(), array("q")
+        self.unrewarded = self.padding = 0
+        self.first_missing = ""
 
     def __len__(self) -> int:
         return len(self.position)
 
-    def add(self, rollout: Rollout, answer: str | None, source: str, position: int) -> None:
-        """Adds one, unless its group is missing though others have one."""
+    def add(
+        self, rollout: Rollout, answer: str | None, source: str, position: int, apart: bool = False
+    ) -> None:
+        """Adds one, unless its group is missing though others have one.
+
+        No group goes over several files, unless what names groups keeps them ``apart``.
+        """
         keyed = rollout.group is not None
         if len(self) and keyed != bool(self.group.of):
             raise BadRow(f"{'a' if keyed else 'no'} group, unlike the rows before it")
         if keyed:
-            self.group.append((rollout.step, rollout.group))
+            self.group.append((None if apart else source, rollout.step, rollout.group))
         for name in rollout.parts:
             if name not in self.parts:
                 self.parts[name] = array("d", [NAN]) * len(self)
@@ -94,7 +101,9 @@ class Columns:
         self.position.append(position if rollout.index is None else rollout.index)
         self.completion.append(rollout.completion)
         self.answer.append(answer)
-        self.unanswered += answer is None
+        self.session.append(rollout.session)
+        self.turn.append(-1 if rollout.turn is None else rollout.turn)
+        self.padding += rollout.padding
         self.unrewarded += rollout.reward is None
         for name, values in self.numbers.items():
             value = getattr(rollout, name)
@@ -128,7 +137,21 @@ class Columns:
                 note = f"num_generations={size} is a guess from runs of equal prompts {why}"
                 return _prompt_groups.blocks(position, source, step, size), note
         note = "groups are a guess: all completions of one prompt at one step"
-        return _prompt_groups.first_seen(step, prompt), note
+        return _prompt_groups.first_seen(source, step, prompt), note
+
+    def sessions(self) -> np.ndarray | None:
+        """A code for the session of every row, None if none was named."""
+        if not set(self.session.of) - {None}:
+            return None
+        codes = np.array(self.session.codes)
+        return np.where(codes == self.session.of.get(None, -1), -1, codes)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Makes the reward the weighted sum of its parts; those of no weight are none."""
+        self.parts = {name: part for name, part in self.parts.items() if weights[name]}
+        parts = np.stack([weights[name] * np.array(part) for name, part in self.parts.items()])
+        total = np.where(np.isnan(parts).all(0), NAN, np.nansum(parts, 0))
+        self.numbers["reward"] = array("d", total.tolist())
 
     def frame(self, group_id: np.ndarray) -> pd.DataFrame:
         import pandas as pd

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from kltarget._core.column_names import first_called
 from kltarget._core.rows import (
     Fault,
     FileError,
@@ -65,14 +66,15 @@ class RawTable:
     ) -> str | None:
         """As ``find``, but None if there is no such column; those taken are not guessed again."""
         if given is not None:
+            if given not in self.columns and simple_name(given) in map(simple_name, self.columns):
+                return first_called(self.columns, [simple_name(given)])
             if given not in self.columns:
                 raise TableError(
                     f"{self.path}: there is no {role} column {given!r}: "
                     f"the columns are {self.listing()}"
                 )
             return given
-        simple = {simple_name(column): column for column in self.columns if column not in taken}
-        return next((simple[name] for name in known if name in simple), None)
+        return first_called(self.columns, known, taken)
 
     def called(self, known: Collection[str]) -> list[str]:
         """The columns whose names are known."""

@@ -32,19 +32,14 @@ from typing import Any
 
 import numpy as np
 
+from kltarget._core.column_names import OUTCOME_NAMES, REWARD_NAMES
 from kltarget._core.rows import as_number, shown
 from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
-# Names that are recognised, in order of preference; compared in lower case with - and blanks read
-# as _.
-OUTCOME_NAMES = (
-    *("outcome", "answer", "completion", "response", "output"),
-    *("text", "word", "token", "label", "name"),
-)
-REWARD_NAMES = ("reward", "rewards", "score", "r", "correct", "is_correct")
+# Names that are recognised, in order of preference.
 LOG_REF_NAMES = (
-    *("log_ref", "ref_logp", "ref_logprob", "ref_log_prob"),
+    *("log_ref", "ref_logp", "ref_logprob", "ref_log_prob", "reference_logp"),
     *("logp", "logprob", "log_prob", "log_probability"),
 )
 PROB_NAMES = ("ref_prob", "ref_probability", "pi_ref", "probability", "prob", "p", "ref")
