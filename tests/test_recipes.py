@@ -60,6 +60,9 @@ def test_the_wanted_trainers_are_there():
 
 
 FACTS = [
+    ("trl-grpo==0.14.0", {"beta": 0.04, "estimator": "k3", "length": "mean", "clip": None}),
+    ("trl-grpo==0.18.2", {"beta": 0.04, "estimator": "k3", "length": "batch-mean", "clip": 0.2}),
+    ("trl-grpo==0.19.0", {"beta": 0.0, "estimator": "k3", "length": "batch-mean"}),
     ("trl-grpo==1.9.2", {"beta": 0.0, "place": "loss", "estimator": "k3", "level": "token"}),
     ("trl-grpo==1.10.0", {"beta": 0.0, "place": "loss", "estimator": "weighted-k3"}),
     ("trl-grpo==1.16.0", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
@@ -286,7 +289,7 @@ def test_versions_are_compared_by_release():
     assert recipe("trl-grpo") == new
     for same in ("1.10.0", "v1.10", "1.10.0rc1", "1.10.post1", "1.10.0+cu12", "2", "1.16.0"):
         assert recipe(f"trl-grpo=={same}") == new, same
-    for same in ("1.9.2.0", "1.9", "0.1", "1.9.2.dev0", "1.8.10"):
+    for same in ("1.9.2.0", "1.9", "0.19", "1.9.2.dev0", "1.8.10"):
         assert recipe(f"trl-grpo == {same}") == old, same
     assert recipe("nemo-rl==0.6.99") == recipe("nemo-rl==0.6")
     assert recipe("trl-rloo==0.0.1") == recipe("trl-rloo")
@@ -294,7 +297,7 @@ def test_versions_are_compared_by_release():
 
 @pytest.mark.parametrize("entry", ALL)
 def test_an_entry_is_found_by_the_versions_it_names(entry):
-    bound = entry.versions.lstrip("<>= ")
+    bound = entry.versions.split(",")[0].lstrip("<>= ")
     if entry.versions.startswith(("<=", ">=")):
         assert recipes.preset(f"{entry.name}=={bound}") is entry
     newest = [other for other in recipes.presets() if other.name == entry.name][-1]
@@ -318,8 +321,9 @@ def test_fields_are_overridden():
         (
             "trl-grpo==1.9.3",
             {},
-            "no preset 'trl-grpo' covers version 1.9.3: they cover <=1.9.2 and",
+            "no preset 'trl-grpo' covers version 1.9.3: they cover >=0.14, <0.16 and",
         ),
+        ("trl-grpo==0.13", {}, "no preset 'trl-grpo' covers version 0.13: they cover >=0.14"),
         ("trl-ppo==1.16", {}, "no preset 'trl-ppo' covers version 1.16: they cover <1.16"),
         ("trl-grpo==new", {}, "'new' in 'trl-grpo==new' is not a version such as 1.9.2"),
         ("trl-grpo==", {}, "'' in 'trl-grpo==' is not a version"),
@@ -351,7 +355,24 @@ KEYS = {
     "keys": dict,
 }
 # A release below, at and above every bound there is.
-RELEASES = ["0", "0.1.6", "0.1.7", "0.6.9", "0.7", "1.9.2", "1.9.3", "1.10", "1.15.9", "1.16", "9"]
+RELEASES = [
+    "0",
+    "0.1.6",
+    "0.1.7",
+    "0.6.9",
+    "0.7",
+    "0.14",
+    "0.15.2",
+    "0.16",
+    "0.18.2",
+    "0.19",
+    "1.9.2",
+    "1.9.3",
+    "1.10",
+    "1.15.9",
+    "1.16",
+    "9",
+]
 
 
 @pytest.mark.parametrize("file", sorted(TRAINERS.glob("*.toml")), ids=lambda file: file.stem)
@@ -445,7 +466,7 @@ def test_page_of_a_trainer_that_divides_by_the_std(capsys):
     code, out, err = _run(capsys, "trl-grpo==1.9.2", "--beta", 0.04)
     assert (code, err) == (0, "")
     for phrase in (
-        "trl-grpo: TRL GRPO, versions <=1.9.2\n",
+        "trl-grpo: TRL GRPO, versions >=0.19, <=1.9.2\n",
         "maximise E_π[A(y)] − β E_π[Σ_t KL(π_ref‖π)(s_t)], A = (r − mean)/(std + 1e-4)\n",
         "KL            forward, KL(π_ref‖π): ",
         "effective β   β G/(G − 1) (σ + 1e-4) = 0.02305, ",
@@ -483,7 +504,7 @@ def test_page_of_a_trainer_without_target(capsys):
 
 @pytest.mark.parametrize("entry", ALL)
 def test_every_page_fits(capsys, entry):
-    version = entry.versions.lstrip("<>= ").replace("*", "")
+    version = entry.versions.split(",")[0].lstrip("<>= ").replace("*", "")
     version = "" if entry.versions.startswith("<") and "=" not in entry.versions else version
     name = f"{entry.name}=={version}" if version else entry.name
     code, out, err = _run(capsys, name)
@@ -499,7 +520,7 @@ def test_two_side_by_side(capsys):
     )
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["trl-grpo", "<=1.9.2", "trl-grpo", ">=1.10"]
+    assert lines[0].split() == ["trl-grpo", ">=0.19,", "<=1.9.2", "trl-grpo", ">=1.10"]
     marked = [line[2:].split("  ")[0] for line in lines if line.startswith("≠ ")]
     assert marked == [
         *("objective", "KL", "critical β", "target", "estimator"),

@@ -141,7 +141,7 @@ def presets() -> tuple[Preset, ...]:
     Example:
         >>> from kltarget import recipes
         >>> [entry.versions for entry in recipes.presets() if entry.name == "trl-grpo"]
-        ['<=1.9.2', '>=1.10']
+        ['>=0.14, <0.16', '>=0.16, <0.19', '>=0.19, <=1.9.2', '>=1.10']
     """
     folder = importlib.resources.files("kltarget.recipes").joinpath("trainers")
     files = sorted((x for x in folder.iterdir() if x.name.endswith(".toml")), key=lambda x: x.name)

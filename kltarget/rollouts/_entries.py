@@ -151,7 +151,7 @@ def split_row(row: Row, prompt: str, completion: str, position: int) -> list[Row
     if isinstance(said, str) and said.startswith("["):
         row = _with_literals(row, completion)
         said = row.get(completion)
-    if not _is_several(said):
+    if not isinstance(said, list) or not _is_several(said):
         return [row]
     split = [
         name

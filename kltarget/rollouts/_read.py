@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def read_rollouts(
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
-    frame = gathered.frame(group_id)
+    frame: Any = gathered.frame(group_id)
     frame, dropped = _own_rollouts(frame, gathered, rule, some(files))
 
     if found.renamed:
@@ -154,7 +154,7 @@ def read_rollouts(
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
     notes += [grouped, *dropped]
     num_answers = len(frame["answer"].dropna().unique())
-    unanswered = int(frame["answer"].isna().sum())
+    unanswered = int(frame["answer"].isna().to_numpy().sum())
     named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
     missing = f", {unanswered:,} of {len(frame):,} completions without one"
     notes.append(named + (missing if unanswered else ""))
@@ -194,7 +194,7 @@ def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights |
 
 
 def _own_rollouts(
-    frame: pd.DataFrame, gathered: Columns, rule: Rule, where: str
+    frame: Any, gathered: Columns, rule: Rule, where: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """The frame without rows that are no rollouts of their own or have no reward, and why."""
     notes, size = [], len(frame)

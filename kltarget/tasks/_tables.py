@@ -50,6 +50,8 @@ UNSEEN = "(unseen)"
 
 # Masses that miss one by less than this are taken for rounding and not reported as missing.
 _ROUNDING = 1e-6
+# Tables have logarithms of a few decimals.
+_ROUNDED_LOGS = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +193,12 @@ def read_table(
         notes.append(f"{source} (total {total:,.10g})")
     elif log_total > _ROUNDING:
         hint = "" if log_total < 0.01 else "; is each row a different outcome of one prompt?"
+        base = _other_base(log_mass) if kind == "log_ref" and hint else None
+        if base is not None:
+            hint = (
+                f"; as logarithms of base {base} they sum to 1: multiply them by "
+                f"ln {base} = {math.log(base):.6g}, natural ones are read"
+            )
         notes.append(f"{source}: masses sum to {total:.6g}, more than one: normalised{hint}")
     elif log_total < -_ROUNDING:
         missing = -math.expm1(log_total)
@@ -235,6 +243,15 @@ def read_table(
         notes=tuple(notes),
         missing_mass=missing,
     )
+
+
+def _other_base(log_mass: np.ndarray) -> int | None:
+    """The base of which log-probabilities add up to one, if it is a usual one but not e."""
+    for base in (10, 2):
+        scaled = log_mass * math.log(base)
+        if abs(math.expm1(float(np.logaddexp.reduce(scaled)))) < _ROUNDED_LOGS:
+            return base
+    return None
 
 
 def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
