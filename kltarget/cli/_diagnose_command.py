@@ -35,7 +35,11 @@ def add_to(commands: Any) -> None:
     )
     add = options_of(diagnose)
     diagnose.add_argument(
-        "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
+        "paths",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="files or folders of rollouts, - for standard input",
     )
     add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
     add(

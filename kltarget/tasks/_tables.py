@@ -193,18 +193,14 @@ def read_table(
         notes.append(f"{source} (total {total:,.10g})")
     elif log_total > _ROUNDING:
         hint = "" if log_total < 0.01 else "; is each row a different outcome of one prompt?"
-        base = _other_base(log_mass) if kind == "log_ref" and hint else None
-        if base is not None:
-            hint = (
-                f"; as logarithms of base {base} they sum to 1: multiply them by "
-                f"ln {base} = {math.log(base):.6g}, natural ones are read"
-            )
+        hint = _hint_of_base(log_mass, kind) or hint
         notes.append(f"{source}: masses sum to {total:.6g}, more than one: normalised{hint}")
     elif log_total < -_ROUNDING:
         missing = -math.expm1(log_total)
         fate = "normalised away"
         if unseen_reward is not None:
             fate = f"kept as {UNSEEN!r}, reward {unseen_reward:g}"
+        fate += _hint_of_base(log_mass, kind)
         notes.append(f"{source}: masses sum to {total:.6g}, missing mass {missing:.6g} {fate}")
     else:
         notes.append(source)
@@ -245,13 +241,16 @@ def read_table(
     )
 
 
-def _other_base(log_mass: np.ndarray) -> int | None:
-    """The base of which log-probabilities add up to one, if it is a usual one but not e."""
-    for base in (10, 2):
+def _hint_of_base(log_mass: np.ndarray, kind: str) -> str:
+    """What to say of log-probabilities that sum to one if they are of a usual base, but not e."""
+    for base in (10, 2) if kind == "log_ref" else ():
         scaled = log_mass * math.log(base)
         if abs(math.expm1(float(np.logaddexp.reduce(scaled)))) < _ROUNDED_LOGS:
-            return base
-    return None
+            return (
+                f"; as logarithms of base {base} they sum to 1: multiply them by "
+                f"ln {base} = {math.log(base):.6g}, natural ones are read"
+            )
+    return ""
 
 
 def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:
