@@ -50,7 +50,8 @@ def read_rollouts(
             same rollouts, are left out with a note, and that "generic" files beside a trainer's
             are left out.
         columns: For files of your own: the file's name of each canonical column, for example
-            `{"completion": "response"}`. Rewards that are to be added are given as a list.
+            `{"completion": "text"}`, in any case. Rewards that are to be added are given as a list.
+            Usual names, such as `response`, `score` and `global_step`, need not be given.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
             without white space at its end. "number": its last number, `1,200.50` as `1200.5`.
             "boxed": the content of its last `\boxed{…}` whose braces balance. "answer": that of its
@@ -80,7 +81,7 @@ def read_rollouts(
         `prompt`            category  text; a chat's messages, with roles if there are several
         `completion`        string    text; of a chat what the assistant says
         `answer`            string    NA where the rule finds none
-        `reward`            float64   total reward; NaN only in formats that have none
+        `reward`            float64   total reward; NaN only where no rewards are logged
         `ref_logp`, `logp`  float64   natural, by the reference and by the policy that sampled
         `num_tokens`        float64   tokens of the completion, NaN if not logged
         `advantage`         float64   of the sequence, or the mean of its tokens'; NaN if not logged
@@ -91,10 +92,13 @@ def read_rollouts(
 
     Raises:
         RolloutError: If a file is none of the formats, or a row cannot be read: a broken line, text
-            that is not UTF-8, a reward that is missing, NaN or +inf, a positive log-probability, or
-            groups that do not fit. The message is one line naming file and line. Pickles are never
-            opened.
-        ImportError: If a Parquet file is read and pyarrow is not installed.
+            that is not UTF-8, a reward of +inf, a positive log-probability, or groups that do not
+            fit; or if no row has a reward though there is a column of them. The message is one line
+            naming file and line. Pickles are never opened.
+        ImportError: If a Parquet or Arrow file is read and pyarrow is not installed.
+
+    Rows without a reward are left out and counted in the notes. Groups and runs go over no two
+    files; the outputs of one session, and steps that train on one generation, are one rollout.
 
     Example:
         >>> import pathlib, tempfile

@@ -1,7 +1,7 @@
 r"""Read a problem from a table: one row per outcome, with its reward and its reference probability.
 
-CSV, TSV, JSON, JSON Lines and Parquet are read. Which column is which is guessed from the names
-unless it is said; every guess is kept as a line of text in ``Table.notes``.
+CSV, TSV, JSON, JSON Lines, Parquet and Arrow are read. Which column is which is guessed from the
+names unless it is said; every guess is kept as a line of text in ``Table.notes``.
 
 Rows are counted from 1 and the header is not a row; where the two differ, messages give the line of
 the file too.
@@ -113,7 +113,8 @@ def read_table(
 
     Args:
         path: a ``.csv``, ``.tsv``, ``.json`` (a list of records or an object of columns),
-            ``.jsonl`` or ``.parquet`` file.
+            ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather`` file; those of text may be packed
+            (``.csv.gz``).
         outcome: column of the outcomes' labels. A label may occur once only.
         reward: column of the rewards, in any real unit: numbers, ``-inf``, or true/false for 1 and
             0.
