@@ -163,6 +163,41 @@ def test_usual_names_in_any_case(tmp_path):
     assert read_table(table, outcome="output").labels == ("yes", "no")
 
 
+def test_conversations_and_rewards_of_several_shapes(tmp_path):
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": said, "reward": 1}]
+    rollouts = read_rollouts(lines(tmp_path / "a.jsonl", rows))
+    assert rollouts[["prompt", "completion"]].iloc[0].tolist() == ["q", "a"]
+    rows = [{**ROWS[0], "reward": {"acc": 1.0, "style": 0.5}}, {**ROWS[0], "reward": {"acc": None}}]
+    rollouts = read_rollouts(lines(tmp_path / "b.jsonl", rows))
+    assert rollouts["reward"].tolist() == [1.5]
+    assert rollouts["reward/style"].tolist() == [0.5]
+    rows = [{**ROWS[0], "reward": [0, 0, 0.5, 1]}]
+    assert read_rollouts(lines(tmp_path / "c.jsonl", rows))["reward"].tolist() == [1.5]
+
+
+def test_the_delimiter_is_what_parts_most_names(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt;completion;so, why;reward\nq;a, b;x;1\n")
+    assert read_rollouts(path)["completion"].tolist() == ["a, b"]
+    path.write_text('prompt,completion,"a;b;c;d;e",reward\nq,a,x,1\n')
+    assert read_rollouts(path)["reward"].tolist() == [1]
+
+
+def test_blocks_that_lost_rows_are_no_smaller_blocks(tmp_path):
+    """Two of 24 rows lost leave runs of 2 and 4, in which no group is of 2."""
+    rows = [
+        {"step": 1, "prompt": f"q{i // 4}", "completion": str(i), "r": float(i % 3 == 0)}
+        for i in range(24)
+    ]
+    for row in rows:
+        same = [x["r"] for x in rows if x["prompt"] == row["prompt"]]
+        row["advantage"] = row["r"] - sum(same) / 4
+    path = tmp_path / "completions_00001.parquet"
+    pd.DataFrame(rows[:9] + rows[11:]).to_parquet(path)
+    assert group_sizes(read_rollouts(path)) == [4, 4, 2, 4, 4, 4]
+
+
 def test_lists_of_records_and_tables_of_trackers():
     assert read_rollouts(CASES / "p10_list.json")["reward"].tolist() == [1.0, 0.0]
     rollouts = read_rollouts(CASES / "p11_trackio.table.json")
@@ -372,6 +407,12 @@ def test_the_usual_size_of_groups():
     assert found.recipe.group_size == 4
     assert found["effective_beta"].value == pytest.approx(0.0267, abs=1e-4)
     assert any("4, the largest and usual size, counts" in note for note in found.notes)
+
+
+def test_few_rewards_of_few_rollouts_do_not_show_what_is_right(tmp_path):
+    rows = [{**ROWS[0], "completion": str(i), "reward": x} for i, x in enumerate([0.1, 0.5, 0.9])]
+    found = diagnose(read_rollouts(lines(tmp_path / "x.jsonl", rows)), "trl-grpo", beta=0.04)
+    assert found["pass@1"].refused
 
 
 @pytest.mark.parametrize("name", ["d06_cont.csv", "d11_allzero.csv"])

@@ -27,6 +27,7 @@ STEP_NAMES = (
     *("iteration", "iter", "update"),
 )
 ADVANTAGE_NAMES = ("advantage", "advantages", "adv")
+CHAT_NAMES = ("messages", "conversation", "conversations", "trajectory")
 GROUP_NAMES = ("group_id", "group")
 POLICY_NAMES = ("logp", "logprob", "log_prob", "log_probability", "old_logp", "policy_logp")
 REFERENCE_NAMES = ("ref_logp", "ref_logprob", "ref_log_prob", "log_ref", "reference_logp")

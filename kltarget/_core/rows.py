@@ -197,10 +197,10 @@ class RowFile:
                 head.append(line)
                 if line.strip():
                     break
-            if head and delimiter not in head[-1]:
-                known = (";", "\t", ",", "|")
-                self.delimiter = next((d for d in known if d in head[-1]), None)
-                delimiter = self.delimiter or delimiter
+            if head:
+                found = _delimiter_of(head[-1], delimiter)
+                self.delimiter = None if found == delimiter else found
+                delimiter = found
         reader = csv.reader(itertools.chain(head, text), delimiter=delimiter, strict=True)
         number, end = 0, 0
         while True:
@@ -232,6 +232,16 @@ class RowFile:
                 yield number, start, fault
             else:
                 yield number, start, dict(zip(self.columns, entries, strict=True))
+
+
+def _delimiter_of(header: str, usual: str) -> str:
+    """What parts most names of a header; where none does better, the usual one."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    known = [usual, *(d for d in (";", "\t", ",") if d != usual), "|"]
+    counts = [bare.count(d) for d in known]
+    # A bar is rare as a delimiter, but not in names.
+    counts[-1] = 0 if any(counts[:-1]) else counts[-1]
+    return known[counts.index(max(counts))]
 
 
 def columns_in(path: pathlib.Path) -> list[str]:

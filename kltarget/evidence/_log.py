@@ -211,13 +211,13 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
 def evident_threshold(log: Log) -> float | None:
     """The reward of right answers, where rewards alone show it; None where they do not.
 
-    They do if there are two rewards, or a few, or if most prompts share their best one. Rewards
-    that never differ, and those of which each prompt has its own, do not say what is right.
+    They do if there are two rewards, or a few that recur, or if most prompts share their best one.
+    Rewards that never differ, and those of which each prompt has its own, do not say what is right.
     """
     values = np.unique(log.reward)
     if len(values) < 2:
         return None
-    if len(values) <= _FEW_REWARDS:
+    if len(values) == 2 or (len(values) <= _FEW_REWARDS and len(log) >= 2 * len(values)):
         return float(values[-1])
     best = np.full(len(log.prompts), -np.inf)
     np.maximum.at(best, log.prompt, log.reward)

@@ -40,12 +40,22 @@ def number_in(row: Mapping[str, Any], column: str) -> float:
 def reward_in(row: Mapping[str, Any], column: str) -> float:
     """A reward, NaN where none was given."""
     entry = row.get(column)
+    if isinstance(entry, list) and entry and all(isinstance(x, int | float) for x in entry):
+        return math.fsum(entry)  # one per token
     if entry is None or entry != entry or str(entry).strip().lower() in _NO_NUMBER:
         return NAN
     try:
         return as_reward(entry)
     except ValueError as error:
         raise BadRow(f"column {column!r}: no reward: {error}") from None
+
+
+def named_rewards(row: Mapping[str, Any], column: str) -> dict[str, float] | None:
+    """The rewards by name that are the entry of a column; None if it is no such entry."""
+    entry = row.get(column)
+    if not isinstance(entry, dict) or not entry:
+        return None
+    return {str(name): reward_in(entry, name) for name in entry}
 
 
 def numbers_among(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, float]:
@@ -139,6 +149,14 @@ def is_chat(entry: Any) -> bool:
         and len(entry) > 0
         and all(isinstance(message, dict) and "role" in message for message in entry)
     )
+
+
+def chat_in(row: Row, column: str) -> tuple[str, str]:
+    """Prompt and completion of a conversation."""
+    entry = row.get(column)
+    if not isinstance(entry, list) or not is_chat(entry):
+        raise BadRow(f"column {column!r}: not a list of messages with roles")
+    return split_chat(entry)
 
 
 def split_row(row: Row, prompt: str, completion: str, position: int) -> list[Row]:

@@ -25,8 +25,8 @@ AS_CALLED = {
 MADE_UP = frozenset({"prompt_id", "sample_id", "group_id", "source"})
 
 _PER_TOKEN = (
-    ("token_logps", "token_logprobs", "logprobs", "old_log_probs"),
-    ("ref_token_logps", "ref_token_logprobs", "ref_logprobs", "ref_log_probs"),
+    ("token_logps", "token_logprobs", "logps", "logprobs", "log_probs", "old_log_probs"),
+    ("ref_token_logps", "ref_token_logprobs", "ref_logps", "ref_logprobs", "ref_log_probs"),
 )
 IDS_ALONE = "texts are token ids, separated by spaces: the file has no others"
 

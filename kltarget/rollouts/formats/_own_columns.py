@@ -41,6 +41,9 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
     parts = () if isinstance(rewards, str) else tuple(rewards)
     prompt, completion = columns["prompt"], columns["completion"]
     by_id = prompt not in present and "prompt_id" in present
+    chat = None
+    if not {prompt, completion} & set(present) and not {"prompt", "completion"} & set(names):
+        chat = usual.first_called(present, usual.CHAT_NAMES)
     named = [column for column in names.values() if isinstance(column, str)]
     # In other files, what is called the answer is more likely the right one than the completion's.
     answered = set(present) >= MADE_UP or "answer" in names
@@ -57,13 +60,20 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
         for name in logged:
             amounts[name.removeprefix("reward/")] = entries.number_in(row, name)
         amounts |= entries.numbers_among(row, found)
-        if parts or columns["reward"] not in present:
+        several = None if parts else entries.named_rewards(row, columns["reward"])
+        if several is not None:
+            amounts |= several
+            amount = added_up(several.values())
+        elif parts or columns["reward"] not in present:
             amount = added_up(amounts.values()) if parts or logged or found else None
         else:
             amount = entries.reward_in(row, columns["reward"])
-        text = entries.completion_in(row, completion)
+        if chat is None:
+            asked, text = entries.prompt_in(row, prompt), entries.completion_in(row, completion)
+        else:
+            asked, text = entries.chat_in(row, chat)
         return Rollout(
-            entries.prompt_in(row, prompt),
+            asked,
             text,
             reward=amount,
             step=entries.whole_in(row, columns["step"]),
@@ -77,15 +87,16 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
             **log_probs_in(row, columns),
         )
 
+    asking = {chat} if chat else {completion} if by_id else {completion, prompt}
     return Format(
         "generic",
         ("parquet", "arrow", "jsonl", "json", "csv", "tsv"),
-        frozenset({completion, *parts, *named} | (set() if by_id else {prompt})),
+        frozenset({*parts, *named, *asking}),
         read,
         step_pattern=_STEP,
         prompt=prompt,
         completion=completion,
-        guessed=bool(found),
+        guessed=not parts,
         renamed=tuple(
             (role, column)
             for role, column in columns.items()
