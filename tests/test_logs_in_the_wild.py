@@ -163,6 +163,17 @@ def test_usual_names_in_any_case(tmp_path):
     assert read_table(table, outcome="output").labels == ("yes", "no")
 
 
+def test_advantages_show_groups_in_files_of_ones_own(tmp_path):
+    rows = [
+        {**ROWS[0], "completion": str(i), "reward": float(i == 0), "advantage": a}
+        for i, a in enumerate([0.5, -0.5, 0.0, 0.0, 0.3, -0.3])
+    ]
+    assert group_sizes(read_rollouts(lines(tmp_path / "x.jsonl", rows))) == [2, 2, 2]
+    for row in rows:
+        row["advantage"] = 1.0
+    assert group_sizes(read_rollouts(lines(tmp_path / "x.jsonl", rows))) == [6]
+
+
 def test_conversations_and_rewards_of_several_shapes(tmp_path):
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": said, "reward": 1}]
@@ -283,10 +294,33 @@ def test_weights_are_found_again(tmp_path, weights, normalized):
     right = pd.DataFrame(rows)[["r0", "r1", "r2"]].to_numpy() @ np.array(weights, float)
     largest = max(map(abs, weights))
     assert rollouts["reward"].to_numpy() == pytest.approx(right / largest, abs=2e-3)
+    rounded = pd.DataFrame(rows)
+    rounded["advantage"] = rounded["advantage"].round(2)
+    rounded.to_parquet(path)
+    assert read_rollouts(path)["reward"].to_numpy() == pytest.approx(right / largest, abs=0.05)
     # Without the advantages, all that is logged counts.
     pd.DataFrame(rows).assign(advantage=0.0).to_parquet(path)
     plain = pd.DataFrame(rows)[["r0", "r1", "r2"]].sum(axis=1)
     assert read_rollouts(path)["reward"].to_numpy() == pytest.approx(plain.to_numpy())
+
+
+def test_rewards_that_are_normalised_one_by_one_fit_no_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for prompt in "abcdef":
+        values = rng.integers(0, 2, (8, 2)).astype(float)
+        values[:2] = [[0, 1], [1, 0]]
+        advantage = ((values - values.mean(0)) / values.std(0, ddof=1)).sum(1)
+        for (r0, r1), a in zip(values, advantage, strict=True):
+            rows.append({"step": 1, "prompt": prompt, "completion": "x", "r0": r0, "r1": r1})
+            rows[-1]["advantage"] = a
+    path = tmp_path / "completions_00001.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    rollouts = read_rollouts(path)
+    assert noted(rollouts, "the logged advantages fit no weights of the rewards: each counts as 1")
+    pd.DataFrame(rows).astype({"r0": int, "r1": int}).to_parquet(path)
+    whole = read_rollouts(path)
+    assert whole["reward"].tolist() == rollouts["reward"].tolist()
 
 
 def test_parts_are_added(capsys):

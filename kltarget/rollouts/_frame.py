@@ -129,10 +129,10 @@ class Columns:
             groups = _prompt_groups.blocks(position, source, step, num_generations)
             _prompt_groups.check_blocks(groups, prompt, num_generations, whole)
             return groups, f"groups are blocks of {num_generations} rows, as given"
-        if grouping == "blocks":
-            advantage = np.asarray(self.numbers["advantage"])
+        advantage = np.asarray(self.numbers["advantage"])
+        if grouping == "blocks" or np.isfinite(advantage).all():
             size, confirmed = _prompt_groups.guess_size(position, source, step, prompt, advantage)
-            if size > 1:
+            if size > 1 and (confirmed or grouping == "blocks"):
                 why = "and advantages that sum to zero" if confirmed else "alone"
                 note = f"num_generations={size} is a guess from runs of equal prompts {why}"
                 return _prompt_groups.blocks(position, source, step, size), note

@@ -13,9 +13,10 @@ from kltarget.rollouts.formats._reward_parts import is_called_reward
 
 Weights = Mapping[str, float] | Sequence[float]
 
-# What advantages of 32 bits leave of a share that is zero.
-_FITS = 1e-5
+# What advantages of 32 bits leave of a share that is zero, and those of two decimals.
+_EXACT, _ROUNDED = 1e-8, 1e-4
 _NOTHING = 1e-3
+_BALANCED = 1e-2
 _MOST = 0.75
 
 
@@ -52,7 +53,7 @@ def told_weights(
     values, target = np.nan_to_num(values[kept]), advantage[kept]
     values = values - _means(values, code)[code]
     level = _means(target[:, None], code)[:, 0]
-    balanced = np.abs(level) <= _NOTHING * _means(np.abs(target)[:, None], code)[:, 0]
+    balanced = np.abs(level) <= _BALANCED * _means(np.abs(target)[:, None], code)[:, 0]
     target = target - level[code]
     varying = (values**2).sum(0) > 1e-12 * max(float((values**2).sum()), 1e-300)
     names = np.array(list(parts), object)[varying]
@@ -101,9 +102,17 @@ def _proportional(
     across = values - along[code] * target[:, None]
     inner, outer = across.T @ across, values.T @ values
 
-    def fits(weights: np.ndarray) -> bool:
+    def miss(weights: np.ndarray) -> float:
         size = float(weights @ outer @ weights)
-        if not size > 0 or float(weights @ inner @ weights) > _FITS * size:
+        return float(weights @ inner @ weights) / size if size > 0 else np.inf
+
+    scale = np.sqrt(np.diag(outer))
+    _, vectors = np.linalg.eigh(inner / np.outer(scale, scale))
+    best = vectors[:, 0] / scale
+    allowed = min(_ROUNDED, max(_EXACT, 4 * miss(best)))
+
+    def fits(weights: np.ndarray) -> bool:
+        if miss(weights) > allowed:
             return False
         ahead = along @ weights
         return bool((ahead >= -_NOTHING * np.abs(ahead).max()).all())
@@ -118,12 +127,10 @@ def _proportional(
             return weights
     if _num_tested(values, code) < count + 1:
         return None
-    scale = np.sqrt(np.diag(outer))
-    _, vectors = np.linalg.eigh(inner / np.outer(scale, scale))
-    weights = vectors[:, 0] / scale
-    weights = weights / weights[np.abs(weights).argmax()]
-    weights[np.abs(weights) < _NOTHING] = 0
-    for candidate in (np.round(weights, 4), weights, -np.round(weights, 4), -weights):
+    best = best / best[np.abs(best).argmax()]
+    best[np.abs(best) < _NOTHING] = 0
+    rounded = [*(np.round(best, digits) for digits in (1, 2, 3, 4)), best]
+    for candidate in (sign * weights for weights in rounded for sign in (1, -1)):
         if fits(candidate):
             return candidate
     return None

@@ -13,15 +13,18 @@ from kltarget.rollouts.formats._reward_parts import NO_REWARDS
 
 
 def _read_trl(row: Row, path: pathlib.Path) -> Rollout:
-    # Parquet keeps apart floats, which are rewards, and integers, which are not; JSON does not.
-    numeric = float if kind_of(path) in ("parquet", "arrow") else float | int
-    parts = {
-        name: float(entry)
+    numbers = {
+        name: entry
         for name, entry in row.items()
-        if isinstance(entry, numeric)
+        if isinstance(entry, float | int)
         and not isinstance(entry, bool)
         and simple_name(name) not in NO_REWARDS
     }
+    # Parquet keeps apart floats, which are rewards, and integers, which beside them are not.
+    floats = {name: entry for name, entry in numbers.items() if isinstance(entry, float)}
+    typed = kind_of(path) in ("parquet", "arrow")
+    kept = floats if typed and floats else numbers
+    parts = {name: float(entry) for name, entry in kept.items()}
     return Rollout(
         entries.prompt_in(row, "prompt"),
         entries.completion_in(row, "completion"),
