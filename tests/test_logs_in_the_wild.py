@@ -227,6 +227,7 @@ def test_lists_have_a_row_per_element(tmp_path):
     }
     rollouts = read_rollouts(CASES / "p04_openr1.parquet", columns=names)
     assert group_sizes(rollouts) == [2, 2, 2]
+    assert noted(rollouts, "groups are the completions of a row")
     assert rollouts["reward"].tolist() == [1, 0] * 3
     assert rollouts["prompt"].tolist() == ["q0", "q0", "q1", "q1", "q2", "q2"]
     # A text file spells lists; a chat is one completion, and so is a list of numbers.
@@ -392,6 +393,9 @@ def test_a_generation_counts_once(tmp_path):
     rows += [{**row, "step": 6, "completion": "y"} for row in ROWS]
     rows += [{**row, "step": 7} for row in ROWS]
     assert len(read_rollouts(lines(tmp_path / "x.jsonl", rows))) == len(rows)
+    # A policy that no longer changes gives the same answers, of which each is one.
+    late = [{**ROWS[0], "step": step, "completion": str(min(step, 3))} for step in range(1, 9)]
+    assert len(read_rollouts(lines(tmp_path / "y.jsonl", late))) == 8
 
 
 def test_no_group_goes_over_files():

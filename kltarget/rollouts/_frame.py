@@ -73,7 +73,7 @@ class Columns:
         self.completion, self.answer = Texts(), Texts()
         self.session, self.turn = Codes(), array("q")
         self.unrewarded = self.padding = 0
-        self.first_missing = ""
+        self.first_missing, self.in_rows = "", False
 
     def __len__(self) -> int:
         return len(self.position)
@@ -121,7 +121,8 @@ class Columns:
         """
         if self.group.of:
             unused = "" if num_generations is None else ", so num_generations is not used"
-            return np.array(self.group.codes), f"groups as the files name them{unused}"
+            whose = "are the completions of a row" if self.in_rows else "as the files name them"
+            return np.array(self.group.codes), f"groups {whose}{unused}"
         source, prompt, position, step = map(
             np.asarray, (self.source.codes, self.prompt.codes, self.position, self.step)
         )

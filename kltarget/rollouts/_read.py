@@ -14,6 +14,7 @@ import numpy as np
 from kltarget._core.progress import progress_bar
 from kltarget._core.words import counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
+from kltarget.rollouts._entries import ROW_ITSELF
 from kltarget.rollouts._frame import Columns
 from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, without_gaps
@@ -243,6 +244,7 @@ def _gather(
                 continue
             if rollout.step is None:
                 rollout.step = step
+            gathered.in_rows |= rollout.group is not None and rollout.group == row.get(ROW_ITSELF)
             if rollout.reward is not None and math.isnan(rollout.reward):
                 gathered.first_missing = gathered.first_missing or f"{path}: {where}"
             answer = rollout.answer if rollout.answered else rule(rollout.completion)

@@ -82,8 +82,8 @@ def first_uses(frame: Any) -> tuple[np.ndarray, str]:
         lengths = np.diff(np.append(starts, len(chosen)))
         inner = lengths[1:-1] if len(lengths) > 2 else lengths
         period = math.gcd(*inner.tolist())
-        # Steps that are all alike say nothing of what they train on.
-        if period < 2 or len(lengths) < 2:
+        # Few runs say so only if none is longer; steps that are all alike say nothing.
+        if period < 2 or len(lengths) < 2 or (len(lengths) < 4 and lengths.max() > period):
             continue
         times.add(period)
         place = np.arange(len(chosen)) - np.repeat(starts, lengths)
