@@ -407,6 +407,13 @@ def test_no_group_goes_over_files():
     assert noted(rollouts, "steps 3 to 4 are in several files")
 
 
+def test_groups_of_several_prompts_are_named(tmp_path):
+    rows = [{**ROWS[0], "prompt": x, "group_id": 0} for x in "ab"]
+    rows += [{**ROWS[0], "group_id": 1}]
+    rollouts = read_rollouts(lines(tmp_path / "x.jsonl", rows))
+    assert noted(rollouts, "1 of 2 groups hold several prompts, though a group is of one")
+
+
 def test_steps_of_many_names(tmp_path):
     rollouts = read_rollouts(CASES / "c24_global_step.jsonl")
     assert group_sizes(rollouts) == [4] * 3

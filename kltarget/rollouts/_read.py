@@ -17,7 +17,7 @@ from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._entries import ROW_ITSELF
 from kltarget.rollouts._frame import Columns
 from kltarget.rollouts._log_files import Reading, rows_of
-from kltarget.rollouts._repeats import first_uses, merged, overlaps, without_gaps
+from kltarget.rollouts._repeats import first_uses, merged, mixed_groups, overlaps, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
@@ -210,8 +210,7 @@ def _own_rollouts(
     if why:
         notes.append(why)
         frame = frame[kept]
-    overlap = overlaps(frame)
-    notes += [overlap] if overlap else []
+    notes += filter(None, (mixed_groups(frame), overlaps(frame)))
     rewarded = frame["reward"].notna().to_numpy()
     if gathered.unrewarded < size and not rewarded.all():
         if not rewarded.any():

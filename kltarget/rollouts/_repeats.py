@@ -119,6 +119,18 @@ def _signatures(frame: pd.DataFrame, cell: np.ndarray, number: int) -> np.ndarra
     return sums
 
 
+def mixed_groups(frame: Any) -> str:
+    """What to say of groups that hold several prompts."""
+    pairs = frame[["group_id", "prompt_id"]].drop_duplicates()
+    several = int((pairs["group_id"].value_counts() > 1).sum())
+    if not several:
+        return ""
+    return (
+        f"{several:,} of {frame['group_id'].nunique():,} groups hold several prompts, though a "
+        "group is of one: what names them may be something else"
+    )
+
+
 def overlaps(frame: Any) -> str:
     """What to say of steps that stand in several files."""
     if frame["step"].isna().all() or len(frame["source"].cat.categories) < 2:
