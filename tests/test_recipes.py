@@ -62,6 +62,9 @@ def test_the_wanted_trainers_are_there():
 
 
 FACTS = [
+    ("trl-grpo==0.14.0", {"beta": 0.04, "estimator": "k3", "length": "mean", "clip": None}),
+    ("trl-grpo==0.18.2", {"beta": 0.04, "estimator": "k3", "length": "batch-mean", "clip": 0.2}),
+    ("trl-grpo==0.19.0", {"beta": 0.0, "estimator": "k3", "length": "batch-mean"}),
     ("trl-grpo==1.9.2", {"beta": 0.0, "place": "loss", "estimator": "k3", "level": "token"}),
     ("trl-grpo==1.10.0", {"beta": 0.0, "place": "loss", "estimator": "weighted-k3"}),
     ("trl-grpo==1.16.0", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
@@ -420,7 +423,7 @@ def test_versions_are_compared_by_release():
 
 @pytest.mark.parametrize("entry", ALL)
 def test_an_entry_is_found_by_the_versions_it_names(entry):
-    bound = entry.versions.lstrip("<>= ")
+    bound = entry.versions.split(",")[0].lstrip("<>= ")
     if entry.versions.startswith(("<=", ">=")):
         assert recipes.preset(f"{entry.name}=={bound.split(',')[0]}") is entry
     newest = [other for other in recipes.presets() if other.name == entry.name][-1]

@@ -603,8 +603,6 @@ def changed(**columns):
         (GOOD.replace(b"a?", b"\xe9?"), "not UTF-8 text (byte 0xe9): save the file as UTF-8"),
         (changed(completion=None), "column 'completion': the entry is empty"),
         (changed(completion="\ud800"), "surrogates not allowed"),
-        (changed(reward=None), "column 'reward': no reward: the entry is empty"),
-        (changed(reward=np.nan), "column 'reward': no reward: the entry is NaN"),
         (changed(reward=np.inf), "a reward of +inf has no target"),
         (changed(reward="0,5"), "'0,5' is not a number: write a decimal point, not a comma"),
         (changed(step=1.5), "column 'step': 1.5 is not a whole number"),
@@ -681,7 +679,7 @@ def test_whatever_a_row_holds_is_read_or_refused_in_one_line(tmp_path_factory, n
     except RolloutError as error:
         problem = str(error)
         read = read_rollouts(path, skip_bad=True)
-    assert len(read) == (1 if problem else 2)
+    assert len(read) == (1 if problem or noted(read, "1 of 2 rows have no reward") else 2)
     assert not problem or problem.startswith(f"{path}: line 2: ")
     assert "\n" not in problem
 
@@ -689,10 +687,24 @@ def test_whatever_a_row_holds_is_read_or_refused_in_one_line(tmp_path_factory, n
 def test_rewards_of_trl_that_are_all_nan(tmp_path):
     rows = trl_rows("a", 4, rewards=[0.0, 1.0, np.nan, 1.0]) + trl_rows("b", 4)
     path = write(tmp_path / "completions_00001.parquet", rows)
-    with pytest.raises(RolloutError, match=r"00001.parquet: row 3: the reward is nan"):
-        read_rollouts(path)
-    rollouts = read_rollouts(path, skip_bad=True, num_generations=4)
+    rollouts = read_rollouts(path, num_generations=4)
     assert rollouts["group_id"].tolist() == [0] * 3 + [1] * 4
+    where = rf"left out, the first: {re.escape(str(path))}: row 3"
+    assert re.search(
+        f"1 of 8 rows have no reward and are {where}", "\n".join(rollouts.attrs["notes"])
+    )
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_rows_without_a_reward_are_left_out(tmp_path, missing):
+    path = write(tmp_path / "mine.jsonl", [ROWS[0], {**ROWS[0], "reward": missing}, ROWS[2]])
+    rollouts = read_rollouts(path)
+    assert rollouts["reward"].tolist() == [1.0, 0.5]
+    assert noted(
+        rollouts, f"1 of 3 rows have no reward and are left out, the first: {path}: line 2"
+    )
+    csv_path = write(tmp_path / "mine.csv", [ROWS[0], {**ROWS[0], "reward": ""}, ROWS[2]])
+    assert read_rollouts(csv_path)["group_id"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -767,6 +779,8 @@ def test_files_that_are_none(tmp_path):
     fails(none_good, "not of format 'tunix': the columns are", format="tunix")
     fails(none_good, "format='trll' is none of 'auto', 'nemo-rl'", format="trll")
     none_good.write_bytes(changed(reward=None) + b"\n")
+    fails(none_good, r"bad.jsonl: line 1: no reward, and no row has one")
+    none_good.write_bytes(changed(reward="x") + b"\n")
     fails(none_good, r"bad.jsonl: no rows that can be read: 1 are bad, the first", skip_bad=True)
     no_rows = tmp_path / "no_rows.parquet"
     pd.DataFrame(ROWS[:0], columns=list(ROWS[0])).to_parquet(no_rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -11,8 +12,9 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 
@@ -25,7 +27,11 @@ _KINDS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
 }
+_PACKED = ".gz"
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _BATCH = 16384
 
@@ -57,8 +63,18 @@ NOT_A_RECORD = Fault("not a record of named entries", "is not a record of named 
 
 
 def kind_of(path: pathlib.Path) -> str | None:
-    """What the extension says a file is: csv, tsv, json, jsonl, parquet; None if nothing known."""
-    return _KINDS.get(path.suffix.lower())
+    """What the extension says a file is: csv, tsv, json, jsonl, parquet, arrow; None if none.
+
+    A text file may be packed by gzip, which ``.gz`` after its extension says.
+    """
+    packed = path.suffix.lower() == _PACKED
+    kind = _KINDS.get((path.with_suffix("") if packed else path).suffix.lower())
+    return None if packed and kind in ("parquet", "arrow") else kind
+
+
+def simple_name(column: str) -> str:
+    """A column's name as names are compared: in lower case, spaces and hyphens as underscores."""
+    return re.sub(r"[\s-]+", "_", str(column).strip().lower())
 
 
 def place(number: int, line: int | None) -> str:
@@ -70,10 +86,10 @@ class RowFile:
     """A file of rows that is read, row by row, while it is iterated over.
 
     Iterating yields triples: the row's number from 1, broken ones counted; the number of its line,
-    None in Parquet; its entries by name, or a ``Fault``. Rows of blank entries are none.
+    None where there are none; its entries by name, or a ``Fault``. Rows of blank entries are none.
 
     Args:
-        path: a file of any kind but JSON, for which there is ``load_json``.
+        path: a file of any kind.
         guess_delimiter: whether semicolons, say, are looked for where the header has no comma.
         advance: called with so many bytes as were read.
 
@@ -97,7 +113,11 @@ class RowFile:
         with readable(self.path):
             if self.kind == "parquet":
                 yield from self._parquet()
-            elif self.kind == "jsonl":
+            elif self.kind == "arrow":
+                yield from self._arrow()
+            elif self.kind == "json" and not _is_lines(self.path):
+                yield from self._json()
+            elif self.kind in ("json", "jsonl"):
                 yield from self._jsonl()
             else:
                 with _long_entries():
@@ -116,14 +136,30 @@ class RowFile:
                     yield number, None, dict(zip(names, entries, strict=True))
                 self.advance(size * batch.num_rows // file.metadata.num_rows)
 
+    def _arrow(self) -> Iterator[tuple[int, None, Row]]:
+        number = 0
+        with _open_arrow(self.path) as reader:
+            self.columns = names = _unique(self.path, reader.schema.names)
+            for batch in _batches(reader):
+                columns = [column.to_pylist() for column in batch.columns]
+                for entries in zip(*columns, strict=True):
+                    number += 1
+                    yield number, None, dict(zip(names, entries, strict=True))
+        self.advance(self.path.stat().st_size)
+
+    def _json(self) -> Iterator[tuple[int, None, Row | Fault]]:
+        table = json_table(self.path)
+        self.columns = list(table.columns)
+        for number, row in enumerate(table.rows, start=1):
+            yield number, None, row
+        self.advance(self.path.stat().st_size)
+
     def _lines(self, newline: str) -> Iterator[str]:
-        with self.path.open(
-            encoding="utf-8-sig", errors="surrogateescape", newline=newline
-        ) as file:
-            told, buffer = 0, cast("io.BufferedReader", file.buffer)
-            for line in file:
+        with _opened(self.path, newline) as (text, bytes_read):
+            told = 0
+            for line in text:
                 yield line
-                read = buffer.tell()
+                read = bytes_read()
                 if read > told:
                     self.advance(read - told)
                     told = read
@@ -161,9 +197,10 @@ class RowFile:
                 head.append(line)
                 if line.strip():
                     break
-            if head and delimiter not in head[-1]:
-                self.delimiter = next((d for d in (";", "\t", ",") if d in head[-1]), None)
-                delimiter = self.delimiter or delimiter
+            if head:
+                found = _delimiter_of(head[-1], delimiter)
+                self.delimiter = None if found == delimiter else found
+                delimiter = found
         reader = csv.reader(itertools.chain(head, text), delimiter=delimiter, strict=True)
         number, end = 0, 0
         while True:
@@ -197,16 +234,137 @@ class RowFile:
                 yield number, start, dict(zip(self.columns, entries, strict=True))
 
 
-def parquet_columns(path: pathlib.Path) -> list[str]:
-    """The columns of a Parquet file."""
-    with readable(path), _open_parquet(path) as file:
-        return _unique(path, file.schema_arrow.names)
+def _delimiter_of(header: str, usual: str) -> str:
+    """What parts most names of a header; where none does better, the usual one."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    known = [usual, *(d for d in (";", "\t", ",") if d != usual), "|"]
+    counts = [bare.count(d) for d in known]
+    # A bar is rare as a delimiter, but not in names.
+    counts[-1] = 0 if any(counts[:-1]) else counts[-1]
+    return known[counts.index(max(counts))]
+
+
+def columns_in(path: pathlib.Path) -> list[str]:
+    """The columns of a Parquet or Arrow file, which are in its schema."""
+    with readable(path):
+        if kind_of(path) == "parquet":
+            with _open_parquet(path) as file:
+                return _unique(path, file.schema_arrow.names)
+        with _open_arrow(path) as reader:
+            return _unique(path, reader.schema.names)
+
+
+class JsonTable(NamedTuple):
+    """The rows that a JSON file holds.
+
+    Attributes:
+        rows: their entries by name, or what is wrong with them.
+        columns: the names of columns, if they stand apart from the rows.
+        tracked: whether an experiment tracker wrote the file, in a layout of its own.
+    """
+
+    rows: list[Row | Fault]
+    columns: tuple[str, ...] = ()
+    tracked: bool = False
+
+
+def json_table(path: pathlib.Path) -> JsonTable:
+    """The rows of a JSON file in any usual layout.
+
+    That is a list of records, an object of columns, an object of which one entry is a list of
+    records (Trackio, the "table" of pandas), or one of ``columns`` and ``data`` (Weights & Biases,
+    the "split" of pandas).
+    """
+    content = load_json(path)
+    if isinstance(content, list):
+        return JsonTable(list(map(_record, content)))
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: expected a list of records or an object of columns")
+    names, data = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(data, list) and not any(map(_is_record, names)):
+        columns = tuple(map(str, names))
+        return JsonTable([_named(columns, entries) for entries in data], columns, True)
+    lists = [entries for entries in content.values() if _is_records(entries)]
+    if len(lists) == 1 and not all(isinstance(x, list) for x in content.values()):
+        return JsonTable(list(map(_record, lists[0])), (), "_type" in content)
+    columns = {name: _column(path, name, entries) for name, entries in content.items()}
+    lengths = {name: len(entries) for name, entries in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listing = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise FileError(f"{path}: the columns differ in length: {listing}")
+    rows = zip(*columns.values(), strict=True)
+    return JsonTable([dict(zip(columns, row, strict=True)) for row in rows], tuple(columns))
+
+
+def is_tracked(path: pathlib.Path) -> bool:
+    """Whether a JSON file is a table of an experiment tracker."""
+    return not _is_lines(path) and json_table(path).tracked
+
+
+def _is_record(entry: Any) -> bool:
+    return isinstance(entry, dict)
+
+
+def _is_records(entries: Any) -> bool:
+    return isinstance(entries, list) and len(entries) > 0 and all(map(_is_record, entries))
+
+
+def _record(entry: Any) -> Row | Fault:
+    return entry if isinstance(entry, dict) else NOT_A_RECORD
+
+
+def _named(columns: Sequence[str], entries: Any) -> Row | Fault:
+    if isinstance(entries, list) and len(entries) == len(columns):
+        return dict(zip(columns, entries, strict=True))
+    return Fault(f"not a list of {len(columns)} entries")
+
+
+def _column(path: pathlib.Path, name: str, entries: Any) -> Sequence[Any]:
+    # pandas writes a column as an object of entries by their index.
+    if isinstance(entries, Mapping) and all(str(key).isdecimal() for key in entries):
+        return list(entries.values())
+    if not isinstance(entries, list):
+        raise FileError(f"{path}: column {name!r} is not a list: give one entry per outcome")
+    return entries
+
+
+def _is_lines(path: pathlib.Path) -> bool:
+    """Whether a file that is called JSON has a whole record on each of several lines."""
+    if kind_of(path) != "json":
+        return False
+    with _opened(path, "\n") as (text, _):
+        lines = (line for line in text if not line.isspace())
+        for _ in range(2):
+            try:
+                if not isinstance(json.loads(next(lines, "")), dict):
+                    return False
+            except (json.JSONDecodeError, RecursionError):
+                return False
+    return True
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, newline: str) -> Iterator[tuple[Iterator[str], Callable[[], int]]]:
+    """The lines of a text file, unpacked if it is packed, and how many of its bytes were read.
+
+    What is no UTF-8 becomes surrogates.
+    """
+    packed = path.suffix.lower() == _PACKED
+    with path.open("rb") as file:
+        stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+        with io.TextIOWrapper(
+            stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline
+        ) as text:
+            try:
+                yield text, file.tell
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise FileError(f"{path}: not a readable gzip file: {error}") from None
 
 
 def load_json(path: pathlib.Path) -> Any:
     """What a JSON file holds."""
-    with readable(path):
-        content = path.read_text("utf-8-sig", errors="surrogateescape")
+    with readable(path), _opened(path, "") as (text, _):
+        content = "".join(text)
     if not content.strip():
         raise FileError(f"{path}: the file is empty")
     for line, text in enumerate(content.split("\n"), start=1):
@@ -245,6 +403,35 @@ def _open_parquet(path: pathlib.Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(f"{path}: not a readable Parquet file: {reason}") from None
+
+
+@contextlib.contextmanager
+def _open_arrow(path: pathlib.Path) -> Iterator[Any]:
+    """A reader of record batches, of a file (Feather) or of a stream (datasets)."""
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError:
+        raise ImportError(
+            f'{path}: reading Arrow needs pyarrow: pip install "kltarget[parquet]"'
+        ) from None
+    try:
+        with pyarrow.OSFile(str(path)) as source:
+            try:
+                reader = pyarrow.ipc.open_file(source)
+            except pyarrow.ArrowInvalid:
+                source.seek(0)
+                reader = pyarrow.ipc.open_stream(source)
+            yield reader
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{path}: not a readable Arrow file: {reason}") from None
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    if hasattr(reader, "num_record_batches"):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
 
 
 @contextlib.contextmanager

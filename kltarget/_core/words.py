@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import unicodedata
 
+# So many characters without a width may stand on each one that has some.
+_MOST_MARKS = 16
+
 
 def quoted(label: str) -> str:
     return f"“{short(label)}”"
@@ -12,15 +15,25 @@ def quoted(label: str) -> str:
 
 def short(label: str, room: int = 36) -> str:
     """A label for one cell: control characters as escapes, a long middle left out."""
-    label = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
-    if display_width(label) <= room:
-        return label
-    head, tail = label, label
-    while display_width(head) > room - room // 3 - 1:
-        head = head[:-1]
-    while display_width(tail) > room // 3:
-        tail = tail[1:]
-    return f"{head}…{tail}"
+    # Labels may be whole books: no more of them is looked at than is shown.
+    whole = _start(label, room)
+    if len(whole) == len(label):
+        return "".join(whole)
+    head = _start(label, room - room // 3 - 1)
+    tail = _start(label, room // 3, backwards=True)
+    return f"{''.join(head)}…{''.join(reversed(tail))}"
+
+
+def _start(label: str, room: int, backwards: bool = False) -> list[str]:
+    """The first characters of a label, or the last from the end, that fit, as they are printed."""
+    shown, width, most = [], 0, _MOST_MARKS * (room + 1)
+    for c in reversed(label[-most:]) if backwards else label[:most]:
+        printed = c if c.isprintable() else c.encode("unicode_escape").decode()
+        width += display_width(printed)
+        if width > room:
+            break
+        shown.append(printed)
+    return shown
 
 
 def display_width(text: str) -> int:

@@ -35,7 +35,11 @@ def add_to(commands: Any) -> None:
     )
     add = options_of(diagnose)
     diagnose.add_argument(
-        "paths", nargs="+", type=pathlib.Path, metavar="PATH", help="files or folders of rollouts"
+        "paths",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="files or folders of rollouts, - for standard input",
     )
     add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
     add(
@@ -50,7 +54,7 @@ def add_to(commands: Any) -> None:
         "what tells answers apart: text (default), number, boxed, answer, or regex:…",
         default="text",
     )
-    add("--threshold τ", "right: reward τ or more (default: best)", real)
+    add("--threshold τ", "right: reward τ or more (default: the best, where rewards show it)", real)
     diagnose.add_argument(
         "--reference-from-first-step",
         action="store_const",
@@ -66,7 +70,17 @@ def add_to(commands: Any) -> None:
         "what wrote the files, such as trl, verl or generic (default: told by their columns)",
         default="auto",
     )
-    add("--columns a=b,…", "files of your own: completion=response,reward=score", _columns)
+    add(
+        "--columns a=b,…",
+        "files of your own: completion=response,reward=score; reward=a,reward=b adds both",
+        _columns,
+    )
+    add(
+        "--reward-weights a=w,…",
+        "weights of rewards that are added: accuracy=1,format=0.1, or 1,0.1 in the order of the "
+        "columns (default: as the logged advantages say)",
+        _weights,
+    )
     add("--skip-bad", "skip rows that cannot be read")
     add = options_of(diagnose.add_argument_group("output"))
     add("--json OUT", "write everything as JSON", pathlib.Path)
@@ -117,13 +131,32 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | 
     return used, beta, f"{name} with {changed}" if changed else name
 
 
-def _columns(text: str) -> dict[str, str]:
+def _columns(text: str) -> dict[str, str | list[str]]:
     pairs = [part.partition("=") for part in text.split(",")]
     for name, equals, value in pairs:
         if not (name and equals and value):
             what = f"{name + equals + value!r} is not of the form name=column"
             raise argparse.ArgumentTypeError(what)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    columns: dict[str, str | list[str]] = {}
+    for name, _, value in pairs:
+        role, column = name.strip(), value.strip()
+        before = columns.get(role, [])
+        # Rewards named one after the other are added up.
+        several = [*([before] if isinstance(before, str) else before), column]
+        columns[role] = several if len(several) > 1 else column
+        if len(several) > 1 and role != "reward":
+            raise argparse.ArgumentTypeError(f"{role!r} is given twice; only rewards are added up")
+    return columns
+
+
+def _weights(text: str) -> dict[str, float] | list[float]:
+    parts = [part.strip() for part in text.split(",")]
+    if not any("=" in part for part in parts):
+        return [real(part) for part in parts]
+    named = _columns(text)
+    if any(not isinstance(value, str) for value in named.values()):
+        raise argparse.ArgumentTypeError("a reward has two weights")
+    return {name: real(str(value)) for name, value in named.items()}
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
@@ -150,7 +183,7 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OPTIONS = {"num_generations": "--group-size"}
+_OPTIONS = {"num_generations": "--group-size", "reward_weights": "--reward-weights"}
 """The options that are called otherwise than Python's arguments."""
 
 
@@ -166,7 +199,8 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget.diagnosis import diagnose
     from kltarget.rollouts import read_rollouts
 
-    reading = chosen(arguments, "format", "columns", "answer", "num_generations", "skip_bad")
+    reading = chosen(arguments, "format", "columns", "answer", "num_generations", "reward_weights")
+    reading |= chosen(arguments, "skip_bad")
     options = chosen(arguments, "reference", "threshold", "max_prompts")
     with input_errors():
         try:

@@ -24,6 +24,7 @@ from kltarget.cli import (
     _verify_command,
 )
 from kltarget.cli._output import InputError, say
+from kltarget.cli._standard_input import with_standard_input
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.ERROR)
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with with_standard_input(arguments):
+            return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
     except InputError as error:

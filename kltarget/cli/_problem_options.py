@@ -16,7 +16,8 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "problem",
         metavar="TABLE_OR_TASK",
-        help="a .csv, .tsv, .json, .jsonl or .parquet file, a row per outcome, or a task's name",
+        help="a .csv, .tsv, .json, .jsonl, .parquet or .arrow file, a row per outcome, - for "
+        "standard input, or a task's name",
     )
 
 

@@ -30,6 +30,9 @@ from kltarget.rollouts import RolloutError, read_rollouts
 if TYPE_CHECKING:
     import pandas as pd
 
+# Of so many prompts, what cannot be is a defect of their own, not of the log.
+_FEW_ODD = 0.05
+
 Path = str | os.PathLike[str]
 
 
@@ -74,7 +77,9 @@ def diagnose(
         reference: ``"first-step"`` takes the rollouts of the first logged step as samples of the
             reference, which they are if nothing was learned before; the numbers that depend on it
             get intervals. By default the logged ``ref_logp`` is used.
-        threshold: reward from which on an answer is right; by default the log's highest.
+        threshold: reward from which on an answer is right; by default the log's highest, where
+            rewards have few values or most prompts share their best one. Elsewhere what is right is
+            not known: without a threshold there is no pass@k.
         max_prompts: for how many prompts, the most informative ones, targets are computed. Where
             rewards of several sizes are normalised in finite groups one counts for ten.
         num_bootstrap: resamples behind each interval.
@@ -132,19 +137,23 @@ def diagnose(
     recipe, shaping = _unshaped(recipe, frame)
     told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
     default = [told] if unsaid else []
-    threshold = float(log.reward.max()) if threshold is None else float(threshold)
+    log, dubious = _possible(log)
+    if threshold is None:
+        threshold = evidence.evident_threshold(log)
+    # Without a threshold nothing is known to be right.
+    threshold = math.inf if threshold is None else float(threshold)
     groups = evidence.groups_of(log, threshold, recipe.ddof)
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
     # NumPy's generator takes the low word first.
     rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
     case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
-    notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *notes, *shaping]
+    notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *dubious, *notes, *shaping]
     with double_precision():
         aims, unknown = _aims(case, reference, max_prompts)
         notes += unknown
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
-        statements = [*reward_statements(case), right_answers(right, late, log.late_span)]
+        statements = [*reward_statements(case), right_answers(case, right, late)]
         featured, tier = None, 1
         if aims:
             flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
@@ -154,7 +163,7 @@ def diagnose(
             statements += run
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
-            statements.append(refusal(case))
+            statements.append(refusal(case, _excess(log) if reference is None else None))
             first = evidence.informative_order(log, threshold)[:1]
             featured = featured_of(case, evidence.prompts_of(log, first, "none")[0], None)
     size = {
@@ -198,6 +207,12 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
     size, notes = int(np.median(sizes)), []
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
+    usual = int(np.bincount(sizes).argmax())
+    if (sizes != usual).any() and usual == sizes.max():
+        size = usual
+        which = f"{usual}, the largest and usual size, counts; the others have lost some"
+        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {which}")
+        sizes = np.full_like(sizes, usual)
     matters = recipe.baseline != "none" or recipe.normalize in ("group-std", "others-std")
     if matters and (sizes != size).any():
         whose = "the median" if recipe.group_size is None else "that of the recipe"
@@ -214,6 +229,32 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
             f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used"
         )
     return completed, notes
+
+
+def _excess(log: evidence.Log) -> tuple[float, str] | None:
+    """The largest sum of a prompt's reference probabilities if it is impossible, and the prompt."""
+    sums = evidence.reference_sums(log)
+    worst = int(sums.argmax())
+    over = (sums > evidence.IMPOSSIBLE).sum()
+    # One odd prompt of many is left out alone.
+    if not over or over <= _FEW_ODD * (sums > 0).sum():
+        return None
+    return float(sums[worst]), log.prompts[worst]
+
+
+def _possible(log: evidence.Log) -> tuple[evidence.Log, list[str]]:
+    """The log without log-probabilities of the policy that cannot be any, and a note."""
+    if not np.isfinite(log.logp).any() or not len(log.steps):
+        return log, []
+    sums = evidence.policy_sums(log)
+    over = (sums > evidence.IMPOSSIBLE).sum()
+    if over <= _FEW_ODD * (sums > 0).sum():
+        return log, []
+    note = (
+        f"logp is not used: at one step exp(logp) of a prompt's different completions adds up to "
+        f"{sums.max():.3g}, more than 1; are these means over tokens, not sums?"
+    )
+    return dataclasses.replace(log, logp=np.full_like(log.logp, np.nan)), [note]
 
 
 def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
@@ -238,13 +279,24 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
             "reference then, the log does not say"
         )
+    impossible = np.zeros(len(log.prompts), bool)
+    if kind == "logged":
+        if _excess(log) is not None:
+            return [], notes
+        impossible = evidence.reference_sums(log) > evidence.IMPOSSIBLE
+        if impossible.any():
+            what = (
+                f"{counted(int(impossible.sum()), 'prompt')} left out of the targets: exp(ref_logp)"
+            )
+            notes.append(f"{what} of the different completions adds up to more than 1")
     odd = evidence.disagreements(log) if kind == "logged" else 0
     if odd:
         notes.append(
             f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
             "other tokens of the same text, or another reference; the first is used"
         )
-    prompts = evidence.prompts_of(log, evidence.informative_order(log, case.threshold)[:most], kind)
+    order = evidence.informative_order(log, case.threshold)
+    prompts = evidence.prompts_of(log, order[~impossible[order]][:most], kind)
     if not prompts:
         notes.append(
             "the seen completions hold less than half of the reference's mass, and too few have "
@@ -302,7 +354,9 @@ def _columns(
             "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
             "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
             "zero_std_share": np.bincount(groups.prompt, groups.equal, size) / per,
-            "pass@1": np.bincount(groups.prompt, groups.right / groups.size, size) / per,
+            "pass@1": np.full(size, np.nan)
+            if math.isinf(case.threshold)
+            else np.bincount(groups.prompt, groups.right / groups.size, size) / per,
             "right_answers": right,
             "late_right_answers": late,
         }

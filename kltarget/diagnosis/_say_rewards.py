@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from kltarget import evidence
+from kltarget._core.words import quoted
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import aimed_at
@@ -79,15 +80,23 @@ def _equal_groups(case: Case) -> Statement:
 
 
 def coefficients(case: Case) -> np.ndarray | None:
-    """The effective β of every late group with rewards that differ; None if it is one number."""
+    """The effective β of every late group with rewards that differ; None if it is one number.
+
+    A recipe that divides by the deviation of a batch has one per batch, which is a logged step.
+    """
     recipe = case.recipe
     if not recipe.normalized:
         return None
     chosen = case.late & ~case.groups.equal
     deviation = case.groups.deviation[chosen]
     if recipe.normalize == "batch-std":
-        late = case.log.reward[case.log.late]
-        deviation = np.array([late.std(ddof=min(recipe.ddof, late.size - 1))])
+        times = case.log.time[case.log.late]
+        order = np.argsort(times, kind="stable")
+        ends = np.flatnonzero(np.diff(times[order])) + 1
+        batches = np.split(case.log.reward[case.log.late][order], ends)
+        deviation = np.array(
+            [rewards.std(ddof=min(recipe.ddof, rewards.size - 1)) for rewards in batches]
+        )
         deviation = deviation[deviation > 0]
     return case.beta * recipe.effective_factor(recipe.reward_scale * deviation)
 
@@ -115,19 +124,23 @@ def _coefficient(case: Case) -> list[Statement]:
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     least, half, most = span / np.array([high, middle, low])
+    per_batch = recipe.normalize == "batch-std"
+    unit, units = ("batch", "batches") if per_batch else ("group", "groups")
     text = (
-        f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by group"
-        f"{why}: median {middle:.3g} (10 % to 90 % of groups: {low:.3g} to {high:.3g})"
+        f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by "
+        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {units}: {low:.3g} to {high:.3g})"
     )
     times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
     detail = f"; the range of rewards, {span:.4g}, is {times} that"
     assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = evidence.median_interval(values)
-    size, unit = values.size, "groups" if values.size > 1 else "batches"
+    size, unit = values.size, units
     return [Statement("effective_beta", text, detail, value, interval, assumed, size, unit)]
 
 
 def _passes(case: Case) -> list[Statement]:
+    if math.isinf(case.threshold):
+        return [Statement("pass@1", f"no pass@k: {_unknown(case)}", unit="", refused=True)]
     found, largest = [], int(np.median(case.groups.size[case.late]))
     for k in sorted({1, largest}):
         values = evidence.pass_at(case.groups, case.late, k)
@@ -139,6 +152,15 @@ def _passes(case: Case) -> list[Statement]:
         numbers = now, interval, (INDEPENDENT,), values.size, "groups"
         found.append(Statement(f"pass@{k}", text, "", *numbers))
     return found
+
+
+def _unknown(case: Case) -> str:
+    """Why what is right is not known."""
+    values = np.unique(case.log.reward)
+    give = "give the reward from which on an answer is right, threshold=… (--threshold)"
+    if len(values) < 2:
+        return f"all rewards are {values[0]:g}, so what is right the log does not show: {give}"
+    return f"rewards have {len(values):,} values, of which none says what is right: {give}"
 
 
 def _then(case: Case, values: np.ndarray) -> str:
@@ -167,8 +189,12 @@ def _diversity(case: Case) -> Statement:
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
 
 
-def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
+def right_answers(case: Case, counts: np.ndarray, late: np.ndarray) -> Statement:
     """How many different right answers prompts have, and how many are left."""
+    span = case.log.late_span
+    if math.isinf(case.threshold):
+        text = f"which answers are right is not known: {_unknown(case)}"
+        return Statement("right_answers", text, unit="", refused=True)
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
     where = f"{several:,} of {len(counts):,} prompts, none for {len(counts) - some:,}"
     text = f"two or more different right answers were seen for {where}"
@@ -180,8 +206,22 @@ def right_answers(counts: np.ndarray, late: np.ndarray, span: str) -> Statement:
     return Statement("right_answers", text, detail, value, None, by, len(counts), "prompts")
 
 
-def refusal(case: Case) -> Statement:
-    """Why rewards alone give no flip β, and what would."""
+def refusal(case: Case, excess: tuple[float, str] | None = None) -> Statement:
+    """Why there is no flip β, and what would give one.
+
+    Args:
+        case: what statements are made from.
+        excess: what the reference's probabilities of a prompt's different completions add up to,
+            if that is impossible, and the prompt.
+    """
+    if excess is not None:
+        text = (
+            "no flip β and no target: the logged ref_logp cannot be log-probabilities of whole "
+            f"completions: of the different ones of {quoted(excess[1])} exp(ref_logp) adds up to "
+            f"{excess[0]:.3g}, more than 1"
+        )
+        detail = "; is it the mean over tokens, not their sum, or another base than e?"
+        return Statement("flip_beta", text, f"{detail} Log {HOW_TO_LOG}", unit="", refused=True)
     text = (
         "no flip β and no target: which of two answers is ahead at which β depends on how likely "
         "the reference makes them, and the log does not say"

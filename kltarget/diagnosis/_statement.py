@@ -64,7 +64,8 @@ class Statement:
             parts.append("95 %: {} to {}".format(*(number(x, 3) for x in self.interval)))
         if self.sample_size:
             one = self.sample_size == 1 and self.unit.endswith("s")
-            parts.append(f"n = {self.sample_size:,} {self.unit[:-1] if one else self.unit}")
+            single = self.unit.removesuffix("es" if self.unit.endswith("ches") else "s")
+            parts.append(f"n = {self.sample_size:,} {single if one else self.unit}")
         if self.assumptions:
             parts.append(" ".join(sorted(letters[text] for text in self.assumptions)))
         return "; ".join(parts)

@@ -14,19 +14,32 @@ from kltarget.evidence._intervals import (
     share_interval,
     wilson_interval,
 )
-from kltarget.evidence._log import Groups, Log, answer_entropy, groups_of, history, log_of, pass_at
+from kltarget.evidence._log import (
+    Groups,
+    Log,
+    answer_entropy,
+    evident_threshold,
+    groups_of,
+    history,
+    log_of,
+    pass_at,
+)
 from kltarget.evidence._prompts import (
+    IMPOSSIBLE,
     LEAST_SEEN,
     Prompt,
     disagreements,
     informative_order,
     num_right,
     padded,
+    policy_sums,
     prompts_of,
     reference_kind,
+    reference_sums,
 )
 
 __all__ = [
+    "IMPOSSIBLE",
     "LEAST_SEEN",
     "LEVEL",
     "Groups",
@@ -35,6 +48,7 @@ __all__ = [
     "Prompt",
     "answer_entropy",
     "disagreements",
+    "evident_threshold",
     "groups_of",
     "history",
     "informative_order",
@@ -44,8 +58,10 @@ __all__ = [
     "num_right",
     "padded",
     "pass_at",
+    "policy_sums",
     "prompts_of",
     "reference_kind",
+    "reference_sums",
     "share_interval",
     "wilson_interval",
 ]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
+# Grades and sums of a few rewards have so many values, measured rewards more.
+_FEW_REWARDS = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,6 +206,23 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
         right=np.bincount(log.group, log.reward >= threshold).astype(np.int64),
         differ=differ,
     )
+
+
+def evident_threshold(log: Log) -> float | None:
+    """The reward of right answers, where rewards alone show it; None where they do not.
+
+    They do if there are two rewards, or a few that recur, or if most prompts share their best one.
+    Rewards that never differ, and those of which each prompt has its own, do not say what is right.
+    """
+    values = np.unique(log.reward)
+    if len(values) < 2:
+        return None
+    if len(values) == 2 or (len(values) <= _FEW_REWARDS and len(log) >= 2 * len(values)):
+        return float(values[-1])
+    best = np.full(len(log.prompts), -np.inf)
+    np.maximum.at(best, log.prompt, log.reward)
+    shared = (best == values[-1]).sum()
+    return float(values[-1]) if shared > 1 and 2 * shared >= len(best) else None
 
 
 def _answer_counts(log: Log, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

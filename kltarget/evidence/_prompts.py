@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kltarget.evidence._log import Log
+from kltarget.evidence._log import Log, crossed
 from kltarget.rollouts import RolloutError
 
 UNSEEN = "(unseen)"
@@ -16,6 +16,8 @@ UNSEEN = "(unseen)"
 LEAST_SEEN = 0.5
 _LEAST_SAMPLES = 20.0
 _FOUND_TWICE = 0.01
+# Rounded log-probabilities of all that is possible may add up to a little more than 1.
+IMPOSSIBLE = 1.02
 _STEP = 16
 
 
@@ -197,6 +199,29 @@ def reference_kind(log: Log, reference: str | None) -> str | None:
     if reference is not None:
         return reference
     return "logged" if np.isfinite(log.ref_logp).any() else None
+
+
+def reference_sums(log: Log) -> np.ndarray:
+    """What the reference's probabilities of a prompt's different completions add up to, ``[P]``."""
+    kept = np.flatnonzero(np.isfinite(log.ref_logp))
+    _, first = np.unique(log.completion[kept], return_index=True)
+    return _sums(log.ref_logp[kept[first]], log.prompt[kept[first]], len(log.prompts))
+
+
+def policy_sums(log: Log) -> np.ndarray:
+    """The same of the policy that sampled at one step, of the step of the largest sum, ``[P]``."""
+    kept = np.flatnonzero(np.isfinite(log.logp))
+    cell, width = crossed(log.prompt[kept], log.time[kept])
+    pairs, _ = crossed(cell, log.completion[kept])
+    _, first = np.unique(pairs, return_index=True)
+    cells, code = np.unique(cell[first], return_inverse=True)
+    sums = np.zeros(len(log.prompts))
+    np.maximum.at(sums, cells // width, _sums(log.logp[kept[first]], code, len(cells)))
+    return sums
+
+
+def _sums(log_probs: np.ndarray, code: np.ndarray, number: int) -> np.ndarray:
+    return np.bincount(code, np.exp(np.minimum(log_probs, 0.0)), minlength=number)
 
 
 def disagreements(log: Log) -> int:

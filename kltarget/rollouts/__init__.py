@@ -18,9 +18,13 @@ format             files                          written by
 `prime-rl-tokens`  `rank_*.jsonl`                 prime-rl's token exports
 `tunix`            `trajectory_log_*.csv`         Tunix, agentic learners
 `skyrl`            `global_step_*_evals/*.jsonl`  SkyRL, evaluations
-`generic`          `.parquet`, `.jsonl`,          you: `prompt`, `completion`, `reward`, …
-                   `.csv`, `.tsv`
+`generic`          `.parquet`, `.arrow`,          you: `prompt`, `completion`, `reward`, … or
+                   `.feather`, `.jsonl`,          what else they are called (`input`, `response`,
+                   `.json`, `.csv`, `.tsv`        `score`, `is_correct`, …)
 =================  =============================  ===============================================
+
+Text files may be packed (`.jsonl.gz`). JSON may be a list of records, an object of columns or what
+pandas and experiment trackers write. A row whose completion is a list is one rollout per element.
 
 SkyRL dumps its training batches as pickles, which can run any code when they are opened and are
 never opened here. Convert your own in the environment that wrote them, with a script like this

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from array import array
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,18 +71,25 @@ class Columns:
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
         self.completion, self.answer = Texts(), Texts()
-        self.unanswered = self.unrewarded = 0
+        self.session, self.turn = Codes(), array("q")
+        self.unrewarded = self.padding = 0
+        self.first_missing, self.in_rows = "", False
 
     def __len__(self) -> int:
         return len(self.position)
 
-    def add(self, rollout: Rollout, answer: str | None, source: str, position: int) -> None:
-        """Adds one, unless its group is missing though others have one."""
+    def add(
+        self, rollout: Rollout, answer: str | None, source: str, position: int, apart: bool = False
+    ) -> None:
+        """Adds one, unless its group is missing though others have one.
+
+        No group goes over several files, unless what names groups keeps them ``apart``.
+        """
         keyed = rollout.group is not None
         if len(self) and keyed != bool(self.group.of):
             raise BadRow(f"{'a' if keyed else 'no'} group, unlike the rows before it")
         if keyed:
-            self.group.append((rollout.step, rollout.group))
+            self.group.append((None if apart else source, rollout.step, rollout.group))
         for name in rollout.parts:
             if name not in self.parts:
                 self.parts[name] = array("d", [NAN]) * len(self)
@@ -94,7 +101,9 @@ class Columns:
         self.position.append(position if rollout.index is None else rollout.index)
         self.completion.append(rollout.completion)
         self.answer.append(answer)
-        self.unanswered += answer is None
+        self.session.append(rollout.session)
+        self.turn.append(-1 if rollout.turn is None else rollout.turn)
+        self.padding += rollout.padding
         self.unrewarded += rollout.reward is None
         for name, values in self.numbers.items():
             value = getattr(rollout, name)
@@ -112,7 +121,8 @@ class Columns:
         """
         if self.group.of:
             unused = "" if num_generations is None else ", so num_generations is not used"
-            return np.array(self.group.codes), f"groups as the files name them{unused}"
+            whose = "are the completions of a row" if self.in_rows else "as the files name them"
+            return np.array(self.group.codes), f"groups {whose}{unused}"
         source, prompt, position, step = map(
             np.asarray, (self.source.codes, self.prompt.codes, self.position, self.step)
         )
@@ -120,15 +130,29 @@ class Columns:
             groups = _prompt_groups.blocks(position, source, step, num_generations)
             _prompt_groups.check_blocks(groups, prompt, num_generations, whole)
             return groups, f"groups are blocks of {num_generations} rows, as given"
-        if grouping == "blocks":
-            advantage = np.asarray(self.numbers["advantage"])
+        advantage = np.asarray(self.numbers["advantage"])
+        if grouping == "blocks" or np.isfinite(advantage).all():
             size, confirmed = _prompt_groups.guess_size(position, source, step, prompt, advantage)
-            if size > 1:
+            if size > 1 and (confirmed or grouping == "blocks"):
                 why = "and advantages that sum to zero" if confirmed else "alone"
                 note = f"num_generations={size} is a guess from runs of equal prompts {why}"
                 return _prompt_groups.blocks(position, source, step, size), note
         note = "groups are a guess: all completions of one prompt at one step"
-        return _prompt_groups.first_seen(step, prompt), note
+        return _prompt_groups.first_seen(source, step, prompt), note
+
+    def sessions(self) -> np.ndarray | None:
+        """A code for the session of every row, None if none was named."""
+        if not set(self.session.of) - {None}:
+            return None
+        codes = np.array(self.session.codes)
+        return np.where(codes == self.session.of.get(None, -1), -1, codes)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Makes the reward the weighted sum of its parts; those of no weight are none."""
+        self.parts = {name: part for name, part in self.parts.items() if weights[name]}
+        parts = np.stack([weights[name] * np.array(part) for name, part in self.parts.items()])
+        total = np.where(np.isnan(parts).all(0), NAN, np.nansum(parts, 0))
+        self.numbers["reward"] = array("d", total.tolist())
 
     def frame(self, group_id: np.ndarray) -> pd.DataFrame:
         import pandas as pd

@@ -15,9 +15,10 @@ from kltarget._core.rows import (
     FileError,
     Row,
     RowFile,
+    columns_in,
+    is_tracked,
+    json_table,
     kind_of,
-    load_json,
-    parquet_columns,
     readable,
 )
 from kltarget.rollouts._rollout import RolloutError
@@ -59,13 +60,20 @@ def columns_of(path: pathlib.Path, reading: Reading) -> list[str]:
     with _as_rollouts(), readable(path):
         if not path.stat().st_size:
             return []
-        if kind_of(path) == "parquet":
-            return parquet_columns(path)
-        if kind_of(path) == "json":
-            return _load_table(path)[0]
+        if kind_of(path) in ("parquet", "arrow"):
+            return columns_in(path)
     # What is skipped here is skipped, and counted, once more when the file is read.
-    scout = dataclasses.replace(reading, advance=lambda _: None)
+    scout = dataclasses.replace(reading, advance=lambda _: None, seen=set())
     return next((list(row) for _, _, row in rows_of(path, scout)), [])
+
+
+def layout_of(path: pathlib.Path) -> str | None:
+    """As ``kind_of``; records in a JSON file are as good as those of JSON Lines."""
+    kind = kind_of(path)
+    if kind != "json":
+        return kind
+    with _as_rollouts(), readable(path):
+        return "json" if is_tracked(path) else "jsonl"
 
 
 def rows_of(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Row]]:
@@ -76,10 +84,10 @@ def rows_of(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Ro
         entries by name.
     """
     with _as_rollouts():
-        if kind_of(path) == "json":
+        if kind_of(path) == "json" and is_tracked(path):
             yield from _steps_of_a_table(path, reading)
             return
-        for number, line, row in RowFile(path, advance=reading.advance):
+        for number, line, row in RowFile(path, guess_delimiter=True, advance=reading.advance):
             where = f"row {number}" if line is None else f"line {line}"
             if isinstance(row, Fault):
                 reading.bad(path, where, row.phrase)
@@ -95,18 +103,8 @@ def _as_rollouts() -> Iterator[None]:
         raise RolloutError(*error.args) from None
 
 
-def _load_table(path: pathlib.Path) -> tuple[list[str], list[Any]]:
-    """Columns and rows of ``{"columns": […], "data": [[…], …]}``; none if a file holds another."""
-    content = load_json(path)
-    fields = ("columns", "data")
-    if isinstance(content, dict) and all(isinstance(content.get(x), list) for x in fields):
-        return content["columns"], content["data"]
-    return [], []
-
-
 def _steps_of_a_table(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Row]]:
-    (names, data), position = _load_table(path), 0
-    rows = [_named(names, entries) for entries in data]
+    rows, position = json_table(path).rows, 0
     blocks = [list(block) for _, block in itertools.groupby(rows, _step)]
     for block in blocks:
         # TRL logs its last step once more when training ends, in this table or in the next.
@@ -117,24 +115,19 @@ def _steps_of_a_table(path: pathlib.Path, reading: Reading) -> Iterator[tuple[in
         reading.seen.add(content)
         reading.repeated += len(block) - len(once)
         for i, row in enumerate(once, start=position):
-            if row is None:
-                reading.bad(path, f"row {i + 1}", f"not a list of {len(names)} entries")
+            if isinstance(row, Fault):
+                reading.bad(path, f"row {i + 1}", row.phrase)
             else:
                 yield i, f"row {i + 1}", row
         position += len(block)
     reading.advance(path.stat().st_size)
 
 
-def _named(names: list[str], entries: Any) -> Row | None:
-    fits = isinstance(entries, list) and len(entries) == len(names)
-    return dict(zip(names, entries, strict=True)) if fits else None
+def _step(row: Row | Fault) -> Any:
+    return None if isinstance(row, Fault) else row.get("step")
 
 
-def _step(row: Row | None) -> Any:
-    return (row or {}).get("step")
-
-
-def _is_twice(block: list[Row | None]) -> bool:
+def _is_twice(block: list[Row | Fault]) -> bool:
     """Whether a block is the same rows twice; NaN is no equal of itself, but its JSON is."""
     half, odd = divmod(len(block), 2)
     return not odd and json.dumps(block[:half]) == json.dumps(block[half:])

@@ -48,7 +48,7 @@ def guess_size(
 
     Several groups of one prompt make a longer run. So the size divides the length of every run. Of
     such numbers it is the smallest by which advantages sum to zero in every block, or if there is
-    none the largest.
+    none the largest, unless most runs are longer and as long as any: then some have lost rows.
 
     Returns:
         The size, and whether advantages confirm it.
@@ -58,12 +58,19 @@ def guess_size(
     starts = position[np.flatnonzero(change)]
     ends = position[np.append(file[1:] - 1, source.size - 1)] + 1
     largest = int(np.gcd.reduce(np.concatenate([starts, ends])))
+    lengths = np.diff(np.append(np.flatnonzero(change), source.size))
+
+    def usual_or(size: int) -> int:
+        """1, that is no blocks, where most runs are of the largest length but some lost rows."""
+        usual = int(np.bincount(lengths).argmax())
+        return 1 if size < usual == lengths.max() else size
+
     if not np.isfinite(advantage).all() or not advantage.any():
-        return largest, False
+        return usual_or(largest), False
     for size in (d for d in range(2, largest + 1) if largest % d == 0):
         groups = blocks(position, source, step, size)
         sums = np.bincount(groups, advantage)
         scale = np.bincount(groups, np.abs(advantage))
         if (np.abs(sums) <= _ROUNDING * (scale + _ROUNDING)).all():
             return size, True
-    return largest, False
+    return usual_or(largest), False

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kltarget._core.progress import progress_bar
-from kltarget._core.words import counted
+from kltarget._core.words import counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
+from kltarget.rollouts._entries import ROW_ITSELF
 from kltarget.rollouts._frame import Columns
 from kltarget.rollouts._log_files import Reading, rows_of
+from kltarget.rollouts._repeats import first_uses, merged, mixed_groups, overlaps, without_gaps
+from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
 from kltarget.rollouts.formats._format import Format
@@ -28,6 +34,7 @@ def read_rollouts(
     columns: Mapping[str, str | Sequence[str]] | None = None,
     answer: str | re.Pattern[str] | Rule = "text",
     num_generations: int | None = None,
+    reward_weights: Weights | None = None,
     skip_bad: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -44,7 +51,8 @@ def read_rollouts(
             same rollouts, are left out with a note, and that "generic" files beside a trainer's
             are left out.
         columns: For files of your own: the file's name of each canonical column, for example
-            `{"completion": "response"}`. Rewards that are to be added are given as a list.
+            `{"completion": "text"}`, in any case. Rewards that are to be added are given as a list.
+            Usual names, such as `response`, `score` and `global_step`, need not be given.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
             without white space at its end. "number": its last number, `1,200.50` as `1200.5`.
             "boxed": the content of its last `\boxed{…}` whose braces balance. "answer": that of its
@@ -53,6 +61,10 @@ def read_rollouts(
             Files that `read_rollouts` once wrote keep their answers if "text" is asked for.
         num_generations: Size of a generation group where the files do not name groups: consecutive
             blocks of so many rows. By default it is guessed, which `attrs["notes"]` then says.
+        reward_weights: What the trainer multiplies its rewards by before it adds them: a number by
+            the name of each reward that has another than 1, or one for each in the order of the
+            columns. By default the logged advantages say it, or all count as 1; `attrs["notes"]`
+            has them, and which numbers beside the rewards the advantages leave out.
         skip_bad: Skip and count what cannot be read, instead of raising.
         progress: Show a progress bar over the bytes of all files.
 
@@ -70,7 +82,7 @@ def read_rollouts(
         `prompt`            category  text; a chat's messages, with roles if there are several
         `completion`        string    text; of a chat what the assistant says
         `answer`            string    NA where the rule finds none
-        `reward`            float64   total reward; NaN only in formats that have none
+        `reward`            float64   total reward; NaN only where no rewards are logged
         `ref_logp`, `logp`  float64   natural, by the reference and by the policy that sampled
         `num_tokens`        float64   tokens of the completion, NaN if not logged
         `advantage`         float64   of the sequence, or the mean of its tokens'; NaN if not logged
@@ -81,10 +93,13 @@ def read_rollouts(
 
     Raises:
         RolloutError: If a file is none of the formats, or a row cannot be read: a broken line, text
-            that is not UTF-8, a reward that is missing, NaN or +inf, a positive log-probability, or
-            groups that do not fit. The message is one line naming file and line. Pickles are never
-            opened.
-        ImportError: If a Parquet file is read and pyarrow is not installed.
+            that is not UTF-8, a reward of +inf, a positive log-probability, or groups that do not
+            fit; or if no row has a reward though there is a column of them. The message is one line
+            naming file and line. Pickles are never opened.
+        ImportError: If a Parquet or Arrow file is read and pyarrow is not installed.
+
+    Rows without a reward are left out and counted in the notes. Groups and runs go over no two
+    files; the outputs of one session, and steps that train on one generation, are one rollout.
 
     Example:
         >>> import pathlib, tempfile
@@ -130,17 +145,27 @@ def read_rollouts(
         raise RolloutError(f"{some(files)}: no rows{bad if reading.skipped else ''}")
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
-    frame = gathered.frame(group_id)
+    weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
+    frame: Any = gathered.frame(group_id)
+    frame, dropped = _own_rollouts(frame, gathered, rule, some(files))
 
+    if found.renamed:
+        listing = ", ".join(f"{column!r} as {role}" for role, column in found.renamed)
+        notes.append(f"columns read by their names: {listing}")
     if gathered.parts:
         notes.append(f"reward from {some(map(repr, gathered.parts))}")
+    notes += weighed
     if gathered.unrewarded:
-        notes.append(f"{gathered.unrewarded:,} of {len(frame):,} rows have no reward")
-    notes.append(grouped)
+        notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
+    notes += [grouped, *dropped]
     num_answers = len(frame["answer"].dropna().unique())
+    unanswered = int(frame["answer"].isna().to_numpy().sum())
     named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
-    missing = f", {gathered.unanswered:,} of {len(frame):,} completions without one"
-    notes.append(named + (missing if gathered.unanswered else ""))
+    missing = f", {unanswered:,} of {len(frame):,} completions without one"
+    notes.append(named + (missing if unanswered else ""))
+    if gathered.padding:
+        tokens = counted(gathered.padding, "token")
+        notes.append(f"{tokens} of log-probability +1 taken for padding and left out")
     if reading.repeated:
         notes.append(f"{counted(reading.repeated, 'row')} of steps that were logged twice dropped")
     if reading.skipped:
@@ -152,27 +177,78 @@ def read_rollouts(
     return frame
 
 
+def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights | None) -> list[str]:
+    """Weighs the parts of rewards, as the user or the advantages say, and says so."""
+    parts = {name: np.array(part) for name, part in gathered.parts.items()}
+    if given is not None:
+        weights = given_weights(given, list(parts))
+        gathered.weigh(weights)
+        listing = ", ".join(f"{name!r} × {number(weight)}" for name, weight in weights.items())
+        return [f"weights of rewards as given: {listing}"]
+    if not guessed or not parts:
+        return []
+    # A total that was logged itself is right as it is.
+    reward, total = np.array(gathered.numbers["reward"]), np.nansum(list(parts.values()), 0)
+    known = ~np.isnan(reward)
+    if not np.allclose(reward[known], total[known]):
+        return []
+    weights, notes = told_weights(parts, group, np.array(gathered.numbers["advantage"]))
+    if any(weight != 1 for weight in weights.values()):
+        gathered.weigh(weights)
+    return notes
+
+
+def _own_rollouts(
+    frame: Any, gathered: Columns, rule: Rule, where: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """The frame without rows that are no rollouts of their own or have no reward, and why."""
+    notes, size = [], len(frame)
+    session = gathered.sessions()
+    if session is not None:
+        frame, notes = merged(frame, session, np.array(gathered.turn), rule)
+    kept, why = first_uses(frame)
+    if why:
+        notes.append(why)
+        frame = frame[kept]
+    notes += filter(None, (mixed_groups(frame), overlaps(frame)))
+    rewarded = frame["reward"].notna().to_numpy()
+    if gathered.unrewarded < size and not rewarded.all():
+        if not rewarded.any():
+            first = gathered.first_missing or where
+            raise RolloutError(f"{first}: no reward, and no row has one")
+        rows = f"{(~rewarded).sum():,} of {len(frame):,} rows"
+        notes.append(f"{rows} have no reward and are left out, the first: {gathered.first_missing}")
+        frame = frame[rewarded]
+    return (frame if len(frame) == size else without_gaps(frame)), notes
+
+
 def _gather(
     path: pathlib.Path, format: Format, rule: Rule, reading: Reading, gathered: Columns
 ) -> None:
-    source, step = str(path), format.step_of(path)
-    for position, where, row in rows_of(path, reading):
-        try:
-            rollout = format.read(row, path)
-            rollout.check()
-        except BadRow as error:
-            reading.bad(path, where, str(error))
-            continue
-        except KeyError as error:
-            reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
-            continue
-        except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
-            continue
-        if rollout.step is None:
-            rollout.step = step
-        answer = rollout.answer if rollout.answered else rule(rollout.completion)
-        try:
-            gathered.add(rollout, answer, source, position)
-        except BadRow as error:
-            reading.bad(path, where, str(error))
+    source, step, more = str(path), format.step_of(path), 0
+    for place, where, whole in rows_of(path, reading):
+        rows = format.rows(whole, place)
+        for position, row in enumerate(rows, start=place + more):
+            try:
+                rollout = format.read(row, path)
+                rollout.check()
+            except BadRow as error:
+                reading.bad(path, where, str(error))
+                continue
+            except KeyError as error:
+                reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
+                continue
+            except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+                reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
+                continue
+            if rollout.step is None:
+                rollout.step = step
+            gathered.in_rows |= rollout.group is not None and rollout.group == row.get(ROW_ITSELF)
+            if rollout.reward is not None and math.isnan(rollout.reward):
+                gathered.first_missing = gathered.first_missing or f"{path}: {where}"
+            answer = rollout.answer if rollout.answered else rule(rollout.completion)
+            try:
+                gathered.add(rollout, answer, source, position, format.apart)
+            except BadRow as error:
+                reading.bad(path, where, str(error))
+        more += len(rows) - 1

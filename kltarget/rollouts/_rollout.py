@@ -11,7 +11,7 @@ from kltarget._core.checks import ArgumentError
 NAN = math.nan
 
 # Log-probabilities of long completions are sums of rounded terms.
-_ROUNDING = 0.01
+ROUNDING = 0.01
 
 
 class RolloutError(ArgumentError):
@@ -29,12 +29,15 @@ class Rollout:
     """One completion of a prompt.
 
     Attributes:
-        reward: none if the format has no rewards.
+        reward: none if the format has no rewards, NaN if this row has none.
         parts: the rewards of which ``reward`` is made, by name.
         group: what completions of one generation group share, besides the step.
         index: place in the file where groups are blocks, if it is not the row's.
         answer: the answer, if the file says it.
         answered: whether it does; otherwise the answer is to be found in the completion.
+        session: what the outputs of one conversation share within a group.
+        turn: place of an output in its session.
+        padding: the number of tokens without a log-probability that were left out.
     """
 
     prompt: str
@@ -50,14 +53,17 @@ class Rollout:
     index: int | None = None
     answer: str | None = None
     answered: bool = False
+    session: Hashable = None
+    turn: int | None = None
+    padding: int = 0
 
     def check(self) -> None:
         """Refuses what cannot be a reward, a log-probability or a text."""
-        if self.reward is not None and not self.reward < math.inf:
+        if self.reward is not None and self.reward == math.inf:
             raise BadRow(f"the reward is {self.reward:g}: it must be a number or -inf")
         for name in ("logp", "ref_logp"):
             value = getattr(self, name)
-            if value > _ROUNDING:
+            if value > ROUNDING:
                 raise BadRow(f"{name}: {value:g} is no log-probability: it must be 0 or less")
         for text in (self.prompt, self.completion):
             if not text.isascii():

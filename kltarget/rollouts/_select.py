@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kltarget._core.rows import kind_of
-from kltarget.rollouts._log_files import Reading, columns_of
+from kltarget.rollouts._log_files import Reading, columns_of, layout_of
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts.formats import FORMATS
 from kltarget.rollouts.formats._format import AS_CALLED, Format
@@ -130,10 +130,11 @@ def _match(
             raise _pickled(path)
         raise RolloutError(
             f"{path}: unknown extension {path.suffix!r}: "
-            "rollouts end in .parquet, .jsonl, .csv, .tsv or .json"
+            "rollouts end in .parquet, .jsonl, .csv, .tsv or .json, or those of text and .gz"
         )
     try:
         present = columns_of(path, reading)
+        layout = layout_of(path)
     except RolloutError:
         # Trainers write JSON files of other kinds too; a broken file of rows is one of rollouts.
         if kind == "json" and not named:
@@ -141,14 +142,14 @@ def _match(
         raise
     own = generic(columns, present)
     for candidate in (*FORMATS, own):
-        if format in ("auto", candidate.name) and candidate.matches(kind, present):
+        if format in ("auto", candidate.name) and candidate.matches(layout, present):
             return candidate
     if not named:
         return None
     if not present:
         raise RolloutError(f"{path}: the file is empty, or has no row that can be read")
     listing = ", ".join(map(repr, present))
-    if columns and kind in own.kinds:
+    if columns and layout in own.kinds:
         missing = ", ".join(map(repr, sorted(own.columns - set(present))))
         raise RolloutError(f"{path}: there is no column {missing}: the columns are {listing}")
     raise RolloutError(

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from kltarget._core.column_names import first_called
 from kltarget._core.rows import (
-    NOT_A_RECORD,
     Fault,
     FileError,
     Row,
     RowFile,
     as_number,
     kind_of,
-    load_json,
     place,
+    simple_name,
 )
 
 
@@ -67,18 +66,19 @@ class RawTable:
     ) -> str | None:
         """As ``find``, but None if there is no such column; those taken are not guessed again."""
         if given is not None:
+            if given not in self.columns and simple_name(given) in map(simple_name, self.columns):
+                return first_called(self.columns, [simple_name(given)])
             if given not in self.columns:
                 raise TableError(
                     f"{self.path}: there is no {role} column {given!r}: "
                     f"the columns are {self.listing()}"
                 )
             return given
-        simple = {_simple(column): column for column in self.columns if column not in taken}
-        return next((simple[name] for name in known if name in simple), None)
+        return first_called(self.columns, known, taken)
 
     def called(self, known: Collection[str]) -> list[str]:
         """The columns whose names are known."""
-        return [column for column in self.columns if _simple(column) in known]
+        return [column for column in self.columns if simple_name(column) in known]
 
     def listing(self) -> str:
         return ", ".join(map(repr, self.columns))
@@ -103,10 +103,6 @@ def as_reward(entry: Any) -> float:
     return value
 
 
-def _simple(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
 def read_raw(path: pathlib.Path) -> RawTable:
     kind = kind_of(path)
     if kind is None:
@@ -115,7 +111,7 @@ def read_raw(path: pathlib.Path) -> RawTable:
             "a table ends in .csv, .tsv, .json, .jsonl or .parquet"
         )
     try:
-        raw = _read_json(path) if kind == "json" else _read_rows(path)
+        raw = _read_rows(path)
     except FileError as error:
         raise TableError(*error.args) from None
     if not raw.num_rows:
@@ -126,29 +122,10 @@ def read_raw(path: pathlib.Path) -> RawTable:
 def _read_rows(path: pathlib.Path) -> RawTable:
     file = RowFile(path, guess_delimiter=True)
     rows = list(file)
-    if not rows and not file.columns:
+    if not rows and not file.columns and file.kind != "json":
         raise TableError(f"{path}: the file is empty")
     notes = () if file.delimiter is None else (f"columns are separated by {file.delimiter!r}",)
     return _from_records(path, rows, file.columns, notes)
-
-
-def _read_json(path: pathlib.Path) -> RawTable:
-    content = load_json(path)
-    if isinstance(content, dict):
-        for name, entries in content.items():
-            if not isinstance(entries, list):
-                raise TableError(
-                    f"{path}: column {name!r} is not a list: give one entry per outcome"
-                )
-        lengths = {name: len(entries) for name, entries in content.items()}
-        if len(set(lengths.values())) > 1:
-            listing = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
-            raise TableError(f"{path}: the columns differ in length: {listing}")
-        return RawTable(path, content, [None] * max(lengths.values(), default=0))
-    if not isinstance(content, list):
-        raise TableError(f"{path}: expected a list of records or an object of columns")
-    records = [record if isinstance(record, dict) else NOT_A_RECORD for record in content]
-    return _from_records(path, [(row, None, x) for row, x in enumerate(records, start=1)])
 
 
 def _from_records(

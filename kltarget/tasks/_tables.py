@@ -1,7 +1,7 @@
 r"""Read a problem from a table: one row per outcome, with its reward and its reference probability.
 
-CSV, TSV, JSON, JSON Lines and Parquet are read. Which column is which is guessed from the names
-unless it is said; every guess is kept as a line of text in ``Table.notes``.
+CSV, TSV, JSON, JSON Lines, Parquet and Arrow are read. Which column is which is guessed from the
+names unless it is said; every guess is kept as a line of text in ``Table.notes``.
 
 Rows are counted from 1 and the header is not a row; where the two differ, messages give the line of
 the file too.
@@ -32,19 +32,14 @@ from typing import Any
 
 import numpy as np
 
+from kltarget._core.column_names import OUTCOME_NAMES, REWARD_NAMES
 from kltarget._core.rows import as_number, shown
 from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
-# Names that are recognised, in order of preference; compared in lower case with - and blanks read
-# as _.
-OUTCOME_NAMES = (
-    *("outcome", "answer", "completion", "response", "output"),
-    *("text", "word", "token", "label", "name"),
-)
-REWARD_NAMES = ("reward", "rewards", "score", "r", "correct", "is_correct")
+# Names that are recognised, in order of preference.
 LOG_REF_NAMES = (
-    *("log_ref", "ref_logp", "ref_logprob", "ref_log_prob"),
+    *("log_ref", "ref_logp", "ref_logprob", "ref_log_prob", "reference_logp"),
     *("logp", "logprob", "log_prob", "log_probability"),
 )
 PROB_NAMES = ("ref_prob", "ref_probability", "pi_ref", "probability", "prob", "p", "ref")
@@ -55,6 +50,8 @@ UNSEEN = "(unseen)"
 
 # Masses that miss one by less than this are taken for rounding and not reported as missing.
 _ROUNDING = 1e-6
+# Tables have logarithms of a few decimals.
+_ROUNDED_LOGS = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +113,8 @@ def read_table(
 
     Args:
         path: a ``.csv``, ``.tsv``, ``.json`` (a list of records or an object of columns),
-            ``.jsonl`` or ``.parquet`` file.
+            ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather`` file; those of text may be packed
+            (``.csv.gz``).
         outcome: column of the outcomes' labels. A label may occur once only.
         reward: column of the rewards, in any real unit: numbers, ``-inf``, or true/false for 1 and
             0.
@@ -196,12 +194,14 @@ def read_table(
         notes.append(f"{source} (total {total:,.10g})")
     elif log_total > _ROUNDING:
         hint = "" if log_total < 0.01 else "; is each row a different outcome of one prompt?"
+        hint = _hint_of_base(log_mass, kind) or hint
         notes.append(f"{source}: masses sum to {total:.6g}, more than one: normalised{hint}")
     elif log_total < -_ROUNDING:
         missing = -math.expm1(log_total)
         fate = "normalised away"
         if unseen_reward is not None:
             fate = f"kept as {UNSEEN!r}, reward {unseen_reward:g}"
+        fate += _hint_of_base(log_mass, kind)
         notes.append(f"{source}: masses sum to {total:.6g}, missing mass {missing:.6g} {fate}")
     else:
         notes.append(source)
@@ -240,6 +240,18 @@ def read_table(
         notes=tuple(notes),
         missing_mass=missing,
     )
+
+
+def _hint_of_base(log_mass: np.ndarray, kind: str) -> str:
+    """What to say of log-probabilities that sum to one if they are of a usual base, but not e."""
+    for base in (10, 2) if kind == "log_ref" else ():
+        scaled = log_mass * math.log(base)
+        if abs(math.expm1(float(np.logaddexp.reduce(scaled)))) < _ROUNDED_LOGS:
+            return (
+                f"; as logarithms of base {base} they sum to 1: multiply them by "
+                f"ln {base} = {math.log(base):.6g}, natural ones are read"
+            )
+    return ""
 
 
 def _find_reference(raw: RawTable, given: Mapping[str, str | None]) -> tuple[str, str]:

@@ -24,6 +24,10 @@ AS_CALLED = {
 # Columns that `read_rollouts` itself makes up; a file that has them is one of its own.
 MADE_UP = frozenset({"prompt_id", "sample_id", "group_id", "source"})
 
+_PER_TOKEN = (
+    ("token_logps", "token_logprobs", "logps", "logprobs", "log_probs", "old_log_probs"),
+    ("ref_token_logps", "ref_token_logprobs", "ref_logps", "ref_logprobs", "ref_log_probs"),
+)
 IDS_ALONE = "texts are token ids, separated by spaces: the file has no others"
 
 
@@ -41,6 +45,11 @@ class Format:
         notes: what its users should know.
         without: columns of which it has none.
         shaped: whether the rewards are logged as the trainer scaled and cut them.
+        completion: the column whose lists are several completions, and
+        prompt: that of their prompts.
+        guessed: whether which columns are rewards is to be told by the advantages.
+        apart: whether what names a group says of which files it is.
+        renamed: roles, and the columns that were taken for them.
     """
 
     name: str
@@ -52,6 +61,19 @@ class Format:
     notes: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
     shaped: bool = False
+    prompt: str = "prompt"
+    completion: str | None = None
+    guessed: bool = False
+    apart: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def rows(self, row: Row, position: int) -> list[Row]:
+        """The row, or one per completion if it has several."""
+        if self.completion is None or type(row.get(self.completion)) is not list:
+            text = row.get(self.completion or "")
+            if not (isinstance(text, str) and text.startswith("[")):
+                return [row]
+        return entries.split_row(row, self.prompt, self.completion or "", position)
 
     def matches(self, kind: str | None, columns: Collection[str]) -> bool:
         present = frozenset(columns)
@@ -59,7 +81,8 @@ class Format:
 
     def step_of(self, path: pathlib.Path) -> int | None:
         """The step that a file's path names."""
-        named = re.search(self.step_pattern, path.as_posix()) if self.step_pattern else None
+        name = path.as_posix().removesuffix(".gz")
+        named = re.search(self.step_pattern, name) if self.step_pattern else None
         return int(named.group(1)) if named else None
 
 
@@ -84,15 +107,19 @@ def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> dict[str, 
     ref_logp, logp, count = (
         entries.number_in(row, columns[name]) for name in ("ref_logp", "logp", "num_tokens")
     )
-    tokens = row.get("token_logps")
+    tokens, ref_tokens = (
+        next((row[name] for name in known if isinstance(row.get(name), list)), None)
+        for known in _PER_TOKEN
+    )
+    padding = max(entries.num_padding(tokens), entries.num_padding(ref_tokens))
     listed = row.get("token_ids") or tokens
     if math.isnan(count) and isinstance(listed, list):
-        count = float(len(listed))
-    return {
-        "ref_logp": entries.total(row.get("ref_token_logps")) if math.isnan(ref_logp) else ref_logp,
-        "logp": entries.total(tokens) if math.isnan(logp) else logp,
-        "num_tokens": count,
-    }
+        count = float(len(listed) - padding)
+    if math.isnan(ref_logp):
+        ref_logp = entries.log_total(ref_tokens, name="ref_logp")
+    if math.isnan(logp):
+        logp = entries.log_total(tokens)
+    return {"ref_logp": ref_logp, "logp": logp, "num_tokens": count, "padding": padding}
 
 
 def added_up(parts: Collection[float]) -> float:

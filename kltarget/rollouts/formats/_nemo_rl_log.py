@@ -27,9 +27,9 @@ def _read_nemo_rl(row: Row, path: pathlib.Path) -> Rollout:
     mask = row["token_loss_mask"]
     return Rollout(
         entries.prompt_in({"content": prompt}, "content"),
-        "\n".join(map(entries.content_text, said)),
+        "\n".join(map(entries.message_text, said)),
         reward=entries.reward_in(row, "rewards"),
-        logp=entries.total(row.get("generation_logprobs", row.get("prev_logprobs")), mask),
+        logp=entries.log_total(row.get("generation_logprobs", row.get("prev_logprobs")), mask),
         num_tokens=float(sum(map(bool, mask))),
         advantage=entries.mean(row.get("advantages"), mask),
         index=entries.whole_in(row, "idx"),

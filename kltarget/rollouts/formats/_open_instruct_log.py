@@ -17,6 +17,7 @@ from kltarget.rollouts.formats._format import IDS_ALONE, ids_as_text, written_as
     columns={"prompt_tokens", "response_tokens", "reward"},
     notes=(IDS_ALONE,),
     shaped=True,
+    apart=True,
 )
 def _read_open_instruct(row: Row, path: pathlib.Path) -> Rollout:
     return Rollout(
@@ -24,8 +25,12 @@ def _read_open_instruct(row: Row, path: pathlib.Path) -> Rollout:
         ids_as_text(row["response_tokens"]),
         reward=entries.reward_in(row, "reward"),
         step=entries.whole_in(row, "step"),
-        logp=entries.total(row.get("logprobs")),
+        logp=entries.log_total(row.get("logprobs")),
         num_tokens=float(len(row["response_tokens"])),
         advantage=entries.number_in(row, "advantage"),
-        group=(re.sub(r"_rollouts_\d+$", "", path.stem), str(row["prompt_idx"])),
+        group=(
+            path.parent.as_posix(),
+            re.sub(r"_rollouts_\d+$", "", path.stem),
+            str(row["prompt_idx"]),
+        ),
     )

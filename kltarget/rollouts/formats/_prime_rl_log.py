@@ -26,10 +26,10 @@ def _read_prime_rl(row: Row, path: pathlib.Path) -> Rollout:
     referred = all(node.get("reference_logprobs") is not None for node in sampled)
     return Rollout(
         entries.prompt_in({"prompt": [node["message"] for node in before]}, "prompt"),
-        "\n".join(entries.content_text(node["message"].get("content")) for node in sampled),
+        "\n".join(entries.message_text(node["message"]) for node in sampled),
         reward=added_up(rewards),
-        logp=entries.total(_joined(sampled, "logprobs")),
-        ref_logp=entries.total(_joined(sampled, "reference_logprobs")) if referred else NAN,
+        logp=entries.log_total(_joined(sampled, "logprobs")),
+        ref_logp=entries.log_total(_joined(sampled, "reference_logprobs")) if referred else NAN,
         num_tokens=float(sum(map(bool, _joined(sampled, "mask")))) or NAN,
         advantage=entries.mean(_joined(sampled, "advantages")),
         parts={name: float(entry["score"]) for name, entry in scored.items()},
@@ -76,7 +76,7 @@ def _read_prime_rl_tokens(row: Row, path: pathlib.Path) -> Rollout:
         ids_as_text([token for token, on in zip(tokens, mask, strict=True) if on]),
         reward=None,
         step=entries.whole_in(row, "step"),
-        logp=entries.total(row["inference_logprobs"], mask),
+        logp=entries.log_total(row["inference_logprobs"], mask),
         num_tokens=float(sum(mask)),
         advantage=entries.mean(row.get("advantages"), mask),
     )

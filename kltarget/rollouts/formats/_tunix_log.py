@@ -31,7 +31,7 @@ def _read_tunix(row: Row, path: pathlib.Path) -> Rollout:
         prompt,
         completion,
         reward=entries.reward_in(row, "trajectory_reward"),
-        logp=entries.total(_literal(row, "old_logprobs"), mask),
+        logp=entries.log_total(_literal(row, "old_logprobs"), mask),
         num_tokens=float(sum(map(bool, mask or ()))),
         group=(path.as_posix(), row["group_id"]),
     )

@@ -16,6 +16,9 @@ from kltarget.rollouts.formats._format import written_as
 @written_as("verl", "jsonl", columns={"input", "output", "score"}, step_pattern=r"(\d+)\.\w+$")
 def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
     uid, mask = row.get("uid"), row.get("response_mask")
+    # One uid per prompt, session and output of the session; groups are of the prompt.
+    named = None if uid is None else re.fullmatch(r"(.*)_(\d+)_(\d+)", str(uid), re.DOTALL)
+    group = uid if uid is None else str(uid) if named is None else named.group(1)
     return Rollout(
         entries.prompt_in(row, "input"),
         entries.completion_in(row, "output"),
@@ -23,11 +26,16 @@ def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
         step=entries.whole_in(row, "step"),
         logp=_number_or_total(row, "old_log_probs", mask),
         ref_logp=_number_or_total(row, "ref_log_prob", mask),
-        # One uid per prompt, session and trajectory; groups are of the prompt.
-        group=None if uid is None else re.sub(r"_\d+_\d+$", "", str(uid)),
+        group=group,
+        session=None if named is None else int(named.group(2)),
+        turn=None if named is None else int(named.group(3)),
     )
 
 
 def _number_or_total(row: Row, column: str, mask: Sequence[Any] | None) -> float:
     entry = row.get(column)
-    return entries.total(entry, mask) if isinstance(entry, list) else entries.number_in(row, column)
+    return (
+        entries.log_total(entry, mask, column)
+        if isinstance(entry, list)
+        else entries.number_in(row, column)
+    )
