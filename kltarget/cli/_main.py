@@ -1,7 +1,7 @@
 """The command ``kltarget``: targets, their verification, trainers' recipes, logged rollouts.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
-where.
+where, 130 interrupted, with one line on stderr that says what is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._output import InputError, say
+from kltarget.cli._output import InputError, Stopped, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name. Default: those of the process.
 
     Returns:
-        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
-        stderr.
+        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input, 130 interrupted. Errors
+        are written to stderr. Pages are as wide as ``COLUMNS`` says, or the terminal; 96 columns
+        where there is no terminal.
     """
     logger = logging.getLogger("jax")
     level = logger.level
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"kltarget: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        kept = f": {stop}" if isinstance(stop, Stopped) and stop.args else ""
+        print(f"kltarget: interrupted{kept}", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader, such as `head`, has gone; without this Python complains when it flushes at
         # exit.
@@ -74,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kltarget",
         description="Exact targets of regularised reward maximisation, "
         "max over π of E_π[r] − β·D(π, π_ref).",
-        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
+        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, 130 interrupted. "
+        "Pages are as wide as COLUMNS says, or the terminal; 96 columns where there is none.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -16,7 +16,6 @@ from kltarget.recipes import Recipe
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH = 98
 _LONG_PROMPT = 2000
 _TIERS = {
     1: "From the rewards",
@@ -102,7 +101,7 @@ class Diagnosis(Record):
         return any(x.name == name for x in self.statements)
 
     def __str__(self) -> str:
-        return self.page().to_text(WIDTH)
+        return self.page().to_text()
 
     def _repr_html_(self) -> str:
         return f"<style>{STYLE}</style>{self.page(room=_LONG_PROMPT).to_html()}"
