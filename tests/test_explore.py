@@ -337,3 +337,11 @@ def _uniform(size):
 def test_what_cannot_be_explored_is_said(make, options, error, message):
     with pytest.raises(error, match=message):
         pages.page(make(), **options)
+
+
+def test_the_scene_measures_what_the_library_does():
+    task = tasks.load("bimodal")
+    scene = kt.explore(task, beta=0.2).scene
+    logs = np.stack([scene.log_ref, scene.log_probs])
+    expected = kt.effective_modes(logs, task.modes)
+    np.testing.assert_allclose(scene.measures["effective_modes"], expected, rtol=1e-5)

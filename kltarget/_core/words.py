@@ -88,8 +88,23 @@ def _parts(word: str, width: int) -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number of things, which the noun calls in the singular."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Of a regular noun; of several words the last."""
+    if noun.endswith(("ch", "sh", "s", "x")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
+
+
+def singular(noun: str) -> str:
+    """What a plural that :func:`plural` made is of; anything else is left as it is."""
+    stems = (f"{noun[:-3]}y", noun[:-2], noun[:-1])
+    return next((stem for stem in stems if stem and plural(stem) == noun), noun)
 
 
 def percent(log_p: float) -> str:
@@ -154,7 +169,15 @@ def scientific(log_x: float) -> str:
 def number(x: float, digits: int = 4) -> str:
     if not math.isfinite(x):
         return f"{x:g}".replace("inf", "∞")
-    return f"{x:.{digits}g}"
+    # A zero has no sign.
+    return f"{x + 0.0:.{digits}g}"
+
+
+def decimal(x: float, digits: int = 4) -> str:
+    """A number of so many decimals, unless it is large; what rounds to 0 has no sign."""
+    if not math.isfinite(x) or abs(x) >= 1e5:
+        return number(x)
+    return f"{round(x, digits) + 0.0:.{digits}f}"
 
 
 def compact(x: float) -> str:

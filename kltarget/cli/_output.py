@@ -6,18 +6,23 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kltarget._core.files import open_whole
 from kltarget._core.page import Page
+from kltarget._core.words import short
 
 # For terminals without Greek.
 _LETTERS = {"β": "b", "π": "pi", "σ": "sigma", "Σ": "sum", "Λ": "Lambda"}
 _LINES = {"−": "-", "–": "-", "—": "-", "→": "->", "…": "~", "′": "'", "‖": "||"}
 _SIGNS = {"∞": "inf", "≠": "*", "±": "+-"}
 _PLAIN = str.maketrans(_LETTERS | _LINES | _SIGNS)
+
+_GLYPH = re.compile(r"Glyph (\d+) ")
 
 JSON = "write everything as JSON; -: print that instead"
 """The help of ``--json``."""
@@ -67,6 +72,22 @@ def check_outputs(
             raise InputError(f"{figure}: cannot draw a {kind}: use .png, .pdf or .svg")
 
 
+@contextlib.contextmanager
+def remarks() -> Iterator[None]:
+    """Says what a library warns of in a line each, without its source files."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = [" ".join(str(warning.message).split()) for warning in caught]
+    codes = {int(found[1]) for text in texts if (found := _GLYPH.match(text))}
+    said = [text for text in texts if not _GLYPH.match(text)]
+    if codes:
+        letters = "".join(map(chr, sorted(codes)))
+        said.append(f"the figure's fonts lack the letters {short(letters)}: boxes stand for them")
+    for text in dict.fromkeys(said):
+        print(f"kltarget: note: {text}", file=sys.stderr)
+
+
 def is_stdout(path: pathlib.Path | None) -> bool:
     """Whether ``-`` was given, which is standard output; nothing else is printed there then."""
     return path is not None and str(path) == "-"
@@ -86,12 +107,13 @@ def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
     for path, make in outputs:
         if path is None:
             continue
-        content = make()
+        with remarks():
+            content = make()
         if is_stdout(path) and isinstance(content, str):
             _print_text(content)
             continue
         try:
-            with open_whole(path, "w" if isinstance(content, str) else "wb") as file:
+            with remarks(), open_whole(path, "w" if isinstance(content, str) else "wb") as file:
                 if isinstance(content, str):
                     file.write(content)
                 else:

@@ -105,7 +105,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
         gain = jnp.where(probs == 0, jnp.zeros_like(probs), probs * reward)
         return {
             "expected_reward": gain.sum(-1),
-            "kl_to_reference": kl(log_probs, log_ref),
+            "kl_to_reference": jnp.maximum(kl(log_probs, log_ref), 0),  # but for rounding it is
             "entropy": entropy(log_probs),
             "effective_modes": effective_modes(log_probs, modes),
         }

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from kltarget._core.checks import concrete_labels, traced
 from kltarget._core.numerics import double_precision
+from kltarget._core.words import counted
 from kltarget.objectives import Objective
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._shipped import load, names
@@ -152,7 +153,7 @@ def _of_fields(objective: Objective, name: str, space: SequenceSpace | None) -> 
     tokens = itertools.product(*([str(token) for token in range(n)] for n in sizes))
     return Task(
         name=name,
-        description=f"{reward.size:,} outcomes",
+        description=counted(reward.size, "outcome"),
         # The masses of a narrower type sum to 1 in that type only.
         log_ref=log_ref - np.logaddexp.reduce(log_ref),
         reward=reward,

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from kltarget._core.rows import as_number, shown
+from kltarget._core.words import counted
 from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
@@ -232,7 +233,7 @@ def read_table(
         )
     return Table(
         name=path.stem,
-        description=f"{len(labels):,} outcomes from {path.name}",
+        description=f"{counted(len(labels), 'outcome')} from {path.name}",
         log_ref=log_mass,
         reward=rewards,
         labels=labels,
