@@ -74,7 +74,8 @@ def target(
     given, behind = as_drawn(data), as_drawn(problem)
     with look.in_style(ax):
         curves = _curves(given)
-    shown = _problem(behind or (given if isinstance(given, Task) else curves[0].objective))
+    own = given if isinstance(given, Task) else curves[0].objective
+    shown = _problem(own if behind is None else behind)
     others = (_problem(curve.objective) for curve in curves[1:])
     if problem is None and not all(np.array_equal(other, shown) for other in others):
         raise ValueError(
