@@ -208,7 +208,7 @@ def _points(
         shrink = 1 - 0.65 * k / max(len(curves) - 1, 1)
         ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=curve.label)
         options = {"color": [curve.color], **usual, **style}
-        ax.scatter(x, _mass(row), least + (most - least) * emphasis * shrink, **options)
+        ax.scatter(x, _mass(row), (least + (most - least) * emphasis) * shrink, **options)
 
     _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
     _reward_strip(ax, x, reward)
