@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import kltarget as kt
-from kltarget import cli, recipes, sweeps, verification
+from kltarget import cli, pages, recipes, sweeps, verification
 from kltarget.diagnosis import diagnose
 
 WIDTHS = (60, 72, 80, 97, 120, 200)
@@ -223,3 +223,20 @@ def test_the_bar_of_verify_is_there_before_the_targets(capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kt.verify("one-two", key=jax.random.key(0), policies=["tabular"], progress=True)
     assert "0/48 " in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_page_on_a_phone_moves_what_is_wide_and_folds_what_is_long(diagnosis):
+    page = pages.diagnosis(diagnosis)
+    assert page.count('<div class="wide"><table>') == page.count("<table>")
+    assert page.count('<div class="wide"><img') == page.count("<img") == 1
+    assert "overflow-x: auto" in page
+    assert "overflow-wrap: anywhere" in page
+    ((short, whole),) = re.findall(r"<details><summary>(.*?)</summary><p>(.*?)</p>", page)
+    assert len(short) < 250
+    assert whole == diagnosis.featured.prompt
+    assert page.split("<details>")[0].count("again and") < 20, "a long prompt hides no page"
+
+
+def test_a_verification_counts_its_runs(report):
+    assert "8 runs: 1 policy × 4 recipes × 1 β × 2 reward scales × 1 seed; exact" in str(report)

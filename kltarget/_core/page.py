@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from typing import Literal
 
-from kltarget._core.words import display_width, page_width, words_of, wrapped
+from kltarget._core.words import display_width, page_width, short, words_of, wrapped
 
 STYLE = """
 .kltarget { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; color: #222; }
@@ -27,8 +27,13 @@ STYLE = """
 .kltarget .wide { overflow-x: auto; }
 .kltarget p, .kltarget li, .kltarget h1, .kltarget h2 { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
+@media (max-width: 44rem) {
+  .kltarget img { max-width: none; width: 44rem; }
+  .kltarget th, .kltarget td { padding: .15rem .4rem; }
+}
 """
 _SLIVER = 10
+_UNFOLDED, _MOST_QUOTED = 120, 2000
 _SIDES = {"l": "left", "r": "right", "c": "center"}
 
 
@@ -85,6 +90,25 @@ class Lines:
 
     def html(self) -> str:
         return "".join(f"<p>{html.escape(text)}</p>" for text in self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quotation:
+    """A text of somebody else's after its label; a long one is folded, so that it hides no page."""
+
+    label: str
+    text: str
+    room: int = 60
+
+    def lines(self, width: int) -> list[str]:
+        return Lines([f"  {self.label}: “{short(self.text, self.room)}”"]).lines(width)
+
+    def html(self) -> str:
+        begin = html.escape(f"{self.label}: “{short(self.text, _UNFOLDED)}”")
+        if display_width(self.text) <= _UNFOLDED:
+            return f"<p>{begin}</p>"
+        whole = html.escape(short(self.text, _MOST_QUOTED))
+        return f"<details><summary>{begin}</summary><p>{whole}</p></details>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +224,11 @@ class Figure:
         return []
 
     def html(self) -> str:
-        return f'<img alt="{html.escape(self.description)}" src="{html.escape(self.source)}">'
+        source, description = html.escape(self.source), html.escape(self.description)
+        return f'<div class="wide"><img alt="{description}" src="{source}"></div>'
 
 
-Block = Heading | Paragraph | Lines | Bullets | Table | Figure
+Block = Heading | Paragraph | Lines | Quotation | Bullets | Table | Figure
 
 
 class Page:

@@ -66,6 +66,7 @@ def frame(grid: Grid) -> dict[str, Any]:
         "kltarget": installed_version(),
     }
 
+
 _MOST_LISTED = 8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Int, PRNGKeyArray
 
 from kltarget._core.progress import progress_bar
+from kltarget._core.words import counted as numbered
 from kltarget.policies import Policy, TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -267,16 +269,16 @@ def _description(
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
-    swept = {"policies": "policies", "recipes": "recipes"}
-    swept |= {"beta": "β", "reward_scale": "reward scales"}
+    swept = {"policies": "policy", "recipes": "recipe"}
+    swept |= {"beta": "β", "reward_scale": "reward scale"}
     sizes = [(len(settings[name]), what) for name, what in swept.items()]
-    sizes.append((settings["num_seeds"], "seeds"))
+    sizes.append((settings["num_seeds"], "seed"))
     batch = settings["batch_size"]
-    gradients = "exact gradients" if batch is None else f"{batch} samples a step"
-    grid = " × ".join(f"{n} {what}" for n, what in sizes)
+    gradients = "exact gradients" if batch is None else f"{numbered(batch, 'sample')} a step"
+    grid = " × ".join(f"{n} β" if what == "β" else numbered(n, what) for n, what in sizes)
     return (
         f"{task.name}: {task.description}",
         size,
         *notes,
-        f"{np.prod([n for n, _ in sizes]):,} runs: {grid}; {gradients}",
+        f"{numbered(math.prod(n for n, _ in sizes), 'run')}: {grid}; {gradients}",
     )
