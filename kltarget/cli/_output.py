@@ -54,12 +54,11 @@ def check_outputs(
 ) -> None:
     """Raises if a file cannot be written, would overwrite what is read, or is no figure's."""
     read = [os.path.realpath(x) for x in inputs]
-    outputs = list(filter(None, outputs))
-    if sum(map(is_stdout, outputs)) > 1:
+    given = [path for path in outputs if path is not None]
+    if sum(map(is_stdout, given)) > 1:
         raise InputError("-: standard output takes one thing: give the others a file")
-    for path in (*outputs, *filter(None, [figure])):
-        if is_stdout(path) and path is not figure:
-            continue
+    files = [path for path in given if not is_stdout(path)]
+    for path in (*files, *([] if figure is None else [figure])):
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
         if path.exists() and os.path.realpath(path) in read:

@@ -164,7 +164,7 @@ def _outcomes(solution: Solution, top: int) -> list[Table]:
 
     chosen = _top(masses, top)
     labels = [short(task.labels[int(i)]) for i in chosen]
-    rewards = [number(task.reward[i]) for i in chosen]
+    rewards = [number(float(task.reward[i])) for i in chosen]
     tables = [_mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})]
 
     modes = np.unique(solution.modes[solution.right])

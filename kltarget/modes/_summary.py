@@ -183,7 +183,7 @@ class Summaries(tuple[Summary, ...]):
         if not self:
             return Page([Paragraph("no problems")])
         heads = ("expected reward", "mass on the best modes", "effective modes", "KL(π*‖π_ref)")
-        rows = [("", *heads)]
+        rows: list[tuple[str, ...]] = [("", *heads)]
         names = _distinct([f"β = {summary.beta:.4g}" for summary in self])
         for name, x in zip(names, self, strict=True):
             reached = number(x.expected_reward), _share(x.best_mass)

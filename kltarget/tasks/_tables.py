@@ -154,7 +154,7 @@ def read_table(
         >>> table.labels, table.reward.tolist()
         (('one', 'two', 'other'), [1.0, 1.0, 0.0])
     """
-    columns = {"outcome": outcome, "reward": reward, "modes": modes}
+    columns: dict[str, Any] = {"outcome": outcome, "reward": reward, "modes": modes}
     columns |= {"log_ref": log_ref, "prob": prob, "count": count}
     return table_of(read_raw(pathlib.Path(path)), **columns, unseen_reward=unseen_reward)
 
