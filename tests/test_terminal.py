@@ -25,6 +25,8 @@ COMMANDS = (
     "solve one-two --beta 1e-300,0.1",
     "solve bimodal --beta 1e-3:1:7",
     "solve words --beta 0.1 --threshold 1 --top 3",
+    "solve --help",
+    "diagnose --help",
 )
 
 
@@ -98,7 +100,8 @@ def test_no_word_is_cut(capsys, monkeypatch, command, width):
     for columns in (1000, width):
         monkeypatch.setenv("COLUMNS", str(columns))
         assert cli.main(command.split()) == 0
-        words.append(set(capsys.readouterr().out.split()))
+        words.append({x for x in capsys.readouterr().out.split() if "=" not in x[1:-1]})
+    # The example of a recipe's fields is longer than a line and parted between them.
     assert words[1] == words[0]
 
 

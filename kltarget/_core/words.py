@@ -11,7 +11,7 @@ DEFAULT_WIDTH = 96
 """Columns of a page where no terminal says how many it has: in files, pipes and notebooks."""
 
 _LEAST_WIDTH = 40
-_BREAKS = "/\\,;:.-_=&?|"
+_BREAKS = ("/,;", "\\:.-_=&?|")
 
 
 def page_width() -> int:
@@ -81,7 +81,8 @@ def _parts(word: str, width: int) -> list[str]:
         end = len(word)
         while end > 1 and display_width(word[:end]) > width:
             end -= 1
-        after_sign = next((k for k in range(end, end // 2, -1) if word[k - 1] in _BREAKS), end)
+        places = [k for signs in _BREAKS for k in range(end, end // 3, -1) if word[k - 1] in signs]
+        after_sign = places[0] if places else end
         parts.append(word[:after_sign])
         word = word[after_sign:]
     return [*parts, word]

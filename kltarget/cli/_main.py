@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
-from kltarget._core.page import Page, Table
+from kltarget._core.page import Lines, Page, Table
+from kltarget._core.words import wrapped
 from kltarget.cli import (
     _diagnose_command,
     _explore_command,
@@ -62,13 +63,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.setLevel(level)
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose lines part no word: argparse's own do at hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(" ".join(text.split()), width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = wrapped(" ".join(text.split()), width - len(indent))
+        return "\n".join(indent + line for line in lines)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
-            say(message.splitlines())
+            # A group of options is kept on one line, however narrow the terminal is.
+            say(Page([Lines(message.splitlines())]))
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
