@@ -11,6 +11,8 @@ import jaxlib
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Pages are as wide as this says, and what is printed here must be the same everywhere.
+os.environ.pop("COLUMNS", None)
 
 # Tracing makes and drops objects by the million, few of them in cycles.
 gc.set_threshold(50_000, 50, 50)

@@ -40,6 +40,8 @@ html_math_renderer = "mathml"
 
 # Notebooks are stored with their outputs, which the tests of the notebooks keep true.
 nb_execution_mode = "off"
+# What a cell prints line by line is one block.
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
@@ -59,7 +61,10 @@ toc_object_entries_show_parents = "hide"
 def _mathml(self, node: nodes.math | nodes.math_block) -> None:
     """Writes a formula as MathML, which browsers draw by themselves: no script, no network."""
     try:
-        tree = latex2mathml.tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+        block = isinstance(node, nodes.math_block)
+        tree = latex2mathml.tex2mathml(node.astext(), as_block=block)
+        # On a phone a wide formula moves by itself, not the page.
+        tree = f'<div class="formula">{tree}</div>' if block else tree
     except MathError as error:
         logger.warning("no MathML for %s: %s", node.astext(), error, location=node)
         tree = escape(node.astext())

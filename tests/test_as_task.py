@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import kltarget as kt
@@ -29,10 +30,16 @@ def forms(folder):
         "arrays": (REWARD, LOG_REF),
         "jax": (jnp.asarray(REWARD), jnp.asarray(LOG_REF)),
         "lists": (REWARD.tolist(), LOG_REF.tolist()),
+        "dictionary": {"reward": REWARD, "log_ref": LOG_REF},
+        "frame": pd.DataFrame({"reward": REWARD, "prob": np.exp(LOG_REF)}),
+        "named frame": pd.DataFrame(
+            {"reward": REWARD, "prob": np.exp(LOG_REF)}, index=pd.Index([*"ABC"], name="reply")
+        ),
     }
 
 
 FORMS = ("task", "name", "path", "text", "objective", "arrays", "jax", "lists")
+FORMS += ("dictionary", "frame", "named frame")
 
 
 @pytest.fixture(params=FORMS)
@@ -170,3 +177,71 @@ def test_slugs_of_others():
     assert (le_cam.slug, le_cam.title) == ("Le Cam", "Le Cam")
     with pytest.raises(ValueError, match="divergence has several parameters"):
         _ = kt.Alpha(jnp.array([0.5, 2.0])).slug
+
+
+def test_summaries_take_it(problem):
+    if isinstance(problem, kt.Objective):
+        with pytest.raises(TypeError, match="have a beta"):
+            kt.summarize(problem, beta=0.1)
+        return
+    summary = kt.summarize(problem, beta=0.1)
+    task = tasks.as_task(problem)
+    assert summary.rows[0].label == task.labels[0]
+    assert summary.best_mass == pytest.approx(0.999903, rel=1e-4)
+    with pytest.raises(TypeError, match="none is guessed: give beta="):
+        kt.summarize(problem)
+    other = kt.summarize(problem, beta=0.1, divergence=kt.ForwardKL())
+    assert other.divergence == "forward KL"
+
+
+def test_a_task_is_solved_at_a_beta():
+    task = tasks.load("one-two")
+    target = kt.solve(task, beta=[0.1, 1.0], divergence=kt.ForwardKL())
+    expected = kt.solve(task.objective(np.array([0.1, 1.0]), divergence=kt.ForwardKL()))
+    np.testing.assert_array_equal(target.log_probs, expected.log_probs)
+    with pytest.raises(TypeError, match=r"a Task has no beta.*solve\(task, beta=0.1\)"):
+        kt.solve(task)
+    with pytest.raises(TypeError, match="leave out beta, divergence"):
+        kt.solve(task.objective(0.1), beta=0.1, divergence=kt.ForwardKL())
+    for problem in ("one-two", (REWARD, LOG_REF), {"reward": REWARD}):
+        with pytest.raises(TypeError, match=r"as_task\(problem\)"):
+            kt.solve(problem)
+
+
+def test_a_batch_in_beta_prints_as_one_page():
+    summaries = kt.summarize("one-two", beta=[0.01, 1.0])
+    assert isinstance(summaries, tuple)
+    page = str(summaries)
+    assert page.splitlines()[0] == "Targets of reverse KL, 2 problems"
+    assert page.count("equal rewards keep the reference's ratio") == 1, "said once"
+    assert page.splitlines()[3].startswith("β = 0.01  ")
+    assert summaries._repr_html_().count("<tr>") == 3
+    twice = str(kt.summarize("one-two", beta=[0.1, 0.1]))
+    assert "0: β = 0.1" in twice
+    assert "1: β = 0.1" in twice
+
+
+FAULTS = {
+    "no rows": ({}, "there are no rows"),
+    "lengths": ({"reward": [1.0], "prob": [0.5, 0.5]}, "differ in length: 'reward' 1, 'prob' 2"),
+    "shape": ({"reward": [[1.0]]}, r"column 'reward' has shape \(1, 1\)"),
+    "NaN": ({"reward": [1.0, np.nan], "prob": [0.5, 0.5]}, "column 'reward', row 2: .* NaN"),
+    "missing": ({"answer": ["a"], "prob": [1.0]}, "no reward column: none of 'answer', 'prob'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_table_in_memory_says_what_is_wrong(fault):
+    content, message = FAULTS[fault]
+    with pytest.raises(tasks.TableError, match=message):
+        tasks.as_task(content)
+
+
+def test_columns_of_a_table_in_memory_can_be_named():
+    content = {"text": ["a", "b"], "x": [1, 0], "y": [3, 1], "kind": ["u", "v"]}
+    columns = {"reward": "x", "count": "y", "modes": "kind", "outcome": "text"}
+    task = tasks.as_task(content, columns=columns)
+    assert task.labels == ("a", "b")
+    np.testing.assert_allclose(np.exp(task.log_ref), [0.75, 0.25])
+    assert task.description == "2 outcomes from a dictionary"
+    assert task.modes.tolist() == [0, 1]

@@ -111,7 +111,8 @@ def test_the_console_script_is_declared():
     assert [script.value for script in scripts] in ([], ["kltarget.cli:main"])
 
 
-def test_tasks_are_listed(capsys):
+def test_tasks_are_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     code, out, err = _run(capsys, "tasks")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -120,7 +121,8 @@ def test_tasks_are_listed(capsys):
     assert lines[3].split()[1:3] == ["3,118", "35"]
 
 
-def test_a_table_says_what_was_guessed(capsys, table):
+def test_a_table_says_what_was_guessed(capsys, table, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     code, out, _ = _run(capsys, "solve", table, "--beta", "0.1")
     assert code == 0
     lines = out.splitlines()
@@ -301,7 +303,7 @@ def test_mara_equalises(capsys, tmp_path):
         assert row["log_probs"][0] == pytest.approx(row["log_probs"][1], rel=1e-12)
         assert row["effective_modes"] == pytest.approx(2)
         _, out, _ = _run(capsys, *arguments)
-        assert f"with MARA ({method})" in out
+        assert f"with MARA ({method})" in " ".join(out.split())
         assert "MARA makes the 2 outcomes of reward 1 or more equally probable\n" in out
 
 
@@ -536,3 +538,70 @@ def test_probabilities_are_shown_even_when_floats_underflow(capsys, tmp_path, lo
     assert code == 0
     (row,) = (line.split() for line in out.splitlines() if line.startswith("a "))
     assert row[2:] == [shown, shown]
+
+
+def test_one_thing_is_not_several(capsys, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("answer,reward,prob\nonly,-0.0,1\n")
+    code, out, err = _run(capsys, "solve", path, "--beta", "1")
+    assert (code, err) == (0, "")
+    assert out.startswith("t: 1 outcome from t.csv\n")
+    assert "1 outcome, 1 right (reward 0, reference mass 1.0000)" in out
+    assert "-0" not in out
+    assert "1 outcomes" not in out
+    _, out, _ = _run(capsys, "solve", path, "--beta", "1", "--threshold", "-1")
+    assert "MARA changes nothing: there is one outcome of reward -1 or more" in out
+    assert tasks.as_task(([0.0], [0.0])).description == "1 outcome"
+
+
+def test_what_has_no_mass_is_no_rival(capsys, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("answer,reward,prob\nA,1,0.6\nC,0,0\n")
+    for divergence in ("reverse-kl", "forward-kl"):
+        summary = kt.summarize(
+            tasks.as_task(([1.0, 0.5, 0.0], np.log([0.6, 0.4, 1e-300]))).objective(0.3)
+        )
+        assert "prefers it to “1” already" in summary.verdict, "a rival that has mass is named"
+        _, out, _ = _run(capsys, "solve", path, "--beta", "0.3", "--divergence", divergence)
+        assert "“C”" not in out
+
+
+@pytest.mark.parametrize("beta", [1e3, 1e9, 1e17])
+def test_divergences_are_not_negative(capsys, tmp_path, beta):
+    path = tmp_path / "t.csv"
+    rows = "".join(f"a{k},{k % 3},{k + 1}\n" for k in range(17))
+    path.write_text("answer,reward,count\n" + rows)
+    content = _json(capsys, tmp_path / "o.json", "solve", path, "--beta", beta)
+    assert content["targets"][0]["kl_to_reference"] >= 0
+    task = tasks.as_task(path)
+    summary = kt.summarize(task.objective(beta), task.modes)
+    assert summary.reverse_kl >= 0
+    assert summary.forward_kl >= 0
+    assert "is -" not in summary.headline
+    explorer = kt.explore(path, beta=beta)
+    assert all(
+        x >= 0 for name in ("reverse_kl", "forward_kl") for x in explorer.scene.measures[name]
+    )
+
+
+def test_tiny_probabilities_do_not_fill_the_page(capsys):
+    _, out, _ = _run(capsys, "solve", "one-two", "--beta", "1e-300")
+    assert "exp(-1e300)" in out
+    assert max(map(len, out.split())) < 20
+
+
+@pytest.mark.parametrize("command", ["solve {} --beta 1 --plot {}", "sweep {} --plot {}"])
+def test_warnings_of_drawing_are_one_line_without_source_files(capsys, tmp_path, command):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "answer,reward,prob\n日本語,1,0.3\n中文,0.5,0.2\nother,0,0.5\n", encoding="utf-8"
+    )
+    line = command.format(path, tmp_path / "o.png").split()
+    if line[0] == "sweep":
+        line += ["--beta", "0.1,1", "--reward-scale", "1,2", "--out", str(tmp_path / "o.nc")]
+    code, _, err = _run(capsys, *line)
+    notes = [x for x in err.replace("\r", "\n").splitlines() if "kltarget" in x]
+    said = "kltarget: note: the figure's fonts lack the letters 中文日本語: boxes stand for them"
+    assert code == 0
+    assert notes in ([], [said]), "some fonts have them"
+    assert ".py" not in err

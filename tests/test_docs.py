@@ -234,6 +234,17 @@ def test_commands_of_a_page_say_what_it_shows(name, tmp_path, monkeypatch, capsy
                 assert_shown(said, shown)
 
 
+@pytest.mark.slow
+def test_the_table_of_a_verification_is_what_verify_prints(tmp_path, capsys):
+    (shown,) = re.findall(r"```text\n(policy .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert main(["verify", "--policies", "tabular", "--out", str(tmp_path)]) == 0
+    said = re.search(r"\n\n(policy .*?)\n\n", capsys.readouterr().out, re.DOTALL)
+    assert said
+    # Rounding of another machine may end elsewhere below the bar.
+    far = re.compile(r"\de-0\d")
+    assert far.sub("#", said[1].strip()) == far.sub("#", shown.strip())
+
+
 def test_the_pages_that_run_are_read():
     kinds = {(name, kind) for name, page in RUNNABLE.items() for kind, *_ in steps(page)}
     assert kinds >= {

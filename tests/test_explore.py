@@ -2,6 +2,7 @@
 
 import html
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -337,3 +338,91 @@ def _uniform(size):
 def test_what_cannot_be_explored_is_said(make, options, error, message):
     with pytest.raises(error, match=message):
         pages.page(make(), **options)
+
+
+def test_the_scene_measures_what_the_library_does():
+    task = tasks.load("bimodal")
+    scene = kt.explore(task, beta=0.2).scene
+    logs = np.stack([scene.log_ref, scene.log_probs])
+    expected = kt.effective_modes(logs, task.modes)
+    np.testing.assert_allclose(scene.measures["effective_modes"], expected, rtol=1e-5)
+
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="needs node")
+
+
+def _drawn(problem, moves=(), hover=None, **options):
+    """What the elements of the page hold at first, after every move and while pointed at."""
+    text = pages.page(problem, **options)
+    script = re.search(r"<script>\n(.*)\nrender\(\{ model: inAddress", text, re.DOTALL)
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert script
+    assert data
+    given = {"script": script[1], "problem": json.loads(data[1]), "moves": moves, "hover": hover}
+    drawer = pathlib.Path(__file__).with_name("explorer.mjs")
+    done = subprocess.run(
+        [NODE, drawer], input=json.dumps(given), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def _without_tags(text):
+    return html.unescape(re.sub("<[^>]*>", "", text))
+
+
+@needs_node
+def test_the_verdict_follows_the_slider():
+    first, second = _drawn("bimodal", [("beta", 1.0)], beta=0.1)
+    said = [_without_tags(x["#verdict"]) for x in (first, second)]
+    rest = "Below β = 0.132 the target prefers “65–85”, above it “15–35”."
+    assert said[0] == f"At β = 0.1: “15–35” 35.4 %, “65–85” 64.6 %. {rest}"
+    assert said[1] == f"At β = 1: “15–35” 81.1 %, “65–85” 15.6 %. {rest}"
+    (alone,) = _drawn({"answer": ["x", "y"], "reward": [1, 0], "prob": [0.25, 0.75]}, beta=1.0)
+    assert (
+        _without_tags(alone["#verdict"]) == "At β = 1 the most probable outcome is “y” with 52.5 %."
+    )
+
+
+@needs_node
+def test_what_was_pointed_at_is_forgotten():
+    before, on, after = _drawn("one-two", hover=100, beta=0.1)
+    assert on["#pointed"].startswith("“1”: reward 1, reference 0.3")
+    assert not before["#pointed"].strip()
+    assert not after["#pointed"].strip()
+
+
+@needs_node
+def test_a_few_impossible_outcomes_do_not_press_the_axis_together():
+    log_ref = np.full(3000, -np.log(3000.0))
+    log_ref[-1] = -150.0
+    problem = (np.arange(3000.0), np.asarray(kt.normalize(jnp.asarray(log_ref))))
+    (seen,) = _drawn(problem, beta=100.0)
+    ticks = re.findall(r">10(⁻[⁰¹²³⁴⁵⁶⁷⁸⁹]+)<", seen["#target"])
+    digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    assert -14 <= min(int(tick.translate(digits)) for tick in ticks) < -4
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", seen["#target"])]
+    assert max(heights) <= 390, "nothing is drawn below the picture"
+
+
+@needs_node
+def test_names_on_the_rail_stay_apart_and_inside():
+    seen = _drawn("words", beta=0.1)[0]["#target"]
+    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="strong" transform="rotate', seen)
+    at = np.array(names, float)
+    assert len(at) == 12
+    assert (np.diff(at[:, 0]) > 25.9).all()
+    # Twelve letters of at most 8 pixels that rise by 42 degrees.
+    assert (at[:, 1] > 12 * 8 * np.sin(np.radians(42))).all()
+
+
+@needs_node
+@pytest.mark.parametrize("divergence", ["total-variation", "chi-squared"])
+def test_corners_and_jumps_are_no_slopes(divergence):
+    task = tasks.load("bimodal")
+    (seen,) = _drawn(task, beta=0.1, divergences=(divergence,))
+    lines = re.findall(r'<path d="([^"]*)" fill="none" stroke="var\(--first\)"', seen["#path"])
+    points = np.array([re.findall(r"[ML]([\d.]+) ([\d.]+)", line) for line in lines], float)[0]
+    across, down = np.abs(np.diff(points, axis=0)).T
+    # A tenth of the picture's height is passed in steps, unless the curve itself is upright.
+    assert (across[down > 17] < 1).all()

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import jax
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -237,3 +238,11 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="the targets belong to different problems"):
         plot.target(both)
     assert len(plot.target(both, problem=task).containers) == 3
+
+
+def test_the_figure_of_a_verification_is_no_wider_than_a_page():
+    options = {"policies": ["tabular"], "num_seeds": 1, "beta": [0.3], "num_steps": 20}
+    figure = plot.verification(kt.verify("one-two", key=jax.random.key(0), **options))
+    assert figure.get_size_inches()[0] <= 9
+    figure.canvas.draw()
+    assert min(ax.get_position().width * figure.get_size_inches()[0] for ax in figure.axes) > 2.2

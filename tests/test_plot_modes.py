@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import re
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -424,3 +425,44 @@ def test_mistakes_in_figures_of_modes_are_named():
         plot.phase(swept().isel(reward_scale=0))
     with pytest.raises(ValueError, match="variable must be one of"):
         plot.phase(swept(), variable="entropy")
+
+
+def test_what_is_above_the_axes_is_a_band():
+    weights = np.random.default_rng(0).dirichlet(np.ones(300))
+    problem = (np.linspace(0, 1, 300), np.log(weights))
+    ax = plot.beta_path(problem, beta=np.geomspace(0.3, 30, 40))
+    (label,) = (x.get_text() for x in ax.get_legend().get_texts() if "others" in x.get_text())
+    shown = sum(line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 40)
+    ends = re.findall(r"[\d.]+(?= %)", label)
+    assert label.startswith("all others, ")
+    np.testing.assert_allclose(
+        sorted(map(float, ends)), [100 - 100 * y for y in (shown.max(), shown.min())], atol=0.06
+    )
+
+
+def test_ordinary_labels_leave_the_axes_their_room(recwarn):
+    answers = ("The answer is forty-two", "I cannot help with that", "It depends on the context")
+    problem = {"answer": answers, "reward": [1, 0.6, 0.8], "prob": [0.1, 0.55, 0.35]}
+    data = kt.sweep(problem, beta=np.geomspace(0.01, 10, 8), reward_scale=np.geomspace(0.1, 10, 8))
+    ax = plot.phase(data, boundaries=kt.phase_boundaries(problem))
+    ax.figure.canvas.draw()
+    assert ax.get_position().width > 0.6
+    assert not [x for x in recwarn if "constrained_layout" in str(x.message)]
+
+
+def test_lines_that_coincide_are_both_seen():
+    data = kt.sweep(
+        "bimodal",
+        beta=np.geomspace(0.01, 10, 8),
+        divergence=["reverse-kl", "forward-kl"],
+        threshold=[np.inf, 0.75],
+    )
+    right = plot.frontier(data).axes[1]
+    lines = [line for line in right.lines if "MARA from" in str(line.get_label())]
+    assert [line.get_linestyle() for line in lines] == ["--", "--"]
+    assert lines[0].get_linewidth() > lines[1].get_linewidth() + 1
+    task = tasks.load("bimodal")
+    target = kt.solve(task.objective(0.03))
+    ax = plot.target([target, target], problem=task)
+    first, second = (x.get_sizes() for x in ax.collections[:2])
+    assert (second < 0.5 * first).all()

@@ -44,7 +44,8 @@ def test_every_preset_is_complete(entry):
         entry.keys["beta"] = "other"
 
 
-def test_the_wanted_trainers_are_there():
+def test_the_wanted_trainers_are_there(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     names = {entry.name for entry in recipes.presets()}
     assert names == {
         *("trl-grpo", "trl-rloo", "trl-ppo", "verl", "verl-grpo", "verl-kl-in-reward"),

@@ -23,7 +23,8 @@ def kl(log_p: np.ndarray, log_q: np.ndarray) -> float:
     """``E_p[log p − log q]`` in nats."""
     p = np.exp(log_p)
     inside = p > 0
-    return float((p[inside] * (log_p[inside] - log_q[inside])).sum())
+    # Rounding makes a divergence of 0 negative.
+    return max(float((p[inside] * (log_p[inside] - log_q[inside])).sum()), 0.0)
 
 
 def mode_masses(log_probs: np.ndarray, modes: np.ndarray) -> np.ndarray:

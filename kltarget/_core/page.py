@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from typing import Literal
 
-from kltarget._core.words import display_width, wrapped
+from kltarget._core.words import display_width, page_width, short, words_of, wrapped
 
 STYLE = """
 .kltarget { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; color: #222; }
@@ -16,15 +16,24 @@ STYLE = """
 .kltarget p { margin: .3rem 0; }
 .kltarget ul { padding-left: 1.2rem; margin: .3rem 0; }
 .kltarget li { margin: .3rem 0; }
-.kltarget .short { background: #f1f5fa; border-left: 4px solid #0072b2; padding: .5rem 2rem; }
+.kltarget .short { background: #f1f5fa; border-left: 4px solid #0072b2; padding: .5rem 1rem; }
+.kltarget .short li { margin-left: 1rem; }
 .kltarget .labelled { list-style: none; }
 .kltarget .refused { color: #a33d00; }
 .kltarget .faint { color: #777; font-size: .87em; }
 .kltarget table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 .kltarget th { color: #555; font-weight: 600; border-bottom: 1px solid #bbb; }
 .kltarget th, .kltarget td { padding: .15rem .8rem; }
+.kltarget .wide { overflow-x: auto; }
+.kltarget p, .kltarget li, .kltarget h1, .kltarget h2 { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
+@media (max-width: 44rem) {
+  .kltarget img { max-width: none; width: 44rem; }
+  .kltarget th, .kltarget td { padding: .15rem .4rem; }
+}
 """
+_SLIVER = 10
+_UNFOLDED, _MOST_QUOTED = 120, 2000
 _SIDES = {"l": "left", "r": "right", "c": "center"}
 
 
@@ -66,15 +75,40 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Lines that are not wrapped."""
+    """Lines, each of which begins anew; what does not fit goes on four columns further in."""
 
     texts: Sequence[str]
 
     def lines(self, width: int) -> list[str]:
-        return list(self.texts)
+        lines = []
+        for text in self.texts:
+            body = text.lstrip(" ")
+            indent = len(text) - len(body)
+            first, *rest = wrapped(body, width - indent, " " * 4)
+            lines += [" " * indent + line for line in (first, *rest)]
+        return lines
 
     def html(self) -> str:
         return "".join(f"<p>{html.escape(text)}</p>" for text in self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quotation:
+    """A text of somebody else's after its label; a long one is folded, so that it hides no page."""
+
+    label: str
+    text: str
+    room: int = 60
+
+    def lines(self, width: int) -> list[str]:
+        return Lines([f"  {self.label}: “{short(self.text, self.room)}”"]).lines(width)
+
+    def html(self) -> str:
+        begin = html.escape(f"{self.label}: “{short(self.text, _UNFOLDED)}”")
+        if display_width(self.text) <= _UNFOLDED:
+            return f"<p>{begin}</p>"
+        whole = html.escape(short(self.text, _MOST_QUOTED))
+        return f"<details><summary>{begin}</summary><p>{whole}</p></details>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,33 +153,50 @@ class Bullets:
 class Table:
     """Rows, the head first, with a letter per column: left, right or centred.
 
-    A column with a number in ``widths`` is at least so wide, and its cells are wrapped to it.
+    A table that is too wide has its heads and its texts wrapped, numbers never; if that is not
+    enough, its columns are given in several blocks, each after the first column.
     """
 
     rows: Sequence[Sequence[str]]
     align: str
     indent: int = 0
     gap: int = 3
-    widths: Sequence[int] = ()
 
     def lines(self, width: int) -> list[str]:
-        least = [*self.widths, *[0] * (len(self.align) - len(self.widths))]
-        rows = [
-            [wrapped(cell, most) if most else [cell] for cell, most in zip(row, least, strict=True)]
-            for row in self.rows
+        room = width - self.indent
+        columns = list(range(len(self.align)))
+        widest = [max(display_width(cell) for cell in x) for x in zip(*self.rows, strict=True)]
+        if _total(widest, self.gap) <= room:
+            return self._block(columns, widest, self.gap)
+        gap = min(self.gap, 2)
+        least = [
+            max(map(display_width, _unbroken(column, side)))
+            for column, side in zip(zip(*self.rows, strict=True), self.align, strict=True)
         ]
-        widths = [
-            max(most, *(display_width(line) for row in rows for line in row[column]))
-            for column, most in enumerate(least)
-        ]
+        # A column of slivers is hard to read.
+        least = [max(x, min(most, _SLIVER)) for x, most in zip(least, widest, strict=True)]
+        blocks = [columns[:1]]
+        for column in columns[1:]:
+            smallest = [least[k] for k in (*blocks[-1], column)]
+            if len(blocks[-1]) > 1 and _total(smallest, gap) > room:
+                blocks.append(columns[:1])
+            blocks[-1].append(column)
+        lines: list[str] = []
+        for block in blocks:
+            sizes = _fitted([widest[k] for k in block], [least[k] for k in block], gap, room)
+            lines += ([""] if lines else []) + self._block(block, sizes, gap)
+        return lines
+
+    def _block(self, columns: Sequence[int], sizes: Sequence[int], gap: int) -> list[str]:
         lines = []
-        for row in rows:
-            for i in range(max(map(len, row))):
-                cells = [
-                    _placed(cell[i] if i < len(cell) else "", size, side)
-                    for cell, size, side in zip(row, widths, self.align, strict=True)
+        for row in self.rows:
+            cells = [wrapped(row[k], size) for k, size in zip(columns, sizes, strict=True)]
+            for i in range(max(map(len, cells))):
+                placed = [
+                    _placed(cell[i] if i < len(cell) else "", size, self.align[k])
+                    for cell, size, k in zip(cells, sizes, columns, strict=True)
                 ]
-                lines.append((" " * self.indent + (" " * self.gap).join(cells)).rstrip())
+                lines.append((" " * self.indent + (" " * gap).join(placed)).rstrip())
         return lines
 
     def html(self) -> str:
@@ -158,7 +209,8 @@ class Table:
         )
         lines = [f"<thead><tr>{''.join(f'<th{cell}</th>' for cell in head)}</tr></thead>"]
         lines += [f"<tr>{''.join(f'<td{cell}</td>' for cell in row)}</tr>" for row in body]
-        return f"<table>{lines[0]}<tbody>{''.join(lines[1:])}</tbody></table>"
+        table = f"<table>{lines[0]}<tbody>{''.join(lines[1:])}</tbody></table>"
+        return f'<div class="wide">{table}</div>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +224,11 @@ class Figure:
         return []
 
     def html(self) -> str:
-        return f'<img alt="{html.escape(self.description)}" src="{html.escape(self.source)}">'
+        source, description = html.escape(self.source), html.escape(self.description)
+        return f'<div class="wide"><img alt="{description}" src="{source}"></div>'
 
 
-Block = Heading | Paragraph | Lines | Bullets | Table | Figure
+Block = Heading | Paragraph | Lines | Quotation | Bullets | Table | Figure
 
 
 class Page:
@@ -188,8 +241,9 @@ class Page:
         """Appends a part."""
         self.parts.append(blocks)
 
-    def to_text(self, width: int = 96) -> str:
-        """Lines of at most so many columns, but for tables and lines that are not wrapped."""
+    def to_text(self, width: int | None = None) -> str:
+        """Lines of at most so many columns; by default those of the terminal."""
+        width = page_width() if width is None else width
         parts = [[line for block in part for line in block.lines(width)] for part in self.parts]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -203,3 +257,28 @@ def _placed(text: str, width: int, side: str) -> str:
     space = width - display_width(text)
     before = {"l": 0, "r": space, "c": space // 2}[side]
     return " " * before + text + " " * (space - before)
+
+
+def _total(sizes: Sequence[int], gap: int) -> int:
+    return sum(sizes) + gap * (len(sizes) - 1)
+
+
+def _unbroken(column: Sequence[str], side: str) -> list[str]:
+    """What a column cannot break: the words of its head and of its texts, and whole numbers."""
+    head, *body = column
+    words = [word for cell in body for word in words_of(cell)]
+    return [*words_of(head), *(words if side == "l" else body)]
+
+
+def _fitted(widest: list[int], least: list[int], gap: int, room: int) -> list[int]:
+    """Widths that fit the room: the widest columns give, as long as they can; then the first."""
+    sizes = list(widest)
+    while (excess := _total(sizes, gap) - room) > 0:
+        giving = [k for k, size in enumerate(sizes) if size > least[k]]
+        if not giving:
+            # Words that are longer than all the room there is.
+            largest = max(range(len(sizes)), key=lambda k: sizes[k])
+            sizes[largest] = max(sizes[largest] - excess, 1)
+            break
+        sizes[max(giving, key=lambda k: sizes[k])] -= 1
+    return sizes

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import unicodedata
 
 # So many characters without a width may stand on each one that has some.
 _MOST_MARKS = 16
+
+DEFAULT_WIDTH = 96
+"""Columns of a page where no terminal says how many it has: in files, pipes and notebooks."""
+
+_LEAST_WIDTH = 40
+_BREAKS = ("/,;", "\\:.-_=&?|")
+
+
+def page_width() -> int:
+    """Columns of a page: those of ``COLUMNS`` or of the terminal, else ``DEFAULT_WIDTH``."""
+    asked = os.environ.get("COLUMNS", "")
+    columns = int(asked) if asked.isdecimal() else 0
+    # In a notebook the output is no terminal, though the kernel was perhaps started in one.
+    if not columns and sys.stdout is sys.__stdout__ and sys.stdout.isatty():
+        try:
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        except (OSError, ValueError):
+            columns = 0
+    return max(columns, _LEAST_WIDTH) if columns else DEFAULT_WIDTH
 
 
 def quoted(label: str) -> str:
@@ -44,23 +65,60 @@ def display_width(text: str) -> int:
     )
 
 
-def wrapped(text: str, width: int = 96, indent: str = "") -> list[str]:
+def wrapped(text: str, width: int = DEFAULT_WIDTH, indent: str = "") -> list[str]:
     """Lines of at most so many columns, all but the first after an indent.
 
     A percent sign stays with its number, and a no-break space becomes a space that does not break.
+    A word is parted only if no line could hold it.
     """
     lines, start = [""], ""
-    for word in text.replace(" %", "\u00a0%").split(" "):
-        if lines[-1] and display_width(f"{lines[-1]} {word}") > width:
-            lines.append("")
-            start = indent
-        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else start + word
+    for word in words_of(text):
+        for k, part in enumerate(_parts(word, width - len(indent))):
+            glue = "" if k else " "
+            if lines[-1] and (k or display_width(f"{lines[-1]}{glue}{part}") > width):
+                lines.append("")
+                start = indent
+            lines[-1] = f"{lines[-1]}{glue}{part}" if lines[-1] else start + part
     return [line.replace("\u00a0", " ") for line in lines]
 
 
+def words_of(text: str) -> list[str]:
+    """What a line does not break in two, with no-break spaces where that has several words."""
+    return text.replace(" %", "\u00a0%").split(" ")
+
+
+def _parts(word: str, width: int) -> list[str]:
+    """A word in pieces that fit, parted after a sign such as / where there is one."""
+    parts = []
+    while display_width(word) > width > 0:
+        end = len(word)
+        while end > 1 and display_width(word[:end]) > width:
+            end -= 1
+        places = [k for signs in _BREAKS for k in range(end, end // 3, -1) if word[k - 1] in signs]
+        after_sign = places[0] if places else end
+        parts.append(word[:after_sign])
+        word = word[after_sign:]
+    return [*parts, word]
+
+
 def counted(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number of things, which the noun calls in the singular."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Of a regular noun; of several words the last."""
+    if noun.endswith(("ch", "sh", "s", "x")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
+
+
+def singular(noun: str) -> str:
+    """What a plural that :func:`plural` made is of; anything else is left as it is."""
+    stems = (f"{noun[:-3]}y", noun[:-2], noun[:-1])
+    return next((stem for stem in stems if stem and plural(stem) == noun), noun)
 
 
 def percent(log_p: float) -> str:
@@ -109,7 +167,12 @@ def ratio(log_ratio: float) -> str:
 
 
 def scientific(log_x: float) -> str:
-    """``exp(log_x)``, which may be outside the range of a float, with two digits."""
+    """``exp(log_x)``, which may be outside the range of a float, with two digits.
+
+    Where its exponent has more than six digits, the logarithm is named instead.
+    """
+    if abs(log_x) > 1e6:
+        return f"exp({compact(log_x)})"
     exponent = math.floor(log_x / math.log(10))
     mantissa = math.exp(log_x - exponent * math.log(10))
     if mantissa >= 9.95:
@@ -120,7 +183,15 @@ def scientific(log_x: float) -> str:
 def number(x: float, digits: int = 4) -> str:
     if not math.isfinite(x):
         return f"{x:g}".replace("inf", "∞")
-    return f"{x:.{digits}g}"
+    # A zero has no sign.
+    return f"{x + 0.0:.{digits}g}"
+
+
+def decimal(x: float, digits: int = 4) -> str:
+    """A number of so many decimals, unless it is large; what rounds to 0 has no sign."""
+    if not math.isfinite(x) or abs(x) >= 1e5:
+        return number(x)
+    return f"{round(x, digits) + 0.0:.{digits}f}"
 
 
 def compact(x: float) -> str:

@@ -12,8 +12,9 @@ import time
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
+from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
-from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -83,7 +84,7 @@ def add_to(commands: Any) -> None:
     )
     add("--skip-bad", "skip rows that cannot be read")
     add = options_of(diagnose.add_argument_group("output"))
-    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--json OUT", JSON, pathlib.Path)
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
     watch = "look again so often and print anew when files have changed; Ctrl-C ends"
@@ -211,10 +212,12 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
             option = _OPTIONS.get(error.argument, f"--{error.argument}")
             text = error.with_option(option) if error.argument else str(error)
             raise InputError(text) from None
-    say([*(["", "─" * 98] if again else []), *str(found).splitlines()])
+    outputs = [arguments.json, arguments.html]
+    line = ["", "─" * page_width()] if again else []
+    say([*line, *str(found).splitlines()], unless=outputs)
     wrote = write(
         (arguments.json, found.to_json),
         (arguments.html, lambda: pages.diagnosis(found)),
         (arguments.plot, lambda: plot.diagnosis(found)),
     )
-    say(["", *wrote] if wrote else [])
+    say(["", *wrote] if wrote else [], unless=outputs)

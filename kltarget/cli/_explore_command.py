@@ -43,6 +43,6 @@ def _explore(arguments: argparse.Namespace) -> int:
     names = dict.fromkeys((arguments.divergence, *DIVERGENCES))
     with input_errors(arguments.problem):
         text = page(task, beta=betas[0], divergences=tuple(names))
-    (wrote,) = write((path, lambda: text))
-    say([*notes, f"{wrote}: open it in any browser"])
+    wrote = [f"{line}: open it in any browser" for line in write((path, lambda: text))]
+    say([*notes, *wrote], unless=[path])
     return 0

@@ -1,7 +1,7 @@
 """The command ``kltarget``: targets, their verification, trainers' recipes, logged rollouts.
 
 Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, with one line on stderr that says
-where.
+where, 130 interrupted, with one line on stderr that says what is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kltarget import tasks
-from kltarget._core.page import Page, Table
+from kltarget._core.page import Lines, Page, Table
+from kltarget._core.words import wrapped
 from kltarget.cli import (
     _diagnose_command,
     _explore_command,
@@ -23,7 +24,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._output import InputError, say
+from kltarget.cli._output import InputError, Stopped, say
 from kltarget.cli._standard_input import with_standard_input
 
 
@@ -34,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name. Default: those of the process.
 
     Returns:
-        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input. Errors are written to
-        stderr.
+        The exit code: 0 fine, 1 a solution or a check failed, 2 bad input, 130 interrupted. Errors
+        are written to stderr. Pages are as wide as ``COLUMNS`` says, or the terminal; 96 columns
+        where there is no terminal.
     """
     logger = logging.getLogger("jax")
     level = logger.level
@@ -50,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"kltarget: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        kept = f": {stop}" if isinstance(stop, Stopped) and stop.args else ""
+        print(f"kltarget: interrupted{kept}", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader, such as `head`, has gone; without this Python complains when it flushes at
         # exit.
@@ -59,13 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.setLevel(level)
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose lines part no word: argparse's own do at hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(" ".join(text.split()), width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = wrapped(" ".join(text.split()), width - len(indent))
+        return "\n".join(indent + line for line in lines)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
-            say(message.splitlines())
+            # A group of options is kept on one line, however narrow the terminal is.
+            say(Page([Lines(message.splitlines())]))
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -76,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kltarget",
         description="Exact targets of regularised reward maximisation, "
         "max over π of E_π[r] − β·D(π, π_ref).",
-        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input.",
+        epilog="Exit codes: 0 fine, 1 a solution or a check failed, 2 bad input, 130 interrupted. "
+        "Pages are as wide as COLUMNS says, or the terminal; 96 columns where there is none.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kltarget._core.files import open_whole
 from kltarget._core.page import Page
+from kltarget._core.words import short
 
 # For terminals without Greek.
 _LETTERS = {"β": "b", "π": "pi", "σ": "sigma", "Σ": "sum", "Λ": "Lambda"}
@@ -18,9 +22,18 @@ _LINES = {"−": "-", "–": "-", "—": "-", "→": "->", "…": "~", "′": "'
 _SIGNS = {"∞": "inf", "≠": "*", "±": "+-"}
 _PLAIN = str.maketrans(_LETTERS | _LINES | _SIGNS)
 
+_GLYPH = re.compile(r"Glyph (\d+) ")
+
+JSON = "write everything as JSON; -: print that instead"
+"""The help of ``--json``."""
+
 
 class InputError(Exception):
     """What the user gave cannot be used; the message is one line."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, and in a few words what is kept."""
 
 
 @contextlib.contextmanager
@@ -41,7 +54,11 @@ def check_outputs(
 ) -> None:
     """Raises if a file cannot be written, would overwrite what is read, or is no figure's."""
     read = [os.path.realpath(x) for x in inputs]
-    for path in filter(None, (*outputs, figure)):
+    given = [path for path in outputs if path is not None]
+    if sum(map(is_stdout, given)) > 1:
+        raise InputError("-: standard output takes one thing: give the others a file")
+    files = [path for path in given if not is_stdout(path)]
+    for path in (*files, *([] if figure is None else [figure])):
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
         if path.exists() and os.path.realpath(path) in read:
@@ -54,6 +71,27 @@ def check_outputs(
             raise InputError(f"{figure}: cannot draw a {kind}: use .png, .pdf or .svg")
 
 
+@contextlib.contextmanager
+def remarks() -> Iterator[None]:
+    """Says what a library warns of in a line each, without its source files."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = [" ".join(str(warning.message).split()) for warning in caught]
+    codes = {int(found[1]) for text in texts if (found := _GLYPH.match(text))}
+    said = [text for text in texts if not _GLYPH.match(text)]
+    if codes:
+        letters = "".join(map(chr, sorted(codes)))
+        said.append(f"the figure's fonts lack the letters {short(letters)}: boxes stand for them")
+    for text in dict.fromkeys(said):
+        print(f"kltarget: note: {text}", file=sys.stderr)
+
+
+def is_stdout(path: pathlib.Path | None) -> bool:
+    """Whether ``-`` was given, which is standard output; nothing else is printed there then."""
+    return path is not None and str(path) == "-"
+
+
 def _kind(path: pathlib.Path) -> str:
     """The extension without its dot."""
     return path.suffix.lower().removeprefix(".")
@@ -62,15 +100,19 @@ def _kind(path: pathlib.Path) -> str:
 def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
     """Writes texts and figures to files that appear complete or not at all, and says so in lines.
 
-    What has no path is not made.
+    What has no path is not made, and text for ``-`` goes to standard output.
     """
     lines = []
     for path, make in outputs:
         if path is None:
             continue
-        content = make()
+        with remarks():
+            content = make()
+        if is_stdout(path) and isinstance(content, str):
+            _print_text(content)
+            continue
         try:
-            with open_whole(path, "w" if isinstance(content, str) else "wb") as file:
+            with remarks(), open_whole(path, "w" if isinstance(content, str) else "wb") as file:
                 if isinstance(content, str):
                     file.write(content)
                 else:
@@ -81,8 +123,26 @@ def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
     return lines
 
 
-def say(lines: Sequence[str] | Page) -> None:
-    """Prints lines or a page, whatever letters the terminal knows."""
+def _print_text(text: str) -> None:
+    """Prints what a program reads: in UTF-8, whatever letters the terminal knows."""
+    text = text if text.endswith("\n") else text + "\n"
+    if isinstance(buffer := getattr(sys.stdout, "buffer", None), io.BufferedIOBase):
+        sys.stdout.flush()
+        buffer.write(text.encode())
+    else:
+        sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(lines: Sequence[str] | Page, *, unless: Iterable[pathlib.Path | None] = ()) -> None:
+    """Prints lines or a page, whatever letters the terminal knows.
+
+    Args:
+        lines: what to print; a page is as wide as the terminal.
+        unless: outputs, one of which may be standard output; then nothing else is printed there.
+    """
+    if any(map(is_stdout, unless)):
+        return
     lines = [lines.to_text()] if isinstance(lines, Page) else lines
     text = "".join(f"{line}\n" for line in lines)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

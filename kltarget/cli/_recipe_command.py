@@ -25,7 +25,7 @@ from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, 
 from kltarget._core.records import json_text
 from kltarget._core.words import compact
 from kltarget.cli._arguments import finite, options_of
-from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
@@ -63,7 +63,7 @@ def add_to(commands: Any) -> None:
         default=(),
     )
     add("--list", "list the trainers and versions")
-    add("--json OUT", "write it as JSON", pathlib.Path)
+    add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_recipe)
 
 
@@ -79,7 +79,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
     readings = [recipes.read(recipe, arguments.reward_std) for recipe in used]
     rows = list(zip(presets, readings, strict=True))
-    say(_beside(*rows) if arguments.compare else _page(*rows[0]))
+    page = _beside(*rows) if arguments.compare else _page(*rows[0])
+    say(page, unless=[arguments.json])
     content = [_content(*row) for row in rows] if arguments.compare else _content(*rows[0])
     say(write((arguments.json, lambda: json_text(content, indent=1))))
     return 0
@@ -176,7 +177,7 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     same = older.trainer == newer.trainer and first.beta == second.beta
     summary = recipes.compare(first, second, same_keys=same)
     return Page(
-        [Table(table, "lll", gap=2, widths=(17, 38, 38))],
+        [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
         [Paragraph(summary[0].upper() + summary[1:] + ".")],
     )

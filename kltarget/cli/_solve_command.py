@@ -16,7 +16,7 @@ from kltarget import plot, targets
 from kltarget._core.numerics import double_precision
 from kltarget._core.status import FAILURES, Status
 from kltarget.cli._arguments import beta_list, options_of, real, whole
-from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.cli._solve_page import Solution, page, set_bits, to_json
 from kltarget.divergences import kl
@@ -56,7 +56,7 @@ def add_to(commands: Any) -> None:
         choices=("augment", "substitute"),
     )
     add("--top K", "outcomes to print", whole, default=10)
-    add("--json OUT", "write everything as JSON", pathlib.Path)
+    add("--json OUT", JSON, pathlib.Path)
     add("--plot OUT.png", "draw the targets", pathlib.Path)
 
     add_columns(solve)
@@ -68,9 +68,9 @@ def _solve(arguments: argparse.Namespace) -> int:
     check_outputs([arguments.json], [arguments.problem], figure=arguments.plot)
     with double_precision():
         solution = _solution(task, arguments)
-        say(page(solution, read, arguments.top))
+        say(page(solution, read, arguments.top), unless=[arguments.json])
         say(write((arguments.json, lambda: to_json(solution))))
-        say(write((arguments.plot, lambda: _figure(solution))))
+        say(write((arguments.plot, lambda: _figure(solution))), unless=[arguments.json])
     failed = 0
     for i, (beta, status) in enumerate(zip(solution.betas, solution.statuses, strict=True)):
         nan = any(map(math.isnan, solution.log_probs[i].tolist()))
@@ -105,7 +105,7 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
         gain = jnp.where(probs == 0, jnp.zeros_like(probs), probs * reward)
         return {
             "expected_reward": gain.sum(-1),
-            "kl_to_reference": kl(log_probs, log_ref),
+            "kl_to_reference": jnp.maximum(kl(log_probs, log_ref), 0),  # but for rounding it is
             "entropy": entropy(log_probs),
             "effective_modes": effective_modes(log_probs, modes),
         }

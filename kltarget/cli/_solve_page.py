@@ -12,7 +12,7 @@ import numpy as np
 from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.status import FAILURES, IN_WORDS, Status
-from kltarget._core.words import probability, quoted, short
+from kltarget._core.words import counted, decimal, number, probability, quoted, short
 from kltarget.modes import flip_beta, summarize
 from kltarget.targets import Target
 from kltarget.tasks import Task
@@ -51,8 +51,8 @@ def page(solution: Solution, notes: Sequence[str], top: int) -> Page:
     kinds = ("expected_reward", "kl_to_reference", "effective_modes")
     measures = (solution.measures[kind] for kind in kinds)
     for name, reward, nats, modes in zip(names, *measures, strict=True):
-        of = f"{_decimal(modes, 2)} of {num_modes:,}"
-        rows.append((name, _decimal(reward), _decimal(nats), of))
+        of = f"{decimal(modes, 2)} of {num_modes:,}"
+        rows.append((name, decimal(reward), decimal(nats), of))
     return Page(
         [Lines(_problem(solution, notes))],
         [Table(rows, "lrrr")],
@@ -65,19 +65,19 @@ def _problem(solution: Solution, notes: Sequence[str]) -> list[str]:
     task = solution.task
     rewards = task.reward[solution.right]
     if solution.mara is not None:
-        what = f"reward ≥ {solution.mara['threshold']:g}"
+        what = f"reward ≥ {number(solution.mara['threshold'], 6)}"
     elif (rewards == rewards.max()).all():
-        what = f"reward {rewards.max():.4g}"
+        what = f"reward {number(rewards.max())}"
     else:
-        what = f"reward above {task.reward[np.isfinite(task.reward)].min():.4g}"
+        what = f"reward above {number(task.reward[np.isfinite(task.reward)].min())}"
     right_mass = probability(np.logaddexp.reduce(task.log_ref[solution.right]))
     mara = f" with MARA ({solution.mara['method']})" if solution.mara else ""
     regularizer = solution.target.objective.divergence.title
     return [
         f"{task.name}: {task.description}",
         *(f"  {note}" for note in notes),
-        f"{task.num_outcomes:,} outcomes, {solution.right.sum():,} right ({what}, reference mass "
-        f"{right_mass}); regularised by {regularizer}{mara}",
+        f"{counted(task.num_outcomes, 'outcome')}, {solution.right.sum():,} right ({what}, "
+        f"reference mass {right_mass}); regularised by {regularizer}{mara}",
     ]
 
 
@@ -136,11 +136,14 @@ def _mara_verdict(solution: Solution) -> list[str]:
     raised = solution.log_probs[:, solution.right & np.isfinite(solution.task.log_ref)]
     spread = np.exp(raised.max(axis=1) - raised.min(axis=1))
     at = int(spread.argmax())
-    which = f"outcomes of reward {solution.mara['threshold']:g} or more"
+    which = f"of reward {number(solution.mara['threshold'], 6)} or more"
+    count = raised.shape[1]
+    if count == 1:
+        return [f"MARA changes nothing: there is one outcome {which}"]
     if spread.max() < 1 + 1e-6:
-        return [f"MARA makes the {raised.shape[1]:,} {which} equally probable"]
+        return [f"MARA makes the {count:,} outcomes {which} equally probable"]
     return [
-        f"MARA leaves {which} unequal, by up to a factor {spread[at]:.3g} at "
+        f"MARA leaves outcomes {which} unequal, by up to a factor {spread[at]:.3g} at "
         f"β = {solution.betas[at]:g}: use --mara-method substitute"
     ]
 
@@ -161,7 +164,7 @@ def _outcomes(solution: Solution, top: int) -> list[Table]:
 
     chosen = _top(masses, top)
     labels = [short(task.labels[int(i)]) for i in chosen]
-    rewards = [f"{task.reward[i]:.4g}" for i in chosen]
+    rewards = [number(float(task.reward[i])) for i in chosen]
     tables = [_mass_table(masses, chosen, heads, {"outcome": labels, "reward": rewards})]
 
     modes = np.unique(solution.modes[solution.right])
@@ -199,12 +202,6 @@ def _mass_table(
         total = np.logaddexp.reduce(rest, axis=1)
         rows.append([f"({rest.shape[1]:,} more)", "", *map(probability, total)])
     return Table(rows, "l" + "r" * (len(heads) + 1))
-
-
-def _decimal(value: float, digits: int = 4) -> str:
-    if not math.isfinite(value):
-        return f"{value:g}".replace("inf", "∞")
-    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.4g}"
 
 
 def to_json(solution: Solution) -> str:

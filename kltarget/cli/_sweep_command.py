@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.page import Lines, Page
 from kltarget._core.status import FAILURES
 from kltarget.cli._arguments import beta_list, chosen, options_of, real, whole
-from kltarget.cli._output import InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import InputError, Stopped, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.divergences.names import EXAMPLES
 from kltarget.tasks import Task
@@ -96,16 +97,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
     began = time.monotonic()
     settings = chosen(arguments, *_AXES, "k", "log_probs")
-    with input_errors(arguments.problem):
-        data = sweeps.sweep(task, **settings, folder=arguments.parts, progress=True)
-        boundaries = _boundaries(task, arguments)
+    try:
+        with input_errors(arguments.problem):
+            data = sweeps.sweep(task, **settings, folder=arguments.parts, progress=True)
+            boundaries = _boundaries(task, arguments)
+    except KeyboardInterrupt:
+        kept = "--parts FOLDER keeps what is finished"
+        if arguments.parts is not None:
+            kept = f"finished parts are in {arguments.parts}, the same command goes on from there"
+        raise Stopped(kept) from None
     took = time.monotonic() - began
     try:
         sweeps.save(data, arguments.out)
     except OSError as error:
         raise InputError(f"{arguments.out}: {error.strerror or error}") from None
     wrote = write((arguments.plot, lambda: plot.phase(data, boundaries=boundaries[0]).figure))
-    say([*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)])
+    report = [*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)]
+    say(Page([Lines(report)]))
     say([f"wrote {arguments.out}", *wrote])
     return int(bool((data.status.values & FAILURES).any()))
 

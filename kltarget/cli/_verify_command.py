@@ -7,13 +7,16 @@ import functools
 import os
 import pathlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from kltarget import plot, tasks
 from kltarget.cli._arguments import beta_list, names_of, options_of, whole
-from kltarget.cli._output import InputError, input_errors, say, write
+from kltarget.cli._output import InputError, Stopped, input_errors, say, write
+
+if TYPE_CHECKING:
+    from kltarget.verification import Report
 
 _POLICIES = ("tabular", "gru", "transformer")
 # Spaces with more sequences than this take minutes per recipe on a small machine.
@@ -29,7 +32,7 @@ def add_to(commands: Any) -> None:
         "recipe, β, reward scale and seed, and compare each with the targets computed in closed "
         "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
-        "1 a check failed, 2 bad input.",
+        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written).",
     )
     add = options_of(verify)
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
@@ -89,15 +92,22 @@ def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: b
         }
     given = {"policies": arguments.policies, "beta": arguments.beta, "num_seeds": arguments.seeds}
     options |= {option: value for option, value in given.items() if value is not None}
-    with input_errors(name):
-        report = verification.verify(task, key=jax.random.key(0), progress=True, **options)
+    contents = [folder / file for file in ("report.json", "report.csv", "verify.png")]
+    try:
+        with input_errors(name):
+            report = verification.verify(task, key=jax.random.key(0), progress=True, **options)
+    except verification.Interrupted as interrupt:
+        if interrupt.report is None:
+            raise Stopped from None
+        write(*_outputs(interrupt.report, contents))
+        raise Stopped(f"the runs that were finished are in {folder}") from None
     say(["", *str(report).splitlines(), ""])
-    contents = {
-        folder / "report.json": report.to_json,
-        folder / "report.csv": report.to_csv,
-        folder / "verify.png": lambda: plot.verification(report),
-    }
-    write(*contents.items())
+    write(*_outputs(report, contents))
     took = f"({time.monotonic() - began:.0f} s)"
     say([f"wrote {', '.join(map(str, contents))} {took}", *([""] if skip else [])])
     return int(not report.passed)
+
+
+def _outputs(report: Report, paths: list[pathlib.Path]) -> list[tuple[pathlib.Path, Any]]:
+    makers = (report.to_json, report.to_csv, lambda: plot.verification(report))
+    return list(zip(paths, makers, strict=True))

@@ -7,17 +7,25 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kltarget._core.page import STYLE, Bullets, Figure, Heading, Item, Lines, Page, Paragraph, Table
+from kltarget._core.page import (
+    STYLE,
+    Bullets,
+    Figure,
+    Heading,
+    Item,
+    Page,
+    Paragraph,
+    Quotation,
+    Table,
+)
 from kltarget._core.records import Record
-from kltarget._core.words import number, short
+from kltarget._core.words import number
 from kltarget.diagnosis._statement import Featured, Statement
 from kltarget.recipes import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH = 98
-_LONG_PROMPT = 2000
 _TIERS = {
     1: "From the rewards",
     2: "From the reference's log-probabilities",
@@ -102,16 +110,13 @@ class Diagnosis(Record):
         return any(x.name == name for x in self.statements)
 
     def __str__(self) -> str:
-        return self.page().to_text(WIDTH)
+        return self.page().to_text()
 
     def _repr_html_(self) -> str:
-        return f"<style>{STYLE}</style>{self.page(room=_LONG_PROMPT).to_html()}"
+        return f"<style>{STYLE}</style>{self.page().to_html()}"
 
-    def page(self, *figures: Figure, room: int = 60) -> Page:
-        """The whole as headings, lists and tables, with figures after its first lines.
-
-        The middle of a prompt of more than ``room`` columns is left out.
-        """
+    def page(self, *figures: Figure) -> Page:
+        """The whole as headings, lists and tables, with figures after its first lines."""
         groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
         recipe = f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
         title = Heading(f"kltarget diagnose · {self.title}", 1)
@@ -130,12 +135,12 @@ class Diagnosis(Record):
             ]
             if items and tier == 2 and self.featured is not None:
                 page.add(Heading(heading))
-                self._add_featured(page, self.featured, room)
+                self._add_featured(page, self.featured)
                 page.add(Bullets(items))
             elif items:
                 page.add(Heading(heading), Bullets(items))
         if self.tier == 1 and self.featured is not None:
-            self._add_featured(page, self.featured, room)
+            self._add_featured(page, self.featured)
         if letters:
             items = [Item(f"  {letter}  ", text) for text, letter in letters.items()]
             page.add(Heading("Assumptions"), Bullets(items, "labelled"))
@@ -143,9 +148,9 @@ class Diagnosis(Record):
             page.add(Heading("Notes"), Bullets([Item("  - ", note) for note in self.notes]))
         return page
 
-    def _add_featured(self, page: Page, featured: Featured, room: int) -> None:
+    def _add_featured(self, page: Page, featured: Featured) -> None:
         which = "the prompt" if self.size["prompts"] == 1 else "the most informative prompt"
-        page.add(Lines([f"  {which}: “{short(featured.prompt, room)}”"]), featured.table())
+        page.add(Quotation(which, featured.prompt), featured.table())
 
     def _sparklines(self) -> Table:
         """Rows of what changed along the steps, from the first bin to the last."""

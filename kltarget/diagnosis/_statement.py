@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 from kltarget._core.page import Table
-from kltarget._core.words import number, short
+from kltarget._core.words import counted, number, short, singular
 from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
@@ -63,9 +63,7 @@ class Statement:
         elif self.interval is not None:
             parts.append("95 %: {} to {}".format(*(number(x, 3) for x in self.interval)))
         if self.sample_size:
-            one = self.sample_size == 1 and self.unit.endswith("s")
-            single = self.unit.removesuffix("es" if self.unit.endswith("ches") else "s")
-            parts.append(f"n = {self.sample_size:,} {single if one else self.unit}")
+            parts.append(f"n = {counted(self.sample_size, singular(self.unit))}")
         if self.assumptions:
             parts.append(" ".join(sorted(letters[text] for text in self.assumptions)))
         return "; ".join(parts)
@@ -134,16 +132,16 @@ class Featured:
         shown, hidden, paid = order[:_MOST_ROWS], order[_MOST_ROWS:], self.mara_reward
         rows = [["answer", "seen", "reward", *given]]
         for i in shown:
-            cells = [short(self.names[i], 30), f"{self.counts[i]:,}", f"{self.reward[i]:.4g}"]
+            cells = [short(self.names[i], 30), f"{self.counts[i]:,}", number(self.reward[i])]
             rows.append([*cells, *(probability(x[i]) for x in given.values())])
         if hidden:
             cells = [f"({len(hidden):,} more)", f"{sum(self.counts[i] for i in hidden):,}", ""]
             rows.append([*cells, *(probability(sum(x[i] for i in hidden)) for x in given.values())])
         if self.reference is not None:
-            cells = [self.names[-1], "0", f"{self.reward[-1]:.4g}?"]
+            cells = [self.names[-1], "0", f"{number(self.reward[-1])}?"]
             rows.append([*cells, *(probability(x[-1]) for x in given.values())])
         if paid is not None and not np.allclose(paid, self.reward, rtol=0, atol=1e-12):
-            column = ["MARA would pay", *(f"{paid[i]:.4g}" for i in shown)]
+            column = ["MARA would pay", *(number(paid[i]) for i in shown)]
             rows = [[*row, x] for row, x in itertools.zip_longest(rows, column, fillvalue="")]
         return Table(rows, "l" + "r" * (len(rows[0]) - 1), indent=2)
 

@@ -21,6 +21,7 @@ from kltarget.modes._labels import concrete_labels
 from kltarget.modes._verdict import FOOTNOTE, Facts, joined
 from kltarget.objectives import Objective
 from kltarget.targets import DiscreteTarget, solve
+from kltarget.tasks import as_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +168,58 @@ class Summary(Record):
         return [*tables, _mass_table("outcome", "", self.rows, self.num_outcomes)]
 
 
+class Summaries(tuple[Summary, ...]):
+    """The summaries of a batch. Prints as one page: a row for each, and what it says."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self._page().to_text()
+
+    def _repr_html_(self) -> str:
+        return self._page().to_html()
+
+    def _page(self) -> Page:
+        if not self:
+            return Page([Paragraph("no problems")])
+        heads = ("expected reward", "mass on the best modes", "effective modes", "KL(π*‖π_ref)")
+        rows: list[tuple[str, ...]] = [("", *heads)]
+        names = _distinct([f"β = {summary.beta:.4g}" for summary in self])
+        for name, x in zip(names, self, strict=True):
+            reached = number(x.expected_reward), _share(x.best_mass)
+            rows.append((name, *reached, _three_digits(x.effective_modes), number(x.reverse_kl)))
+        always = {summary.invariant for summary in self}
+        once = len(always) == 1
+        said = [
+            Paragraph(x.headline if once else x.verdict, label=f"{name}:", hanging=4)
+            for name, x in zip(names, self, strict=True)
+        ]
+        further = [Paragraph(text) for text in always if once and text]
+        which = {summary.divergence for summary in self}
+        title = f"Targets of {', '.join(sorted(which))}, {counted(len(self), 'problem')}"
+        return Page(
+            [Paragraph("", label=title)],
+            [Table(rows, "l" + "r" * len(heads))],
+            [*said, *further],
+            [Paragraph(FOOTNOTE, faint=True)],
+        )
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names with numbers where one occurs twice."""
+    if len(set(names)) == len(names):
+        return names
+    return [f"{k}: {name}" for k, name in enumerate(names)]
+
+
 def summarize(
-    objective_or_target: Objective | DiscreteTarget,
+    problem: Any,
     modes: ArrayLike | None = None,
     *,
     labels: Sequence[str] | None = None,
     top: int = 10,
+    beta: ArrayLike | None = None,
+    **options: Any,
 ) -> Any:
     """What the target of ``max_π E_π[reward] − β·D(π, π_ref)`` does to the reference, at a glance.
 
@@ -187,19 +234,23 @@ def summarize(
     - *leans*: anything between.
 
     Args:
-        objective_or_target: one problem, or a batch of them. An objective is solved.
+        problem: a target or an objective, which is solved, of any batch shape; or a problem in any
+            other form that :func:`kltarget.tasks.as_task` takes.
         modes: one integer label per outcome, shape ``[A]``; outcomes of labels below 0 belong to no
-            mode. By default each outcome is a mode.
-        labels: what to call the outcomes, A strings; by default their indices.
+            mode. By default those of a task, of a target or an objective each outcome.
+        labels: what to call the outcomes, A strings; by default as the task does, or indices.
         top: how many outcomes, and modes, to list.
+        beta: of a task, reward units per nat, shape ``[*batch]``; targets and objectives have one.
+        **options: of a task those of its ``objective``: ``divergence=`` chooses the regulariser.
 
     Returns:
         A :class:`Summary`; of a batch a tuple of them, an entry per problem with the last axis of
-        the batch running fastest. ``print`` it, or leave it as the last line of a notebook's cell;
-        ``to_dict()`` is ready for ``json``.
+        the batch running fastest. ``print`` it, or leave it as the last line of a notebook's cell:
+        a batch is one table. ``to_dict()`` of a summary is ready for ``json``.
 
     Raises:
-        TypeError: traced arrays, or an argument that is neither an objective nor a target.
+        TypeError: traced arrays, an argument that is no problem, a task without ``beta``, or a
+            target or an objective with one.
         ValueError: ``modes`` or ``labels`` that do not fit, a ``top``
             below 1.
 
@@ -213,18 +264,28 @@ def summarize(
         >>> print(kt.summarize(objective, labels=["1", "2", "other"]).verdict)
         collapses: 93.7 % of the mass is on “1”, one of 2 equally rewarded modes; equal rewards keep
         the reference's ratio (15 : 1) at every β
+        >>> [summary.headline.split(":")[0] for summary in kt.summarize("bimodal", beta=[0.05, 1])]
+        ['collapses', 'misses the best reward']
 
     References:
         GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
         arXiv 2510.20817.
     """
-    if not isinstance(objective_or_target, (Objective, DiscreteTarget)):
-        kind = type(objective_or_target).__name__
-        raise TypeError(f"expected an Objective or a Target, got {kind}")
-    if any(traced(x) for x in jax.tree.leaves(objective_or_target)):
+    if not isinstance(problem, Objective | DiscreteTarget):
+        task = as_task(problem, modes=modes, labels=labels)
+        if beta is None:
+            raise TypeError(
+                "a problem without an objective has no beta, and none is guessed: give beta= in "
+                "reward units per nat"
+            )
+        objective = task.objective(np.asarray(beta), **options)
+        return summarize(objective, task.modes, labels=task.labels, top=top)
+    if beta is not None or options:
+        raise TypeError("a target and an objective have a beta and a divergence of their own")
+    if any(traced(x) for x in jax.tree.leaves(problem)):
         raise TypeError("summarize needs concrete numbers: call it outside jit, vmap and grad")
-    is_target = isinstance(objective_or_target, DiscreteTarget)
-    objective = objective_or_target.objective if is_target else objective_or_target
+    is_target = isinstance(problem, DiscreteTarget)
+    objective = problem.objective if is_target else problem
     if top < 1:
         raise ValueError(f"top must be 1 or more, got {top}")
     count = objective.num_outcomes
@@ -233,10 +294,10 @@ def summarize(
     if len(names) != count:
         raise ValueError(f"there are {len(names)} labels for {count} outcomes: give one for each")
     mode_labels = concrete_labels(np.arange(count) if modes is None else modes, count)
-    target = objective_or_target if is_target else solve(objective)
+    target = problem if is_target else solve(objective)
     if objective.batch_shape == ():
         return _summary(Facts(target, mode_labels, names, top))
-    return tuple(_summary(Facts(row, mode_labels, names, top)) for row in _rows(target))
+    return Summaries(_summary(Facts(row, mode_labels, names, top)) for row in _rows(target))
 
 
 def _rows(target: DiscreteTarget) -> Iterator[DiscreteTarget]:

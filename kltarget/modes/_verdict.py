@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kltarget._core.status import Status
-from kltarget._core.words import percent, quoted, ratio
+from kltarget._core.words import number, percent, quoted, ratio
 from kltarget.divergences import kl
 from kltarget.modes._flips import collapse_beta, flip_beta
 from kltarget.modes._measures import effective_modes, mode_log_mass
@@ -100,8 +100,9 @@ class Facts:
             "num_best_modes": int(self.is_best.sum()),
             "expected_reward": float(target.expected_reward),
             "expected_reward_reference": -math.inf if forbidden.any() else reference_reward,
-            "reverse_kl": float(kl(target.log_probs, self.objective.log_ref)),
-            "forward_kl": float(kl(self.objective.log_ref, target.log_probs)),
+            # Rounding makes a divergence of 0 negative.
+            "reverse_kl": max(float(kl(target.log_probs, self.objective.log_ref)), 0.0),
+            "forward_kl": max(float(kl(self.objective.log_ref, target.log_probs)), 0.0),
             "best_mass": math.exp(mass),
             "best_mass_reference": math.exp(mass_ref),
             "effective_modes": hill(target.log_probs, modes),
@@ -136,6 +137,9 @@ class Facts:
         best = int(self.is_best.argmax())
         ranked = np.lexsort((-self.mode_ref, -self.mode_log))
         rival = int(next(k for k in ranked if k != best))
+        # What has neither mass in the reference nor in the target is no rival.
+        if max(self.mode_log[rival], self.mode_ref[rival]) == -math.inf:
+            return math.nan, ()
         i, j = (int(self.mode_labels[k]) for k in (best, rival))
         return float(flip_beta(self.objective, i, j, modes=self.modes)), (best, rival)
 
@@ -145,7 +149,7 @@ class Facts:
         if out_of_reach.any():
             i = int(np.where(out_of_reach, self.reward, -np.inf).argmax())
             notes.append(
-                f"{quoted(self.names[i])} has a higher reward ({self.reward[i]:.4g}), but no "
+                f"{quoted(self.names[i])} has a higher reward ({number(self.reward[i])}), but no "
                 f"reference mass, and {numbers['divergence']} never leaves the reference's support"
             )
         threshold = numbers["collapse_beta"]
@@ -194,7 +198,7 @@ class Facts:
         return f"leans to {mode}: {amount}, where the reference has {before:.3g}"
 
     def single(self, best: int, mass: float) -> str:
-        only = f"{self.quoted(best)}, which alone has the best reward ({self.highest:.4g})"
+        only = f"{self.quoted(best)}, which alone has the best reward ({number(self.highest)})"
         share = percent(float(self.mode_log[best]))
         if mass >= _COLLAPSED:
             return f"collapses: {share} of the mass is on {only}"
@@ -224,7 +228,7 @@ class Facts:
         if math.isfinite(flip):
             here = f"this β is {'below' if self.beta < flip else 'above'} that"
             return f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and {here}"
-        if self.mode_ref[best] >= self.mode_ref[rival]:
+        if self.mode_ref[best] >= self.mode_ref[rival] > -math.inf:
             return f"the reference prefers it to {self.quoted(rival)} already"
         return ""
 

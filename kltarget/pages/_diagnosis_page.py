@@ -32,6 +32,7 @@ def diagnosis(diagnosis: Diagnosis) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>kltarget diagnose</title><style>body {{ margin: 2rem; }}{STYLE}</style></head>"
-        f"<body>{diagnosis.page(figure, room=2000).to_html()}</body></html>\n"
+        "<title>kltarget diagnose</title>"
+        f"<style>body {{ margin: clamp(.8rem, 4vw, 2rem); }}{STYLE}</style></head>"
+        f"<body>{diagnosis.page(figure).to_html()}</body></html>\n"
     )

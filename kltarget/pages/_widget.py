@@ -114,9 +114,11 @@ class Explorer(anywidget.AnyWidget):
         possible = np.where(np.isfinite(own_reward), own_reward, 0)
 
         def measured(logs: np.ndarray) -> dict[str, float]:
+            with np.errstate(divide="ignore"):
+                log_masses = np.log(mode_masses(logs, modes))
             return {
                 "expected_reward": float(np.exp(logs) @ possible),
-                "effective_modes": effective_number(mode_masses(logs, modes)),
+                "effective_modes": effective_number(log_masses),
                 "reverse_kl": kl(logs, log_ref),
                 "forward_kl": kl(log_ref, logs),
             }

@@ -1,5 +1,6 @@
 // The explorer inside an element of a page or of a notebook. The model, anywidget's or the page's
 // own, holds the problem and where the sliders stand.
+const MOST_DECADES = 14;
 function render({ model, el }) {
   const problem = model.get("problem");
   const root = el.shadowRoot ?? el.attachShadow({ mode: "open" });
@@ -90,10 +91,22 @@ function render({ model, el }) {
     const key = JSON.stringify({ ...set, beta: 0 });
     if (cache.key === key) return cache;
     const [low, high] = problem.beta_decades, count = labels.length > 1000 ? 49 : 81;
-    const betas = Array.from({ length: count }, (_, k) => 10 ** (low + ((high - low) * k) / (count - 1)));
-    const all = betas.map((beta) => problemAt(set, beta).logs);
     const lead = (logs) => logMass(logs, members[0]) - logMass(logs, members[1]);
-    const leads = pair ? all.map(lead) : [], flips = [];
+    function node(decade) {
+      const beta = 10 ** decade, { logs } = problemAt(set, beta);
+      return { decade, beta, masses: groupMasses(logs), lead: pair ? lead(logs) : NaN };
+    }
+    // Where the straight line misses the middle, a corner or a jump is closed in on.
+    function between(a, b) {
+      const steep = a.masses.some((p, g) => Math.abs(p - b.masses[g]) > 0.01);
+      if (!steep || b.decade - a.decade < (high - low) / 4000) return [];
+      const middle = node(0.5 * (a.decade + b.decade));
+      const off = middle.masses.some((p, g) => Math.abs(p - 0.5 * (a.masses[g] + b.masses[g])) > 0.004);
+      return off ? [...between(a, middle), middle, ...between(middle, b)] : [middle];
+    }
+    const even = Array.from({ length: count }, (_, k) => node(low + ((high - low) * k) / (count - 1)));
+    const nodes = even.flatMap((b, k) => (k ? [...between(even[k - 1], b), b] : [b]));
+    const betas = nodes.map((x) => x.beta), leads = pair ? nodes.map((x) => x.lead) : [], flips = [];
     const clear = leads.map((x, k) => [x, k]).filter(([x]) => Math.abs(x) > 1e-9);
     for (let c = 1; c < clear.length; c++) {
       const [[before, i], [after, j]] = [clear[c - 1], clear[c]];
@@ -105,12 +118,20 @@ function render({ model, el }) {
       }
       flips.push(Math.exp(0.5 * (a + b)));
     }
-    return Object.assign(cache, { key, betas, masses: all.map(groupMasses), leads, flips });
+    return Object.assign(cache, { key, betas, masses: nodes.map((x) => x.masses), leads, flips });
   }
 
-  function verdict(set, found) {
-    if (!pair) return "";
-    const [a, b] = names.map((n) => `<b>“${escape(n)}”</b>`), { leads, flips } = found;
+  // What the target is where the slider of β stands, and what becomes of the two modes elsewhere.
+  function verdict(set, found, logs) {
+    const percent = (p) => `<b>${number(100 * p)} %</b>`, at = `At β = <b>${number(set.beta)}</b>`;
+    if (!pair) {
+      const best = logs.reduce((top, p, i) => (p > logs[top] ? i : top), 0);
+      return `${at} the most probable outcome is <b>“${escape(short(labels[best], 40))}”</b> with ${percent(Math.exp(logs[best]))}.`;
+    }
+    const [p, q] = groupMasses(logs), [a, b] = names.map((n) => `<b>“${escape(n)}”</b>`);
+    return `${at}: ${a} ${percent(p)}, ${b} ${percent(q)}. ${elsewhere(found, a, b)}`;
+  }
+  function elsewhere({ leads, flips }, a, b) {
     const first = leads[0], last = leads[leads.length - 1];
     if (flips.length === 1) {
       const [below, above] = first > 0 ? [a, b] : [b, a];
@@ -164,7 +185,7 @@ function render({ model, el }) {
       const lifted = at.shown[i] !== reward[i] && set.threshold !== null ? ` → ${number(at.shown[i])}` : "";
       out += `<rect class="reference" x="${x - bar - 1}" y="${y(q)}" width="${bar - 2}" height="${bottom - y(q)}"/>`;
       out += `<rect fill="${color(group[i])}" x="${x + 1}" y="${y(p)}" width="${bar}" height="${bottom - y(p)}"/>`;
-      if (slot > 100) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
+      if (slot > 140) out += text(x + 1 + bar / 2, y(p) - 5, number(p), 'class="strong" text-anchor="middle"') + text(x - bar / 2, y(q) - 5, number(q), 'text-anchor="middle"');
       const turn = tilted ? `text-anchor="end" transform="rotate(-38 ${x} ${bottom + 16})"` : 'text-anchor="middle"';
       out += text(x, bottom + 17, short(label, 18) + (tilted ? ` (${number(reward[i])})` : ""), `class="strong" ${turn}`);
       if (!tilted) out += text(x, bottom + 34, (slot > 110 ? "reward " : "r = ") + number(reward[i]) + lifted, 'text-anchor="middle"');
@@ -174,7 +195,7 @@ function render({ model, el }) {
   }
 
   function drawMany(svg, at) {
-    const height = 400, left = 52, top = positions ? 10 : 62, bottom = 288, width = frame(svg, height), right = width - 6;
+    const height = 400, left = 52, top = positions ? 10 : 80, bottom = 288, width = frame(svg, height), right = width - 6;
     const order = positions ? labels.map((_, i) => i) : byReference, count = order.length;
     const value = order.map((_, k) => (positions ? positions[k] : Math.log10(k + 1)));
     const [from, to] = [value[0] - (positions ? 0.5 : 0.05), value[count - 1] + (positions ? 0.5 : 0.05)];
@@ -190,12 +211,13 @@ function render({ model, el }) {
       const steps = order.map((i, k) => `${k ? "L" : "M"}${x(value[k] - 0.5).toFixed(1)} ${y(at.ref[i]).toFixed(1)}H${x(value[k] + 0.5).toFixed(1)}`);
       out += `<path class="reference" d="${steps.join("")}"/>`;
     } else {
-      const lowest = Math.floor(Math.min(...logRef.filter(Number.isFinite)) / Math.LN10) - 2;
+      // A few outcomes that are all but impossible do not press the others together.
+      const lowest = Math.max(Math.floor(Math.min(...logRef.filter(Number.isFinite)) / Math.LN10) - 2, -MOST_DECADES);
       y = (log) => top + (log / Math.LN10 / lowest) * (bottom - top);
       const every = Math.ceil(-lowest / 6);
       for (let k = 0; k >= lowest; k -= every) out += line(left, y(k * Math.LN10), right, y(k * Math.LN10)) + text(left - 7, y(k * Math.LN10) + 4, power(k), 'text-anchor="end"');
       const inside = order.map((i, k) => [i, k]).filter(([i]) => at.logs[i] > lowest * Math.LN10);
-      const line_ = order.filter((i) => at.ref[i] > -Infinity).map((i, k) => `${k ? "L" : "M"}${x(value[k]).toFixed(1)} ${y(at.ref[i]).toFixed(1)}`);
+      const line_ = order.filter((i) => at.ref[i] > -Infinity).map((i, k) => `${k ? "L" : "M"}${x(value[k]).toFixed(1)} ${y(Math.max(at.ref[i], lowest * Math.LN10)).toFixed(1)}`);
       const many = count > 400;
       out += dots(inside.map(([i, k]) => [x(value[k]), y(at.logs[i]), group[i]]), (g) => (g === 3 && many ? 1.3 : g < 2 ? 4.5 : 3));
       out += `<path class="reference" d="${line_.join("")}"/>`;
@@ -252,7 +274,8 @@ function render({ model, el }) {
     const [low, high] = problem.beta_decades, x = (beta) => left + ((Math.log10(beta) - low) / (high - low)) * (right - left);
     const y = (p) => bottom - p * (bottom - top);
     let out = probabilityAxis(left, right, y, 1);
-    for (let k = low; k <= high; k++) out += text(x(10 ** k), bottom + 17, power(k), 'text-anchor="middle"');
+    const each = Math.ceil((34 * (high - low)) / (right - left));
+    for (let k = low; k <= high; k += each) out += text(x(10 ** k), bottom + 17, power(k), 'text-anchor="middle"');
     out += text(right, bottom + 32, "β", 'class="strong" text-anchor="end"');
     out += line(x(set.beta), top - 4, x(set.beta), bottom, "now") + text(x(set.beta), top - 8, `β = ${number(set.beta)}`, `class="strong" text-anchor="${x(set.beta) > right - 40 ? "end" : x(set.beta) < left + 40 ? "start" : "middle"}"`);
     for (const g of present.slice().reverse()) {
@@ -261,10 +284,12 @@ function render({ model, el }) {
       const dashes = g === 0 && found.leads.every((v) => Math.abs(v) < 1e-6) ? 'stroke-dasharray="9 9"' : "";
       out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
     }
-    for (const flip of found.flips) {
+    found.flips.forEach((flip, k) => {
+      // Of several flips the labels lie on alternate sides.
+      const right_of = found.flips.length > 1 ? k % 2 === 1 : x(flip) < right - 110;
       const mass = groupMasses(problemAt(set, flip).logs), here = 0.5 * (mass[0] + mass[1]);
-      out += `<circle cx="${x(flip)}" cy="${y(here)}" r="5" fill="var(--paper)" stroke="var(--ink)" stroke-width="1.6"/>` + text(x(flip) + (x(flip) < right - 110 ? 11 : -11), y(here) + 4, `flip at ${number(flip, 4)}`, `class="strong halo" text-anchor="${x(flip) < right - 110 ? "start" : "end"}"`);
-    }
+      out += `<circle cx="${x(flip)}" cy="${y(here)}" r="5" fill="var(--paper)" stroke="var(--ink)" stroke-width="1.6"/>` + text(x(flip) + (right_of ? 11 : -11), y(here) + 4, `flip at ${number(flip, 4)}`, `class="strong halo" text-anchor="${right_of ? "start" : "end"}"`);
+    });
     svg.innerHTML = out;
   }
 
@@ -276,9 +301,9 @@ function render({ model, el }) {
     return 0.3 * r + 0.6 * g + 0.1 * b < 128 ? "dark" : "light";
   }
 
-  let set, now, pointed;
+  let set, now, pointed = null; // where the pointer is over the picture
   function sayPointed() {
-    const i = pointed;
+    const i = pointed === null ? -1 : point(pointed);
     $("pointed").textContent = labels[i] === undefined ? "\u00a0"
       : `“${labels[i]}”: reward ${number(reward[i])}, reference ${number(Math.exp(now.ref[i]))}, target ${number(Math.exp(now.logs[i]))}`;
   }
@@ -291,8 +316,7 @@ function render({ model, el }) {
     (labels.length <= problem.most_bars ? drawBars : drawMany)($("target"), now);
     drawPath($("path"), set, found);
     sayPointed();
-    $("verdict").innerHTML = verdict(set, found);
-    $("verdict").hidden = !pair;
+    $("verdict").innerHTML = verdict(set, found, now.logs);
     const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
       ["KL(π‖π<sub>ref</sub>), nats", 0, here.reverse], ["KL(π<sub>ref</sub>‖π), nats", 0, here.forward]].map(([name, a, b]) => [name, number(a, 4), number(b, 4)]);
     if (pair) rows.push([names.some((n) => n.length > 9) ? "odds of the two" : `odds ${names.map(escape).join(" : ")}`, odds(there.odds), odds(here.odds)],
@@ -339,7 +363,12 @@ function render({ model, el }) {
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("controls").addEventListener("reset", (event) => { event.preventDefault(); move(problem.start); });
   $("target").addEventListener("pointermove", (event) => {
-    pointed = point(event.clientX - $("target").getBoundingClientRect().left);
+    pointed = event.clientX - $("target").getBoundingClientRect().left;
+    sayPointed();
+  });
+  $("target").addEventListener("pointerleave", ({ pointerType }) => {
+    if (pointerType === "touch") return; // a finger has to leave to read
+    pointed = null;
     sayPointed();
   });
   const resized = new ResizeObserver(later), colors = matchMedia("(prefers-color-scheme: dark)");

@@ -188,7 +188,7 @@ const kltarget = (() => {
     return moved;
   }
 
-  const kl = (logP, logQ) => sum(logP.map((p, i) => p === -Infinity ? 0 : Math.exp(p) * (p - logQ[i])));
+  const kl = (logP, logQ) => Math.max(sum(logP.map((p, i) => p === -Infinity ? 0 : Math.exp(p) * (p - logQ[i]))), 0);
 
   function effectiveNumber(masses) {
     const total = sum(masses), shares = masses.map((m) => m / total).filter((s) => s > 0);

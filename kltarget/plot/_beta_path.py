@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._core.words import percent
 from kltarget.plot import _style as look
 from kltarget.plot._paths import BetaPath, likeliest_first, path_of, path_of_featured, paths_of
 
@@ -54,7 +55,7 @@ def beta_path(
         labels: names of the outcomes, ``A`` strings; a mode has that of its outcome which the
             reference likes best. Default: those of the task, else indices.
         top: how many modes get a line of their own; the others, and the outcomes of no mode, share
-            a grey one.
+            a grey one, or a band at the upper edge where that lies above the axes.
         ax: axes to draw into. Default: those of a new figure.
         **style: properties of the lines.
 
@@ -102,6 +103,11 @@ def _lines(
     top = 1.03 if top > 0.85 else 1.18 * top
     if rest.max() > 1e-3 and rest.min() < top:
         ax.plot(path.beta, rest, color=look.GREY, lw=1.2, label="all others", zorder=2)
+    elif rest.max() > 1e-3:
+        # Far above the modes that are drawn: a band at the edge says how much that is.
+        ends = dict.fromkeys(percent(math.log(x)) for x in (rest.min(), rest.max()))
+        label = f"all others, {' to '.join(ends)}"
+        ax.axhspan(0.97 * top, top, color=look.GREY, alpha=0.45, lw=0, label=label, zorder=1)
     ax.set(xscale="log", xlim=(path.beta[0], path.beta[-1]), ylim=(0, top))
     points = [(at, path.level(at, k)) for at, k in flips]
     _mark_flips(ax, [(at, level) for at, level in points if level > _LEAST_LEVEL * top])

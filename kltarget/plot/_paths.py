@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,11 +77,14 @@ class BetaPath:
 
 
 def as_drawn(data: Any) -> Any:
-    """A task's name, a table's path or arrays as a task; anything else as it is."""
+    """A task's name, a table, its path or arrays as a task; anything else as it is."""
     arrays = isinstance(data, tuple) and all(
         isinstance(item, list | tuple) or hasattr(item, "shape") for item in data
     )
-    return as_task(data) if arrays or isinstance(data, str | os.PathLike) else data
+    # A sweep's Dataset is a mapping too.
+    frame = hasattr(data, "columns") and hasattr(data, "__getitem__")
+    table = (frame or isinstance(data, Mapping)) and not hasattr(data, "data_vars")
+    return as_task(data) if arrays or table or isinstance(data, str | os.PathLike) else data
 
 
 def path_of(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PLANE = ("reward_scale", "beta")
 _MOST_NAMED_BOUNDARIES = 4
+_MOST_CHARACTERS = 30
 _LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 _KL_NAMES = {"reverse_kl": "KL(π‖π_ref), nats", "forward_kl": "KL(π_ref‖π), nats"}
 
@@ -89,7 +90,9 @@ def phase(
         handles, names = ax.get_legend_handles_labels()
         if handles:
             # Beside the axes stands the scale of colours.
-            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.01), ncols=2)
+            # A legend wider than the axes would press them together.
+            columns = 2 if max(map(len, names)) <= _MOST_CHARACTERS else 1
+            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.01), ncols=columns)
     return ax
 
 
@@ -266,7 +269,11 @@ def _rows(data: xr.Dataset, further: list[str]) -> Iterator[tuple[str, xr.Datase
         row = data.isel(dict(zip(further, at, strict=True)))
         names = [_setting(name, row[name].values.item()) for name in further]
         shade, dashes = (*at, 0, 0)[:2]
-        yield ", ".join(names), row, {"color": look.color(shade), "ls": _LINE_STYLES[dashes]}
+        # Where lines coincide, later and thinner ones leave the rim of the earlier ones visible.
+        first = data.sizes[further[0]] if further else 1
+        width = 1.5 + 1.7 * (1 - shade / max(first - 1, 1)) * (first > 1)
+        look_of = {"color": look.color(shade), "ls": _LINE_STYLES[dashes], "lw": width}
+        yield ", ".join(names), row, look_of
 
 
 def _setting(name: str, value: Any) -> str:

@@ -74,7 +74,8 @@ def target(
     given, behind = as_drawn(data), as_drawn(problem)
     with look.in_style(ax):
         curves = _curves(given)
-    shown = _problem(behind or (given if isinstance(given, Task) else curves[0].objective))
+    own = given if isinstance(given, Task) else curves[0].objective
+    shown = _problem(own if behind is None else behind)
     others = (_problem(curve.objective) for curve in curves[1:])
     if problem is None and not all(np.array_equal(other, shown) for other in others):
         raise ValueError(
@@ -207,7 +208,7 @@ def _points(
         shrink = 1 - 0.65 * k / max(len(curves) - 1, 1)
         ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=curve.label)
         options = {"color": [curve.color], **usual, **style}
-        ax.scatter(x, _mass(row), least + (most - least) * emphasis * shrink, **options)
+        ax.scatter(x, _mass(row), (least + (most - least) * emphasis) * shrink, **options)
 
     _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
     _reward_strip(ax, x, reward)

@@ -246,8 +246,12 @@ def verification(report: Report) -> Figure:
     """
     with look.in_style():
         groups = list(report.groups())
-        figure = look.new_figure(figsize=(15.5, max(4.2, 1.6 + 0.36 * len(groups))))
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 1.0))
+        # No wider than a page of text, on which it can be read.
+        below = 1.1 + 0.36 * len(groups)
+        figure = look.new_figure(figsize=(9.0, 4.2 + below))
+        panels = figure.add_gridspec(2, 2, height_ratios=(4.0, below))
+        left, right = (figure.add_subplot(panels[0, k]) for k in (0, 1))
+        middle = figure.add_subplot(panels[1, :])
         predicted_vs_reached(report, ax=left)
         left.set_title("modes: predicted and reached")
         distances(report, ax=middle)

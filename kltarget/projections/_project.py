@@ -63,7 +63,8 @@ class Projection:
     @property
     def divergence_value(self) -> Float[Array, ""]:
         """The best optimum's divergence from the target, in nats."""
-        return self.optima_values[0]
+        # Rounding makes a divergence of 0 negative.
+        return jnp.maximum(self.optima_values[0], 0)
 
     @property
     def error(self) -> Float[Array, ""]:

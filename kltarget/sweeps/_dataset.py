@@ -67,6 +67,9 @@ def frame(grid: Grid) -> dict[str, Any]:
     }
 
 
+_MOST_LISTED = 8
+
+
 def dataset(
     frame: Mapping[str, Any], settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> xarray.Dataset:
@@ -94,7 +97,14 @@ def dataset(
     if "outcome" in coordinates:
         coordinates["outcome_label"] = ("outcome", frame["outcome_label"])
     attributes = {name: frame[name] for name in ("problem", "kltarget")}
-    attributes["settings"] = json.dumps(settings)
+    # What is swept stands in the coordinates, and a page of numbers would hide the rest.
+    short = {
+        name: f"{len(x)} values, see the coordinate"
+        if name in coordinates and isinstance(x, list) and len(x) > _MOST_LISTED
+        else x
+        for name, x in settings.items()
+    }
+    attributes["settings"] = json.dumps(short, ensure_ascii=False)
     data = xr.Dataset(variables, coordinates, attributes)
     for name, (long_name, units) in (_COORDINATES | _VARIABLES).items():
         if name in data.variables:

@@ -20,6 +20,11 @@ Columns = dict[str, Array]
 """The settings of ``N`` rows, each ``[N]``, by their names."""
 
 
+def nats(log_p: Array, log_q: Array) -> Array:
+    """KL divergence; rounding makes one of 0 negative."""
+    return jnp.maximum(kl(log_p, log_q), 0)
+
+
 def pose(
     divergence: Divergence, reward: Array, log_ref: Array, columns: Columns, used: frozenset[str]
 ) -> tuple[Objective, Array, Array]:
@@ -69,8 +74,8 @@ def measure(
     right = jnp.broadcast_to(mass.sum(-1, keepdims=True), (mass.shape[0], k.size))
     found = {
         "expected_reward": gain.sum(-1),
-        "reverse_kl": kl(log_probs, log_ref),
-        "forward_kl": kl(log_ref, log_probs),
+        "reverse_kl": nats(log_probs, log_ref),
+        "forward_kl": nats(log_ref, log_probs),
         "entropy": entropy(log_probs),
         "effective_modes": effective_modes(log_mass),
         "mode_mass": mass,
@@ -99,8 +104,8 @@ def distances(
     gain = jnp.broadcast_to(reward, probs.shape)
     return {
         "total_variation": jnp.abs(probs - jnp.exp(log_target)).sum(-1) / 2,
-        "reverse_kl_to_target": kl(log_policy, log_target),
-        "forward_kl_to_target": kl(log_target, log_policy),
+        "reverse_kl_to_target": nats(log_policy, log_target),
+        "forward_kl_to_target": nats(log_target, log_policy),
         "tuned_expected_reward": (probs * jnp.where(probs > 0, gain, jnp.zeros_like(gain))).sum(-1),
         "tuned_effective_modes": effective_modes(log_mass_of_blocks(log_policy, blocks)),
     }

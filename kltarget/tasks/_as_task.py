@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,13 +15,34 @@ from jax.typing import ArrayLike
 
 from kltarget._core.checks import concrete_labels, traced
 from kltarget._core.numerics import double_precision
+from kltarget._core.words import counted
 from kltarget.objectives import Objective
 from kltarget.spaces import SequenceSpace
+from kltarget.tasks._raw_table import RawTable, TableError
 from kltarget.tasks._shipped import load, names
-from kltarget.tasks._tables import read_table
+from kltarget.tasks._tables import OUTCOME_NAMES, read_table, table_of
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
-ProblemLike: TypeAlias = Task | Objective | str | os.PathLike[str] | tuple[ArrayLike, ArrayLike]
+
+@runtime_checkable
+class Frame(Protocol):
+    """A table in memory, as pandas and polars have them."""
+
+    @property
+    def columns(self) -> Any: ...
+
+    def __getitem__(self, name: Any, /) -> Any: ...
+
+
+ProblemLike: TypeAlias = (
+    Task
+    | Objective
+    | str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | Frame
+    | tuple[ArrayLike, ArrayLike]
+)
 """What ``as_task`` takes."""
 
 _MASS_TOLERANCE = 1e-3
@@ -41,8 +62,10 @@ def as_task(
 
     Args:
         problem: a ``Task``; the name of a shipped one; the path of a table, as ``read_table`` reads
-            it; a ``kltarget.Objective`` of one reward ``[A]`` and one reference ``[A]``, whatever
-            its beta and divergence; or a pair ``(reward, log_ref)`` of arrays ``[A]``.
+            it; such a table in memory, a DataFrame or a dictionary of columns, where the outcomes'
+            names may be missing; a ``kltarget.Objective`` of one reward ``[A]`` and one reference
+            ``[A]``, whatever its beta and divergence; or a pair ``(reward, log_ref)`` of arrays
+            ``[A]``.
         modes: integer labels ``[A]`` of the outcomes' modes, below 0 for none. Default: the
             problem's own; where it has none, each outcome that ``right_outcomes`` counts is one.
         labels: what the outcomes are called, ``A`` strings. Default: the problem's own; of an
@@ -69,9 +92,15 @@ def as_task(
         >>> task = tasks.as_task(([1.0, 0.0, 1.0], log_ref), labels=["yes", "no", "maybe"])
         >>> task.modes.tolist(), task.mode_names
         ([0, -1, 1], {0: 'yes', 1: 'maybe'})
+        >>> tasks.as_task({"answer": ["yes", "no"], "reward": [1, 0], "count": [1, 3]}).labels
+        ('yes', 'no')
     """
     if isinstance(problem, str | os.PathLike):
         task = _named_or_read(problem, columns or {})
+    elif isinstance(problem, Mapping):
+        task = _of_columns(problem, columns or {}, "a dictionary")
+    elif isinstance(problem, Frame) and not isinstance(problem, Task | Objective):
+        task = _of_frame(problem, columns or {})
     elif columns:
         raise TypeError(f"columns are for a table, but problem is a {type(problem).__name__}")
     elif isinstance(problem, Task):
@@ -82,8 +111,9 @@ def as_task(
         task = _of_arrays(*problem, space)
     else:
         raise TypeError(
-            "problem must be a kltarget.tasks.Task, the name of one, the path of a table, a "
-            f"kltarget.Objective or a pair (reward, log_ref), got {type(problem).__name__}"
+            "problem must be a kltarget.tasks.Task, the name of one, the path of a table, a table "
+            "as a DataFrame or a dictionary of columns, a kltarget.Objective or a pair (reward, "
+            f"log_ref), got {type(problem).__name__}"
         )
     replaced: dict[str, Any] = {}
     if modes is not None:
@@ -114,6 +144,45 @@ def _named_or_read(problem: str | os.PathLike[str], columns: Mapping[str, Any]) 
             f"the tasks are {', '.join(names())}"
         )
     return read_table(path, **columns)
+
+
+def _of_frame(frame: Frame, roles: Mapping[str, Any]) -> Task:
+    columns = {str(name): frame[name] for name in frame.columns}
+    if not roles.get("outcome") and not {x.strip().lower() for x in columns} & set(OUTCOME_NAMES):
+        # pandas' own numbers of rows are no names.
+        index = getattr(frame, "index", None)
+        if index is not None and getattr(index, "name", None) is not None:
+            columns = {str(index.name): index, **columns}
+            roles = {"outcome": str(index.name), **roles}
+    return _of_columns(columns, roles, f"a {type(frame).__name__}")
+
+
+def _of_columns(given: Mapping[str, Any], roles: Mapping[str, Any], origin: str) -> Task:
+    """The problem of a table in memory, in which the outcomes may be without names."""
+    columns = {str(name): np.asarray(x) for name, x in given.items()}
+    for name, entries in columns.items():
+        if entries.ndim != 1:
+            raise TableError(
+                f"problem: column {name!r} has shape {entries.shape}: give one entry per outcome"
+            )
+    lengths = {name: entries.size for name, entries in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listing = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise TableError(f"problem: the columns differ in length: {listing}")
+    size = max(lengths.values(), default=0)
+    if not size:
+        raise TableError(f"problem: there are no rows, only the columns {list(columns)}")
+    entries = {name: x.tolist() for name, x in columns.items()}
+    taken = {x for x in roles.values() if isinstance(x, str)}
+    named = any(
+        isinstance(x[0], str) or name.strip().lower() in OUTCOME_NAMES
+        for name, x in entries.items()
+        if name not in taken
+    )
+    if not roles.get("outcome") and not named:
+        entries = {"outcome": [str(k) for k in range(size)], **entries}
+    raw = RawTable(pathlib.Path("problem"), entries, [None] * size)
+    return table_of(raw, **roles, origin=origin)
 
 
 def _of_arrays(reward: ArrayLike, log_ref: ArrayLike, space: SequenceSpace | None) -> Task:
@@ -152,7 +221,7 @@ def _of_fields(objective: Objective, name: str, space: SequenceSpace | None) -> 
     tokens = itertools.product(*([str(token) for token in range(n)] for n in sizes))
     return Task(
         name=name,
-        description=f"{reward.size:,} outcomes",
+        description=counted(reward.size, "outcome"),
         # The masses of a narrower type sum to 1 in that type only.
         log_ref=log_ref - np.logaddexp.reduce(log_ref),
         reward=reward,

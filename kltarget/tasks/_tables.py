@@ -34,6 +34,7 @@ import numpy as np
 
 from kltarget._core.column_names import OUTCOME_NAMES, REWARD_NAMES
 from kltarget._core.rows import as_number, shown
+from kltarget._core.words import counted
 from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
@@ -151,10 +152,25 @@ def read_table(
         >>> table.labels, table.reward.tolist()
         (('one', 'two', 'other'), [1.0, 1.0, 0.0])
     """
-    path = pathlib.Path(path)
-    raw = read_raw(path)
-    notes = list(raw.notes)
+    columns: dict[str, Any] = {"outcome": outcome, "reward": reward, "modes": modes}
+    columns |= {"log_ref": log_ref, "prob": prob, "count": count}
+    return table_of(read_raw(pathlib.Path(path)), **columns, unseen_reward=unseen_reward)
 
+
+def table_of(
+    raw: RawTable,
+    *,
+    outcome: str | None = None,
+    reward: str | None = None,
+    log_ref: str | None = None,
+    prob: str | None = None,
+    count: str | None = None,
+    modes: str | None = None,
+    unseen_reward: float | None = None,
+    origin: str = "",
+) -> Table:
+    """The problem of a table whose entries are read; the options are those of ``read_table``."""
+    path, notes = raw.path, list(raw.notes)
     references = {"log_ref": log_ref, "prob": prob, "count": count}
     given = [kind for kind, column in references.items() if column is not None]
     if len(given) > 1:
@@ -232,7 +248,7 @@ def read_table(
         )
     return Table(
         name=path.stem,
-        description=f"{len(labels):,} outcomes from {path.name}",
+        description=f"{counted(len(labels), 'outcome')} from {origin or path.name}",
         log_ref=log_mass,
         reward=rewards,
         labels=labels,

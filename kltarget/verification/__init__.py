@@ -6,6 +6,15 @@ the targets know no training; what both say about the same problem is compared h
 
 from kltarget.verification._exact_targets import TARGETS
 from kltarget.verification._report import Check, Report, VerifiedRun
-from kltarget.verification._verify import ALL_RECIPES, RECIPES, verify
+from kltarget.verification._verify import ALL_RECIPES, RECIPES, Interrupted, verify
 
-__all__ = ["ALL_RECIPES", "RECIPES", "TARGETS", "Check", "Report", "VerifiedRun", "verify"]
+__all__ = [
+    "ALL_RECIPES",
+    "RECIPES",
+    "TARGETS",
+    "Check",
+    "Interrupted",
+    "Report",
+    "VerifiedRun",
+    "verify",
+]

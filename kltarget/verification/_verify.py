@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Int, PRNGKeyArray
 
 from kltarget._core.progress import progress_bar
+from kltarget._core.words import counted as numbered
 from kltarget.policies import Policy, TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -23,7 +25,7 @@ from kltarget.tasks import ProblemLike, Task
 from kltarget.training import fine_tune
 from kltarget.verification._exact_targets import exact_targets
 from kltarget.verification._judge import Judge, described
-from kltarget.verification._report import Report, VerifiedRun
+from kltarget.verification._report import Check, Report, VerifiedRun
 from kltarget.verification._verified_problem import starting_policies, verified_task
 
 RECIPES = (
@@ -43,6 +45,18 @@ ALL_RECIPES = (
 """Every recipe that has a target."""
 
 _JITTER = 0.1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during :func:`verify`.
+
+    Attributes:
+        report: that of the runs that were finished, one check of which fails; None if none was.
+    """
+
+    def __init__(self, report: Report | None) -> None:
+        super().__init__("verify was interrupted")
+        self.report = report
 
 
 def verify(
@@ -102,7 +116,7 @@ def verify(
         bar: total variation within which a tabular policy must end at its target with exact
             gradients. With sampled ones the mean policy over the seeds must be within this plus
             three standard errors, summed over the sequences; this needs at least 4 seeds.
-        progress: show a bar.
+        progress: show a bar, from the first second.
 
     Returns:
         The report. Its checks are: no run diverged; tabular policies within the bar; ``J* − J(π) =
@@ -119,6 +133,8 @@ def verify(
 
     Raises:
         ValueError: arrays that do not fit or are not finite, unknown names, no runs.
+        kltarget.verification.Interrupted: Ctrl-C, a ``KeyboardInterrupt`` whose ``report`` is that
+            of the runs that were finished.
 
     Not to be called under a trace.
 
@@ -153,46 +169,8 @@ def verify(
                 "recipes may choose place, estimator, level and baseline alone, for whose targets "
                 f"there are formulas; kltarget.implied_target knows that of {recipe}"
             )
-    policy_key, run_key = jax.random.split(key)
-    task, space = verified_task(problem, space, modes)
-    starts, notes = starting_policies(task, space, policies, policy_key)
-    targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale)
-    judge = Judge(task, space, targets, beta, reward_scale, bar, batch_size is not None)
-
-    count = len(starts) * len(recipes) * num_seeds * beta.size * reward_scale.size
-    shown = progress_bar(progress, total=count, unit="run")
-    runs: list[VerifiedRun] = []
-    sampled = batch_size is not None
-    for (name, (policy, params)), recipe in itertools.product(starts.items(), recipes):
-        tabular = isinstance(policy, TabularPolicy)
-        steps = int(_of(num_steps, name, 500 if tabular else 300))
-        rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
-        shown.set_postfix_str(f"{name}, {described(recipe)}")
-        for seed in range(num_seeds):
-            keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
-            run = fine_tune(
-                policy,
-                params if seed == 0 or sampled else _perturbed(params, keys[0]),
-                jnp.asarray(task.reward),
-                recipe,
-                beta=jnp.asarray(beta)[:, None],
-                reward_scale=jnp.asarray(reward_scale),
-                learning_rate=rate,
-                num_steps=steps,
-                key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
-                optimizer=_annealed(steps),
-                batch_size=batch_size,
-                log_ref=jnp.asarray(task.log_ref),
-                history_every=max(1, steps // 10),
-                gradient_tol=1e-5,
-            )
-            runs += judge.verified(name, recipe, seed, run)
-            shown.update(beta.size * reward_scale.size)
-    shown.set_postfix_str("")
-    shown.close()
-    checks = judge.checks(runs)
     settings = {
-        "policies": list(starts),
+        "policies": list(policies),
         "recipes": [described(recipe) for recipe in recipes],
         "beta": beta.tolist(),
         "reward_scale": reward_scale.tolist(),
@@ -200,8 +178,55 @@ def verify(
         "batch_size": batch_size,
         "bar": bar,
     }
-    description = _description(task, space, notes, settings)
-    return Report(task.name, description, settings, tuple(runs), checks)
+    policy_key, run_key = jax.random.split(key)
+    sampled = batch_size is not None
+    count = len(set(policies)) * len(recipes) * num_seeds * beta.size * reward_scale.size
+    with progress_bar(progress, total=count, unit="run") as shown:
+        shown.set_postfix_str("targets")
+        task, space = verified_task(problem, space, modes)
+        targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale)
+        judge = Judge(task, space, targets, beta, reward_scale, bar, sampled)
+        shown.set_postfix_str("policies")
+        starts, notes = starting_policies(task, space, policies, policy_key)
+        settings["policies"] = list(starts)
+
+        def report(runs: list[VerifiedRun], *further: Check) -> Report:
+            description = _description(task, space, notes, settings)
+            checks = *further, *judge.checks(runs)
+            return Report(task.name, description, settings, tuple(runs), checks)
+
+        runs: list[VerifiedRun] = []
+        try:
+            for (name, (policy, params)), recipe in itertools.product(starts.items(), recipes):
+                tabular = isinstance(policy, TabularPolicy)
+                steps = int(_of(num_steps, name, 500 if tabular else 300))
+                rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
+                shown.set_postfix_str(f"{name}, {described(recipe)}")
+                for seed in range(num_seeds):
+                    keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
+                    run = fine_tune(
+                        policy,
+                        params if seed == 0 or sampled else _perturbed(params, keys[0]),
+                        jnp.asarray(task.reward),
+                        recipe,
+                        beta=jnp.asarray(beta)[:, None],
+                        reward_scale=jnp.asarray(reward_scale),
+                        learning_rate=rate,
+                        num_steps=steps,
+                        key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
+                        optimizer=_annealed(steps),
+                        batch_size=batch_size,
+                        log_ref=jnp.asarray(task.log_ref),
+                        history_every=max(1, steps // 10),
+                        gradient_tol=1e-5,
+                    )
+                    runs += judge.verified(name, recipe, seed, run)
+                    shown.update(beta.size * reward_scale.size)
+        except KeyboardInterrupt:
+            stopped = Check("all runs were made", False, f"stopped after {len(runs)} of {count}")
+            raise Interrupted(report(runs, stopped) if runs else None) from None
+        shown.set_postfix_str("")
+    return report(runs)
 
 
 def _of(setting: Any, name: str, default: Any) -> Any:
@@ -244,16 +269,16 @@ def _description(
         f"{counted(space)} = {space.num_sequences:,} sequences, "
         f"{right.sum():,} right; the reference gives those {share:.1%}"
     )
-    swept = {"policies": "policies", "recipes": "recipes"}
-    swept |= {"beta": "β", "reward_scale": "reward scales"}
+    swept = {"policies": "policy", "recipes": "recipe"}
+    swept |= {"beta": "β", "reward_scale": "reward scale"}
     sizes = [(len(settings[name]), what) for name, what in swept.items()]
-    sizes.append((settings["num_seeds"], "seeds"))
+    sizes.append((settings["num_seeds"], "seed"))
     batch = settings["batch_size"]
-    gradients = "exact gradients" if batch is None else f"{batch} samples a step"
-    grid = " × ".join(f"{n} {what}" for n, what in sizes)
+    gradients = "exact gradients" if batch is None else f"{numbered(batch, 'sample')} a step"
+    grid = " × ".join(f"{n} β" if what == "β" else numbered(n, what) for n, what in sizes)
     return (
         f"{task.name}: {task.description}",
         size,
         *notes,
-        f"{np.prod([n for n, _ in sizes]):,} runs: {grid}; {gradients}",
+        f"{numbered(math.prod(n for n, _ in sizes), 'run')}: {grid}; {gradients}",
     )
