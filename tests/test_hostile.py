@@ -244,6 +244,14 @@ def test_total_variation_of_best_outcomes_whose_mass_no_float_holds():
     np.testing.assert_allclose(shared.log_probs, [-INF, -1000.25, 0.0])
 
 
+@pytest.mark.parametrize("divergence", [kt.TotalVariation(), kt.ReverseKL(), kt.ChiSquared()])
+def test_the_limit_of_large_beta_is_that_of_targets(divergence):
+    log_ref = oracles.log_normalised(np.log([0.5, 0.2, 0.3]), DTYPE)
+    problem = kt.Objective(np.array([-INF, 1.0, 0.5], DTYPE), log_ref, DTYPE.type(1e9), divergence)
+    limit, target = kt.targets.reference_limit(problem), kt.solve(problem)
+    np.testing.assert_allclose(limit.probs, target.probs, rtol=64 * eps(DTYPE), atol=0)
+
+
 @pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.NeymanChiSquared(), kt.Alpha(-0.5)])
 def test_an_infinite_cost_of_a_mass_that_underflows_is_infinite(divergence):
     deep = -97.5 * (8 if X64 else 1)

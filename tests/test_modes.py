@@ -702,6 +702,16 @@ def test_hill_numbers_of_equal_shares(order):
     assert np.isnan(kt.effective_modes(log([0.0, 0.0, 1.0]), [0, 1, -1], order=order))
 
 
+def test_counts_of_pass_at_k_are_whole_numbers():
+    for counts, name in (
+        ((0.5, 4, 2), "num_correct"),
+        ((1, 4.5, 2), "num_samples"),
+        ((1, 4, 1.5), "k"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            kt.modes.pass_at_k_from_counts(*counts)
+
+
 @pytest.mark.parametrize("order", [0.5, 1, 2, INF])
 def test_gradients_of_hill_numbers(order):
     modes = [0, 1, 0, 2, -1]

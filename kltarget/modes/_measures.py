@@ -273,7 +273,8 @@ def pass_at_k_from_counts(
     several prompts, average the results.
 
     Args:
-        num_correct: how many of the samples were correct, c.
+        num_correct: how many of the samples were correct, c. It comes first here; the paper's
+            estimator takes (n, c, k).
         num_samples: how many there were, n.
         k: number of samples the question is about, from 1 to n. The three broadcast.
 
@@ -283,8 +284,8 @@ def pass_at_k_from_counts(
 
     Raises:
         ValueError: shapes that do not broadcast, and outside a trace a c outside [0, n] or a k
-            outside [1, n]: there is no unbiased estimate from fewer than k samples. Under a trace
-            these give NaN.
+            outside [1, n]: there is no unbiased estimate from fewer than k samples; and what is no
+            whole number. Under a trace these give NaN.
 
     Not differentiable: counts are integers.
 
@@ -304,6 +305,8 @@ def pass_at_k_from_counts(
     dtype = widest(*typed) if typed else jnp.result_type(float)
     c, n, wanted = (as_float(x).astype(working_dtype(dtype)) for x in given.values())
     c, n, wanted = (jnp.broadcast_to(x, shape) for x in (c, n, wanted))
+    for name, x in zip(given, (c, n, wanted), strict=True):
+        raise_first(name, x, jnp.floor(x) != x, "must be a whole number")
     bad_c, bad_k = ~((c >= 0) & (c <= n)), ~((wanted >= 1) & (wanted <= n))
     raise_first("num_correct", c, bad_c, "must be between 0 and num_samples")
     raise_first("k", wanted, bad_k, "must be between 1 and num_samples")

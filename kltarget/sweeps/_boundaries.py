@@ -66,7 +66,8 @@ def phase_boundaries(
             in pairs.
 
     Of modes that trade places several times, as only modes of unequal rewards inside can, it is the
-    flip of largest ratio. An entropy bonus moves no flip of modes that are equally rewarded inside.
+    flip of largest ratio. An entropy bonus moves no flip of single outcomes; that of modes of
+    several outcomes it moves, unless the reference spreads alike inside both.
 
     Example:
         >>> from kltarget import sweeps

@@ -19,6 +19,7 @@ from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
 from kltarget.targets._protocol import DiscreteTarget, Optimum
 from kltarget.targets.discrete._anchor import supported_max
+from kltarget.targets.discrete._closed_forms import total_variation
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
 from kltarget.targets.discrete._root import Solution
 
@@ -242,7 +243,7 @@ def greedy_limit(objective: Objective) -> Target:
 
 
 def reference_limit(objective: Objective) -> Target:
-    """The limit of the target for beta → ∞: the reference itself, whatever the divergence.
+    """The limit of the target for beta → ∞: the reference, as far as the reward allows it.
 
     The larger beta, the less the reward counts in ``E_π[reward] − beta · D(π, π_ref)``; what is
     left of it is which outcomes it forbids. The objective's own beta is not used.
@@ -255,8 +256,9 @@ def reference_limit(objective: Objective) -> Target:
         value is the reference's expected reward, in its unit, shape ``[*batch]``. A row of which
         ``solve`` would refuse the reward or the reference is NaN, with the same ``Status`` bits.
 
-    Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others, and the value
-    is ``-inf`` if it has to give up mass for that. Differentiable in the reward and the reference.
+    Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others, in its own
+    proportions but for total variation, which gives what is free to the best of them; the value is
+    ``-inf`` if it has to give up mass for that. Differentiable in the reward and the reference.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
@@ -302,6 +304,11 @@ def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array
     if greedy:
         multiplier = level
     else:
+        if isinstance(divergence, TotalVariation):
+            # What it may not keep is all worth most with the best outcomes, at every beta.
+            endless = jnp.full_like(best, jnp.inf)
+            moved = total_variation(reward, log_ref, endless, best, objective.measure)
+            log_probs = jnp.where(jnp.isneginf(reward), minus_inf, moved.log_probs)
         mean = (jnp.exp(log_probs) * _where(log_probs > -jnp.inf, reward)).sum(-1, keepdims=True)
         lift = divergence._f_prime_at(jnp.zeros_like(best))
         multiplier = jnp.where(lift == 0, mean, -jnp.inf * jnp.sign(lift))
