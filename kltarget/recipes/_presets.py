@@ -35,7 +35,7 @@ class Preset:
     Example:
         >>> from kltarget import recipes
         >>> print(recipes.preset("trl-rloo"))
-        trl-rloo   *   TRL RLOO   β 0.05   k1 in the reward
+        trl-rloo   >=0.22   TRL RLOO   β 0.05   k1 in the reward
     """
 
     name: str
@@ -88,7 +88,7 @@ def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
         >>> recipe("opnrlhf")
         Traceback (most recent call last):
         ...
-        ValueError: there is no preset 'opnrlhf': did you mean 'openrlhf'?
+        ValueError: there is no preset 'opnrlhf': did you mean 'openrlhf' or 'openrlhf-rloo'?
     """
     known = [field.name for field in dataclasses.fields(Recipe)]
     for field in fields:
@@ -166,9 +166,9 @@ def table() -> str:
     Example:
         >>> from kltarget import recipes
         >>> print(recipes.table())
-        name   versions   trainer   β   KL
+        name    versions   trainer     β   KL
+        areal   *          AReaL     0.1   k1 in the reward
         ...
-        verl-rloo   *   verl, RLOO with the KL in the reward   0.001   k1 in the reward
     """
     rows = [("name", "versions", "trainer", "β", "KL"), *map(_row, presets())]
     return Page([Table(rows, "lllrl")]).to_text()
