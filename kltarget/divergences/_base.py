@@ -200,7 +200,9 @@ class Divergence(abc.ABC):
 def _priced(log_mass: Array, price: Array) -> Array:
     """``exp(log_mass)·price``; an infinite price of a mass that underflows is still infinite."""
     finite = jnp.isfinite(price)
-    return jnp.where(finite, jnp.exp(log_mass) * jnp.where(finite, price, 0.0), price)
+    mass = jnp.exp(log_mass)
+    endless = jnp.where(jnp.isnan(mass), mass, price)  # a failed row stays one
+    return jnp.where(finite, mass * jnp.where(finite, price, 0.0), endless)
 
 
 def _shortest(x: float) -> str:
