@@ -67,7 +67,7 @@ def _of_class(cls: type) -> None:
         elif isinstance(x, property) and x.fget:
             setattr(cls, name, property(_of_result(x.fget), x.fset, x.fdel, x.__doc__))
     if dataclasses.is_dataclass(cls) and "__init__" in vars(cls):
-        cls.__init__ = _of_fields(cls.__init__)  # type: ignore[misc]
+        cls.__init__ = _of_fields(cls.__init__)
 
 
 def _of_result(function: Callable[..., Any]) -> Callable[..., Any]:

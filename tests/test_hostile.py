@@ -249,7 +249,8 @@ def test_the_limit_of_large_beta_is_that_of_targets(divergence):
     log_ref = oracles.log_normalised(np.log([0.5, 0.2, 0.3]), DTYPE)
     problem = kt.Objective(np.array([-INF, 1.0, 0.5], DTYPE), log_ref, DTYPE.type(1e9), divergence)
     limit, target = kt.targets.reference_limit(problem), kt.solve(problem)
-    np.testing.assert_allclose(limit.probs, target.probs, rtol=1e-6, atol=0)
+    # Targets differ from their limit by a few times the spread over beta.
+    np.testing.assert_allclose(limit.probs, target.probs, rtol=64 * eps(DTYPE) + 4e-9, atol=0)
 
 
 @pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.NeymanChiSquared(), kt.Alpha(-0.5)])

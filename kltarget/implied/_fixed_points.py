@@ -106,7 +106,7 @@ def _in_parts(function: _Function, grid: np.ndarray, problem: Problem) -> np.nda
     return np.concatenate([function(grid[i : i + rows]) for i in range(0, grid.size, rows)])
 
 
-def _saturated(problem: Problem) -> FixedPoint:
+def saturated(problem: Problem) -> FixedPoint:
     """The limit of a vanishing coefficient: among the best outcomes only the regulariser acts."""
     limit = problem.only(problem.best, Status.SATURATED)
     if problem.lengths is None and not problem.recipe.entropy_bonus:
@@ -149,7 +149,7 @@ def _of_deviation(problem: Problem) -> FixedPoint:
 
     roots = _crossings(excess, scales, problem)[::-1]
     if not roots:  # the limit of a vanishing coefficient is left
-        return _saturated(problem)
+        return saturated(problem)
     _, *others = problem.at_scale(np.array(roots) / factor)
     return _with_remarks(problem, _at(problem, roots[0] / factor), others)
 
@@ -227,7 +227,7 @@ def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
     grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 700, _FINE)])
     roots = _crossings(excess, grid, problem)
     if not roots:
-        return _saturated(problem)
+        return saturated(problem)
     first, *others = _of_advantages(problem, groups, success(np.array(roots)))
     return _with_remarks(problem, _in_groups(problem, groups, first), others)
 
@@ -280,7 +280,7 @@ def _of_statistics(problem: Problem) -> FixedPoint:
     else:
         scale = float(problem.deviation(reached)) + recipe.epsilon if recipe.normalized else 1.0
         if scale <= least:
-            return _saturated(problem)
+            return saturated(problem)
         effective = problem.pull * scale / recipe.baseline_factor
         found = FixedPoint(reached, None, problem.beta, effective)
     probs = np.exp(reached)

@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 
 from kltarget._core.status import Status
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
-from kltarget.implied._fixed_points import crossing
+from kltarget.implied._fixed_points import crossing, saturated
 
 _RARE = 1e-6
 """Where less than this is left of all but the best outcomes of every prompt, it has saturated."""
@@ -74,7 +74,7 @@ def find_together(problems: Sequence[Problem]) -> list[FixedPoint]:
         crossing(lambda x: float(excess(np.array([x]))[0]), *scales[[i, i + 1]]) for i in changes
     ]
     if not roots:  # the limit of a vanishing coefficient is left
-        return [_limit(problem, float(scales[0]) / factor) for problem in problems]
+        return list(map(saturated, problems))
     first, *others = np.array(roots) / factor
     found = [_at(problem, float(first)) for problem in problems]
     status = Status.SEVERAL if others else Status.OK
@@ -118,12 +118,3 @@ def _at(problem: Problem, scale: float) -> FixedPoint:
     log_probs = problem.at_scale(np.array([scale]))[0]
     reward, beta = problem.reward if problem.plain else None, problem.pull * scale
     return FixedPoint(log_probs, reward, beta, beta)
-
-
-def _limit(problem: Problem, smallest: float) -> FixedPoint:
-    limit = problem.only(problem.best, Status.SATURATED)
-    if not problem.recipe.entropy_bonus:
-        return limit
-    # Among the best outcomes the bonus acts as it does at any coefficient.
-    left = np.where(problem.best, problem.at_scale(np.array([smallest]))[0], -np.inf)
-    return dataclasses.replace(limit, log_probs=left - np.logaddexp.reduce(left), reward=None)

@@ -50,6 +50,7 @@ def told_weights(
     if len(parts) < 2 or not advantage[kept].any():
         return ones, []
     _, code = np.unique(group[kept], return_inverse=True)
+    # A part that says nothing of a row adds nothing to its reward.
     values, target = np.nan_to_num(values[kept]), advantage[kept]
     values = values - _means(values, code)[code]
     level = _means(target[:, None], code)[:, 0]
