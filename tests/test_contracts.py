@@ -546,6 +546,7 @@ CONTRACTS: dict[str, Contract] = {
 
 NOT_OF_ARRAYS = {
     "Box": "a grid, as data",
+    "Branches": "the shape of a tree, as data",
     "DiscreteTarget": "abstract",
     "Divergence": "abstract",
     "Fit": "what fit returns",
@@ -560,6 +561,7 @@ NOT_OF_ARRAYS = {
     "MomentProjection": "what moment_projection returns",
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
+    "PrefixTree": "sequences, as data",
     "Preset": "choices, as data, with where they were read",
     "Projection": "what project returns",
     "Reading": "what read returns",

@@ -12,7 +12,7 @@ from kltarget._core.distances import effective_number
 from kltarget._core.status import Status
 from kltarget.diagnosis._statement import FlipOfAnswers
 from kltarget.evidence import Prompt, padded
-from kltarget.implied import implied_target
+from kltarget.implied import ImpliedTarget, implied_target
 from kltarget.modes import flip_beta
 from kltarget.objectives import Objective, mara
 from kltarget.recipes import Recipe
@@ -30,7 +30,8 @@ class Aim:
 
     Attributes:
         log_target: ``[A]``, as the outcomes of the prompt.
-        x: reward over coefficient, on which the target depends, ``[A]``; None if there is none.
+        x: reward over coefficient, on which the target depends, ``[A]``; None if it does not depend
+            on them alone.
         effective_beta: in units of the logged reward; 0 if there is no target.
         status: :class:`kltarget.Status` bits.
     """
@@ -56,8 +57,51 @@ def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]
     return prompts[: (costs <= max(most, _SEVERAL_REWARDS)).sum()]
 
 
+def statable(recipe: Recipe, prompt: Prompt) -> bool:
+    """Whether the prompt's target is known, over its answers as wholes or along their tokens."""
+    return not recipe.per_token or prompt.at_once or prompt.tree is not None
+
+
 def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     """Targets of many prompts at once."""
+    along = [along_tokens(recipe, prompt) for prompt in prompts]
+    if not any(along):
+        return _whole(recipe, prompts, beta)
+    if recipe.normalize == "batch-std" and recipe.normalized and len(prompts) > 1:
+        raise ValueError("one standard deviation over prompts whose answers are trees of tokens")
+    whole = iter(
+        _whole(recipe, [x for x, tree in zip(prompts, along, strict=True) if not tree], beta)
+    )
+    return [
+        _along(recipe, prompt, beta) if tree else next(whole)
+        for prompt, tree in zip(prompts, along, strict=True)
+    ]
+
+
+def along_tokens(recipe: Recipe, prompt: Prompt) -> bool:
+    """Whether each prefix has a target of its own."""
+    return recipe.per_token and not prompt.at_once
+
+
+def _along(recipe: Recipe, prompt: Prompt, beta: float) -> Aim:
+    target = _along_tree(recipe, prompt, beta)
+    bits, size = Status(int(target.status)), len(prompt.names)
+    assert prompt.tree is not None
+    log_target = prompt.tree.over_outcomes(np.asarray(target.log_probs), size)
+    return Aim(prompt, log_target, None, float(target.effective_beta), bits)
+
+
+def _along_tree(recipe: Recipe, prompt: Prompt, beta: Any) -> ImpliedTarget:
+    tree = prompt.tree
+    assert tree is not None
+    reward = prompt.reward[tree.outcome]
+    with np.errstate(invalid="ignore"):
+        return implied_target(recipe, reward, tree.log_ref, space=tree.space, beta=beta)
+
+
+def _whole(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
+    if not prompts:
+        return []
     rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
     # Searches for fixed points may step outside of what is possible and come back.
     with np.errstate(invalid="ignore"):
@@ -90,6 +134,8 @@ def pairs_of(prompt: Prompt) -> list[tuple[int, int]]:
 def scale_of(recipe: Recipe, beta: float, aim: Aim) -> float | None:
     """The trainer's coefficient over the effective one, where it is the same at every β."""
     if recipe.normalized or recipe.entropy_bonus or recipe.divergence is None:
+        return None
+    if along_tokens(recipe, aim.prompt):
         return None
     return beta / aim.effective_beta if beta > 0 and aim.effective_beta > 0 else None
 
@@ -188,6 +234,9 @@ def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
     """Log-probabilities at every β, NaN where no target is found."""
     reward, log_ref = padded([prompt.reward], [prompt.log_ref])
     try:
+        if along_tokens(recipe, prompt) and prompt.tree is not None:
+            found = np.asarray(_along_tree(recipe, prompt, betas).log_probs)
+            return prompt.tree.over_outcomes(found, len(prompt.names))
         with np.errstate(invalid="ignore"):
             log_probs = implied_target(recipe, reward, log_ref, beta=betas).log_probs
     except ValueError:
@@ -211,6 +260,8 @@ def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:
     None where it acts through another coefficient or on another target than these rewards have.
     """
     if aim.effective_beta <= 0 or recipe.divergence is None or recipe.entropy_bonus:
+        return None
+    if along_tokens(recipe, aim.prompt):
         return None
     reward, log_ref = padded([aim.prompt.reward], [aim.prompt.log_ref])
     objective = Objective(reward, log_ref, np.array([aim.effective_beta]))

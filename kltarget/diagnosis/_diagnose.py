@@ -16,10 +16,17 @@ from kltarget import evidence
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
-from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
+from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of, statable
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
-from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
+from kltarget.diagnosis._say_rewards import (
+    SEVERAL_TOKENS,
+    Case,
+    refusal,
+    reward_statements,
+    right_answers,
+    several_tokens,
+)
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
@@ -96,6 +103,12 @@ def diagnose(
         ValueError: no beta, or a negative one; an unknown ``reference``.
         TypeError: a recipe that is none.
 
+    Where the KL acts on every token (``recipe.per_token``) and completions part after their first
+    token, each prefix has a target of its own: it is computed along the tree of the seen tokens if
+    the log has these (``token_ids``) with the reference's log-probability of each
+    (``ref_token_logps``), what else may follow a prefix being one further choice there. Without
+    them nothing is said of targets, distances, ratios and flips.
+
     Where completions seldom repeat, the seen ones hold next to none of the reference's mass. If
     both log-probabilities are there, answers are then weighed by ``π_ref/π``; otherwise there are
     no targets over answers.
@@ -149,7 +162,7 @@ def diagnose(
     case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
     notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *dubious, *notes, *shaping]
     with double_precision():
-        aims, unknown = _aims(case, reference, max_prompts)
+        aims, unknown, refused = _aims(case, reference, max_prompts)
         notes += unknown
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
@@ -163,7 +176,7 @@ def diagnose(
             statements += run
             featured = featured_of(case, aims[0].prompt, aims[0], flips)
         else:
-            statements.append(refusal(case, _excess(log) if reference is None else None))
+            statements.append(refused or refusal(case))
             first = evidence.informative_order(log, threshold)[:1]
             featured = featured_of(case, evidence.prompts_of(log, first, "none")[0], None)
     size = {
@@ -268,12 +281,14 @@ def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
     ]
 
 
-def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list[str]]:
-    """Targets of the most informative prompts, and what there is to note."""
+def _aims(
+    case: Case, reference: str | None, most: int
+) -> tuple[list[Aim], list[str], Statement | None]:
+    """Targets of the most informative prompts, what there is to note, and why there are none."""
     log, notes = case.log, []
     kind = evidence.reference_kind(log, reference)
     if kind is None:
-        return [], notes
+        return [], notes, None
     if kind == "first-step" and log.steps[0] > 1:
         notes.append(
             f"the first logged step is {log.steps[0]:,}: whether the policy was still the "
@@ -281,8 +296,9 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
         )
     impossible = np.zeros(len(log.prompts), bool)
     if kind == "logged":
-        if _excess(log) is not None:
-            return [], notes
+        excess = _excess(log)
+        if excess is not None:
+            return [], notes, refusal(case, excess)
         impossible = evidence.reference_sums(log) > evidence.IMPOSSIBLE
         if impossible.any():
             what = (
@@ -304,7 +320,14 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
             if kind == "logged"
             else "no prompt of the first step is among the most informative ones"
         )
-        return [], notes
+        return [], notes, None
+    if not all(statable(case.recipe, prompt) for prompt in prompts):
+        some = [prompt for prompt in prompts if statable(case.recipe, prompt)]
+        if not some:
+            return [], notes, several_tokens()
+        missing = f"{len(prompts) - len(some):,} of {counted(len(prompts), 'prompt')}"
+        notes.append(f"{missing} left out of the targets: {SEVERAL_TOKENS}")
+        prompts = some
     unknown = [int(prompt.unknown.sum()) for prompt in prompts if prompt.unknown.any()]
     if unknown:
         notes.append(
@@ -321,10 +344,10 @@ def _aims(case: Case, reference: str | None, most: int) -> tuple[list[Aim], list
         notes.append("some answers were rewarded differently at times: their mean reward is used")
     prompts = affordable(case.recipe, prompts, most)
     try:
-        return aims_of(case.recipe, prompts, case.beta), notes
+        return aims_of(case.recipe, prompts, case.beta), notes, None
     except ValueError as error:
         notes.append(f"no target: {error}")
-        return [], notes
+        return [], notes, None
 
 
 def _title(log: evidence.Log, size: dict[str, int], format: str | None) -> str:

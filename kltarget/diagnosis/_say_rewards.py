@@ -20,6 +20,10 @@ PRESENT = "σ is that of the present policy, not of the target"
 SOURCE = "the recipe is what the run did"
 BY_RULE = "answers are told apart by the rule"
 
+SEVERAL_TOKENS = (
+    "this recipe's KL acts on every token, so that answers of several tokens have a target at each "
+    "prefix, and the log does not say how likely the reference makes each token"
+)
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
     "subclass whose _generate_and_score_completions writes ref_per_token_logps; verl: add "
@@ -230,6 +234,16 @@ def refusal(case: Case, excess: tuple[float, str] | None = None) -> Statement:
     if len(case.log.steps) and case.log.steps[0] <= 1:
         options = "reference='first-step', --reference-from-first-step"
         detail += f"; or take the first logged step as a sample of the reference: {options}"
+    return Statement("flip_beta", text, detail, unit="", refused=True)
+
+
+def several_tokens() -> Statement:
+    """Why a KL per token says nothing of answers whose tokens are not known."""
+    text = "no flip β, no target and no distance to it: " + SEVERAL_TOKENS
+    detail = (
+        ". Log token_ids and ref_token_logps, the tokens of each completion with the reference's "
+        "log-probability of each, or num_tokens if every completion is one token"
+    )
     return Statement("flip_beta", text, detail, unit="", refused=True)
 
 

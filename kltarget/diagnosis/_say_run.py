@@ -8,7 +8,7 @@ from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis import _family
-from kltarget.diagnosis._aims import Aim, side_by_side
+from kltarget.diagnosis._aims import Aim, along_tokens, side_by_side
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
 from kltarget.diagnosis._statement import Statement
@@ -32,7 +32,26 @@ def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
         return [Statement("family", text, unit="", tier=3, refused=True)]
     distances = _distance(case, aims)
     is_far = any(statement.warning for statement in distances)
-    return [*distances, *_families(case, aims, is_far), *_path(case, aims)]
+    if any(along_tokens(case.recipe, aim.prompt) for aim in aims):
+        text = "which family the run follows is not asked: where a KL per token acts on several "
+        text += "tokens, log π/π_ref of whole answers follows neither line"
+        families = [
+            Statement(
+                "family",
+                text,
+                "",
+                None,
+                None,
+                (SOURCE,),
+                len(aims),
+                "prompts",
+                tier=3,
+                refused=True,
+            )
+        ]
+    else:
+        families = _families(case, aims, is_far)
+    return [*distances, *families, *_path(case, aims)]
 
 
 def _cells(log: Log, aims: list[Aim]) -> tuple[_family.LogRatios, int, bool]:

@@ -20,7 +20,8 @@ from kltarget.recipes._reading import mara_obstacle
 
 ENUMERATED = "the seen answers and one outcome for the rest of the reference are all there is"
 UNSEEN_WORST = "unseen answers are rewarded as the worst seen"
-WHOLE = "whole answers: a KL per token has this target if an answer is one token"
+AT_ONCE = "different answers part at their first token, so that a KL per token counts them whole"
+TREE = "what was not seen to follow a prefix ends there, as one token"
 FIRST = "the policy was still the reference at the first logged step"
 WEIGHED = "answers weighed by π_ref/π"
 SOFTMAX = "one softmax over answers, as if each were one token"
@@ -28,9 +29,11 @@ SOFTMAX = "one softmax over answers, as if each were one token"
 
 def assumptions(case: Case, prompt: Prompt) -> tuple[str, ...]:
     """What a statement on targets takes for granted."""
-    whole = (WHOLE,) if case.recipe.per_token else ()
+    per_token = ()
+    if case.recipe.per_token:
+        per_token = (AT_ONCE,) if prompt.at_once else (TREE,)
     source = {"first-step": (FIRST,), "weighted": (WEIGHED,)}.get(prompt.known, ())
-    return ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE, *whole, *source
+    return ENUMERATED, UNSEEN_WORST, SOURCE, ON_POLICY, LARGE, *per_token, *source
 
 
 def target_statements(
@@ -137,7 +140,11 @@ def _ratio(case: Case, aim: Aim) -> list[Statement]:
     value, interval = _aims.reference_ratio(prompt, i, j, case.rng, case.number)
     names = f"{quoted(prompt.names[i])} and {quoted(prompt.names[j])}"
     text = f"the reference's ratio of {names} is {ratio(np.log(value))}"
-    if held:
+    if held and _aims.along_tokens(case.recipe, prompt):
+        target = float(aim.log_target[i] - aim.log_target[j])
+        text = f"{names} have equal rewards, but a KL per token does not keep the reference's "
+        text += f"ratio of {ratio(np.log(value))}: the target's is {ratio(target)}"
+    elif held:
         text = f"{names} have equal rewards: the target's ratio stays the reference's, "
         text += f"{ratio(np.log(value))}, at every β"
     now, detail = prompt.log_now[[i, j]], ""

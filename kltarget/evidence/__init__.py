@@ -37,6 +37,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
     reference_sums,
 )
+from kltarget.evidence._trees import TokenTree
 
 __all__ = [
     "IMPOSSIBLE",
@@ -46,6 +47,7 @@ __all__ = [
     "Interval",
     "Log",
     "Prompt",
+    "TokenTree",
     "answer_entropy",
     "disagreements",
     "evident_threshold",

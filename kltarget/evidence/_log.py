@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget.evidence._trees import Tokens, tokens_of
 from kltarget.rollouts import RolloutError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Log:
         prompts: texts of the prompts.
         answer_names: texts of the answers, by code.
         answer_prompt: whose answer each is, by code.
+        tokens: what is known of the completions' tokens.
         notes: what was left out.
     """
 
@@ -55,6 +57,7 @@ class Log:
     prompts: tuple[str, ...]
     answer_names: np.ndarray
     answer_prompt: np.ndarray
+    tokens: Tokens
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -142,6 +145,7 @@ def log_of(frame: pd.DataFrame) -> Log:
         prompts=tuple(map(str, prompts)),
         answer_names=names[pair % width - 1],
         answer_prompt=pair // width,
+        tokens=tokens_of(table),
         notes=tuple(notes),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kltarget.evidence._log import Log, crossed
+from kltarget.evidence._trees import TokenTree, part_at_once, tree_of
 from kltarget.rollouts import RolloutError
 
 UNSEEN = "(unseen)"
@@ -41,6 +42,8 @@ class Prompt:
         known: where the reference is from: "logged", "weighted", "first-step", or "none".
         exact_now: whether ``log_now`` is from logged probabilities, not from counts.
         reward_varies: whether one answer was rewarded differently.
+        at_once: whether completions are known to part at their first token.
+        tree: of their tokens, where they part later and the log has the reference of each token.
     """
 
     code: int
@@ -57,6 +60,8 @@ class Prompt:
     known: str
     exact_now: bool
     reward_varies: bool
+    at_once: bool
+    tree: TokenTree | None
 
     def right(self, threshold: float) -> np.ndarray:
         """Which seen answers are right and possible, ``[A − 1]``."""
@@ -112,6 +117,9 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         if log_ref is None:
             return None
         unknown[:-1] = np.bincount(place[~np.isnan(log.ref_logp[rows])], minlength=size) == 0
+    at_once, tree = part_at_once(log.tokens, log.completion, rows), None
+    if known == "logged" and not at_once:
+        tree = tree_of(log.tokens, rows, place, size)
     log_now = _now(log, rows, place, size)
     exact = log_now is not None
     if log_now is None:
@@ -132,6 +140,8 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         known=known,
         exact_now=exact,
         reward_varies=bool(varies),
+        at_once=at_once,
+        tree=tree,
     )
 
 

@@ -11,6 +11,7 @@ from kltarget._core.status import Status
 from kltarget.implied._nodes import over_tree, stationary
 from kltarget.recipes import Recipe
 from kltarget.recipes.groups import Groups, make_groups
+from kltarget.spaces import Branches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Problem:
         log_ref: ``[A]``.
         forward: whether the regulariser's gradient is that of the forward KL.
         regularised: whether its estimator has an expected gradient at all.
-        sizes: number of tokens per position where each has a condition of its own, else None.
+        tree: of the tokens where each prefix has a condition of its own, else None.
         lengths: number of tokens per sequence where they differ and matter, else None.
         eos: the token that ends a sequence where the loss knows nothing of it, else None.
     """
@@ -59,7 +60,7 @@ class Problem:
     log_ref: np.ndarray
     forward: bool
     regularised: bool
-    sizes: tuple[int, ...] | None = None
+    tree: Branches | None = None
     lengths: np.ndarray | None = None
     eos: int | None = None
 
@@ -112,12 +113,12 @@ class Problem:
 
     def policy(self, gain: np.ndarray, cost: np.ndarray, entropy: np.ndarray) -> np.ndarray:
         """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
-        if self.sizes is not None:
+        if self.tree is not None:
             charged = self.recipe.place == "reward"
             if self.eos is not None and self.recipe.estimator == "weighted-k1":
                 # Its derivative is ℓ + 1: the 1 has no mean only over all tokens.
                 gain = gain - cost
-            numbers = (self.sizes, gain, cost, self.log_ref, entropy)
+            numbers = (self.tree, gain, cost, self.log_ref, entropy)
             return over_tree(*numbers, self.forward, charged, self.eos)
         return stationary(gain, cost, self.log_ref, entropy, self.forward)
 

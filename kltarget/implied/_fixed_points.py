@@ -32,7 +32,7 @@ _FLAT = 1e-9
 
 def find(problem: Problem) -> FixedPoint:
     """The fixed point that training from the reference is drawn to."""
-    flat = problem.sizes is None and problem.lengths is None
+    flat = problem.tree is None and problem.lengths is None
     if not flat or problem.recipe.entropy_bonus or problem.levels.size == problem.reward.size:
         return _find(problem)
     # Outcomes of equal reward keep the reference's proportions: one outcome stands for them.

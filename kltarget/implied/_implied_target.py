@@ -16,12 +16,12 @@ from kltarget._core.status import Status
 from kltarget.divergences import ReverseKL, TotalVariation
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
 from kltarget.implied._fixed_points import find, smallest_coefficient
-from kltarget.implied._nodes import next_tokens
+from kltarget.implied._nodes import next_tokens, one_level
 from kltarget.implied._rows import Rows, make_rows, several_tokens
 from kltarget.implied._together import find_together, smallest_coefficient_together
 from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
-from kltarget.spaces import SequenceSpace
+from kltarget.spaces import Branches, PrefixTree, SequenceSpace
 from kltarget.targets import solve, token_local_target
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import ProblemLike
@@ -64,7 +64,7 @@ def implied_target(
     reward: ArrayLike | ProblemLike,
     log_ref: ArrayLike | None = None,
     *,
-    space: SequenceSpace | None = None,
+    space: SequenceSpace | PrefixTree | None = None,
     beta: ArrayLike | None = None,
 ) -> ImpliedTarget:
     """The policy at which the expected gradient of a trainer's recipe vanishes.
@@ -97,7 +97,8 @@ def implied_target(
             problem in any form that :func:`kltarget.tasks.as_task` takes.
         log_ref: log-probabilities of the reference, ``[*batch, A]``.
         space: the sequences that the outcomes are; by default the task's. Without it an outcome is
-            one token, and token and sequence level are the same.
+            one token, and token and sequence level are the same. Sequences that were observed, and
+            what else may follow their prefixes, are a :class:`kltarget.spaces.PrefixTree`.
         beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
             more, of a shape that broadcasts to ``[*batch]``.
 
@@ -155,7 +156,7 @@ def effective_beta(
     reward: ArrayLike | ProblemLike,
     log_ref: ArrayLike | None = None,
     *,
-    space: SequenceSpace | None = None,
+    space: SequenceSpace | PrefixTree | None = None,
     beta: ArrayLike | None = None,
 ) -> Float[Array, "*batch"]:
     """The coefficient that a recipe amounts to, per prompt, in units of its reward.
@@ -202,7 +203,7 @@ def saturation_beta(
     reward: ArrayLike | ProblemLike,
     log_ref: ArrayLike | None = None,
     *,
-    space: SequenceSpace | None = None,
+    space: SequenceSpace | PrefixTree | None = None,
 ) -> Float[Array, "*batch"]:
     """The coefficient below which rewards normalised in large groups saturate.
 
@@ -276,7 +277,7 @@ def _share_a_deviation(problems: list[Problem]) -> bool:
     return shared and acts and not recipe.charged_without_divergence
 
 
-def _find(problem: Problem, space: SequenceSpace | None) -> FixedPoint:
+def _find(problem: Problem, space: SequenceSpace | PrefixTree | None) -> FixedPoint:
     recipe, several = problem.recipe, problem.levels.size > 1
     if recipe.charged_without_divergence and problem.beta > 0:
         # A cost in the reward that no divergence has: it acts, and has many stationary policies.
@@ -304,23 +305,28 @@ def _undecided(problem: Problem) -> FixedPoint:
     return FixedPoint(nowhere, problem.reward, problem.beta, np.nan, Status.NO_TARGET)
 
 
-def _remarked(problem: Problem, found: FixedPoint, space: SequenceSpace | None) -> FixedPoint:
+def _remarked(
+    problem: Problem, found: FixedPoint, space: SequenceSpace | PrefixTree | None
+) -> FixedPoint:
     """A fixed point, and whether the trainer's clip of the estimate would be active there."""
-    sizes = space.sizes if space is not None and problem.recipe.level == "token" else None
+    tree = None
+    if space is not None and problem.recipe.level == "token":
+        tree = space.branches
     held = problem.regularised or problem.recipe.entropy_bonus > 0
     if not held or problem.recipe.aim not in ("reverse", "forward"):
         return found
-    if not _clipped(problem, found.log_probs, sizes):
+    if not _clipped(problem, found.log_probs, tree):
         return found
     return dataclasses.replace(found, status=found.status | Status.CLIPPED)
 
 
-def _clipped(problem: Problem, log_probs: np.ndarray, sizes: tuple[int, ...] | None) -> bool:
+def _clipped(problem: Problem, log_probs: np.ndarray, tree: Branches | None) -> bool:
     """Whether the estimate of the divergence, per token of these, is cut anywhere at a policy."""
     recipe = problem.recipe
     if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
         return False
-    policies = (next_tokens(sizes or (log_probs.size,), x) for x in (log_probs, problem.log_ref))
+    tree = one_level(log_probs.size) if tree is None else tree
+    policies = (next_tokens(tree, x) for x in (log_probs, problem.log_ref))
     now, then = (np.concatenate([x.ravel() for x in levels]) for levels in policies)
     log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
     estimates = dict.fromkeys(("k1", "weighted-k1"), log_ratio) | {"k2": log_ratio**2 / 2}
@@ -343,12 +349,14 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
     others = list(itertools.zip_longest(*(x.others for x in found), fillvalue=np.nan))
     # Of a recipe, not of a row: what else is in a batch changes nothing.
-    if all(x.plain for x in rows.problems):
+    local = rows.recipe.per_token and several_tokens(rows.space)
+    if all(x.plain for x in rows.problems) and not (local and isinstance(rows.space, PrefixTree)):
         # What the reference cannot produce is never sampled, however well it were rewarded.
         impossible = log_ref == -jnp.inf
         reward = jnp.where(impossible, log_ref, batched([x.reward for x in found], size))
         beta = batched([x.beta for x in found])
-        if several_tokens(rows.space) and rows.recipe.per_token:
+        if local:
+            assert isinstance(rows.space, SequenceSpace)
             target = token_local_target(rows.space, reward, log_ref, beta, divergence)
         else:
             target = solve(Objective(reward, log_ref, beta, divergence))

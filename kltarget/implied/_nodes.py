@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import logsumexp, wrightomega
 
+from kltarget.spaces import Branches
+
 _BISECTIONS = 100
 
 
@@ -135,19 +137,31 @@ def _normalised(
     return log_policy(high)
 
 
-def next_tokens(sizes: tuple[int, ...], log_probs: np.ndarray) -> list[np.ndarray]:
-    """Log-probabilities of each next token ``[..., prefixes, V]``, the last position first."""
-    levels = []
-    for size in sizes[::-1]:
-        given = log_probs.reshape(*log_probs.shape[:-1], -1, size)
+def one_level(size: int) -> Branches:
+    """The tree of outcomes that are one token each."""
+    every = np.arange(size)
+    return Branches((every[None],), (every[:0], every))
+
+
+def next_tokens(tree: Branches, log_probs: np.ndarray) -> list[np.ndarray]:
+    """Log-probabilities of each next token ``[..., nodes, V]``, the last position first."""
+    levels, below = [], log_probs[..., tree.leaves[-1]]
+    for children, leaves in zip(tree.children[::-1], tree.leaves[-2::-1], strict=True):
+        given = _of_children(below, children, -np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_probs = logsumexp(given, axis=-1)
-            levels.append(np.where(given > -np.inf, given - log_probs[..., None], -np.inf))
+            masses = logsumexp(given, axis=-1)
+            levels.append(np.where(given > -np.inf, given - masses[..., None], -np.inf))
+        below = np.concatenate([masses, log_probs[..., leaves]], -1)
     return levels
 
 
+def _of_children(values: np.ndarray, children: np.ndarray, missing: float) -> np.ndarray:
+    """Values of nodes as those of their parents' choices, ``[..., nodes, V]``."""
+    return np.where(children < 0, missing, values[..., children])
+
+
 def over_tree(
-    sizes: tuple[int, ...],
+    tree: Branches,
     gain: np.ndarray,
     cost: np.ndarray,
     log_ref: np.ndarray,
@@ -164,23 +178,29 @@ def over_tree(
     probabilities of whole sequences, ``[..., A]``.
     """
     gain, cost, entropy, masses = np.broadcast_arrays(gain, cost, entropy, log_ref)
-    batch, levels = gain.shape[:-1], next_tokens(sizes, masses)
-    policy = []
-    for given in levels:
-        gain, cost, entropy = (x.reshape(given.shape) for x in (gain, cost, entropy))
+    at_leaves, policy = (gain, cost, entropy), []
+    below = [x[..., tree.leaves[-1]] for x in at_leaves]
+    levels = zip(next_tokens(tree, masses), tree.children[::-1], tree.leaves[-2::-1], strict=True)
+    for given, children, leaves in levels:
+        # What has no mass costs nothing that is not 0.
+        gain, cost, entropy = (_of_children(x, children, 1.0) for x in below)
         if eos is None:
             found = stationary(gain, cost, given, entropy, forward)
         else:
             found = _unknown_end(gain, cost, given, entropy, forward, eos)
         policy.append(found)
         probs = np.exp(found)
-        below = gain
+        value = gain
         if charged:
             log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
-            below = gain - cost * log_ratio
-        carried = (below, cost, entropy)
-        gain, cost, entropy = (np.where(probs > 0, probs * x, 0).sum(-1) for x in carried)
-    total = np.zeros((*batch, 1))
-    for found in policy[::-1]:
-        total = (total[..., None] + found).reshape(*batch, -1)
-    return total
+            value = gain - cost * log_ratio
+        sums = (np.where(probs > 0, probs * x, 0).sum(-1) for x in (value, cost, entropy))
+        ended = (x[..., leaves] for x in at_leaves)
+        below = [np.concatenate(pair, -1) for pair in zip(sums, ended, strict=True)]
+    total, log_probs = np.zeros((*masses.shape[:-1], 1)), np.empty(masses.shape)
+    for found, children, leaves in zip(policy[::-1], tree.children, tree.leaves[1:], strict=True):
+        reached = (total[..., : len(children), None] + found)[..., children >= 0]
+        total = np.empty_like(reached)
+        total[..., children[children >= 0]] = reached
+        log_probs[..., leaves] = total[..., total.shape[-1] - len(leaves) :]
+    return log_probs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +12,10 @@ from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_point_problem import Problem
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
-from kltarget.spaces import SequenceSpace
+from kltarget.spaces import PrefixTree, SequenceSpace
 from kltarget.tasks import as_task
+
+Space = SequenceSpace | PrefixTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class Rows:
     """
 
     recipe: Recipe
-    space: SequenceSpace | None
+    space: Space | None
     log_ref: np.ndarray
     beta: np.ndarray
     problems: list[Problem]
@@ -36,9 +38,12 @@ class Rows:
 def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> Rows:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
-    if space is not None and not isinstance(space, SequenceSpace):
-        raise TypeError(f"space must be a kltarget.SequenceSpace, got {space!r}")
+    if space is not None and not isinstance(space, Space):
+        what = "a kltarget.SequenceSpace or a kltarget.spaces.PrefixTree"
+        raise TypeError(f"space must be {what}, got {space!r}")
     if log_ref is None:
+        if isinstance(space, PrefixTree):
+            raise TypeError("log_ref is needed beside a PrefixTree: the reference of each sequence")
         task = as_task(reward, space=space)
         reward, log_ref, space = task.reward, task.log_ref, task.space
     beta = recipe.beta if beta is None else beta
@@ -62,8 +67,13 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     numbered = np.broadcast_to(np.arange(beta.size).reshape(beta.shape), batch).ravel()
     together = [np.flatnonzero(numbered == i).tolist() for i in range(beta.size)]
     beta = np.broadcast_to(beta, batch).ravel()
-    eos = space.eos if space is not None and recipe.eos == "cut" else None
-    lengths = _lengths(recipe, space) if eos is None else _lengths_without_end(space)
+    eos, lengths = None, None
+    if isinstance(space, SequenceSpace) and recipe.eos == "cut":
+        eos = space.eos
+    if isinstance(space, SequenceSpace) and eos is not None:
+        lengths = _lengths_without_end(space)
+    else:
+        lengths = _lengths(recipe, space)
     _check_known(recipe, space, lengths is not None)
     scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
     if recipe.reward_bounds:
@@ -83,7 +93,7 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
             log_ref=one_ref,
             forward=recipe.aim == "forward",
             regularised=recipe.divergence is not None and one_beta > 0,
-            sizes=space.sizes if space is not None and has_tree and own_conditions else None,
+            tree=space.branches if space is not None and has_tree and own_conditions else None,
             lengths=lengths,
             eos=eos,
         )
@@ -104,11 +114,11 @@ def _check_together(recipe: Recipe, prompts: int, weighed: bool) -> None:
         )
 
 
-def several_tokens(space: SequenceSpace | None) -> TypeGuard[SequenceSpace]:
+def several_tokens(space: Space | None) -> bool:
     return space is not None and space.length > 1
 
 
-def _lengths(recipe: Recipe, space: SequenceSpace | None) -> np.ndarray | None:
+def _lengths(recipe: Recipe, space: Space | None) -> np.ndarray | None:
     """The number of tokens per sequence where they differ and move the target."""
     kinds = _kinds(recipe)
     if space is None or kinds in ({"sum"}, {"batch-mean"}):
@@ -121,8 +131,7 @@ def _lengths(recipe: Recipe, space: SequenceSpace | None) -> np.ndarray | None:
     return counts
 
 
-def _lengths_without_end(space: SequenceSpace | None) -> np.ndarray:
-    assert space is not None
+def _lengths_without_end(space: SequenceSpace) -> np.ndarray:
     kept = np.asarray(space.sequences()) != space.eos
     # What has no token at all has no term that a length could divide.
     return np.maximum(kept.sum(-1), 1).astype(np.float64)
@@ -133,7 +142,7 @@ def _kinds(recipe: Recipe) -> set[str]:
     return {recipe.length, kl_length or recipe.length}
 
 
-def _kl_weight(recipe: Recipe, space: SequenceSpace | None) -> float:
+def _kl_weight(recipe: Recipe, space: Space | None) -> float:
     """By how much the KL counts more than the reward where all sequences have the same length."""
     if space is None or len(_kinds(recipe)) == 1:
         return 1.0
@@ -142,7 +151,7 @@ def _kl_weight(recipe: Recipe, space: SequenceSpace | None) -> float:
     return other / own
 
 
-def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> None:
+def _check_known(recipe: Recipe, space: Space | None, weighed: bool) -> None:
     """Raises for what no fixed point is known of."""
     in_sequence_loss = recipe.place == "loss" and recipe.level == "sequence"
     in_sequence_reward = recipe.place == "reward" and recipe.level == "sequence"
@@ -155,13 +164,16 @@ def _check_known(recipe: Recipe, space: SequenceSpace | None, weighed: bool) -> 
         unknown = "an entropy bonus beside a KL that is normalised with the reward"
     elif (
         recipe.eos == "cut"
-        and space is not None
+        and isinstance(space, SequenceSpace)
         and space.eos is not None
         and (recipe.entropy_bonus or recipe.place == "reward")
     ):
         unknown = "an end that is cut off beside an entropy bonus or a KL in the reward"
     elif recipe.entropy_bonus and in_sequence_loss and several:
         unknown = "an entropy bonus per token beside a loss on whole sequences"
+    elif isinstance(space, PrefixTree) and (recipe.eos == "cut" or recipe.aim == "total variation"):
+        what = "the absolute log-ratio" if recipe.eos == "kept" else "an end that is cut off"
+        unknown = f"{what} on a PrefixTree"
     elif recipe.zero_std == "drop" and recipe.place == "reward":
         unknown = "dropped groups with a KL in the reward"
     elif recipe.aim == "total variation":

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kltarget._core.rows import Row, as_number
 from kltarget.rollouts._rollout import NAN, ROUNDING, BadRow
 from kltarget.tasks._raw_table import as_reward
@@ -19,6 +21,8 @@ _NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 ROW_ITSELF = "(row)"
 # What trainers write for tokens that do not count, such as those of an environment.
 PADDING = 1.0
+# Longer completions do not recur, so that their tokens say nothing of what else may follow.
+_MOST_TOKENS = 256
 
 
 def number_in(row: Mapping[str, Any], column: str) -> float:
@@ -114,6 +118,22 @@ def log_total(
 def num_padding(values: Any) -> int:
     """How many tokens of a list are padding."""
     return sum(x == PADDING for x in values) if isinstance(values, list) else 0
+
+
+def tokens_in(tokens: Any, ref_logps: Any) -> dict[str, np.ndarray]:
+    """A completion's tokens with their log-probabilities by the reference, if both are known."""
+    if not isinstance(tokens, list) or not isinstance(ref_logps, list):
+        return {}
+    if not len(tokens) == len(ref_logps) <= _MOST_TOKENS:
+        return {}
+    kept = [
+        (x, y) for x, y in zip(tokens, ref_logps, strict=True) if y is not None and y != PADDING
+    ]
+    # A null in the middle is a token that is not known.
+    if not kept or len(kept) + num_padding(ref_logps) < len(tokens):
+        return {}
+    ids, logps = zip(*kept, strict=True)
+    return {"tokens": np.array(ids), "ref_token_logps": np.array(logps, np.float64)}
 
 
 def mean(values: Sequence[float] | None, mask: Sequence[Any] | None = None) -> float:

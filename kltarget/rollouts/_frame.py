@@ -72,6 +72,7 @@ class Columns:
         self.parts: dict[str, array[float]] = {}
         self.completion, self.answer = Texts(), Texts()
         self.session, self.turn = Codes(), array("q")
+        self.tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.unrewarded = self.padding = 0
         self.first_missing, self.in_rows = "", False
 
@@ -104,6 +105,8 @@ class Columns:
         self.session.append(rollout.session)
         self.turn.append(-1 if rollout.turn is None else rollout.turn)
         self.padding += rollout.padding
+        if rollout.tokens is not None and rollout.ref_token_logps is not None:
+            self.tokens[len(self) - 1] = rollout.tokens, rollout.ref_token_logps
         self.unrewarded += rollout.reward is None
         for name, values in self.numbers.items():
             value = getattr(rollout, name)
@@ -171,4 +174,9 @@ class Columns:
             "group_id": group_id,
             **{f"reward/{name}": np.array(values) for name, values in self.parts.items()},
         }
+        if self.tokens:
+            tokens, logps = np.full((2, len(self)), None, object)
+            for row, (of_row, logps_of_row) in self.tokens.items():
+                tokens[row], logps[row] = of_row, logps_of_row
+            columns |= {"tokens": tokens, "ref_token_logps": logps}
         return pd.DataFrame(columns, copy=False)

@@ -89,6 +89,9 @@ def read_rollouts(
         `source`            category  the file
         `group_id`          int32     one per generation group: the samples of a prompt in a step
         `reward/…`          float64   one for each reward that was added; NaN if it does not apply
+        `tokens`            object    arrays, only where the reference's log-probabilities of tokens
+                                      are logged too; None for completions of more than 256 tokens
+        `ref_token_logps`   object    arrays of as many, natural
         ==================  ========  ==============================================================
 
     Raises:

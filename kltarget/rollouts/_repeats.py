@@ -43,6 +43,9 @@ def merged(
     whole = rows.nth(-1).reset_index(drop=True)
     for name in ("ref_logp", "logp", "num_tokens"):
         whole[name] = rows[name].agg(lambda x: x.sum(skipna=False)).to_numpy()
+    if "tokens" in whole:
+        # Between the tokens of two outputs stand some that were not sampled.
+        whole[["tokens", "ref_token_logps"]] = None
     whole["prompt"] = pd.Categorical(
         rows["prompt"].first(), categories=frame["prompt"].cat.categories
     )

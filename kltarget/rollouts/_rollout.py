@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Hashable, Mapping
 
+import numpy as np
+
 from kltarget._core.checks import ArgumentError
 
 NAN = math.nan
@@ -38,6 +40,8 @@ class Rollout:
         session: what the outputs of one conversation share within a group.
         turn: place of an output in its session.
         padding: the number of tokens without a log-probability that were left out.
+        tokens: the tokens of the completion, if they and the next are known, and it is not long.
+        ref_token_logps: their log-probabilities by the reference.
     """
 
     prompt: str
@@ -56,6 +60,8 @@ class Rollout:
     session: Hashable = None
     turn: int | None = None
     padding: int = 0
+    tokens: np.ndarray | None = None
+    ref_token_logps: np.ndarray | None = None
 
     def check(self) -> None:
         """Refuses what cannot be a reward, a log-probability or a text."""

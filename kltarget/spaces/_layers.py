@@ -8,10 +8,11 @@ maxima and minimax values in the backup alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -115,3 +116,16 @@ def _equal_steps(step: Callable[[Any, Any], Any], value: Any, layers: Sequence[A
 
 def _shapes(x: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x)
+
+
+class Branches(NamedTuple):
+    """The shape of a tree, as index arrays on the host.
+
+    Among the nodes of a depth those that branch come first, then the leaves.
+    """
+
+    children: tuple[np.ndarray, ...]
+    """Per depth, of every node that branches there, the nodes below: ``[nodes, choices]``, -1 where
+    it has fewer choices than others."""
+    leaves: tuple[np.ndarray, ...]
+    """Per depth from 0, the root's, to the last: which sequences end there."""

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kltarget._core.checks import at_index, first_index, float_argument, worded
 from kltarget._core.numerics import log_sum_exp, widest, working_dtype
+from kltarget.spaces._layers import Branches
 
 MAX_SEQUENCES = 10**8
 """More sequences are not enumerated: a target holds a dozen arrays of this many floats at once."""
@@ -105,6 +106,16 @@ class SequenceSpace:
     def num_prefixes(self, t: int) -> int:
         """The number ``V**t`` of prefixes of t tokens, impossible ones included."""
         return math.prod(self.sizes[:t])
+
+    @functools.cached_property
+    def branches(self) -> Branches:
+        """The tree as index arrays on the host, impossible sequences included."""
+        self.require_enumerable()
+        sizes, none = self.sizes, np.empty(0, np.int64)
+        children = (
+            np.arange(self.num_prefixes(t + 1)).reshape(-1, size) for t, size in enumerate(sizes)
+        )
+        return Branches(tuple(children), (none,) * len(sizes) + (np.arange(self.num_sequences),))
 
     def sequences(self) -> Int[Array, "sequences length"]:
         """All sequences in order, int32 ``[V**L, L]``, impossible ones included.

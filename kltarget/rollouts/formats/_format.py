@@ -28,6 +28,10 @@ _PER_TOKEN = (
     ("token_logps", "token_logprobs", "logps", "logprobs", "log_probs", "old_log_probs"),
     ("ref_token_logps", "ref_token_logprobs", "ref_logps", "ref_logprobs", "ref_log_probs"),
 )
+_TOKENS = (
+    *("token_ids", "completion_ids", "completion_token_ids", "response_ids"),
+    *("response_token_ids", "output_ids", "tokens", "completion_tokens", "response_tokens"),
+)
 IDS_ALONE = "texts are token ids, separated by spaces: the file has no others"
 
 
@@ -112,14 +116,21 @@ def log_probs_in(row: Row, columns: Mapping[str, str] = AS_CALLED) -> dict[str, 
         for known in _PER_TOKEN
     )
     padding = max(entries.num_padding(tokens), entries.num_padding(ref_tokens))
-    listed = row.get("token_ids") or tokens
+    listed = row.get("token_ids") or tokens or ref_tokens
     if math.isnan(count) and isinstance(listed, list):
         count = float(len(listed) - padding)
+    listed = next((row[name] for name in _TOKENS if isinstance(row.get(name), list)), None)
     if math.isnan(ref_logp):
         ref_logp = entries.log_total(ref_tokens, name="ref_logp")
     if math.isnan(logp):
         logp = entries.log_total(tokens)
-    return {"ref_logp": ref_logp, "logp": logp, "num_tokens": count, "padding": padding}
+    return {
+        "ref_logp": ref_logp,
+        "logp": logp,
+        "num_tokens": count,
+        "padding": padding,
+        **entries.tokens_in(listed, ref_tokens),
+    }
 
 
 def added_up(parts: Collection[float]) -> float:
