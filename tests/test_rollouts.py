@@ -360,6 +360,9 @@ def test_prime_rl_traces(tmp_path):
     assert (rollouts["logp"] == -1.5).all()
     assert (rollouts["advantage"] == 0.5).all()
     np.testing.assert_array_equal(rollouts["ref_logp"], [-2.0, np.nan, np.nan])
+    assert rollouts["tokens"][0].tolist() == [4, 5]
+    assert rollouts["ref_token_logps"][0].tolist() == [-1.0, -1.0]
+    assert rollouts["tokens"][1] is None
 
 
 def test_tunix():

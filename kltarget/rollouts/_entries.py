@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -120,10 +121,18 @@ def num_padding(values: Any) -> int:
     return sum(x == PADDING for x in values) if isinstance(values, list) else 0
 
 
-def tokens_in(tokens: Any, ref_logps: Any) -> dict[str, np.ndarray]:
-    """A completion's tokens with their log-probabilities by the reference, if both are known."""
+def tokens_in(tokens: Any, ref_logps: Any, mask: Sequence[Any] | None = None) -> dict[str, Any]:
+    """A completion's tokens with their log-probabilities by the reference, if both are known.
+
+    Either may be of all tokens or of those alone that the mask says were sampled.
+    """
     if not isinstance(tokens, list) or not isinstance(ref_logps, list):
         return {}
+    if mask is not None:
+        tokens, ref_logps = (
+            list(itertools.compress(x, mask)) if len(x) == len(mask) else x
+            for x in (tokens, ref_logps)
+        )
     if not len(tokens) == len(ref_logps) <= _MOST_TOKENS:
         return {}
     kept = [

@@ -24,6 +24,11 @@ def _read_prime_rl(row: Row, path: pathlib.Path) -> Rollout:
     scored = {name: entry for name, entry in row["rewards"].items() if entry is not None}
     rewards = [entries.reward_in(x, "score") * x.get("weight", 1.0) for x in scored.values()]
     referred = all(node.get("reference_logprobs") is not None for node in sampled)
+    tokens = {}
+    if len(sampled) == 1:
+        (node,) = sampled
+        streams = (node.get(name) for name in ("token_ids", "reference_logprobs", "mask"))
+        tokens = entries.tokens_in(*streams)
     return Rollout(
         entries.prompt_in({"prompt": [node["message"] for node in before]}, "prompt"),
         "\n".join(entries.message_text(node["message"]) for node in sampled),
@@ -34,6 +39,7 @@ def _read_prime_rl(row: Row, path: pathlib.Path) -> Rollout:
         advantage=entries.mean(_joined(sampled, "advantages")),
         parts={name: float(entry["score"]) for name, entry in scored.items()},
         group=_problem(row.get("task"), row.get("info") or {}),
+        **tokens,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kltarget._core.rows import Row
 from kltarget.rollouts import _entries as entries
-from kltarget.rollouts._rollout import Rollout
+from kltarget.rollouts._rollout import NAN, Rollout
 from kltarget.rollouts.formats._format import written_as
 
 
@@ -26,9 +26,11 @@ def _read_verl(row: Row, path: pathlib.Path) -> Rollout:
         step=entries.whole_in(row, "step"),
         logp=_number_or_total(row, "old_log_probs", mask),
         ref_logp=_number_or_total(row, "ref_log_prob", mask),
+        num_tokens=float(sum(map(bool, mask))) if isinstance(mask, list) else NAN,
         group=group,
         session=None if named is None else int(named.group(2)),
         turn=None if named is None else int(named.group(3)),
+        **entries.tokens_in(row.get("responses"), row.get("ref_log_prob"), mask),
     )
 
 
