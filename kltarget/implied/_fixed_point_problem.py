@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from kltarget.implied._nodes import over_tree, stationary
 from kltarget.recipes import Recipe
 from kltarget.recipes.groups import Groups, make_groups
 from kltarget.spaces import Branches
+
+_MOST_AT_ONCE = 2**22
+_FINE, _COARSE = 401, 65
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,3 +146,44 @@ class Problem:
     def expected_reward(self, log_probs: np.ndarray) -> float:
         """``E_π[reward]``."""
         return float((np.exp(log_probs) * self.reward).sum())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts whose rewards are divided by one standard deviation, over all of them.
+
+    They are sampled equally often, under one recipe and one β. Each prompt's policy follows from
+    that number, and the number from all policies: how much rewards differ between prompts counts in
+    it as how much they differ within one.
+    """
+
+    problems: Sequence[Problem]
+
+    def scales(self, low: float, high: float) -> np.ndarray:
+        """A grid of what rewards may be divided by, in units of half the spread of all rewards.
+
+        No deviation is larger.
+        """
+        spread = float(np.ptp(np.concatenate([x.levels for x in self.problems]))) / 2
+        number = _FINE if sum(x.reward.size for x in self.problems) <= 10_000 else _COARSE
+        return np.geomspace(spread * low, spread * high, number)
+
+    def deviation(self, scales: np.ndarray) -> np.ndarray:
+        """The deviation of all rewards where each prompt's are divided by ``scales [S]``."""
+        return in_parts(self._deviation, scales, max(x.reward.size for x in self.problems))
+
+    def _deviation(self, scales: np.ndarray) -> np.ndarray:
+        means, variances = [], []
+        for problem in self.problems:
+            log_probs = problem.at_scale(scales)
+            means.append((np.exp(log_probs) * problem.reward).sum(-1))
+            variances.append(problem.deviation(log_probs) ** 2)
+        return np.sqrt(np.mean(variances, 0) + np.var(means, 0))
+
+
+def in_parts(
+    function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, size: int
+) -> np.ndarray:
+    """A function of policies of ``size`` on a grid, of no more at once than memory holds."""
+    rows = max(1, _MOST_AT_ONCE // size)
+    return np.concatenate([function(grid[i : i + rows]) for i in range(0, grid.size, rows)])

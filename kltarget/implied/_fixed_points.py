@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar, root, root_scalar
 from scipy.special import expit
 
 from kltarget._core.status import Status
-from kltarget.implied._fixed_point_problem import FixedPoint, Problem
+from kltarget.implied._fixed_point_problem import Batch, FixedPoint, Problem, in_parts
 from kltarget.recipes.groups import Groups
 
 _Function = Callable[[np.ndarray], np.ndarray]
 
-_MOST_AT_ONCE = 2**22
-_FINE, _COARSE = 401, 65
 _PARTS = 8
 _RARE = 1e-6
 """Where less than this is left of all but the best outcomes, training has saturated."""
@@ -56,27 +55,30 @@ def _find(problem: Problem) -> FixedPoint:
     if problem.groups is not None:
         return _of_masses(problem)
     if problem.recipe.normalized:
-        return _of_deviation(problem)
+        return of_deviation([problem])[0]
     return _at(problem, 1 / problem.recipe.baseline_factor)
 
 
-def smallest_coefficient(problem: Problem) -> float:
+def smallest_coefficient(problems: Sequence[Problem]) -> float:
     """The least ``beta`` with a fixed point short of saturation: the minimum of ``s/(σ(s) + ε)``.
 
-    At coefficient s the target has deviation σ(s); a fixed point is where ``s = β (σ + ε)``.
+    At coefficient s the targets of a batch have deviation σ(s); a fixed point is where
+    ``s = β (σ + ε)``. It is 0 where the best rewards differ from prompt to prompt, as long as they
+    are sampled.
     """
-    unit = dataclasses.replace(problem, beta=1.0)
-    scales = _scales(unit, low=1e-6, high=1e3)
+    batch = Batch([dataclasses.replace(x, beta=1.0) for x in problems])
+    if np.ptp([x.levels[-1] for x in problems]) > 0:
+        return 0.0
 
-    def ratio(scale: np.ndarray) -> np.ndarray:
-        return scale / (unit.deviation(unit.at_scale(scale)) + problem.recipe.epsilon)
+    def ratio(scales: np.ndarray) -> np.ndarray:
+        return scales / (batch.deviation(scales) + problems[0].recipe.epsilon)
 
+    scales = batch.scales(low=1e-6, high=1e3)
     with np.errstate(divide="ignore"):
-        ratios = _in_parts(ratio, scales, problem)
-    least = int(np.argmin(ratios))
+        least = int(np.argmin(ratio(scales)))
     around = np.log(scales[[max(least - 1, 0), min(least + 1, scales.size - 1)]])
     options = {"bounds": tuple(around), "method": "bounded", "options": {"xatol": 1e-12}}
-    found = minimize_scalar(lambda x: ratio(np.exp([x]))[0], **options)
+    found: Any = minimize_scalar(lambda x: ratio(np.exp([x]))[0], **options)
     return float(found.fun)
 
 
@@ -93,17 +95,11 @@ def crossing(function: Callable[[float], float], low: float, high: float) -> flo
     return root_scalar(function, bracket=(low, high), method="brentq", xtol=1e-15).root
 
 
-def _crossings(excess: _Function, grid: np.ndarray, problem: Problem) -> list[float]:
+def _crossings(excess: _Function, grid: np.ndarray) -> list[float]:
     """Where a function changes its sign between points of a grid, in its order."""
-    above = _in_parts(excess, grid, problem) > 0
+    above = excess(grid) > 0
     brackets = [grid[[i, i + 1]] for i in np.flatnonzero(above[:-1] != above[1:])]
     return [crossing(lambda x: float(excess(np.array([x]))[0]), *ends) for ends in brackets]
-
-
-def _in_parts(function: _Function, grid: np.ndarray, problem: Problem) -> np.ndarray:
-    """A function of policies on a grid, of no more of them at once than memory holds."""
-    rows = max(1, _MOST_AT_ONCE // problem.reward.size)
-    return np.concatenate([function(grid[i : i + rows]) for i in range(0, grid.size, rows)])
 
 
 def saturated(problem: Problem) -> FixedPoint:
@@ -129,29 +125,33 @@ def _with_remarks(problem: Problem, found: FixedPoint, others: Sequence[np.ndarr
     return dataclasses.replace(found, status=status, others=rewards)
 
 
-def _scales(problem: Problem, low: float, high: float) -> np.ndarray:
-    spread = float(np.ptp(problem.levels)) / 2
-    number = _FINE if problem.reward.size <= 10_000 else _COARSE
-    return np.geomspace(spread * low, spread * high, number)
+def of_deviation(problems: Sequence[Problem]) -> list[FixedPoint]:
+    """All fixed points of rewards divided by ``σ(π) + ε``; the one nearest the reference first.
 
-
-def _of_deviation(problem: Problem) -> FixedPoint:
-    """All fixed points of rewards divided by ``σ(π) + ε``; the one nearest the reference first."""
-    epsilon, factor = problem.recipe.epsilon, problem.recipe.baseline_factor
+    The deviation is that of all prompts together.
+    """
+    batch, recipe = Batch(problems), problems[0].recipe
+    factor, epsilon = recipe.baseline_factor, recipe.epsilon
     # Below, what is left of the other outcomes drowns in the rounding of the others' masses.
     # No deviation exceeds half the spread, but one may reach it.
-    scales = _scales(problem, low=1e-6, high=1 + 1e-9)
+    scales = batch.scales(low=1e-6, high=1 + 1e-9)
     if epsilon:
         scales = np.concatenate([[epsilon], epsilon + scales])
 
     def excess(scale: np.ndarray) -> np.ndarray:
-        return problem.deviation(problem.at_scale(scale / factor)) + epsilon - scale
+        return batch.deviation(scale / factor) + epsilon - scale
 
-    roots = _crossings(excess, scales, problem)[::-1]
-    if not roots:  # the limit of a vanishing coefficient is left
-        return saturated(problem)
-    _, *others = problem.at_scale(np.array(roots) / factor)
-    return _with_remarks(problem, _at(problem, roots[0] / factor), others)
+    roots = np.array(_crossings(excess, scales)[::-1]) / factor
+    if not roots.size:  # the limit of a vanishing coefficient is left
+        return list(map(saturated, problems))
+    found = [
+        _with_remarks(problem, _at(problem, roots[0]), list(problem.at_scale(roots[1:])))
+        for problem in problems
+    ]
+    if all(point.status & Status.SATURATED for point in found):
+        return found
+    # As long as one prompt has rewards that differ, the deviation that all share is held.
+    return [dataclasses.replace(x, status=x.status & ~Status.SATURATED) for x in found]
 
 
 def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.ndarray:
@@ -218,14 +218,17 @@ def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
     def success(logit: np.ndarray) -> np.ndarray:
         return np.stack([expit(-logit), expit(logit)], axis=-1)
 
-    def excess(logit: np.ndarray) -> np.ndarray:
+    def lead(logit: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
             mass = np.log(problem.masses(_of_advantages(problem, groups, success(logit))))
         return np.clip(mass[..., 1] - mass[..., 0], -800, 800) - logit
 
+    def excess(logit: np.ndarray) -> np.ndarray:
+        return in_parts(lead, logit, problem.reward.size)
+
     begin = np.log(problem.masses(problem.log_ref)) @ np.array([-1.0, 1.0])
-    grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 700, _FINE)])
-    roots = _crossings(excess, grid, problem)
+    grid = begin + np.concatenate([[-1e-9], np.geomspace(1e-6, 700, 401)])
+    roots = _crossings(excess, grid)
     if not roots:
         return saturated(problem)
     first, *others = _of_advantages(problem, groups, success(np.array(roots)))

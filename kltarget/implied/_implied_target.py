@@ -15,10 +15,9 @@ from jaxtyping import Array, Float
 from kltarget._core.status import Status
 from kltarget.divergences import ReverseKL, TotalVariation
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
-from kltarget.implied._fixed_points import find, smallest_coefficient
+from kltarget.implied._fixed_points import find, of_deviation, smallest_coefficient
 from kltarget.implied._nodes import next_tokens, one_level
 from kltarget.implied._rows import Rows, make_rows, several_tokens
-from kltarget.implied._together import find_together, smallest_coefficient_together
 from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
 from kltarget.spaces import Branches, PrefixTree, SequenceSpace
@@ -246,10 +245,10 @@ def saturation_beta(
         raise ValueError("saturation_beta knows no sequences that count by their lengths")
     if recipe.normalize == "batch-std" and len(rows.problems) > 1:
         forward = rows.problems[0].forward and not recipe.entropy_bonus
-        least = 0.0 if forward else smallest_coefficient_together(rows.problems)
+        least = 0.0 if forward else smallest_coefficient(rows.problems)
         return jnp.full(rows.batch, least, rows.dtype)
     values = [
-        0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient(x)
+        0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient([x])
         for x in rows.problems
     ]
     return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
@@ -260,7 +259,7 @@ def _find_all(rows: Rows) -> list[FixedPoint]:
     for together in rows.together:
         problems = [rows.problems[i] for i in together]
         if _share_a_deviation(problems):
-            points = find_together(problems)
+            points = of_deviation(problems)
             found |= dict(zip(together, points, strict=True))
         else:
             found |= {i: _find(rows.problems[i], rows.space) for i in together}
