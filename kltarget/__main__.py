@@ -1,4 +1,4 @@
-"""`python -m kltarget` is the command `kltarget`."""
+"""``python -m kltarget`` is the command ``kltarget``."""
 
 import sys
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 UNFINISHED = ".*.unfinished"
-"""The names of what is not whole yet, a pattern for `glob`."""
+"""The names of what is not whole yet, a pattern for ``glob``."""
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     It is beside that place. Where the block raises, what is there stays as it was.
     """
-    # As `open` does, a link is followed.
+    # As ``open`` does, a link is followed.
     place = pathlib.Path(os.path.realpath(path))
     part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.unfinished")
     try:

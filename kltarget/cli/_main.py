@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kltarget: interrupted{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader, such as `head`, has gone; without this Python complains when it flushes at
+        # The reader, such as ``head``, has gone; without this Python complains when it flushes at
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

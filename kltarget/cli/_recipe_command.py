@@ -1,15 +1,16 @@
-"""The sub-command `kltarget recipe`.
+"""The sub-command ``kltarget recipe``.
 
-`--json OUT` writes an object, with `--compare` a list of two, of these keys:
+``--json OUT`` writes an object, with ``--compare`` a list of two, of these keys:
 
-- `name`, `trainer`, `versions`, `file`, `checked`, `notes`: the preset that was asked for;
-- `keys`: for fields of the recipe, the key of the trainer's configuration;
-- `recipe`: every field of the recipe, the arguments of `kltarget.recipes.Recipe`;
-- `objective`, `advantage`, `direction`, `unused`, `why`, `level`, `beta`, `effective`,
-  `effective_beta`, `effective_text`, `critical`, `critical_text`, `family`, `target`, `caveats`:
-  what it optimises.
-  `effective_beta` is `null` where it depends on a standard deviation that was not given, `critical`
-  where there is no critical β, `unused` where β is not 0.
+- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``notes``: the preset that was asked
+  for;
+- ``keys``: for fields of the recipe, the key of the trainer's configuration;
+- ``recipe``: every field of the recipe, the arguments of ``kltarget.recipes.Recipe``;
+- ``objective``, ``advantage``, ``direction``, ``unused``, ``why``, ``level``, ``beta``,
+  ``effective``, ``effective_beta``, ``effective_text``, ``critical``, ``critical_text``,
+  ``family``, ``target``, ``caveats``: what it optimises. ``effective_beta`` is ``null`` where it
+  depends on a standard deviation that was not given, ``critical`` where there is no critical β,
+  ``unused`` where β is not 0.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
 
 
 def _column(preset: Preset, reading: Reading) -> list[str]:
-    """What a column of ``--compare`` says beside `_LABELS`."""
+    """What a column of ``--compare`` says beside ``_LABELS``."""
     effective = reading.effective or "—"
     if reading.effective_beta is not None:
         effective += f" = {compact(reading.effective_beta)}"

@@ -2,7 +2,8 @@
 
 The explorer has sliders for β and its like, and redraws the exact target at every move.
 
-`explore` is for notebooks, `page` writes the same as one HTML file that needs nothing beside it.
+``explore`` is for notebooks, ``page`` writes the same as one HTML file that needs nothing beside
+it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`explore`: the widget, or a figure where there is none."""
+"""``explore``: the widget, or a figure where there is none."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def explore(
         problem: What is explored, in any form that :func:`kltarget.tasks.as_task` takes: a task or
             its name, the path of a table, an objective without batch axes, or ``(reward,
             log_ref)``, over at most 20,000 outcomes.
-        labels: What the outcomes are called, `A` strings. Default: those of the task, else their
+        labels: What the outcomes are called, ``A`` strings. Default: those of the task, else their
             indices.
-        modes: Integer labels `[A]` of the outcomes' modes, below 0 for none. Default: those of the
-            task; for an objective each outcome of positive reward is one.
+        modes: Integer labels ``[A]`` of the outcomes' modes, below 0 for none. Default: those of
+            the task; for an objective each outcome of positive reward is one.
         pair: Labels of the two modes whose odds can be changed. Default: the mode that the
             reference likes most, and of the best rewarded others the one it likes least.
         beta: Where β starts, reward units per nat. Default: that of the objective; for a task a
@@ -57,9 +57,9 @@ def explore(
 
     Returns:
         A :class:`kltarget.pages.Explorer`, a widget for JupyterLab, VS Code, Colab and marimo that
-        needs no network; its `beta` and the like can be read and set from code, and its `scene` is
-        the same solved in Python. Without anywidget a warning says what to install, and a
-        ``matplotlib.figure.Figure`` shows the targets of several β.
+        needs no network; its ``beta`` and the like can be read and set from code, and its
+        ``scene`` is the same solved in Python. Without anywidget a warning says what to install,
+        and a ``matplotlib.figure.Figure`` shows the targets of several β.
 
     Raises:
         TypeError: ``problem`` is nothing of these, or is traced.

@@ -20,9 +20,10 @@ def page(problem: Any, **options: Any) -> str:
     (``#beta=0.05&divergence=forward-kl``), so that a link can show one of them.
 
     Args:
-        problem: What is explored, in any form that `kltarget.tasks.as_task` takes, over at most
+        problem: What is explored, in any form that ``kltarget.tasks.as_task`` takes, over at most
             20,000 outcomes.
-        **options: `labels`, `modes`, `pair`, `beta` and `divergences` as in :func:`explore`.
+        **options: ``labels``, ``modes``, ``pair``, ``beta`` and ``divergences`` as in
+            :func:`explore`.
 
     Returns:
         The text of an HTML file.
@@ -49,7 +50,7 @@ def page(problem: Any, **options: Any) -> str:
 
 @functools.cache
 def script() -> str:
-    """The JavaScript that solves and draws, its style included: defines `render({model, el})`."""
+    """The JavaScript that solves and draws, its style included: defines ``render({model, el})``."""
     style = f"const style = {json.dumps(_file('page.css'))};"
     return "\n".join([_file("solve.js"), style, _file("page.js")])
 

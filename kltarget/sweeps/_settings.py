@@ -30,8 +30,8 @@ class Grid:
     Attributes:
         problem: what is solved.
         divergences: the regularisers.
-        settings: the values of each numeric setting, float64 `[n]`, or `[]` if it is but a number;
-            without a threshold there is none.
+        settings: the values of each numeric setting, float64 ``[n]``, or ``[]`` if it is but a
+            number; without a threshold there is none.
         several_divergences: whether the divergence is a dimension.
         k: numbers of samples, int32 ``[K]``.
         log_probs: whether the targets themselves are kept.

@@ -55,7 +55,7 @@ class Task:
         if not isinstance(self.labels, Labels):
             object.__setattr__(self, "labels", tuple(self.labels))
         for field, dtype in (("log_ref", np.float64), ("reward", np.float64), ("modes", np.int64)):
-            # A task may be shared by every caller of `load`, so nobody may write into it.
+            # A task may be shared by every caller of ``load``, so nobody may write into it.
             array = np.array(getattr(self, field), dtype=dtype)
             array.setflags(write=False)
             object.__setattr__(self, field, array)
@@ -220,7 +220,7 @@ def one_mode_each(right: np.ndarray) -> np.ndarray:
 def likeliest_outcomes(modes: np.ndarray, log_probs: np.ndarray) -> dict[int, int]:
     """The likeliest outcome of each mode, the first of those that are equal, by the mode's label.
 
-    From labels and log-probabilities `[A]`; the modes are in increasing order.
+    From labels and log-probabilities ``[A]``; the modes are in increasing order.
     """
     members = np.flatnonzero(modes >= 0)
     members = members[np.argsort(-log_probs[members], kind="stable")]

@@ -21,7 +21,7 @@ AS_CALLED = {
         *("advantage", "group_id", "logp", "ref_logp", "num_tokens"),
     )
 }
-# Columns that `read_rollouts` itself makes up; a file that has them is one of its own.
+# Columns that ``read_rollouts`` itself makes up; a file that has them is one of its own.
 MADE_UP = frozenset({"prompt_id", "sample_id", "group_id", "source"})
 
 _PER_TOKEN = (
@@ -91,7 +91,7 @@ class Format:
 
 
 FORMATS: list[Format] = []
-"""What `written_as` declared, the first that fits a file counts."""
+"""What ``written_as`` declared, the first that fits a file counts."""
 
 
 def written_as(
