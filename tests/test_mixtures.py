@@ -551,6 +551,7 @@ def test_offsets_too_small_for_floats_are_said_to_be():
     target = mixtures.power_tilt(p, reward, np.array([0.5, 1e-3], DTYPE))
     assert target.status.tolist() == [0, kt.Status.NOT_CONVERGED]
     assert np.isnan(target.value[1])
+    assert np.isnan(target.component_log_mass[1]).all()
     with pytest.raises(ValueError, match="index 1: NOT_CONVERGED"):
         target.raise_if_failed()
 
@@ -603,6 +604,27 @@ def test_flips_are_where_two_modes_are_level(kind):
         np.testing.assert_allclose(flip, roots.max(), rtol=2e-6)
         none = mixtures.mode_flip_beta(p, up(-0.3), 0, 1, between=(0.05, 100.0))
         assert math.isnan(none)
+
+
+def test_flips_where_targets_are_too_concentrated():
+    """Beside the peak of the reward the masses approach those of its responsibilities."""
+    bowl = mixtures.QuadraticReward(cast(-2 * np.eye(2)))
+
+    def reference(log_odds):
+        weights = np.array([log_odds, 0.0]) - np.logaddexp(log_odds, 0.0)
+        return gmm(np.exp(weights), [[1.0, 0.0], [-1.2, 0.0]], [1.0, 1.3])
+
+    def flip(log_odds):
+        p = reference(log_odds)
+        return mixtures.mode_flip_beta(p, bowl, 0, 1, kt.ForwardKL(), between=(1e-3, 10.0))
+
+    at_peak = np.asarray(reference(0.0).log_responsibilities(cast([0.0, 0.0])), np.float64)
+    level = at_peak[1] - at_peak[0]
+    # The log-odds fall by 0.25 from there to beta = 10, by 0.003 to where they are known.
+    assert math.isnan(flip(level - 0.1))
+    assert 0.1 < flip(level + 0.1) < 10
+    with pytest.raises(ValueError, match="the modes swap below beta = 0.0"):
+        flip(level + 0.001)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def mode_flip_beta(
         otherwise; NaN where the log-odds do not change their sign on the range.
 
     Raises:
-        ValueError: an index that is out of range, a range that is not one, batch axes.
+        ValueError: an index that is out of range, a range that is not one, batch axes; or the modes
+            swap only where the target is too concentrated for double precision.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
@@ -87,7 +88,7 @@ def mode_flip_beta(
         raise ValueError(f"between must be two numbers above 0, the smaller first, got {between}")
     with double_precision():
         mixture, reward, kind = jax.tree.map(_doubled, (mixture, reward, kind))
-        log_masses, low = _masses(mixture, reward, kind, between, grid)
+        log_masses, low, limit = _masses(mixture, reward, kind, between, grid)
         if low >= high:
             raise ValueError(f"there is no target up to beta = {low:.6g}: between must go beyond")
         count = max(2, math.ceil(_PER_DECADE * math.log10(high / low)) + 1)
@@ -99,6 +100,16 @@ def mode_flip_beta(
                 return masses[..., i] - masses[..., j]
 
         signs = np.sign(log_odds(scan))
+        lost = np.isnan(signs)
+        if limit is not None and lost.any() and not lost.all():
+            # Below some beta a target is too concentrated for double precision; its limit is known.
+            first = int(np.argmin(lost))
+            signs[:first] = np.sign(limit[i] - limit[j])
+            if signs[first] == -signs[0] and (signs[first:] == signs[first]).all():
+                raise ValueError(
+                    f"the modes swap below beta = {math.exp(scan[first]):.3g}, where the target is "
+                    "too concentrated on the peak of the reward to be told from a point"
+                )
         # NaN, where there is no target, compares false.
         swaps = np.flatnonzero((signs[1:] * signs[:-1] <= 0) & (signs[1:] != signs[:-1]))
         if not swaps.size:
@@ -117,14 +128,17 @@ def _doubled(x: Any) -> Any:
 
 def _masses(
     mixture: GaussianMixture, reward: Any, divergence: Divergence, between: Any, grid: Any
-) -> tuple[Callable[[np.ndarray], Any], float]:
-    """The components' log-masses as a function of β, and from where on they exist."""
+) -> tuple[Callable[[np.ndarray], Any], float, np.ndarray | None]:
+    """The components' log-masses as a function of β, and from where on they exist.
+
+    Third come those of the limit of small β, where the function does not reach that far.
+    """
     low, high = between
     quadratic = quadratic_of(reward)
     if quadratic is not None and isinstance(divergence, ReverseKL):
         # There is no target at the bound itself, which is an eigenvalue with its rounding.
         low = max(low, float(existence_beta(mixture, quadratic)) * (1 + 1e-9))
-        return jax.jit(lambda beta: tilt(mixture, quadratic, beta).component_log_mass), low
+        return jax.jit(lambda beta: tilt(mixture, quadratic, beta).component_log_mass), low, None
     power = isinstance(divergence, PowerDivergence) and np.all(np.asarray(divergence._alpha) < 1)
     bowl = quadratic is not None and np.linalg.eigvalsh(np.asarray(quadratic.matrix)).max() < 0
     if bowl and power:
@@ -132,11 +146,12 @@ def _masses(
         def in_closed_form(beta: np.ndarray) -> Any:
             return power_tilt(mixture, quadratic, beta, divergence).component_log_mass
 
-        return in_closed_form, low
+        peak = np.linalg.solve(quadratic.matrix, -np.asarray(quadratic.vector))
+        return in_closed_form, low, np.asarray(mixture.log_responsibilities(peak))
     betas = np.geomspace(low, high, 2 + math.ceil(math.log10(high / low)))
     found = solve_on_grid(mixture, reward, betas, divergence, **grid)
 
     def on_grid(beta: np.ndarray) -> Any:
         return solve_on_grid(mixture, reward, beta, divergence, grid=found).component_log_mass
 
-    return jax.jit(on_grid), low
+    return jax.jit(on_grid), low, None

@@ -349,7 +349,8 @@ def _expectations(target: PowerTarget, alpha: float) -> tuple[Array, Array]:
 def _component_log_mass(target: PowerTarget, alpha: float) -> Array:
     nodes, log_share = _of_target(target, alpha)
     each = nodes.log_each + (log_share - nodes.log_z)[..., None]
-    return log_sum_exp(jnp.swapaxes(each, -1, -2))[..., 0].astype(target.beta.dtype)
+    masses = log_sum_exp(jnp.swapaxes(each, -1, -2))[..., 0].astype(target.beta.dtype)
+    return unless_failed(target.status, masses)
 
 
 def _components(target: PowerTarget, alpha: float) -> tuple[Array, Array, Array]:
