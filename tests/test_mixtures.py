@@ -623,7 +623,7 @@ def test_flips_where_targets_are_too_concentrated():
     # The log-odds fall by 0.25 from there to beta = 10, by 0.003 to where they are known.
     assert math.isnan(flip(level - 0.1))
     assert 0.1 < flip(level + 0.1) < 10
-    with pytest.raises(ValueError, match="the modes swap below beta = 0.0"):
+    with pytest.raises(ValueError, match=r"the modes swap below beta = 0\.0"):
         flip(level + 0.001)
 
 

@@ -30,13 +30,28 @@ def expm1_ratio(x: Array) -> Array:
 
 def log1p_ratio(x: Array) -> Array:
     """``log(1 + x)/x``, equal to 1 at 0 and smooth through it; NaN below −1."""
-    small = jnp.abs(x) < 1e-2
+    small, ratio = _log1p_ratio_near_0(x)
     y = jnp.where(small, jnp.ones_like(x), x)
+    return jnp.where(small, ratio, jnp.log(1 + y) / y)
+
+
+def log1p(x: Array) -> Array:
+    """``log(1 + x)``, NaN below −1; XLA's own loses two digits of float64 near ±0.4."""
+    small, ratio = _log1p_ratio_near_0(x)
+    near = jnp.where(small, x, jnp.zeros_like(x)) * ratio
+    return jnp.where(small, near, jnp.log(1 + jnp.where(small, jnp.ones_like(x), x)))
+
+
+def _log1p_ratio_near_0(x: Array) -> tuple[Array, Array]:
+    """Where x is so small that ``1 + x`` would lose digits, and the ratio there."""
+    small = (x > -0.4) & (x < 0.5)
     z = jnp.where(small, x, jnp.zeros_like(x))
+    # log(1 + x) = 2 artanh(x/(2 + x))
+    square = (z / (2 + z)) ** 2
     series = jnp.zeros_like(x)
-    for k in range(9, 0, -1):
-        series = 1 / k - z * series
-    return jnp.where(small, series, jnp.log1p(y) / y)
+    for k in range(13 if x.dtype == jnp.float64 else 6, -1, -1):
+        series = 1 / (2 * k + 1) + square * series
+    return small, 2 * series / (2 + z)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -146,7 +146,8 @@ def _masses(
         def in_closed_form(beta: np.ndarray) -> Any:
             return power_tilt(mixture, quadratic, beta, divergence).component_log_mass
 
-        peak = np.linalg.solve(quadratic.matrix, -np.asarray(quadratic.vector))
+        assert quadratic is not None
+        peak = np.linalg.solve(np.asarray(quadratic.matrix), -np.asarray(quadratic.vector))
         return in_closed_form, low, np.asarray(mixture.log_responsibilities(peak))
     betas = np.geomspace(low, high, 2 + math.ceil(math.log10(high / low)))
     found = solve_on_grid(mixture, reward, betas, divergence, **grid)

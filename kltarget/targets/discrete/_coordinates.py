@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import lambert, log1p_ratio, log_lambert, two_sum
+from kltarget._core.numerics import lambert, log1p, log1p_ratio, log_lambert, two_sum
 from kltarget.divergences import ChiSquaredKL, Divergence, JensenShannon
 from kltarget.divergences._families import PowerDivergence
 
@@ -96,8 +96,10 @@ class _PowerBelow(Coordinate):
         z = jnp.where(tied, 1.0, t + gamma * v)
         log_u, rho = jnp.log(z) / gamma, t / z
         if isinstance(gamma, jax.Array):
-            # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not.
+            # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not, unless
+            # it outweighs t and takes back most of a large logarithm.
             near = (gamma > -0.05) & jnp.isfinite(at)
+            near = near & ((jnp.abs(gamma * at) < 1) | (gamma * v < 0.5 * t))
             x = jnp.where(near, v / jnp.where(near, t, jnp.ones_like(t)), jnp.zeros_like(v))
             x = jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
             log_u = jnp.where(near & (v > -jnp.inf), at + x * log1p_ratio(gamma * x), log_u)
@@ -161,13 +163,13 @@ class _JensenShannon(Coordinate):
         return log_u, jnp.exp(grown - jnp.logaddexp(finite, jnp.zeros_like(finite)))
 
     def quick(self, at: Array, v: Array) -> Place:
-        u = 1 / jnp.expm1(jnp.log1p(jnp.exp(-at)) - v)
+        u = 1 / jnp.expm1(log1p(jnp.exp(-at)) - v)
         return u, (1 + u) * (1 / (1 + jnp.exp(at)))
 
     def gap(self, at: Array, rate: Array) -> Array:
         inverse = jnp.exp(-at)
         u = (rate * (inverse + 1) - inverse) / inverse
-        return jnp.log1p(inverse) - jnp.log1p(1 / u)
+        return log1p(inverse) - log1p(1 / u)
 
 
 @dataclasses.dataclass(frozen=True)

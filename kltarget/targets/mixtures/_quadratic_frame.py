@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
-from kltarget._core.numerics import log_sum_exp
+from kltarget._core.numerics import log1p, log_sum_exp
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianMixture
 
@@ -68,7 +68,7 @@ class Frame:
         """``log E_k[e^{−tQ}]`` of every component, to relative accuracy at any t."""
         grown, pulled, turned = self._at(t)
         loss = (pulled * (self.apart[..., None, :, :] - turned)).sum(-1) / 2
-        return -jnp.log1p(grown).sum(-1) / 2 - t[..., None] * loss
+        return -log1p(grown).sum(-1) / 2 - t[..., None] * loss
 
     def gaussians(self, t: Float[Array, "*batch N"]) -> tuple[Array, Array]:
         """Means ``[*batch, N, K, d]`` and covariances of the components of ``p e^{−tQ}``."""

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core import checks
-from kltarget._core.numerics import log_sum_exp, working_dtype
+from kltarget._core.numerics import log1p, log_sum_exp, working_dtype
 from kltarget.spaces import SequenceSpace, _sequences, backward
 
 
@@ -299,7 +299,7 @@ def _soft_value(values: Array, log_ref: Array, beta: Array) -> Array:
     total = mass.sum(-1, keepdims=True)
     near = (mass * jnp.expm1(gap)).sum(-1, keepdims=True) + (total - lax.stop_gradient(total))
     is_near = near > -0.5
-    near = jnp.log1p(jnp.where(is_near, near, 0.0))
+    near = log1p(jnp.where(is_near, near, 0.0))
     far = log_sum_exp(jnp.where(alive, jnp.where(alive, log_ref, 0.0) + gap, -jnp.inf))
     value = best + beta * jnp.where(is_near, near, jnp.where(nothing, 0.0, far))
     return jnp.where(nothing, -jnp.inf, value)[..., 0]
