@@ -184,8 +184,8 @@ NEAR_ONE = ("alpha-1-2^-5", "alpha-1+2^-10")
 def allowance(case, log_ref, want):
     """What the two documented weak spots add to the bar, per outcome, in the bar's units.
 
-    Probabilities sum to 1 to within eps. Where an outcome is about to be truncated, or a rare one of
-    high reward to take mass over, a share in that moves the logarithm of what is left of it by
+    Probabilities sum to 1 to within eps. Where an outcome is about to be truncated, or a rare one
+    of high reward to take mass over, a share in that moves the logarithm of what is left of it by
     ``κ_i/Σπκ``, κ = d log u/d s. And next to reverse KL an α-divergence's log ratio is
     ``log(1 + (α − 1)s)/(α − 1)``, so that rounding the sum costs it relative digits: more than the
     bar where it nearly cancels the reference's logarithm.

@@ -96,8 +96,8 @@ class _PowerBelow(Coordinate):
         z = jnp.where(tied, 1.0, t + gamma * v)
         log_u, rho = jnp.log(z) / gamma, t / z
         if isinstance(gamma, jax.Array):
-            # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not, unless
-            # it outweighs t and takes back most of a large logarithm.
+            # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not,
+            # unless it outweighs t and takes back most of a large logarithm.
             near = (gamma > -0.05) & jnp.isfinite(at)
             near = near & ((jnp.abs(gamma * at) < 1) | (gamma * v < 0.5 * t))
             x = jnp.where(near, v / jnp.where(near, t, jnp.ones_like(t)), jnp.zeros_like(v))
