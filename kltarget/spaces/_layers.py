@@ -122,10 +122,12 @@ class Branches(NamedTuple):
     """The shape of a tree, as index arrays on the host.
 
     Among the nodes of a depth those that branch come first, then the leaves.
+
+    Attributes:
+        children: per depth, of every node that branches there, the nodes below it, integers
+            ``[nodes, choices]``; -1 where it has fewer choices than others.
+        leaves: per depth, from the root's to the last, which sequences end there.
     """
 
     children: tuple[np.ndarray, ...]
-    """Per depth, of every node that branches there, the nodes below: ``[nodes, choices]``, -1 where
-    it has fewer choices than others."""
     leaves: tuple[np.ndarray, ...]
-    """Per depth from 0, the root's, to the last: which sequences end there."""
