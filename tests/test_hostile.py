@@ -387,7 +387,8 @@ def test_reverse_derivatives_where_the_best_outcome_is_rare(name, depth):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
 
 
-def test_flips_of_modes_that_are_both_cut_off_below():
+@pytest.mark.slow
+def test_flips_of_total_variation_between_modes_that_are_both_cut_off_below():
     tv = kt.Objective(
         np.array([0.1, 0, 1], DTYPE),
         oracles.log_normalised(np.log([0.2, 0.3, 0.5]), DTYPE),
@@ -395,6 +396,9 @@ def test_flips_of_modes_that_are_both_cut_off_below():
         kt.TotalVariation(),
     )
     assert kt.flip_beta(tv, 0, 1) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_flips_of_modes_that_are_both_cut_off_below():
     reward = np.array([0.58618056, -0.00901252, 0.60318662, 0.96833596, -1.15063447], DTYPE)
     log_ref = kt.normalize(
         np.array([-1.80507147, -2.10487617, -4.79448088, -0.40624309, -3.23772663], DTYPE)
