@@ -18,7 +18,7 @@ from annotations import enforce
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # The first example of every test pays for compilation, which is neither slow data nor a hang.
 _COMPILES = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}

@@ -283,13 +283,13 @@ def exact_target(
             u = ratios(generator.f_prime(u_best), u_best)
             return mp.log(sum(q[i] * ratio for i, ratio in zip(on, u, strict=True)))
 
-        x = _root(excess, -mp.log(sum(q[i] for i in on)), -mp.log(tied))
+        x = increasing_root(excess, -mp.log(sum(q[i] for i in on)), -mp.log(tied))
         u_best = mp.exp(x)
         s_best = generator.f_prime(u_best)
         return answer(ratios(s_best, u_best), best - b * s_best, {})
 
 
-def _root(g: Callable[[mp.mpf], mp.mpf], low: mp.mpf, high: mp.mpf) -> mp.mpf:
+def increasing_root(g: Callable[[mp.mpf], mp.mpf], low: mp.mpf, high: mp.mpf) -> mp.mpf:
     """The root of an increasing function, by false position with bisection behind it."""
     margin = mp.mpf(10) ** (20 - mp.mp.dps)
     low, high = low - margin * (1 + abs(low)), high + margin * (1 + abs(high))
