@@ -17,13 +17,14 @@ from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
+from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
 from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.recipes import Recipe, recipe as preset
+from kltarget.recipes import Recipe, preset, recipe as recipe_of
 from kltarget.recipes._reading import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
 
@@ -117,6 +118,7 @@ def diagnose(
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
     unsaid = beta is None and (isinstance(recipe, str) or name is not None)
+    keys = preset(recipe).keys if isinstance(recipe, str) else {}
     recipe, words = _recipe(recipe, beta)
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
@@ -154,6 +156,10 @@ def diagnose(
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
         statements = [*reward_statements(case), right_answers(case, right, late)]
+        checked, fitting = advantage_statement(case, keys)
+        notes += fitting
+        if checked is not None:
+            statements.insert(0 if checked.warning else len(statements), checked)
         featured, tier = None, 1
         if aims:
             flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
@@ -192,7 +198,7 @@ def diagnose(
 
 def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     if isinstance(recipe, str):
-        return preset(recipe, beta=beta), recipe
+        return recipe_of(recipe, beta=beta), recipe
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
     return recipe, in_words(recipe)

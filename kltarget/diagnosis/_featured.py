@@ -30,6 +30,9 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
+    if "advantages" in named and named["advantages"].warning:
+        # What the log contradicts is not told in short.
+        wanted = ["advantages", *(name for name in wanted if name != "effective_beta")]
     chosen = [named[name] for name in wanted if name in named and not named[name].refused]
     if named["zero_std_groups"].warning:
         chosen.append(named["zero_std_groups"])

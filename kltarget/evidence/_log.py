@@ -37,6 +37,7 @@ class Log:
         reward: total reward, finite, ``[N]``.
         ref_logp: natural log-probabilities of the completions, NaN where missing, ``[N]``.
         logp: the same of the policy that sampled them.
+        advantage: what the trainer made of the rewards, NaN where it is not logged, ``[N]``.
         prompts: texts of the prompts.
         answer_names: texts of the answers, by code.
         answer_prompt: whose answer each is, by code.
@@ -52,6 +53,7 @@ class Log:
     reward: np.ndarray
     ref_logp: np.ndarray
     logp: np.ndarray
+    advantage: np.ndarray
     prompts: tuple[str, ...]
     answer_names: np.ndarray
     answer_prompt: np.ndarray
@@ -129,6 +131,9 @@ def log_of(frame: pd.DataFrame) -> Log:
     elif not step.isna().all():
         notes.append("some rollouts name no step: the whole log is taken as one")
     names = np.append(np.asarray(texts, object), NO_ANSWER)
+    advantage = np.full(len(table), np.nan)
+    if "advantage" in table:
+        advantage = table["advantage"].to_numpy(np.float64)
     return Log(
         prompt=prompt,
         answer=answer,
@@ -139,6 +144,7 @@ def log_of(frame: pd.DataFrame) -> Log:
         reward=table["reward"].to_numpy(np.float64),
         ref_logp=table["ref_logp"].to_numpy(np.float64),
         logp=table["logp"].to_numpy(np.float64),
+        advantage=advantage,
         prompts=tuple(map(str, prompts)),
         answer_names=names[pair % width - 1],
         answer_prompt=pair // width,
