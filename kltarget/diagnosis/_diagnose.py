@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -118,7 +118,7 @@ def diagnose(
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
     unsaid = beta is None and (isinstance(recipe, str) or name is not None)
-    keys = preset(recipe).keys if isinstance(recipe, str) else {}
+    keys = _keys(recipe if isinstance(recipe, str) else name or "")
     recipe, words = _recipe(recipe, beta)
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
@@ -202,6 +202,14 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
     return recipe, in_words(recipe)
+
+
+def _keys(name: str) -> Mapping[str, str]:
+    """The keys of a trainer's configuration, if the name begins with a preset's."""
+    try:
+        return preset(name.split(" with ")[0]).keys
+    except ValueError:
+        return {}
 
 
 def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:

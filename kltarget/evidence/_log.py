@@ -21,6 +21,8 @@ NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
 # Grades and sums of a few rewards have so many values, measured rewards more.
 _FEW_REWARDS = 6
+# Log-probabilities of long completions are sums of rounded terms.
+_ROUNDING = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,6 +119,12 @@ def log_of(frame: pd.DataFrame) -> Log:
         what = "rollouts without a finite reward left out"
         notes.append(f"{(~kept).sum():,} of {kept.size:,} {what}")
     table: Any = frame[kept]
+    for name in ("logp", "ref_logp"):
+        above = np.flatnonzero(table[name].to_numpy(np.float64) > _ROUNDING)
+        if above.size:
+            value = float(table[name].iloc[above[0]])
+            what = f"{name} = {value:g} is no log-probability: it must be 0 or less"
+            raise RolloutError(f"rollout {table.index[above[0]]}: {what}")
     prompt, prompts = _codes(table["prompt"])
     text, texts = _codes(table["answer"])
     said, _ = _codes(table["completion"])
@@ -124,6 +132,9 @@ def log_of(frame: pd.DataFrame) -> Log:
     pair, answer = np.unique(pairs, return_inverse=True)
     _, completion = np.unique(crossed(prompt, said + 1)[0], return_inverse=True)
     _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
+    mixed = len(np.unique(crossed(group, prompt)[0])) - int(group.max()) - 1
+    if mixed and "notes" not in frame.attrs:
+        notes.append("some groups hold several prompts, though a group is of one")
     step = table["step"]
     steps, time = np.empty(0, np.int64), np.zeros(len(table), np.int64)
     if not step.isna().any():

@@ -71,7 +71,7 @@ class Columns:
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
         self.completion, self.answer = Texts(), Texts()
-        self.session, self.turn = Codes(), array("q")
+        self.session, self.turn, self.run = Codes(), array("q"), Codes()
         self.unrewarded = self.padding = 0
         self.first_missing, self.in_rows = "", False
 
@@ -79,7 +79,13 @@ class Columns:
         return len(self.position)
 
     def add(
-        self, rollout: Rollout, answer: str | None, source: str, position: int, apart: bool = False
+        self,
+        rollout: Rollout,
+        answer: str | None,
+        source: str,
+        position: int,
+        apart: bool = False,
+        run: tuple[str, str] | None = None,
     ) -> None:
         """Adds one, unless its group is missing though others have one.
 
@@ -102,6 +108,7 @@ class Columns:
         self.completion.append(rollout.completion)
         self.answer.append(answer)
         self.session.append(rollout.session)
+        self.run.append(run)
         self.turn.append(-1 if rollout.turn is None else rollout.turn)
         self.padding += rollout.padding
         self.unrewarded += rollout.reward is None
@@ -139,6 +146,11 @@ class Columns:
                 return _prompt_groups.blocks(position, source, step, size), note
         note = "groups are a guess: all completions of one prompt at one step"
         return _prompt_groups.first_seen(source, step, prompt), note
+
+    def runs(self) -> list[Any]:
+        """The run that every row names, if any does."""
+        names = list(self.run.of)
+        return [names[code] for code in self.run.codes] if len(names) > 1 else []
 
     def sessions(self) -> np.ndarray | None:
         """A code for the session of every row, None if none was named."""

@@ -119,15 +119,28 @@ def _signatures(frame: pd.DataFrame, cell: np.ndarray, number: int) -> np.ndarra
     return sums
 
 
-def mixed_groups(frame: Any) -> str:
-    """What to say of groups that hold several prompts."""
-    pairs = frame[["group_id", "prompt_id"]].drop_duplicates()
-    several = int((pairs["group_id"].value_counts() > 1).sum())
-    if not several:
-        return ""
-    return (
-        f"{several:,} of {frame['group_id'].nunique():,} groups hold several prompts, though a "
-        "group is of one: what names them may be something else"
+def unmixed(frame: Any) -> tuple[pd.DataFrame, str]:
+    """The frame with groups of one prompt each, and what to say if there were others.
+
+    A group of several prompts is parted if each has several rollouts in it; otherwise the prompts
+    may be one, spelled in several ways.
+    """
+    pairs = frame[["group_id", "prompt_id"]].value_counts(sort=False)
+    prompts = pairs.groupby("group_id").size()
+    several = prompts.index[prompts > 1]
+    if not len(several):
+        return frame, ""
+    number = f"{len(several):,} of {len(prompts):,} groups"
+    if (pairs.loc[several] < 2).any():
+        return frame, (
+            f"{number} hold several prompts, though a group is of one: what names them may be "
+            "something else"
+        )
+    parted = frame.groupby(["group_id", "prompt_id"], sort=False).ngroup().to_numpy(np.int32)
+    place = frame.groupby(parted).cumcount().to_numpy(np.int32)
+    return frame.assign(group_id=parted, sample_id=place), (
+        f"{number} hold several prompts, though a group is of one: each is taken as one group for "
+        "every prompt in it"
     )
 
 
