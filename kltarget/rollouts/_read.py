@@ -62,7 +62,8 @@ def read_rollouts(
             `{"completion": "text"}`, in any case. Rewards that are to be added are given as a list.
             Usual names, such as `response`, `score` and `global_step`, need not be given.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
-            without white space at its end. "number": its last number, `1,200.50` as `1200.5`.
+            without white space at its end. "number": its last number, `1,200.50` as `1200.5`,
+            `1e-3` as `0.001`, `2/4` as `0.5` and `2/6` as `1/3`.
             "boxed": the content of its last `\boxed{…}` whose braces balance. "answer": that of its
             last `<answer>…</answer>`. A pattern, or its text after "regex:": the first group of the
             last match, or all of it. A function of yours from the completion to a text or None.
