@@ -22,11 +22,22 @@ _LESS = {
     "leave-one-out": "the rewards less the mean of the others in the group",
     "none": "the rewards without a baseline of the group",
 }
+_TAKES = {
+    "mean": "takes off the group's mean",
+    "leave-one-out": "takes off the mean of the others",
+    "none": "takes off no baseline of the group",
+}
 _BY = {
     "none": "not divided",
     "group-std": "divided by the group's standard deviation",
     "others-std": "divided by the others' standard deviation",
     "batch-std": "divided by the batch's standard deviation",
+}
+_DIVIDES = {
+    "none": "does not divide",
+    "group-std": "divides by the group's standard deviation",
+    "others-std": "divides by the others' standard deviation",
+    "batch-std": "divides by the batch's standard deviation",
 }
 
 
@@ -146,9 +157,10 @@ def _contradiction(
     if fit.clipped:
         text += ", cut at their largest"
     if changed:
-        what = [_LESS[given.baseline]] if "baseline" in changed else []
-        what += [_divided(given, "ddof" in changed)] if {"normalize", "ddof"} & {*changed} else []
-        text += f", and by the recipe {', '.join(what)}"
+        what = [_TAKES[given.baseline]] if "baseline" in changed else []
+        if {"normalize", "ddof"} & {*changed}:
+            what.append(f"{_DIVIDES[given.normalize]}{_degrees(given, 'ddof' in changed)}")
+        text += f", but the recipe {' and '.join(what)}"
     said, value, interval, number_of = "", None, None, fit.of
     own = _effective(case, logged, fit)
     if own is not None and own.size:
@@ -224,9 +236,8 @@ def _in_groups(fit: AdvantageFit) -> str:
 
 
 def _words(rule: AdvantageRule, degrees: bool) -> str:
-    return f"{_LESS[rule.baseline]}, {_divided(rule, degrees)}"
+    return f"{_LESS[rule.baseline]}, {_BY[rule.normalize]}{_degrees(rule, degrees)}"
 
 
-def _divided(rule: AdvantageRule, degrees: bool) -> str:
-    told = f" (ddof {rule.ddof})" if degrees and rule.normalize != "none" else ""
-    return _BY[rule.normalize] + told
+def _degrees(rule: AdvantageRule, told: bool) -> str:
+    return f" (ddof {rule.ddof})" if told and rule.normalize != "none" else ""

@@ -20,6 +20,7 @@ from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of
 from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
+from kltarget.diagnosis._own_answers import own_answers
 from kltarget.diagnosis._say_rewards import Case, refusal, reward_statements, right_answers
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
@@ -156,6 +157,7 @@ def diagnose(
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
         statements = [*reward_statements(case), right_answers(case, right, late)]
+        statements += own_answers(case, frame)
         checked, fitting = advantage_statement(case, keys)
         notes += fitting
         if checked is not None:
