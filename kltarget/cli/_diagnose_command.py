@@ -214,7 +214,8 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     with input_errors():
         try:
             used, beta, name = _recipe(arguments)
-            frame = read_rollouts(arguments.paths, **reading, progress=sys.stderr.isatty())
+            reading |= {"full_text": False, "progress": sys.stderr.isatty()}
+            frame = read_rollouts(arguments.paths, **reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
         except ArgumentError as error:
             option = _OPTIONS.get(error.argument, f"--{error.argument}")

@@ -134,7 +134,7 @@ def diagnose(
         raise ValueError(f"num_bootstrap must be 2 or more, got {num_bootstrap}")
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
-        frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
+        frame = read_rollouts(rollouts, full_text=False)  # pyright: ignore[reportArgumentType]
     log = evidence.log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.words import abridged
 from kltarget.rollouts import RolloutError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
 # Grades and sums of a few rewards have so many values, measured rewards more.
 _FEW_REWARDS = 6
+# Columns of texts of so many bytes are not copied.
+_HEAVY = 1 << 28
 # Log-probabilities of long completions are sums of rounded terms.
 _ROUNDING = 0.01
 
@@ -118,7 +121,7 @@ def log_of(frame: pd.DataFrame) -> Log:
     if not kept.all():
         what = "rollouts without a finite reward left out"
         notes.append(f"{(~kept).sum():,} of {kept.size:,} {what}")
-    table: Any = frame[kept]
+    table: Any = frame if kept.all() else frame[kept]
     for name in ("logp", "ref_logp"):
         above = np.flatnonzero(table[name].to_numpy(np.float64) > _ROUNDING)
         if above.size:
@@ -173,6 +176,13 @@ def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
     """Codes without gaps, in the order of appearance; missing texts are -1."""
     import pandas as pd
 
+    if isinstance(column.dtype, pd.StringDtype) and column.memory_usage(index=False) > _HEAVY:
+        # Books are told apart by their hashes, and named by how they begin and end.
+        hashes = [hash(x) if isinstance(x, str) else None for x in column]
+        codes, first = pd.factorize(pd.array(hashes, dtype="Int64"))[0], []
+        _, first = np.unique(codes, return_index=True)
+        first = first[codes[first] >= 0]
+        return np.asarray(codes, np.int64), [abridged(x) for x in column.iloc[first]]
     codes, values = pd.factorize(column)
     return np.asarray(codes, np.int64), list(values)
 

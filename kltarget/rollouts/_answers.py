@@ -141,6 +141,15 @@ def last_boxed(completion: str) -> str | None:
     >>> last_boxed(r"so \boxed{\frac{1}{2}}, done")
     '\\frac{1}{2}'
     """
+    start = completion.rfind("\\boxed")
+    if start < 0:
+        return None
+    # Most often the last is whole, and nothing before it matters.
+    escaped = (start - len(completion[:start].rstrip("\\"))) % 2
+    return (None if escaped else _boxed_in(completion[start:])) or _boxed_in(completion)
+
+
+def _boxed_in(completion: str) -> str | None:
     best: tuple[int, int] | None = None
     opened: list[int | None] = []
     for brace in _BRACES.finditer(completion):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.progress import progress_bar
-from kltarget._core.words import counted, number
+from kltarget._core.words import abridged, counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._entries import ROW_ITSELF
-from kltarget.rollouts._frame import Columns
+from kltarget.rollouts._frame import ANSWERED, SAID, Columns
 from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._one_run import (
     Origin,
@@ -43,6 +43,7 @@ def read_rollouts(
     num_generations: int | None = None,
     reward_weights: Weights | None = None,
     only: Mapping[str, str] | None = None,
+    full_text: bool = True,
     skip_bad: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -76,6 +77,9 @@ def read_rollouts(
             has them, and which numbers beside the rewards the advantages leave out.
         only: Read the rows alone whose entry in a column is this, for example `{"run": "a"}` or
             `{"split": "validation"}`.
+        full_text: Keep completions and answers as they are. Otherwise those of more than 1,000
+            characters are kept as their beginning, their end and what tells them from others, which
+            is enough to diagnose a run and takes little memory. Answers are found before.
         skip_bad: Skip and count what cannot be read, instead of raising.
         progress: Show a progress bar over the bytes of all files.
 
@@ -154,7 +158,7 @@ def read_rollouts(
         reading.advance = bar.update
         for path, file_format in files.items():
             try:
-                _gather(path, file_format, rule, reading, parts, origin, path in apart)
+                _gather(path, file_format, rule, reading, parts, origin, path in apart, full_text)
             except RolloutError as error:
                 # What remains under skip_bad is a file that breaks off, or never begins.
                 if not skip_bad or len(files) == 1:
@@ -188,8 +192,10 @@ def read_rollouts(
     elif gathered is parts[1]:
         notes.append("all rows are of validation, none of training")
     notes += [grouped, *filter(None, [steps]), *dropped]
-    num_answers = len(frame["answer"].dropna().unique())
-    unanswered = int(frame["answer"].isna().to_numpy().sum())
+    missing_answers = frame["answer"].isna().to_numpy()
+    num_answers = len(np.unique(frame[ANSWERED].to_numpy()[~missing_answers]))
+    unanswered = int(missing_answers.sum())
+    frame = frame.drop(columns=[SAID, ANSWERED])
     named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
     missing = f", {unanswered:,} of {len(frame):,} completions without one"
     notes.append(named + (missing if unanswered else ""))
@@ -261,6 +267,7 @@ def _gather(
     parts: tuple[Columns, Columns],
     origin: Origin,
     apart: bool,
+    full_text: bool,
 ) -> None:
     """Adds the rows of a file to those of training, or to those of validation."""
     source, step, more = str(path), format.step_of(path), 0
@@ -293,8 +300,14 @@ def _gather(
             if rollout.reward is not None and math.isnan(rollout.reward):
                 gathered.first_missing = gathered.first_missing or f"{path}: {where}"
             answer = rollout.answer if rollout.answered else rule(rollout.completion)
+            texts = None
+            # What further outputs of a session say is read again when they are joined.
+            if not full_text and not rollout.turn:
+                short = abridged(rollout.completion)
+                same = answer is rollout.completion or answer is None
+                texts = short, (None if answer is None else short if same else abridged(answer))
             try:
-                gathered.add(rollout, answer, source, position, format.apart, run)
+                gathered.add(rollout, answer, source, position, format.apart, run, texts)
             except BadRow as error:
                 reading.bad(path, where, str(error))
         more += len(rows) - 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from kltarget._core.words import counted
 from kltarget.rollouts._answers import Rule
+from kltarget.rollouts._frame import ANSWERED, SAID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ def merged(
     whole["completion"] = said.astype(frame["completion"].dtype).to_numpy()
     answers = [rule(text) for text in whole["completion"]]
     whole["answer"] = pd.Series(answers, dtype=frame["answer"].dtype)
+    whole[SAID], whole[ANSWERED] = list(map(hash, said)), list(map(hash, answers))
     whole = whole[list(frame.columns)].astype(frame.dtypes.to_dict())
     note = f"{len(frame):,} outputs of {counted(len(whole), 'session')}: each session is a rollout"
     return whole, [note]
@@ -112,7 +114,7 @@ def _signatures(frame: pd.DataFrame, cell: np.ndarray, number: int) -> np.ndarra
     hashing: Any = vars(pd)["util"]
 
     numbers: Any = frame[["prompt_id", "reward", "advantage", "logp"]].astype(float)
-    numbers["said"] = hashing.hash_array(np.asarray(frame["completion"], object)).astype(np.int64)
+    numbers[SAID] = frame[SAID]
     rows = hashing.hash_pandas_object(numbers, index=False).to_numpy()
     sums = np.zeros(number, np.uint64)
     np.add.at(sums, cell, rows)
