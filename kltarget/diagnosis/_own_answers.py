@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.words import abridged
 from kltarget.diagnosis._say_rewards import Case
 from kltarget.diagnosis._statement import Statement
 from kltarget.rollouts import answer_rule
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 # So large a share of rollouts has an answer that no other of the prompt has.
 _ALONE, _LEAST = 0.98, 8
-_SAMPLE = 2000
+# Rules look at so many completions, and of long ones at both ends.
+_SAMPLE, _LONG = 1000, 4000
 # What a rule has to do: find an answer in most, make few of many, and part the right from the rest.
 _FOUND, _FEWER, _PURE = 0.8, 0.7, 0.95
 _RULES = ("boxed", "answer", "number", r"regex:^\W*(\w+)", r"regex:(\w+)\W*$")
@@ -52,23 +54,32 @@ def own_answers(case: Case, frame: pd.DataFrame) -> list[Statement]:
 
 def _helping(frame: Any) -> tuple[str, int, int] | None:
     """The rule that leaves fewest different answers, how many of how many completions."""
-    rows = frame[np.isfinite(frame["reward"].to_numpy(float))]
-    size = rows.groupby("prompt", observed=True)["prompt"].transform("size").to_numpy(float)
+    import pandas as pd
+
+    known = np.flatnonzero(np.isfinite(frame["reward"].to_numpy(float)))
+    code = np.asarray(pd.factorize(frame["prompt"])[0])[known]
     # Prompts of many rollouts show best what recurs.
-    order = np.argsort(-size, kind="stable")[:_SAMPLE]
-    rows = rows.iloc[order]
-    texts, rewards = rows["completion"].tolist(), rows["reward"].tolist()
-    prompts = rows["prompt"].astype(str).tolist()
+    order = np.argsort(-np.bincount(code)[code], kind="stable")[:_SAMPLE]
+    chosen = np.zeros(len(frame), bool)
+    chosen[known[order]] = True
+    # One after the other: taking them together copies all of them.
+    texts = [
+        abridged(text, _LONG) if isinstance(text, str) else ""
+        for text, wanted in zip(frame["completion"], chosen, strict=True)
+        if wanted
+    ]
+    rewards = frame["reward"].to_numpy(float)[chosen].tolist()
+    prompts = pd.factorize(frame["prompt"])[0][chosen].tolist()
     best = None
     for name in _RULES:
         _, rule = answer_rule(name)
-        answers = [rule(text) if isinstance(text, str) else None for text in texts]
+        answers = [rule(text) for text in texts]
         found = [x for x in zip(prompts, answers, rewards, strict=True) if x[1] is not None]
         if len(found) < _FOUND * len(texts):
             continue
         left = len({x[:2] for x in found})
         # As many rewards as an answer has beyond its usual one are mixed with others.
-        counts: dict[tuple[str, str | None], dict[float, int]] = {}
+        counts: dict[tuple[int, str | None], dict[float, int]] = {}
         for prompt, answer, reward in found:
             of_answer = counts.setdefault((prompt, answer), {})
             of_answer[reward] = of_answer.get(reward, 0) + 1

@@ -179,10 +179,12 @@ def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
     if isinstance(column.dtype, pd.StringDtype) and column.memory_usage(index=False) > _HEAVY:
         # Books are told apart by their hashes, and named by how they begin and end.
         hashes = [hash(x) if isinstance(x, str) else None for x in column]
-        codes, first = pd.factorize(pd.array(hashes, dtype="Int64"))[0], []
-        _, first = np.unique(codes, return_index=True)
-        first = first[codes[first] >= 0]
-        return np.asarray(codes, np.int64), [abridged(x) for x in column.iloc[first]]
+        codes = np.asarray(pd.factorize(pd.array(hashes, dtype="Int64"))[0], np.int64)
+        new = np.zeros(len(codes), bool)
+        new[np.unique(codes, return_index=True)[1]] = True
+        # One after the other: taking them together copies them.
+        texts = zip(column, new & (codes >= 0), strict=True)
+        return codes, [abridged(x) for x, first in texts if first]
     codes, values = pd.factorize(column)
     return np.asarray(codes, np.int64), list(values)
 
