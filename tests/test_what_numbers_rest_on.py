@@ -41,12 +41,12 @@ def test_numbers_of_few_groups_say_so():
     frame.loc[[700, 900, 1100], "reward"] = 0.0
     found = diagnose(frame, GRPO, beta=0.1)
     said = found["effective_beta"]
-    assert re.search(rf"in {said.sample_size} of 80 groups, whose rewards differ", said.headline)
+    assert re.search(rf"of the {said.sample_size} of 80 groups whose rewards differ", said.headline)
     assert said.sample_size < 5
     assert "of 80 groups" not in found["pass@1"].text
     few = diagnose(along([0.5, 0.9], groups=3), GRPO, beta=0.1)
-    assert "in 3 of 3 groups" in few["pass@1"].headline
-    assert "in 3 of 3 groups" in few["diversity"].headline
+    assert "(3 groups)" in few["pass@1"].headline
+    assert "(3 groups)" in few["diversity"].headline
     assert re.search(r", \d of 3,", few["zero_std_groups"].headline)
 
 

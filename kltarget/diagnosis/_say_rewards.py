@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from kltarget import evidence
-from kltarget._core.words import quoted
+from kltarget._core.words import counted, quoted
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import aimed_at
@@ -131,10 +131,11 @@ def _coefficient(case: Case) -> list[Statement]:
     least, half, most = span / np.array([high, middle, low])
     per_batch = recipe.normalize == "batch-std"
     unit, units = ("batch", "batches") if per_batch else ("group", "groups")
-    of = "" if per_batch else resting(values.size, int(case.late.sum()), ", whose rewards differ")
+    few = "" if per_batch else resting(values.size, int(case.late.sum()))
+    of = f"the {few} whose rewards differ" if few else units
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by "
-        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {units}: {low:.3g} to {high:.3g}){of}"
+        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
     )
     times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
     detail = f"; the range of rewards, {span:.4g}, is {times} that"
@@ -153,6 +154,7 @@ def _passes(case: Case) -> list[Statement]:
         now, interval = evidence.share_interval(values)
         then = _then(case, evidence.pass_at(case.groups, case.groups.time == 0, k))
         few = resting(values.size, int(case.late.sum()))
+        few = f" ({few})" if few else ""
         text = f"pass@{k} is {now:.3g} in {case.log.late_span}{few}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
@@ -188,10 +190,11 @@ def _diversity(case: Case) -> Statement:
     late = entropy[time >= log.late_from].mean()
     drop = f", {entropy[time == 0].mean():.3g} then" if log.num_times > 1 else ""
     size = int(np.isfinite(values).sum())
+    few = resting(size, len(values))
+    few = f" ({few})" if few else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "
-        f"{log.late_span}{resting(size, len(values))}"
-        f"{_then(case, groups.differ[groups.time == 0])}"
+        f"{log.late_span}{few}{_then(case, groups.differ[groups.time == 0])}"
     )
     detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
@@ -256,10 +259,11 @@ def refusal(case: Case, excess: tuple[float, str] | None = None) -> Statement:
     return Statement("flip_beta", text, detail, unit="", refused=True)
 
 
-def resting(size: int, total: int, which: str = "") -> str:
+def resting(size: int, total: int) -> str:
     """On how few groups a number rests, where they are few or few of all."""
-    few = size < min(total, _FEW) or size < _PART * total or total < _FEW
-    return f" in {size:,} of {total:,} groups{which}" if few else ""
+    if size >= _FEW and size >= _PART * total:
+        return ""
+    return counted(size, "group") if size == total else f"{size:,} of {total:,} groups"
 
 
 def share(x: float) -> str:

@@ -11,14 +11,14 @@ import numpy as np
 from kltarget.evidence._log import Log
 
 # So many groups say it as well as all of them.
-_MOST_GROUPS = 4000
+_MOST_GROUPS = 1500
 _FITTING = 0.95
 # What float32 and an ε beside a standard deviation leave of a number, and bfloat16 does.
 _RELATIVE, _HALF = 5e-4, 1e-2
 _FLOAT = 4 * float(np.finfo(np.float32).eps)
 _MOST_DIGITS = 4
 _VARYING = 0.02
-_EPSILONS = (0.0, 1e-4, 1e-6, 1e-8)
+_EPSILONS = (0.0, 1e-4, 1e-6)
 # A clip may hide so many of the rows, and the others are to show three different numbers.
 _MOST_CLIPPED, _LEAST_VALUES = 0.5, 3
 
@@ -157,7 +157,7 @@ class LoggedAdvantages:
         elif rule.baseline == "leave-one-out":
             tops = [self._centred * size / (size - 1)]
         else:
-            tops = [reward, reward - self._of_batches(self._reward)[0][self._time]]
+            tops = [reward, reward - self._batches[0][0][self._time]]
         if rule.normalize == "none":
             return tops
         if rule.normalize == "batch-std":
@@ -174,21 +174,25 @@ class LoggedAdvantages:
         bottom = np.where(nothing, whole, deviation + rule.epsilon)
         return [top / bottom for top in tops]
 
-    def _of_batches(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, squared distances from it and number of rows of every logged step."""
-        time = self._log.time
+    @functools.cached_property
+    def _batches(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Mean, squared distances from it and number of rows of every step.
+
+        First of the rewards, then of the rewards less the mean of their group.
+        """
+        time, found = self._log.time, []
         number = np.maximum(np.bincount(time), 1)
-        mean = np.bincount(time, values) / number
-        return mean, np.bincount(time, (values - mean[time]) ** 2), number
+        for values in (self._reward, self._apart(self._reward, self._log.group)):
+            mean = np.bincount(time, values) / number
+            found.append((mean, np.bincount(time, (values - mean[time]) ** 2), number))
+        return found
 
     def _by_batch(self, top: np.ndarray, rule: AdvantageRule) -> list[np.ndarray]:
         """Divided by the deviation of all rewards of the step, or of all advantages."""
         if not np.isfinite(self._reward).all():
             return []
-        log, found = self._log, []
-        apart = self._apart(self._reward, log.group)
-        for values in (self._reward, apart):
-            _, squares, number = self._of_batches(values)
+        found = []
+        for _, squares, number in self._batches:
             deviation = np.sqrt(squares / np.maximum(number - rule.ddof, 1))[self._time]
             bottom = np.where(deviation > 0, deviation + rule.epsilon, np.inf)
             found.append(top / bottom)
