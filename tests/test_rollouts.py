@@ -5,6 +5,7 @@ synthetic, made from reading that code.
 """
 
 import csv
+import fractions
 import io
 import json
 import pathlib
@@ -545,10 +546,47 @@ def test_answers(tmp_path, rule, expected):
         ("1,234,567", "1234567"),
         ("1,2345", "2345"),
         ("none", None),
+        ("1e-3", "0.001"),
+        ("about 1.50E6.", "1500000"),
+        ("x = -2e−2", "-0.02"),
+        ("3e", "3"),
+        ("a3e5", "5"),
+        ("1e-400", "1e-400"),
+        ("1/2", "0.5"),
+        ("it is -6 / 4", "-1.5"),
+        ("4/6", "2/3"),
+        ("8/4", "2"),
+        ("0/7", "0"),
+        ("1/0", "0"),
+        (r"\boxed{-\frac{1}{2}}", "-0.5"),
+        (r"\dfrac{10}{3}", "10/3"),
+        ("on 2024/05/06", "6"),
+        ("in a/3/4", "4"),
+        ("1/2/x", "2"),
+        ("24/7support", "7"),
+        ("1,200/2", "600"),
+        ("１２", "12"),
+        ("－１．５０", "-1.5"),
+        ("٣", "3"),
+        ("1,200,000.50", "1200000.5"),
+        ("12,34", "34"),
+        ("5" + " " * 10_000, "5"),
+        ("7" * 6000, "7" * 6000),
+        ("7" * 6000 + ".50", "7" * 6000 + ".5"),
+        ("1/" + "7" * 6000, "7" * 6000),
     ],
 )
 def test_numbers(text, number):
     assert answer_rule("number")[1](text) == number
+
+
+@given(st.fractions(), st.text(alphabet="ab =:$"))
+def test_equal_numbers_are_equal_answers(number, before):
+    rule = answer_rule("number")[1]
+    spelled = rule(f"{before} {number.numerator}/{number.denominator}")
+    assert fractions.Fraction(spelled) == number
+    assert spelled == rule(f"{before} {number.numerator * 6}/{number.denominator * 6}")
+    assert spelled == rule(f"{before} {number.numerator}e2/{number.denominator * 100}")
 
 
 @given(st.integers(), st.text(alphabet="ab =:$"))

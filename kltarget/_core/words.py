@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -55,6 +56,15 @@ def _start(label: str, room: int, backwards: bool = False) -> list[str]:
             break
         shown.append(printed)
     return shown
+
+
+def abridged(text: str, most: int = 1000) -> str:
+    """A long text as its beginning and its end, and between them what tells it from others."""
+    if len(text) <= most:
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    kept = most * 2 // 5
+    return f"{text[:kept]} … {len(text):,} characters, {digest} … {text[-kept:]}"
 
 
 def display_width(text: str) -> int:

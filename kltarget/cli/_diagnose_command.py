@@ -82,6 +82,7 @@ def add_to(commands: Any) -> None:
         "columns (default: as the logged advantages say)",
         _weights,
     )
+    add("--only a=b,…", "rows alone whose entry in a column is this: run=a, split=val", _entries)
     add("--skip-bad", "skip rows that cannot be read")
     add = options_of(diagnose.add_argument_group("output"))
     add("--json OUT", JSON, pathlib.Path)
@@ -150,6 +151,13 @@ def _columns(text: str) -> dict[str, str | list[str]]:
     return columns
 
 
+def _entries(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form column=entry")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def _weights(text: str) -> dict[str, float] | list[float]:
     parts = [part.strip() for part in text.split(",")]
     if not any("=" in part for part in parts):
@@ -201,12 +209,13 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget.rollouts import read_rollouts
 
     reading = chosen(arguments, "format", "columns", "answer", "num_generations", "reward_weights")
-    reading |= chosen(arguments, "skip_bad")
+    reading |= chosen(arguments, "only", "skip_bad")
     options = chosen(arguments, "reference", "threshold", "max_prompts")
     with input_errors():
         try:
             used, beta, name = _recipe(arguments)
-            frame = read_rollouts(arguments.paths, **reading, progress=sys.stderr.isatty())
+            reading |= {"full_text": False, "progress": sys.stderr.isatty()}
+            frame = read_rollouts(arguments.paths, **reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
         except ArgumentError as error:
             option = _OPTIONS.get(error.argument, f"--{error.argument}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,8 +17,10 @@ from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of, statable
+from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
+from kltarget.diagnosis._own_answers import own_answers
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -30,7 +32,7 @@ from kltarget.diagnosis._say_rewards import (
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.recipes import Recipe, recipe as preset
+from kltarget.recipes import Recipe, preset, recipe as recipe_of
 from kltarget.recipes._reading import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
 
@@ -130,6 +132,7 @@ def diagnose(
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
     unsaid = beta is None and (isinstance(recipe, str) or name is not None)
+    keys = _keys(recipe if isinstance(recipe, str) else name or "")
     recipe, words = _recipe(recipe, beta)
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
@@ -144,7 +147,7 @@ def diagnose(
         raise ValueError(f"num_bootstrap must be 2 or more, got {num_bootstrap}")
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
-        frame = read_rollouts(rollouts)  # pyright: ignore[reportArgumentType]
+        frame = read_rollouts(rollouts, full_text=False)  # pyright: ignore[reportArgumentType]
     log = evidence.log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
@@ -167,6 +170,11 @@ def diagnose(
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
         statements = [*reward_statements(case), right_answers(case, right, late)]
+        statements += own_answers(case, frame)
+        checked, fitting = advantage_statement(case, keys)
+        notes += fitting
+        if checked is not None:
+            statements.insert(0 if checked.warning else len(statements), checked)
         featured, tier = None, 1
         if aims:
             flips = flips_of(recipe, case.beta, aims[0], rng, num_bootstrap)
@@ -205,10 +213,18 @@ def diagnose(
 
 def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     if isinstance(recipe, str):
-        return preset(recipe, beta=beta), recipe
+        return recipe_of(recipe, beta=beta), recipe
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
     return recipe, in_words(recipe)
+
+
+def _keys(name: str) -> Mapping[str, str]:
+    """The keys of a trainer's configuration, if the name begins with a preset's."""
+    try:
+        return preset(name.split(" with ")[0]).keys
+    except ValueError:
+        return {}
 
 
 def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:

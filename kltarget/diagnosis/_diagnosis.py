@@ -129,7 +129,7 @@ class Diagnosis(Record):
         letters = {x: chr(ord("a") + i) for i, x in enumerate(dict.fromkeys(assumed))}
         for tier, heading in _TIERS.items():
             items = [
-                Item("  ✗ " if x.refused else "  · ", x.text, x.evidence(letters), x.refused)
+                Item("  ✗ " if x.refused else "  · ", x.told, x.evidence(letters), x.refused)
                 for x in self.statements
                 if x.tier == tier
             ]

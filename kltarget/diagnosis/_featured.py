@@ -9,7 +9,7 @@ import numpy as np
 
 from kltarget._core.status import Status
 from kltarget.diagnosis._aims import Aim, mara_rewards, shares_over_beta
-from kltarget.diagnosis._say_rewards import Case
+from kltarget.diagnosis._say_rewards import Case, diversity_moved
 from kltarget.diagnosis._statement import Featured, FlipOfAnswers, Statement
 from kltarget.evidence import Prompt
 
@@ -30,6 +30,13 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
+    if "advantages" in named and named["advantages"].warning:
+        # What the log contradicts is not told in short.
+        wanted = ["advantages", *(name for name in wanted if name != "effective_beta")]
+    if "answers" in named:
+        wanted.append("answers")
+    elif diversity_moved(case):
+        wanted.append("diversity")
     chosen = [named[name] for name in wanted if name in named and not named[name].refused]
     if named["zero_std_groups"].warning:
         chosen.append(named["zero_std_groups"])

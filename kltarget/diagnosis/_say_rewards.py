@@ -6,12 +6,16 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy.stats import t as student
 
 from kltarget import evidence
-from kltarget._core.words import quoted
+from kltarget._core.words import counted, quoted
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import aimed_at
+
+# Fewer groups than these, or a smaller part of all, are named beside their number.
+_FEW, _PART = 30, 0.5
 
 ON_POLICY = "on-policy: one update per batch, no clip of the ratio is active"
 LARGE = "expected gradients: averages over many groups"
@@ -76,7 +80,8 @@ def _equal_groups(case: Case) -> Statement:
     else:
         what = "they teach nothing"
     late = share(equal / total)
-    text = f"{late} of the groups in {case.log.late_span} have equal rewards (σ = 0): {what}"
+    few = f", {equal:,} of {total:,}," if total < _FEW else ""
+    text = f"{late} of the groups in {case.log.late_span}{few} have equal rewards (σ = 0): {what}"
     part = total < len(case.groups.equal)
     detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
     numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
@@ -130,9 +135,11 @@ def _coefficient(case: Case) -> list[Statement]:
     least, half, most = span / np.array([high, middle, low])
     per_batch = recipe.normalize == "batch-std"
     unit, units = ("batch", "batches") if per_batch else ("group", "groups")
+    few = "" if per_batch else resting(values.size, int(case.late.sum()))
+    of = f"the {few} whose rewards differ" if few else units
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by "
-        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {units}: {low:.3g} to {high:.3g})"
+        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
     )
     times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
     detail = f"; the range of rewards, {span:.4g}, is {times} that"
@@ -150,7 +157,9 @@ def _passes(case: Case) -> list[Statement]:
         values = evidence.pass_at(case.groups, case.late, k)
         now, interval = evidence.share_interval(values)
         then = _then(case, evidence.pass_at(case.groups, case.groups.time == 0, k))
-        text = f"pass@{k} is {now:.3g} in {case.log.late_span}{then}"
+        few = resting(values.size, int(case.late.sum()))
+        few = f" ({few})" if few else ""
+        text = f"pass@{k} is {now:.3g} in {case.log.late_span}{few}{then}"
         if k == 1:
             text += f" (right: reward ≥ {case.threshold:g})"
         numbers = now, interval, (INDEPENDENT,), values.size, "groups"
@@ -184,13 +193,30 @@ def _diversity(case: Case) -> Statement:
     entropy, time, _ = evidence.answer_entropy(log)
     late = entropy[time >= log.late_from].mean()
     drop = f", {entropy[time == 0].mean():.3g} then" if log.num_times > 1 else ""
+    size = int(np.isfinite(values).sum())
+    few = resting(size, len(values))
+    few = f" ({few})" if few else ""
     text = (
         f"two completions of a group have different answers with probability {now:.3g} in "
-        f"{log.late_span}{_then(case, groups.differ[groups.time == 0])}"
+        f"{log.late_span}{few}{_then(case, groups.differ[groups.time == 0])}"
     )
     detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
-    size = int(np.isfinite(values).sum())
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
+
+
+def diversity_moved(case: Case) -> bool:
+    """Whether how often answers of a group differ has changed by more than chance would."""
+    values = case.groups.differ
+    then, now = (x[np.isfinite(x)] for x in (values[case.groups.time == 0], values[case.late]))
+    if case.log.num_times < 2 or min(then.size, now.size) < 2:
+        return False
+    moved = abs(float(now.mean() - then.mean()))
+    error = math.sqrt(then.var(ddof=1) / then.size + now.var(ddof=1) / now.size)
+    if error == 0:
+        return moved > 0
+    # Student's factor allows for how few groups say how much they scatter.
+    least = float(student.ppf(0.5 + evidence.LEVEL / 2, min(then.size, now.size) - 1))
+    return moved > least * error
 
 
 def right_answers(case: Case, counts: np.ndarray, late: np.ndarray) -> Statement:
@@ -245,6 +271,13 @@ def several_tokens() -> Statement:
         "log-probability of each, or num_tokens if every completion is one token"
     )
     return Statement("flip_beta", text, detail, unit="", refused=True)
+
+
+def resting(size: int, total: int) -> str:
+    """On how few groups a number rests, where they are few or few of all."""
+    if size >= _FEW and size >= _PART * total:
+        return ""
+    return counted(size, "group") if size == total else f"{size:,} of {total:,} groups"
 
 
 def share(x: float) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
 
 from kltarget._core.page import Table
-from kltarget._core.words import counted, number, short, singular
+from kltarget._core.words import counted, number, ratio, short, singular
 from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
@@ -54,14 +55,42 @@ class Statement:
         """The whole statement."""
         return self.headline + self.detail
 
+    @property
+    def told(self) -> str:
+        """The whole statement, with the interval behind the number that it is of."""
+        place = self._place()
+        if place is None:
+            return self.text
+        return f"{self.headline[:place]} [{self._bounds}]{self.headline[place:]}{self.detail}"
+
+    @property
+    def _bounds(self) -> str:
+        assert self.interval is not None
+        low, high = self.interval
+        if self.name in _SHARES:
+            return f"95 %: {100 * low:.3g} to {100 * high:.3g} %"
+        return f"95 %: {number(low, 3)} to {number(high, 3)}"
+
+    def _place(self) -> int | None:
+        """Where in the headline the value ends, if it has an interval and is spelled there."""
+        if self.interval is None or self.value is None:
+            return None
+        x = self.value
+        spelled = [f"{100 * x:.3g} %"] if self.name in _SHARES else []
+        spelled += [ratio(math.log(x))] if x > 0 and not spelled else []
+        spelled += [] if self.name in _SHARES else [number(x, digits) for digits in (3, 4, 2)]
+        for text in spelled:
+            # Neither a part of another number or name, nor a label.
+            found = re.search(rf"(?<![\w.@“−-]){re.escape(text)}(?![\d”]|[.,]\d)", self.headline)
+            if found is not None:
+                return found.end()
+        return None
+
     def evidence(self, letters: Mapping[str, str]) -> str:
-        """Interval, sample size and assumptions by their letters."""
+        """Sample size, assumptions by their letters, and the interval if ``told`` has none."""
         parts = []
-        if self.interval is not None and self.name in _SHARES:
-            low, high = self.interval
-            parts.append(f"95 %: {100 * low:.3g} to {100 * high:.3g} %")
-        elif self.interval is not None:
-            parts.append("95 %: {} to {}".format(*(number(x, 3) for x in self.interval)))
+        if self.interval is not None and self._place() is None:
+            parts.append(self._bounds)
         if self.sample_size:
             parts.append(f"n = {counted(self.sample_size, singular(self.unit))}")
         if self.assumptions:

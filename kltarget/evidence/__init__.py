@@ -3,9 +3,11 @@
 ``log_of`` turns the frame of :func:`kltarget.rollouts.read_rollouts` into arrays; ``groups_of`` has
 its generation groups, ``prompts_of`` its prompts: the seen answers with their rewards and the
 reference's masses, and one outcome for all unseen ones. Means, medians and shares of independent
-values have intervals. Nothing here knows a recipe or judges a run.
+values have intervals. ``LoggedAdvantages`` tells what was subtracted from rewards and what divided
+them. Nothing here knows a recipe or judges a run.
 """
 
+from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
 from kltarget.evidence._intervals import (
     LEVEL,
     Interval,
@@ -43,9 +45,12 @@ __all__ = [
     "IMPOSSIBLE",
     "LEAST_SEEN",
     "LEVEL",
+    "AdvantageFit",
+    "AdvantageRule",
     "Groups",
     "Interval",
     "Log",
+    "LoggedAdvantages",
     "Prompt",
     "TokenTree",
     "answer_entropy",

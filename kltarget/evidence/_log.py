@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.words import abridged
 from kltarget.evidence._trees import Tokens, tokens_of
 from kltarget.rollouts import RolloutError
 
@@ -22,6 +23,10 @@ NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
 # Grades and sums of a few rewards have so many values, measured rewards more.
 _FEW_REWARDS = 6
+# Columns of texts of so many bytes are not copied.
+_HEAVY = 1 << 28
+# Log-probabilities of long completions are sums of rounded terms.
+_ROUNDING = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +43,7 @@ class Log:
         reward: total reward, finite, ``[N]``.
         ref_logp: natural log-probabilities of the completions, NaN where missing, ``[N]``.
         logp: the same of the policy that sampled them.
+        advantage: what the trainer made of the rewards, NaN where it is not logged, ``[N]``.
         prompts: texts of the prompts.
         answer_names: texts of the answers, by code.
         answer_prompt: whose answer each is, by code.
@@ -54,6 +60,7 @@ class Log:
     reward: np.ndarray
     ref_logp: np.ndarray
     logp: np.ndarray
+    advantage: np.ndarray
     prompts: tuple[str, ...]
     answer_names: np.ndarray
     answer_prompt: np.ndarray
@@ -117,7 +124,13 @@ def log_of(frame: pd.DataFrame) -> Log:
     if not kept.all():
         what = "rollouts without a finite reward left out"
         notes.append(f"{(~kept).sum():,} of {kept.size:,} {what}")
-    table: Any = frame[kept]
+    table: Any = frame if kept.all() else frame[kept]
+    for name in ("logp", "ref_logp"):
+        above = np.flatnonzero(table[name].to_numpy(np.float64) > _ROUNDING)
+        if above.size:
+            value = float(table[name].iloc[above[0]])
+            what = f"{name} = {value:g} is no log-probability: it must be 0 or less"
+            raise RolloutError(f"rollout {table.index[above[0]]}: {what}")
     prompt, prompts = _codes(table["prompt"])
     text, texts = _codes(table["answer"])
     said, _ = _codes(table["completion"])
@@ -125,6 +138,9 @@ def log_of(frame: pd.DataFrame) -> Log:
     pair, answer = np.unique(pairs, return_inverse=True)
     _, completion = np.unique(crossed(prompt, said + 1)[0], return_inverse=True)
     _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
+    mixed = len(np.unique(crossed(group, prompt)[0])) - int(group.max()) - 1
+    if mixed and "notes" not in frame.attrs:
+        notes.append("some groups hold several prompts, though a group is of one")
     step = table["step"]
     steps, time = np.empty(0, np.int64), np.zeros(len(table), np.int64)
     if not step.isna().any():
@@ -132,6 +148,9 @@ def log_of(frame: pd.DataFrame) -> Log:
     elif not step.isna().all():
         notes.append("some rollouts name no step: the whole log is taken as one")
     names = np.append(np.asarray(texts, object), NO_ANSWER)
+    advantage = np.full(len(table), np.nan)
+    if "advantage" in table:
+        advantage = table["advantage"].to_numpy(np.float64)
     return Log(
         prompt=prompt,
         answer=answer,
@@ -142,6 +161,7 @@ def log_of(frame: pd.DataFrame) -> Log:
         reward=table["reward"].to_numpy(np.float64),
         ref_logp=table["ref_logp"].to_numpy(np.float64),
         logp=table["logp"].to_numpy(np.float64),
+        advantage=advantage,
         prompts=tuple(map(str, prompts)),
         answer_names=names[pair % width - 1],
         answer_prompt=pair // width,
@@ -160,6 +180,15 @@ def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
     """Codes without gaps, in the order of appearance; missing texts are -1."""
     import pandas as pd
 
+    if isinstance(column.dtype, pd.StringDtype) and column.memory_usage(index=False) > _HEAVY:
+        # Books are told apart by their hashes, and named by how they begin and end.
+        hashes = [hash(x) if isinstance(x, str) else None for x in column]
+        codes = np.asarray(pd.factorize(pd.array(hashes, dtype="Int64"))[0], np.int64)
+        new = np.zeros(len(codes), bool)
+        new[np.unique(codes, return_index=True)[1]] = True
+        # One after the other: taking them together copies them.
+        texts = zip(column, new & (codes >= 0), strict=True)
+        return codes, [abridged(x) for x, first in texts if first]
     codes, values = pd.factorize(column)
     return np.asarray(codes, np.int64), list(values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 from array import array
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,27 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("reward", "ref_logp", "logp", "num_tokens", "advantage")
 _NO_STEP = -(2**62)
-_CHUNK = 1 << 16
+_CHUNK, _CHUNK_CHARACTERS = 1 << 16, 1 << 24
+# Hashes of completions and answers, while the frame is made.
+SAID, ANSWERED = "(said)", "(answered)"
 
 
 class Texts:
-    """A column of texts that are packed chunk by chunk; missing ones are NA."""
+    """Columns of texts that are packed chunk by chunk; missing ones are NA.
 
-    def __init__(self) -> None:
-        self.chunks: list[pd.Series] = []
-        self.texts: list[str | None] = []
+    Where a chunk of one column holds the same objects as that of the first, it is packed once.
+    """
 
-    def append(self, text: str | None) -> None:
-        self.texts.append(text)
-        if len(self.texts) >= _CHUNK:
+    def __init__(self, number: int) -> None:
+        self.chunks: list[list[pd.Series]] = [[] for _ in range(number)]
+        self.texts: list[list[str | None]] = [[] for _ in range(number)]
+        self.size = 0
+
+    def append(self, *texts: str | None) -> None:
+        for column, text in zip(self.texts, texts, strict=True):
+            column.append(text)
+            self.size += 0 if text is None else len(text)
+        if len(self.texts[0]) >= _CHUNK or self.size >= _CHUNK_CHARACTERS:
             self._pack()
 
     def _pack(self) -> None:
@@ -37,14 +46,17 @@ class Texts:
 
         packed = importlib.util.find_spec("pyarrow") is not None
         dtype = pd.StringDtype("pyarrow" if packed else "python")
-        self.chunks.append(pd.Series(self.texts, dtype=dtype))
-        self.texts = []
+        first = self.texts[0]
+        for chunks, texts in zip(self.chunks, self.texts, strict=True):
+            same = texts is not first and all(map(operator.is_, texts, first))
+            chunks.append(self.chunks[0][-1] if same else pd.Series(texts, dtype=dtype))
+        self.texts, self.size = [[] for _ in self.texts], 0
 
-    def series(self) -> pd.Series:
+    def series(self) -> list[pd.Series]:
         import pandas as pd
 
         self._pack()
-        return pd.concat(self.chunks, ignore_index=True)
+        return [pd.concat(chunks, ignore_index=True) for chunks in self.chunks]
 
 
 class Codes:
@@ -70,8 +82,8 @@ class Columns:
         self.step, self.position = array("q"), array("q")
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
-        self.completion, self.answer = Texts(), Texts()
-        self.session, self.turn = Codes(), array("q")
+        self.texts, self.said, self.answered = Texts(2), array("q"), array("q")
+        self.session, self.turn, self.run = Codes(), array("q"), Codes()
         self.tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.unrewarded = self.padding = 0
         self.first_missing, self.in_rows = "", False
@@ -80,13 +92,21 @@ class Columns:
         return len(self.position)
 
     def add(
-        self, rollout: Rollout, answer: str | None, source: str, position: int, apart: bool = False
+        self,
+        rollout: Rollout,
+        answer: str | None,
+        source: str,
+        position: int,
+        apart: bool = False,
+        run: tuple[str, str] | None = None,
+        texts: tuple[str, str | None] | None = None,
     ) -> None:
         """Adds one, unless its group is missing though others have one.
 
-        No group goes over several files, unless what names groups keeps them ``apart``.
+        No group goes over several files, unless what names groups keeps them ``apart``. Other
+        ``texts`` than its completion and answer may be kept of it.
         """
-        keyed = rollout.group is not None
+        keyed, said = rollout.group is not None, rollout.completion
         if len(self) and keyed != bool(self.group.of):
             raise BadRow(f"{'a' if keyed else 'no'} group, unlike the rows before it")
         if keyed:
@@ -100,9 +120,11 @@ class Columns:
         self.source.append(source)
         self.step.append(_NO_STEP if rollout.step is None else rollout.step)
         self.position.append(position if rollout.index is None else rollout.index)
-        self.completion.append(rollout.completion)
-        self.answer.append(answer)
+        self.texts.append(*((said, answer) if texts is None else texts))
+        self.said.append(hash(said))
+        self.answered.append(hash(answer))
         self.session.append(rollout.session)
+        self.run.append(run)
         self.turn.append(-1 if rollout.turn is None else rollout.turn)
         self.padding += rollout.padding
         if rollout.tokens is not None and rollout.ref_token_logps is not None:
@@ -143,6 +165,11 @@ class Columns:
         note = "groups are a guess: all completions of one prompt at one step"
         return _prompt_groups.first_seen(source, step, prompt), note
 
+    def runs(self) -> list[Any]:
+        """The run that every row names, if any does."""
+        names = list(self.run.of)
+        return [names[code] for code in self.run.codes] if len(names) > 1 else []
+
     def sessions(self) -> np.ndarray | None:
         """A code for the session of every row, None if none was named."""
         if not set(self.session.of) - {None}:
@@ -162,17 +189,20 @@ class Columns:
 
         step = np.array(self.step)
         place = pd.Series(group_id).groupby(group_id).cumcount()
+        completion, answer = self.texts.series()
         columns: dict[str, Any] = {
             "prompt_id": np.array(self.prompt.codes),
             "sample_id": place.to_numpy(np.int32),
             "step": pd.arrays.IntegerArray(step, step == _NO_STEP),
             "prompt": self.prompt.categorical(),
-            "completion": self.completion.series(),
-            "answer": self.answer.series(),
+            "completion": completion,
+            "answer": answer,
             **{name: np.array(values) for name, values in self.numbers.items()},
             "source": self.source.categorical(),
             "group_id": group_id,
             **{f"reward/{name}": np.array(values) for name, values in self.parts.items()},
+            SAID: np.array(self.said),
+            ANSWERED: np.array(self.answered),
         }
         if self.tokens:
             tokens, logps = np.full((2, len(self)), None, object)

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.progress import progress_bar
-from kltarget._core.words import counted, number
+from kltarget._core.words import abridged, counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._entries import ROW_ITSELF
-from kltarget.rollouts._frame import Columns
+from kltarget.rollouts._frame import ANSWERED, SAID, Columns
 from kltarget.rollouts._log_files import Reading, rows_of
-from kltarget.rollouts._repeats import first_uses, merged, mixed_groups, overlaps, without_gaps
+from kltarget.rollouts._one_run import (
+    Origin,
+    check_one_run,
+    files_of_validation,
+    note_of_validation,
+    other_steps,
+)
+from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
@@ -35,6 +42,8 @@ def read_rollouts(
     answer: str | re.Pattern[str] | Rule = "text",
     num_generations: int | None = None,
     reward_weights: Weights | None = None,
+    only: Mapping[str, str] | None = None,
+    full_text: bool = True,
     skip_bad: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -54,7 +63,8 @@ def read_rollouts(
             `{"completion": "text"}`, in any case. Rewards that are to be added are given as a list.
             Usual names, such as `response`, `score` and `global_step`, need not be given.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
-            without white space at its end. "number": its last number, `1,200.50` as `1200.5`.
+            without white space at its end. "number": its last number, `1,200.50` as `1200.5`,
+            `1e-3` as `0.001`, `2/4` as `0.5` and `2/6` as `1/3`.
             "boxed": the content of its last `\boxed{…}` whose braces balance. "answer": that of its
             last `<answer>…</answer>`. A pattern, or its text after "regex:": the first group of the
             last match, or all of it. A function of yours from the completion to a text or None.
@@ -65,6 +75,11 @@ def read_rollouts(
             the name of each reward that has another than 1, or one for each in the order of the
             columns. By default the logged advantages say it, or all count as 1; `attrs["notes"]`
             has them, and which numbers beside the rewards the advantages leave out.
+        only: Read the rows alone whose entry in a column is this, for example `{"run": "a"}` or
+            `{"split": "validation"}`.
+        full_text: Keep completions and answers as they are. Otherwise those of more than 1,000
+            characters are kept as their beginning, their end and what tells them from others, which
+            is enough to diagnose a run and takes little memory. Answers are found before.
         skip_bad: Skip and count what cannot be read, instead of raising.
         progress: Show a progress bar over the bytes of all files.
 
@@ -97,12 +112,21 @@ def read_rollouts(
     Raises:
         RolloutError: If a file is none of the formats, or a row cannot be read: a broken line, text
             that is not UTF-8, a reward of +inf, a positive log-probability, or groups that do not
-            fit; or if no row has a reward though there is a column of them. The message is one line
-            naming file and line. Pickles are never opened.
+            fit; if no row has a reward though there is a column of them; or if the rows are of two
+            runs. The message is one line naming file and line. Pickles are never opened.
         ImportError: If a Parquet or Arrow file is read and pyarrow is not installed.
 
     Rows without a reward are left out and counted in the notes. Groups and runs go over no two
-    files; the outputs of one session, and steps that train on one generation, are one rollout.
+    files; the outputs of one session, and steps that train on one generation, are one rollout. A
+    group that a file names is one for each of its prompts if each has several rollouts in it.
+
+    One run's training is read. Rows of validation, by a column such as `split` or `is_eval` or by
+    the names of files and folders, are left out with a note if there are others. Two runs are an
+    error: those that a column such as `run_id` names, and folders or files that have the same
+    prompts at the same steps, if more than half of the steps of one are steps of the other. Files
+    with other prompts at the same steps are ranks or shards of one run, those with few steps in
+    common a run that was resumed, and both are read as one; so are folders whose names say that
+    they are parts (`rank_0`, `shard-1`).
 
     Example:
         >>> import pathlib, tempfile
@@ -129,20 +153,22 @@ def read_rollouts(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files, ignored = select(listed(given), format, columns or {}, reading, some(given))
     found = next(iter(files.values()))
-
-    gathered = Columns()
+    origin, parts = Origin(only or {}), (Columns(), Columns())
+    apart = files_of_validation(files)
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
     size = sum(path.stat().st_size for path in files)
     with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
         reading.advance = bar.update
         for path, file_format in files.items():
             try:
-                _gather(path, file_format, rule, reading, gathered)
+                _gather(path, file_format, rule, reading, parts, origin, path in apart, full_text)
             except RolloutError as error:
                 # What remains under skip_bad is a file that breaks off, or never begins.
                 if not skip_bad or len(files) == 1:
                     raise
                 reading.broken.append(str(error))
+    gathered, left = parts if len(parts[0]) else parts[::-1]
+    origin.check(some(files), len(gathered))
     if not len(gathered):
         bad = f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
         raise RolloutError(f"{some(files)}: no rows{bad if reading.skipped else ''}")
@@ -150,6 +176,9 @@ def read_rollouts(
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
     frame: Any = gathered.frame(group_id)
+    check_one_run(frame, gathered.runs(), some(files))
+    named = {str(path): of.step_of(path) for path, of in files.items()}
+    steps = other_steps(frame, {path: step for path, step in named.items() if step is not None})
     frame, dropped = _own_rollouts(frame, gathered, rule, some(files))
 
     if found.renamed:
@@ -160,9 +189,16 @@ def read_rollouts(
     notes += weighed
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
-    notes += [grouped, *dropped]
-    num_answers = len(frame["answer"].dropna().unique())
-    unanswered = int(frame["answer"].isna().to_numpy().sum())
+    if len(left):
+        example = min(apart).name if apart else ""
+        notes.append(note_of_validation(origin, len(left), len(gathered), len(apart), example))
+    elif gathered is parts[1]:
+        notes.append("all rows are of validation, none of training")
+    notes += [grouped, *filter(None, [steps]), *dropped]
+    missing_answers = frame["answer"].isna().to_numpy()
+    num_answers = len(np.unique(frame[ANSWERED].to_numpy()[~missing_answers]))
+    unanswered = int(missing_answers.sum())
+    frame = frame.drop(columns=[SAID, ANSWERED])
     named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
     missing = f", {unanswered:,} of {len(frame):,} completions without one"
     notes.append(named + (missing if unanswered else ""))
@@ -213,7 +249,8 @@ def _own_rollouts(
     if why:
         notes.append(why)
         frame = frame[kept]
-    notes += filter(None, (mixed_groups(frame), overlaps(frame)))
+    frame, mixed = unmixed(frame)
+    notes += filter(None, (mixed, overlaps(frame)))
     rewarded = frame["reward"].notna().to_numpy()
     if gathered.unrewarded < size and not rewarded.all():
         if not rewarded.any():
@@ -226,12 +263,27 @@ def _own_rollouts(
 
 
 def _gather(
-    path: pathlib.Path, format: Format, rule: Rule, reading: Reading, gathered: Columns
+    path: pathlib.Path,
+    format: Format,
+    rule: Rule,
+    reading: Reading,
+    parts: tuple[Columns, Columns],
+    origin: Origin,
+    apart: bool,
+    full_text: bool,
 ) -> None:
+    """Adds the rows of a file to those of training, or to those of validation."""
     source, step, more = str(path), format.step_of(path), 0
+    # Rows of another part are between those of a block as if they were not there.
+    count, unwanted = [0, 0], 0
     for place, where, whole in rows_of(path, reading):
+        if not origin.wants(whole):
+            unwanted += 1
+            continue
+        held_out, run = origin.of(whole)
+        part = int(apart or held_out)
         rows = format.rows(whole, place)
-        for position, row in enumerate(rows, start=place + more):
+        for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
             try:
                 rollout = format.read(row, path)
                 rollout.check()
@@ -246,12 +298,20 @@ def _gather(
                 continue
             if rollout.step is None:
                 rollout.step = step
+            gathered = parts[part]
             gathered.in_rows |= rollout.group is not None and rollout.group == row.get(ROW_ITSELF)
             if rollout.reward is not None and math.isnan(rollout.reward):
                 gathered.first_missing = gathered.first_missing or f"{path}: {where}"
             answer = rollout.answer if rollout.answered else rule(rollout.completion)
+            texts = None
+            # What further outputs of a session say is read again when they are joined.
+            if not full_text and not rollout.turn:
+                short = abridged(rollout.completion)
+                same = answer is rollout.completion or answer is None
+                texts = short, (None if answer is None else short if same else abridged(answer))
             try:
-                gathered.add(rollout, answer, source, position, format.apart)
+                gathered.add(rollout, answer, source, position, format.apart, run, texts)
             except BadRow as error:
                 reading.bad(path, where, str(error))
         more += len(rows) - 1
+        count[part] += len(rows)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kltarget._core.words import counted
 from kltarget.rollouts._answers import Rule
+from kltarget.rollouts._frame import ANSWERED, SAID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +54,7 @@ def merged(
     whole["completion"] = said.astype(frame["completion"].dtype).to_numpy()
     answers = [rule(text) for text in whole["completion"]]
     whole["answer"] = pd.Series(answers, dtype=frame["answer"].dtype)
+    whole[SAID], whole[ANSWERED] = list(map(hash, said)), list(map(hash, answers))
     whole = whole[list(frame.columns)].astype(frame.dtypes.to_dict())
     note = f"{len(frame):,} outputs of {counted(len(whole), 'session')}: each session is a rollout"
     return whole, [note]
@@ -115,22 +117,35 @@ def _signatures(frame: pd.DataFrame, cell: np.ndarray, number: int) -> np.ndarra
     hashing: Any = vars(pd)["util"]
 
     numbers: Any = frame[["prompt_id", "reward", "advantage", "logp"]].astype(float)
-    numbers["said"] = hashing.hash_array(np.asarray(frame["completion"], object)).astype(np.int64)
+    numbers[SAID] = frame[SAID]
     rows = hashing.hash_pandas_object(numbers, index=False).to_numpy()
     sums = np.zeros(number, np.uint64)
     np.add.at(sums, cell, rows)
     return sums
 
 
-def mixed_groups(frame: Any) -> str:
-    """What to say of groups that hold several prompts."""
-    pairs = frame[["group_id", "prompt_id"]].drop_duplicates()
-    several = int((pairs["group_id"].value_counts() > 1).sum())
-    if not several:
-        return ""
-    return (
-        f"{several:,} of {frame['group_id'].nunique():,} groups hold several prompts, though a "
-        "group is of one: what names them may be something else"
+def unmixed(frame: Any) -> tuple[pd.DataFrame, str]:
+    """The frame with groups of one prompt each, and what to say if there were others.
+
+    A group of several prompts is parted if each has several rollouts in it; otherwise the prompts
+    may be one, spelled in several ways.
+    """
+    pairs = frame[["group_id", "prompt_id"]].value_counts(sort=False)
+    prompts = pairs.groupby("group_id").size()
+    several = prompts.index[prompts > 1]
+    if not len(several):
+        return frame, ""
+    number = f"{len(several):,} of {len(prompts):,} groups"
+    if (pairs.loc[several] < 2).any():
+        return frame, (
+            f"{number} hold several prompts, though a group is of one: what names them may be "
+            "something else"
+        )
+    parted = frame.groupby(["group_id", "prompt_id"], sort=False).ngroup().to_numpy(np.int32)
+    place = frame.groupby(parted).cumcount().to_numpy(np.int32)
+    return frame.assign(group_id=parted, sample_id=place), (
+        f"{number} hold several prompts, though a group is of one: each is taken as one group for "
+        "every prompt in it"
     )
 
 

@@ -37,7 +37,13 @@ def _read_trl(row: Row, path: pathlib.Path) -> Rollout:
 
 
 _COLUMNS = {"step", "prompt", "completion"}
-_in_blocks = functools.partial(written_as, grouping="blocks", completion="completion", guessed=True)
+_in_blocks = functools.partial(
+    written_as,
+    grouping="blocks",
+    completion="completion",
+    guessed=True,
+    step_pattern=r"completions_(\d+)\.\w+$",
+)
 for _logged in ("logp", "ref_logp"):
     _columns = _COLUMNS | {"advantage", _logged}
     _in_blocks("trl-logp", "parquet", "jsonl", columns=_columns, without=MADE_UP)(_read_trl)

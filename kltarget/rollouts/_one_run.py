@@ -1,0 +1,235 @@
+"""Which rows are of one run's training: not of its validation, nor of another run."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kltarget._core.rows import Row, simple_name
+from kltarget._core.words import counted, quoted
+from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts._select import some
+
+_SPLITS = frozenset({"split", "data_split", "subset", "partition"})
+_KINDS = frozenset({"kind", "mode", "phase", "stage"})
+_FLAGS = frozenset({"is_val", "is_validation", "is_eval", "is_evaluation", "is_test", "validate"})
+_TRUTHS = frozenset({"validation", "eval"})
+_RUNS = frozenset(
+    {
+        *("run", "run_id", "run_name", "wandb_run", "wandb_run_id", "wandb_run_name"),
+        *("experiment", "experiment_id", "experiment_name", "exp_name"),
+    }
+)
+_VALIDATION = frozenset({"val", "validation", "eval", "evals", "evaluation", "validate"})
+_HELD_OUT = _VALIDATION | {"valid", "test", "testing", "dev", "heldout", "holdout"}
+# What parts of one run are called, that log the same steps.
+_RANK = re.compile(r"(?i)(?<![a-z])(rank|shard|part|worker|proc(ess)?|gpu|node|device|dp|replica)")
+_MOST_UNITS = 40
+_MOST_RUNS = 50
+
+
+@functools.lru_cache(maxsize=4096)
+def _role(column: str) -> str:
+    name = simple_name(column)
+    roles = {"split": _SPLITS, "kind": _KINDS, "flag": _FLAGS, "truth": _TRUTHS, "run": _RUNS}
+    return next((role for role, names in roles.items() if name in names), "")
+
+
+class Origin:
+    """What rows say of the run, and of the part of it, that they are of.
+
+    Args:
+        only: for columns, the entry of the rows that are wanted.
+    """
+
+    def __init__(self, only: Mapping[str, str]) -> None:
+        self.only = {column: str(value).strip() for column, value in only.items()}
+        self.seen = {column: Counter[str]() for column in only}
+        self.held_out: Counter[tuple[str, str]] = Counter()
+        self._columns: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+
+    def wants(self, row: Row) -> bool:
+        wanted = True
+        for column, value in self.only.items():
+            name = column if column in row else _same_name(row, column)
+            entry = _spelled(row.get(name)) if name is not None else ""
+            if name is not None:
+                self.seen[column][entry] += 1
+            wanted &= name is not None and entry == value
+        return wanted
+
+    def of(self, row: Row) -> tuple[bool, tuple[str, str] | None]:
+        """Whether a row is of validation, and the column and the name of its run."""
+        names = tuple(row)
+        if names not in self._columns:
+            roles = [(name, _role(name)) for name in names]
+            self._columns[names] = [x for x in roles if x[1] and x[0] not in self.only]
+        run, validation = None, False
+        for column, role in self._columns[names]:
+            entry = row[column]
+            if role == "run" and isinstance(entry, str | int) and entry != "" and run is None:
+                run = column, str(entry)
+            elif role != "run" and _is_validation(role, entry):
+                validation = True
+                self.held_out[column, _spelled(entry)] += 1
+        return validation, run
+
+    def check(self, where: str, kept: int) -> None:
+        """Refuses what was asked for if no row has it."""
+        for column, value in self.only.items():
+            seen = self.seen[column]
+            if kept or seen[value]:
+                continue
+            has = f"there {some(map(repr, seen))}" if seen else "no row has such a column"
+            why = f"{where}: {{}}: no row has {column} = {value!r}: {has}"
+            raise RolloutError(why, "only", f"{column}={value}", f"only={{{column!r}: {value!r}}}")
+
+
+def _same_name(row: Row, column: str) -> str | None:
+    return next((name for name in row if simple_name(name) == simple_name(column)), None)
+
+
+def _spelled(entry: Any) -> str:
+    return "" if entry is None else str(entry).strip()
+
+
+def _is_validation(role: str, entry: Any) -> bool:
+    if role in ("flag", "truth") and isinstance(entry, bool):
+        return entry
+    text = _spelled(entry).lower()
+    if role == "flag":
+        return text in ("1", "1.0", "true", "yes")
+    if role == "truth":
+        return text == "true"
+    if not isinstance(entry, str):
+        return False
+    words = re.split(r"[^a-z]+", text)
+    return not (_HELD_OUT if role == "split" else _VALIDATION).isdisjoint(words)
+
+
+def files_of_validation(files: Iterable[pathlib.Path]) -> set[pathlib.Path]:
+    """The files that their names, or those of folders, say are of validation."""
+    files = list(files)
+    shared = _shared(files)
+    found = set()
+    for path in files:
+        inner = os.path.relpath(path.absolute(), shared).removesuffix(".gz").lower()
+        if not _VALIDATION.isdisjoint(re.split(r"[^a-z]+", inner)):
+            found.add(path)
+    return found
+
+
+def _shared(files: list[pathlib.Path]) -> str:
+    """The folder that all files are in."""
+    folders = [str(path.absolute().parent) for path in files]
+    return os.path.commonpath(folders)
+
+
+def note_of_validation(origin: Origin, left: int, rows: int, files: int, named: str) -> str:
+    """What to say of rows of validation that were left out, and how to read them."""
+    what = f"{counted(left, 'row')} of validation left out, {rows:,} of training read"
+    if files:
+        return f"{what}: {counted(files, 'file')} such as {named}, to be given alone if wanted"
+    column, value = origin.held_out.most_common(1)[0][0]
+    give = f"only={{{column!r}: {value!r}}} (--only {column}={value})"
+    return f"{what}: {give} reads the others"
+
+
+def check_one_run(frame: Any, runs: list[tuple[str, str] | None], where: str) -> None:
+    """Refuses a frame that holds several runs.
+
+    They are told by a column that names them, or by folders and files that have the same prompts
+    at the same steps, where most steps of one are steps of the other. Other prompts at the same
+    steps are those of another rank; few steps in common those of a run that was resumed.
+    """
+    _check_named(frame, runs, where)
+    if frame["step"].isna().any() or len(frame["source"].cat.categories) < 2:
+        return
+    units = _units(frame)
+    names, unit = np.unique(units, return_inverse=True)
+    if not 1 < len(names) <= _MOST_UNITS or all(_RANK.search(name) for name in names):
+        return
+    step, source = frame["step"].to_numpy(np.int64), frame["source"].cat.codes.to_numpy()
+    cells = np.unique(np.stack([unit[source], step, frame["prompt_id"]]), axis=1)
+    held = [cells[1:, cells[0] == code] for code in range(len(names))]
+    for i, j in itertools.combinations(range(len(names)), 2):
+        steps = [np.unique(held[k][0]) for k in (i, j)]
+        both = np.intersect1d(steps[0], steps[1])
+        if 2 * len(both) <= min(map(len, steps)):
+            continue
+        asked = [set(zip(*held[k][:, np.isin(held[k][0], both)], strict=True)) for k in (i, j)]
+        if 2 * len(asked[0] & asked[1]) >= min(map(len, asked)):
+            which = f"step {both[0]:,}" if len(both) == 1 else f"steps {both[0]:,} to {both[-1]:,}"
+            raise RolloutError(
+                f"{names[i]} and {names[j]} are two runs, which have the same prompts at {which}: "
+                "read them one by one (parts of one run are told by names such as rank_0, rank_1)"
+            )
+
+
+def _check_named(frame: Any, runs: list[tuple[str, str] | None], where: str) -> None:
+    names = list(dict.fromkeys(run for run in runs if run is not None))
+    if not 1 < len(names) <= _MOST_RUNS or None in runs or len({x for x, _ in names}) > 1:
+        return
+    code = {run: i for i, run in enumerate(names)}
+    of_row = np.array([code[run] for run in runs if run is not None])
+    step = frame["step"].fillna(-1).to_numpy(np.int64)
+    cells = np.stack([of_row, step, frame["prompt_id"].to_numpy()])
+    _, count = np.unique(cells, axis=1, return_counts=True)
+    # A number for each completion of a prompt is no run's.
+    if np.median(count) < 2:
+        return
+    (column, first), (_, second) = names[:2]
+    more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
+    raise RolloutError(
+        f"{where}: column {column!r} names several runs, {quoted(first)} and {quoted(second)}{more}"
+        ": read one by {}",
+        *("only", f"{column}={first}", f"only={{{column!r}: {first!r}}}"),
+    )
+
+
+def _units(frame: Any) -> list[str]:
+    """What each file is a part of: a folder below the shared one, or itself if it has steps."""
+    files = [pathlib.Path(x) for x in frame["source"].cat.categories]
+    shared = _shared(files)
+    pairs = frame[["source", "step"]].drop_duplicates()
+    several: Any = pairs["source"].value_counts(sort=False).to_numpy() > 1
+    units = []
+    for path, own in zip(files, several, strict=True):
+        inner = pathlib.Path(os.path.relpath(path.absolute(), shared))
+        alone = len(inner.parts) == 1
+        units.append(str(path) if alone and own else shared if alone else _top(path, inner))
+    return units
+
+
+def _top(path: pathlib.Path, inner: pathlib.Path) -> str:
+    """The folder of a file that is directly below the shared one, as the path spells it."""
+    return str(path.parents[len(inner.parts) - 2])
+
+
+def other_steps(frame: Any, named: Mapping[str, int]) -> str:
+    """What to say of files whose one step is another than the one they are named by."""
+    if not named or frame["step"].isna().all():
+        return ""
+    pairs = frame[["source", "step"]].dropna().drop_duplicates()
+    pairs = pairs[~pairs["source"].duplicated(keep=False)]
+    apart = [
+        (source, step)
+        for source, step in zip(pairs["source"], pairs["step"], strict=True)
+        if source in named and named[source] != step
+    ]
+    if not apart:
+        return ""
+    source, step = apart[0]
+    files = counted(len(apart), "file")
+    return (
+        f"{files} of {len(named):,} named by another step than that of the rows, which counts: "
+        f"{os.path.basename(source)} has step {step:,}"
+    )
