@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 
 from kltarget._core.status import Status
@@ -9,10 +12,45 @@ from kltarget._core.words import number
 from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._say_rewards import INDEPENDENT, Case
 from kltarget.diagnosis._statement import Statement
-from kltarget.evidence import Interval
+from kltarget.evidence import (
+    Interval,
+    chance_of_seeing,
+    entropy_of_counts,
+    entropy_of_seen,
+    likely_law,
+    unseen_share,
+)
 
-# Resamples of fewer groups scatter less than what they stand for.
-_FEWEST = 10
+# Where more of the right rollouts show an answer for the only time, how many are unseen is open.
+MOST_UNSEEN = 0.1
+# So much of the policy's mass must be seen where an answer can be written in several ways.
+_NEARLY_ALL = 0.95
+_Z, _ONE_SIDED = 1.959963984540054, 1.6448536269514722
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The entropy of a prompt's right answers under one law.
+
+    Attributes:
+        entropy: in nats.
+        variance: of that, by which answers were sampled.
+        above: the variance of what lies above it because an answer may have been missed.
+    """
+
+    entropy: float
+    variance: float
+    above: float = 0.0
+
+    @property
+    def modes(self) -> float:
+        """The effective number, corrected for the curve of the exponential."""
+        return max(math.exp(self.entropy) * (1 - min(self.variance, 1.0) / 2), 1.0)
+
+    def scaled(self, above: bool) -> float:
+        """The variance of the effective number, downwards or upwards."""
+        total = self.variance + (self.above if above else 0.0)
+        return math.exp(2 * self.entropy) * total
 
 
 def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> list[Statement]:
@@ -23,46 +61,142 @@ def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> l
     now, interval, groups = modes_now(case, several)
     if not groups:
         return []
-    before, target, _ = np.mean([aim.modes(case.threshold) for aim in several], axis=0)
-    text = f"effective right answers per prompt: {number(now, 3)} now, "
+    before, target = np.mean([_by_laws(case, aim) for aim in several], axis=0)
+    least = "at least " if interval is not None and math.isinf(interval[1]) else ""
+    text = f"effective right answers per prompt: {least}{number(now, 3)} now, "
     text += f"{number(before, 3)} of the reference"
     if not aims[0].status & Status.NO_TARGET:
         text += f", {number(target, 3)} of the target"
     if len(aims) > 1:
         text += f" (prompts with two or more: {len(several):,})"
+    detail = ""
+    if least:
+        detail = "; too few rollouts a prompt to say how many more: answers were seen but once"
     by = (*assumed, INDEPENDENT)
-    return [
-        Statement("effective_modes", text, "", now, interval, by, groups, "late groups", tier=2)
-    ]
+    evidence = now, interval, by, groups, "late groups"
+    return [Statement("effective_modes", text, detail, *evidence, tier=2)]
 
 
 def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]:
-    """Their mean over prompts by the counts of the last third, resampled by groups."""
+    """Their mean over prompts in the last third, and how many groups show any.
+
+    Where the policy's masses of the sampled answers are logged, they are used; elsewhere counts
+    are. If of these too many are singletons, it is a lower bound, and the interval has no end.
+    """
     log = case.log
     wanted = np.isin(log.prompt, [aim.prompt.code for aim in aims]) & log.late
     wanted &= log.reward >= case.threshold
     if not wanted.any():
-        return float("nan"), None, 0
-    _, group = np.unique(log.group[wanted], return_inverse=True)
-    codes, answer = np.unique(log.answer[wanted], return_inverse=True)
-    _, prompt = np.unique(log.answer_prompt[codes], return_inverse=True)
+        return math.nan, None, 0
+    groups = len(np.unique(log.group[wanted]))
+    by_mass = [x for aim in aims if (x := by_masses(case, aim)) is not None]
+    rest = [aim.prompt.code for aim in aims if by_masses(case, aim) is None]
+    rows = np.flatnonzero(wanted & np.isin(log.prompt, rest))
+    counts = [
+        np.unique(log.answer[rows[log.prompt[rows] == code]], return_counts=True)[1]
+        for code in np.unique(log.prompt[rows])
+    ]
+    open_ended = bool(counts) and unseen_share(np.concatenate(counts)) > MOST_UNSEEN
+    estimates = by_mass + [_by_counts(case, x, open_ended) for x in counts]
+    if not estimates:
+        return math.nan, None, 0
+    value = float(np.mean([x.modes for x in estimates]))
+    down, up = (
+        math.sqrt(sum(x.scaled(above) for x in estimates)) / len(estimates)
+        for above in (False, True)
+    )
+    if open_ended:
+        low = max(1.0, value - _ONE_SIDED * down)
+        return value, (low, math.inf), groups
+    if up == 0:
+        return value, None if counts else (value, value), groups
+    return value, (max(1.0, value - _Z * down), value + _Z * up), groups
 
-    def mean(weight: np.ndarray) -> float:
-        count = np.bincount(answer, weight, minlength=len(codes))
-        total = np.bincount(prompt, count)
-        part = np.where(count > 0, count, 1) / np.where(total > 0, total, 1)[prompt]
-        plain = -np.bincount(prompt, np.where(count > 0, part * np.log(part), 0))
-        kinds = np.bincount(prompt, count > 0)
-        # Miller's and Madow's correction.
-        entropy = plain + np.maximum(kinds - 1, 0) / (2 * np.where(total > 0, total, 1))
-        return float(np.exp(entropy)[total > 0].mean())
 
-    value, number_of = mean(np.ones(len(group))), int(group.max()) + 1
-    if number_of < _FEWEST:
-        return value, None, number_of
-    even = np.full(number_of, 1 / number_of)
-    resamples = case.rng.multinomial(number_of, even, size=case.number)
-    drawn = [mean(counts[group].astype(float)) for counts in resamples]
-    # Resamples show fewer answers than samples: their spread counts, not their middle.
-    low, high = np.quantile(np.array(drawn) - np.mean(drawn), [0.025, 0.975])
-    return value, (max(1.0, float(value + low)), float(value + high)), number_of
+def _by_counts(case: Case, counts: np.ndarray, as_bound: bool) -> Estimate:
+    """By how often each answer was seen, with the scatter of likely samples."""
+
+    def of(rows: np.ndarray) -> np.ndarray:
+        if not as_bound:
+            return entropy_of_counts(rows)
+        # Miller's and Madow's correction leaves it too low where much is unseen.
+        share = rows / rows.sum(1, keepdims=True)
+        plain = -np.where(rows > 0, share * np.log(np.where(rows > 0, share, 1)), 0).sum(1)
+        return plain + ((rows > 0).sum(1) - 1) / (2 * rows.sum(1))
+
+    law = likely_law(counts)
+    drawn = case.rng.multinomial(int(counts.sum()), law / law.sum(), size=case.number)
+    return Estimate(float(of(counts[None])[0]), float(of(drawn).var(ddof=1)))
+
+
+def by_masses(case: Case, aim: Aim) -> Estimate | None:
+    """By the last policy's masses of the answers it was seen to give; None if they are not known.
+
+    An answer stands for as many as its chance of being sampled says. What no rollout showed has a
+    known mass: were it one right answer, the entropy would be so much larger.
+    """
+    prompt = aim.prompt
+    if not prompt.exact_now:
+        return None
+    seen = np.append(prompt.right(case.threshold), False) & (prompt.log_now > -np.inf)
+    if not seen.any():
+        return None
+    unseen = float(np.exp(prompt.log_now[-1]))
+    if unseen > 1 - _NEARLY_ALL and not _told_apart(case, aim):
+        return None
+    size = _late_size(case, aim)
+    log_mass = prompt.log_now[seen]
+    entropy, variance = entropy_of_seen(log_mass, chance_of_seeing(np.exp(log_mass), size))
+    if not unseen:
+        return Estimate(entropy, variance)
+    plain, more = (_plain(x) for x in (log_mass, np.append(log_mass, np.log(unseen))))
+    missed = 1 - float(chance_of_seeing(np.array(unseen), size))
+    return Estimate(entropy, variance, max(more - plain, 0.0) ** 2 * missed)
+
+
+def by_whole_log(case: Case, aim: Aim) -> tuple[Estimate, Estimate] | None:
+    """The same of the reference and of the target, by the answers of the whole log.
+
+    An answer's chance of being among them is that of its mean mass over the log, which the
+    harmonic mean over its rollouts estimates. None if the log-probabilities are not there.
+    """
+    log, prompt = case.log, aim.prompt
+    if prompt.known != "logged" or not _told_apart(case, aim):
+        return None
+    rows = np.flatnonzero((log.prompt == prompt.code) & np.isfinite(log.logp))
+    place = np.searchsorted(prompt.answers, log.answer[rows])
+    count = np.bincount(place, minlength=len(prompt.answers))
+    inverse = np.bincount(place, np.exp(-log.logp[rows]), len(prompt.answers))
+    right = prompt.right(case.threshold)
+    if not rows.size or (count[right] == 0).any():
+        return None
+    chance = chance_of_seeing(count[right] / inverse[right], rows.size)
+    laws = (x[:-1][right] for x in (prompt.log_ref, aim.log_target))
+    reference, target = (Estimate(*entropy_of_seen(law, chance)) for law in laws)
+    return reference, target
+
+
+def _by_laws(case: Case, aim: Aim) -> tuple[float, float]:
+    """Effective numbers of the reference and the target."""
+    known = by_whole_log(case, aim)
+    if known is None:
+        return aim.modes(case.threshold)[:2]
+    return known[0].modes, known[1].modes
+
+
+def _late_size(case: Case, aim: Aim) -> int:
+    log = case.log
+    return int(((log.prompt == aim.prompt.code) & log.late & np.isfinite(log.logp)).sum())
+
+
+def _told_apart(case: Case, aim: Aim) -> bool:
+    """Whether each right answer was written in one way, so that its mass is the completion's."""
+    log = case.log
+    rows = np.flatnonzero(log.prompt == aim.prompt.code)
+    pairs = np.unique(np.stack([log.answer[rows], log.completion[rows]]), axis=1)
+    return pairs.shape[1] == len(np.unique(pairs[0]))
+
+
+def _plain(log_mass: np.ndarray) -> float:
+    share = log_mass - np.logaddexp.reduce(log_mass)
+    return float(-(np.exp(share) * share).sum())

@@ -6,6 +6,13 @@ masses, and one outcome for all unseen ones. Means, medians and shares of indepe
 intervals. Nothing here knows a recipe or judges a run.
 """
 
+from kltarget.evidence._entropy import (
+    chance_of_seeing,
+    entropy_of_counts,
+    entropy_of_seen,
+    likely_law,
+    unseen_share,
+)
 from kltarget.evidence._intervals import (
     LEVEL,
     Interval,
@@ -47,11 +54,15 @@ __all__ = [
     "Log",
     "Prompt",
     "answer_entropy",
+    "chance_of_seeing",
     "disagreements",
+    "entropy_of_counts",
+    "entropy_of_seen",
     "evident_threshold",
     "groups_of",
     "history",
     "informative_order",
+    "likely_law",
     "log_of",
     "mean_interval",
     "median_interval",
@@ -63,5 +74,6 @@ __all__ = [
     "reference_kind",
     "reference_sums",
     "share_interval",
+    "unseen_share",
     "wilson_interval",
 ]
