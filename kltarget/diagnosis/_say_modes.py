@@ -22,9 +22,12 @@ from kltarget.evidence import (
 )
 
 # Where more of the right rollouts show an answer for the only time, how many are unseen is open.
-MOST_UNSEEN = 0.1
+_MOST_UNSEEN = 0.1
 # So much of the policy's mass must be seen where an answer can be written in several ways.
 _NEARLY_ALL = 0.95
+# Of what is seen so little of, a sample says next to nothing.
+_LEAST_SEEN = 0.25
+_ROUNDING = 1e-6
 _Z, _ONE_SIDED = 1.959963984540054, 1.6448536269514722
 
 
@@ -89,14 +92,15 @@ def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]
     if not wanted.any():
         return math.nan, None, 0
     groups = len(np.unique(log.group[wanted]))
-    by_mass = [x for aim in aims if (x := by_masses(case, aim)) is not None]
-    rest = [aim.prompt.code for aim in aims if by_masses(case, aim) is None]
+    found = [by_masses(case, aim) for aim in aims]
+    by_mass = [x for x in found if x is not None]
+    rest = [aim.prompt.code for aim, x in zip(aims, found, strict=True) if x is None]
     rows = np.flatnonzero(wanted & np.isin(log.prompt, rest))
     counts = [
         np.unique(log.answer[rows[log.prompt[rows] == code]], return_counts=True)[1]
         for code in np.unique(log.prompt[rows])
     ]
-    open_ended = bool(counts) and unseen_share(np.concatenate(counts)) > MOST_UNSEEN
+    open_ended = bool(counts) and unseen_share(np.concatenate(counts)) > _MOST_UNSEEN
     estimates = by_mass + [_by_counts(case, x, open_ended) for x in counts]
     if not estimates:
         return math.nan, None, 0
@@ -107,9 +111,10 @@ def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]
     )
     if open_ended:
         low = max(1.0, value - _ONE_SIDED * down)
-        return value, (low, math.inf), groups
+        return low, (low, math.inf), groups
     if up == 0:
-        return value, None if counts else (value, value), groups
+        # All there is was seen, and its masses are known.
+        return value, None, groups
     return value, (max(1.0, value - _Z * down), value + _Z * up), groups
 
 
@@ -124,9 +129,13 @@ def _by_counts(case: Case, counts: np.ndarray, as_bound: bool) -> Estimate:
         plain = -np.where(rows > 0, share * np.log(np.where(rows > 0, share, 1)), 0).sum(1)
         return plain + ((rows > 0).sum(1) - 1) / (2 * rows.sum(1))
 
-    law = likely_law(counts)
-    drawn = case.rng.multinomial(int(counts.sum()), law / law.sum(), size=case.number)
-    return Estimate(float(of(counts[None])[0]), float(of(drawn).var(ddof=1)))
+    law, size = likely_law(counts), int(counts.sum())
+    drawn = case.rng.multinomial(size, law / law.sum(), size=case.number)
+    entropy, variance = float(of(counts[None])[0]), float(of(drawn).var(ddof=1))
+    # One answer more may have been missed as likely as not.
+    unseen = 1 / (size + 1)
+    more = _with_one_more(np.log(counts / size), unseen)
+    return Estimate(entropy, variance, more**2 * (1 - unseen) ** size)
 
 
 def by_masses(case: Case, aim: Aim) -> Estimate | None:
@@ -135,23 +144,27 @@ def by_masses(case: Case, aim: Aim) -> Estimate | None:
     An answer stands for as many as its chance of being sampled says. What no rollout showed has a
     known mass: were it one right answer, the entropy would be so much larger.
     """
-    prompt = aim.prompt
-    if not prompt.exact_now:
+    log, right = case.log, aim.prompt.right(case.threshold)
+    rows = np.flatnonzero((log.prompt == aim.prompt.code) & log.late & np.isfinite(log.logp))
+    # The latest of each answer, or of each way to write it.
+    rows = rows[np.argsort(-log.time[rows], kind="stable")]
+    apart = _told_apart(case, aim)
+    _, first = np.unique(log.completion[rows], return_index=True)
+    latest = rows[first]
+    place = np.searchsorted(aim.prompt.answers, log.answer[latest])
+    mass = np.bincount(place, np.exp(log.logp[latest]), len(right))
+    total = float(mass.sum())
+    mass = mass / max(total, 1.0)
+    if total < (_LEAST_SEEN if apart else _NEARLY_ALL) or not (mass[right] > 0).any():
         return None
-    seen = np.append(prompt.right(case.threshold), False) & (prompt.log_now > -np.inf)
-    if not seen.any():
-        return None
-    unseen = float(np.exp(prompt.log_now[-1]))
-    if unseen > 1 - _NEARLY_ALL and not _told_apart(case, aim):
-        return None
-    size = _late_size(case, aim)
-    log_mass = prompt.log_now[seen]
-    entropy, variance = entropy_of_seen(log_mass, chance_of_seeing(np.exp(log_mass), size))
-    if not unseen:
+    log_mass = np.log(mass[right & (mass > 0)])
+    chance = chance_of_seeing(np.exp(log_mass), rows.size)
+    entropy, variance = entropy_of_seen(log_mass, chance)
+    unseen = 1 - total
+    if unseen <= _ROUNDING:
         return Estimate(entropy, variance)
-    plain, more = (_plain(x) for x in (log_mass, np.append(log_mass, np.log(unseen))))
-    missed = 1 - float(chance_of_seeing(np.array(unseen), size))
-    return Estimate(entropy, variance, max(more - plain, 0.0) ** 2 * missed)
+    missed = 1 - float(chance_of_seeing(np.array(unseen), rows.size))
+    return Estimate(entropy, variance, _with_one_more(log_mass, unseen) ** 2 * missed)
 
 
 def by_whole_log(case: Case, aim: Aim) -> tuple[Estimate, Estimate] | None:
@@ -180,13 +193,9 @@ def _by_laws(case: Case, aim: Aim) -> tuple[float, float]:
     """Effective numbers of the reference and the target."""
     known = by_whole_log(case, aim)
     if known is None:
-        return aim.modes(case.threshold)[:2]
+        reference, target, _ = aim.modes(case.threshold)
+        return reference, target
     return known[0].modes, known[1].modes
-
-
-def _late_size(case: Case, aim: Aim) -> int:
-    log = case.log
-    return int(((log.prompt == aim.prompt.code) & log.late & np.isfinite(log.logp)).sum())
 
 
 def _told_apart(case: Case, aim: Aim) -> bool:
@@ -197,6 +206,11 @@ def _told_apart(case: Case, aim: Aim) -> bool:
     return pairs.shape[1] == len(np.unique(pairs[0]))
 
 
-def _plain(log_mass: np.ndarray) -> float:
-    share = log_mass - np.logaddexp.reduce(log_mass)
-    return float(-(np.exp(share) * share).sum())
+def _with_one_more(log_mass: np.ndarray, unseen: float) -> float:
+    """By how much one more answer, of this mass, would raise the entropy."""
+    plain, more = (
+        -float(np.exp(share) @ share)
+        for masses in (log_mass, np.append(log_mass, np.log(unseen)))
+        for share in (masses - np.logaddexp.reduce(masses),)
+    )
+    return max(more - plain, 0.0)

@@ -192,16 +192,17 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
     both = sum(row[1].variance + row[2].variance for row in known)
     down, up = (_Z * np.sqrt(x) / len(known) for x in (both + missed, both))
     low, high = by_path - float(down), by_path + float(up)
+    interval = (low, high) if high > low else None
     text = (
         f"entropy of the right answers: {number(reference, 3)} nats by the reference, "
         f"{number(target, 3)} by the target, {number(now, 3)} now: the target takes "
         f"{number(by_target, 2)}, "
     )
-    if low <= 0 <= high:
+    if interval is not None and low <= 0 <= high:
         text += "and that the path takes any cannot be told from so few rollouts"
     else:
         text += f"the path {number(by_path, 2)} nats"
-    evidence = by_path, (low, high), assumptions(case, aims[0].prompt), len(known), "prompts"
+    evidence = by_path, interval, assumptions(case, aims[0].prompt), len(known), "prompts"
     return [Statement("path", text, "", *evidence, tier=3)]
 
 

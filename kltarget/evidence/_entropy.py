@@ -57,8 +57,12 @@ def _unseen_part(total: int, once: int, twice: int) -> float:
 
 
 def unseen_share(counts: np.ndarray) -> float:
-    """Turing's estimate of the mass of all that was not seen, of counts or several laws' counts."""
-    return float((counts == 1).sum() / max(counts.sum(), 1))
+    """The mass of all that was not seen, of one law's counts or of several laws' together.
+
+    Turing's estimate, the share of singletons, as if there were one more: few samples without any
+    may miss much as well.
+    """
+    return float(((counts == 1).sum() + 1) / max(counts.sum(), 1))
 
 
 def likely_law(counts: np.ndarray) -> np.ndarray:
