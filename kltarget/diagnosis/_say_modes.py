@@ -170,23 +170,55 @@ def by_masses(case: Case, aim: Aim) -> Estimate | None:
 def by_whole_log(case: Case, aim: Aim) -> tuple[Estimate, Estimate] | None:
     """The same of the reference and of the target, by the answers of the whole log.
 
-    An answer's chance of being among them is that of its mean mass over the log, which the
-    harmonic mean over its rollouts estimates. None if the log-probabilities are not there.
+    None if the log-probabilities are not there. The unseen may hold one more right answer.
     """
-    log, prompt = case.log, aim.prompt
+    prompt, right = aim.prompt, aim.prompt.right(case.threshold)
     if prompt.known != "logged" or not _told_apart(case, aim):
         return None
-    rows = np.flatnonzero((log.prompt == prompt.code) & np.isfinite(log.logp))
-    place = np.searchsorted(prompt.answers, log.answer[rows])
-    count = np.bincount(place, minlength=len(prompt.answers))
-    inverse = np.bincount(place, np.exp(-log.logp[rows]), len(prompt.answers))
-    right = prompt.right(case.threshold)
-    if not rows.size or (count[right] == 0).any():
+    chance = _chances(case, aim)
+    if chance is None or not (chance[right] > 0).all():
         return None
-    chance = chance_of_seeing(count[right] / inverse[right], rows.size)
-    laws = (x[:-1][right] for x in (prompt.log_ref, aim.log_target))
-    reference, target = (Estimate(*entropy_of_seen(law, chance)) for law in laws)
-    return reference, target
+    found = []
+    for law in (prompt.log_ref, aim.log_target):
+        log_mass = law[:-1][right]
+        more = 0.0
+        if prompt.log_ref[-1] > -np.inf:
+            # Equally rewarded answers keep the reference's ratios.
+            total = np.logaddexp.reduce(log_mass) - np.logaddexp.reduce(prompt.log_ref[:-1][right])
+            more = _with_one_more(log_mass, float(np.exp(prompt.log_ref[-1] + total)))
+        found.append(Estimate(*entropy_of_seen(log_mass, chance[right]), more**2))
+    return found[0], found[1]
+
+
+def _chances(case: Case, aim: Aim) -> np.ndarray | None:
+    """The chance of every answer to be somewhere in the log, 0 where it cannot be told.
+
+    At steps that did not show an answer its log-probability is taken from the steps around, before
+    them from the reference, or is less if such answers add up to more than that step's rollouts
+    leave.
+    """
+    log, size = case.log, len(aim.prompt.answers)
+    rows = np.flatnonzero((log.prompt == aim.prompt.code) & np.isfinite(log.logp))
+    if not rows.size:
+        return None
+    place = np.searchsorted(aim.prompt.answers, log.answer[rows])
+    times, time, number_of = np.unique(log.time[rows], return_inverse=True, return_counts=True)
+    log_mass = np.full((len(times), size), np.nan)
+    log_mass[time, place] = log.logp[rows]
+    shown = np.isfinite(log_mass)
+    first = ~shown[0] & (aim.prompt.log_ref[:-1] > -np.inf)
+    log_mass[0, first] = aim.prompt.log_ref[:-1][first]
+    for column in log_mass.T:
+        known = np.isfinite(column)
+        if known.any():
+            column[:] = np.interp(times, times[known], column[known])
+    mass = np.exp(np.where(np.isfinite(log_mass), log_mass, -np.inf))
+    left = np.maximum(1 - np.where(shown, mass, 0).sum(1), 0)
+    claimed = np.where(shown, 0, mass).sum(1)
+    less = np.minimum(1, left / np.where(claimed > 0, claimed, 1))[:, None]
+    mass = np.where(shown, mass, mass * less)
+    chance = -np.expm1(number_of @ np.log1p(-np.minimum(mass, 1 - 1e-12)))
+    return np.where(shown.any(0), chance, 0.0)
 
 
 def _by_laws(case: Case, aim: Aim) -> tuple[float, float]:

@@ -187,10 +187,11 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         return []
     reference, target, now = np.mean([[x.entropy for x in row] for row in known], axis=0)
     by_target, by_path = _tidy(reference - target), _tidy(target - now)
-    # What was missed of the present policy makes the path's share smaller, not larger.
-    missed = sum(row[2].above for row in known)
+    # What was missed of the present policy makes the path's share smaller, of the target larger.
     both = sum(row[1].variance + row[2].variance for row in known)
-    down, up = (_Z * np.sqrt(x) / len(known) for x in (both + missed, both))
+    down, up = (
+        _Z * np.sqrt(both + sum(row[law].above for row in known)) / len(known) for law in (2, 1)
+    )
     low, high = by_path - float(down), by_path + float(up)
     interval = (low, high) if high > low else None
     text = (
@@ -199,7 +200,7 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         f"{number(by_target, 2)}, "
     )
     if interval is not None and low <= 0 <= high:
-        text += "and that the path takes any cannot be told from so few rollouts"
+        text += "whether the path takes any cannot be told from so few rollouts"
     else:
         text += f"the path {number(by_path, 2)} nats"
     evidence = by_path, interval, assumptions(case, aims[0].prompt), len(known), "prompts"
