@@ -28,7 +28,8 @@ def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     """The mean of independent values between 0 and 1 and its 95 % interval, None for one value.
 
     It is Wilson's for as many trials as would scatter like the values, and Student's factor allows
-    for how few values say so. Values that are all equal count as one trial each.
+    for how few values say so. Values that are all equal count as one trial each. Where values lie
+    between 0 and 1, it reaches as far as that of their mean, which allows for their skewness.
     """
     values = values[np.isfinite(values)]
     if values.size < 2:
@@ -38,7 +39,11 @@ def share_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     if scatter > 0:
         trials = max(trials, mean * (1 - mean) / scatter)
     width = float(student.ppf((1 + LEVEL) / 2, values.size - 1))
-    return mean, wilson_interval(mean * trials, trials, width)
+    low, high = wilson_interval(mean * trials, trials, width)
+    _, other = mean_interval(values)
+    if other is not None and ((values > 0) & (values < 1)).any():
+        low, high = max(min(low, other[0]), 0.0), min(max(high, other[1]), 1.0)
+    return mean, (low, high)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, Interval | None]:
