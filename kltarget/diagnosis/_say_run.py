@@ -17,7 +17,7 @@ from kltarget.evidence import LEAST_SEEN, Log
 # A policy is far from its target from here on, in total variation or in nats of KL(π‖π*).
 FAR = 0.1
 STANDS = "the run stands at its fixed point"
-DISTINCT = "deviations of different completions, and of different blocks of steps, are independent"
+DISTINCT = "deviations of different completions, and of different blocks of steps, are independent and alike"
 _LEAST_CELLS = 4
 _Z = 1.959963984540054
 

@@ -3,7 +3,8 @@
 `log_of` turns the frame of :func:`kltarget.rollouts.read_rollouts` into arrays; `groups_of` has its
 generation groups, `prompts_of` its prompts: the seen answers with their rewards and the reference's
 masses, and one outcome for all unseen ones. Means, medians and shares of independent values have
-intervals. Nothing here knows a recipe or judges a run.
+intervals, and a law's entropy is estimated from what a sample of it shows. Nothing here knows a
+recipe or judges a run.
 """
 
 from kltarget.evidence._entropy import (
