@@ -20,6 +20,7 @@ import pytest
 import kltarget as kt
 from kltarget import diagnosis
 from kltarget.diagnosis import LogRatios, diagnose, fit_families
+from kltarget.evidence import chance_of_seeing, entropy_of_counts, entropy_of_seen
 from kltarget.recipes import Recipe
 
 LEAST, NUMBER = 0.92, 200
@@ -165,7 +166,8 @@ def truth_of(statement, scenario, truth, frame, found):
     p, right = np.exp(truth.policy), truth.reward >= 1
     name, size = statement.name, scenario.size
     if name == "zero_std_groups":
-        return float(sum((p * (truth.reward == x)).sum(1) ** size for x in scenario.levels).mean())
+        equal = [(p * (truth.reward == x)).sum(1) ** size for x in scenario.levels]
+        return float(np.mean(np.sum(equal, axis=0)))
     if name.startswith("pass@"):
         return float((1 - (1 - (p * right).sum(1)) ** int(name[5:])).mean())
     if name == "diversity":
@@ -252,7 +254,7 @@ def covered(scenario, number):
 def test_every_interval_covers_the_truth(name):
     scenario = SCENARIOS[name]
     hits = covered(scenario, NUMBER)
-    shares = {key: float(np.mean(x)) for key, x in hits.items()}
+    shares = {key: sum(x) / len(x) for key, x in hits.items()}
     print(name, {key: (round(share, 3), len(hits[key])) for key, share in shares.items()})
     assert set(hits) == set(scenario.expected)
     assert min(shares.values()) >= LEAST, shares
@@ -295,13 +297,33 @@ def test_the_implied_coefficient_covers_the_truth(family, design):
     rng, hits = np.random.default_rng(0), []
     for _ in range(NUMBER):
         cells = cells_of(rng, family, *design, beta=0.3)
-        if not (pd.Series(cells.x).groupby(cells.line).nunique() > 1).any():
+        if not any(np.ptp(cells.x[cells.line == line]) for line in np.unique(cells.line)):
             continue
         fit = fit_families(cells, rng, 2)[family == "forward"]
         low, high = fit.interval
         hits.append(low <= 0.3 <= high)
     print(family, design, np.mean(hits))
     assert np.mean(hits) >= LEAST
+
+
+def test_entropies_allow_for_what_was_not_sampled():
+    rng = np.random.default_rng(0)
+    law = rng.dirichlet(np.ones(12))
+    true, plain, counted, weighed = entropy(np.log(law)), [], [], []
+    for count in rng.multinomial(12, law, size=1000):
+        seen = count > 0
+        share = count[seen] / 12
+        plain.append(-share @ np.log(share))
+        counted.append(entropy_of_counts(np.append(count, 0))[0])
+        chance = chance_of_seeing(law[seen], 12)
+        weighed.append(entropy_of_seen(np.log(law[seen]) + 3, chance)[0])
+    assert np.mean(plain) < true - 0.3
+    assert abs(np.mean(counted) - true) < 0.1
+    assert abs(np.mean(weighed) - true) < 0.05
+    exact, variance = entropy_of_seen(np.log(law), np.ones(12))
+    assert exact == pytest.approx(true, rel=1e-12)
+    assert variance == 0
+    assert np.isnan(entropy_of_counts(np.zeros((1, 3)))[0])
 
 
 def test_every_statement_with_an_interval_is_simulated():

@@ -182,6 +182,10 @@ def by_whole_log(case: Case, aim: Aim) -> tuple[Estimate, Estimate] | None:
     for law in (prompt.log_ref, aim.log_target):
         log_mass = law[:-1][right]
         more = 0.0
+        if np.isnan(log_mass).any():
+            # There is no target.
+            found.append(Estimate(math.nan, math.nan))
+            continue
         if prompt.log_ref[-1] > -np.inf:
             # Equally rewarded answers keep the reference's ratios.
             total = np.logaddexp.reduce(log_mass) - np.logaddexp.reduce(prompt.log_ref[:-1][right])
@@ -240,6 +244,9 @@ def _told_apart(case: Case, aim: Aim) -> bool:
 
 def _with_one_more(log_mass: np.ndarray, unseen: float) -> float:
     """By how much one more answer, of this mass, would raise the entropy."""
+    log_mass = log_mass[log_mass > -np.inf]
+    if not log_mass.size or not unseen > 0:
+        return 0.0
     plain, more = (
         -float(np.exp(share) @ share)
         for masses in (log_mass, np.append(log_mass, np.log(unseen)))

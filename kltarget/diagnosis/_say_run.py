@@ -17,7 +17,10 @@ from kltarget.evidence import LEAST_SEEN, Log
 # A policy is far from its target from here on, in total variation or in nats of KL(π‖π*).
 FAR = 0.1
 STANDS = "the run stands at its fixed point"
-DISTINCT = "deviations of different completions, and of different blocks of steps, are independent and alike"
+DISTINCT = (
+    "deviations of different completions are independent and alike, so are those of different "
+    "blocks of steps"
+)
 _LEAST_CELLS = 4
 _Z = 1.959963984540054
 
@@ -181,6 +184,7 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
     if aims[0].status & Status.NO_TARGET:
         return []
     several = [aim for aim in aims if aim.prompt.right(case.threshold).sum() > 1]
+    several = [aim for aim in several if not aim.status & Status.NO_TARGET]
     found = [(_modes.by_whole_log(case, aim), _modes.by_masses(case, aim)) for aim in several]
     known = [(*laws, now) for laws, now in found if laws is not None and now is not None]
     if not known:

@@ -7,6 +7,8 @@ from scipy.special import digamma
 
 # Beyond so many terms the rest of the series is below one in a thousand of an entropy.
 _TERMS = 4000
+# What is less likely than this is not sampled; its square is still a number.
+_LEAST_CHANCE = 1e-60
 
 
 def entropy_of_counts(counts: np.ndarray) -> np.ndarray:
@@ -103,7 +105,7 @@ def entropy_of_seen(log_mass: np.ndarray, chance: np.ndarray) -> tuple[float, fl
         universe", Journal of the American Statistical Association 47, 1952.
     """
     possible = log_mass > -np.inf
-    log_mass, chance = log_mass[possible], chance[possible]
+    log_mass, chance = log_mass[possible], np.maximum(chance[possible], _LEAST_CHANCE)
     if not log_mass.size:
         return np.nan, np.nan
     weight, missed = 1 / chance, (1 - chance) / chance**2
