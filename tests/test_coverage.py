@@ -95,7 +95,7 @@ SCENARIOS = {
         *(4, 8, 6, 9, (0.0, 0.5, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
     ),
     "normalised, small groups": Scenario(
-        *(1, 4, 4, 24, (0.0, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
+        *(2, 4, 4, 30, (0.0, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
     ),
 }
 
