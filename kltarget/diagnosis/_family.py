@@ -23,6 +23,9 @@ _MOST_AT_ONCE = 2**21
 _MOST_NATS = 100.0
 # Log-probabilities are logged with seven digits.
 _ROUNDING = 1e-6
+# A relative square that is rounding.
+_EXACT = 1e-24
+_LEAST_DRAWS, _MOST_DRAWS = 400, 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,31 +89,24 @@ def fit_families(
     """Both families, the share of resamples in which the better stays so, and how many completions.
 
     Resampled by random weights are the completions, and the blocks of steps: so one answer may
-    deviate at all steps, or all answers in one block. Both variances count, which is conservative
-    for what does neither, and the width is Student's with Satterthwaite's degrees of freedom.
+    deviate at all steps, or all answers in one block. The intervals allow for both (`_half_width`).
     """
     order = np.argsort(cells.line, kind="stable")
     cells = LogRatios(*(getattr(cells, field.name)[order] for field in dataclasses.fields(cells)))
     names = ("reverse", "forward")
     estimates = {name: _fit(name, cells, cells.count[None]) for name in names}
-    better, worse = sorted(names, key=lambda name: estimates[name][1, 0])
-    variances: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+    better, worse = sorted(names, key=lambda name: estimates[name].miss[0])
     shares = []
     for label in (cells.completion, cells.block):
         _, unit = np.unique(label, return_inverse=True)
         few = int(unit.max()) + 1
-        if few < 2:
-            continue
-        drawn = _resampled(cells, unit, few, rng, number)
-        for name, values in drawn.items():
-            # Random exponential weights of n units scatter less than n independent ones by this.
-            scatter = values[0].var() * (few + 1) / (few - 1)
-            variances[name].append((float(scatter), few - 1))
-        shares.append(float((drawn[better][1] < drawn[worse][1]).mean()))
+        if few > 1:
+            misses = _resampled(cells, unit, few, rng, number)
+            shares.append(float((misses[better] < misses[worse]).mean()))
     fits = []
-    for name in names:
-        slope, miss = (float(x) for x in estimates[name][:, 0])
-        half = _half_width(variances[name]) + _ROUNDING * abs(slope)
+    for name, fit in estimates.items():
+        slope, miss = float(fit.slope[0]), float(fit.miss[0])
+        half = _half_width(cells, fit, rng) + _ROUNDING * abs(slope)
         interval = _inverse(slope + half), _inverse(slope - half)
         fits.append(FamilyFit(name, _inverse(slope), interval, miss))
     return fits[0], fits[1], min(shares, default=0.0), len(np.unique(cells.completion))
@@ -119,48 +115,121 @@ def fit_families(
 def _resampled(
     cells: LogRatios, unit: np.ndarray, few: int, rng: np.random.Generator, number: int
 ) -> dict[str, np.ndarray]:
-    """Slopes and misses of both families under random weights of the units, ``[2, R]`` each."""
+    """What both families miss by under random weights of the units, ``[R]`` each."""
     at_once = max(1, _MOST_AT_ONCE // len(unit))
     parts: dict[str, list[np.ndarray]] = {"reverse": [], "forward": []}
     for start in range(0, number, at_once):
         rows = min(at_once, number - start)
         weight = cells.count * rng.exponential(size=(rows, few))[:, unit]
         for name, values in parts.items():
-            values.append(_fit(name, cells, weight))
-    return {name: np.concatenate(values, axis=1) for name, values in parts.items()}
+            values.append(_fit(name, cells, weight).miss)
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _half_width(variances: list[tuple[float, int]]) -> float:
-    """Half a 95 % interval from variances with their degrees of freedom."""
-    total = sum(variance for variance, _ in variances)
+def _half_width(cells: LogRatios, fit: _Fit, rng: np.random.Generator) -> float:
+    """Half a 95 % interval of a slope, infinite where nothing says how much completions deviate.
+
+    Its variance adds up the squares of what each completion's deviations, and each block's, move
+    the slope by. From few, unequal completions that comes out small, and unsteady, by as much as
+    simulated deviations of this very design say: independent and equally large of all completions,
+    the same at all steps. The quotient of the slope's error and its estimated error there is what
+    Student's is of equal points. Where the blocks prevail it is Student's, with Satterthwaite's
+    degrees of freedom.
+
+    References:
+        Bell, McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage
+        samples", Survey Methodology 28, 2002 (the same by formulas). Cameron, Gelbach, Miller,
+        "Bootstrap-based improvements for inference with clustered errors", Review of Economics and
+        Statistics 90, 2008.
+    """
+    weight, scale = fit.weight[:1], fit.scale[0]
+    (_, completion), (_, block) = (
+        np.unique(label, return_inverse=True) for label in (cells.completion, cells.block)
+    )
+    units, few = int(completion.max()) + 1, int(block.max()) + 1
+    spread = few / (few - 1) if few > 1 else 0.0
+
+    def errors(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slopes, and their variances by completions and by blocks."""
+        slope, fitted, lever = _line(cells, y, weight)
+        moved = lever * (y - fitted)
+        return slope, _squares(moved, completion), spread * _squares(moved, block)
+
+    _, by_completions, by_blocks = (float(x[0]) for x in errors(fit.y))
+    most = min(_MOST_DRAWS, max(_LEAST_DRAWS, 16 * _MOST_AT_ONCE // len(completion)))
+    at_once, ratios = max(1, _MOST_AT_ONCE // len(completion)), []
+    for start in range(0, most, at_once):
+        deviations = rng.standard_normal((min(at_once, most - start), units))
+        slope, one, other = errors(scale * deviations[:, completion])
+        with np.errstate(divide="ignore"):
+            # What remains of a fit through all points is rounding.
+            exact = one <= _EXACT * slope**2
+            ratios.append(np.abs(slope) / np.sqrt(np.where(exact, 0, one + other)))
+    times = float(np.quantile(np.concatenate(ratios), LEVEL, method="inverted_cdf"))
+    total = by_completions + by_blocks
+    if not np.isfinite(times):
+        return np.inf
     if not total:
-        return 0.0 if variances else np.inf
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances)
-    return float(student.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(total))
+        return 0.0
+    parts = (by_completions, units - 1), (by_blocks, few - 1)
+    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts if part)
+    return max(times, float(student.ppf((1 + LEVEL) / 2, freedom))) * float(np.sqrt(total))
+
+
+def _squares(moved: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """The sums of the squares of the units' sums, ``[R]``."""
+    order = np.argsort(unit, kind="stable")
+    starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
+    return (np.add.reduceat(moved[:, order], starts, axis=1) ** 2).sum(1)
 
 
 def _inverse(slope: float) -> float:
     return 1 / slope if slope > 0 else np.inf
 
 
-def _fit(family: str, cells: LogRatios, weight: np.ndarray) -> np.ndarray:
-    """The slopes of a family in 1/β and what they miss by, ``[2, R]``, of weights ``[R, N]``."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Fit:
+    """A family under rows of weights.
+
+    Attributes:
+        slope: in 1/β, ``[R]``.
+        miss: root mean square deviation of ``log π/π_ref``, ``[R]``.
+        y: what is a line in the reward, ``[1, N]``.
+        weight: of its least squares, ``[R, N]``.
+        scale: how far ``y`` moves with ``log π/π_ref``, ``[R, N]``.
+    """
+
+    slope: np.ndarray
+    miss: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    scale: np.ndarray
+
+
+def _fit(family: str, cells: LogRatios, weight: np.ndarray) -> _Fit:
+    """A family under weights ``[R, N]``."""
     if family == "reverse":
-        slope, fitted = _line(cells, cells.log_ratio, weight)
-        return np.stack([slope, _mean_square(cells.log_ratio - fitted, weight)])
+        slope, fitted, _ = _line(cells, cells.log_ratio[None], weight)
+        miss = _mean_square(cells.log_ratio - fitted, weight)
+        return _Fit(slope, miss, cells.log_ratio[None], weight, np.ones_like(weight))
     # Deviations of log π/π_ref are what is even, so those of its inverse count by its square.
     tame = np.clip(cells.log_ratio, -_MOST_NATS, _MOST_NATS)
-    inverse, relative = np.exp(-tame), weight * np.exp(2 * tame)
-    slope, fitted = _line(cells, inverse, relative)
+    inverse, relative = np.exp(-tame)[None], weight * np.exp(2 * tame)
+    slope, fitted, _ = _line(cells, inverse, relative)
     for _ in range(_ROUNDS):
-        fitted = np.maximum(fitted, 1e-3 * inverse)
-        slope, fitted = _line(cells, inverse, weight / fitted**2)
+        relative = weight / np.maximum(fitted, 1e-3 * inverse) ** 2
+        slope, fitted, _ = _line(cells, inverse, relative)
     fitted = np.maximum(fitted, 1e-3 * inverse)
-    return np.stack([-slope, _mean_square(-tame - np.log(fitted), weight)])
+    return _Fit(-slope, _mean_square(-tame - np.log(fitted), weight), inverse, relative, fitted)
 
 
-def _line(cells: LogRatios, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares with one slope and an intercept per line, of sorted lines."""
+def _line(
+    cells: LogRatios, y: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted least squares with one slope and an intercept per line, of sorted lines.
+
+    Returns the slopes ``[R]``, the fits, and by how much the slope moves with ``y``, ``[R, N]``.
+    """
     starts = np.flatnonzero(np.diff(cells.line, prepend=-1))
     sizes = np.diff(np.append(starts, len(cells.line)))
     total = np.add.reduceat(weight, starts, axis=1)
@@ -170,8 +239,9 @@ def _line(cells: LogRatios, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarr
         return np.repeat(sums / total, sizes, axis=1)
 
     dx = cells.x - centre(cells.x)
-    slope = (weight * dx * y).sum(1) / (weight * dx**2).sum(1)
-    return slope, centre(y) + slope[:, None] * dx
+    lever = weight * dx / (weight * dx**2).sum(1)[:, None]
+    slope = (lever * y).sum(1)
+    return slope, centre(y) + slope[:, None] * dx, lever
 
 
 def _mean_square(miss: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
-from kltarget.diagnosis import _family
+from kltarget.diagnosis import _family, _say_modes as _modes
 from kltarget.diagnosis._aims import Aim, along_tokens, side_by_side
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
@@ -17,8 +17,12 @@ from kltarget.evidence import LEAST_SEEN, Log
 # A policy is far from its target from here on, in total variation or in nats of KL(π‖π*).
 FAR = 0.1
 STANDS = "the run stands at its fixed point"
-DISTINCT = "deviations of different completions, and of different blocks of steps, are independent"
+DISTINCT = (
+    "deviations of different completions are independent and alike, so are those of different "
+    "blocks of steps"
+)
 _LEAST_CELLS = 4
+_Z = 1.959963984540054
 
 
 def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
@@ -191,21 +195,39 @@ def _drift(log: Log, aim: Aim) -> float | None:
 
 
 def _path(case: Case, aims: list[Aim]) -> list[Statement]:
-    """How much of the lost diversity the target takes, and how much the way to it."""
-    several = [aim for aim in aims if aim.prompt.right(case.threshold).sum() > 1]
-    known = [aim for aim in several if aim.prompt.exact_now]
-    if not known or aims[0].status & Status.NO_TARGET:
+    """How much of the lost diversity the target takes, and how much the way to it.
+
+    All three entropies are estimated from sampled answers of known mass, with what was not sampled
+    allowed for, so that none is low because few rollouts show it.
+    """
+    if aims[0].status & Status.NO_TARGET:
         return []
-    rows = np.log([aim.modes(case.threshold) for aim in known])
-    reference, target, now = np.nanmean(rows, axis=0)
-    by_target, by_path = reference - target, target - now
+    several = [aim for aim in aims if aim.prompt.right(case.threshold).sum() > 1]
+    several = [aim for aim in several if not aim.status & Status.NO_TARGET]
+    found = [(_modes.by_whole_log(case, aim), _modes.by_masses(case, aim)) for aim in several]
+    known = [(*laws, now) for laws, now in found if laws is not None and now is not None]
+    if not known:
+        return []
+    reference, target, now = np.mean([[x.entropy for x in row] for row in known], axis=0)
+    by_target, by_path = _tidy(reference - target), _tidy(target - now)
+    # What was missed of the present policy makes the path's share smaller, of the target larger.
+    both = sum(row[1].variance + row[2].variance for row in known)
+    down, up = (
+        _Z * np.sqrt(both + sum(row[law].above for row in known)) / len(known) for law in (2, 1)
+    )
+    low, high = by_path - float(down), by_path + float(up)
+    interval = (low, high) if high > low else None
     text = (
         f"entropy of the right answers: {number(reference, 3)} nats by the reference, "
         f"{number(target, 3)} by the target, {number(now, 3)} now: the target takes "
-        f"{number(_tidy(by_target), 2)}, the path {number(_tidy(by_path), 2)} nats"
+        f"{number(by_target, 2)}, "
     )
-    by, size = assumptions(case, aims[0].prompt), len(known)
-    return [Statement("path", text, "", float(by_path), None, by, size, "prompts", tier=3)]
+    if interval is not None and low <= 0 <= high:
+        text += "whether the path takes any cannot be told from so few rollouts"
+    else:
+        text += f"the path {number(by_path, 2)} nats"
+    evidence = by_path, interval, assumptions(case, aims[0].prompt), len(known), "prompts"
+    return [Statement("path", text, "", *evidence, tier=3)]
 
 
 def _tidy(x: float) -> float:

@@ -3,11 +3,19 @@
 ``log_of`` turns the frame of :func:`kltarget.rollouts.read_rollouts` into arrays; ``groups_of`` has
 its generation groups, ``prompts_of`` its prompts: the seen answers with their rewards and the
 reference's masses, and one outcome for all unseen ones. Means, medians and shares of independent
-values have intervals. ``LoggedAdvantages`` tells what was subtracted from rewards and what divided
-them. Nothing here knows a recipe or judges a run.
+values have intervals, a law's entropy is estimated from what a sample of it shows, and
+``LoggedAdvantages`` tells what was subtracted from rewards and what divided them. Nothing here
+knows a recipe or judges a run.
 """
 
 from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
+from kltarget.evidence._entropy import (
+    chance_of_seeing,
+    entropy_of_counts,
+    entropy_of_seen,
+    likely_law,
+    unseen_share,
+)
 from kltarget.evidence._intervals import (
     LEVEL,
     Interval,
@@ -54,11 +62,15 @@ __all__ = [
     "Prompt",
     "TokenTree",
     "answer_entropy",
+    "chance_of_seeing",
     "disagreements",
+    "entropy_of_counts",
+    "entropy_of_seen",
     "evident_threshold",
     "groups_of",
     "history",
     "informative_order",
+    "likely_law",
     "log_of",
     "mean_interval",
     "median_interval",
@@ -70,5 +82,6 @@ __all__ = [
     "reference_kind",
     "reference_sums",
     "share_interval",
+    "unseen_share",
     "wilson_interval",
 ]
