@@ -275,6 +275,7 @@ def jittered_cells(family, rng, prompts=3, steps=4, jitter=0.1, common=0.0):
     return LogRatios(*(column.reshape(-1)[kept] for column in columns))
 
 
+@pytest.mark.quick_only("reverse-0.08")
 @pytest.mark.parametrize("common", [0.0, 0.08])
 @pytest.mark.parametrize("family", ["reverse", "forward"])
 def test_intervals_cover_as_often_as_they_say(family, common):
@@ -606,6 +607,29 @@ def test_answers_may_hold_what_parts_sentences():
 def test_a_run_far_from_its_target_is_a_warning(short, graded):
     assert short["distance"].warning
     assert not graded["distance"].warning
+
+
+def test_unseen_answers_may_decide_how_far_a_run_is():
+    """At its target, with half of the right answers in no rollout."""
+    probs = np.array([0.05] * 8 + [0.6])
+    reward = np.array([1.0] * 8 + [0.0])
+    target = probs * np.exp(reward)
+    target /= target.sum()
+    seen = [0, 1, 2, 3, 8]
+    rows = [
+        {"prompt": "?", "completion": str(k), "answer": str(k), "reward": reward[k], "step": step,
+         "group_id": 10 * step + i // 5, "ref_logp": np.log(probs[k]), "logp": np.log(target[k])}
+        for step in range(4)
+        for i, k in enumerate(seen * 2)
+    ]  # fmt: skip
+    found = diagnose(pd.DataFrame(rows), Recipe("loss", "k2", "sequence"), beta=1.0)["distance"]
+    lowest = np.append(probs[seen] * np.exp(reward[seen]), 0.2)
+    lowest /= lowest.sum()
+    apart = np.abs(lowest - np.append(target[seen], 4 * target[4])).sum() / 2
+    assert apart > 0.1
+    assert f"0 to {apart:.2g} away from the target" in found.text
+    assert "by how unseen answers are rewarded" in found.text
+    assert not found.warning
 
 
 def test_errors_carry_their_argument():

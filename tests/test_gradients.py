@@ -107,6 +107,7 @@ def assert_matches(got, want, dtype, where, floor=0.0):
 REVERSE = ("reverse-kl", "forward-kl", "chi-squared", "alpha-0.5")
 
 
+@pytest.mark.slow
 @pytest.mark.quick_only("reverse-kl", "forward-kl")
 @dtypes
 @cases
@@ -162,6 +163,7 @@ def test_forward_and_reverse_mode_agree(name, dtype):
             assert error.max() <= 64 * eps(dtype) * scale, row
 
 
+@pytest.mark.slow
 @pytest.mark.quick_only("0.5")
 @dtypes
 @pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.5, 1.0, 1.0 + 2.0**-10, 1.5, 3.0])

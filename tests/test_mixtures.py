@@ -478,6 +478,7 @@ def test_forward_target_of_a_mixture_reference_value():
     assert_near(target.expected_reward, want["mean_reward"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "divergence",
     [
@@ -706,6 +707,7 @@ def test_saddles_and_flat_tops_are_no_further_modes():
         assert len(mixtures.find_modes(gmm([0.5, 0.5], [[-apart], [apart]], [1.0, 1.0]))) == count
 
 
+@pytest.mark.slow
 def test_tails_belong_to_the_mode_they_rise_to():
     # From far out on the right the wider component on the left is the likelier one.
     far = np.array([[5.0], [10.0], [14.0], [25.0]], DTYPE)

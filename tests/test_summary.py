@@ -133,6 +133,7 @@ def test_an_objective_is_solved():
     assert kt.summarize(objective) == kt.summarize(kt.solve(objective))
 
 
+@pytest.mark.quick_only("divergence0")
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.Alpha(np.array([[0.5], [2]]))])
 def test_a_batch_is_a_summary_per_problem(divergence):
     task = tasks.load("one-two")

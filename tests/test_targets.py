@@ -714,6 +714,7 @@ def test_a_written_generator_has_the_target_of_the_built_in_one(name, dtype):
         np.testing.assert_allclose(got.probs, want.probs, rtol=1e4 * eps(dtype), atol=1e-10)
 
 
+@pytest.mark.slow
 @dtypes
 @pytest.mark.parametrize("power", [-9, -7, 6, 9])
 def test_alpha_near_one_without_small_masses(power, dtype):

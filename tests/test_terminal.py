@@ -66,12 +66,17 @@ def diagnosis():
     return diagnose(pd.DataFrame(rows), recipes.recipe("trl-grpo", beta=0.1), beta=0.1)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_follow_the_terminal(capsys, monkeypatch, command, width):
-    monkeypatch.setenv("COLUMNS", str(width))
-    assert cli.main(command.split()) == 0
-    assert widest(capsys.readouterr().out) <= width
+def test_commands_follow_the_terminal_and_cut_no_word(capsys, monkeypatch, command):
+    words = {}
+    for width in (1000, *WIDTHS):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.main(command.split()) == 0
+        page = capsys.readouterr().out
+        assert widest(page) <= width
+        words[width] = {x for x in page.split() if "=" not in x[1:-1]}
+        # The example of a recipe's fields is longer than a line and parted between them.
+        assert words[width] == words[1000], width
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -91,18 +96,6 @@ def test_every_recipe_fits(capsys, monkeypatch, width):
         name = preset.title.replace(" ", "").replace("<=", "==").split("<")[0].split(">")[0]
         assert cli.main(["recipe", name]) == 0
     assert widest(capsys.readouterr().out) <= width
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_no_word_is_cut(capsys, monkeypatch, command, width):
-    words = []
-    for columns in (1000, width):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        assert cli.main(command.split()) == 0
-        words.append({x for x in capsys.readouterr().out.split() if "=" not in x[1:-1]})
-    # The example of a recipe's fields is longer than a line and parted between them.
-    assert words[1] == words[0]
 
 
 def test_a_word_longer_than_a_line_is_parted_after_a_sign(capsys, monkeypatch, tmp_path):

@@ -43,6 +43,7 @@ def random_tree(seed=0):
     return space, tree, kept, reward, log_ref
 
 
+@pytest.mark.quick_only("forward", "lengths")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_tree_of_all_sequences_has_the_targets_of_the_space(name):
     space, tree, kept, reward, log_ref = random_tree()
@@ -181,6 +182,7 @@ def test_the_true_distance_of_a_run_over_two_tokens(tmp_path):
     assert target == pytest.approx(reward, abs=0.01)
 
 
+@pytest.mark.slow
 def test_flips_along_a_tree_are_where_the_target_is_level(tmp_path):
     path, _ = logged(tmp_path, ["token_ids", "ref_token_logps"])
     found = diagnose(path, RUN_RECIPE)
@@ -194,6 +196,7 @@ def test_flips_along_a_tree_are_where_the_target_is_level(tmp_path):
         assert shares[flip["better"]] == pytest.approx(shares[flip["worse"]], rel=1e-3)
 
 
+@pytest.mark.quick_only("columns1")
 @pytest.mark.parametrize("columns", [[], ["num_tokens"], ["token_ids"], ["ref_token_logps"]])
 def test_without_tokens_nothing_is_said_of_targets(tmp_path, columns):
     path, _ = logged(tmp_path, columns)

@@ -42,11 +42,11 @@ class Aim:
     effective_beta: float
     status: Status
 
-    def modes(self, threshold: float) -> tuple[float, ...]:
-        """The effective number of right answers by the reference, the target, and now."""
+    def modes(self, threshold: float) -> tuple[float, float]:
+        """The effective number of right answers by the reference and by the target."""
         right = np.append(self.prompt.right(threshold), False)
-        laws = self.prompt.log_ref, self.log_target, self.prompt.log_now
-        return tuple(effective_number(log_probs[right]) for log_probs in laws)
+        reference, target = self.prompt.log_ref[right], self.log_target[right]
+        return effective_number(reference), effective_number(target)
 
 
 def affordable(recipe: Recipe, prompts: list[Prompt], most: int) -> list[Prompt]:
@@ -76,6 +76,12 @@ def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
         _along(recipe, prompt, beta) if tree else next(whole)
         for prompt, tree in zip(prompts, along, strict=True)
     ]
+
+
+def best_unseen(prompt: Prompt) -> Prompt:
+    """The prompt if unseen answers were as good as the best seen one, not as bad as the worst."""
+    reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
+    return dataclasses.replace(prompt, reward=reward)
 
 
 def along_tokens(recipe: Recipe, prompt: Prompt) -> bool:

@@ -21,6 +21,7 @@ from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
 from kltarget.diagnosis._own_answers import own_answers
+from kltarget.diagnosis._say_modes import modes_of
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -402,7 +403,8 @@ def _columns(
     names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
     extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
     for aim in aims:
-        numbers = (aim.effective_beta, *aim.modes(case.threshold), aim.prompt.seen_mass)
+        modes = *aim.modes(case.threshold), modes_of(case, aim)
+        numbers = (aim.effective_beta, *modes, aim.prompt.seen_mass)
         for column, number_of in zip(extra.values(), numbers, strict=True):
             column[aim.prompt.code] = number_of
     columns |= extra

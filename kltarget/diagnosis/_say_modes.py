@@ -23,6 +23,7 @@ from kltarget.evidence import (
 
 # Where more of the right rollouts show an answer for the only time, how many are unseen is open.
 _MOST_UNSEEN = 0.1
+_MOST_AT_ONCE = 2**21
 # So much of the policy's mass must be seen where an answer can be written in several ways.
 _NEARLY_ALL = 0.95
 # Of what is seen so little of, a sample says next to nothing.
@@ -118,6 +119,17 @@ def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]
     return value, (max(1.0, value - _Z * down), value + _Z * up), groups
 
 
+def modes_of(case: Case, aim: Aim) -> float:
+    """The same of one prompt, without an interval."""
+    found = by_masses(case, aim)
+    if found is not None:
+        return found.modes
+    chosen = (case.log.prompt == aim.prompt.code) & case.log.late
+    chosen &= case.log.reward >= case.threshold
+    counts = np.unique(case.log.answer[chosen], return_counts=True)[1]
+    return float(np.exp(entropy_of_counts(counts[None])[0])) if counts.size else math.nan
+
+
 def _by_counts(case: Case, counts: np.ndarray, as_bound: bool) -> Estimate:
     """By how often each answer was seen, with the scatter of likely samples."""
 
@@ -130,8 +142,11 @@ def _by_counts(case: Case, counts: np.ndarray, as_bound: bool) -> Estimate:
         return plain + ((rows > 0).sum(1) - 1) / (2 * rows.sum(1))
 
     law, size = likely_law(counts), int(counts.sum())
-    drawn = case.rng.multinomial(size, law / law.sum(), size=case.number)
-    entropy, variance = float(of(counts[None])[0]), float(of(drawn).var(ddof=1))
+    at_once, drawn = max(1, _MOST_AT_ONCE // len(law)), []
+    for start in range(0, case.number, at_once):
+        rows = min(at_once, case.number - start)
+        drawn.append(of(case.rng.multinomial(size, law / law.sum(), size=rows)))
+    entropy, variance = float(of(counts[None])[0]), float(np.concatenate(drawn).var(ddof=1))
     # One answer more may have been missed as likely as not.
     unseen = 1 / (size + 1)
     more = _with_one_more(np.log(counts / size), unseen)
@@ -229,8 +244,7 @@ def _by_laws(case: Case, aim: Aim) -> tuple[float, float]:
     """Effective numbers of the reference and the target."""
     known = by_whole_log(case, aim)
     if known is None:
-        reference, target, _ = aim.modes(case.threshold)
-        return reference, target
+        return aim.modes(case.threshold)
     return known[0].modes, known[1].modes
 
 

@@ -8,7 +8,7 @@ from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis import _family, _say_modes as _modes
-from kltarget.diagnosis._aims import Aim, along_tokens, side_by_side
+from kltarget.diagnosis._aims import Aim, aims_of, along_tokens, best_unseen, side_by_side
 from kltarget.diagnosis._say_rewards import LARGE, ON_POLICY, SOURCE, Case
 from kltarget.diagnosis._say_targets import assumptions
 from kltarget.diagnosis._statement import Statement
@@ -36,26 +36,7 @@ def run_statements(case: Case, aims: list[Aim]) -> list[Statement]:
         return [Statement("family", text, unit="", tier=3, refused=True)]
     distances = _distance(case, aims)
     is_far = any(statement.warning for statement in distances)
-    if any(along_tokens(case.recipe, aim.prompt) for aim in aims):
-        text = "which family the run follows is not asked: where a KL per token acts on several "
-        text += "tokens, log π/π_ref of whole answers follows neither line"
-        families = [
-            Statement(
-                "family",
-                text,
-                "",
-                None,
-                None,
-                (SOURCE,),
-                len(aims),
-                "prompts",
-                tier=3,
-                refused=True,
-            )
-        ]
-    else:
-        families = _families(case, aims, is_far)
-    return [*distances, *families, *_path(case, aims)]
+    return [*distances, *_families(case, aims, is_far), *_path(case, aims)]
 
 
 def _cells(log: Log, aims: list[Aim]) -> tuple[_family.LogRatios, int, bool]:
@@ -94,10 +75,15 @@ def _cells(log: Log, aims: list[Aim]) -> tuple[_family.LogRatios, int, bool]:
 
 def _families(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
     cells, size, scaled = _cells(case.log, aims)
+    why = ""
     if case.recipe.entropy_bonus:
-        text = "which family the run follows is not asked: beside an entropy bonus neither fits"
+        why = "beside an entropy bonus neither fits"
+    elif any(along_tokens(case.recipe, aim.prompt) for aim in aims):
+        why = "where a KL per token acts on several tokens, whole answers follow neither line"
+    if why:
+        text = f"which family the run follows is not asked: {why}"
         evidence = None, None, (SOURCE,), size, "late rollouts"
-        return [Statement("family", text, "", *evidence, tier=3)]
+        return [Statement("family", text, "", *evidence, tier=3, refused=True)]
     if size < _LEAST_CELLS or not _family.some_slope(cells):
         text = (
             f"which family the run follows cannot be told: in {case.log.late_span} the completions "
@@ -164,15 +150,29 @@ def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
     if not known or aims[0].status & Status.NO_TARGET:
         return []
     pairs = [side_by_side(aim) for aim in known]
+    others = aims_of(case.recipe, [best_unseen(aim.prompt) for aim in known], case.beta)
+    raised = [side_by_side(aim) for aim in others if not aim.status & Status.NO_TARGET]
     moves = [x for aim in known if (x := _drift(case.log, aim)) is not None]
     value = float(np.nanmean([total_variation(*pair) for pair in pairs]))
     nats = float(np.mean([kl(*pair) for pair in pairs]))
+    # How the unseen answers are rewarded is not known, and may decide.
+    value_then, nats_then = value, nats
+    if len(raised) == len(pairs):
+        value_then = float(np.nanmean([total_variation(*pair) for pair in raised]))
+        nats_then = float(np.mean([kl(*pair) for pair in raised]))
+    near, far = (f(max(value, nats), max(value_then, nats_then)) for f in (min, max))
+    is_far, open_still = near > FAR, near <= FAR < far
     text = (
-        f"the last policy is {number(value, 2)} away from the target in total variation, "
-        f"{number(nats, 2)} nats in KL(π‖target)"
+        f"the last policy is {_between(value, value_then)} away from the target in total "
+        f"variation, {_between(nats, nats_then)} nats in KL(π‖target)"
     )
-    is_far, detail = max(value, nats) > FAR, ""
-    text = f"the run is far from its target: {text}" if is_far else f"{text}: close"
+    detail = ""
+    if is_far:
+        text = f"the run is far from its target: {text}"
+    elif open_still:
+        text += ": by how unseen answers are rewarded, as the worst seen or as the best"
+    else:
+        text += ": close"
     if moves:
         mean = number(float(np.mean(moves)), 2)
         detail = f"; it moved by {mean} between the last two logged steps"
@@ -180,6 +180,12 @@ def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
         detail += "; it was too short, or the path, the recipe or β are not what is assumed"
     evidence = value, None, assumptions(case, aims[0].prompt), len(known), "prompts"
     return [Statement("distance", text, detail, *evidence, tier=3, warning=is_far)]
+
+
+def _between(low: float, high: float) -> str:
+    """The first of two numbers if they are nearly the same; else both, the smaller one first."""
+    first, second = (number(_tidy(x), 2) for x in sorted((low, high)))
+    return number(_tidy(low), 2) if abs(low - high) < FAR / 20 else f"{first} to {second}"
 
 
 def _drift(log: Log, aim: Aim) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,9 +64,7 @@ def _reference(case: Case, aims: list[Aim]) -> Statement:
     )
     detail = ""
     if not aims[0].status & Status.NO_TARGET and not np.isneginf(prompt.log_ref[-1]):
-        reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
-        raised = dataclasses.replace(prompt, reward=reward)
-        (other,) = _aims.aims_of(case.recipe, [raised], case.beta)
+        (other,) = _aims.aims_of(case.recipe, [_aims.best_unseen(prompt)], case.beta)
         apart = total_variation(other.log_target, aims[0].log_target)
         detail = f"; with the highest instead, the target would be {number(apart, 2)} away (TV)"
     by = FIRST if prompt.known == "first-step" else "the logged numbers are the reference's"

@@ -9,6 +9,8 @@ from scipy.special import digamma
 _TERMS = 4000
 # What is less likely than this is not sampled; its square is still a number.
 _LEAST_CHANCE = 1e-60
+# Unseen outcomes per sample.
+_MOST_UNSEEN = 20
 
 
 def entropy_of_counts(counts: np.ndarray) -> np.ndarray:
@@ -77,7 +79,8 @@ def likely_law(counts: np.ndarray) -> np.ndarray:
     total, once, twice = counts.sum(), (counts == 1).sum(), (counts == 2).sum()
     shares = counts / total
     more = once**2 / (2 * twice) if twice else once * (once - 1) / 2
-    more = int(np.ceil((total - 1) / total * more))
+    # Where nearly all are seen once there would be their square; so many hardly recur either.
+    more = min(int(np.ceil((total - 1) / total * more)), _MOST_UNSEEN * int(total))
     if not more:
         return shares
     chance = (total - 1) * once / ((total - 1) * once + 2 * max(twice, 1))
