@@ -32,7 +32,7 @@ REWARDS = ("zero_std_groups", "pass@1", "pass@k", "diversity")
 WITH = {*REWARDS, "effective_beta", "expected_reward", "reference_ratio", "flip_beta"}
 WITH |= {"effective_modes", "path", "implied_beta"}
 WITHOUT = {"direction", "right_answers", "reference", "favoured", "mara", "family", "distance"}
-WITHOUT |= {"advantages"}
+WITHOUT |= {"advantages", "answers"}
 
 
 @dataclasses.dataclass(frozen=True)
