@@ -52,7 +52,6 @@ autodoc_preserve_defaults = True
 napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-default_role = "code"
 nitpicky = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"

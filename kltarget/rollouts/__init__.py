@@ -1,34 +1,36 @@
 r"""Read the rollouts that RL trainers log: what was sampled, how likely, and how rewarded.
 
-`read_rollouts` reads the files of these trainers, and files of your own, into one frame of the same
-columns; which format it is, it tells by the columns of the files:
+``read_rollouts`` reads the files of these trainers, and files of your own, into one frame of the
+same columns; which format it is, it tells by the columns of the files:
 
-=================  =============================  ===============================================
-format             files                          written by
-=================  =============================  ===============================================
-`trl`              `completions_*.parquet`        TRL, `log_completions=True`
-`trl-logp`         `.parquet`, `.jsonl`           a subclass of TRL's trainer that adds `logp`,
-                                                  `ref_logp`
-`trl-table`        `.table.json`                  TRL's tables in Weights & Biases or Trackio
-`verl`             `{step}.jsonl`                 verl, `rollout_data_dir`, `validation_data_dir`
-`open-instruct`    `*_rollouts_*.jsonl`           open-instruct, `--save_traces`
-`nemo-rl`          `train_data_step*.jsonl`       NeMo-RL
-`prime-rl`         `traces.jsonl`                 prime-rl; a trace of several branches is read
-                                                  along its last
-`prime-rl-tokens`  `rank_*.jsonl`                 prime-rl's token exports
-`tunix`            `trajectory_log_*.csv`         Tunix, agentic learners
-`skyrl`            `global_step_*_evals/*.jsonl`  SkyRL, evaluations
-`generic`          `.parquet`, `.arrow`,          you: `prompt`, `completion`, `reward`, … or
-                   `.feather`, `.jsonl`,          what else they are called (`input`, `response`,
-                   `.json`, `.csv`, `.tsv`        `score`, `is_correct`, …)
-=================  =============================  ===============================================
+===================  ===============================  ==============================================
+format               files                            written by
+===================  ===============================  ==============================================
+``trl``              ``completions_*.parquet``        TRL, ``log_completions=True``
+``trl-logp``         ``.parquet``, ``.jsonl``         a subclass of TRL's trainer that adds
+                                                      ``logp``, ``ref_logp``
+``trl-table``        ``.table.json``                  TRL's tables in Weights & Biases or Trackio
+``verl``             ``{step}.jsonl``                 verl, ``rollout_data_dir``,
+                                                      ``validation_data_dir``
+``open-instruct``    ``*_rollouts_*.jsonl``           open-instruct, ``--save_traces``
+``nemo-rl``          ``train_data_step*.jsonl``       NeMo-RL
+``prime-rl``         ``traces.jsonl``                 prime-rl; a trace of several branches is read
+                                                      along its last
+``prime-rl-tokens``  ``rank_*.jsonl``                 prime-rl's token exports
+``tunix``            ``trajectory_log_*.csv``         Tunix, agentic learners
+``skyrl``            ``global_step_*_evals/*.jsonl``  SkyRL, evaluations
+``generic``          ``.parquet``, ``.arrow``,        you: ``prompt``, ``completion``, ``reward``, …
+                     ``.feather``, ``.jsonl``,        or what else they are called (``input``,
+                     ``.json``, ``.csv``, ``.tsv``    ``response``, ``score``, ``is_correct``, …)
+===================  ===============================  ==============================================
 
-Text files may be packed (`.jsonl.gz`). JSON may be a list of records, an object of columns or what
-pandas and experiment trackers write. A row whose completion is a list is one rollout per element.
+Text files may be packed (``.jsonl.gz``). JSON may be a list of records, an object of columns or
+what pandas and experiment trackers write. A row whose completion is a list is one rollout per
+element.
 
 SkyRL dumps its training batches as pickles, which can run any code when they are opened and are
 never opened here. Convert your own in the environment that wrote them, with a script like this
-(`python convert.py MODEL global_step_5_training_input.pkl > step_5.jsonl`), leaving out what your
+(``python convert.py MODEL global_step_5_training_input.pkl > step_5.jsonl``), leaving out what your
 run does not have::
 
     import json, pickle, re, sys

@@ -54,29 +54,30 @@ def read_rollouts(
     Args:
         paths: A file, several files, or a folder, which is searched with all its subfolders. Files
             in a folder that are no rollouts are left out with a note.
-        format: What wrote the files, of `kltarget.rollouts.FORMAT_NAMES`; by default it is told by
-            their columns. Several formats are not read at once, except that where rollouts with
+        format: What wrote the files, of ``kltarget.rollouts.FORMAT_NAMES``; by default it is told
+            by their columns. Several formats are not read at once, except that where rollouts with
             log-probabilities ("trl-logp") are found, TRL's own files beside them, which hold the
-            same rollouts, are left out with a note, and that "generic" files beside a trainer's
-            are left out.
+            same rollouts, are left out with a note, and that "generic" files beside a trainer's are
+            left out.
         columns: For files of your own: the file's name of each canonical column, for example
-            `{"completion": "text"}`, in any case. Rewards that are to be added are given as a list.
-            Usual names, such as `response`, `score` and `global_step`, need not be given.
+            ``{"completion": "text"}``, in any case. Rewards that are to be added are given as a
+            list. Usual names, such as ``response``, ``score`` and ``global_step``, need not be
+            given.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
-            without white space at its end. "number": its last number, `1,200.50` as `1200.5`,
-            `1e-3` as `0.001`, `2/4` as `0.5` and `2/6` as `1/3`.
-            "boxed": the content of its last `\boxed{…}` whose braces balance. "answer": that of its
-            last `<answer>…</answer>`. A pattern, or its text after "regex:": the first group of the
+            without white space at its end. "number": its last number, ``1,200.50`` as ``1200.5``,
+            ``1e-3`` as ``0.001``, ``2/4`` as ``0.5`` and ``2/6`` as ``1/3``. "boxed": the content
+            of its last ``\boxed{…}`` whose braces balance. "answer": that of its last
+            ``<answer>…</answer>``. A pattern, or its text after "regex:": the first group of the
             last match, or all of it. A function of yours from the completion to a text or None.
-            Files that `read_rollouts` once wrote keep their answers if "text" is asked for.
+            Files that ``read_rollouts`` once wrote keep their answers if "text" is asked for.
         num_generations: Size of a generation group where the files do not name groups: consecutive
-            blocks of so many rows. By default it is guessed, which `attrs["notes"]` then says.
+            blocks of so many rows. By default it is guessed, which ``attrs["notes"]`` then says.
         reward_weights: What the trainer multiplies its rewards by before it adds them: a number by
             the name of each reward that has another than 1, or one for each in the order of the
-            columns. By default the logged advantages say it, or all count as 1; `attrs["notes"]`
+            columns. By default the logged advantages say it, or all count as 1; ``attrs["notes"]``
             has them, and which numbers beside the rewards the advantages leave out.
-        only: Read the rows alone whose entry in a column is this, for example `{"run": "a"}` or
-            `{"split": "validation"}`.
+        only: Read the rows alone whose entry in a column is this, for example ``{"run": "a"}`` or
+            ``{"split": "validation"}``.
         full_text: Keep completions and answers as they are. Otherwise those of more than 1,000
             characters are kept as their beginning, their end and what tells them from others, which
             is enough to diagnose a run and takes little memory. Answers are found before.
@@ -84,30 +85,34 @@ def read_rollouts(
         progress: Show a progress bar over the bytes of all files.
 
     Returns:
-        A frame in the files' order with the columns below. `attrs["format"]` is the format,
-        `attrs["notes"]` a list of one-line texts: what was guessed, skipped and left out, and
-        `attrs["shaped"]` says whether the trainer logs rewards as it scaled and cut them.
+        A frame in the files' order with the columns below. ``attrs["format"]`` is the format,
+        ``attrs["notes"]`` a list of one-line texts: what was guessed, skipped and left out, and
+        ``attrs["shaped"]`` says whether the trainer logs rewards as it scaled and cut them.
 
-        ==================  ========  ==============================================================
-        column              dtype
-        ==================  ========  ==============================================================
-        `prompt_id`         int32     one per text of a prompt, from 0 as they first appear
-        `sample_id`         int32     index in the generation group, from 0
-        `step`              Int64     training step; NA if the file does not say
-        `prompt`            category  text; a chat's messages, with roles if there are several
-        `completion`        string    text; of a chat what the assistant says
-        `answer`            string    NA where the rule finds none
-        `reward`            float64   total reward; NaN only where no rewards are logged
-        `ref_logp`, `logp`  float64   natural, by the reference and by the policy that sampled
-        `num_tokens`        float64   tokens of the completion, NaN if not logged
-        `advantage`         float64   of the sequence, or the mean of its tokens'; NaN if not logged
-        `source`            category  the file
-        `group_id`          int32     one per generation group: the samples of a prompt in a step
-        `reward/…`          float64   one for each reward that was added; NaN if it does not apply
-        `tokens`            object    arrays, only where the reference's log-probabilities of tokens
-                                      are logged too; None for completions of more than 256 tokens
-        `ref_token_logps`   object    arrays of as many, natural
-        ==================  ========  ==============================================================
+        ======================  ========  ==========================================================
+        column                  dtype
+        ======================  ========  ==========================================================
+        ``prompt_id``           int32     one per text of a prompt, from 0 as they first appear
+        ``sample_id``           int32     index in the generation group, from 0
+        ``step``                Int64     training step; NA if the file does not say
+        ``prompt``              category  text; a chat's messages, with roles if there are several
+        ``completion``          string    text; of a chat what the assistant says
+        ``answer``              string    NA where the rule finds none
+        ``reward``              float64   total reward; NaN only where no rewards are logged
+        ``ref_logp``, ``logp``  float64   natural, by the reference and by the policy that sampled
+        ``num_tokens``          float64   tokens of the completion, NaN if not logged
+        ``advantage``           float64   of the sequence, or the mean of its tokens'; NaN if not
+                                          logged
+        ``source``              category  the file
+        ``group_id``            int32     one per generation group: the samples of a prompt in a
+                                          step
+        ``reward/…``            float64   one for each reward that was added; NaN if it does not
+                                          apply
+        ``tokens``              object    arrays, only where the reference's log-probabilities of
+                                          tokens are logged too; None for completions of more than
+                                          256 tokens
+        ``ref_token_logps``     object    arrays of as many, natural
+        ======================  ========  ==========================================================
 
     Raises:
         RolloutError: If a file is none of the formats, or a row cannot be read: a broken line, text
@@ -120,13 +125,13 @@ def read_rollouts(
     files; the outputs of one session, and steps that train on one generation, are one rollout. A
     group that a file names is one for each of its prompts if each has several rollouts in it.
 
-    One run's training is read. Rows of validation, by a column such as `split` or `is_eval` or by
-    the names of files and folders, are left out with a note if there are others. Two runs are an
-    error: those that a column such as `run_id` names, and folders or files that have the same
+    One run's training is read. Rows of validation, by a column such as ``split`` or ``is_eval`` or
+    by the names of files and folders, are left out with a note if there are others. Two runs are an
+    error: those that a column such as ``run_id`` names, and folders or files that have the same
     prompts at the same steps, if more than half of the steps of one are steps of the other. Files
     with other prompts at the same steps are ranks or shards of one run, those with few steps in
     common a run that was resumed, and both are read as one; so are folders whose names say that
-    they are parts (`rank_0`, `shard-1`).
+    they are parts (``rank_0``, ``shard-1``).
 
     Example:
         >>> import pathlib, tempfile
