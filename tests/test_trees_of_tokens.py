@@ -248,6 +248,9 @@ def test_answers_that_part_at_once_are_wholes(tmp_path, completions, columns):
     [
         (["10", "11", "12"], {}),
         (["10", "11", "12"], {"num_tokens": [1, 2, 1]}),
+        # One character each, but more tokens than one.
+        (["1", "2", "3"], {"num_tokens": [2, 2, 2]}),
+        (["1", "2", "3"], {"ref_token_logps": [[-1.6, 0.0], [-1.2, 0.0], [-0.7, 0.0]]}),
         # The end of "a" is a token of its own that is not among its tokens.
         (
             ["a", "ab", "c"],
@@ -267,6 +270,79 @@ def test_answers_that_may_part_later_are_not(tmp_path, completions, columns):
     assert diagnosed(tmp_path, rows_of(completions, [0.2, 0.3, 0.5], **columns))[
         "flip_beta"
     ].refused
+
+
+def test_texts_that_differ_early_say_nothing_where_much_is_unseen(tmp_path):
+    rows = rows_of(["the cat", "a dog", "no"], [0.2, 0.3, 0.5])
+    assert not diagnosed(tmp_path, rows)["flip_beta"].refused
+    for row in rows:
+        row["ref_logp"] += np.log(0.9)
+    assert diagnosed(tmp_path, rows)["flip_beta"].refused
+
+
+@pytest.mark.parametrize("names", [("x y", "w y", "v"), ("A", "B", "C")])
+def test_what_is_unseen_behind_a_token_stays_there(tmp_path, names):
+    """Seen answers part at once, but one of them may go on otherwise: tokens outweigh texts."""
+    columns = {
+        "token_ids": [[1, 2], [4, 2], [5]],
+        "ref_token_logps": [
+            np.log([0.5, 0.4]).tolist(),
+            [float(np.log(0.3)), 0.0],
+            [float(np.log(0.2))],
+        ],
+    }
+    rows = rows_of(names, [0.3, 0.4, 0.3], **columns)
+    for row in rows:
+        row["reward"] = float(row["completion"] != names[2])
+    # By hand, reverse KL per token, an effective β of 0.2 · 8/7.
+    beta = 0.2 * 8 / 7
+    second = np.array([0.4 * np.exp(1 / beta), 0.6])
+    second /= second.sum()
+    first = np.array([0.5 * np.exp(second[0] / beta), 0.3 * np.exp(1 / beta), 0.2])
+    first /= first.sum()
+    found = diagnosed(tmp_path, rows).featured
+    assert found is not None
+    assert found.target is not None
+    target = dict(zip(found.names, found.target, strict=True))
+    expected = dict(zip(names, [first[0] * second[0], first[1], first[2]], strict=True))
+    expected["(unseen)"] = first[0] * second[1]
+    assert target == pytest.approx(expected, rel=1e-5)
+
+
+def test_prompts_of_equal_rewards_take_their_bounds_from_the_log(tmp_path):
+    rows = rows_of(["1", "2", "3"], [0.2, 0.3, 0.5])
+    for i, row in enumerate(rows):
+        row["prompt"] = "always right" if i % 16 < 8 else "others"
+        if row["prompt"] == "always right":
+            row |= {"completion": "4", "reward": 1.0, "ref_logp": float(np.log(0.7))}
+    found = diagnosed(tmp_path, rows)
+    (frame,) = [found.prompts]
+    place = frame["prompt"].index("always right")
+    # 0.7 of the reference at the best reward, the rest at the log's worst.
+    assert frame["seen_reference_mass"][place] == pytest.approx(0.7)
+    text = next(x.text for x in found.statements if x.name == "expected_reward")
+    before = float(text.split("of the reference ")[1].split(",")[0])
+    ours = 0.2 / 1.0
+    assert before == pytest.approx((0.7 + ours) / 2, abs=2e-3)
+
+
+def test_what_the_last_steps_do_not_show_has_no_number(tmp_path):
+    rows = rows_of(["1", "2", "3"], [0.2, 0.3, 0.5])
+    for row in rows:
+        row["prompt"] = f"of step {row['step']}"
+    found = diagnosed(tmp_path, rows).featured
+    assert found is not None
+    assert found.prompt == "of step 1"
+    early = [row | {"prompt": "?"} for row in rows if row["completion"] != "3" or row["step"] == 0]
+    logged = [
+        row | {"logp": float(np.log({"1": 0.5, "2": 0.4, "3": 0.1}[row["completion"]]))}
+        for row in early
+    ]
+    found = diagnosed(tmp_path, logged).featured
+    assert found is not None
+    now = dict(zip(found.names, found.now, strict=True))
+    assert np.isnan(now["3"])
+    assert now["(unseen)"] == pytest.approx(0.1)
 
 
 def test_unseen_continuations_are_one_choice_per_prefix(tmp_path):

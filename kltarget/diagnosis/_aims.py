@@ -80,7 +80,7 @@ def aims_of(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
 
 def best_unseen(prompt: Prompt) -> Prompt:
     """The prompt if unseen answers were as good as the best seen one, not as bad as the worst."""
-    reward = np.append(prompt.reward[:-1], prompt.reward[:-1].max())
+    reward = np.append(prompt.reward[:-1], prompt.best_unseen)
     return dataclasses.replace(prompt, reward=reward)
 
 

@@ -328,6 +328,12 @@ def _aims(
             f"{odd:,} completions have reference log-probabilities that differ by more than 0.01: "
             "other tokens of the same text, or another reference; the first is used"
         )
+    excluded = int(np.isneginf(log.ref_logp).sum()) if kind == "logged" else 0
+    if excluded:
+        notes.append(
+            f"{counted(excluded, 'rollout')} with ref_logp = −inf: the reference cannot give what "
+            "was sampled from a policy that began as it; is this another reference?"
+        )
     order = evidence.informative_order(log, case.threshold)
     prompts = evidence.prompts_of(log, order[~impossible[order]][:most], kind)
     if not prompts:

@@ -89,7 +89,8 @@ def fit_families(
     """Both families, the share of resamples in which the better stays so, and how many completions.
 
     Resampled by random weights are the completions, and the blocks of steps: so one answer may
-    deviate at all steps, or all answers in one block. The intervals allow for both (``_half_width``).
+    deviate at all steps, or all answers in one block. The intervals allow for both
+    (``_half_width``).
     """
     order = np.argsort(cells.line, kind="stable")
     cells = LogRatios(*(getattr(cells, field.name)[order] for field in dataclasses.fields(cells)))

@@ -56,7 +56,7 @@ def featured_of(
         counts=tuple(prompt.counts.tolist()),
         reference=None if aim is None else _known(prompt, prompt.log_ref),
         target=None,
-        now=_floats(np.exp(prompt.log_now)),
+        now=_floats(_now(prompt)),
     )
     if aim is None or aim.status & Status.NO_TARGET:
         return base
@@ -71,6 +71,14 @@ def featured_of(
         shares=tuple(map(_floats, shares)),
         effective_beta=None if case.recipe.entropy_bonus else aim.effective_beta,
     )
+
+
+def _now(prompt: Prompt) -> np.ndarray:
+    """The policy's probabilities; NaN where the last steps do not show them."""
+    now = np.exp(prompt.log_now)
+    if prompt.exact_now:
+        return np.where((now == 0) & (prompt.counts > 0), np.nan, now)
+    return now if prompt.late_counts.any() else np.full_like(now, np.nan)
 
 
 def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from kltarget._core.distances import total_variation
 from kltarget._core.status import Status
-from kltarget._core.words import number, quoted, ratio
+from kltarget._core.words import counted, number, quoted, ratio
 from kltarget.diagnosis import _aims
 from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._say_modes import modes_statements
@@ -97,10 +97,10 @@ def _favoured(case: Case, aim: Aim) -> list[Statement]:
 def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
     found, size = [], len(aims)
     words = {
-        Status.SATURATED: "saturate: normalised rewards outweigh the KL, and all but one in a "
+        Status.SATURATED: "saturate{s}: normalised rewards outweigh the KL, and all but one in a "
         "million ends on the best answers, in the reference's proportions",
-        Status.SEVERAL: "have further fixed points",
-        Status.CLIPPED: "lie where the trainer cuts its KL estimate: answers beyond the cut are "
+        Status.SEVERAL: "ha{ve} further fixed points",
+        Status.CLIPPED: "lie{s} where the trainer cuts its KL estimate: answers beyond the cut are "
         "held by nothing and fall further",
     }
     details = {
@@ -110,7 +110,9 @@ def _remarks(case: Case, aims: list[Aim]) -> list[Statement]:
     for bit, words_of in words.items():
         number_of = sum(bool(aim.status & bit) for aim in aims)
         if number_of:
-            text = f"{number_of:,} of {size:,} targets {words_of}"
+            one = number_of == 1
+            verb = words_of.format(s="s" if one else "", ve="s" if one else "ve")
+            text = f"{number_of:,} of {counted(size, 'target')} {verb}"
             evidence = float(number_of), None, assumptions(case, aims[0].prompt), size, "prompts"
             name, detail = str(bit.name).lower(), details.get(bit, "")
             found.append(Statement(name, text, detail, *evidence, tier=2))

@@ -19,6 +19,8 @@ _LEAST_SAMPLES = 20.0
 _FOUND_TWICE = 0.01
 # Rounded log-probabilities of all that is possible may add up to a little more than 1.
 IMPOSSIBLE = 1.02
+# What is left of 1 by rounding alone.
+_ROUNDING = 1e-12
 _STEP = 16
 
 
@@ -31,7 +33,9 @@ class Prompt:
         text: the prompt.
         answers: codes of the seen answers, ``[A − 1]``.
         names: of all outcomes, ``[A]``.
-        reward: mean logged reward; of the unseen the least, ``[A]``.
+        reward: mean logged reward; of the unseen the least, ``[A]``: of the prompt, or of the log
+            where the prompt's are all equal.
+        best_unseen: the greatest reward, which the unseen may have as well.
         log_ref: log-probabilities by the reference, ``[A]``; those of unknown answers are among the
             unseen.
         unknown: of which answers the log has no reference log-probability, ``[A]``.
@@ -51,6 +55,7 @@ class Prompt:
     answers: np.ndarray
     names: tuple[str, ...]
     reward: np.ndarray
+    best_unseen: float
     log_ref: np.ndarray
     unknown: np.ndarray
     counts: np.ndarray
@@ -77,7 +82,9 @@ def informative_order(log: Log, threshold: float) -> np.ndarray:
     number = np.bincount(log.prompt, minlength=len(log.prompts))
     mean = np.bincount(log.prompt, log.reward) / number
     spread = np.sqrt(np.bincount(log.prompt, (log.reward - mean[log.prompt]) ** 2) / number)
-    return np.argsort(-number * spread * (1 + num_right(log, threshold)), kind="stable")
+    late = np.bincount(log.prompt[log.late], minlength=len(log.prompts)) > 0
+    # What became of the others is not known.
+    return np.lexsort((-number * spread * (1 + num_right(log, threshold)), ~late))
 
 
 def num_right(log: Log, threshold: float, late: bool = False) -> np.ndarray:
@@ -104,6 +111,9 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         for chosen in (slice(None), log.early[rows], log.late[rows])
     )
     reward = np.bincount(place, log.reward[rows]) / counts[:-1]
+    # A prompt whose rewards are all equal shows neither how bad its answers are nor how good.
+    shown = reward if np.ptp(reward) > 0 else log.reward
+    of_unseen = float(shown.min()), float(shown.max())
     unknown = np.zeros(size + 1, bool)
     varies = np.abs(log.reward[rows] - reward[place]).max() > 1e-6
     if reference == "first-step":
@@ -117,9 +127,14 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         if log_ref is None:
             return None
         unknown[:-1] = np.bincount(place[~np.isnan(log.ref_logp[rows])], minlength=size) == 0
-    at_once, tree = part_at_once(log.tokens, log.completion, rows), None
-    if known == "logged" and not at_once:
+    seen = float(np.nansum(np.exp(log_ref[:-1])))
+    at_once, tree = part_at_once(log.tokens, log.completion, rows, seen), None
+    if known == "logged":
         tree = tree_of(log.tokens, rows, place, size)
+    if tree is not None:
+        # What is known of tokens outweighs what texts suggest.
+        at_once = tree.space.length == 1
+        tree = None if at_once else tree
     log_now = _now(log, rows, place, size)
     exact = log_now is not None
     if log_now is None:
@@ -130,7 +145,8 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         text=log.prompts[code],
         answers=answers,
         names=(*(str(name) for name in log.answer_names[answers]), UNSEEN),
-        reward=np.append(reward, reward.min()),
+        reward=np.append(reward, of_unseen[0]),
+        best_unseen=of_unseen[1],
         log_ref=log_ref,
         unknown=unknown,
         counts=counts,
@@ -164,7 +180,8 @@ def _logged(
         # Different tokens can spell one text, and logs are rounded: no sum may pass 1.
         seen = seen / max(total, 1.0)
         with np.errstate(divide="ignore"):
-            return np.log(np.append(seen, max(1 - total, 0.0))), "logged"
+            left = 1 - total if 1 - total > _ROUNDING else 0.0
+            return np.log(np.append(seen, left)), "logged"
     weight = ref[kept] - log.logp[rows[kept]]
     known = np.isfinite(weight)
     if not known.any():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_TOKENS = 50_000
 # What rounding leaves of a sum of probabilities.
 _ROUNDING = 1e-5
+_NEARLY_ALL = 0.999
 _STEP = 16
 
 
@@ -60,14 +61,23 @@ def tokens_of(table: pd.DataFrame) -> Tokens:
     )
 
 
-def part_at_once(tokens: Tokens, completion: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether different completions are known to part at their first token, as single choices."""
-    if (tokens.number[rows] == 1).all() or tokens.single[rows].all():
+def part_at_once(
+    tokens: Tokens, completion: np.ndarray, rows: np.ndarray, seen_mass: float
+) -> bool:
+    """Whether completions are known to be single choices: to part at their first token.
+
+    Texts say so where nothing is known of tokens: those of one character have but one, and those
+    that begin with different characters begin with different tokens. What may follow these is
+    certain if there is next to nothing that was not seen.
+    """
+    number = tokens.number[rows]
+    if np.isfinite(number).any():
+        return bool((number == 1).all())
+    if tokens.single[rows].all():
         return True
-    # Tokens that begin with different characters are different ones.
     _, once = np.unique(completion[rows], return_index=True)
     initial = tokens.initial[rows[once]]
-    return len(np.unique(initial)) == len(initial)
+    return seen_mass > _NEARLY_ALL and len(np.unique(initial)) == len(initial)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,8 +25,14 @@ AS_CALLED = {
 MADE_UP = frozenset({"prompt_id", "sample_id", "group_id", "source"})
 
 _PER_TOKEN = (
-    ("token_logps", "token_logprobs", "logps", "logprobs", "log_probs", "old_log_probs"),
-    ("ref_token_logps", "ref_token_logprobs", "ref_logps", "ref_logprobs", "ref_log_probs"),
+    (
+        *("token_logps", "token_logprobs", "per_token_logps", "old_per_token_logps"),
+        *("sampling_per_token_logps", "logps", "logprobs", "log_probs", "old_log_probs"),
+    ),
+    (
+        *("ref_token_logps", "ref_token_logprobs", "ref_per_token_logps", "ref_logps"),
+        *("ref_logprobs", "ref_log_probs", "reference_logprobs"),
+    ),
 )
 _TOKENS = (
     *("token_ids", "completion_ids", "completion_token_ids", "response_ids"),
