@@ -11,7 +11,6 @@ import functools
 import math
 
 import numpy as np
-from scipy.special import gammaln
 
 from kltarget.recipes._recipe import Recipe
 
@@ -78,6 +77,9 @@ class Groups:
     def _log_arrangements(self) -> np.ndarray:
         """Logarithm of the number of orders in which each set of others can be drawn, ``[C]``."""
         assert self.counts is not None
+        # A tenth of a second that importing the package does not pay.
+        from scipy.special import gammaln
+
         return gammaln(self.counts.sum(1) + 1) - gammaln(self.counts + 1).sum(1)
 
     @functools.cached_property
