@@ -393,3 +393,16 @@ def test_what_rounding_leaves_of_an_expected_reward_is_nothing():
     assert summary.expected_reward_reference == 0
     exact = problem([0.5, 0.5], [1e-20, 0], 1.0)
     assert 0 < kt.summarize(exact).expected_reward < 1e-20
+
+
+def test_equals_in_the_reference_are_not_called_preferred():
+    summary = kt.summarize(problem([0.4, 0.4, 0.2], [1, -1, 0], 1e4))
+    assert "the reference makes “1” as likely" in summary.headline
+
+
+def test_one_row_is_not_rows():
+    failed = kt.solve(
+        kt.Objective.unchecked(*map(jnp.asarray, ([jnp.nan, 0.0], [0.0, 0.0], 1.0)), kt.ReverseKL())
+    )
+    with pytest.raises(ValueError, match=r"1 of 1 row\)"):
+        failed.raise_if_failed()

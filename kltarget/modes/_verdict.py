@@ -279,7 +279,10 @@ class Facts:
         if math.isfinite(flip):
             here = f"this β is {'below' if self.beta < flip else 'above'} that"
             return f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and {here}"
-        if self.mode_ref[best] >= self.mode_ref[rival] > -math.inf:
+        before = self.mode_ref[best] - self.mode_ref[rival]
+        if abs(before) < 1e-6:
+            return f"the reference makes {self.quoted(rival)} as likely"
+        if before > 0 and self.mode_ref[rival] > -math.inf:
             return f"the reference prefers it to {self.quoted(rival)} already"
         return ""
 
