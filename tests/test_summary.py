@@ -375,7 +375,7 @@ def test_the_target_of_a_recipe_has_the_trainers_own_rewards():
     assert [x.divergence for x in several] == ["none", "reverse KL", "reverse KL"]
     assert [x.beta for x in several] == pytest.approx([0, 0.1, 3])
     assert several[1] == summary
-    assert "β = 3 (effective β = " in str(several)
+    assert "β = 3 (effective 1." in str(several)
     assert "β = 0: there is no target" in str(several)
 
 

@@ -135,11 +135,11 @@ class Summary(Record):
         what = "No target" if self.divergence == "none" else f"Target of {self.divergence}"
         return f"{what} at {self._coefficient()}, {count}"
 
-    def _coefficient(self) -> str:
+    def _coefficient(self, effective: str = "effective β =") -> str:
         beta = f"β = {self.beta:.4g}"
         if self.divergence == "none" or self.effective_beta == self.beta:
             return beta
-        return f"{beta} (effective β = {self.effective_beta:.4g})"
+        return f"{beta} ({effective} {self.effective_beta:.4g})"
 
     def _remarks(self) -> list[str]:
         remarks = [*filter(None, [self.status]), *self.notes]
@@ -196,7 +196,7 @@ class Summaries(tuple[Summary, ...]):
             return Page([Paragraph("no problems")])
         heads = ("expected reward", "mass on the best modes", "effective modes", "KL(π*‖π_ref)")
         rows: list[tuple[str, ...]] = [("", *heads)]
-        names = _distinct([summary._coefficient() for summary in self])
+        names = _distinct([summary._coefficient("effective") for summary in self])
         for name, x in zip(names, self, strict=True):
             reached = number(x.expected_reward), _share(x.best_mass)
             rows.append((name, *reached, _three_digits(x.effective_modes), number(x.reverse_kl)))
