@@ -389,8 +389,8 @@ def test_an_entropy_bonus_alone_is_named_and_moves_equal_rewards():
 
 
 def test_what_rounding_leaves_of_an_expected_reward_is_nothing():
-    summary = kt.summarize(problem([0.3, 0.3, 0.4], [0.1, -0.1, 0], 1e4))
-    assert summary.expected_reward_reference == 0
+    summary = kt.summarize(problem([0.45, 0.15, 0.4], [0.1, -0.3, 0], 1e12))
+    assert (summary.expected_reward_reference, summary.expected_reward) == (0, 0)
     exact = problem([0.5, 0.5], [1e-20, 0], 1.0)
     assert 0 < kt.summarize(exact).expected_reward < 1e-20
 
