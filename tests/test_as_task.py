@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import kltarget as kt
-from kltarget import plot, tasks
+from kltarget import plot, targets, tasks
 from kltarget.divergences.names import EXAMPLES, named
 from kltarget.recipes import Recipe
 from kltarget.verification import RECIPES
@@ -204,7 +204,7 @@ def test_a_task_is_solved_at_a_beta():
     with pytest.raises(TypeError, match="leave out beta, divergence"):
         kt.solve(task.objective(0.1), beta=0.1, divergence=kt.ForwardKL())
     for problem in ("one-two", (REWARD, LOG_REF), {"reward": REWARD}):
-        with pytest.raises(TypeError, match=r"as_task\(problem\)"):
+        with pytest.raises(TypeError, match=r"as_task\(.*\)\.objective\(beta\)"):
             kt.solve(problem)
 
 
@@ -245,3 +245,34 @@ def test_columns_of_a_table_in_memory_can_be_named():
     np.testing.assert_allclose(np.exp(task.log_ref), [0.75, 0.25])
     assert task.description == "2 outcomes from a dictionary"
     assert task.modes.tolist() == [0, 1]
+
+
+OF_ONE_OBJECTIVE = {
+    "solve": kt.solve,
+    "mara": lambda problem: kt.mara(problem, threshold=1),
+    "collapse_beta": kt.collapse_beta,
+    "flip_beta": lambda problem: kt.flip_beta(problem, 0, 1),
+    "greedy_limit": targets.greedy_limit,
+    "reference_limit": targets.reference_limit,
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_OBJECTIVE)
+def test_what_is_no_objective_is_told_how_to_become_one(name):
+    table = {"reward": [1.0, 0.0], "prob": [0.5, 0.5]}
+    task = tasks.load("one-two")
+    given = {
+        "str 'bimodal': pass kltarget.tasks.as_task('bimodal').objective(beta)": "bimodal",
+        "dict: pass kltarget.tasks.as_task(problem).objective(beta)": table,
+        "DataFrame: pass kltarget.tasks.as_task(problem).objective(beta)": pd.DataFrame(table),
+        "tuple: pass kltarget.tasks.as_task(problem).objective(beta)": (1, 0),
+        "Target: pass the objective of this Target": kt.solve(task.objective(1.0)),
+    }
+    if name != "solve":
+        given["Task: a Task has no β, and none is guessed: pass task.objective(beta)"] = task
+    for said, problem in given.items():
+        with pytest.raises(TypeError, match=rf"^{name} takes a kltarget\.Objective") as error:
+            OF_ONE_OBJECTIVE[name](problem)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+    tasks.as_task(table).objective(1.0)

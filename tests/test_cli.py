@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -423,6 +424,26 @@ def test_bad_options_exit_with_two_and_one_line(capsys, tmp_path, monkeypatch, l
     assert err.startswith(f"kltarget: {BAD_OPTIONS[line]}")
     assert err.count("\n") == 1
     assert not os.listdir(tmp_path), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "solve one-two --beta 1 --json made",
+        "solve one-two --beta 1 --plot made.png",
+        "explore one-two --html made",
+        "sweep one-two --beta 1 --out made.nc",
+        "sweep one-two --beta 1 --out made",
+        "recipe trl-grpo --json made",
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    for name in ("made", "made.png", "made.nc"):
+        (tmp_path / name).mkdir()
+    code, out, err = _run(capsys, *line.split())
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"kltarget: made\S*: .*(is a folder: give|must end in) .*\n", err)
 
 
 BAD_TABLES = {

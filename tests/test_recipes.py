@@ -314,8 +314,13 @@ def test_what_has_no_field_is_said():
 def test_effective_beta_without_a_std_is_a_formula():
     found = read(recipe("trl-grpo", beta=0.04))
     assert found.effective_beta is None
-    said = "0.02305, for rewards 0 and 1, groups of 8 and a success rate of 0.5"
+    # The number is that of groups of 8, which the formula only comes near.
+    said = "about β G/(G − 1) (σ + 1e-4); 0.02305 for rewards 0 and 1, groups of 8 and a success"
     assert said in found.effective_text
+    at_half = 0.04 * 8 / 7 * (0.5 + 1e-4)
+    assert f"(σ + 1e-4) = {at_half:.4g}, for G = 8" in read(found.recipe, 0.5).effective_text
+    large = dataclasses.replace(found.recipe, group_size=None)
+    assert "β(σ + 1e-4) = 0.02, for rewards 0 and 1, large groups" in read(large).effective_text
     assert "0.5762 β" in read(recipe("trl-grpo")).effective_text
 
 
@@ -337,7 +342,7 @@ def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
 
     # A KL is weighed against the gain of success; in units of reward that is 1.
     expected = 1 / (advantage(1.0) - advantage(0.0))
-    said = re.search(r"= (\S+), for rewards 0 and 1", read(trainer).effective_text)
+    said = re.search(r"; (\S+) for rewards 0 and 1", read(trainer).effective_text)
     assert float(said[1]) == pytest.approx(expected, rel=5e-4)
 
 
@@ -592,7 +597,7 @@ def test_page_of_a_trainer_that_divides_by_the_std(capsys):
         "trl-grpo: TRL GRPO, versions >=0.19, <=1.9.2\n",
         "maximise E_π[A(y)] − β E_π[Σ_t KL(π_ref‖π)(s_t)], A = (r − mean)/(std + 1e-4)\n",
         "KL            forward, KL(π_ref‖π): ",
-        "effective β   β G/(G − 1) (σ + 1e-4) = 0.02305, ",
+        "effective β   about β G/(G − 1) (σ + 1e-4); 0.02305 ",
         "target        token-local hyperbolic, π(a|s) = β π_ref(a|s)/(Λ_s − Q(s,a))",
         "estimator                   k3   use_bias_correction_kl = False\n",
         "beta                      0.04   beta\n",

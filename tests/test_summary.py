@@ -316,3 +316,93 @@ def test_what_is_refused():
         kt.summarize(np.zeros(2))
     with pytest.raises(TypeError, match="summarize needs concrete numbers"):
         jax.jit(lambda b: kt.summarize(problem([0.5, 0.5], [1, 0], b)).expected_reward)(0.1)
+
+
+OF_RECIPES = [1.0, 0.0, 1.0], [0.5, 0.3, 0.2]
+
+
+def of_recipe(beta, **changes):
+    reward, ref = (np.asarray(x, FLOAT) for x in OF_RECIPES)
+    recipe = kt.recipe("trl-grpo==1.16.0", **changes)
+    return kt.implied_target(recipe, reward, np.log(ref), beta=beta)
+
+
+@pytest.mark.parametrize(("beta", "changes"), [(0.0, {}), (0.1, {"estimator": "k1"})])
+def test_where_nothing_regularises_no_target_is_told_of(beta, changes):
+    summary = kt.summarize(of_recipe(beta, **changes))
+    assert summary.beta == pytest.approx(beta)
+    assert (summary.effective_beta, summary.divergence) == (0, "none")
+    assert summary.expected_reward_reference == pytest.approx(0.7, rel=1e-6)
+    assert {row.label: row.reward for row in summary.rows} == {"0": 1, "1": 0, "2": 1}
+    assert "there is no target" in summary.headline
+    assert "path of training" in summary.status
+    assert (summary.greedy, summary.flip_modes, summary.invariant) == ((), (), "")
+    page = str(summary)
+    assert page.startswith(f"No target at β = {beta:g}, 3 outcomes")
+    assert "reverse KL" not in page
+    assert "∞" not in page.split("outcome ")[1]
+
+
+def test_no_target_at_all_is_told_of():
+    recipe = kt.Recipe("reward", "k2", "sequence", "mean")
+    target = kt.implied_target(
+        recipe, *(np.asarray(x, FLOAT) for x in ([1, 0], [-1e-9, -30])), beta=1
+    )
+    summary = kt.summarize(target)
+    assert np.isnan(target.probs).all()
+    assert math.isnan(summary.expected_reward)
+    assert summary.headline == "there is no target"
+
+
+def test_the_target_of_a_recipe_has_the_trainers_own_rewards():
+    target = of_recipe(0.1)
+    assert target.reward.tolist() == [1, 0, 1]
+    assert target.beta == pytest.approx(0.1)
+    summary = kt.summarize(target)
+    assert {row.label: row.reward for row in summary.rows} == {"0": 1, "1": 0, "2": 1}
+    assert summary.expected_reward_reference == pytest.approx(0.7, rel=1e-6)
+    assert summary.expected_reward == pytest.approx(1, rel=1e-6)
+    assert summary.effective_beta == pytest.approx(float(target.effective_beta))
+    assert "at β = 0.1 (effective β = 0.0404" in str(summary)
+    assert "ratio (2.5 : 1)" in summary.invariant
+    ours = kt.implied_target(
+        kt.recipe("trl-grpo==1.16.0"),
+        np.asarray([1, 0, 1], FLOAT),
+        np.log(np.asarray([0.5, 0.3, 0.2], FLOAT)),
+        beta=np.asarray([0, 0.1, 3], FLOAT),
+    )
+    several = kt.summarize(ours)
+    assert [x.divergence for x in several] == ["none", "reverse KL", "reverse KL"]
+    assert [x.beta for x in several] == pytest.approx([0, 0.1, 3])
+    assert several[1] == summary
+    assert "β = 3 (effective 1." in str(several)
+    assert "β = 0: there is no target" in str(several)
+
+
+def test_an_entropy_bonus_alone_is_named_and_moves_equal_rewards():
+    recipe = kt.Recipe("none", "k1", baseline="mean", entropy_bonus=1.0)
+    ref = np.log(np.asarray([0.9, 0.1], FLOAT))
+    summary = kt.summarize(kt.implied_target(recipe, np.ones(2, FLOAT), ref, beta=0))
+    assert summary.divergence == "an entropy bonus alone"
+    assert summary.invariant == ""
+    assert "keeps the reference at" not in summary.headline
+
+
+def test_what_rounding_leaves_of_an_expected_reward_is_nothing():
+    summary = kt.summarize(problem([0.45, 0.15, 0.4], [0.1, -0.3, 0], 1e12))
+    assert (summary.expected_reward_reference, summary.expected_reward) == (0, 0)
+    exact = problem([0.5, 0.5], [1e-20, 0], 1.0)
+    assert 0 < kt.summarize(exact).expected_reward < 1e-20
+
+
+def test_equals_in_the_reference_are_not_called_preferred():
+    summary = kt.summarize(problem([0.4, 0.4, 0.2], [1, -1, 0], 1e4))
+    assert "the reference makes “1” as likely" in summary.headline
+
+
+def test_one_row_is_not_rows():
+    failed = kt.solve(
+        kt.Objective.unchecked(*map(jnp.asarray, ([jnp.nan, 0.0], [0.0, 0.0], 1.0)), kt.ReverseKL())
+    )
+    with pytest.raises(ValueError, match=r"1 of 1 row\)"):
+        failed.raise_if_failed()

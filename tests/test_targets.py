@@ -533,7 +533,7 @@ def test_raise_if_failed_names_the_row_and_the_reason():
 
     good = solved(jnp.array([0.0, 1.0]), 1.0)
     assert good.raise_if_failed() is good
-    with pytest.raises(ValueError, match=r"solve failed: INVALID_BETA \(1 of 1 rows\)"):
+    with pytest.raises(ValueError, match=r"solve failed: INVALID_BETA \(1 of 1 row\)"):
         solved(jnp.array([0.0, 1.0]), -1.0).raise_if_failed()
     rows = solved(jnp.array([[0.0, 1.0], [0.0, jnp.nan], [0.0, 1.0]]), jnp.array([1.0, 0.0, 0.0]))
     with pytest.raises(

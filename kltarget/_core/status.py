@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget._core.checks import at_index
+from kltarget._core.words import counted
 
 
 class Status(enum.IntFlag):
@@ -102,5 +103,5 @@ def raise_if_failed(status: ArrayLike, what: str) -> None:
         at = tuple(int(i) for i in failed[0])
         bits = Status(int(rows[at])) & FAILURES
         names = ", ".join(str(bit.name) for bit in Status if bit & bits)
-        where = f"{at_index(at)}: {names} ({len(failed)} of {rows.size} rows)"
+        where = f"{at_index(at)}: {names} ({len(failed)} of {counted(rows.size, 'row')})"
         raise ValueError(f"{what} failed{where}")

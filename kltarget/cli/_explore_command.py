@@ -38,8 +38,8 @@ def _explore(arguments: argparse.Namespace) -> int:
     path, betas = arguments.html, arguments.beta or [None]
     if len(betas) > 1:
         raise InputError("--beta: one number, where the slider starts")
-    task, notes = load_problem(arguments)
     check_outputs([path], [arguments.problem])
+    task, notes = load_problem(arguments)
     names = dict.fromkeys((arguments.divergence, *DIVERGENCES))
     with input_errors(arguments.problem):
         text = page(task, beta=betas[0], divergences=tuple(names))

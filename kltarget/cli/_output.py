@@ -52,7 +52,10 @@ def check_outputs(
     figure: pathlib.Path | None = None,
     what: str = "the table",
 ) -> None:
-    """Raises if a file cannot be written, would overwrite what is read, or is no figure's."""
+    """Raises if a file cannot be written, would overwrite what is read, or is no figure's.
+
+    Called before anything is read or computed.
+    """
     read = [os.path.realpath(x) for x in inputs]
     given = [path for path in outputs if path is not None]
     if sum(map(is_stdout, given)) > 1:
@@ -63,6 +66,11 @@ def check_outputs(
             raise InputError(f"{path}: there is no folder {str(path.parent)!r}")
         if path.exists() and os.path.realpath(path) in read:
             raise InputError(f"{path}: this is {what} itself: write elsewhere")
+        # A store is a folder, and one that is there is replaced.
+        if path.is_dir() and path.suffix != ".zarr":
+            raise InputError(f"{path}: this is a folder: give the name of a file")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: cannot be written: no permission in {str(path.parent)!r}")
     if figure is not None:
         from matplotlib.figure import Figure
 

@@ -64,8 +64,8 @@ def add_to(commands: Any) -> None:
 
 
 def _solve(arguments: argparse.Namespace) -> int:
-    task, read = load_problem(arguments)
     check_outputs([arguments.json], [arguments.problem], figure=arguments.plot)
+    task, read = load_problem(arguments)
     with double_precision():
         solution = _solution(task, arguments)
         say(page(solution, read, arguments.top), unless=[arguments.json])

@@ -93,8 +93,8 @@ def _one_or_more(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
 def _sweep(arguments: argparse.Namespace) -> int:
     from kltarget import plot, sweeps
 
-    task, read = load_problem(arguments)
     _check_outputs(arguments)
+    task, read = load_problem(arguments)
     began = time.monotonic()
     settings = chosen(arguments, *_AXES, "k", "log_probs")
     try:

@@ -43,6 +43,10 @@ class ImpliedTarget(StationaryPolicy):
             ``SEVERAL`` say where there is no policy that the regulariser holds, or more than one;
             ``CLIPPED``, that the trainer's clip of the estimate would be active there, so that the
             regulariser pulls less than is reckoned with here.
+        reward: the trainer's own, after the recipe's scaling and bounds, shape ``[*batch, A]``;
+            ``-inf`` where the reference has no mass. ``expected_reward`` and ``objective_value``
+            are those of the objective, which in finite groups has another.
+        beta: the recipe's coefficient as given, shape ``[*batch]``.
         effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
             objective's divergence and that reward it would give this target or, in finite groups,
             one as close as the deviation of the rewards or the lengths of sequences allow.
@@ -53,6 +57,8 @@ class ImpliedTarget(StationaryPolicy):
 
     made_by = "implied_target"
 
+    reward: Float[Array, "*batch A"]
+    beta: Float[Array, "*batch"]
     effective_beta: Float[Array, "*batch"]
     other_rewards: Float[Array, "*batch R"]
     error: Float[Array, "*batch"]
@@ -374,6 +380,10 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
         log_probs=log_probs,
         multiplier=multiplier,
         status=status,
+        reward=jnp.where(
+            log_ref == -jnp.inf, log_ref, batched([x.reward for x in rows.problems], size)
+        ),
+        beta=batched(rows.beta),
         effective_beta=batched([x.effective_beta for x in found]),
         other_rewards=batched(np.transpose(others), len(others)),
         error=batched([x.error for x in found]),

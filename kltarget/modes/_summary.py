@@ -52,8 +52,9 @@ class Summary(Record):
     Prints as a table, and as HTML in a notebook.
 
     Attributes:
-        divergence: name of the regulariser.
-        beta: its coefficient, in reward units per nat.
+        divergence: name of the regulariser; "none" where there is no target.
+        beta: its coefficient, in reward units per nat; of a recipe's target as given.
+        effective_beta: of a recipe's target the coefficient in units of its reward, else ``beta``.
         num_outcomes: how many outcomes there are.
         num_modes: how many modes they form.
         num_best_modes: how many modes have the best reward that a target can reach.
@@ -84,6 +85,7 @@ class Summary(Record):
 
     divergence: str
     beta: float
+    effective_beta: float
     num_outcomes: int
     num_modes: int
     num_best_modes: int
@@ -130,7 +132,14 @@ class Summary(Record):
         count = counted(self.num_outcomes, "outcome")
         if self.num_modes != self.num_outcomes:
             count += f", {counted(self.num_modes, 'mode')}"
-        return f"Target of {self.divergence} at β = {self.beta:.4g}, {count}"
+        what = "No target" if self.divergence == "none" else f"Target of {self.divergence}"
+        return f"{what} at {self._coefficient()}, {count}"
+
+    def _coefficient(self, effective: str = "effective β =") -> str:
+        beta = f"β = {self.beta:.4g}"
+        if self.divergence == "none" or self.effective_beta == self.beta:
+            return beta
+        return f"{beta} ({effective} {self.effective_beta:.4g})"
 
     def _remarks(self) -> list[str]:
         remarks = [*filter(None, [self.status]), *self.notes]
@@ -162,10 +171,13 @@ class Summary(Record):
             ("KL(π*‖π_ref), nats", "0", number(self.reverse_kl)),
             ("KL(π_ref‖π*), nats", "0", number(self.forward_kl)),
         ]
-        tables = [Table([("", "reference", "target"), *rows], "lrr")]
+        column = "one end" if self.divergence == "none" else "target"
+        tables = [Table([("", "reference", column), *rows], "lrr")]
+        outcomes = self.rows, self.num_outcomes, column
         if self.mode_rows:
-            tables.append(_mass_table("mode", "outcomes", self.mode_rows, self.num_modes))
-        return [*tables, _mass_table("outcome", "", self.rows, self.num_outcomes)]
+            modes = self.mode_rows, self.num_modes, column
+            tables.append(_mass_table("mode", "outcomes", *modes))
+        return [*tables, _mass_table("outcome", "", *outcomes)]
 
 
 class Summaries(tuple[Summary, ...]):
@@ -184,7 +196,7 @@ class Summaries(tuple[Summary, ...]):
             return Page([Paragraph("no problems")])
         heads = ("expected reward", "mass on the best modes", "effective modes", "KL(π*‖π_ref)")
         rows: list[tuple[str, ...]] = [("", *heads)]
-        names = _distinct([f"β = {summary.beta:.4g}" for summary in self])
+        names = _distinct([summary._coefficient("effective") for summary in self])
         for name, x in zip(names, self, strict=True):
             reached = number(x.expected_reward), _share(x.best_mass)
             rows.append((name, *reached, _three_digits(x.effective_modes), number(x.reverse_kl)))
@@ -195,8 +207,9 @@ class Summaries(tuple[Summary, ...]):
             for name, x in zip(names, self, strict=True)
         ]
         further = [Paragraph(text) for text in always if once and text]
-        which = {summary.divergence for summary in self}
-        title = f"Targets of {', '.join(sorted(which))}, {counted(len(self), 'problem')}"
+        which = ", ".join(sorted({summary.divergence for summary in self} - {"none"}))
+        title = f"Targets of {which}" if which else "No targets"
+        title += f", {counted(len(self), 'problem')}"
         return Page(
             [Paragraph("", label=title)],
             [Table(rows, "l" + "r" * len(heads))],
@@ -254,6 +267,10 @@ def summarize(
         ValueError: ``modes`` or ``labels`` that do not fit, a ``top``
             below 1.
 
+    The target of a recipe (:func:`kltarget.implied_target`) is judged by the trainer's own reward,
+    after the recipe's scaling, and β is the recipe's. What would happen at another β is then not
+    said, nor, where nothing regularises, what the target is: there is none.
+
     A failed target is reported as such, with NaN in its numbers. Not differentiable: this is for
     people.
 
@@ -310,7 +327,8 @@ def _rows(target: DiscreteTarget) -> Iterator[DiscreteTarget]:
         jnp.broadcast_to(objective.beta, batch),
         jax.tree.map(lambda x: jnp.broadcast_to(x, batch), objective.divergence),
     )
-    certificate = {n: getattr(target, n) for n in ("log_probs", "multiplier", "status")}
+    values = {x.name: getattr(target, x.name) for x in dataclasses.fields(target)}
+    certificate = {name: x for name, x in values.items() if isinstance(x, jax.Array)}
     for index in np.ndindex(batch):
         one, parts = jax.tree.map(lambda x, index=index: x[index], (fields, certificate))
         row = Objective.unchecked(*one, measure=objective.measure)
@@ -360,8 +378,11 @@ def _three_digits(x: float) -> str:
     return number(x, 3)
 
 
-def _mass_table(what: str, size: str, rows: tuple[SummaryRow, ...], total: int) -> Table:
-    table = [[what, *filter(None, [size]), "reward", "reference", "target", "target/reference"]]
+def _mass_table(
+    what: str, size: str, rows: tuple[SummaryRow, ...], total: int, column: str
+) -> Table:
+    ratio = f"{column}/reference"
+    table = [[what, *filter(None, [size]), "reward", "reference", column, ratio]]
     for row in rows:
         named = [f"of {quoted(row.label)}", f"{row.size:,}"] if size else [short(row.label)]
         numbers = [number(row.reward), percent(row.log_ref), percent(row.log_prob)]

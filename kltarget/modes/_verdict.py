@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ _COLLAPSED = 0.9
 _KEPT = 0.9
 _REACHED = 0.5
 _UNMOVED = 0.01
+_RATIOS_DIFFER = 1e-3
 
 FOOTNOTE = (
     f"Collapses: at least {_COLLAPSED:.0%} of the best modes' mass is on one of them. "
@@ -27,6 +28,20 @@ FOOTNOTE = (
     f"Misses: less than {_REACHED:.0%} of all mass is on them. "
     f"Stays: KL(π*‖π_ref) below {_UNMOVED:g} nats."
 ).replace("%", " %")
+
+
+@runtime_checkable
+class OfRecipe(Protocol):
+    """A target of a trainer's recipe: its objective may have another reward than the trainer's."""
+
+    @property
+    def reward(self) -> Any: ...
+
+    @property
+    def beta(self) -> Any: ...
+
+    @property
+    def effective_beta(self) -> Any: ...
 
 
 class Facts:
@@ -41,10 +56,16 @@ class Facts:
         self.objective = objective = target.objective
         self.target, self.modes, self.names = target, modes, names
         self.top = top
-        self.beta = float(objective.beta)
-        self.reward, self.log_ref = host(objective.reward), host(objective.log_ref)
+        self.of_recipe = isinstance(target, OfRecipe)
+        own = target if isinstance(target, OfRecipe) else objective
+        self.beta = self.effective_beta = float(own.beta)
+        if isinstance(own, OfRecipe):
+            self.effective_beta = float(own.effective_beta)
+        self.reward, self.log_ref = host(own.reward), host(objective.log_ref)
         self.log_probs = host(target.log_probs)
+        self.rounding = float(np.finfo(target.log_probs.dtype).eps)
         self.status = Status(int(target.status))
+        self.unheld = bool(self.status & Status.NO_TARGET)
         self.failed = bool(np.isnan(self.log_probs).any())
         self.likeliest = likeliest_outcomes(modes, self.log_ref)
         self.mode_labels, sizes = np.unique(modes[modes >= 0], return_counts=True)
@@ -88,17 +109,18 @@ class Facts:
             return float(effective_modes(log_probs, labels))
 
         forbidden = (self.log_ref > -np.inf) & np.isneginf(self.reward)
-        safe = np.where(np.isfinite(self.reward), self.reward, 0)
-        reference_reward = float((np.exp(self.log_ref) * safe).sum())
+        reached = self.mean_reward(self.log_probs) if self.of_recipe else target.expected_reward
+        reference_reward = self.tidy(self.mean_reward(self.log_ref), self.log_ref)
         flip, rivals = self.flip()
         mass, mass_ref = (_total(x[self.is_best]) for x in (self.mode_log, self.mode_ref))
         numbers: dict[str, Any] = {
-            "divergence": self.objective.divergence.name,
+            "divergence": self.divergence(),
             "beta": self.beta,
+            "effective_beta": self.effective_beta,
             "num_outcomes": len(modes),
             "num_modes": len(self.mode_labels),
             "num_best_modes": int(self.is_best.sum()),
-            "expected_reward": float(target.expected_reward),
+            "expected_reward": self.tidy(float(reached), self.log_probs),
             "expected_reward_reference": -math.inf if forbidden.any() else reference_reward,
             # Rounding makes a divergence of 0 negative.
             "reverse_kl": max(float(kl(target.log_probs, self.objective.log_ref)), 0.0),
@@ -111,19 +133,38 @@ class Facts:
             "effective_best_modes_reference": hill(self.objective.log_ref, among),
             "flip_beta": flip,
             "flip_modes": tuple(self.name_of(k) for k in rivals),
-            "collapse_beta": float(collapse_beta(self.objective)),
+            "collapse_beta": math.nan if self.of_recipe else float(collapse_beta(self.objective)),
         }
         if self.failed:
             for name in ("expected_reward", "reverse_kl", "forward_kl", "best_mass"):
                 numbers[name] = math.nan
         return numbers, rivals
 
+    def divergence(self) -> str:
+        if self.unheld:
+            return "none"
+        # Saturation, too, leaves an effective β of 0.
+        if self.of_recipe and self.effective_beta == 0 and not self.status & Status.SATURATED:
+            return "an entropy bonus alone"
+        return self.objective.divergence.name
+
+    def mean_reward(self, log_probs: np.ndarray) -> float:
+        safe = np.where(np.isfinite(self.reward), self.reward, 0)
+        return float((np.exp(log_probs) * safe).sum())
+
+    def tidy(self, mean: float, log_probs: np.ndarray) -> float:
+        """A mean reward; 0 where it is no more than what rounding leaves of terms that cancel."""
+        safe = np.where(np.isfinite(self.reward), np.abs(self.reward), 0)
+        size = float((np.exp(log_probs) * safe).sum())
+        return 0.0 if abs(mean) < 16 * self.rounding * size else mean
+
     def order(self, log_probs: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
         known = np.where(np.isnan(log_probs), -np.inf, log_probs)
         return np.lexsort((-log_ref, -known))[: self.top]
 
     def greedy(self) -> tuple[tuple[str, float], ...]:
-        if self.failed or self.possible.sum() == 1:
+        # What a recipe's target does as its β changes, its objective at this β does not tell.
+        if self.failed or self.of_recipe or self.possible.sum() == 1:
             return ()
         log_probs = greedy_limit(self.objective).log_probs
         masses = np.exp(np.asarray(mode_log_mass(log_probs, self.modes), dtype=np.float64))
@@ -132,7 +173,8 @@ class Facts:
 
     def flip(self) -> tuple[float, tuple[int, ...]]:
         """Where the only best mode overtakes its likeliest rival."""
-        if self.failed or self.is_best.sum() != 1 or len(self.mode_labels) < 2:
+        known = not (self.failed or self.of_recipe)
+        if not known or self.is_best.sum() != 1 or len(self.mode_labels) < 2:
             return math.nan, ()
         best = int(self.is_best.argmax())
         ranked = np.lexsort((-self.mode_ref, -self.mode_log))
@@ -150,7 +192,8 @@ class Facts:
             i = int(np.where(out_of_reach, self.reward, -np.inf).argmax())
             notes.append(
                 f"{quoted(self.names[i])} has a higher reward ({number(self.reward[i])}), but no "
-                f"reference mass, and {numbers['divergence']} never leaves the reference's support"
+                f"reference mass, and {self.objective.divergence.name} never leaves the "
+                "reference's support"
             )
         threshold = numbers["collapse_beta"]
         if 0 < threshold < math.inf:
@@ -161,6 +204,9 @@ class Facts:
 
     def verdict(self, numbers: dict[str, Any], rivals: tuple[int, ...]) -> tuple[str, str]:
         """What happens at this β, and what no β changes."""
+        if self.unheld:
+            shown = "" if self.failed else "; what is shown is one end that training may come to"
+            return f"there is no target{shown}", ""
         if self.failed:
             return "no target: the problem is invalid or was not solved", ""
         if self.possible.sum() == 1:
@@ -170,7 +216,8 @@ class Facts:
         if not len(best):
             return "no mode is possible: all mass is on outcomes of no mode", ""
         kept = self.kept_ratios(best)
-        if len(np.unique(self.reward[self.possible])) == 1:
+        moved = self.of_recipe and numbers["reverse_kl"] >= _UNMOVED
+        if len(np.unique(self.reward[self.possible])) == 1 and not moved:
             same = "keeps the reference at every β: all possible outcomes have the same reward"
             return same, ""
         if numbers["reverse_kl"] < _UNMOVED:
@@ -212,8 +259,12 @@ class Facts:
         in_ref = self.by_mode(np.logical_and, self.log_ref > -np.inf, members, True)
         least = self.by_mode(np.minimum, self.reward, members, math.inf)
         most = self.by_mode(np.maximum, self.reward, members, -math.inf)
-        uniform = self.mode_ref[best][(in_ref & (least == most))[best]]
+        alike = (in_ref & (least == most))[best]
+        uniform = self.mode_ref[best][alike]
         if len(uniform) < 2:
+            return ""
+        # An entropy bonus, or the tokens before, may weigh equal rewards apart.
+        if self.of_recipe and not np.ptp(self.mode_log[best][alike] - uniform) < _RATIOS_DIFFER:
             return ""
         log_ratio = uniform.max() - uniform.min()
         if len(uniform) == 2:
@@ -228,7 +279,10 @@ class Facts:
         if math.isfinite(flip):
             here = f"this β is {'below' if self.beta < flip else 'above'} that"
             return f"it overtakes {self.quoted(rival)} below β = {flip:.4g}, and {here}"
-        if self.mode_ref[best] >= self.mode_ref[rival] > -math.inf:
+        before = self.mode_ref[best] - self.mode_ref[rival]
+        if abs(before) < 1e-6:
+            return f"the reference makes {self.quoted(rival)} as likely"
+        if before > 0 and self.mode_ref[rival] > -math.inf:
             return f"the reference prefers it to {self.quoted(rival)} already"
         return ""
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from kltarget._core import checks
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import made, register
+from kltarget._core.words import short
 from kltarget.divergences import Divergence, ReverseKL
 
 
@@ -237,6 +238,31 @@ class Objective:
 
 
 register(Objective, ("reward", "log_ref", "beta", "divergence"), static=("measure",))
+
+
+def require_objective(given: object, by: str, takes: str = "a kltarget.Objective") -> None:
+    """Raises, with what to pass instead, for anything but an objective.
+
+    Args:
+        given: the argument.
+        by: the function whose argument it is.
+        takes: what that accepts, in words.
+    """
+    if isinstance(given, Objective):
+        return
+    kind, name = type(given).__name__, "problem"
+    if isinstance(given, str):
+        name = repr(short(given))
+        kind += f" {name}"
+    own = getattr(given, "objective", None)
+    if isinstance(own, Objective):
+        mend = f"pass the objective of this {kind}, its attribute objective"
+    elif callable(own):
+        mend = f"a {kind} has no β, and none is guessed: pass task.objective(beta)"
+    else:
+        # Names, paths, tables, dictionaries and pairs of arrays.
+        mend = f"pass kltarget.tasks.as_task({name}).objective(beta)"
+    raise TypeError(f"{by} takes {takes}, got {kind}: {mend}")
 
 
 def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Divergence]:

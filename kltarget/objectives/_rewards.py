@@ -16,7 +16,7 @@ from kltarget._core.checks import at_index, broadcasts_to, first_index, mass_tol
 from kltarget._core.numerics import as_float, log_sum_exp, select, widest
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.divergences._base import slope_at_zero
-from kltarget.objectives._objective import Objective, broadcast_fields
+from kltarget.objectives._objective import Objective, broadcast_fields, require_objective
 from kltarget.recipes import Recipe
 from kltarget.recipes._reading import mara_obstacle
 
@@ -72,6 +72,7 @@ def mara(
         original objective's reward.
 
     Raises:
+        TypeError: no objective.
         ValueError: an unknown ``method`` or ``anchor``, a threshold that does not broadcast; and
             outside a trace, a row where no outcome with reference mass reaches the threshold, or a
             NaN threshold. Under a trace such rows are left as they are.
@@ -94,6 +95,7 @@ def mara(
         arXiv 2510.20817, algorithms 1 and 2, for reverse KL and the likely anchor. The rest follows
         from ``π* = π_ref (f′)⁻¹((r − λ)/β)``.
     """
+    require_objective(objective, "mara")
     if method not in ("augment", "substitute"):
         raise ValueError(f"method must be 'augment' or 'substitute', got {method!r}")
     if anchor not in ("reference", "best"):

@@ -340,15 +340,25 @@ def _effective_text(recipe: Recipe, reward_std: float | None) -> str:
     amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
     formula = formula.removesuffix(f"/{compact(scale)}")
     text = f"{formula}{remark}" if amount == "1 β" else f"{formula} = {amount}{remark}"
+    if recipe.normalized and _has_its_own_number(recipe):
+        # The formula is that of large groups; in finite ones the deviation is of few rewards.
+        text = f"about {text}"
+        if factor is None:
+            text = f"about {formula}; {amount}{remark.removeprefix(',')}"
     if scale != 1 and factor is not None and recipe.beta:
         text += f". For a reward of 1 instead of {compact(scale)} that is "
         text += compact(factor * recipe.beta)
     return text
 
 
+def _has_its_own_number(recipe: Recipe) -> bool:
+    """Whether groups are finite and each divides by its own deviation."""
+    return recipe.group_size is not None and recipe.normalize != "batch-std"
+
+
 def _even_chances(recipe: Recipe) -> float:
     """Effective β over β for rewards 0 and 1 and a policy that succeeds half of the time."""
-    if recipe.group_size is None or recipe.normalize == "batch-std":
+    if not _has_its_own_number(recipe):
         return (0.5 + recipe.epsilon) / recipe.baseline_factor
     groups = make_groups(recipe, np.array([0.0, 1.0]))
     advantage, kept = groups.expected(np.array([0.5, 0.5]))

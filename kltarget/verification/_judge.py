@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from kltarget._core.distances import effective_number, kl, mode_masses, normalised, total_variation
+from kltarget._core.words import counted
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -176,7 +177,7 @@ class Judge:
         if exact:
             worst = max(run.distance for run in exact)
             name = f"tabular policies end within TV {self.bar:g} of the target of their recipe"
-            detail = f"at most {worst:.1e} in {len(exact)} runs"
+            detail = f"at most {worst:.1e} in {counted(len(exact), 'run')}"
             checks.append(Check(name, worst <= self.bar, detail))
         clouds = [cloud for cloud in self.clouds.values() if cloud.tabular]
         if clouds:
@@ -196,7 +197,7 @@ class Judge:
             checks.append(Check(name, worst <= _IDENTITY_BAR, detail))
             broken = sum(not run.bound_holds for run in kept)
             name = "training's own bound on J* − J(π) is no less than the truth"
-            detail = f"in {len(kept) - broken} of {len(kept)} runs"
+            detail = f"in {len(kept) - broken} of {counted(len(kept), 'run')}"
             checks.append(Check(name, broken == 0, detail))
         return tuple(checks)
 

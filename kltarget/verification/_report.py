@@ -15,6 +15,7 @@ import numpy as np
 
 from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import Record
+from kltarget._core.words import counted
 from kltarget.verification._exact_targets import TARGETS
 
 if TYPE_CHECKING:
@@ -196,17 +197,20 @@ class Report(Record):
         own = sum(run.nearest == run.target for run in told)
         reached = [run for run in aimed if run.remains == "nothing"]
         short = [run for run in aimed if run.remains in ("optimisation", "family")]
-        found = f"{len(aimed)} runs went towards the distribution that was computed for them"
+        found = (
+            f"{counted(len(aimed), 'run')} went towards the distribution that was computed for them"
+        )
         if reached:
             found = (
-                f"{len(reached)} of {len(aimed)} runs ended on the distribution that was computed "
-                f"beforehand for their recipe, to a total variation of {self.settings['bar']:g}"
+                f"{len(reached)} of {counted(len(aimed), 'run')} ended on the distribution that "
+                "was computed beforehand for their recipe, to a total variation of "
+                f"{self.settings['bar']:g}"
             )
         sentences = [f"Verdict: confirmed. Training never saw a closed form, and {found}."]
         if told:
             sentences.append(
-                f"In {len(told)} runs the targets of other recipes are far enough to be told "
-                f"apart: {own or 'none'} of them ended nearest to their own."
+                f"In {counted(len(told), 'run')} the targets of other recipes are far enough to be "
+                f"told apart: {own or 'none'} of them ended nearest to their own."
             )
         if short:
             worst = max(run.distance for run in short)

@@ -16,7 +16,12 @@ from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import TotalVariation
 from kltarget.objectives import Objective
-from kltarget.objectives._objective import broadcast_fields, charged, policy_argument
+from kltarget.objectives._objective import (
+    broadcast_fields,
+    charged,
+    policy_argument,
+    require_objective,
+)
 from kltarget.targets._protocol import DiscreteTarget, Optimum
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import total_variation
@@ -193,10 +198,7 @@ def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objec
         return given
     kind = type(given).__name__
     if not callable(getattr(given, "objective", None)):
-        raise TypeError(
-            f"solve takes a kltarget.Objective or a task, got {kind}; of a name, a path, a table "
-            "or arrays make one by kltarget.tasks.as_task(problem)"
-        )
+        require_objective(given, "solve", "a kltarget.Objective or a task")
     if beta is None:
         raise TypeError(
             f"a {kind} has no beta, and none is guessed: give the trainer's coefficient in reward "
@@ -232,6 +234,9 @@ def greedy_limit(objective: Objective) -> Target:
         A target whose value is the best reward it reaches (the regulariser counts for nothing).
         ``NOT_UNIQUE`` marks ties, ``CONDENSED`` mass outside the reference.
 
+    Raises:
+        TypeError: no objective.
+
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
         >>> log_ref = jnp.log(jnp.array([0.3, 0.02, 0.68]))
@@ -239,6 +244,7 @@ def greedy_limit(objective: Objective) -> Target:
         >>> print(limit.probs.round(4))
         [0.9375 0.0625 0.    ]
     """
+    require_objective(objective, "greedy_limit")
     return Target(*_limits(objective, greedy=True))
 
 
@@ -256,6 +262,9 @@ def reference_limit(objective: Objective) -> Target:
         value is the reference's expected reward, in its unit, shape ``[*batch]``. A row of which
         ``solve`` would refuse the reward or the reference is NaN, with the same ``Status`` bits.
 
+    Raises:
+        TypeError: no objective.
+
     Outcomes of reward ``-inf`` stay at 0: the reference is restricted to the others, in its own
     proportions but for total variation, which gives what is free to the best of them; the value is
     ``-inf`` if it has to give up mass for that. Differentiable in the reward and the reference.
@@ -269,6 +278,7 @@ def reference_limit(objective: Objective) -> Target:
         >>> print([f"{p:.4f}" for p in limit.probs])
         ['0.3000', '0.0200', '0.6800']
     """
+    require_objective(objective, "reference_limit")
     return Target(*_limits(objective, greedy=False))
 
 
