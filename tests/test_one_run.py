@@ -72,6 +72,9 @@ VALIDATION = [
     ("mode", "train", "eval/aime"),
     ("is_eval", False, True),
     ("validate", 0, 1),
+    ("phase", "train", "test"),
+    ("is_train", True, False),
+    ("is_training", 1, 0),
     ("Split", "TRAIN", "Validation"),
 ]
 
@@ -110,6 +113,19 @@ def test_files_of_validation_are_left_out(tmp_path):
     assert group_sizes(rollouts) == [2, 2]
     assert noted(rollouts, "2 rows of validation left out, 4 of training read: 2 files such as 1.")
     assert len(read_rollouts(folder / "validation")) == 2
+
+
+def test_columns_outweigh_the_names_of_files(tmp_path):
+    train = [row(completion=str(i), split="train") for i in range(4)]
+    path = lines(tmp_path / "train_val.jsonl", train)
+    assert not noted(read_rollouts(path), "validation")
+    both = read_rollouts(lines(tmp_path / "val.jsonl", [*train, row(prompt="v", split="val")]))
+    assert len(both) == 4
+    assert noted(both, "1 row of validation left out, 4 of training read: only={'split': 'val'}")
+    alone = read_rollouts(lines(tmp_path / "run_eval_math.jsonl", [row()] * 4))
+    assert len(alone) == 4
+    assert not noted(alone, "all rows are of validation")
+    assert noted(alone, "the name of run_eval_math.jsonl says that it is of validation, no column")
 
 
 def test_words_that_only_look_like_validation(tmp_path):

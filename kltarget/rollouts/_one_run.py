@@ -22,6 +22,7 @@ _SPLITS = frozenset({"split", "data_split", "subset", "partition"})
 _KINDS = frozenset({"kind", "mode", "phase", "stage"})
 _FLAGS = frozenset({"is_val", "is_validation", "is_eval", "is_evaluation", "is_test", "validate"})
 _TRUTHS = frozenset({"validation", "eval"})
+_TRAINS = frozenset({"is_train", "is_training"})
 _RUNS = frozenset(
     {
         *("run", "run_id", "run_name", "wandb_run", "wandb_run_id", "wandb_run_name"),
@@ -29,7 +30,9 @@ _RUNS = frozenset(
     }
 )
 _VALIDATION = frozenset({"val", "validation", "eval", "evals", "evaluation", "validate"})
-_HELD_OUT = _VALIDATION | {"valid", "test", "testing", "dev", "heldout", "holdout"}
+_TESTED = _VALIDATION | {"test", "testing"}
+_HELD_OUT = _TESTED | {"valid", "dev", "heldout", "holdout"}
+_TRAINING = frozenset({"train", "training"})
 # What parts of one run are called, that log the same steps.
 _RANK = re.compile(r"(?i)(?<![a-z])(rank|shard|part|worker|proc(ess)?|gpu|node|device|dp|replica)")
 _MOST_UNITS = 40
@@ -39,7 +42,8 @@ _MOST_RUNS = 50
 @functools.lru_cache(maxsize=4096)
 def _role(column: str) -> str:
     name = simple_name(column)
-    roles = {"split": _SPLITS, "kind": _KINDS, "flag": _FLAGS, "truth": _TRUTHS, "run": _RUNS}
+    roles = {"split": _SPLITS, "kind": _KINDS, "flag": _FLAGS, "truth": _TRUTHS, "train": _TRAINS}
+    roles |= {"run": _RUNS}
     return next((role for role, names in roles.items() if name in names), "")
 
 
@@ -54,6 +58,7 @@ class Origin:
         self.only = {column: str(value).strip() for column, value in only.items()}
         self.seen = {column: Counter[str]() for column in only}
         self.held_out: Counter[tuple[str, str]] = Counter()
+        self.by_name: set[pathlib.Path] = set()
         self._columns: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
     def wants(self, row: Row) -> bool:
@@ -66,20 +71,32 @@ class Origin:
             wanted &= name is not None and entry == value
         return wanted
 
-    def of(self, row: Row) -> tuple[bool, tuple[str, str] | None]:
-        """Whether a row is of validation, and the column and the name of its run."""
+    def of(self, row: Row, path: pathlib.Path, named: bool) -> tuple[bool, tuple[str, str] | None]:
+        """Whether a row is of validation, and the column and the name of its run.
+
+        Args:
+            row: the row.
+            path: the file that it is in.
+            named: whether that is called one of validation, which counts if no column says more.
+        """
         names = tuple(row)
         if names not in self._columns:
             roles = [(name, _role(name)) for name in names]
             self._columns[names] = [x for x in roles if x[1] and x[0] not in self.only]
-        run, validation = None, False
+        run, validation, training = None, False, False
         for column, role in self._columns[names]:
             entry = row[column]
             if role == "run" and isinstance(entry, str | int) and entry != "" and run is None:
                 run = column, str(entry)
-            elif role != "run" and _is_validation(role, entry):
-                validation = True
-                self.held_out[column, _spelled(entry)] += 1
+            elif role != "run":
+                says = _says_validation(role, entry)
+                training |= says is False
+                if says:
+                    validation = True
+                    self.held_out[column, _spelled(entry)] += 1
+        if named and not validation and not training:
+            self.by_name.add(path)
+            validation = True
         return validation, run
 
     def check(self, where: str, kept: int) -> None:
@@ -101,18 +118,22 @@ def _spelled(entry: Any) -> str:
     return "" if entry is None else str(entry).strip()
 
 
-def _is_validation(role: str, entry: Any) -> bool:
-    if role in ("flag", "truth") and isinstance(entry, bool):
-        return entry
+def _says_validation(role: str, entry: Any) -> bool | None:
+    """Whether an entry says that its row is of validation; None if it says nothing of that."""
+    if entry is None:
+        return None
     text = _spelled(entry).lower()
-    if role == "flag":
-        return text in ("1", "1.0", "true", "yes")
-    if role == "truth":
-        return text == "true"
+    if role in ("flag", "truth", "train"):
+        # A number in a column "eval" may be a score.
+        yes = text == "true" or (role != "truth" and text in ("1", "1.0", "yes"))
+        no = text == "false" or (role != "truth" and text in ("0", "0.0", "no"))
+        return None if not yes and not no else yes != (role == "train")
     if not isinstance(entry, str):
-        return False
+        return None
     words = re.split(r"[^a-z]+", text)
-    return not (_HELD_OUT if role == "split" else _VALIDATION).isdisjoint(words)
+    if not (_HELD_OUT if role == "split" else _TESTED).isdisjoint(words):
+        return True
+    return None if _TRAINING.isdisjoint(words) else False
 
 
 def files_of_validation(files: Iterable[pathlib.Path]) -> set[pathlib.Path]:
@@ -133,11 +154,18 @@ def _shared(files: list[pathlib.Path]) -> str:
     return os.path.commonpath(folders)
 
 
-def note_of_validation(origin: Origin, left: int, rows: int, files: int, named: str) -> str:
-    """What to say of rows of validation that were left out, and how to read them."""
+def note_of_validation(origin: Origin, left: int, rows: int) -> str:
+    """What to say of rows of validation, if they were left out, and how to read them."""
+    files = origin.by_name
+    if not left and origin.held_out:
+        return "all rows are of validation, none of training"
+    if not left:
+        name = min(files).name
+        return f"the name of {name} says that it is of validation, no column does: read as it is"
     what = f"{counted(left, 'row')} of validation left out, {rows:,} of training read"
     if files:
-        return f"{what}: {counted(files, 'file')} such as {named}, to be given alone if wanted"
+        named = f"{counted(len(files), 'file')} such as {min(files).name}"
+        return f"{what}: {named}, to be given alone if wanted"
     column, value = origin.held_out.most_common(1)[0][0]
     give = f"only={{{column!r}: {value!r}}} (--only {column}={value})"
     return f"{what}: {give} reads the others"

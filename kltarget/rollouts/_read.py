@@ -125,13 +125,15 @@ def read_rollouts(
     files; the outputs of one session, and steps that train on one generation, are one rollout. A
     group that a file names is one for each of its prompts if each has several rollouts in it.
 
-    One run's training is read. Rows of validation, by a column such as ``split`` or ``is_eval`` or
-    by the names of files and folders, are left out with a note if there are others. Two runs are an
-    error: those that a column such as ``run_id`` names, and folders or files that have the same
+    One run's training is read. Rows of validation, by a column such as ``split``, ``phase`` or
+    ``is_train``, or where no column says by the names of files and folders, are left out with a
+    note if there are others. Two runs are an error: those that a column such as ``run_id`` names,
+    or ``seed`` or ``model`` where the same prompts have each value at the same steps; one after
+    the other in a file, if steps go back to the beginning; and folders or files that have the same
     prompts at the same steps, if more than half of the steps of one are steps of the other. Files
     with other prompts at the same steps are ranks or shards of one run, those with few steps in
     common a run that was resumed, and both are read as one; so are folders whose names say that
-    they are parts (``rank_0``, ``shard-1``).
+    they are parts (``rank_0``, ``shard-1``). What stands twice in a file, row for row, counts once.
 
     Example:
         >>> import pathlib, tempfile
@@ -194,11 +196,8 @@ def read_rollouts(
     notes += weighed
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
-    if len(left):
-        example = min(apart).name if apart else ""
-        notes.append(note_of_validation(origin, len(left), len(gathered), len(apart), example))
-    elif gathered is parts[1]:
-        notes.append("all rows are of validation, none of training")
+    if len(left) or gathered is parts[1]:
+        notes.append(note_of_validation(origin, len(left), len(gathered)))
     notes += [grouped, *filter(None, [steps]), *dropped]
     missing_answers = frame["answer"].isna().to_numpy()
     num_answers = len(np.unique(frame[ANSWERED].to_numpy()[~missing_answers]))
@@ -285,8 +284,8 @@ def _gather(
         if not origin.wants(whole):
             unwanted += 1
             continue
-        held_out, run = origin.of(whole)
-        part = int(apart or held_out)
+        held_out, run = origin.of(whole, path, apart)
+        part = int(held_out)
         rows = format.rows(whole, place)
         for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
             try:
