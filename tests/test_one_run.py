@@ -200,6 +200,47 @@ def test_columns_that_name_two_runs(tmp_path, capsys, column):
     assert len(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == 8
 
 
+@pytest.mark.parametrize("column", ["seed", "model", "model_name", "experiment", "wandb_run"])
+def test_columns_that_may_name_two_runs(tmp_path, column):
+    steps = [(x, step) for x in (0, 1) for step in (1, 2)]
+    rows = [row(s, "q", str(i), float(i == x), **{column: x}) for x, s in steps for i in range(4)]
+    with pytest.raises(RolloutError, match=f"column '{column}' names several runs, “0” and “1”"):
+        read_rollouts(lines(tmp_path / "x.jsonl", rows))
+    rows = [row(s, f"q{x}{s}", str(i), **{column: "m"}) for x, s in steps for i in range(4)]
+    assert len(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == 16
+
+
+def test_seeds_and_models_that_are_of_one_run(tmp_path):
+    # A seed for every step, prompt or completion; a model that answers other prompts.
+    for of in (lambda s, p, i: s, lambda s, p, i: p, lambda s, p, i: i, lambda s, p, i: 4):
+        rows = [
+            row(s, f"q{p}", str(i), float(i == 0), run_id="r", seed=of(s, p, i))
+            for s in range(3)
+            for p in range(2)
+            for i in range(4)
+        ]
+        assert len(read_rollouts(lines(tmp_path / "x.jsonl", rows))) == 24
+
+
+def test_two_runs_one_after_the_other(tmp_path):
+    def run(name, steps=(1, 2, 3), prompts="ab"):
+        each = [(s, p) for s in steps for p in prompts]
+        return [row(s, p, f"{name}{i}", float(i == 0)) for s, p in each for i in range(4)]
+
+    path = lines(tmp_path / "x.jsonl", run("a") + run("b"))
+    with pytest.raises(RolloutError, match="two runs one after the other: in rollout 25 steps go"):
+        read_rollouts(path)
+    twice = read_rollouts(lines(tmp_path / "y.jsonl", run("a") * 2))
+    assert group_sizes(twice) == [4] * 6
+    assert noted(twice, "written twice, row for row: counted once, 24 rows left out")
+    assert not noted(read_rollouts(lines(tmp_path / "z.jsonl", run("a"))), "twice")
+    # Ranks, prompt by prompt, sample by sample, and a run that was resumed, are of one run.
+    by_sample = [row(s, p, str(i)) for i in range(4) for s in (1, 2, 3) for p in "ab"]
+    resumed = run("a") + run("b", (3, 4, 5))
+    for rows in (run("a") + run("b", prompts="cd"), by_sample, resumed):
+        assert len(read_rollouts(lines(tmp_path / "w.jsonl", rows))) == len(rows)
+
+
 def test_many_files_are_compared_fast(tmp_path):
     rng = np.random.default_rng(0)
     steps = rng.permutation(200)

@@ -98,7 +98,7 @@ class Columns:
         source: str,
         position: int,
         apart: bool = False,
-        run: tuple[str, str] | None = None,
+        run: tuple[tuple[str, str], ...] = (),
         texts: tuple[str, str | None] | None = None,
     ) -> None:
         """Adds one, unless its group is missing though others have one.
@@ -166,7 +166,7 @@ class Columns:
         return _prompt_groups.first_seen(source, step, prompt), note
 
     def runs(self) -> list[Any]:
-        """The run that every row names, if any does."""
+        """What may be the run of every row, by the columns that name it, if there are several."""
         names = list(self.run.of)
         return [names[code] for code in self.run.codes] if len(names) > 1 else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pathlib
@@ -23,6 +24,7 @@ from kltarget.rollouts._one_run import (
     files_of_validation,
     note_of_validation,
     other_steps,
+    written_twice,
 )
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
@@ -183,10 +185,13 @@ def read_rollouts(
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
     frame: Any = gathered.frame(group_id)
-    check_one_run(frame, gathered.runs(), some(files))
+    again = written_twice(frame)
+    once = ~again
+    runs = list(itertools.compress(gathered.runs(), once))
+    check_one_run(frame[once] if again.any() else frame, runs, some(files))
     named = {str(path): of.step_of(path) for path, of in files.items()}
     steps = other_steps(frame, {path: step for path, step in named.items() if step is not None})
-    frame, dropped = _own_rollouts(frame, gathered, rule, some(files))
+    frame, dropped = _own_rollouts(frame, gathered, rule, some(files), again)
 
     if found.renamed:
         listing = ", ".join(f"{column!r} as {role}" for role, column in found.renamed)
@@ -242,13 +247,19 @@ def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights |
 
 
 def _own_rollouts(
-    frame: Any, gathered: Columns, rule: Rule, where: str
+    frame: Any, gathered: Columns, rule: Rule, where: str, again: np.ndarray
 ) -> tuple[pd.DataFrame, list[str]]:
     """The frame without rows that are no rollouts of their own or have no reward, and why."""
     notes, size = [], len(frame)
-    session = gathered.sessions()
+    session, turn = gathered.sessions(), np.array(gathered.turn)
+    if again.any():
+        frame = frame[~again]
+        session, turn = None if session is None else session[~again], turn[~again]
     if session is not None:
-        frame, notes = merged(frame, session, np.array(gathered.turn), rule)
+        frame, notes = merged(frame, session, turn, rule)
+    if again.any():
+        rows = counted(int(again.sum()), "row")
+        notes = [f"the log is written twice, row for row: counted once, {rows} left out", *notes]
     kept, why = first_uses(frame)
     if why:
         notes.append(why)
