@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from kltarget.diagnosis import Statement, diagnose
-from kltarget.recipes import Recipe
+from kltarget.recipes import Recipe, recipe
 
 GRPO = Recipe("loss", "weighted-k3", "token", "mean", "group-std", ddof=1, epsilon=1e-4)
 K3 = Recipe("loss", "k3", "token", "mean")
@@ -48,6 +48,24 @@ def test_numbers_of_few_groups_say_so():
     assert "(3 groups)" in few["pass@1"].headline
     assert "(3 groups)" in few["diversity"].headline
     assert re.search(r", \d of 3,", few["zero_std_groups"].headline)
+
+
+def test_groups_of_one_rollout_say_nothing_of_deviations():
+    frame = frame_of(list("ab" * 10), [0.0, 1.0] * 10, range(20), range(20), list("abcdefghij" * 2))
+    found = diagnose(frame, recipe("trl-grpo"), beta=0.1)
+    assert "say nothing of σ" in found["zero_std_groups"].text
+    assert found["zero_std_groups"].value is None
+    assert "no deviation" in found["effective_beta"].text
+    assert any("groups of 1 in the log, 8 in the recipe: 8 is used" in x for x in found.notes)
+    assert "-0" not in str(found)
+    assert "-0.0" not in str(found.to_dict())
+    assert "in 20 groups of 1, " in found.title
+    # Beside larger groups they are not counted.
+    mixed = frame_of(list("aabab"), [1, 1, 0, 1, 0], [0, 0, 1, 1, 2], 1)
+    said = diagnose(mixed, GRPO, beta=0.1)["zero_std_groups"]
+    assert (said.value, said.sample_size) == (0.5, 2)
+    assert "1 group of one rollout, which say" not in said.text
+    assert "1 group of one rollout says nothing of σ and is not counted" in said.text
 
 
 @pytest.mark.parametrize(("shares", "moved"), [((0.1, 0.5, 0.9), True), ((0.9, 0.5, 0.1), True)])

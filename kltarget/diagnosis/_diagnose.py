@@ -193,11 +193,11 @@ def diagnose(
         "prompts": len(log.prompts),
         "groups": len(groups.size),
         "steps": len(log.steps),
-        "group_size": int(np.median(groups.size)),
+        "group_size": _counting(groups.size, recipe)[0],
         "analysed": len(aims),
     }
     return Diagnosis(
-        title=_title(log, size, frame.attrs.get("format")),
+        title=_title(log, size, frame.attrs.get("format"), _counting(groups.size, recipe)[1]),
         recipe=recipe,
         recipe_name=name,
         beta=float(beta),
@@ -248,7 +248,12 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
         whose = "the median" if recipe.group_size is None else "that of the recipe"
         size = recipe.group_size or size
         notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {size}, {whose}, counts")
-    if not matters or recipe.group_size == size or size < 2:
+    if not matters or recipe.group_size == size:
+        return recipe, notes
+    if size < 2:
+        if recipe.group_size is not None:
+            own = recipe.group_size
+            notes.append(f"groups of {size} in the log, {own} in the recipe: {own} is used")
         return recipe, notes
     try:
         completed = dataclasses.replace(recipe, group_size=size)
@@ -367,14 +372,25 @@ def _aims(
         return [], notes, None
 
 
-def _title(log: evidence.Log, size: dict[str, int], format: str | None) -> str:
+def _counting(sizes: np.ndarray, recipe: Recipe) -> tuple[int, str]:
+    """The size of groups that counts, and what to say of it."""
+    usual = int(np.bincount(sizes).argmax())
+    if usual == sizes.max():
+        return usual, f"{usual}"
+    size = recipe.group_size or int(np.median(sizes))
+    return size, f"{sizes.min()} to {sizes.max()} ({size} counts)"
+
+
+def _title(log: evidence.Log, size: dict[str, int], format: str | None, of: str) -> str:
     steps = ""
     if len(log.steps):
-        steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
+        which = f"{log.steps[0]:,} to {log.steps[-1]:,}"
+        which = which if len(log.steps) > 1 else f"step {log.steps[0]:,}"
+        steps = f", {counted(len(log.steps), 'logged step')}, {which}"
     written = f"{format}: " if format else ""
     return (
         f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
-        f"in {counted(size['groups'], 'group')} of {size['group_size']}{steps}"
+        f"in {counted(size['groups'], 'group')} of {of}{steps}"
     )
 
 
@@ -385,7 +401,7 @@ def _columns(
     log, groups = case.log, case.groups
     size = len(log.prompts)
     number = np.bincount(log.prompt, minlength=size)
-    per = np.bincount(groups.prompt, minlength=size)
+    per, several = np.bincount(groups.prompt, minlength=size), groups.size > 1
     with np.errstate(invalid="ignore", divide="ignore"):
         columns: dict[str, Any] = {
             "prompt": list(log.prompts),
@@ -393,7 +409,8 @@ def _columns(
             "groups": per,
             "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
             "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
-            "zero_std_share": np.bincount(groups.prompt, groups.equal, size) / per,
+            "zero_std_share": np.bincount(groups.prompt, groups.equal & several, size)
+            / np.bincount(groups.prompt, several, size),
             "pass@1": np.full(size, np.nan)
             if math.isinf(case.threshold)
             else np.bincount(groups.prompt, groups.right / groups.size, size) / per,

@@ -66,7 +66,11 @@ def reward_statements(case: Case) -> list[Statement]:
 
 
 def _equal_groups(case: Case) -> Statement:
-    recipe, chosen = case.recipe, case.late
+    recipe, several = case.recipe, case.groups.size > 1
+    chosen, alone = case.late & several, int((case.late & ~several).sum())
+    if not chosen.any():
+        text = "groups of one rollout say nothing of σ, the deviation of a group's rewards"
+        return Statement("zero_std_groups", text, unit="groups")
     equal, total = int(case.groups.equal[chosen].sum()), int(chosen.sum())
     acts = recipe.aim != "none" or recipe.charged_without_divergence
     acting = ["the KL"] if case.beta > 0 and acts else []
@@ -82,8 +86,13 @@ def _equal_groups(case: Case) -> Statement:
     late = share(equal / total)
     few = f", {equal:,} of {total:,}," if total < _FEW else ""
     text = f"{late} of the groups in {case.log.late_span}{few} have equal rewards (σ = 0): {what}"
-    part = total < len(case.groups.equal)
-    detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
+    detail = ""
+    if total < several.sum():
+        detail = f"; over the whole log {share(case.groups.equal[several].mean())}"
+    if alone:
+        verbs = ("says", "is") if alone == 1 else ("say", "are")
+        of = f"{counted(alone, 'group')} of one rollout {verbs[0]} nothing of σ"
+        detail += f"; {of} and {verbs[1]} not counted"
     numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
     return Statement("zero_std_groups", text, detail, *numbers, warning=equal / total > 0.5)
 
@@ -130,6 +139,8 @@ def _coefficient(case: Case) -> list[Statement]:
         return [Statement("effective_beta", text, detail, single, None, by, unit="recipe")]
     if not values.size:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
+        if (case.groups.size[case.late] < 2).all():
+            text = "groups of one rollout have no deviation, so the log says nothing of β"
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     least, half, most = span / np.array([high, middle, low])

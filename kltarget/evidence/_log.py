@@ -277,7 +277,9 @@ def pass_at(groups: Groups, chosen: np.ndarray, k: int) -> np.ndarray:
     pairs, inverse = np.unique(pairs, return_inverse=True)
     if not pairs.size:
         return np.empty(0)
-    return np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float)[inverse]
+    # A zero has no sign.
+    values = np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float) + 0.0
+    return values[inverse]
 
 
 def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -290,7 +292,7 @@ def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cells, cell, size = np.unique(of_step, return_inverse=True, return_counts=True)
     owner, count = _answer_counts(log, cell)
     share = count / size[owner]
-    plain = -np.bincount(owner, share * np.log(share), minlength=len(cells))
+    plain = 0.0 - np.bincount(owner, share * np.log(share), minlength=len(cells))
     return plain + (np.bincount(owner) - 1) / (2 * size), cells % width, size
 
 
@@ -314,5 +316,5 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
         "reward": mean(log.reward, log.time),
         "entropy": mean(value, time),
         "differ": mean(groups.differ, groups.time),
-        "zero_std": mean(groups.equal.astype(float), groups.time),
+        "zero_std": mean(np.where(groups.size > 1, groups.equal, np.nan), groups.time),
     }
