@@ -43,6 +43,19 @@ def test_a_group_is_of_one_prompt(tmp_path):
     assert group_sizes(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == [4]
 
 
+def test_runs_of_equal_prompts_are_groups_where_no_step_is_logged(tmp_path):
+    def rows(prompts, size=4):
+        each = [row(prompt=x, completion=str(i)) for x in prompts for i in range(size)]
+        return [{k: v for k, v in x.items() if k != "step"} for x in each]
+
+    rollouts = read_rollouts(lines(tmp_path / "x.jsonl", rows("abcabbc")))
+    assert group_sizes(rollouts) == [4] * 7
+    assert noted(rollouts, "num_generations=4 is a guess from runs of equal prompts alone")
+    for strange in (rows("abc"), rows("ab") + rows("ab", 3), rows("abab", 1)):
+        rollouts = read_rollouts(lines(tmp_path / "x.jsonl", strange))
+        assert noted(rollouts, "groups are a guess: all completions of one prompt")
+
+
 def test_frames_made_by_hand_are_checked():
     frame = pd.DataFrame([row(completion=x, prompt=x, reward=float(x == "a")) for x in "abcd"])
     frame = frame.assign(answer=frame["completion"], group_id=0, logp=-1.0, ref_logp=-1.0)

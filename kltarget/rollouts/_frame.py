@@ -162,6 +162,11 @@ class Columns:
                 why = "and advantages that sum to zero" if confirmed else "alone"
                 note = f"num_generations={size} is a guess from runs of equal prompts {why}"
                 return _prompt_groups.blocks(position, source, step, size), note
+        if (step == _NO_STEP).all():
+            runs = _prompt_groups.equal_runs(source, prompt)
+            if runs is not None:
+                note = f"num_generations={runs[0]} is a guess from runs of equal prompts alone"
+                return runs[1], note
         note = "groups are a guess: all completions of one prompt at one step"
         return _prompt_groups.first_seen(source, step, prompt), note
 
