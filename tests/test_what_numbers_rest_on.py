@@ -68,6 +68,26 @@ def test_groups_of_one_rollout_say_nothing_of_deviations():
     assert "1 group of one rollout says nothing of σ and is not counted" in said.text
 
 
+def test_numbers_of_one_are_in_the_singular():
+    found = diagnose(frame_of(list("aabb"), [1.0, 1, 0, 0], 0, 1), GRPO, beta=0.1)
+    said = found["effective_beta"].headline
+    assert said.endswith("in the one group whose rewards differ")
+    assert "10 %" not in said
+    assert "seen for 0 of 1 prompt" in found["right_answers"].text
+    assert "none for 0" not in str(found)
+    assert "1 logged step, step 1" in found.title
+    two = frame_of(list("aabbcc"), [1.0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1], 1)
+    said = diagnose(two, GRPO, beta=0.1)["effective_beta"].headline
+    assert said.endswith("in the one of 2 groups whose rewards differ")
+
+
+def test_rewards_that_vary_on_one_answer_are_noted():
+    note = "some answers were rewarded differently at times: their mean reward is used"
+    noisy = frame_of(list("abab"), [1.0, 0, 0, 1], 0, 1)
+    assert note in diagnose(noisy, GRPO, beta=0.1).notes
+    assert note not in diagnose(noisy.assign(reward=[1.0, 0, 1, 0]), GRPO, beta=0.1).notes
+
+
 @pytest.mark.parametrize(("shares", "moved"), [((0.1, 0.5, 0.9), True), ((0.9, 0.5, 0.1), True)])
 def test_in_short_speaks_of_diversity_that_changed(shares, moved):
     found = diagnose(along(shares, groups=40), K3, beta=0.1)
@@ -147,6 +167,13 @@ def test_answers_that_never_recur_say_which_rule_would_help(ending):
     assert told in found["answers"].text
     assert "96 of them would be 5 different answers" in found["answers"].text
     assert found["answers"].headline in found.verdict
+    # Of what recurs nothing is said, by a number or along the steps.
+    assert "diversity" not in found
+    assert "right_answers" not in found
+    assert "nats" not in str(found)
+    assert "two answers differ" not in str(
+        diagnose(frame.assign(step=frame["group_id"]), K3, beta=1)
+    )
     # Read by a rule, they recur.
     assert "answers" not in diagnose(frame.assign(answer=right.astype(str)), K3, beta=0.1)
 

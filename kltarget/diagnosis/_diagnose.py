@@ -40,6 +40,7 @@ from kltarget.rollouts import RolloutError, read_rollouts
 if TYPE_CHECKING:
     import pandas as pd
 
+_VARYING = "some answers were rewarded differently at times: their mean reward is used"
 # Of so many prompts, what cannot be is a defect of their own, not of the log.
 _FEW_ODD = 0.05
 
@@ -168,10 +169,13 @@ def diagnose(
     with double_precision():
         aims, unknown, refused = _aims(case, reference, max_prompts)
         notes += unknown
+        if evidence.rewards_vary(log):
+            notes.append(_VARYING)
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
-        statements = [*reward_statements(case), right_answers(case, right, late)]
-        statements += own_answers(case, frame)
+        alone = own_answers(case, frame)
+        statements = reward_statements(case, answers_recur=not alone)
+        statements += alone or [right_answers(case, right, late)]
         checked, fitting = advantage_statement(case, keys)
         notes += fitting
         if checked is not None:
@@ -206,7 +210,7 @@ def diagnose(
         notes=tuple(notes),
         verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
         statements=tuple(statements),
-        history=evidence.history(log, groups),
+        history=_without_answers(evidence.history(log, groups), alone),
         featured=featured,
         prompts=_columns(case, aims, right, late),
     )
@@ -362,14 +366,20 @@ def _aims(
         notes.append(
             f"in {weighed:,} prompts completions seldom repeat: answers are weighed by π_ref/π"
         )
-    if any(prompt.reward_varies for prompt in prompts):
-        notes.append("some answers were rewarded differently at times: their mean reward is used")
     prompts = affordable(case.recipe, prompts, most)
     try:
         return aims_of(case.recipe, prompts, case.beta), notes, None
     except ValueError as error:
         notes.append(f"no target: {error}")
         return [], notes, None
+
+
+def _without_answers(
+    history: dict[str, list[float]], alone: list[Statement]
+) -> dict[str, list[float]]:
+    """The history without numbers of answers, where each completion is its own."""
+    unknown = {name: [math.nan] * len(history[name]) for name in ("entropy", "differ") if alone}
+    return history | unknown
 
 
 def _counting(sizes: np.ndarray, recipe: Recipe) -> tuple[int, str]:

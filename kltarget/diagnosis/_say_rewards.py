@@ -54,14 +54,14 @@ class Case:
         return self.groups.time >= self.log.late_from
 
 
-def reward_statements(case: Case) -> list[Statement]:
+def reward_statements(case: Case, answers_recur: bool = True) -> list[Statement]:
     headline, detail = aimed_at(case.recipe)
     return [
         Statement("direction", headline, detail, assumptions=(SOURCE, ON_POLICY), unit="recipe"),
         _equal_groups(case),
         *_coefficient(case),
         *_passes(case),
-        _diversity(case),
+        *([_diversity(case)] if answers_recur else []),
     ]
 
 
@@ -150,9 +150,16 @@ def _coefficient(case: Case) -> list[Statement]:
     of = f"the {few} whose rewards differ" if few else units
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by "
-        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
+        f"{unit}{why}: "
     )
-    times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
+    if values.size == 1:
+        total = 1 if per_batch else int(case.late.sum())
+        one = f"one {unit}" if total == 1 else f"one of {total:,} groups"
+        text += f"{middle:.3g} in the {one} whose rewards differ"
+        times = f"{half:.3g} times"
+    else:
+        text += f"median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
+        times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
     detail = f"; the range of rewards, {span:.4g}, is {times} that"
     assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = evidence.median_interval(values)
@@ -211,8 +218,13 @@ def _diversity(case: Case) -> Statement:
         f"two completions of a group have different answers with probability {now:.3g} in "
         f"{log.late_span}{few}{_then(case, groups.differ[groups.time == 0])}"
     )
-    detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
+    detail = f"; the entropy of a prompt's answers is {_nats(late)}{drop}"
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
+
+
+def _nats(x: float) -> str:
+    text = f"{x:.3g}"
+    return f"{text} {'nat' if text == '1' else 'nats'}"
 
 
 def diversity_moved(case: Case) -> bool:
@@ -237,7 +249,8 @@ def right_answers(case: Case, counts: np.ndarray, late: np.ndarray) -> Statement
         text = f"which answers are right is not known: {_unknown(case)}"
         return Statement("right_answers", text, unit="", refused=True)
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
-    where = f"{several:,} of {len(counts):,} prompts, none for {len(counts) - some:,}"
+    where = f"{several:,} of {counted(len(counts), 'prompt')}"
+    where += f", none for {len(counts) - some:,}" if some < len(counts) else ""
     text = f"two or more different right answers were seen for {where}"
     detail = ""
     if several:

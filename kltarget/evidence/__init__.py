@@ -33,6 +33,7 @@ from kltarget.evidence._log import (
     history,
     log_of,
     pass_at,
+    rewards_vary,
 )
 from kltarget.evidence._prompts import (
     IMPOSSIBLE,
@@ -81,6 +82,7 @@ __all__ = [
     "prompts_of",
     "reference_kind",
     "reference_sums",
+    "rewards_vary",
     "share_interval",
     "unseen_share",
     "wilson_interval",

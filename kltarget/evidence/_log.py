@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
+_SAME_REWARD = 1e-6
 # Grades and sums of a few rewards have so many values, measured rewards more.
 _FEW_REWARDS = 6
 # Columns of texts of so many bytes are not copied.
@@ -256,6 +257,12 @@ def evident_threshold(log: Log) -> float | None:
     np.maximum.at(best, log.prompt, log.reward)
     shared = (best == values[-1]).sum()
     return float(values[-1]) if shared > 1 and 2 * shared >= len(best) else None
+
+
+def rewards_vary(log: Log) -> bool:
+    """Whether some answer was rewarded differently at times."""
+    _, first = np.unique(log.answer, return_index=True)
+    return bool((np.abs(log.reward - log.reward[first][log.answer]) > _SAME_REWARD).any())
 
 
 def _answer_counts(log: Log, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
