@@ -191,6 +191,9 @@ def _unknown(case: Case) -> str:
     give = "give the reward from which on an answer is right, threshold=… (--threshold)"
     if len(values) < 2:
         return f"all rewards are {values[0]:g}, so what is right the log does not show: {give}"
+    if evidence.are_summed(case.log):
+        several = f"{counted(len(case.log.parts), 'reward')} are added"
+        return f"{several}, and their total does not say what is right: {give}"
     return f"rewards have {len(values):,} values, of which none says what is right: {give}"
 
 

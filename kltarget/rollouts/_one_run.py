@@ -65,6 +65,7 @@ class Origin:
         self.seen = {column: Counter[str]() for column in only}
         self.held_out: Counter[tuple[str, str]] = Counter()
         self.by_name: set[pathlib.Path] = set()
+        self.first: Row | None = None
         self._columns: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         self._runs: dict[str, set[str]] = {}
 
@@ -86,6 +87,7 @@ class Origin:
             path: the file that it is in.
             named: whether that is called one of validation, which counts if no column says more.
         """
+        self.first = row if self.first is None else self.first
         names = tuple(row)
         if names not in self._columns:
             roles = [(name, _role(name)) for name in names]

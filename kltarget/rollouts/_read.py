@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.progress import progress_bar
+from kltarget._core.rows import Row, simple_name
 from kltarget._core.words import abridged, counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._entries import ROW_ITSELF
@@ -31,6 +32,7 @@ from kltarget.rollouts._reward_weights import Weights, given_weights, told_weigh
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
 from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._reward_parts import NO_REWARDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +224,21 @@ def read_rollouts(
     if ignored:
         notes.append(f"left out: {some(ignored)}")
     frame.attrs = {"format": found.name, "notes": notes, "shaped": found.shaped}
+    if gathered.unrewarded == len(gathered) and origin.first is not None:
+        texts = found.prompt, found.completion
+        numbers = [name for name in origin.first if _may_be_reward(origin.first, name)]
+        frame.attrs["numbers"] = [name for name in numbers if name not in texts]
     return frame
+
+
+def _may_be_reward(row: Row, name: str) -> bool:
+    """Whether a column that is called no reward, and nothing else, has a number."""
+    if simple_name(name) in NO_REWARDS or isinstance(row[name], bool):
+        return False
+    try:
+        return math.isfinite(float(row[name]))
+    except (TypeError, ValueError):
+        return False
 
 
 def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights | None) -> list[str]:
