@@ -89,8 +89,10 @@ def diagnose(
             reference, which they are if nothing was learned before; the numbers that depend on it
             get intervals. By default the logged ``ref_logp`` is used.
         threshold: reward from which on an answer is right; by default the log's highest, where
-            rewards have few values or most prompts share their best one. Elsewhere what is right is
-            not known: without a threshold there is no pass@k.
+            rewards have two or three values, or more of which it stands out and most prompts share
+            it. Of several rewards that are added, one that is called accuracy or correct tells it,
+            if totals part right from wrong by it. Elsewhere what is right is not known: without a
+            threshold there is no pass@k.
         max_prompts: for how many prompts, the most informative ones, targets are computed. Where
             rewards of several sizes are normalised in finite groups one counts for ten.
         num_bootstrap: resamples behind each interval.

@@ -91,7 +91,8 @@ def read_rollouts(
     Returns:
         A frame in the files' order with the columns below. ``attrs["format"]`` is the format,
         ``attrs["notes"]`` a list of one-line texts: what was guessed, skipped and left out, and
-        ``attrs["shaped"]`` says whether the trainer logs rewards as it scaled and cut them.
+        ``attrs["shaped"]`` says whether the trainer logs rewards as it scaled and cut them. Where
+        there are no rewards, ``attrs["numbers"]`` names columns of numbers that may be some.
 
         ======================  ========  ==========================================================
         column                  dtype
