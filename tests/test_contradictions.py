@@ -184,9 +184,31 @@ def test_what_fits_nothing_is_said_neutrally():
     found = diagnose(frame, recipe("trl-grpo"), beta=0.2)
     assert not found["advantages"].warning
     assert "not what the recipe makes" in found["advantages"].text
-    assert found["advantages"].headline not in found.verdict
+    assert found.verdict[0] == found["advantages"].headline
+    assert not any("effective β = " in sentence for sentence in found.verdict)
     for silent in (frame.assign(advantage=np.nan), frame.assign(advantage=0.0)):
         assert "advantages" not in diagnose(silent, recipe("trl-grpo"), beta=0.2)
+
+
+@pytest.mark.parametrize("factor", [-1.0, -0.37])
+def test_advantages_of_the_other_sign_are_told(factor):
+    frame = bare(made(RULES[1]))
+    frame["advantage"] *= factor
+    found = diagnose(frame, RULES[1], beta=0.2)
+    assert found["advantages"].warning
+    assert "opposite sign of those of the recipe: in 30 of 30 groups" in found.verdict[0]
+    assert f"they are {factor:g} times the rewards less the group's mean" in found.verdict[0]
+    assert not any("effective β = " in sentence for sentence in found.verdict)
+
+
+def test_groups_that_lost_rows_show_nothing_where_some_are_whole():
+    rule = dataclasses.replace(RULES[1], group_size=8)
+    frame = bare(made(rule))
+    lost = frame[(frame["group_id"] % 3 == 0) | (frame.groupby("group_id").cumcount() > 0)]
+    found = diagnose(lost, rule, beta=0.2)
+    assert "advantages" not in found
+    assert "in 30 groups of 7 to 8 (8 counts)" in found.title
+    assert found.size["group_size"] == 8
 
 
 def test_a_part_of_a_batch_shows_what_divides():

@@ -896,7 +896,7 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
     code, out, _ = run(capsys, *watching(tmp_path))
     assert code == 0
     assert out.startswith("waiting: ")
-    assert "1 logged step, 1 to 1" in out
+    assert "1 logged step, step 1" in out
     assert "2 logged steps, 1 to 2" in out
     # Nothing came in the last round, so nothing was printed.
     assert out.count("kltarget diagnose ·") == 2

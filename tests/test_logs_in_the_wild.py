@@ -330,6 +330,11 @@ def test_parts_are_added(capsys):
     options = ["--columns", "reward=acc,reward=fmt", "--trainer", "trl-grpo", "--beta", "0.04"]
     code, out, _ = run(capsys, "diagnose", CASES / "m01_parts.jsonl", *options)
     assert code == 0
+    # Of two completions with a total of 1 one is accurate.
+    assert "2 rewards are added, and their total does not say what is right" in " ".join(
+        out.split()
+    )
+    code, out, _ = run(capsys, "diagnose", CASES / "m01_parts.jsonl", *options, "--threshold", "2")
     assert "right: reward ≥ 2" in out
     options[1] = "prompt=a,prompt=b"
     code, _, err = run(capsys, "diagnose", CASES / "m01_parts.jsonl", *options)
@@ -479,6 +484,62 @@ def test_grades_show_what_is_right():
     # Measured rewards that most prompts share the best of.
     graded = frame.assign(reward=frame["reward"] - (frame["reward"] == 0) * rng.random(len(frame)))
     assert diagnose(graded, "trl-grpo", beta=0.04)["pass@1"].value == pytest.approx(13 / 18)
+
+
+def test_totals_show_what_is_right_if_one_reward_does(tmp_path):
+    def read(**parts):
+        each = zip(*parts.values(), strict=True)
+        rows = [
+            {"step": 1, "prompt": "q", "completion": str(i), **dict(zip(parts, x, strict=True))}
+            for i, x in enumerate(each)
+        ]
+        return read_rollouts(lines(tmp_path / "x.jsonl", rows))
+
+    def passed(frame):
+        return diagnose(frame, "trl-grpo", beta=0.04)["pass@1"]
+
+    accuracy = [1, 1, 0, 0]
+    tells = read(accuracy_reward=accuracy, format_reward=[0.5, 0, 0.5, 0])
+    assert "each reward counts as 1, as no advantages tell their weights" in tells.attrs["notes"]
+    assert passed(tells).value == 0.5
+    assert "right: reward ≥ 1)" in passed(tells).text
+    for frame in (
+        read(accuracy_reward=accuracy, format_reward=[1, 0, 1, 0]),
+        read(accuracy_reward=[0, 0, 0, 0], format_reward=[1, 0, 1, 0]),
+        read(a_reward=accuracy, b_reward=[1, 0, 1, 0]),
+    ):
+        assert passed(frame).refused
+        assert "2 rewards are added" in passed(frame).text or len(set(frame["reward"])) == 2
+        assert "--threshold" in passed(frame).text
+    assert not passed(read(a_reward=accuracy, b_reward=[1, 1, 1, 1])).refused
+
+
+@pytest.mark.parametrize(
+    ("often", "right"),
+    [((23, 20, 15, 17, 21), None), ((23, 5, 5, 5, 21), 1.0), ((9, 8, 9, 9, 12), 1.0)],
+)
+def test_the_best_of_many_grades_is_right_if_it_stands_out(often, right):
+    grades = np.repeat([0, 0.25, 0.5, 0.75, 1.0], often)
+    frame = pd.DataFrame({"reward": grades, "completion": "a", "answer": "a", "step": 1})
+    frame = frame.assign(prompt="q", group_id=0, logp=np.nan, ref_logp=np.nan)
+    said = diagnose(frame, "trl-grpo", beta=0.04)["pass@1"]
+    assert said.refused == (right is None)
+
+
+def test_accuracy_is_a_reward_if_nothing_else_is(tmp_path, capsys):
+    rows = [{"prompt": "q", "completion": str(i), "accuracy": i, "length": 7.5} for i in (0, 1)]
+    rollouts = read_rollouts(lines(tmp_path / "x.jsonl", rows))
+    assert rollouts["reward"].tolist() == [0, 1]
+    assert "columns read by their names: 'accuracy' as reward" in rollouts.attrs["notes"]
+    other = read_rollouts(lines(tmp_path / "y.jsonl", [{**row, "reward": 5} for row in rows]))
+    assert other["reward"].tolist() == [5, 5]
+    unknown = [{"quality" if k == "accuracy" else k: x for k, x in row.items()} for row in rows]
+    options = ("--trainer", "trl-grpo", "--beta", "0.1")
+    code, _, err = run(capsys, "diagnose", lines(tmp_path / "z.jsonl", unknown), *options)
+    assert code == 2
+    assert (
+        "no rewards; if one of the numbers 'quality', 'length' is one, say so by --columns" in err
+    )
 
 
 def test_impossible_probabilities_are_refused():

@@ -43,6 +43,19 @@ def test_a_group_is_of_one_prompt(tmp_path):
     assert group_sizes(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == [4]
 
 
+def test_runs_of_equal_prompts_are_groups_where_no_step_is_logged(tmp_path):
+    def rows(prompts, size=4):
+        each = [row(prompt=x, completion=str(i)) for x in prompts for i in range(size)]
+        return [{k: v for k, v in x.items() if k != "step"} for x in each]
+
+    rollouts = read_rollouts(lines(tmp_path / "x.jsonl", rows("abcabbc")))
+    assert group_sizes(rollouts) == [4] * 7
+    assert noted(rollouts, "num_generations=4 is a guess from runs of equal prompts alone")
+    for strange in (rows("abc"), rows("ab") + rows("ab", 3), rows("abab", 1)):
+        rollouts = read_rollouts(lines(tmp_path / "x.jsonl", strange))
+        assert noted(rollouts, "groups are a guess: all completions of one prompt")
+
+
 def test_frames_made_by_hand_are_checked():
     frame = pd.DataFrame([row(completion=x, prompt=x, reward=float(x == "a")) for x in "abcd"])
     frame = frame.assign(answer=frame["completion"], group_id=0, logp=-1.0, ref_logp=-1.0)
@@ -72,6 +85,9 @@ VALIDATION = [
     ("mode", "train", "eval/aime"),
     ("is_eval", False, True),
     ("validate", 0, 1),
+    ("phase", "train", "test"),
+    ("is_train", True, False),
+    ("is_training", 1, 0),
     ("Split", "TRAIN", "Validation"),
 ]
 
@@ -110,6 +126,19 @@ def test_files_of_validation_are_left_out(tmp_path):
     assert group_sizes(rollouts) == [2, 2]
     assert noted(rollouts, "2 rows of validation left out, 4 of training read: 2 files such as 1.")
     assert len(read_rollouts(folder / "validation")) == 2
+
+
+def test_columns_outweigh_the_names_of_files(tmp_path):
+    train = [row(completion=str(i), split="train") for i in range(4)]
+    path = lines(tmp_path / "train_val.jsonl", train)
+    assert not noted(read_rollouts(path), "validation")
+    both = read_rollouts(lines(tmp_path / "val.jsonl", [*train, row(prompt="v", split="val")]))
+    assert len(both) == 4
+    assert noted(both, "1 row of validation left out, 4 of training read: only={'split': 'val'}")
+    alone = read_rollouts(lines(tmp_path / "run_eval_math.jsonl", [row()] * 4))
+    assert len(alone) == 4
+    assert not noted(alone, "all rows are of validation")
+    assert noted(alone, "the name of run_eval_math.jsonl says that it is of validation, no column")
 
 
 def test_words_that_only_look_like_validation(tmp_path):
@@ -182,6 +211,47 @@ def test_columns_that_name_two_runs(tmp_path, capsys, column):
     for i, entry in enumerate(rows):
         entry[column] = i
     assert len(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == 8
+
+
+@pytest.mark.parametrize("column", ["seed", "model", "model_name", "experiment", "wandb_run"])
+def test_columns_that_may_name_two_runs(tmp_path, column):
+    steps = [(x, step) for x in (0, 1) for step in (1, 2)]
+    rows = [row(s, "q", str(i), float(i == x), **{column: x}) for x, s in steps for i in range(4)]
+    with pytest.raises(RolloutError, match=f"column '{column}' names several runs, “0” and “1”"):
+        read_rollouts(lines(tmp_path / "x.jsonl", rows))
+    rows = [row(s, f"q{x}{s}", str(i), **{column: "m"}) for x, s in steps for i in range(4)]
+    assert len(read_rollouts(lines(tmp_path / "y.jsonl", rows))) == 16
+
+
+def test_seeds_and_models_that_are_of_one_run(tmp_path):
+    # A seed for every step, prompt or completion; a model that answers other prompts.
+    for of in (lambda s, p, i: s, lambda s, p, i: p, lambda s, p, i: i, lambda s, p, i: 4):
+        rows = [
+            row(s, f"q{p}", str(i), float(i == 0), run_id="r", seed=of(s, p, i))
+            for s in range(3)
+            for p in range(2)
+            for i in range(4)
+        ]
+        assert len(read_rollouts(lines(tmp_path / "x.jsonl", rows))) == 24
+
+
+def test_two_runs_one_after_the_other(tmp_path):
+    def run(name, steps=(1, 2, 3), prompts="ab"):
+        each = [(s, p) for s in steps for p in prompts]
+        return [row(s, p, f"{name}{i}", float(i == 0)) for s, p in each for i in range(4)]
+
+    path = lines(tmp_path / "x.jsonl", run("a") + run("b"))
+    with pytest.raises(RolloutError, match="two runs one after the other: in rollout 25 steps go"):
+        read_rollouts(path)
+    twice = read_rollouts(lines(tmp_path / "y.jsonl", run("a") * 2))
+    assert group_sizes(twice) == [4] * 6
+    assert noted(twice, "written twice, row for row: counted once, 24 rows left out")
+    assert not noted(read_rollouts(lines(tmp_path / "z.jsonl", run("a"))), "twice")
+    # Ranks, prompt by prompt, sample by sample, and a run that was resumed, are of one run.
+    by_sample = [row(s, p, str(i)) for i in range(4) for s in (1, 2, 3) for p in "ab"]
+    resumed = run("a") + run("b", (3, 4, 5))
+    for rows in (run("a") + run("b", prompts="cd"), by_sample, resumed):
+        assert len(read_rollouts(lines(tmp_path / "w.jsonl", rows))) == len(rows)
 
 
 def test_many_files_are_compared_fast(tmp_path):

@@ -862,7 +862,7 @@ def test_runs_with_and_without_log_probabilities_are_not_mixed(tmp_path):
 def test_every_format_is_documented():
     import kltarget.rollouts
 
-    assert all(f"\n`{name}` " in kltarget.rollouts.__doc__ for name in FORMAT_NAMES)
+    assert all(f"\n``{name}`` " in kltarget.rollouts.__doc__ for name in FORMAT_NAMES)
     assert issubclass(RolloutError, ValueError)
 
 

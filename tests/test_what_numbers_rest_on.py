@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from kltarget.diagnosis import Statement, diagnose
-from kltarget.recipes import Recipe
+from kltarget.recipes import Recipe, recipe
 
 GRPO = Recipe("loss", "weighted-k3", "token", "mean", "group-std", ddof=1, epsilon=1e-4)
 K3 = Recipe("loss", "k3", "token", "mean")
@@ -48,6 +48,44 @@ def test_numbers_of_few_groups_say_so():
     assert "(3 groups)" in few["pass@1"].headline
     assert "(3 groups)" in few["diversity"].headline
     assert re.search(r", \d of 3,", few["zero_std_groups"].headline)
+
+
+def test_groups_of_one_rollout_say_nothing_of_deviations():
+    frame = frame_of(list("ab" * 10), [0.0, 1.0] * 10, range(20), range(20), list("abcdefghij" * 2))
+    found = diagnose(frame, recipe("trl-grpo"), beta=0.1)
+    assert "say nothing of σ" in found["zero_std_groups"].text
+    assert found["zero_std_groups"].value is None
+    assert "no deviation" in found["effective_beta"].text
+    assert any("groups of 1 in the log, 8 in the recipe: 8 is used" in x for x in found.notes)
+    assert "-0" not in str(found)
+    assert "-0.0" not in str(found.to_dict())
+    assert "in 20 groups of 1, " in found.title
+    # Beside larger groups they are not counted.
+    mixed = frame_of(list("aabab"), [1, 1, 0, 1, 0], [0, 0, 1, 1, 2], 1)
+    said = diagnose(mixed, GRPO, beta=0.1)["zero_std_groups"]
+    assert (said.value, said.sample_size) == (0.5, 2)
+    assert "1 group of one rollout, which say" not in said.text
+    assert "1 group of one rollout says nothing of σ and is not counted" in said.text
+
+
+def test_numbers_of_one_are_in_the_singular():
+    found = diagnose(frame_of(list("aabb"), [1.0, 1, 0, 0], 0, 1), GRPO, beta=0.1)
+    said = found["effective_beta"].headline
+    assert said.endswith("in the one group whose rewards differ")
+    assert "10 %" not in said
+    assert "seen for 0 of 1 prompt" in found["right_answers"].text
+    assert "none for 0" not in str(found)
+    assert "1 logged step, step 1" in found.title
+    two = frame_of(list("aabbcc"), [1.0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1], 1)
+    said = diagnose(two, GRPO, beta=0.1)["effective_beta"].headline
+    assert said.endswith("in the one of 2 groups whose rewards differ")
+
+
+def test_rewards_that_vary_on_one_answer_are_noted():
+    note = "some answers were rewarded differently at times: their mean reward is used"
+    noisy = frame_of(list("abab"), [1.0, 0, 0, 1], 0, 1)
+    assert note in diagnose(noisy, GRPO, beta=0.1).notes
+    assert note not in diagnose(noisy.assign(reward=[1.0, 0, 1, 0]), GRPO, beta=0.1).notes
 
 
 @pytest.mark.parametrize(("shares", "moved"), [((0.1, 0.5, 0.9), True), ((0.9, 0.5, 0.1), True)])
@@ -129,6 +167,13 @@ def test_answers_that_never_recur_say_which_rule_would_help(ending):
     assert told in found["answers"].text
     assert "96 of them would be 5 different answers" in found["answers"].text
     assert found["answers"].headline in found.verdict
+    # Of what recurs nothing is said, by a number or along the steps.
+    assert "diversity" not in found
+    assert "right_answers" not in found
+    assert "nats" not in str(found)
+    assert "two answers differ" not in str(
+        diagnose(frame.assign(step=frame["group_id"]), K3, beta=1)
+    )
     # Read by a rule, they recur.
     assert "answers" not in diagnose(frame.assign(answer=right.astype(str)), K3, beta=0.1)
 

@@ -57,7 +57,7 @@ def advantage_statement(
     recipe, rewards = case.recipe, _returns(case)
     if rewards is None or not np.isfinite(case.log.advantage).any():
         return None, ()
-    logged = LoggedAdvantages(case.log, rewards)
+    logged = LoggedAdvantages(case.log, rewards, recipe.group_size)
     if logged.num_groups < _LEAST_GROUPS:
         return None, ()
     given = _rule_of(recipe)
@@ -78,6 +78,9 @@ def advantage_statement(
         other = _other_fit(logged, given, clipped=True)
     if other is not None:
         return _contradiction(case, logged, other, keys), ()
+    turned = _reversed(case, rewards, given)
+    if turned is not None:
+        return turned, ()
     if case.recipe.place == "reward" and case.beta > 0:
         return _without_kl(case), ()
     text = (
@@ -209,12 +212,35 @@ def _effective(case: Case, logged: LoggedAdvantages, fit: AdvantageFit) -> np.nd
     return case.beta * own / slopes / recipe.reward_scale
 
 
+def _reversed(case: Case, rewards: np.ndarray, given: AdvantageRule) -> Statement | None:
+    """Where advantages are those of a rule with the other sign."""
+    negated = dataclasses.replace(case.log, advantage=-case.log.advantage)
+    logged = LoggedAdvantages(negated, rewards, case.recipe.group_size)
+    fit = logged.fit(given) or _other_fit(logged, given)
+    if fit is None:
+        return None
+    text = (
+        "the logged advantages have the opposite sign of those of the recipe: "
+        f"{_in_groups(fit)} they are {number(-fit.factor, 3)} times {_words(fit.rule, False)}"
+    )
+    detail = (
+        "; either the log has them with the sign of a loss, or training makes answers of lower "
+        "reward more likely. All other numbers are of the recipe that was given"
+    )
+    by = (SOURCE,)
+    return Statement(
+        "advantages", text, detail, -fit.factor, None, by, fit.of, "groups", warning=True
+    )
+
+
 def _without_kl(case: Case) -> Statement | None:
     """Where the recipe charges a KL to the reward, but the advantages hold none."""
     recipe = case.recipe
     bare = dataclasses.replace(case, beta=0.0)
     rewards = _returns(bare)
-    fit = None if rewards is None else LoggedAdvantages(case.log, rewards).fit(_rule_of(recipe))
+    if rewards is None:
+        return None
+    fit = LoggedAdvantages(case.log, rewards, recipe.group_size).fit(_rule_of(recipe))
     if fit is None or not fit.exact:
         return None
     text = (

@@ -40,6 +40,7 @@ from kltarget.rollouts import RolloutError, read_rollouts
 if TYPE_CHECKING:
     import pandas as pd
 
+_VARYING = "some answers were rewarded differently at times: their mean reward is used"
 # Of so many prompts, what cannot be is a defect of their own, not of the log.
 _FEW_ODD = 0.05
 
@@ -88,8 +89,10 @@ def diagnose(
             reference, which they are if nothing was learned before; the numbers that depend on it
             get intervals. By default the logged ``ref_logp`` is used.
         threshold: reward from which on an answer is right; by default the log's highest, where
-            rewards have few values or most prompts share their best one. Elsewhere what is right is
-            not known: without a threshold there is no pass@k.
+            rewards have two or three values, or more of which it stands out and most prompts share
+            it. Of several rewards that are added, one that is called accuracy or correct tells it,
+            if totals part right from wrong by it. Elsewhere what is right is not known: without a
+            threshold there is no pass@k.
         max_prompts: for how many prompts, the most informative ones, targets are computed. Where
             rewards of several sizes are normalised in finite groups one counts for ten.
         num_bootstrap: resamples behind each interval.
@@ -168,10 +171,13 @@ def diagnose(
     with double_precision():
         aims, unknown, refused = _aims(case, reference, max_prompts)
         notes += unknown
+        if evidence.rewards_vary(log):
+            notes.append(_VARYING)
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
-        statements = [*reward_statements(case), right_answers(case, right, late)]
-        statements += own_answers(case, frame)
+        alone = own_answers(case, frame)
+        statements = reward_statements(case, answers_recur=not alone)
+        statements += alone or [right_answers(case, right, late)]
         checked, fitting = advantage_statement(case, keys)
         notes += fitting
         if checked is not None:
@@ -193,11 +199,11 @@ def diagnose(
         "prompts": len(log.prompts),
         "groups": len(groups.size),
         "steps": len(log.steps),
-        "group_size": int(np.median(groups.size)),
+        "group_size": _counting(groups.size, recipe)[0],
         "analysed": len(aims),
     }
     return Diagnosis(
-        title=_title(log, size, frame.attrs.get("format")),
+        title=_title(log, size, frame.attrs.get("format"), _counting(groups.size, recipe)[1]),
         recipe=recipe,
         recipe_name=name,
         beta=float(beta),
@@ -206,7 +212,7 @@ def diagnose(
         notes=tuple(notes),
         verdict=(*(default if beta == 0 else ()), *verdict_of(case, statements, aims)),
         statements=tuple(statements),
-        history=evidence.history(log, groups),
+        history=_without_answers(evidence.history(log, groups), alone),
         featured=featured,
         prompts=_columns(case, aims, right, late),
     )
@@ -248,7 +254,12 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
         whose = "the median" if recipe.group_size is None else "that of the recipe"
         size = recipe.group_size or size
         notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {size}, {whose}, counts")
-    if not matters or recipe.group_size == size or size < 2:
+    if not matters or recipe.group_size == size:
+        return recipe, notes
+    if size < 2:
+        if recipe.group_size is not None:
+            own = recipe.group_size
+            notes.append(f"groups of {size} in the log, {own} in the recipe: {own} is used")
         return recipe, notes
     try:
         completed = dataclasses.replace(recipe, group_size=size)
@@ -363,8 +374,6 @@ def _aims(
         notes.append(
             f"in {weighed:,} prompts completions seldom repeat: answers are weighed by π_ref/π"
         )
-    if any(prompt.reward_varies for prompt in prompts):
-        notes.append("some answers were rewarded differently at times: their mean reward is used")
     prompts = affordable(case.recipe, prompts, most)
     try:
         return aims_of(case.recipe, prompts, case.beta), notes, None
@@ -373,14 +382,33 @@ def _aims(
         return [], notes, None
 
 
-def _title(log: evidence.Log, size: dict[str, int], format: str | None) -> str:
+def _without_answers(
+    history: dict[str, list[float]], alone: list[Statement]
+) -> dict[str, list[float]]:
+    """The history without numbers of answers, where each completion is its own."""
+    unknown = {name: [math.nan] * len(history[name]) for name in ("entropy", "differ") if alone}
+    return history | unknown
+
+
+def _counting(sizes: np.ndarray, recipe: Recipe) -> tuple[int, str]:
+    """The size of groups that counts, and what to say of it."""
+    usual = int(np.bincount(sizes).argmax())
+    if usual == sizes.max():
+        return usual, f"{usual}"
+    size = recipe.group_size or int(np.median(sizes))
+    return size, f"{sizes.min()} to {sizes.max()} ({size} counts)"
+
+
+def _title(log: evidence.Log, size: dict[str, int], format: str | None, of: str) -> str:
     steps = ""
     if len(log.steps):
-        steps = f", {counted(len(log.steps), 'logged step')}, {log.steps[0]:,} to {log.steps[-1]:,}"
+        which = f"{log.steps[0]:,} to {log.steps[-1]:,}"
+        which = which if len(log.steps) > 1 else f"step {log.steps[0]:,}"
+        steps = f", {counted(len(log.steps), 'logged step')}, {which}"
     written = f"{format}: " if format else ""
     return (
         f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
-        f"in {counted(size['groups'], 'group')} of {size['group_size']}{steps}"
+        f"in {counted(size['groups'], 'group')} of {of}{steps}"
     )
 
 
@@ -391,7 +419,7 @@ def _columns(
     log, groups = case.log, case.groups
     size = len(log.prompts)
     number = np.bincount(log.prompt, minlength=size)
-    per = np.bincount(groups.prompt, minlength=size)
+    per, several = np.bincount(groups.prompt, minlength=size), groups.size > 1
     with np.errstate(invalid="ignore", divide="ignore"):
         columns: dict[str, Any] = {
             "prompt": list(log.prompts),
@@ -399,7 +427,8 @@ def _columns(
             "groups": per,
             "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
             "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
-            "zero_std_share": np.bincount(groups.prompt, groups.equal, size) / per,
+            "zero_std_share": np.bincount(groups.prompt, groups.equal & several, size)
+            / np.bincount(groups.prompt, several, size),
             "pass@1": np.full(size, np.nan)
             if math.isinf(case.threshold)
             else np.bincount(groups.prompt, groups.right / groups.size, size) / per,

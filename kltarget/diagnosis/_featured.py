@@ -30,8 +30,8 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     flips = named.get("flip_beta")
     if flips is not None and flips.value is not None:
         wanted.append("flip_beta")
-    if "advantages" in named and named["advantages"].warning:
-        # What the log contradicts is not told in short.
+    if "advantages" in named:
+        # What the log contradicts, or does not bear out, is not told in short.
         wanted = ["advantages", *(name for name in wanted if name != "effective_beta")]
     if "answers" in named:
         wanted.append("answers")
@@ -87,4 +87,5 @@ def _known(prompt: Prompt, log_probs: np.ndarray) -> tuple[float, ...]:
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(np.asarray(values, float).tolist())
+    # A zero has no sign.
+    return tuple((np.asarray(values, float) + 0.0).tolist())

@@ -54,19 +54,23 @@ class Case:
         return self.groups.time >= self.log.late_from
 
 
-def reward_statements(case: Case) -> list[Statement]:
+def reward_statements(case: Case, answers_recur: bool = True) -> list[Statement]:
     headline, detail = aimed_at(case.recipe)
     return [
         Statement("direction", headline, detail, assumptions=(SOURCE, ON_POLICY), unit="recipe"),
         _equal_groups(case),
         *_coefficient(case),
         *_passes(case),
-        _diversity(case),
+        *([_diversity(case)] if answers_recur else []),
     ]
 
 
 def _equal_groups(case: Case) -> Statement:
-    recipe, chosen = case.recipe, case.late
+    recipe, several = case.recipe, case.groups.size > 1
+    chosen, alone = case.late & several, int((case.late & ~several).sum())
+    if not chosen.any():
+        text = "groups of one rollout say nothing of σ, the deviation of a group's rewards"
+        return Statement("zero_std_groups", text, unit="groups")
     equal, total = int(case.groups.equal[chosen].sum()), int(chosen.sum())
     acts = recipe.aim != "none" or recipe.charged_without_divergence
     acting = ["the KL"] if case.beta > 0 and acts else []
@@ -82,8 +86,13 @@ def _equal_groups(case: Case) -> Statement:
     late = share(equal / total)
     few = f", {equal:,} of {total:,}," if total < _FEW else ""
     text = f"{late} of the groups in {case.log.late_span}{few} have equal rewards (σ = 0): {what}"
-    part = total < len(case.groups.equal)
-    detail = f"; over the whole log {share(case.groups.equal.mean())}" if part else ""
+    detail = ""
+    if total < several.sum():
+        detail = f"; over the whole log {share(case.groups.equal[several].mean())}"
+    if alone:
+        verbs = ("says", "is") if alone == 1 else ("say", "are")
+        of = f"{counted(alone, 'group')} of one rollout {verbs[0]} nothing of σ"
+        detail += f"; {of} and {verbs[1]} not counted"
     numbers = equal / total, evidence.wilson_interval(equal, total), (INDEPENDENT,), total, "groups"
     return Statement("zero_std_groups", text, detail, *numbers, warning=equal / total > 0.5)
 
@@ -130,6 +139,8 @@ def _coefficient(case: Case) -> list[Statement]:
         return [Statement("effective_beta", text, detail, single, None, by, unit="recipe")]
     if not values.size:
         text = "no late group has rewards that differ, so its deviation says nothing of β"
+        if (case.groups.size[case.late] < 2).all():
+            text = "groups of one rollout have no deviation, so the log says nothing of β"
         return [Statement("effective_beta", text, assumptions=(INDEPENDENT,), unit="groups")]
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     least, half, most = span / np.array([high, middle, low])
@@ -139,9 +150,16 @@ def _coefficient(case: Case) -> list[Statement]:
     of = f"the {few} whose rewards differ" if few else units
     text = (
         f"dividing by the deviation makes the effective β = {beta:g}{own} · (σ + ε) differ by "
-        f"{unit}{why}: median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
+        f"{unit}{why}: "
     )
-    times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
+    if values.size == 1:
+        total = 1 if per_batch else int(case.late.sum())
+        one = f"one {unit}" if total == 1 else f"one of {total:,} groups"
+        text += f"{middle:.3g} in the {one} whose rewards differ"
+        times = f"{half:.3g} times"
+    else:
+        text += f"median {middle:.3g} (10 % to 90 % of {of}: {low:.3g} to {high:.3g})"
+        times = f"{half:.3g} ({least:.3g} to {most:.3g}) times"
     detail = f"; the range of rewards, {span:.4g}, is {times} that"
     assumed = (SOURCE, PRESENT, INDEPENDENT)
     value, interval = evidence.median_interval(values)
@@ -173,6 +191,9 @@ def _unknown(case: Case) -> str:
     give = "give the reward from which on an answer is right, threshold=… (--threshold)"
     if len(values) < 2:
         return f"all rewards are {values[0]:g}, so what is right the log does not show: {give}"
+    if evidence.are_summed(case.log):
+        several = f"{counted(len(case.log.parts), 'reward')} are added"
+        return f"{several}, and their total does not say what is right: {give}"
     return f"rewards have {len(values):,} values, of which none says what is right: {give}"
 
 
@@ -200,8 +221,13 @@ def _diversity(case: Case) -> Statement:
         f"two completions of a group have different answers with probability {now:.3g} in "
         f"{log.late_span}{few}{_then(case, groups.differ[groups.time == 0])}"
     )
-    detail = f"; the entropy of a prompt's answers is {late:.3g} nats{drop}"
+    detail = f"; the entropy of a prompt's answers is {_nats(late)}{drop}"
     return Statement("diversity", text, detail, now, interval, (INDEPENDENT,), size, "groups")
+
+
+def _nats(x: float) -> str:
+    text = f"{x:.3g}"
+    return f"{text} {'nat' if text == '1' else 'nats'}"
 
 
 def diversity_moved(case: Case) -> bool:
@@ -226,7 +252,8 @@ def right_answers(case: Case, counts: np.ndarray, late: np.ndarray) -> Statement
         text = f"which answers are right is not known: {_unknown(case)}"
         return Statement("right_answers", text, unit="", refused=True)
     some, several = int((counts > 0).sum()), int((counts > 1).sum())
-    where = f"{several:,} of {len(counts):,} prompts, none for {len(counts) - some:,}"
+    where = f"{several:,} of {counted(len(counts), 'prompt')}"
+    where += f", none for {len(counts) - some:,}" if some < len(counts) else ""
     text = f"two or more different right answers were seen for {where}"
     detail = ""
     if several:

@@ -62,15 +62,15 @@ class AdvantageFit:
 class LoggedAdvantages:
     """The advantages of a log, beside those that rules make of its rewards.
 
-    Where most groups are of the largest size, the others have lost rows and are left out, and so
-    are those whose advantages are all 0.
+    Where most groups are of the largest size, or that is the ``usual`` one of the recipe, the
+    others have lost rows and are left out, and so are those whose advantages are all 0.
     """
 
-    def __init__(self, log: Log, reward: np.ndarray) -> None:
+    def __init__(self, log: Log, reward: np.ndarray, usual: int | None = None) -> None:
         self._log, self._reward = log, reward
         size = np.bincount(log.group)
         whole = np.bincount(log.group, ~np.isfinite(log.advantage + reward)) == 0
-        if 2 * (size == size.max()).sum() > len(size):
+        if 2 * (size == size.max()).sum() > len(size) or size.max() == usual:
             whole &= size == size.max()
         scale = np.bincount(log.group, np.nan_to_num(np.abs(log.advantage)))
         shown = np.flatnonzero(whole & (scale > 0) & (size > 1))

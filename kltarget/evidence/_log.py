@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.rows import simple_name
 from kltarget._core.words import abridged
 from kltarget.evidence._trees import Tokens, tokens_of
 from kltarget.rollouts import RolloutError
@@ -21,8 +24,13 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "(no answer)"
 _MOST_BINS = 12
+_SAME_REWARD = 1e-6
 # Grades and sums of a few rewards have so many values, measured rewards more.
 _FEW_REWARDS = 6
+# So many grades have a best one, that is right; of more it has to stand out.
+_FEW_GRADES = 3
+# What rewards of right answers are called.
+_CORRECT = re.compile("accura|correct|exact_match|solved|success|(^|_)acc(_|$)")
 # Columns of texts of so many bytes are not copied.
 _HEAVY = 1 << 28
 # Log-probabilities of long completions are sums of rounded terms.
@@ -49,6 +57,7 @@ class Log:
         answer_prompt: whose answer each is, by code.
         tokens: what is known of the completions' tokens.
         notes: what was left out.
+        parts: the rewards that were added, NaN where one does not apply, ``[N]`` each.
     """
 
     prompt: np.ndarray
@@ -66,6 +75,7 @@ class Log:
     answer_prompt: np.ndarray
     tokens: Tokens
     notes: tuple[str, ...]
+    parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -118,9 +128,15 @@ def log_of(frame: pd.DataFrame) -> Log:
             raise RolloutError(f"the rollouts have no column {name!r}: read them by read_rollouts")
     kept, notes = np.isfinite(frame["reward"].to_numpy(np.float64)), []
     if not kept.any():
-        raise RolloutError(
-            "the rollouts have no rewards" if len(frame) else "there are no rollouts"
-        )
+        if not len(frame):
+            raise RolloutError("there are no rollouts")
+        numbers = frame.attrs.get("numbers", ())
+        if not numbers:
+            raise RolloutError("the rollouts have no rewards")
+        first, seen = numbers[0], ", ".join(map(repr, numbers))
+        why = f"the rollouts have no rewards; if one of the numbers {seen} is one, say so by {{}}"
+        given = f"reward={first}", f"columns={{'reward': {first!r}}}"
+        raise RolloutError(why, "columns", *given)
     if not kept.all():
         what = "rollouts without a finite reward left out"
         notes.append(f"{(~kept).sum():,} of {kept.size:,} {what}")
@@ -167,6 +183,11 @@ def log_of(frame: pd.DataFrame) -> Log:
         answer_prompt=pair // width,
         tokens=tokens_of(table),
         notes=tuple(notes),
+        parts={
+            name.removeprefix("reward/"): table[name].to_numpy(np.float64)
+            for name in map(str, table.columns)
+            if name.startswith("reward/")
+        },
     )
 
 
@@ -244,11 +265,22 @@ def groups_of(log: Log, threshold: float, ddof: int) -> Groups:
 def evident_threshold(log: Log) -> float | None:
     """The reward of right answers, where rewards alone show it; None where they do not.
 
-    They do if there are two rewards, or a few that recur, or if most prompts share their best one.
-    Rewards that never differ, and those of which each prompt has its own, do not say what is right.
+    They do if there are two rewards, or three that recur; if there are more, the best one stands
+    out by how often it occurs, and recurs or is shared by most prompts. Rewards that never differ,
+    and those of which each prompt has its own, do not say what is right. Of several that are added
+    one that is called accuracy does, if no wrong answer has as much in total as a right one.
     """
-    values = np.unique(log.reward)
+    values, number = np.unique(log.reward, return_counts=True)
     if len(values) < 2:
+        return None
+    called = [part for name, part in log.parts.items() if _CORRECT.search(simple_name(name))]
+    if called and len(log.parts) > 1:
+        return _least_right(log.reward, called[0]) if len(called) == 1 else None
+    if are_summed(log):
+        return None
+    # The best of several grades is not.
+    graded = len(values) > _FEW_GRADES and number[-1] < number.max()
+    if graded and number[-1] < 2 * number[1:-1].max():
         return None
     if len(values) == 2 or (len(values) <= _FEW_REWARDS and len(log) >= 2 * len(values)):
         return float(values[-1])
@@ -256,6 +288,29 @@ def evident_threshold(log: Log) -> float | None:
     np.maximum.at(best, log.prompt, log.reward)
     shared = (best == values[-1]).sum()
     return float(values[-1]) if shared > 1 and 2 * shared >= len(best) else None
+
+
+def are_summed(log: Log) -> bool:
+    """Whether several rewards that differ are added in a row."""
+    differing = [x for x in log.parts.values() if len(np.unique(x[np.isfinite(x)])) > 1]
+    return bool((np.sum([np.isfinite(x) for x in differing], axis=0) > 1).any())
+
+
+def _least_right(reward: np.ndarray, part: np.ndarray) -> float | None:
+    """The least total of answers that a reward of two values calls right, if it tells them."""
+    known = np.isfinite(part)
+    values = np.unique(part[known])
+    if len(values) != 2:
+        return None
+    right = part == values[-1]
+    least = float(reward[right].min())
+    return least if least > reward[~right].max() else None
+
+
+def rewards_vary(log: Log) -> bool:
+    """Whether some answer was rewarded differently at times."""
+    _, first = np.unique(log.answer, return_index=True)
+    return bool((np.abs(log.reward - log.reward[first][log.answer]) > _SAME_REWARD).any())
 
 
 def _answer_counts(log: Log, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +332,9 @@ def pass_at(groups: Groups, chosen: np.ndarray, k: int) -> np.ndarray:
     pairs, inverse = np.unique(pairs, return_inverse=True)
     if not pairs.size:
         return np.empty(0)
-    return np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float)[inverse]
+    # A zero has no sign.
+    values = np.asarray(pass_at_k_from_counts(pairs % width, pairs // width, k), float) + 0.0
+    return values[inverse]
 
 
 def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -290,7 +347,7 @@ def answer_entropy(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cells, cell, size = np.unique(of_step, return_inverse=True, return_counts=True)
     owner, count = _answer_counts(log, cell)
     share = count / size[owner]
-    plain = -np.bincount(owner, share * np.log(share), minlength=len(cells))
+    plain = 0.0 - np.bincount(owner, share * np.log(share), minlength=len(cells))
     return plain + (np.bincount(owner) - 1) / (2 * size), cells % width, size
 
 
@@ -314,5 +371,5 @@ def history(log: Log, groups: Groups) -> dict[str, list[float]]:
         "reward": mean(log.reward, log.time),
         "entropy": mean(value, time),
         "differ": mean(groups.differ, groups.time),
-        "zero_std": mean(groups.equal.astype(float), groups.time),
+        "zero_std": mean(np.where(groups.size > 1, groups.equal, np.nan), groups.time),
     }

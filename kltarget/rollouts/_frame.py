@@ -98,7 +98,7 @@ class Columns:
         source: str,
         position: int,
         apart: bool = False,
-        run: tuple[str, str] | None = None,
+        run: tuple[tuple[str, str], ...] = (),
         texts: tuple[str, str | None] | None = None,
     ) -> None:
         """Adds one, unless its group is missing though others have one.
@@ -162,11 +162,16 @@ class Columns:
                 why = "and advantages that sum to zero" if confirmed else "alone"
                 note = f"num_generations={size} is a guess from runs of equal prompts {why}"
                 return _prompt_groups.blocks(position, source, step, size), note
+        if (step == _NO_STEP).all():
+            runs = _prompt_groups.equal_runs(source, prompt)
+            if runs is not None:
+                note = f"num_generations={runs[0]} is a guess from runs of equal prompts alone"
+                return runs[1], note
         note = "groups are a guess: all completions of one prompt at one step"
         return _prompt_groups.first_seen(source, step, prompt), note
 
     def runs(self) -> list[Any]:
-        """The run that every row names, if any does."""
+        """What may be the run of every row, by the columns that name it, if there are several."""
         names = list(self.run.of)
         return [names[code] for code in self.run.codes] if len(names) > 1 else []
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from kltarget._core.rows import Row, simple_name
 from kltarget._core.words import counted, quoted
+from kltarget.rollouts._frame import SAID
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import some
 
@@ -22,24 +23,33 @@ _SPLITS = frozenset({"split", "data_split", "subset", "partition"})
 _KINDS = frozenset({"kind", "mode", "phase", "stage"})
 _FLAGS = frozenset({"is_val", "is_validation", "is_eval", "is_evaluation", "is_test", "validate"})
 _TRUTHS = frozenset({"validation", "eval"})
+_TRAINS = frozenset({"is_train", "is_training"})
 _RUNS = frozenset(
     {
         *("run", "run_id", "run_name", "wandb_run", "wandb_run_id", "wandb_run_name"),
         *("experiment", "experiment_id", "experiment_name", "exp_name"),
     }
 )
+# These are of two runs only where each has the same prompts at the same steps.
+_PERHAPS = frozenset({"seed", "run_seed", "model", "model_id", "model_name", "model_path"})
 _VALIDATION = frozenset({"val", "validation", "eval", "evals", "evaluation", "validate"})
-_HELD_OUT = _VALIDATION | {"valid", "test", "testing", "dev", "heldout", "holdout"}
+_TESTED = _VALIDATION | {"test", "testing"}
+_HELD_OUT = _TESTED | {"valid", "dev", "heldout", "holdout"}
+_TRAINING = frozenset({"train", "training"})
 # What parts of one run are called, that log the same steps.
 _RANK = re.compile(r"(?i)(?<![a-z])(rank|shard|part|worker|proc(ess)?|gpu|node|device|dp|replica)")
 _MOST_UNITS = 40
 _MOST_RUNS = 50
 
 
+Run = tuple[tuple[str, str], ...]
+
+
 @functools.lru_cache(maxsize=4096)
 def _role(column: str) -> str:
     name = simple_name(column)
-    roles = {"split": _SPLITS, "kind": _KINDS, "flag": _FLAGS, "truth": _TRUTHS, "run": _RUNS}
+    roles = {"split": _SPLITS, "kind": _KINDS, "flag": _FLAGS, "truth": _TRUTHS, "train": _TRAINS}
+    roles |= {"run": _RUNS, "perhaps": _PERHAPS}
     return next((role for role, names in roles.items() if name in names), "")
 
 
@@ -54,7 +64,10 @@ class Origin:
         self.only = {column: str(value).strip() for column, value in only.items()}
         self.seen = {column: Counter[str]() for column in only}
         self.held_out: Counter[tuple[str, str]] = Counter()
+        self.by_name: set[pathlib.Path] = set()
+        self.first: Row | None = None
         self._columns: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        self._runs: dict[str, set[str]] = {}
 
     def wants(self, row: Row) -> bool:
         wanted = True
@@ -66,21 +79,42 @@ class Origin:
             wanted &= name is not None and entry == value
         return wanted
 
-    def of(self, row: Row) -> tuple[bool, tuple[str, str] | None]:
-        """Whether a row is of validation, and the column and the name of its run."""
+    def of(self, row: Row, path: pathlib.Path, named: bool) -> tuple[bool, Run]:
+        """Whether a row is of validation, and what the columns call its run that may name one.
+
+        Args:
+            row: the row.
+            path: the file that it is in.
+            named: whether that is called one of validation, which counts if no column says more.
+        """
+        self.first = row if self.first is None else self.first
         names = tuple(row)
         if names not in self._columns:
             roles = [(name, _role(name)) for name in names]
             self._columns[names] = [x for x in roles if x[1] and x[0] not in self.only]
-        run, validation = None, False
+        run, validation, training = [], False, False
         for column, role in self._columns[names]:
             entry = row[column]
-            if role == "run" and isinstance(entry, str | int) and entry != "" and run is None:
-                run = column, str(entry)
-            elif role != "run" and _is_validation(role, entry):
-                validation = True
-                self.held_out[column, _spelled(entry)] += 1
-        return validation, run
+            if role in ("run", "perhaps"):
+                if isinstance(entry, str | int) and entry != "":
+                    run += self._named(column, str(entry))
+            else:
+                says = _says_validation(role, entry)
+                training |= says is False
+                if says:
+                    validation = True
+                    self.held_out[column, _spelled(entry)] += 1
+        if named and not validation and not training:
+            self.by_name.add(path)
+            validation = True
+        return validation, tuple(run)
+
+    def _named(self, column: str, entry: str) -> Run:
+        """The column and its entry, unless it has too many to be those of runs."""
+        seen = self._runs.setdefault(column, set())
+        if len(seen) <= _MOST_RUNS:
+            seen.add(entry)
+        return ((column, entry),) if len(seen) <= _MOST_RUNS else ()
 
     def check(self, where: str, kept: int) -> None:
         """Refuses what was asked for if no row has it."""
@@ -101,18 +135,22 @@ def _spelled(entry: Any) -> str:
     return "" if entry is None else str(entry).strip()
 
 
-def _is_validation(role: str, entry: Any) -> bool:
-    if role in ("flag", "truth") and isinstance(entry, bool):
-        return entry
+def _says_validation(role: str, entry: Any) -> bool | None:
+    """Whether an entry says that its row is of validation; None if it says nothing of that."""
+    if entry is None:
+        return None
     text = _spelled(entry).lower()
-    if role == "flag":
-        return text in ("1", "1.0", "true", "yes")
-    if role == "truth":
-        return text == "true"
+    if role in ("flag", "truth", "train"):
+        # A number in a column "eval" may be a score.
+        yes = text == "true" or (role != "truth" and text in ("1", "1.0", "yes"))
+        no = text == "false" or (role != "truth" and text in ("0", "0.0", "no"))
+        return None if not yes and not no else yes != (role == "train")
     if not isinstance(entry, str):
-        return False
+        return None
     words = re.split(r"[^a-z]+", text)
-    return not (_HELD_OUT if role == "split" else _VALIDATION).isdisjoint(words)
+    if not (_HELD_OUT if role == "split" else _TESTED).isdisjoint(words):
+        return True
+    return None if _TRAINING.isdisjoint(words) else False
 
 
 def files_of_validation(files: Iterable[pathlib.Path]) -> set[pathlib.Path]:
@@ -133,24 +171,33 @@ def _shared(files: list[pathlib.Path]) -> str:
     return os.path.commonpath(folders)
 
 
-def note_of_validation(origin: Origin, left: int, rows: int, files: int, named: str) -> str:
-    """What to say of rows of validation that were left out, and how to read them."""
+def note_of_validation(origin: Origin, left: int, rows: int) -> str:
+    """What to say of rows of validation, if they were left out, and how to read them."""
+    files = origin.by_name
+    if not left and origin.held_out:
+        return "all rows are of validation, none of training"
+    if not left:
+        name = min(files).name
+        return f"the name of {name} says that it is of validation, no column does: read as it is"
     what = f"{counted(left, 'row')} of validation left out, {rows:,} of training read"
     if files:
-        return f"{what}: {counted(files, 'file')} such as {named}, to be given alone if wanted"
+        named = f"{counted(len(files), 'file')} such as {min(files).name}"
+        return f"{what}: {named}, to be given alone if wanted"
     column, value = origin.held_out.most_common(1)[0][0]
     give = f"only={{{column!r}: {value!r}}} (--only {column}={value})"
     return f"{what}: {give} reads the others"
 
 
-def check_one_run(frame: Any, runs: list[tuple[str, str] | None], where: str) -> None:
+def check_one_run(frame: Any, runs: list[Run], where: str) -> None:
     """Refuses a frame that holds several runs.
 
-    They are told by a column that names them, or by folders and files that have the same prompts
-    at the same steps, where most steps of one are steps of the other. Other prompts at the same
-    steps are those of another rank; few steps in common those of a run that was resumed.
+    They are told by a column that names them, by steps of a file that go back to the beginning, or
+    by folders and files that have the same prompts at the same steps, where most steps of one are
+    steps of the other. Other prompts at the same steps are those of another rank; few steps in
+    common those of a run that was resumed.
     """
     _check_named(frame, runs, where)
+    _check_steps(frame)
     if frame["step"].isna().any() or len(frame["source"].cat.categories) < 2:
         return
     units = _units(frame)
@@ -174,25 +221,98 @@ def check_one_run(frame: Any, runs: list[tuple[str, str] | None], where: str) ->
             )
 
 
-def _check_named(frame: Any, runs: list[tuple[str, str] | None], where: str) -> None:
-    names = list(dict.fromkeys(run for run in runs if run is not None))
-    if not 1 < len(names) <= _MOST_RUNS or None in runs or len({x for x, _ in names}) > 1:
-        return
-    code = {run: i for i, run in enumerate(names)}
-    of_row = np.array([code[run] for run in runs if run is not None])
+def _check_named(frame: Any, runs: list[Run], where: str) -> None:
+    named = {run: dict(run) for run in dict.fromkeys(runs)}
+    for column in dict.fromkeys(column for run in named for column, _ in run):
+        if not all(column in entries for entries in named.values()):
+            continue
+        names = list(dict.fromkeys(entries[column] for entries in named.values()))
+        if not 1 < len(names) <= _MOST_RUNS:
+            continue
+        code = {run: names.index(entries[column]) for run, entries in named.items()}
+        if not _are_runs(frame, np.array([code[run] for run in runs]), _role(column)):
+            continue
+        more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
+        several = f"several runs, {quoted(names[0])} and {quoted(names[1])}{more}"
+        raise RolloutError(
+            f"{where}: column {column!r} names {several}: read one by {{}}",
+            *("only", f"{column}={names[0]}", f"only={{{column!r}: {names[0]!r}}}"),
+        )
+
+
+def _are_runs(frame: Any, code: np.ndarray, role: str) -> bool:
+    """Whether what names rows names runs: not completions of a prompt, nor perhaps groups."""
     step = frame["step"].fillna(-1).to_numpy(np.int64)
-    cells = np.stack([of_row, step, frame["prompt_id"].to_numpy()])
-    _, count = np.unique(cells, axis=1, return_counts=True)
-    # A number for each completion of a prompt is no run's.
-    if np.median(count) < 2:
+    cells = np.stack([step, frame["prompt_id"].to_numpy(np.int64), code])
+    cells, count = np.unique(cells, axis=1, return_counts=True)
+    if np.median(count) < 2 or role == "run":
+        return bool(np.median(count) >= 2)
+    if frame["step"].isna().any():
+        return False
+    _, shared = np.unique(cells[:2], axis=1, return_counts=True)
+    return bool(2 * (shared > 1).sum() >= len(shared))
+
+
+def _restarts(frame: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How often the steps of a row's file have gone back to the first, and all steps."""
+    step = frame["step"].to_numpy(np.int64)
+    source = frame["source"].cat.codes.to_numpy()
+    first = np.full(int(source.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, source, step)
+    new = np.diff(source, prepend=-1) != 0
+    back = (np.diff(step, prepend=step[:1]) < 0) & (step == first[source]) & ~new
+    total = np.cumsum(back)
+    starts = np.maximum.accumulate(np.where(new, np.arange(len(step)), 0))
+    return total - total[starts], step
+
+
+def written_twice(frame: Any) -> np.ndarray:
+    """Rows of files that begin again and say the same once more, of another time than the first."""
+    again = np.zeros(len(frame), bool)
+    if frame["step"].isna().any() or not len(frame):
+        return again
+    time, _ = _restarts(frame)
+    if not time.any():
+        return again
+    source = frame["source"].cat.codes.to_numpy()
+    names = ["step", "prompt_id", SAID, "reward", "advantage", "logp", "ref_logp"]
+    for code in np.unique(source[time > 0]):
+        own = np.flatnonzero(source == code)
+        parts = [own[time[own] == k] for k in range(int(time[own].max()) + 1)]
+        whole = frame[names].iloc[parts[0]].reset_index(drop=True)
+        for part in parts[1:]:
+            same = len(part) == len(parts[0]) and len(np.unique(frame["step"].iloc[part])) > 1
+            if same and whole.equals(frame[names].iloc[part].reset_index(drop=True)):
+                again[part] = True
+    return again
+
+
+def _check_steps(frame: Any) -> None:
+    if frame["step"].isna().any() or not len(frame):
         return
-    (column, first), (_, second) = names[:2]
-    more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
-    raise RolloutError(
-        f"{where}: column {column!r} names several runs, {quoted(first)} and {quoted(second)}{more}"
-        ": read one by {}",
-        *("only", f"{column}={first}", f"only={{{column!r}: {first!r}}}"),
-    )
+    time, step = _restarts(frame)
+    source = frame["source"].cat.codes.to_numpy()
+    for code in np.unique(source[time > 0]):
+        own = source == code
+        cells, count = np.unique(
+            np.stack([time, step, frame["prompt_id"].to_numpy(np.int64)])[:, own],
+            axis=1,
+            return_counts=True,
+        )
+        if not cells[0, -1] < _MOST_RUNS or np.median(count) < 2:
+            continue
+        one, other = (cells[1:, cells[0] == k] for k in (0, 1))
+        both = np.intersect1d(one[0], other[0])
+        asked = set(zip(*one, strict=True)) & set(zip(*other, strict=True))
+        if len(both) < 2 or 2 * len(asked) < min(one.shape[1], other.shape[1]):
+            continue
+        row = int(np.flatnonzero(own & (time == 1))[0] - np.flatnonzero(own)[0]) + 1
+        file = frame["source"].cat.categories[code]
+        raise RolloutError(
+            f"{file} holds two runs one after the other: in rollout {row:,} steps go back to "
+            f"{both[0]:,}, with the same prompts: part it there (or, if steps are counted anew in "
+            "each epoch, count them on)"
+        )
 
 
 def _units(frame: Any) -> list[str]:

@@ -37,6 +37,23 @@ def check_blocks(groups: np.ndarray, prompt: np.ndarray, size: int, whole: bool)
         raise RolloutError(f"{mend}: {why}", "num_generations", size)
 
 
+def equal_runs(source: np.ndarray, prompt: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """The length of runs of equal prompts, and the run of every row, if all are equally long.
+
+    None if they are not, or no prompt has several of them. Two next to each other are one run of
+    twice the length.
+    """
+    change = np.flatnonzero((np.diff(prompt, prepend=-1) != 0) | (np.diff(source, prepend=-1) != 0))
+    lengths = np.diff(np.append(change, len(prompt)))
+    size = int(np.bincount(lengths).argmax()) if len(lengths) else 0
+    if size < 2 or (lengths % size).any():
+        return None
+    pairs = np.unique(np.stack([source[change], prompt[change]]), axis=1)
+    if pairs.shape[1] == len(change):
+        return None
+    return size, (np.arange(len(prompt)) // size).astype(np.int32)
+
+
 def guess_size(
     position: np.ndarray,
     source: np.ndarray,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pathlib
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.progress import progress_bar
+from kltarget._core.rows import Row, simple_name
 from kltarget._core.words import abridged, counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._entries import ROW_ITSELF
@@ -23,12 +25,14 @@ from kltarget.rollouts._one_run import (
     files_of_validation,
     note_of_validation,
     other_steps,
+    written_twice,
 )
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
 from kltarget.rollouts._rollout import BadRow, RolloutError
 from kltarget.rollouts._select import Path, listed, select, some
 from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts.formats._reward_parts import NO_REWARDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +91,8 @@ def read_rollouts(
     Returns:
         A frame in the files' order with the columns below. ``attrs["format"]`` is the format,
         ``attrs["notes"]`` a list of one-line texts: what was guessed, skipped and left out, and
-        ``attrs["shaped"]`` says whether the trainer logs rewards as it scaled and cut them.
+        ``attrs["shaped"]`` says whether the trainer logs rewards as it scaled and cut them. Where
+        there are no rewards, ``attrs["numbers"]`` names columns of numbers that may be some.
 
         ======================  ========  ==========================================================
         column                  dtype
@@ -125,13 +130,15 @@ def read_rollouts(
     files; the outputs of one session, and steps that train on one generation, are one rollout. A
     group that a file names is one for each of its prompts if each has several rollouts in it.
 
-    One run's training is read. Rows of validation, by a column such as ``split`` or ``is_eval`` or
-    by the names of files and folders, are left out with a note if there are others. Two runs are an
-    error: those that a column such as ``run_id`` names, and folders or files that have the same
+    One run's training is read. Rows of validation, by a column such as ``split``, ``phase`` or
+    ``is_train``, or where no column says by the names of files and folders, are left out with a
+    note if there are others. Two runs are an error: those that a column such as ``run_id`` names,
+    or ``seed`` or ``model`` where the same prompts have each value at the same steps; one after
+    the other in a file, if steps go back to the beginning; and folders or files that have the same
     prompts at the same steps, if more than half of the steps of one are steps of the other. Files
     with other prompts at the same steps are ranks or shards of one run, those with few steps in
     common a run that was resumed, and both are read as one; so are folders whose names say that
-    they are parts (``rank_0``, ``shard-1``).
+    they are parts (``rank_0``, ``shard-1``). What stands twice in a file, row for row, counts once.
 
     Example:
         >>> import pathlib, tempfile
@@ -181,10 +188,13 @@ def read_rollouts(
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
     frame: Any = gathered.frame(group_id)
-    check_one_run(frame, gathered.runs(), some(files))
+    again = written_twice(frame)
+    once = ~again
+    runs = list(itertools.compress(gathered.runs(), once))
+    check_one_run(frame[once] if again.any() else frame, runs, some(files))
     named = {str(path): of.step_of(path) for path, of in files.items()}
     steps = other_steps(frame, {path: step for path, step in named.items() if step is not None})
-    frame, dropped = _own_rollouts(frame, gathered, rule, some(files))
+    frame, dropped = _own_rollouts(frame, gathered, rule, some(files), again)
 
     if found.renamed:
         listing = ", ".join(f"{column!r} as {role}" for role, column in found.renamed)
@@ -194,11 +204,8 @@ def read_rollouts(
     notes += weighed
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
-    if len(left):
-        example = min(apart).name if apart else ""
-        notes.append(note_of_validation(origin, len(left), len(gathered), len(apart), example))
-    elif gathered is parts[1]:
-        notes.append("all rows are of validation, none of training")
+    if len(left) or gathered is parts[1]:
+        notes.append(note_of_validation(origin, len(left), len(gathered)))
     notes += [grouped, *filter(None, [steps]), *dropped]
     missing_answers = frame["answer"].isna().to_numpy()
     num_answers = len(np.unique(frame[ANSWERED].to_numpy()[~missing_answers]))
@@ -218,7 +225,21 @@ def read_rollouts(
     if ignored:
         notes.append(f"left out: {some(ignored)}")
     frame.attrs = {"format": found.name, "notes": notes, "shaped": found.shaped}
+    if gathered.unrewarded == len(gathered) and origin.first is not None:
+        texts = found.prompt, found.completion
+        numbers = [name for name in origin.first if _may_be_reward(origin.first, name)]
+        frame.attrs["numbers"] = [name for name in numbers if name not in texts]
     return frame
+
+
+def _may_be_reward(row: Row, name: str) -> bool:
+    """Whether a column that is called no reward, and nothing else, has a number."""
+    if simple_name(name) in NO_REWARDS or isinstance(row[name], bool):
+        return False
+    try:
+        return math.isfinite(float(row[name]))
+    except (TypeError, ValueError):
+        return False
 
 
 def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights | None) -> list[str]:
@@ -243,13 +264,19 @@ def _weigh(gathered: Columns, group: np.ndarray, guessed: bool, given: Weights |
 
 
 def _own_rollouts(
-    frame: Any, gathered: Columns, rule: Rule, where: str
+    frame: Any, gathered: Columns, rule: Rule, where: str, again: np.ndarray
 ) -> tuple[pd.DataFrame, list[str]]:
     """The frame without rows that are no rollouts of their own or have no reward, and why."""
     notes, size = [], len(frame)
-    session = gathered.sessions()
+    session, turn = gathered.sessions(), np.array(gathered.turn)
+    if again.any():
+        frame = frame[~again]
+        session, turn = None if session is None else session[~again], turn[~again]
     if session is not None:
-        frame, notes = merged(frame, session, np.array(gathered.turn), rule)
+        frame, notes = merged(frame, session, turn, rule)
+    if again.any():
+        rows = counted(int(again.sum()), "row")
+        notes = [f"the log is written twice, row for row: counted once, {rows} left out", *notes]
     kept, why = first_uses(frame)
     if why:
         notes.append(why)
@@ -285,8 +312,8 @@ def _gather(
         if not origin.wants(whole):
             unwanted += 1
             continue
-        held_out, run = origin.of(whole)
-        part = int(apart or held_out)
+        held_out, run = origin.of(whole, path, apart)
+        part = int(held_out)
         rows = format.rows(whole, place)
         for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
             try:

@@ -47,8 +47,10 @@ def told_weights(
     ones = dict.fromkeys(parts, 1.0)
     values = np.stack(list(parts.values()), 1)
     kept = np.isfinite(advantage) & ~np.isnan(values).all(1) & ~np.isneginf(values).any(1)
-    if len(parts) < 2 or not advantage[kept].any():
+    if len(parts) < 2:
         return ones, []
+    if not advantage[kept].any():
+        return ones, ["each reward counts as 1, as no advantages tell their weights"]
     _, code = np.unique(group[kept], return_inverse=True)
     # A part that says nothing of a row adds nothing to its reward.
     values, target = np.nan_to_num(values[kept]), advantage[kept]

@@ -51,6 +51,10 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
     found = []
     if not parts and columns["reward"] not in present and not logged:
         found = rewards_among(present, columns["advantage"] in present, columns.values())
+        # Where nothing is called a reward, this is one.
+        accuracy = usual.first_called(present, ("accuracy", "acc"), columns.values())
+        if not found and "reward" not in names and accuracy is not None:
+            columns["reward"] = accuracy
     session = "session_id" in present and "turn" in present
 
     def read(row: Row, path: pathlib.Path) -> Rollout:
