@@ -333,6 +333,10 @@ def test_what_the_last_steps_do_not_show_has_no_number(tmp_path):
     found = diagnosed(tmp_path, rows).featured
     assert found is not None
     assert found.prompt == "of step 1"
+    for row in rows:
+        row["reward"] = float(row["completion"] != "3")
+    text = diagnosed(tmp_path, rows)["right_answers"].text
+    assert "2 of 2 prompts; in step 1 0 % of the 1 of those sampled there show" in text
     early = [row | {"prompt": "?"} for row in rows if row["completion"] != "3" or row["step"] == 0]
     logged = [
         row | {"logp": float(np.log({"1": 0.5, "2": 0.4, "3": 0.1}[row["completion"]]))}

@@ -256,9 +256,14 @@ def right_answers(case: Case, counts: np.ndarray, late: np.ndarray) -> Statement
     where += f", none for {len(counts) - some:,}" if some < len(counts) else ""
     text = f"two or more different right answers were seen for {where}"
     detail = ""
-    if several:
-        left = share(float((late[counts > 1] < 2).mean()))
-        detail = f"; in {span} {left} of those show at most one (fewer rollouts show fewer answers)"
+    sampled = np.bincount(case.log.prompt[case.log.late], minlength=len(counts)) > 0
+    kept = (counts > 1) & sampled
+    if kept.any():
+        left = share(float((late[kept] < 2).mean()))
+        which = "those" if kept.sum() == several else f"the {kept.sum():,} of those sampled there"
+        detail = (
+            f"; in {span} {left} of {which} show at most one (fewer rollouts show fewer answers)"
+        )
     value, by = float(counts[counts > 0].mean()) if some else 0.0, (BY_RULE,)
     return Statement("right_answers", text, detail, value, None, by, len(counts), "prompts")
 
