@@ -357,9 +357,16 @@ def test_training_reaches_the_implied_target(name, where):
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
 
-@pytest.mark.quick_only("trl-rloo>=0.22-one-two", "prime-rl*-one-two")
-@pytest.mark.parametrize("where", ["one-two", "tree"])
-@pytest.mark.parametrize("preset", recipes.presets(), ids=lambda x: f"{x.name}{x.versions}")
+PRESETS = {f"{x.name}{x.versions}": x for x in recipes.presets()}
+ONE_CHOICE = ("trl-rloo>=0.22", "prime-rl*")
+PRESETS_AT = [(name, "one-two") for name in ONE_CHOICE] + [(name, "tree") for name in PRESETS]
+
+
+@pytest.mark.quick_only(*(f"{name}-one-two" for name in ONE_CHOICE))
+@pytest.mark.parametrize(
+    ("preset", "where"),
+    [pytest.param(PRESETS[name], where, id=f"{name}-{where}") for name, where in PRESETS_AT],
+)
 def test_presets_train_to_their_implied_target(preset, where):
     problem, recipe = PROBLEMS[where](), preset.recipe
     if recipe.place == "reward" and recipe.normalize_when == "after":
