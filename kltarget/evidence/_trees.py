@@ -97,8 +97,7 @@ class TokenTree:
     def over_outcomes(self, log_probs: np.ndarray, size: int) -> np.ndarray:
         """Log-probabilities of the ``size`` outcomes from those of sequences, ``[..., S]``."""
         total = np.full((*log_probs.shape[:-1], size), -np.inf)
-        for i, outcome in enumerate(self.outcome):
-            total[..., outcome] = np.logaddexp(total[..., outcome], log_probs[..., i])
+        np.logaddexp.at(total.T, self.outcome, log_probs.T)
         return total
 
 
