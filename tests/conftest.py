@@ -62,7 +62,7 @@ def one_device(all_devices: list[jax.Device]) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makeitem(name: str) -> Any:
-    """Marks as slow the cases of a test that its mark ``quick_only`` does not name.
+    """Marks as slow, or as it says, the cases that a test's mark ``quick_only`` does not name.
 
     Here, where a function's cases are all at hand, whichever of them the command line selects.
     """
@@ -79,7 +79,7 @@ def pytest_pycollect_makeitem(name: str) -> Any:
             f"{name}: quick_only names {sorted(unknown)}, but the cases are {sorted(cases)}"
         )
     for case in set(cases) - set(mark.args):
-        cases[case].add_marker("slow")
+        cases[case].add_marker(mark.kwargs.get("others", "slow"))
     return collected
 
 

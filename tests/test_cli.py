@@ -135,6 +135,7 @@ def test_a_table_says_what_was_guessed(capsys, table, monkeypatch):
     assert lines[2].endswith("normalised away")
 
 
+@pytest.mark.broad
 def test_missing_mass_can_be_kept(capsys, table, tmp_path):
     content = _json(
         capsys, tmp_path / "o.json", "solve", table, "--beta", "0.1", "--unseen-reward", "-1"
@@ -164,6 +165,7 @@ def test_columns_can_be_named(capsys, tmp_path):
         assert "column 'c', row 1 (line 2): 3 is no" in err
 
 
+@pytest.mark.broad
 def test_modes_are_summed_when_they_are_groups(capsys, tmp_path):
     code, out, _ = _run(capsys, "solve", "bimodal", "--beta", "0.1", "--top", "4")
     assert code == 0
@@ -173,6 +175,7 @@ def test_modes_are_summed_when_they_are_groups(capsys, tmp_path):
     assert "favourite" not in out
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("beta", "expected"),
     [
@@ -271,6 +274,7 @@ def test_json_has_no_infinities(capsys, tmp_path):
     assert row["status"] == ["CONDENSED"]
 
 
+@pytest.mark.broad
 def test_remarks_of_the_solver_are_printed(capsys):
     code, out, _ = _run(
         capsys, "solve", "one-two", "--beta", "0.01,10", "--divergence", "chi-squared"
@@ -285,6 +289,7 @@ def test_the_precision_of_the_process_is_left_alone(capsys):
     assert jax.numpy.zeros(1).dtype == before
 
 
+@pytest.mark.broad
 def test_mara_equalises(capsys, tmp_path):
     for divergence, method in (("reverse-kl", "augment"), ("forward-kl", "substitute")):
         arguments = (
@@ -317,6 +322,7 @@ def test_mara_that_over_corrects_is_remarked(capsys):
     assert "unequal, by up to a factor 7.62 at β = 0.1" in out
 
 
+@pytest.mark.broad
 def test_only_the_top_is_printed_and_the_rest_summed(capsys):
     _, out, _ = _run(capsys, "solve", "words", "--beta", "1e-2:1:9", "--top", "3")
     lines = out.splitlines()
@@ -575,6 +581,7 @@ def test_one_thing_is_not_several(capsys, tmp_path):
     assert tasks.as_task(([0.0], [0.0])).description == "1 outcome"
 
 
+@pytest.mark.broad
 def test_what_has_no_mass_is_no_rival(capsys, tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("answer,reward,prob\nA,1,0.6\nC,0,0\n")
@@ -587,6 +594,7 @@ def test_what_has_no_mass_is_no_rival(capsys, tmp_path):
         assert "“C”" not in out
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("beta", [1e3, 1e9, 1e17])
 def test_divergences_are_not_negative(capsys, tmp_path, beta):
     path = tmp_path / "t.csv"

@@ -763,6 +763,29 @@ COSTLY = ("TransformerPolicy", "dpo", "f_dpg", "moment_projection", "power_tilt"
 """Rows of large programs, whose parts other rows and tests have too."""
 
 
+QUICK = (
+    "GaussianMixture",
+    "Objective",
+    "SequenceSpace",
+    "TabularPolicy",
+    "TotalVariation",
+    "coverage",
+    "effective_modes",
+    "entropy",
+    "fine_tune",
+    "kl",
+    "log_odds",
+    "mara",
+    "mode_log_mass",
+    "normalize",
+    "pass_at_k",
+    "pass_at_k_from_counts",
+    "reward_for",
+    "solve",
+)
+"""Rows of small programs, and of the two that all others are about."""
+
+
 ALIKE = (
     "Alpha",
     "ChiSquared",
@@ -780,9 +803,12 @@ ALIKE = (
 """Rows whose programs are made as those of another row: ForwardKL's, collapse_beta's, solve's."""
 
 
-def rows(names, slow=COSTLY):
-    """One parameter per row, of which these are left to the slow tests."""
-    marked = [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in sorted(names)]
+def rows(names, slow=COSTLY, quick=CONTRACTS):
+    """One parameter per row, of which some are left to the slow and to the broad tests."""
+    marked = []
+    for name in sorted(names):
+        marks = [pytest.mark.slow] * (name in slow) + [pytest.mark.broad] * (name not in quick)
+        marked.append(pytest.param(name, marks=marks))
     return pytest.mark.parametrize("name", marked)
 
 
@@ -806,7 +832,7 @@ def close(got, want, dtype, ulps=64, floor=0.0):
         )
 
 
-@rows(CONTRACTS, slow=(*COSTLY, *ALIKE))
+@rows(CONTRACTS, slow=(*COSTLY, *ALIKE), quick=QUICK)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_jit_vmap_and_loops_agree(name, dtype):
     contract = CONTRACTS[name]
@@ -844,7 +870,7 @@ def test_sixteen_bit_inputs_lose_no_more_than_their_own_rounding(name):
         )
 
 
-@rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE))
+@rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE), quick=QUICK)
 def test_derivatives_are_finite_and_not_all_zero(name):
     contract = CONTRACTS[name]
     arguments = cast(contract.arguments, np.float32)
@@ -879,6 +905,7 @@ def test_every_row_refuses_something(name):
 LOGARITHMIC = set(CONTRACTS) - {"reward_for", "normalize", "log_odds", *COSTLY}
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only(
     "entropy",
     "kl",

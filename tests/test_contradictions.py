@@ -163,6 +163,7 @@ def test_rewards_are_scaled_and_cut_first():
     assert diagnose(frame, PLAIN, beta=0.2)["advantages"] is not None
 
 
+@pytest.mark.broad
 def test_a_kl_in_the_reward_is_in_the_advantages():
     rule = Recipe("reward", "k1", "sequence", "leave-one-out")
     frame = made(rule, kl=0.2)

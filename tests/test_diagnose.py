@@ -188,6 +188,7 @@ def test_the_first_step_stands_in_for_the_reference(folder, beta):
     assert ratio.sample_size == (frame["step"] == 1).sum()
 
 
+@pytest.mark.broad
 def test_flips_of_normalised_advantages_are_in_the_trainers_own_beta():
     found = diagnose(GRADED, GRPO, beta=1.0)
     flips = {(x["better"], x["worse"]): x for x in found.featured.flips}

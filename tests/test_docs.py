@@ -205,6 +205,7 @@ def of_kinds(*kinds, slow=()):
     return [pytest.param(x, marks=[pytest.mark.slow] * (x in slow)) for x in pages]
 
 
+@pytest.mark.quick_only("README", "trainers", "unit_tests", "concepts", others="broad")
 @pytest.mark.parametrize("name", of_kinds("python", "pycon"))
 def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -148,6 +148,7 @@ def test_the_first_step(method, start):
     np.testing.assert_allclose(move, want, rtol=1e-5 if X64 else 1e-3, atol=1e-4)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(("method", "start"), [("sft", FAR), ("rl", NEAR)])
 def test_sampled_first_steps_have_the_exact_mean(method, start):
     task = studies.forgetting(start_old=start[0], start_new=start[1])
@@ -175,6 +176,7 @@ def test_sampled_paths_tell_the_same_story(sft, rl):
     assert np.median(np.asarray(on_policy.steps_to())) > int(rl.steps_to())
 
 
+@pytest.mark.broad
 def test_one_run_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(3), 2)
     options = {"batch_size": 5, "num_steps": 3}

@@ -149,6 +149,7 @@ def test_derivatives_at_masked_outcomes_are_exactly_zero(case, dtype):
             assert np.all(np.isfinite(leaf[k])), name
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("forward-kl", "reverse-kl")
 @dtypes
 @pytest.mark.parametrize("name", REVERSE)

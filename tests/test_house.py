@@ -137,6 +137,7 @@ def test_a_file_name_occurs_once():
     assert [name for name, number in counts.items() if number > 1] == []
 
 
+@pytest.mark.quick_only("kltarget-without0", "kltarget.implied-without1", others="broad")
 @pytest.mark.parametrize(
     ("module", "without"),
     [

@@ -122,6 +122,7 @@ def test_minimax_values_of_a_game_in_turns():
     assert all(int(x.max()) < layer.below.shape[1] for x, layer in zip(moves, layers, strict=True))
 
 
+@pytest.mark.broad
 def test_mean_values_are_those_of_the_policy_they_make():
     layers, leaves = dag(3)
     values, policies = backward(layers, leaves, mean)

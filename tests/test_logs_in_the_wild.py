@@ -568,6 +568,7 @@ def test_logarithms_of_base_10_are_named(tmp_path):
     assert "base" not in " ".join(read_table(path).notes)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("rule", ["text", "number"])
 def test_long_completions_cost_what_is_shown(capsys, tmp_path, rule):
     rng = np.random.default_rng(0)

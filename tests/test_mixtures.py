@@ -114,6 +114,7 @@ def test_samples_have_the_moments():
     assert (np.abs(products.mean(0) - p.covariance) < bound).all()
 
 
+@pytest.mark.broad
 def test_components_without_weight_do_not_count():
     p = gmm([1.0, 0.0], [[0.5], [3.0]], [1.0, 1e-4])
     alone = gmm([1.0], [[0.5]], [1.0])
@@ -577,6 +578,7 @@ def test_modes_and_basins():
         mixtures.find_modes(gmm([[0.5, 0.5]], [[0.0], [1.0]], [1.0, 1.0]))
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", ["line", "bowl", "forward", pytest.param("bump", marks=SLOW)])
 def test_flips_are_where_two_modes_are_level(kind):
     p = mixture_a()
@@ -607,6 +609,7 @@ def test_flips_are_where_two_modes_are_level(kind):
         assert math.isnan(none)
 
 
+@pytest.mark.broad
 def test_flips_where_targets_are_too_concentrated():
     """Beside the peak of the reward the masses approach those of its responsibilities."""
     bowl = mixtures.QuadraticReward(cast(-2 * np.eye(2)))

@@ -154,6 +154,7 @@ def forward() -> GridTarget:
     return solve_on_grid(MIXTURE_A, bowl(1, 1.0), DTYPE.type(0.5), kt.ForwardKL(), error_tol=TOL)
 
 
+@pytest.mark.broad
 @pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # at the bracket's end
 def test_forward_target_of_a_mixture(forward):
     name, at = "gmm-forward", {"ulps": 2000}
@@ -321,6 +322,7 @@ def test_functions_as_density_and_reward(forward):
     close(np.exp(target.mode_log_mass).sum(), 1)
 
 
+@pytest.mark.broad
 def test_the_same_nodes_serve_again(forward):
     """The derivative of the value in β is −D, and in the reward's parameters a mean (envelope)."""
 

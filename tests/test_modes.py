@@ -123,6 +123,7 @@ SEARCHED = [
 ]
 
 
+@pytest.mark.quick_only("forward-kl", "chi-squared", "alpha-1-2^-5", "alpha-1.5", others="broad")
 @pytest.mark.parametrize("case", SEARCHED)
 def test_flips_are_where_the_exact_odds_change_sign(case):
     rng = np.random.default_rng(7)

@@ -34,6 +34,12 @@ def log(x, dtype=np.float64):
         return np.log(np.asarray(x, np.float64)).astype(dtype)
 
 
+@pytest.mark.quick_only(
+    "reward0-log_ref0-beta0-batch0",
+    "reward3-log_ref3-beta3-batch3",
+    "reward5-log_ref5-beta5-batch5",
+    others="broad",
+)
 @pytest.mark.parametrize(
     ("reward", "log_ref", "beta", "batch"),
     [
@@ -532,6 +538,7 @@ def test_the_target_of_a_measure(case):
 DEFAULT = np.float64 if X64 else np.float32
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only(
     "reward0-log_ref0-1", "reward6-log_ref6-0.5-float16", "reward8-log_ref8-0.5-bfloat16"
 )

@@ -168,6 +168,7 @@ def test_shades_follow_beta_whatever_the_order():
     assert len(set(shades([0.1, 1.0, 0.5]).values())) == 4
 
 
+@pytest.mark.broad
 def test_divergences_side_by_side_are_told_apart():
     task = tasks.load("one-two")
     kinds = (kt.ReverseKL(), kt.ForwardKL())
@@ -204,6 +205,7 @@ def test_the_style_sheet_is_used_and_not_left_behind():
     assert ax.spines["left"].get_edgecolor() == to_rgba("#555555")
 
 
+@pytest.mark.broad
 def test_pyplot_is_left_alone():
     code = (
         "import io, sys; from kltarget import plot, tasks; "
@@ -240,6 +242,7 @@ def test_mistakes_are_named():
     assert len(plot.target(both, problem=task).containers) == 3
 
 
+@pytest.mark.broad
 def test_the_figure_of_a_verification_is_no_wider_than_a_page():
     options = {"policies": ["tabular"], "num_seeds": 1, "beta": [0.3], "num_steps": 20}
     figure = plot.verification(kt.verify("one-two", key=jax.random.key(0), **options))

@@ -368,6 +368,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("sheet", [plot.STYLE, plot.DARK], ids=["light", "dark"])
 def test_figures_are_legible_on_their_page(sheet):
     dark = sheet == plot.DARK
@@ -450,6 +451,7 @@ def test_ordinary_labels_leave_the_axes_their_room(recwarn):
     assert not [x for x in recwarn if "constrained_layout" in str(x.message)]
 
 
+@pytest.mark.broad
 def test_lines_that_coincide_are_both_seen():
     data = kt.sweep(
         "bimodal",

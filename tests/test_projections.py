@@ -91,6 +91,7 @@ def test_moments_on_an_edge_use_that_face_only():
     assert np.isfinite(numbers(p.multipliers)).all()
 
 
+@pytest.mark.broad
 def test_moments_just_off_the_boundary_are_in_the_interior():
     ref = np.array([0.5, 0.3, 0.2])
     p = moments_of([[0.0], [1.0], [2.0]], [[1e-9], [0.0], [1e-5]], ref)
@@ -310,6 +311,7 @@ def fitted():
     return fit_mixture(jnp.asarray(SAMPLES, DTYPE), 3, key=KEY, gain_tol=1e-12, max_steps=5000)
 
 
+@pytest.mark.broad
 def test_fits_are_those_of_scikit_learn(fitted):
     check_against_peer(fitted, "full")
 
@@ -382,6 +384,7 @@ def test_samples_on_few_points_have_no_fit():
         fit_mixture(jnp.asarray(x, DTYPE), 3, key=KEY)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("value", [0.1, 1.0])
 def test_samples_that_are_alike_have_no_fit_but_a_bounded_one(value):
     x = jnp.full((50, 1), value, DTYPE)
@@ -487,6 +490,7 @@ def test_forward_projection_matches_moments():
     assert bool(p.converged.all())
 
 
+@pytest.mark.broad
 def test_reverse_projection_finds_both_modes(seeking):
     want = reference("proj-reverse-rbd")["expected"]
     assert seeking.optima_values.shape == (2,)
@@ -632,6 +636,7 @@ def test_projections_in_five_dimensions_have_standard_errors():
     assert float(seek.error) < 0.05
 
 
+@pytest.mark.broad
 def test_tilted_mixtures_are_mixtures_and_atoms_are_refused():
     target = tilt(mixture_1d(**APART), kt.mixtures.QuadraticReward([[-0.5]]), 1.0)
     p = project(target, 1, "forward", key=KEY, num_starts=1)

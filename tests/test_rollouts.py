@@ -708,6 +708,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@pytest.mark.quick_only("generic", "nemo-rl", "verl", others="broad")
 @given(data=st.data())
 @pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_whatever_a_row_holds_is_read_or_refused_in_one_line(tmp_path_factory, name, data):

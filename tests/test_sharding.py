@@ -41,6 +41,7 @@ def loss(reward, log_ref, beta, divergence):
     return jnp.sum(kt.solve(kt.Objective(reward, log_ref, beta, divergence)).probs[:, 0])
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("forward KL-batch")
 @pytest.mark.parametrize("axis", ["batch", "outcomes"])
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)

@@ -204,6 +204,7 @@ def test_boundaries_are_where_the_order_of_modes_changes(divergence, threshold, 
             assert np.count_nonzero(below) == 1 < np.count_nonzero(above)
 
 
+@pytest.mark.broad
 def test_boundaries_of_the_didactic_problem():
     found = kt.phase_boundaries("bimodal")
     np.testing.assert_allclose(found.ratio, [0.25 / 1.9], rtol=1e-12)

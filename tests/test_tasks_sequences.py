@@ -182,6 +182,7 @@ def spelling(task):
     return alphabet if isinstance(alphabet, tuple) else (alphabet,) * task.space.length
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("name", ALL)
 def test_the_reference_has_learnt_its_corpus(name):
     task, probs = tasks.load(name), SEQUENCE_TASKS[name].corpus()

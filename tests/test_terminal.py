@@ -66,6 +66,16 @@ def diagnosis():
     return diagnose(pd.DataFrame(rows), recipes.recipe("trl-grpo", beta=0.1), beta=0.1)
 
 
+@pytest.mark.quick_only(
+    "tasks",
+    "recipe",
+    "recipe trl-grpo",
+    "recipe verl-grpo --beta 0.04 --reward-std 0.3",
+    "recipe trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
+    "solve words --beta 0.1 --threshold 1 --top 3",
+    "diagnose --help",
+    others="broad",
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_follow_the_terminal_and_cut_no_word(capsys, monkeypatch, command):
     words = {}
@@ -197,6 +207,7 @@ def test_ctrl_c_keeps_the_runs_that_were_finished(capsys, tmp_path, monkeypatch)
     assert (tmp_path / "verify.png").exists()
 
 
+@pytest.mark.broad
 def test_ctrl_c_before_a_run_is_finished_keeps_nothing(monkeypatch):
     monkeypatch.setattr("kltarget.verification._verify.fine_tune", interrupt)
     with pytest.raises(verification.Interrupted) as caught:

@@ -212,6 +212,7 @@ def finds(strategy, condition):
     )
 
 
+@pytest.mark.broad
 def test_the_strategies_reach_the_corners():
     pair = objectives(num_outcomes=3)
     assert finds(pair, lambda o: np.isneginf(o.reward).any()).num_outcomes == 3
@@ -224,6 +225,7 @@ def test_the_strategies_reach_the_corners():
         assert isinstance(finds(divergences(), lambda d, kind=kind: isinstance(d, kind)), kind)
 
 
+@pytest.mark.broad
 def test_the_assertions_work_without_hypothesis():
     code = (
         "import sys; sys.modules['hypothesis'] = None\n"

@@ -111,6 +111,7 @@ def test_estimators_follow_these_divergences(place, estimator, level):
     np.testing.assert_allclose(got, want, atol=TOL * max(1, np.abs(want).max()))
 
 
+@pytest.mark.broad
 def test_published_gradients_of_one_step():
     """Five outcomes; the vectors were computed elsewhere in higher precision."""
     log_policy = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.25, 0.15], DTYPE))

@@ -76,6 +76,7 @@ def test_errors_name_the_argument(tokens, options, error, message):
         fit(POLICY, tokens, **{"key": jax.random.key(0), "num_steps": 1, **options})
 
 
+@pytest.mark.quick_only("default", others="broad")
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=["default", "bfloat16"])
 def test_parameters_survive_the_disk(tmp_path, dtype):
     policy = TransformerPolicy(3, 2, width=4, num_heads=2, num_layers=2)
@@ -210,6 +211,7 @@ def test_mirror_ascent_on_other_divergences_is_certified_by_its_gap():
     np.testing.assert_allclose(multiplier, multiplier[0], rtol=1e-3)
 
 
+@pytest.mark.broad
 def test_mirror_ascent_at_the_edges():
     reward, log_ref = np.array([1.0, -np.inf, 0.0, 5.0]), np.log([0.5, 0.25, 0.25, 1e-300])
     log_ref[3] = -np.inf

@@ -105,6 +105,7 @@ def plane():
     return policy, params, weights, normals
 
 
+@pytest.mark.broad
 def test_densities_and_masses(plane):
     policy, params, weights, normals = plane
     points = np.asarray(policy.space.points(), np.float64)

@@ -54,6 +54,7 @@ def test_conditionals_are_the_log_probs_of_sequences(policy, params):
         np.testing.assert_array_equal(np.isfinite(joint), space.possible())
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("TabularPolicy-None", "GRUPolicy-1", "TransformerPolicy-1")
 def test_samples_are_as_frequent_as_they_are_probable(policy, params):
     space, num = space_of(policy), 20_000

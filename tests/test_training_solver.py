@@ -87,7 +87,7 @@ def coming_to_rest(rate):
     return optax.adam(optax.join_schedules([constant, shrinking], [5000]))
 
 
-@pytest.mark.quick_only("reward-k1-sequence", "loss-k3-sequence", "loss-k3-token")
+@pytest.mark.quick_only("reward-k1-sequence", "loss-k3-token")
 @pytest.mark.parametrize("choice", TARGETS, ids="-".join)
 def test_tabular_policies_reach_the_target_of_their_recipe(choice):
     place, estimator, level = choice
@@ -159,6 +159,7 @@ def sampled():
     return arguments, options, fine_tune(*arguments, **options)
 
 
+@pytest.mark.broad
 def test_batch_axes_broadcast(sampled):
     arguments, _, run = sampled
     assert run.log_probs.shape == (3, 2, 27)

@@ -307,6 +307,7 @@ def test_report_as_data(report, tmp_path):
     assert "Verdict: confirmed." in table
 
 
+@pytest.mark.broad
 def test_a_report_is_saved_and_loaded(short_report, tmp_path):
     short_report.save(tmp_path / "report.json")
     again = verification.Report.load(tmp_path / "report.json")
