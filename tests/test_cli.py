@@ -209,6 +209,7 @@ DIVERGENCES = {
 }
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("forward-kl", "total-variation")
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence(capsys, tmp_path, name):

@@ -139,6 +139,7 @@ def test_the_wrong_recipe_is_told_from_the_right_one(graded):
     assert wrong["distance"].value > 5 * graded["distance"].value
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(("better", "worse"), [("2", "7"), ("1", "7"), ("1", "4")])
 def test_flips_are_those_of_all_51_tokens(better, worse):
     names, reward, log_ref = exact(GRADED)
@@ -276,6 +277,7 @@ def jittered_cells(family, rng, prompts=3, steps=4, jitter=0.1, common=0.0):
     return LogRatios(*(column.reshape(-1)[kept] for column in columns))
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("reverse-0.08")
 @pytest.mark.parametrize("common", [0.0, 0.08])
 @pytest.mark.parametrize("family", ["reverse", "forward"])
@@ -302,6 +304,7 @@ def test_exact_log_probabilities_give_exact_betas():
     assert "far" in found["distance"].text
 
 
+@pytest.mark.broad
 def test_two_rewards_cannot_tell_the_family():
     frame = sampled("reverse", 0.4, 1)
     frame = frame[frame["reward"] != 0.5]
@@ -377,6 +380,7 @@ def test_mara_is_refused_only_where_it_fails(fields, words, factor):
         assert float(even[i]) == pytest.approx(float(even[j]), rel=1e-6)
 
 
+@pytest.mark.broad
 def test_why_no_answers_change_places():
     # The better one is less likely, and its lead never shows.
     frame = small([1, 0.1, 0.2, 0], np.log([0.6, 0.2, 0.1, 0.1]))

@@ -249,6 +249,7 @@ def test_symmetric_divergences_and_mirrored_pairs(p, q):
 NEAR = [sign * 10.0**-k for k in range(1, 12, 2) for sign in (1, -1)] + [0.0]
 
 
+@pytest.mark.broad
 @dtypes
 @pytest.mark.parametrize("centre", [0.0, 1.0])
 def test_alpha_is_smooth_through_both_kl_divergences(centre, dtype):

@@ -116,6 +116,7 @@ LE_CAM = kt.FDivergence(lambda u: (1 - u) ** 2 / (2 * (1 + u)), name="Le Cam")
 QUARTIC = kt.FDivergence(lambda u: (u - 1) ** 2 + (u - 1) ** 4, name="quartic")
 
 
+@pytest.mark.broad
 @needs_browser
 @pytest.mark.parametrize(
     "own", [LE_CAM, pytest.param(QUARTIC, marks=pytest.mark.slow)], ids=lambda own: own.name
@@ -155,6 +156,7 @@ MOVES = [
 ]
 
 
+@pytest.mark.broad
 def test_scenes_are_the_targets_of_where_the_sliders_are(bimodal):
     task = tasks.load("bimodal")
     first, second = task.modes == 0, task.modes == 1

@@ -442,6 +442,7 @@ def test_training_stays_at_the_implied_target(name):
     assert ascent_at(problem, recipe, beta, other.log_probs) > 1e-3
 
 
+@pytest.mark.broad
 def test_a_coefficient_that_counts_by_lengths():
     _, _, space, log_ref, reward = PROBLEMS["lengths"]()
     lengths = {"length": "mean", "baseline": "mean"}
@@ -737,6 +738,7 @@ def test_a_cost_without_divergence_still_acts():
     np.testing.assert_allclose(target.probs[1], [1, 0, 0], atol=FINE)
 
 
+@pytest.mark.broad
 def test_a_row_does_not_depend_on_the_others_of_its_batch():
     """One has a target, one may saturate, and one is regularised by nothing."""
     log_ref = np.log(np.array([[0.001, 0.999], [0.9, 0.1], [0.9, 0.1]])).astype(DTYPE)
@@ -944,6 +946,7 @@ def test_the_objective_of_the_target_has_it(recipe, prompt, beta):
     np.testing.assert_allclose(again.probs, target.probs, atol=1e3 * eps(DTYPE))
 
 
+@pytest.mark.broad
 @settings(max_examples=10)
 @given(
     estimator=st.sampled_from(["k3", "weighted-k3", "k2"]),

@@ -51,6 +51,7 @@ def test_ends_of_completions_take_little_memory(tmp_path):
     assert few["completion"].nunique() == len(few)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("answer", ["text", "boxed"])
 def test_completions_in_full_are_kept_once(tmp_path, answer):
     pyarrow = pytest.importorskip("pyarrow")

@@ -651,6 +651,7 @@ def test_flips_refuse_what_is_not_there(call, message):
         mixtures.mode_flip_beta(mixture_a(), up(), 0, 1, between=(1.0, 0.1))
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("alpha", "beta"), [(0.0, 1e6), (0.9, 100.0), pytest.param(0.99, 1.0, marks=SLOW)]
 )
@@ -718,6 +719,7 @@ def test_tails_belong_to_the_mode_they_rise_to():
     assert mixtures.basins(mixture_a())([[-3], [3]]).tolist() == [0, 1]
 
 
+@pytest.mark.broad
 def test_there_is_no_flip_where_there_is_no_target():
     p = gmm([0.7, 0.3], [[-2.0, 0.0], [2.0, 0.0]], [0.64, 0.36])
     bowl = mixtures.QuadraticReward.peak(cast([-2.0, 0.0]), cast(0.1 * np.eye(2)))

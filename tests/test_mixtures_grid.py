@@ -167,6 +167,7 @@ def test_forward_target_of_a_mixture(forward):
     assert_by_quadrature(forward, (), WRITTEN["forward"], 0.5)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("name", ["gmm-linear", "gmm-quad"])
 def test_reverse_targets_are_tilted_mixtures(name):
     reward = {

@@ -230,6 +230,7 @@ def test_flips_do_not_depend_on_the_order(objective, order):
     np.testing.assert_allclose(got, want, rtol=1e3 * eps(FLOAT))
 
 
+@pytest.mark.broad
 @given(small)
 def test_at_the_flip_the_target_is_level(objective):
     beta = kt.flip_beta(objective, 0, 1)
@@ -408,6 +409,7 @@ def test_flips_of_modes_under_jit_keep_their_closed_form():
     np.testing.assert_allclose(jax.jit(flip)(objective), flip(objective), rtol=4 * eps(FLOAT))
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.Alpha(0.0)], ids=lambda d: d.name)
 def test_gradients_of_absent_flips_are_finite(divergence):
     def flip(r, q):

@@ -137,6 +137,7 @@ def test_names_neither_overlap_nor_leave_the_axes(label, width):
         assert box.y1 <= strip.y0 + 2
 
 
+@pytest.mark.broad
 def test_exact_zeros_and_impossible_outcomes_have_no_point():
     log_ref = np.full(16, -np.inf)
     log_ref[:15] = np.log(1 / 15)

@@ -397,6 +397,7 @@ def test_figures_follow_any_dark_page():
         assert contrast(ax.xaxis.label.get_color(), "black") > 12
 
 
+@pytest.mark.broad
 def test_legends_cover_no_data_and_nothing_leaves_a_narrow_page():
     for name, figure in figures(plot.STYLE).items():
         # At 400 pixels of width a letter of the smallest text is as high as in small print.

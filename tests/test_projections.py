@@ -507,6 +507,7 @@ def test_reverse_projection_finds_both_modes(seeking):
     assert float(seeking.gradient_norms.max()) < 1e-10
 
 
+@pytest.mark.broad
 def test_reverse_projection_of_close_modes_is_unique():
     p = project(mixture_1d(**CLOSE), 1, "reverse", key=KEY)
     assert p.optima_values.shape == (1,)

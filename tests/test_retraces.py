@@ -52,6 +52,7 @@ def test_solve_compiles_once_per_shape(divergence):
     assert traces() == 0
 
 
+@pytest.mark.broad
 def test_parameters_of_a_divergence_are_data():
     solved(kt.Alpha(0.3), 0.5)
     traces()

@@ -85,9 +85,7 @@ def test_substitution_reference_values(beta):
 
 @pytest.mark.quick_only(
     "forward-kl",
-    "chi-squared",
     "chi-squared-kl",
-    "alpha-0",
     "alpha-0.5",
     "alpha-1",
     "alpha-1+2^-10",

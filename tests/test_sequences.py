@@ -422,6 +422,7 @@ def spread_out(space, rewards):
     return total.astype(DTYPE)
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("2")
 @pytest.mark.parametrize("last", [0, 2, 3])
 def test_rewards_per_prefix_add_up(last):

@@ -72,6 +72,7 @@ def target(name, reward, mass, beta):
     return probs / probs.sum()
 
 
+@pytest.mark.broad
 def test_every_point_is_a_target(data):
     dims = ("divergence", "threshold", "reward_scale", "beta", "outcome")
     assert data.log_probs.dims == dims

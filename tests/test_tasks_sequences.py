@@ -94,6 +94,7 @@ def test_balanced_strings_are_counted_by_the_catalan_number():
         assert text == ""
 
 
+@pytest.mark.broad
 def test_primes_are_the_numbers_without_divisors():
     spec = SEQUENCE_TASKS["primes"]
     right = spec.right()
@@ -224,6 +225,7 @@ def test_fine_tuning_starts_from_the_reference():
     assert run.history.reverse_kl[0] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.broad
 def test_loading_inside_a_trace_gives_numbers():
     task = tasks.load("arithmetic-24")
     tasks.sequence_tasks.load_sequence_task.cache_clear()

@@ -89,6 +89,7 @@ def test_commands_follow_the_terminal_and_cut_no_word(capsys, monkeypatch, comma
         assert words[width] == words[1000], width
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("width", WIDTHS)
 def test_printed_results_follow_the_terminal(monkeypatch, report, diagnosis, width):
     monkeypatch.setenv("COLUMNS", str(width))

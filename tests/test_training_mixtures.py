@@ -188,6 +188,7 @@ def one_step(gradient, place, estimator, baseline="none", **sampling):
     return np.concatenate([x.reshape(*run.status.shape, 2) for x in moved], axis=-1)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     "choice",
     [
@@ -201,6 +202,7 @@ def test_exact_gradients_are_those_of_the_objective(choice):
     np.testing.assert_allclose(one_step(*choice), want, atol=1e-8 if X64 else 3e-5)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("choice", "baseline"),
     [

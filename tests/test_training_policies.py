@@ -70,6 +70,7 @@ def test_samples_are_as_frequent_as_they_are_probable(policy, params):
     np.testing.assert_array_equal(tokens, again)
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("GRUPolicy-1", "TransformerPolicy-None")
 def test_log_probs_take_any_batch_shape(policy, params):
     tokens = jnp.array([[[0, 2, 1], [2, 2, 2]]])

@@ -218,6 +218,7 @@ def test_the_devices_do_not_matter(sampled, all_devices):
     assert len(many.log_probs.sharding.device_set) > 1
 
 
+@pytest.mark.broad
 def test_the_same_key_gives_the_same_runs(sampled):
     arguments, options, run = sampled
     assert_same(run, fine_tune(*arguments, **options), exactly=True)

@@ -43,6 +43,7 @@ def random_tree(seed=0):
     return space, tree, kept, reward, log_ref
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("forward", "lengths")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_tree_of_all_sequences_has_the_targets_of_the_space(name):
