@@ -21,108 +21,124 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kltarget._core.status import Status
-from kltarget.divergences import (
-    Alpha,
-    ChiSquared,
-    ChiSquaredKL,
-    Divergence,
-    FDivergence,
-    ForwardKL,
-    JensenShannon,
-    NeymanChiSquared,
-    ReverseKL,
-    SquaredHellinger,
-    TotalVariation,
-    Tsallis,
-    kl,
-)
-from kltarget.modes import (
-    collapse_beta,
-    coverage,
-    effective_modes,
-    entropy,
-    flip_beta,
-    log_odds,
-    mode_log_mass,
-    pass_at_k,
-    summarize,
-)
-from kltarget.objectives import Objective, mara, normalize, reward_for
-from kltarget.recipes import Recipe, recipe
-from kltarget.spaces import SequenceSpace
-from kltarget.targets import (
-    Target,
-    soft_values,
-    solve,
-    token_advantages,
-    token_local_target,
-)
-
 if TYPE_CHECKING:
     from kltarget import (
         diagnosis as diagnosis,
+        divergences as divergences,
         evidence as evidence,
         implied as implied,
         mixtures as mixtures,
+        modes as modes,
+        objectives as objectives,
         pages as pages,
         plot as plot,
         policies as policies,
         projections as projections,
+        recipes as recipes,
         rollouts as rollouts,
+        spaces as spaces,
         studies as studies,
         sweeps as sweeps,
+        targets as targets,
         tasks as tasks,
         testing as testing,
         training as training,
         verification as verification,
     )
+    from kltarget._core.status import Status
     from kltarget.diagnosis import diagnose
+    from kltarget.divergences import (
+        Alpha,
+        ChiSquared,
+        ChiSquaredKL,
+        Divergence,
+        FDivergence,
+        ForwardKL,
+        JensenShannon,
+        NeymanChiSquared,
+        ReverseKL,
+        SquaredHellinger,
+        TotalVariation,
+        Tsallis,
+        kl,
+    )
     from kltarget.implied import implied_target
+    from kltarget.modes import (
+        collapse_beta,
+        coverage,
+        effective_modes,
+        entropy,
+        flip_beta,
+        log_odds,
+        mode_log_mass,
+        pass_at_k,
+        summarize,
+    )
+    from kltarget.objectives import Objective, mara, normalize, reward_for
     from kltarget.pages import explore
     from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
+    from kltarget.recipes import Recipe, recipe
     from kltarget.rollouts import read_rollouts
-    from kltarget.spaces import GaussianMixture
+    from kltarget.spaces import GaussianMixture, SequenceSpace
     from kltarget.sweeps import phase_boundaries, sweep
+    from kltarget.targets import Target, soft_values, solve, token_advantages, token_local_target
     from kltarget.targets._samples import solve_on_samples
     from kltarget.targets.grids import solve_on_grid
     from kltarget.training import fine_tune
     from kltarget.verification import verify
 
-# Loaded when first used: they bring pandas, matplotlib, hypothesis or optax, or are for few.
-_ROOMS = (
-    "diagnosis",
-    "evidence",
-    "implied",
-    "mixtures",
-    "pages",
-    "plot",
-    "policies",
-    "projections",
-    "rollouts",
-    "studies",
-    "sweeps",
-    "tasks",
-    "testing",
-    "training",
-    "verification",
-)
-_LAZY = {
-    "GRUPolicy": "policies",
-    "GaussianMixture": "spaces",
-    "TabularPolicy": "policies",
-    "TransformerPolicy": "policies",
-    "diagnose": "diagnosis",
-    "explore": "pages",
-    "fine_tune": "training",
-    "implied_target": "implied",
-    "phase_boundaries": "sweeps",
-    "read_rollouts": "rollouts",
-    "solve_on_grid": "targets.grids",
-    "solve_on_samples": "targets._samples",
-    "sweep": "sweeps",
-    "verify": "verification",
+# Loaded when first used, so that a program pays for the rooms that it enters.
+_ROOMS = {
+    "_core.status": ("Status",),
+    "diagnosis": ("diagnose",),
+    "divergences": (
+        "Alpha",
+        "ChiSquared",
+        "ChiSquaredKL",
+        "Divergence",
+        "FDivergence",
+        "ForwardKL",
+        "JensenShannon",
+        "NeymanChiSquared",
+        "ReverseKL",
+        "SquaredHellinger",
+        "TotalVariation",
+        "Tsallis",
+        "kl",
+    ),
+    "evidence": (),
+    "implied": ("implied_target",),
+    "mixtures": (),
+    "modes": (
+        "collapse_beta",
+        "coverage",
+        "effective_modes",
+        "entropy",
+        "flip_beta",
+        "log_odds",
+        "mode_log_mass",
+        "pass_at_k",
+        "summarize",
+    ),
+    "objectives": ("Objective", "mara", "normalize", "reward_for"),
+    "pages": ("explore",),
+    "plot": (),
+    "policies": ("GRUPolicy", "TabularPolicy", "TransformerPolicy"),
+    "projections": (),
+    "recipes": ("Recipe", "recipe"),
+    "rollouts": ("read_rollouts",),
+    "spaces": ("GaussianMixture", "SequenceSpace"),
+    "studies": (),
+    "sweeps": ("phase_boundaries", "sweep"),
+    "targets": ("Target", "soft_values", "solve", "token_advantages", "token_local_target"),
+    "targets._samples": ("solve_on_samples",),
+    "targets.grids": ("solve_on_grid",),
+    "tasks": (),
+    "testing": (),
+    "training": ("fine_tune",),
+    "verification": ("verify",),
 }
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Alpha",
@@ -178,14 +194,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOM_OF:
+        room = importlib.import_module(f"kltarget.{_ROOM_OF[name]}")
+        globals()[name] = found = getattr(room, name)
+        return found
     if name in _ROOMS:
         return importlib.import_module(f"kltarget.{name}")
-    if name in _LAZY:
-        attribute = getattr(importlib.import_module(f"kltarget.{_LAZY[name]}"), name)
-        globals()[name] = attribute
-        return attribute
     raise AttributeError(f"module 'kltarget' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_ROOMS, "divergences", "modes", "objectives", "recipes", "spaces", "targets"]
+    return [*__all__, *(room for room in _ROOMS if room.isidentifier())]

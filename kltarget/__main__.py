@@ -2,6 +2,6 @@
 
 import sys
 
-from kltarget.cli import main
+from kltarget.cli import command
 
-sys.exit(main())
+sys.exit(command())

@@ -107,9 +107,53 @@ def test_python_dash_m_is_the_same_command(capsys):
     assert done.stderr == ""
 
 
+@pytest.mark.broad
+def test_a_second_call_compiles_nothing(tmp_path):
+    def call(**settings):
+        asked = [sys.executable, "-m", "kltarget", "solve", "one-two", "--beta", "0.1"]
+        bare = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        # One per system: where users' caches are.
+        places = ("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA")
+        env = {**bare, **dict.fromkeys(places, str(tmp_path)), **settings}
+        done = subprocess.run(asked, capture_output=True, encoding="utf-8", env=env, check=True)
+        assert done.stderr == ""
+        return done.stdout
+
+    def kept():
+        files = (x for x in tmp_path.rglob("*-cache") if "kltarget" in x.parts)
+        return {x: x.read_bytes() for x in files}
+
+    page = call(JAX_ENABLE_COMPILATION_CACHE="false")
+    assert not kept()
+    assert call() == page
+    first = kept()
+    assert len(first) > 5
+    assert call() == page
+    assert kept() == first
+
+    # Programs that no one asks for go: here more than are kept, all older than the first call.
+    folder = next(iter(first)).parent
+    for i in range(5000):
+        (folder / f"{i}-cache").touch()
+        os.utime(folder / f"{i}-cache", (0, 0))
+    assert call() == page
+    assert len(kept()) < 2500
+    assert first.items() <= kept().items()
+
+
+@pytest.mark.broad
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    places = dict.fromkeys(("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"), str(nowhere))
+    asked = [sys.executable, "-m", "kltarget", "tasks"]
+    done = subprocess.run(asked, capture_output=True, env={**os.environ, **places}, check=True)
+    assert done.stderr == b""
+
+
 def test_the_console_script_is_declared():
     scripts = importlib.metadata.entry_points(group="console_scripts", name="kltarget")
-    assert [script.value for script in scripts] in ([], ["kltarget.cli:main"])
+    assert [script.value for script in scripts] in ([], ["kltarget.cli:command"])
 
 
 def test_tasks_are_listed(capsys, monkeypatch):

@@ -659,10 +659,20 @@ def test_the_top_is_what_people_type_first():
     assert all(isinstance(getattr(kt, room), types.ModuleType) for room in rooms)
 
 
-def test_importing_loads_no_more_than_it_must():
-    heavy = ("optax", "tqdm", "pandas", "scipy", "xarray", "matplotlib", "hypothesis")
+HEAVY = ("optax", "tqdm", "pandas", "scipy", "xarray", "matplotlib", "hypothesis")
+
+
+@pytest.mark.parametrize(
+    ("steps", "without"),
+    [
+        ("import kltarget", ("jax", "numpy", *HEAVY)),
+        ("from kltarget import solve, summarize", HEAVY),
+    ],
+    ids=["the package", "its core"],
+)
+def test_importing_loads_no_more_than_it_must(steps, without):
     found = subprocess.run(
-        [sys.executable, "-c", f"import sys, kltarget; print(set(sys.modules) & {set(heavy)})"],
+        [sys.executable, "-c", f"{steps}; import sys; print(set(sys.modules) & {set(without)})"],
         capture_output=True,
         text=True,
         check=True,

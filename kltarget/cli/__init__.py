@@ -15,6 +15,6 @@ Logarithms are natural. JSON has no infinities: they are the strings ``"inf"`` a
 ``"nan"`` stands where a solution failed. Equal inputs give equal bytes.
 """
 
-from kltarget.cli._main import main
+from kltarget.cli._main import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]

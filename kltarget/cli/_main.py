@@ -24,6 +24,7 @@ from kltarget.cli import (
     _sweep_command,
     _verify_command,
 )
+from kltarget.cli._compiled_programs import keep_compiled_programs
 from kltarget.cli._output import InputError, Stopped, say
 from kltarget.cli._standard_input import with_standard_input
 
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     finally:
         logger.setLevel(level)
+
+
+def command() -> int:
+    """The program ``kltarget``: :func:`main` in a process of its own."""
+    keep_compiled_programs()
+    return main()
 
 
 class _Help(argparse.HelpFormatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -120,7 +121,7 @@ class Divergence(abc.ABC):
         log_p, log_q = _pair(log_policy, log_ref)
         require_normalized(log_policy=as_float(log_policy), log_ref=as_float(log_ref))
         dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
-        return self._over_outcomes()._total(log_p, log_q).astype(dtype)
+        return _summed(self._over_outcomes(), log_p, log_q).astype(dtype)
 
     def _over_outcomes(self) -> Divergence:
         """The same divergence with its batched parameters aligned to arrays ``[*batch, A]``."""
@@ -195,6 +196,11 @@ class Divergence(abc.ABC):
         """``log (d log u/d s) = −log(u f″(u))``."""
         u = jnp.exp(log_u)
         return -jnp.log(u * self.f_second(u))
+
+
+@functools.partial(jax.jit, inline=True)
+def _summed(divergence: Divergence, log_p: Array, log_q: Array) -> Array:
+    return divergence._total(log_p, log_q)
 
 
 def _priced(log_mass: Array, price: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -98,18 +99,12 @@ class DiscreteTarget(Distribution):
     @property
     def expected_reward(self) -> Float[Array, "*batch"]:
         """``E_π[reward]`` in reward units, shape ``[*batch]``."""
-        reward, *_ = broadcast_fields(self.objective)
-        log_probs = self.log_probs.astype(reward.dtype)
-        possible = log_probs > -jnp.inf
-        gain = jnp.exp(log_probs) * jnp.where(possible, reward, jnp.zeros_like(reward))
-        return gain.sum(-1).astype(self.log_probs.dtype)
+        return _expected_reward(self.objective, self.log_probs)
 
     @property
     def divergence_value(self) -> Float[Array, "*batch"]:
         """``D(π, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
-        reward, log_ref, _, divergence = broadcast_fields(self.objective)
-        cost = divergence._total(self.log_probs.astype(reward.dtype), log_ref)
-        return cost.astype(self.log_probs.dtype)
+        return _divergence_value(self.objective, self.log_probs)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of outcomes.
@@ -193,17 +188,7 @@ class StationaryPolicy(DiscreteTarget):
         ``E_π[reward] − beta · D(π, π_ref)``, at most the maximum, ``-inf`` where the divergence is
         infinite. It has the derivatives of what it is.
         """
-        reward, log_ref, beta, divergence = broadcast_fields(self.objective)
-        log_probs = self.log_probs.astype(reward.dtype)
-        failed = jnp.any(jnp.isnan(log_probs), axis=-1, keepdims=True)
-        endless = ~jnp.isfinite(divergence._integrand(log_probs, log_ref))
-        # Where the divergence is not finite, neither must its derivatives be formed.
-        finite = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
-        near = jnp.where(finite, log_probs, log_ref)
-        cost = divergence._total(near, log_ref)
-        value = self.expected_reward.astype(reward.dtype) - beta[..., 0] * cost
-        value = jnp.where(finite[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
-        return value.astype(self.log_probs.dtype)
+        return _objective_value(self.objective, self.log_probs)
 
 
 def log_prob_of(log_probs: Array, x: ArrayLike) -> Array:
@@ -219,3 +204,32 @@ def mix(probs: Array, values: Array) -> Array:
     """Sums over outcomes of ``probs [*batch, A]`` times ``values [A, E]``."""
     counted = jnp.where((probs > 0)[..., None], values, 0.0)
     return jnp.einsum("...n,...ne->...e", probs, counted, precision="highest")
+
+
+# One program each, where outside of a trace every operation would be compiled by itself.
+@functools.partial(jax.jit, inline=True)
+def _expected_reward(objective: Objective, log_probs: Array) -> Array:
+    reward, *_ = broadcast_fields(objective)
+    exact = log_probs.astype(reward.dtype)
+    gain = jnp.exp(exact) * jnp.where(exact > -jnp.inf, reward, jnp.zeros_like(reward))
+    return gain.sum(-1).astype(log_probs.dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def _divergence_value(objective: Objective, log_probs: Array) -> Array:
+    reward, log_ref, _, divergence = broadcast_fields(objective)
+    return divergence._total(log_probs.astype(reward.dtype), log_ref).astype(log_probs.dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def _objective_value(objective: Objective, log_probs: Array) -> Array:
+    reward, log_ref, beta, divergence = broadcast_fields(objective)
+    exact = log_probs.astype(reward.dtype)
+    failed = jnp.any(jnp.isnan(exact), axis=-1, keepdims=True)
+    endless = ~jnp.isfinite(divergence._integrand(exact, log_ref))
+    # Where the divergence is not finite, neither must its derivatives be formed.
+    finite = ~jnp.any(endless, axis=-1, keepdims=True) & ~failed
+    cost = divergence._total(jnp.where(finite, exact, log_ref), log_ref)
+    value = _expected_reward(objective, log_probs).astype(reward.dtype) - beta[..., 0] * cost
+    value = jnp.where(finite[..., 0], value, jnp.where(failed[..., 0], jnp.nan, -jnp.inf))
+    return value.astype(log_probs.dtype)
