@@ -45,8 +45,8 @@ def closed_form(
         far = ~(jnp.abs(mass - 1) <= mass_tolerance)
         status = status | flag(far, Status.INVALID_REFERENCE)
     if isinstance(divergence, ReverseKL):
-        found = _gibbs(reward, log_ref, beta, highest)
-    elif isinstance(divergence, TotalVariation):
+        return _gibbs(reward, log_ref, beta, highest, status)
+    if isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
         found = root(divergence, reward, log_ref, beta, highest, measure)
@@ -54,35 +54,47 @@ def closed_form(
     # Whatever went wrong on the way, what is no distribution is not returned as one.
     total = jnp.exp(found.log_probs).sum(-1, keepdims=True)
     off = ~(jnp.abs(total - 1) <= float(jnp.finfo(total.dtype).eps) ** 0.5)
-    status = status | jnp.where((status & FAILURES) == 0, flag(off, Status.NOT_CONVERGED), 0)
+    return _certified(found.log_probs, found.multiplier, _not_converged(status, off))
+
+
+def _not_converged(status: Array, off: Array) -> Array:
+    """Marks the rows that are off and have no other failure that says why."""
+    return status | jnp.where((status & FAILURES) == 0, flag(off, Status.NOT_CONVERGED), 0)
+
+
+def _certified(log_probs: Array, multiplier: Array, status: Array) -> Solution:
+    """A solution whose failed rows hold NaN."""
     failed = (status & FAILURES) != 0
     return Solution(
-        jnp.where(failed, jnp.nan, jnp.minimum(found.log_probs, 0)),
-        jnp.where(failed, jnp.nan, found.multiplier),
+        jnp.where(failed, jnp.nan, jnp.minimum(log_probs, 0)),
+        jnp.where(failed, jnp.nan, multiplier),
         status,
     )
 
 
-def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array) -> Solution:
+def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array, status: Array) -> Solution:
     plain = log_ref + (reward - highest) / beta
     log_sum = jnp.log(jnp.exp(plain).sum(-1, keepdims=True))
 
-    def simple() -> tuple[Array, Array, Array]:
-        return log_ref + (reward - highest) / beta - log_sum, highest, log_sum
+    # Each branch writes its result whole: memory is what this costs. Σπ = 1 needs no check, for it
+    # is what log_sum was made for.
+    def simple() -> Solution:
+        log_probs = log_ref + (reward - highest) / beta - log_sum
+        return _certified(log_probs, highest + beta * log_sum, status)
 
-    def compensated() -> tuple[Array, Array, Array]:
+    def compensated() -> Solution:
         best = supported_max(reward, log_ref)
         v, v_low = scaled_gaps(reward, best, beta)
         score, low = two_sum(log_ref, v)
         top = jnp.max(score, axis=-1, keepdims=True)
         shifted = (score - top) + (low + v_low)
         log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
-        return shifted - log_sum, best, top + log_sum
+        empty = status | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
+        found = _not_converged(empty, ~jnp.isfinite(log_sum))
+        return _certified(shifted - log_sum, best + beta * (top + log_sum), found)
 
     # The comparison is false for NaN, which rows without support produce.
-    log_probs, best, log_sum = lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
-    multiplier = best + beta * log_sum
-    return Solution(log_probs, multiplier, flag(jnp.isneginf(best), Status.EMPTY_SUPPORT))
+    return lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
 
 
 def total_variation(
