@@ -199,13 +199,33 @@ def test_a_task_is_solved_at_a_beta():
     target = kt.solve(task, beta=[0.1, 1.0], divergence=kt.ForwardKL())
     expected = kt.solve(task.objective(np.array([0.1, 1.0]), divergence=kt.ForwardKL()))
     np.testing.assert_array_equal(target.log_probs, expected.log_probs)
-    with pytest.raises(TypeError, match=r"a Task has no beta.*solve\(task, beta=0.1\)"):
+    with pytest.raises(TypeError, match=r"a Task has no beta.*solve\(problem, beta=0.1\)"):
         kt.solve(task)
     with pytest.raises(TypeError, match="leave out beta, divergence"):
         kt.solve(task.objective(0.1), beta=0.1, divergence=kt.ForwardKL())
-    for problem in ("one-two", (REWARD, LOG_REF), {"reward": REWARD}):
-        with pytest.raises(TypeError, match=r"as_task\(.*\)\.objective\(beta\)"):
-            kt.solve(problem)
+
+
+def test_solve_takes_it(problem):
+    if isinstance(problem, kt.Objective):
+        with pytest.raises(TypeError, match="leave out beta"):
+            kt.solve(problem, beta=0.1)
+        return
+    with pytest.raises(TypeError, match=r"has no beta, and none is guessed"):
+        kt.solve(problem)
+    probs = kt.solve(problem, beta=0.1).probs
+    np.testing.assert_allclose(probs, [0.937410, 0.062494, 0.000096], atol=1e-6)
+
+
+def test_what_is_no_problem_is_not_solved():
+    for given in (3.0, np.zeros(3), None):
+        with pytest.raises(TypeError, match="problem must be a kltarget"):
+            kt.solve(given, beta=0.1)
+    with pytest.raises(TypeError, match="problem must be a kltarget"):
+        kt.solve(np.zeros(3))
+    with pytest.raises(TypeError, match="pass the objective of this Target"):
+        kt.solve(kt.solve("one-two", beta=0.1), beta=0.1)
+    with pytest.raises(ValueError, match="neither a file nor a task"):
+        kt.solve("bimodel", beta=0.1)
 
 
 def test_a_batch_in_beta_prints_as_one_page():
@@ -248,7 +268,6 @@ def test_columns_of_a_table_in_memory_can_be_named():
 
 
 OF_ONE_OBJECTIVE = {
-    "solve": kt.solve,
     "mara": lambda problem: kt.mara(problem, threshold=1),
     "collapse_beta": kt.collapse_beta,
     "flip_beta": lambda problem: kt.flip_beta(problem, 0, 1),
@@ -268,8 +287,7 @@ def test_what_is_no_objective_is_told_how_to_become_one(name):
         "tuple: pass kltarget.tasks.as_task(problem).objective(beta)": (1, 0),
         "Target: pass the objective of this Target": kt.solve(task.objective(1.0)),
     }
-    if name != "solve":
-        given["Task: a Task has no β, and none is guessed: pass task.objective(beta)"] = task
+    given["Task: a Task has no β, and none is guessed: pass task.objective(beta)"] = task
     for said, problem in given.items():
         with pytest.raises(TypeError, match=rf"^{name} takes a kltarget\.Objective") as error:
             OF_ONE_OBJECTIVE[name](problem)

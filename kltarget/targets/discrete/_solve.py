@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import total_variation
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
 from kltarget.targets.discrete._root import Solution
+from kltarget.tasks import ProblemLike, as_task
 
 
 def _where(condition: Array, x: Array) -> Array:
@@ -119,14 +120,8 @@ def _gap(target: Target, log_policy: Array) -> Array:
     return jnp.where(jnp.isnan(value), jnp.full_like(gap, jnp.nan), gap)
 
 
-class HasObjective(Protocol):
-    """What makes objectives of a β, such as a ``kltarget.tasks.Task``."""
-
-    def objective(self, beta: Any, **options: Any) -> Objective: ...
-
-
 def solve(
-    objective: Objective | HasObjective, *, beta: ArrayLike | None = None, **options: Any
+    objective: Objective | ProblemLike, *, beta: ArrayLike | None = None, **options: Any
 ) -> Target:
     """The policy that maximises ``J(π) = E_π[reward] − beta · D(π, π_ref)``.
 
@@ -138,16 +133,18 @@ def solve(
     multiplier, λ = λ_c and the best unsupported outcomes hold what is missing, in equal parts.
 
     Args:
-        objective: of any batch shape; or a task, whose ``objective(beta, …)`` is solved.
-        beta: of a task, reward units per nat, shape ``[*batch]``; an objective has its own.
-        **options: of a task those of its ``objective``: ``divergence=`` chooses the regulariser.
+        objective: of any batch shape; or a problem in any form that ``tasks.as_task`` takes, such
+            as the name of a task or a DataFrame, whose ``objective(beta, …)`` is solved.
+        beta: of a problem, reward units per nat, shape ``[*batch]``; an objective has its own.
+        **options: of a problem those of ``Task.objective``: ``divergence=`` chooses the
+            regulariser.
 
     Returns:
         The target. Log-probabilities carry the inputs' dtype and an error of a few ``eps·(1 +
         |log π|)``, for β from 1e-12 to 1e12 and reference masses down to e^−800.
 
     Raises:
-        TypeError: neither an objective nor a task, a task without ``beta``, an objective with one.
+        TypeError: no problem, a problem without ``beta``, or an objective with one.
 
     Status:
         ``CONDENSED``, ``TRUNCATED``, ``NOT_UNIQUE`` are remarks. Failures (``INVALID_BETA``,
@@ -173,7 +170,7 @@ def solve(
         >>> target = kt.solve(kt.Objective(reward, log_ref, 0.1, kt.ForwardKL()))
         >>> print([f"{p:.4f}" for p in target.probs])
         ['0.8759', '0.0584', '0.0657']
-        >>> print([f"{p:.4f}" for p in kt.solve(kt.tasks.load("one-two"), beta=0.1).probs])
+        >>> print([f"{p:.4f}" for p in kt.solve("one-two", beta=0.1).probs])
         ['0.9374', '0.0625', '0.0001']
 
     References:
@@ -188,7 +185,7 @@ def solve(
 
 
 def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objective:
-    """The objective itself, or that of a task at a β, which is never guessed."""
+    """The objective itself, or that of a problem at a β, which is never guessed."""
     if isinstance(given, Objective):
         if beta is not None or options:
             named = ", ".join([*(["beta"] if beta is not None else []), *options])
@@ -196,15 +193,15 @@ def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objec
                 f"an objective has a beta and a divergence of its own: leave out {named}"
             )
         return given
-    kind = type(given).__name__
-    if not callable(getattr(given, "objective", None)):
-        require_objective(given, "solve", "a kltarget.Objective or a task")
+    if isinstance(getattr(given, "objective", None), Objective):  # that of a target, say
+        require_objective(given, "solve")
+    task = as_task(given)
     if beta is None:
         raise TypeError(
-            f"a {kind} has no beta, and none is guessed: give the trainer's coefficient in reward "
-            "units per nat, kltarget.solve(task, beta=0.1)"
+            f"a {type(given).__name__} has no beta, and none is guessed: give the trainer's "
+            "coefficient in reward units per nat, kltarget.solve(problem, beta=0.1)"
         )
-    return given.objective(beta, **options)
+    return task.objective(beta, **options)
 
 
 @functools.partial(jax.jit, static_argnames="trusted")
