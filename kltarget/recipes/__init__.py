@@ -11,16 +11,20 @@ from kltarget.recipes._critical import critical_beta
 from kltarget.recipes._presets import Preset, preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._terms import TermReading, divergence_of, read_term
 
 __all__ = [
     "Preset",
     "Reading",
     "Recipe",
+    "TermReading",
     "compare",
     "critical_beta",
+    "divergence_of",
     "preset",
     "presets",
     "read",
+    "read_term",
     "recipe",
     "table",
 ]
