@@ -58,6 +58,11 @@ _FAMILIES = (
 )
 
 
+def swapped_k3(log_ratio: Any) -> Any:
+    """``e^ℓ − 1 − ℓ``: k3 of the reference's log ratio to the policy."""
+    return jnp.expm1(log_ratio) - log_ratio
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermReading:
     """What a term of a trainer's loss does to the policy.
@@ -489,7 +494,7 @@ def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
     usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
     usual[:3], usual[-3:] = bend[:3], bend[-3:]
     sharp = np.flatnonzero(bend > 20 * usual + 1e-9 * np.abs(np.diff(y)).max()) + 1
-    parts = np.unique([0, *sharp, x.size - 1])
+    parts = np.unique(np.concatenate([[0], sharp, [x.size - 1]]))
     pieces = np.concatenate(
         [
             CubicSpline(x[i : j + 1], y[i : j + 1]).c[::-1] if j > i + 1 else _line(y[i : j + 1])

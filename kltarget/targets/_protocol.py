@@ -220,8 +220,8 @@ def _expected_reward(objective: Objective, log_probs: Array) -> Array:
 def _divergence_value(objective: Objective, log_probs: Array) -> Array:
     reward, log_ref, _, divergence = broadcast_fields(objective)
     total = divergence._total(log_probs.astype(reward.dtype), log_ref).astype(log_probs.dtype)
-    scaled = isinstance(objective.divergence, Scaled)
-    return objective.divergence.factor * total if scaled else total
+    own = objective.divergence
+    return own.factor * total if isinstance(own, Scaled) else total
 
 
 @functools.partial(jax.jit, inline=True)
