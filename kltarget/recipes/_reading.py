@@ -181,11 +181,11 @@ def followed(recipe: Recipe) -> str:
 def _of_term(recipe: Recipe, term: TermReading) -> str:
     """What the gradient of a term that is known as a function is that of."""
     how = "differentiated as it stands" if recipe.place == "loss" else "charged as a number"
-    text = f"{recipe.estimator_name}, {how}, has "
+    text = f"{recipe.estimator_name} is {how}, and "
     if term.divergence is None:
-        return f"{text}the gradient of no divergence: {term}"
-    text += f"the mean derivative of a divergence: {term.name}"
-    return "; ".join((text, *term.remarks))
+        return f"{text}follows the gradient of no divergence: {term}"
+    what = "the policy gradient of that cost" if recipe.place == "reward" else "its mean derivative"
+    return "; ".join((f"{text}{what} is the gradient of {term.name}", *term.remarks))
 
 
 def aimed_at(recipe: Recipe) -> tuple[str, str]:

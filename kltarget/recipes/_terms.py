@@ -371,9 +371,11 @@ def _range(held: tuple[float, float]) -> str:
 def _where(pieces: tuple[tuple[float, float], ...]) -> str:
     def one(low: float, high: float) -> str:
         if math.isinf(low):
-            return "everywhere" if math.isinf(high) else f"below {high:.3g}"
+            return f"below {high:.3g}"
         return f"above {low:.3g}" if math.isinf(high) else f"from {low:.3g} to {high:.3g}"
 
+    if _EVERYWHERE in pieces:
+        return "everywhere"
     return "at log ratios " + " and ".join(one(*piece) for piece in pieces)
 
 
@@ -488,8 +490,9 @@ def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
     known = values(_FINE)
     assert known is not None
     # Terms that overflow far out are straight from there on, and of no further interest.
-    first, last = np.flatnonzero(np.isfinite(known))[[0, -1]]
-    x, y = _FINE[first : last + 1], known[first : last + 1]
+    begin, end = np.flatnonzero(np.isfinite(known))[[0, -1]]
+    x, y = _FINE[begin : end + 1], known[begin : end + 1]
+    first, last = float(x[0]), float(x[-1])
     bend = np.abs(np.diff(y, 2))
     usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
     usual[:3], usual[-3:] = bend[:3], bend[-3:]
@@ -502,14 +505,14 @@ def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
         ],
         axis=1,
     )
-    origin, count = float(x[0]), pieces.shape[1]
 
     def value(at: Array) -> Array:
-        near = jnp.clip((at - origin) * _PER_UNIT, 0, count)
-        index = jnp.minimum(jnp.floor(near), count - 1)
-        inside = (near - index) / _PER_UNIT
-        beyond = at - origin - near / _PER_UNIT
-        a, b, c, d = (jnp.asarray(row, at.dtype)[index.astype(jnp.int32)] for row in pieces)
+        near = jnp.clip(at, first, last)
+        # Nodes are multiples of a power of two: what is left of one is exact.
+        node = jnp.minimum(jnp.floor(near * _PER_UNIT), last * _PER_UNIT - 1)
+        inside, beyond = near - node / _PER_UNIT, at - near
+        index = (node - first * _PER_UNIT).astype(jnp.int32)
+        a, b, c, d = (jnp.asarray(row, at.dtype)[index] for row in pieces)
         slope = b + inside * (2 * c + inside * 3 * d)
         return a + inside * (b + inside * (c + inside * d)) + beyond * slope
 
