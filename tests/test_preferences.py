@@ -5,6 +5,7 @@ its gradient flow, and ``kltarget.training.dpo`` trains on the same pairs.
 """
 
 import functools
+import json
 import re
 
 import hypothesis.strategies as st
@@ -21,9 +22,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, logit
 
 import kltarget as kt
+from kltarget import cli
 from kltarget.implied import preference_target
 from kltarget.policies import TabularPolicy
-from kltarget.tasks import Preferences, TableError, read_preferences
+from kltarget.tasks import Preferences, TableError, read_preferences, read_reference
 from kltarget.training import dpo
 
 DTYPE = DTYPES[0]
@@ -331,19 +333,21 @@ def kto_flow(log_ref, pairs, beta, weights, time):
 
 
 KTO = [
-    (CIRCLES, 0.1, (3.0, 0.5)),
-    (CIRCLES, 0.8, (3.0, 0.5)),
-    (Preferences([0, 1, 2], [1, 2, 0], [5, 1, 1], [4, 2, 3]), 0.3, (1.5, 1.0)),
+    (CIRCLES, 0.1, (3.0, 0.5), REF),
+    (CIRCLES, 0.8, (3.0, 0.5), REF),
+    (Preferences([0, 1, 2], [1, 2, 0], [5, 1, 1], [4, 2, 3]), 0.3, (1.5, 1.0), [0.4, 0.3, 0.3]),
+    # Of the policies that are stationary here the flow from the reference meets the first.
+    (Preferences([0, 1, 2], [1, 2, 0], [1, 1, 1], [1, 1, 1]), 0.95, (2, 1), [0.74, 0.08, 0.18]),
 ]
 
 
 @pytest.mark.broad
-@pytest.mark.parametrize(("pairs", "beta", "weights"), KTO, ids=range(len(KTO)))
-def test_kto_is_where_its_flow_ends(pairs, beta, weights):
-    log_ref = np.log(REF[: pairs.num_outcomes] / REF[: pairs.num_outcomes].sum())
+@pytest.mark.parametrize(("pairs", "beta", "weights", "ref"), KTO, ids=range(len(KTO)))
+def test_kto_is_where_its_flow_ends(pairs, beta, weights, ref):
+    log_ref = np.log(ref)
     named = dict(zip(("desirable_weight", "undesirable_weight"), weights, strict=True))
     target = preference_target(pairs, log_ref.astype(DTYPE), beta, loss="kto", **named)
-    assert not target.status & kt.Status.NO_TARGET
+    assert target.status == (kt.Status.SEVERAL if beta > 0.9 else kt.Status.OK)
     reached = kto_flow(log_ref, pairs, beta, weights, 3e3 / beta)
     assert variation(reached, target.probs) < 1e-5
     assert variation(np.exp(log_ref), target.probs) > 0.02
@@ -590,3 +594,79 @@ def test_many_outcomes_are_quick_enough_to_fit():
     matrix = pairs.win_matrix(400)
     expected = (matrix + matrix.T) * expit(r[:, None] - r)
     np.testing.assert_allclose(matrix.sum(1), expected.sum(1), rtol=256 * FINE)
+
+
+@pytest.fixture
+def files(tmp_path):
+    pairs, answers = tmp_path / "pairs.csv", tmp_path / "answers.csv"
+    pairs.write_text("a,b,wins,losses\ntea,milk,8,2\nmilk,juice,5,5\n")
+    answers.write_text("answer,prob\njuice,0.5\nmilk,0.3\ntea,0.2\n")
+    return pairs, answers
+
+
+def test_the_command_says_the_target(capsys, files):
+    pairs, answers = files
+    line = ["prefer", str(pairs), "--reference", str(answers), "--beta", "0.5,2"]
+    assert cli.main(line) == 0
+    page = capsys.readouterr().out
+    # By hand: the log odds of 8 : 2 are log 4; the odds of tea and milk are 2/3 · 4^(1/β).
+    assert page.startswith("pairs: 2 pairs of 3 outcomes, dpo with reverse KL\n")
+    odds = np.array([0.5, 0.3, 0.2 * 16])
+    cells = next(x.split() for x in page.splitlines() if x.startswith("tea"))
+    assert cells[2:4] == ["0.2000", f"{odds[2] / odds.sum():.4f}"]
+    assert "a target: that of the reward which explains the pairs, at the same β" in page
+    assert cli.main([*line, "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["labels"] == ["juice", "milk", "tea"]
+    assert content["unanimous"] == []
+    first = content["targets"][0]
+    np.testing.assert_allclose(np.exp(first["log_probs"]), odds / odds.sum(), rtol=1e-12)
+    np.testing.assert_allclose(np.ptp(first["reward"]), np.log(4), rtol=1e-12)
+    assert first["status"] == []
+
+
+def test_the_command_says_where_there_is_no_target(capsys, files):
+    pairs, answers = files
+    pairs.write_text("chosen,rejected\ntea,milk\n")
+    line = ["prefer", str(pairs), "--reference", str(answers), "--beta", "0.5", "--json", "-"]
+    assert cli.main(line) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["unanimous"] == [["tea", "milk"]]
+    assert content["targets"][0]["status"] == ["NOT_UNIQUE", "NO_TARGET"]
+    assert content["targets"][0]["reward"][1] == "-inf"
+    assert content["groups"][1] is None
+    assert cli.main([*line[:-2], "--loss", "kto", "--top", "1"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "no target: KTO drives" in page
+    assert "in the limit" in page
+    assert "(2 more)" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("chosen,rejected\ntea,coffee\n", (), "'coffee' is not among the labels"),
+        ("chosen,rejected\ntea,tea\n", (), "compared with itself"),
+        ("a,b,win_rate\ntea,milk,1.5\n", (), "row 1 (line 2): 1.5 must be between 0 and 1"),
+        ("chosen,rejected\ntea,milk\n", ("--divergence", "chi-squared"), "f′(0) = −∞"),
+        ("chosen,rejected\ntea,milk\n", ("--loss", "kto", "--beta", "1"), "beta must be below 1"),
+        ("chosen,rejected\ntea,milk\n", ("--desirable-weight", "2"), "is for loss='kto'"),
+    ],
+    ids=range(6),
+)
+def test_the_command_refuses_in_one_line(capsys, files, text, options, message):
+    pairs, answers = files
+    pairs.write_text(text)
+    line = ["prefer", str(pairs), "--reference", str(answers), "--beta", "0.5", *options]
+    assert cli.main(line) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_reference_needs_no_rewards(files):
+    _, answers = files
+    table = read_reference(answers)
+    np.testing.assert_allclose(np.exp(table.log_ref), [0.5, 0.3, 0.2])
+    assert table.notes[0] == "outcome column 'answer'"
+    assert (table.reward == 0).all()

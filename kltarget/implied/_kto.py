@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -57,7 +57,7 @@ def kto_rewards(net: np.ndarray, log_ref: np.ndarray, beta: float) -> Drawn:
     # Training begins at z₀ = 0 and meets the first of them: z₀ falls as the scale rises.
     first = crossings[0]
     ends = float(scales[first + 1]), float(scales[first])
-    scale = float(brentq(mean, *ends, xtol=1e-14))
+    scale: Any = brentq(mean, *ends, xtol=1e-14)
     reward = np.full(net.shape, -np.inf)
     reward[kept] = _increasing_root(height + scale, beta)
     return Drawn(reward, crossings.size > 1)
