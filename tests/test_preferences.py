@@ -573,6 +573,25 @@ def test_a_sweep_of_beta_is_a_batch():
             np.testing.assert_allclose(target.probs[k], alone.probs, rtol=FINE)
 
 
+def test_few_pairs_among_very_many_outcomes():
+    size = 300_000
+    log_ref = np.full(size, -np.log(size), DTYPE)
+    target = preference_target(Preferences([7], [size - 1], [4], [1]), log_ref, 1.0)
+    np.testing.assert_allclose(target.reward[7], np.log(4) / 2, rtol=FINE)
+    assert "there are 299999:" in target.verdict
+    unanimous = preference_target(Preferences([7], [size - 1], [4], [0]), log_ref, 1.0)
+    assert unanimous.unanimous == ((7, size - 1),)
+    kto = preference_target(Preferences([7], [size - 1], [4], [1]), log_ref, 0.5, loss="kto")
+    assert kto.probs[7] == 1
+
+
+def test_of_many_unanimous_pairs_the_first_are_named():
+    chain = Preferences(np.arange(4), np.arange(1, 5), np.ones(4), np.zeros(4))
+    target = preference_target(chain, LOG_REF, 0.5)
+    assert target.verdict.endswith("“0” over “1”, “1” over “2”, “2” over “3” and 1 more")
+    np.testing.assert_array_equal(target.probs, [1, 0, 0, 0, 0])
+
+
 def test_a_result_passes_through_jit_and_keeps_the_dtype():
     target = preference_target(CIRCLES, LOG_REF, 0.5)
     same = jax.jit(lambda x: x)(target)

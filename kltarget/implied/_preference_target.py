@@ -138,10 +138,11 @@ def preference_target(
 
     Returns:
         The target. Pairs say nothing about outcomes that no chain of them joins: there the status
-        is ``NOT_UNIQUE``, each group's reward has mean 0, and so the target is what gradient
-        descent of a softmax from the reference ends in, which for reverse KL keeps the sum of each
-        group's logits. With ``NO_TARGET`` it is what the minimum is approached at: those that lose
-        without bound at 0, their reward ``-inf``, the others as their own pairs ask.
+        is ``NOT_UNIQUE``, and each group's reward has mean 0. With reverse KL that is where
+        gradient descent of a softmax over the outcomes ends that starts at the reference, since it
+        keeps the sum of each group's logits; other optimisers end elsewhere. With ``NO_TARGET`` it
+        is what the loss is least at in the limit: those that lose without bound have probability 0
+        and the reward ``-inf``, the others are as their own pairs ask.
 
     Raises:
         TypeError: pairs, a divergence or numbers that are none; ``log_ref`` is traced.
@@ -155,8 +156,9 @@ def preference_target(
     the host, in float64; it has no derivatives.
 
     Assumptions: the policy can represent the target and training goes on to the minimum; labels
-    are as frequent as the table says. The reference point of KTO is that of this prompt alone,
-    where trainers take one number for a batch of prompts.
+    are as frequent as the table says; log ratios are of whole outcomes, not means over their
+    tokens; no clip of margins, as χPO may have one, is active. The reference point of KTO is that
+    of this prompt alone, where trainers take one number for a batch of prompts.
 
     Example:
         Tea wins three of four comparisons with milk:
@@ -198,16 +200,14 @@ def preference_target(
     # An objective checks the reference and beta before anything is fitted.
     plain = Objective(jnp.zeros_like(log_ref), log_ref, beta, divergence)
     possible = _possible(pairs, log_ref)
-    wins = pairs.win_matrix(len(possible))
     if loss == "kto":
         weights = desirable_weight, undesirable_weight
-        reward, group, status = _of_kto(wins, plain, *weights)
+        reward, group, status = _of_kto(pairs, plain, *weights)
         unanimous: list[tuple[int, int]] = []
     else:
-        fitted = bradley_terry(wins) if loss == "dpo" else least_squares(wins)
-        group = np.where(possible, fitted.group, _IMPOSSIBLE)
-        reward = np.where(possible, fitted.reward, -np.inf)
-        status, unanimous = np.int32(_undetermined(group) | _unheld(fitted)), fitted.unanimous
+        reward, group, unanimous = _of_pairs(pairs, possible, loss)
+        several = np.unique(group[group >= 0]).size > 1
+        status = several * int(Status.NOT_UNIQUE) | bool(unanimous) * int(Status.NO_TARGET)
     objective = Objective(jnp.asarray(reward, log_ref.dtype), log_ref, beta, divergence)
     target = solve(objective)
     return PreferenceTarget(
@@ -267,16 +267,23 @@ def _possible(pairs: Preferences, log_ref: Array) -> np.ndarray:
     return possible
 
 
-def _undetermined(group: np.ndarray) -> int:
-    return int(Status.NOT_UNIQUE) if len(set(group[group >= 0].tolist())) > 1 else 0
-
-
-def _unheld(fitted: Fitted) -> int:
-    return int(Status.NO_TARGET) if fitted.unanimous else 0
+def _of_pairs(pairs: Preferences, possible: np.ndarray, loss: Loss) -> Fitted:
+    """Rewards of all outcomes; those that are compared are perhaps few among many."""
+    compared, which = np.unique([pairs.first, pairs.second], return_inverse=True)
+    first, second = which.reshape(2, -1)
+    wins = Preferences(first, second, pairs.wins, pairs.losses).win_matrix()
+    fitted = bradley_terry(wins) if loss == "dpo" else least_squares(wins)
+    reward = np.where(possible, 0.0, -np.inf)
+    reward[compared] = fitted.reward
+    # What is never compared is a group of its own.
+    group = np.where(possible, len(compared) + np.arange(len(possible)), _IMPOSSIBLE)
+    group[compared] = fitted.group
+    unanimous = [(int(compared[i]), int(compared[j])) for i, j in fitted.unanimous]
+    return Fitted(reward, group, unanimous)
 
 
 def _of_kto(
-    wins: np.ndarray, plain: Objective, desirable: float, undesirable: float
+    pairs: Preferences, plain: Objective, desirable: float, undesirable: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rewards ``[*batch, A]``, groups ``[A]`` and status ``[*batch]``."""
     log_ref, betas = (np.asarray(x, np.float64) for x in (plain.log_ref, plain.beta))
@@ -286,9 +293,14 @@ def _of_kto(
             f"beta must be below 1 for loss='kto', got {betas[high].flat[0]:g}: from 1 on its "
             "stationary policies are not known"
         )
-    net = desirable * wins.sum(1) - undesirable * wins.sum(0)
+    sides = np.concatenate([pairs.first, pairs.second])
+    won, lost = (
+        np.bincount(sides, np.concatenate(weights), log_ref.size)
+        for weights in ((pairs.wins, pairs.losses), (pairs.losses, pairs.wins))
+    )
+    net = desirable * won - undesirable * lost
     # What balances but for rounding has no gradient.
-    net[np.abs(net) <= 64 * np.finfo(float).eps * (wins.sum(1) + wins.sum(0))] = 0.0
+    net[np.abs(net) <= 64 * np.finfo(float).eps * (desirable * won + undesirable * lost)] = 0.0
     possible = log_ref > -np.inf
     group = np.where(possible, 0, _IMPOSSIBLE)
     if not net.any():
