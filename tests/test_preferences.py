@@ -125,6 +125,31 @@ def test_training_ends_there(loss, divergence):
         assert variation(REF, target.probs) > 0.02
 
 
+@pytest.mark.broad
+def test_training_on_pairs_of_sequences():
+    """Sequences are meant by their indices, and a reward beside given pairs is only measured."""
+    policy, space = TabularPolicy(2, 2), kt.SequenceSpace(2, 2)
+    params = policy.init(key=jax.random.key(0))
+    log_ref = np.asarray(space.joint(policy.conditionals(params, space)))
+    pairs = Preferences([0, 1, 2], [1, 2, 3], [4, 1, 2], [1, 2, 3])
+    target = preference_target(pairs, log_ref, np.array([0.3, 1.0], DTYPE))
+    options = {"num_steps": 2000, "optimizer": coming_to_rest(2000), "gradient_tol": 0.0}
+    run = dpo(
+        policy,
+        params,
+        target.reward,
+        pairs=pairs,
+        beta=np.array([0.3, 1.0], DTYPE),
+        learning_rate=0.05,
+        **options,
+    )
+    for k in range(2):
+        assert variation(jnp.exp(run.log_probs[k]), target.probs[k]) < 1e-4
+        assert variation(jnp.exp(log_ref), target.probs[k]) > 0.1
+    # The gap is that of reinforcement learning with the reward of the pairs.
+    assert (np.abs(run.gap) < 1e-3).all()
+
+
 @pytest.mark.slow
 def test_training_on_drawn_comparisons_ends_near():
     target = preference_target(CIRCLES, LOG_REF, 0.5)

@@ -117,7 +117,7 @@ def preference_target(
       circle. :class:`kltarget.ChiSquaredKL` makes it χPO, any other divergence f-DPO.
     - ``"ipo"``: ``Σ n_ij (h_i − h_j − 1/(2β))²``. The reward is that of least squares, with
       ``r_i − r_j`` the win rate less ½ where pairs form no circle; there always is one.
-    - ``"kto"``: ``−Σ λ_D n_ij σ(x_i) + λ_U n_ij σ(−x_j)`` up to a constant, with
+    - ``"kto"``: ``−Σ n_ij (λ_D σ(x_i) + λ_U σ(−x_j))`` up to a constant, with
       ``x = β(log π/π_ref − z₀)`` and ``z₀ = KL(π‖π_ref)``, which has no gradient: both sides of
       each pair are judged by themselves. The reward is x, at a fixed point of ``z₀``.
 
