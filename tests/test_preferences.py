@@ -598,6 +598,7 @@ def test_a_sweep_of_beta_is_a_batch():
             np.testing.assert_allclose(target.probs[k], alone.probs, rtol=FINE)
 
 
+@pytest.mark.broad
 def test_few_pairs_among_very_many_outcomes():
     size = 300_000
     log_ref = np.full(size, -np.log(size), DTYPE)
