@@ -24,7 +24,7 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget import mixtures, targets, training
+from kltarget import implied, mixtures, targets, tasks, training
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -561,6 +561,7 @@ NOT_OF_ARRAYS = {
     "MomentProjection": "what moment_projection returns",
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
+    "PreferenceTarget": "what preference_target returns",
     "PrefixTree": "sequences, as data",
     "Preset": "choices, as data, with where they were read",
     "Projection": "what project returns",
@@ -591,6 +592,7 @@ NOT_OF_ARRAYS = {
     "load_params": "files",
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
+    "preference_target": "a fit on the host, of a table",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
     "project": "a search for all local optima",
@@ -719,6 +721,9 @@ def results():
         "Target": kt.solve(kt.Objective(*problem)),
         "TokenLocalTarget": kt.token_local_target(PAIRS, *problem, kt.ForwardKL()),
         "ImpliedTarget": kt.implied_target(kt.Recipe(), *problem[:2], beta=0.5),
+        "PreferenceTarget": implied.preference_target(
+            tasks.Preferences([0, 1, 2], [1, 2, 3], [2, 1, 1], [1, 1, 3]), problem[1], 0.5
+        ),
         "MixtureTarget": mixtures.tilt(density, reward, 0.5),
         "PowerTarget": mixtures.power_tilt(density, reward, 0.5),
         "GridTarget": same_nodes(),
@@ -730,7 +735,7 @@ def results():
 def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
     assert set(classes) == {*results(), "DiscreteTarget"}
-    stationary = {"TokenLocalTarget", "ImpliedTarget"}
+    stationary = {"TokenLocalTarget", "ImpliedTarget", "PreferenceTarget"}
     assert not any(issubclass(classes[name], targets.Target) for name in stationary)
     for name, target in results().items():
         assert target.raise_if_failed() is target
