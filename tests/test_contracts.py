@@ -25,6 +25,7 @@ from oracles import DTYPES, INF, eps
 
 import kltarget as kt
 from kltarget import implied, mixtures, targets, tasks, training
+from kltarget.divergences import Scaled, TermDivergence
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -346,6 +347,14 @@ CONTRACTS: dict[str, Contract] = {
         kt.FDivergence(lambda u: (u - 1) ** 2),
         Bad(lambda: kt.FDivergence(lambda u: u**2), ValueError, r"f\(1\) = 0"),
     ),
+    "Scaled": divergence_contract(
+        Scaled(kt.JensenShannon(), 0.5),
+        Bad(lambda: Scaled(kt.ReverseKL(), 0.0), ValueError, "factor must be a number above 0"),
+        Bad(lambda: Scaled("kl", 1.0), TypeError, "base must be a Divergence"),
+    ),
+    "TermDivergence": divergence_contract(
+        TermDivergence(lambda x: x + x**3 / 6, -np.inf, np.inf),
+    ),
     "Objective": target_contract(
         lambda r, q, b: (
             REVERSE(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
@@ -567,6 +576,7 @@ NOT_OF_ARRAYS = {
     "Projection": "what project returns",
     "Reading": "what read returns",
     "Recipe": "choices, as data",
+    "TermReading": "what read_term returns",
     "RewardSum": "what adding rewards returns",
     "Run": "what trainers return",
     "RunStatus": "an enumeration",
@@ -597,7 +607,9 @@ NOT_OF_ARRAYS = {
     "presets": "a table",
     "project": "a search for all local optima",
     "read": "a recipe in words",
+    "divergence_of": "a function, looked at",
     "read_rollouts": "files",
+    "read_term": "a function, looked at",
     "recipe": "choices, as data",
     "saturation_beta": "a root on the host",
     "save_params": "files",
