@@ -8,12 +8,14 @@ formulas, and ``compare`` how the targets of two differ.
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
+from kltarget.recipes._losses import LossReading, divergence_of_loss
 from kltarget.recipes._presets import Preset, preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, divergence_of, read_term
 
 __all__ = [
+    "LossReading",
     "Preset",
     "Reading",
     "Recipe",
@@ -21,6 +23,7 @@ __all__ = [
     "compare",
     "critical_beta",
     "divergence_of",
+    "divergence_of_loss",
     "preset",
     "presets",
     "read",
