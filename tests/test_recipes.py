@@ -52,7 +52,10 @@ def test_the_wanted_trainers_are_there(monkeypatch):
         *("openrlhf", "openrlhf-group-norm", "open-instruct", "nemo-rl", "skyrl", "tunix"),
         *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo", "ms-swift"),
         *("ms-swift-rloo", "slime", "areal", "tinker-cookbook", "easydel", "oat", "roll"),
-        *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo"),
+        *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo", "unsloth-grpo", "axolotl-grpo"),
+        *("axolotl-grpo-async", "areal-grpo", "miles", "easyr1", "easyr1-kl-in-reward"),
+        *("oat-grpo", "rlinf-reinpp", "roll-kl-in-reward", "ms-swift-reinforce++"),
+        *("torchtune-grpo", "torchforge"),
     }
     table = recipes.table().splitlines()
     assert len(table) == 1 + len(recipes.presets())
@@ -134,6 +137,23 @@ FACTS = [
     ("rlinf", {"estimator": "k3", "beta": 0.0, "kl_clip": 10.0, "log_ratio_clip": 20.0}),
     ("openrlhf-rloo", {"baseline": "leave-one-out", "normalize_when": "before", "kl_clip": 10.0}),
     ("verl-rloo", {"baseline": "leave-one-out", "place": "reward", "normalize": "none"}),
+    ("unsloth-grpo==2026.9.10", {"estimator": "k3", "beta": 0.001, "log_ratio_clip": 20.0}),
+    ("unsloth-grpo==2026.9.14", {"estimator": "weighted-k3", "beta": 0.0, "kl_clip": 10.0}),
+    ("unsloth-grpo", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
+    ("axolotl-grpo==0.19", {"estimator": "k3", "beta": 0.0, "length": "batch-mean"}),
+    ("axolotl-grpo==0.21", {"estimator": "weighted-k3", "beta": 0.0, "length": "batch-mean"}),
+    ("axolotl-grpo-async", {"estimator": "k3", "beta": 0.0, "normalize": "group-std"}),
+    ("areal-grpo", {"place": "reward", "normalize_when": "before", "epsilon": 1e-5, "clip": 0.4}),
+    ("areal-grpo", {"beta": 0.0, "reward_scale": 10.0, "group_size": 4, "level": "token"}),
+    ("miles", {"place": "loss", "estimator": "k1", "beta": 0.0, "length": "mean"}),
+    ("easyr1", {"estimator": "k3", "beta": 0.01, "group_size": 5, "clip": 0.2, "clip_high": 0.3}),
+    ("easyr1-kl-in-reward", {"place": "reward", "estimator": "k1", "beta": 0.001}),
+    ("oat-grpo", {"normalize": "group-std", "epsilon": 1e-8, "ddof": 1, "length": "mean"}),
+    ("rlinf-reinpp", {"place": "reward", "normalize": "batch-std", "ddof": 0, "beta": 0.001}),
+    ("roll-kl-in-reward", {"place": "reward", "normalize_when": "before", "beta": 0.2}),
+    ("ms-swift-reinforce++", {"place": "reward", "baseline": "mean", "normalize": "batch-std"}),
+    ("torchtune-grpo", {"estimator": "k3", "beta": 0.01, "group_size": 16, "epsilon": 1e-4}),
+    ("torchforge", {"estimator": "k3", "beta": 0.1, "clip": None, "length": "mean"}),
     ("deepseek-r1", {"place": "loss", "estimator": "k3", "level": "token", "length": "mean"}),
     ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalize": "group-std"}),
     ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalize": "group-std"}),
@@ -180,6 +200,21 @@ READINGS = [
     ("tinker-cookbook", {"beta": 0.1}, "reverse", "token-local exponential tilt"),
     ("trinity-rft", {}, "reverse", "token-local exponential tilt"),
     ("easydel", {}, "forward", "token-local hyperbolic"),
+    ("unsloth-grpo==2026.9.6", {}, "forward", "token-local hyperbolic"),
+    ("unsloth-grpo", {"beta": 0.001}, "reverse", "token-local exponential tilt"),
+    ("axolotl-grpo==0.19", {"beta": 0.04}, "forward", "token-local hyperbolic"),
+    ("axolotl-grpo", {"beta": 0.04}, "reverse", "token-local exponential tilt"),
+    ("axolotl-grpo-async", {"beta": 0.04}, "forward", "token-local hyperbolic"),
+    ("areal-grpo", {"beta": 0.1}, "reverse", "exponential tilt"),
+    ("miles", {"beta": 0.01}, "none", "none"),
+    ("easyr1", {}, "forward", "token-local hyperbolic"),
+    ("easyr1-kl-in-reward", {}, "reverse", "exponential tilt"),
+    ("oat-grpo", {}, "forward", "token-local hyperbolic"),
+    ("rlinf-reinpp", {}, "reverse", "exponential tilt"),
+    ("roll-kl-in-reward", {}, "reverse", "exponential tilt"),
+    ("ms-swift-reinforce++", {}, "reverse", "exponential tilt"),
+    ("torchtune-grpo", {}, "forward", "token-local hyperbolic"),
+    ("torchforge", {}, "forward", "token-local hyperbolic"),
     ("verl-grpo", {"estimator": "absolute"}, "total variation", "total variation"),
     ("trl-rloo", {"estimator": "k3"}, "none", "none"),
 ]
@@ -212,6 +247,13 @@ def test_direction_and_family(name, fields, direction, family):
         ("verl-grpo", {"normalize": "none"}, "β", 0.001),
         ("tunix", {}, None, None),
         ("verl", {}, None, None),
+        # Divided before the KL is charged, or with it.
+        ("roll-kl-in-reward", {}, "β G/(G − 1) (σ + 1e-6)", 0.2 * 8 / 7 * 0.300001),
+        ("areal-grpo", {"beta": 0.1}, "β G/(G − 1) (σ + 1e-5)/10", 0.1 * 4 / 3 * 0.30001 / 10),
+        ("easyr1-kl-in-reward", {}, "β", 0.001),
+        ("rlinf-reinpp", {}, "β", 0.001),
+        ("ms-swift-reinforce++", {}, "β", 0.04),
+        ("torchforge", {}, "β G/(G − 1) (σ + 1e-4)", 0.1 * 8 / 7 * 0.3001),
     ],
 )
 def test_effective_beta(name, fields, formula, value):
@@ -350,6 +392,7 @@ def test_where_there_is_a_critical_beta():
     with_one = {entry.title for entry in recipes.presets() if read(entry.recipe).critical}
     assert with_one == {
         *("trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm", "trinity-rft"),
+        *("unsloth-grpo >=2026.9.14", "axolotl-grpo >=0.21", "areal-grpo", "roll-kl-in-reward"),
     }
     found = read(recipe("trl-grpo", beta=1.2))
     assert found.critical is not None
@@ -452,7 +495,7 @@ def test_fields_are_overridden():
         (
             "nothing-like-it",
             {},
-            "there is no preset 'nothing-like-it': choose of areal, deepseek-r1, ",
+            "there is no preset 'nothing-like-it': choose of areal, areal-grpo, axolotl-grpo, ",
         ),
         (
             "trl-grpo==1.9.3",
@@ -496,7 +539,7 @@ KEYS = {
 RELEASES = [
     *("0", "0.1.3", "0.1.4", "0.1.6", "0.1.7", "0.3.1", "0.4", "0.5", "0.6.9", "0.7", "0.11.4"),
     *("0.12", "0.13", "0.14", "0.15.2", "0.16", "0.18.2", "0.19", "0.21", "0.22", "1.9.2"),
-    *("1.9.3", "1.10", "1.12", "1.13", "1.16", "9"),
+    *("1.9.3", "1.10", "1.12", "1.13", "1.16", "9", "2026.9.10", "2026.9.14", "9999"),
 ]
 
 
