@@ -2,8 +2,8 @@
 
 ``--json OUT`` writes an object, with ``--compare`` a list of two, of these keys:
 
-- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``notes``: the preset that was asked
-  for;
+- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``read``, ``notes``: the preset that
+  was asked for; ``caveat`` is not empty where its version was not read;
 - ``keys``: for fields of the recipe, the key of the trainer's configuration;
 - ``recipe``: every field of the recipe, the arguments of ``kltarget.recipes.Recipe``;
 - ``objective``, ``advantage``, ``direction``, ``unused``, ``why``, ``level``, ``beta``,
@@ -105,6 +105,8 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
         "versions": preset.versions,
         "file": preset.file,
         "checked": preset.checked.isoformat(),
+        "read": list(preset.read),
+        "caveat": preset.caveat,
         "notes": list(preset.notes),
         "keys": dict(preset.keys),
         **dataclasses.asdict(reading),
@@ -115,13 +117,19 @@ def _page(preset: Preset, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
-    mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
+    releases = f" of {', '.join(preset.read)}" if preset.read else ""
+    caveat = [_sentence(preset.caveat)] if preset.caveat else []
+    mind = [Item("- ", text) for text in (*caveat, *reading.caveats, *preset.notes)]
     return Page(
-        [title, Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [title, Lines([f"read in {preset.file}{releases}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _unbroken(text: str) -> str:
@@ -177,10 +185,12 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     differ = any(label.startswith("≠") for label, _, _ in table)
     same = older.trainer == newer.trainer and first.beta == second.beta
     summary = recipes.compare(first, second, same_keys=same)
+    caveats = filter(None, dict.fromkeys([older.caveat, newer.caveat]))
     return Page(
         [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
-        [Paragraph(summary[0].upper() + summary[1:] + ".")],
+        [Paragraph(f"{_sentence(summary)}.")],
+        [Paragraph(_sentence(text)) for text in caveats],
     )
 
 

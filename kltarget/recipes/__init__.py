@@ -8,9 +8,11 @@ formulas, and ``compare`` how the targets of two differ.
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
-from kltarget.recipes._presets import Preset, preset, presets, recipe, table
+from kltarget.recipes._preset import Preset
+from kltarget.recipes._presets import preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._trainer_files import presets_from_toml
 
 __all__ = [
     "Preset",
@@ -20,6 +22,7 @@ __all__ = [
     "critical_beta",
     "preset",
     "presets",
+    "presets_from_toml",
     "read",
     "recipe",
     "table",
