@@ -541,7 +541,11 @@ KEYS = {
     "read": list,
     "before": str,
     "after": str,
+    "distribution": str,
+    "configuration": list,
+    "defaults": dict,
 }
+OPTIONAL = {"notes", "clipped", "before", "after", "distribution", "configuration", "defaults"}
 # A release below, at and above every bound there is.
 RELEASES = [
     *("0", "0.1.3", "0.1.4", "0.1.6", "0.1.7", "0.3.1", "0.4", "0.5", "0.6.9", "0.7", "0.11.4"),
@@ -558,7 +562,7 @@ def test_every_file_says_what_it_should(file):
     ranges = {}
     for entry in document["preset"]:
         assert set(entry) <= set(KEYS)
-        assert set(KEYS) - set(entry) <= {"notes", "clipped", "before", "after"}
+        assert set(KEYS) - set(entry) <= OPTIONAL
         assert all(isinstance(entry[key], KEYS[key]) for key in entry)
         if "clipped" in entry:
             assert {"log_ratio_clip", "kl_clip"} & set(entry["recipe"])
@@ -686,6 +690,18 @@ def test_a_whole_entry_is_read():
         ('before = "there was none"\n', "", "preset 'mine': before is missing: why >=1 alone?"),
         ('">=1"', '">=1, <2"', "preset 'mine': after is missing: why >=1, <2 alone?"),
         ("[preset.keys]", "[preset.keys", "this is no TOML: "),
+        (
+            "notes = ",
+            'distribution = "mine"\nnotes = ',
+            "distribution and configuration go together",
+        ),
+        ("notes = ", 'configuration = ["a.py"]\nnotes = ', "distribution and configuration go"),
+        ("[preset.keys]", "[preset.defaults]\na = 1\n[preset.keys]", "defaults go with them"),
+        (
+            "notes = ",
+            'distribution = "mine"\nconfiguration = ["a.txt"]\nnotes = ',
+            "configuration must list files such as package/file.py:Class, package/file.py or",
+        ),
         ("notes = ", "clipped = []\nclipped = ", "this is no TOML: "),
     ],
 )
@@ -877,6 +893,10 @@ def test_json_round_trip(capsys, tmp_path):
         (["--compare", "trl-grpo"], "two trainers side by side, not 1"),
         (["skyrl", "--compare", "tunix", "verl"], "two trainers side by side, not 3"),
         (["trl-grpo", "--list"], "--list lists all trainers"),
+        (["--installed"], "--installed compares one trainer: give a NAME"),
+        (["trl-grpo", "--installed", "--beta", "0"], "one trainer: leave --beta out"),
+        (["trl-grpo", "--installed", "--compare", "verl"], "one trainer: leave --compare out"),
+        (["deepseek-r1", "--installed"], "deepseek-r1 names no package whose defaults are read"),
         (["--list", "--json", "a.json"], "--json writes one trainer"),
         (["trl-grpo", "--json", "no/such/folder.json"], "there is no folder"),
     ],

@@ -11,6 +11,8 @@
   ``family``, ``target``, ``caveats``: what it optimises. ``effective_beta`` is ``null`` where it
   depends on a standard deviation that was not given, ``critical`` where there is no critical β,
   ``unused`` where β is not 0.
+
+``--installed`` is that of ``kltarget.cli._installed_defaults``.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import Any
 from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
-from kltarget._core.words import compact
+from kltarget._core.words import compact, sentence
 from kltarget.cli._arguments import finite, options_of
+from kltarget.cli._installed_defaults import compare_with_installed
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
@@ -45,7 +48,8 @@ def add_to(commands: Any) -> None:
         "direction of its KL, the β its target really has, and where each number was read. "
         "Without NAME, list the trainers and versions.",
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
-        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
+        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04; kltarget recipe trl-grpo "
+        "--installed. Exit codes: 0 fine, 1 defaults that differ, 2 bad input.",
     )
     add = options_of(command)
     command.add_argument(
@@ -63,6 +67,11 @@ def add_to(commands: Any) -> None:
         nargs="+",
         default=(),
     )
+    add(
+        "--installed",
+        "compare the preset with the defaults of the package that is installed, which is read and "
+        "not run; exit code 1 if they differ",
+    )
     add("--list", "list the trainers and versions")
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_recipe)
@@ -75,6 +84,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     check_outputs([arguments.json])
+    if arguments.installed:
+        return compare_with_installed(arguments)
     with input_errors():
         presets = [recipes.preset(name) for name in names]
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
@@ -90,9 +101,10 @@ def _recipe(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.name is not None or arguments.compare:
         raise InputError("--list lists all trainers: leave NAME and --compare out")
-    for name in ("json", "beta", "reward_std"):
-        if getattr(arguments, name) is not None:
-            what = "writes" if name == "json" else "says something of"
+    for name in ("json", "beta", "reward_std", "installed"):
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            what = {"json": "writes", "installed": "compares"}.get(name, "says something of")
             raise InputError(f"--{name.replace('_', '-')} {what} one trainer: give a NAME")
     say(recipes.table().splitlines())
     return 0
@@ -118,7 +130,7 @@ def _page(preset: Preset, reading: Reading) -> Page:
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
     releases = f" of {', '.join(preset.read)}" if preset.read else ""
-    caveat = [_sentence(preset.caveat)] if preset.caveat else []
+    caveat = [sentence(preset.caveat)] if preset.caveat else []
     mind = [Item("- ", text) for text in (*caveat, *reading.caveats, *preset.notes)]
     return Page(
         [title, Lines([f"read in {preset.file}{releases}, checked {preset.checked}"])],
@@ -126,10 +138,6 @@ def _page(preset: Preset, reading: Reading) -> Page:
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
     )
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _unbroken(text: str) -> str:
@@ -189,8 +197,8 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     return Page(
         [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
-        [Paragraph(f"{_sentence(summary)}.")],
-        [Paragraph(_sentence(text)) for text in caveats],
+        [Paragraph(f"{sentence(summary)}.")],
+        [Paragraph(sentence(text)) for text in caveats],
     )
 
 

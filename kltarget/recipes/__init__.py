@@ -8,6 +8,7 @@ formulas, and ``compare`` how the targets of two differ.
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
+from kltarget.recipes._installed import Default, InstalledDefaults, installed
 from kltarget.recipes._preset import Preset
 from kltarget.recipes._presets import preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
@@ -15,11 +16,14 @@ from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._trainer_files import presets_from_toml
 
 __all__ = [
+    "Default",
+    "InstalledDefaults",
     "Preset",
     "Reading",
     "Recipe",
     "compare",
     "critical_beta",
+    "installed",
     "preset",
     "presets",
     "presets_from_toml",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -14,10 +15,12 @@ from kltarget.recipes._recipe import Recipe
 
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("name", "trainer", "versions", "file", "before", "after"), str),
-    **dict.fromkeys(("read", "notes", "clipped"), list),
-    **dict.fromkeys(("recipe", "keys"), dict),
+    **dict.fromkeys(("read", "notes", "clipped", "configuration"), list),
+    **dict.fromkeys(("recipe", "keys", "defaults"), dict),
+    "distribution": str,
     "checked": datetime.date,
 }
+_PLACE = re.compile(r"[\w./-]+[.](py(:\w+)?|ya?ml)")
 _NEEDED = ("name", "trainer", "versions", "file", "checked", "read", "recipe", "keys")
 _IN_WORDS = {str: "a text", list: "a list of texts", dict: "a table", datetime.date: "a date"}
 
@@ -85,10 +88,11 @@ def _checked(entry: Mapping[str, Any]) -> Preset:
         _of_type(f"{field} in [preset.keys]", key, str)
     if "beta" not in entry["recipe"]:
         raise ValueError("beta is missing in [preset.recipe]")
+    _places(entry)
     _versions(entry)
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-    tables = {"recipe": Recipe(**entry["recipe"]), "keys": MappingProxyType(dict(entry["keys"]))}
-    return Preset(**{**entry, **lists, **tables})
+    tables = {key: MappingProxyType(value) for key, value in entry.items() if _TYPES[key] is dict}
+    return Preset(**{**entry, **lists, **tables, "recipe": Recipe(**entry["recipe"])})
 
 
 def _known(given: Collection[str], known: Collection[str], what: str) -> None:
@@ -103,6 +107,19 @@ def _of_type(key: str, value: Any, kind: type) -> None:
         right = all(isinstance(item, str) for item in value)
     if not right:
         raise ValueError(f"{key} must be {_IN_WORDS[kind]}, got {value!r}")
+
+
+def _places(entry: Mapping[str, Any]) -> None:
+    """Holds what ``--installed`` reads to what it can read."""
+    given = [key for key in ("distribution", "configuration") if key in entry]
+    if len(given) == 1 or ("defaults" in entry and not given):
+        raise ValueError("distribution and configuration go together, defaults go with them")
+    for place in entry.get("configuration", ()):
+        if not _PLACE.fullmatch(place):
+            asked = "package/file.py:Class, package/file.py or package/file.yaml"
+            raise ValueError(f"configuration must list files such as {asked}, got {place!r}")
+    if given and not entry["read"]:
+        raise ValueError("read is empty: which releases had the defaults of configuration?")
 
 
 def _versions(entry: Mapping[str, Any]) -> None:
