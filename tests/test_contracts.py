@@ -562,7 +562,7 @@ NOT_OF_ARRAYS = {
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
     "PrefixTree": "sequences, as data",
-    "Default": "what installed found of a key",
+    "Default": "what installed found of a setting",
     "InstalledDefaults": "what installed returns",
     "Preset": "choices, as data, with where they were read",
     "Projection": "what project returns",

@@ -76,7 +76,7 @@ def test_what_is_as_it_was_read(install, capsys):
     found = recipes.installed("trl-grpo")
     assert (found.distribution, found.version) == ("trl", "1.16.0")
     assert found.preset.title == "trl-grpo >=1.10"
-    assert {x.key: x.installed for x in found.defaults} == {
+    assert {x.setting: x.installed for x in found.defaults} == {
         "use_bias_correction_kl": True,
         "scale_rewards": "group",
         "num_generations": 8,
@@ -113,7 +113,7 @@ def test_what_differs(install, capsys, tmp_path):
     assert "Version 1.99.0 of trl-grpo was not read: the newest release that was is 1.16.0" in flat
     content = json.loads(record.read_text("utf-8"))
     assert (content["version"], content["versions"]) == ("1.99.0", ">=1.10")
-    assert [x["key"] for x in content["defaults"] if not x["same"]] == [
+    assert [x["setting"] for x in content["defaults"] if not x["same"]] == [
         "use_bias_correction_kl",
         "beta",
     ]
@@ -127,14 +127,14 @@ def test_the_installed_version_chooses_the_preset(install):
     assert recipes.installed("trl-grpo").differences == ()
     newer = recipes.installed("trl-grpo==1.10")
     assert newer.preset.versions == ">=1.10"
-    assert [x.key for x in newer.differences] == ["use_bias_correction_kl"]
+    assert [x.setting for x in newer.differences] == ["use_bias_correction_kl"]
 
 
 def test_one_of_several_defaults_that_were_read_is_no_difference(install):
     text = TRL.replace("BETA", "0.0").replace("    use_bias_correction_kl: bool = BIAS\n", "")
     install("trl", "0.19.0", {"trl/trainer/grpo_config.py": text.replace('"dapo"', '"bnpo"')})
     found = recipes.installed("trl-grpo")
-    assert {x.key: x.installed for x in found.defaults}["use_bias_correction_kl"] == "absent"
+    assert {x.setting: x.installed for x in found.defaults}["use_bias_correction_kl"] == "absent"
     assert found.differences == ()
     # None is not the word "none".
     assert not recipes.Default("a", None, "None", "none").same
@@ -145,7 +145,7 @@ def test_a_key_that_is_gone_is_a_difference(install):
     text = trl()["trl/trainer/grpo_config.py"].replace("    epsilon:", "    eps:")
     install("trl", "1.16.0", {"trl/trainer/grpo_config.py": text})
     (gone,) = recipes.installed("trl-grpo").differences
-    assert (gone.key, gone.field, gone.installed) == ("epsilon", "clip", "absent")
+    assert (gone.setting, gone.field, gone.installed) == ("epsilon", "clip", "absent")
 
 
 def test_fields_lead_to_other_classes(install):
@@ -177,7 +177,7 @@ class SkyRLTrainConfig(BaseConfig):
 """
     install("skyrl", "0.4.0", {"skyrl/train/config/config.py": text})
     (found,) = recipes.installed("skyrl").differences
-    assert (found.key, found.installed) == ("trainer.algorithm.kl_loss_coef", 0.002)
+    assert (found.setting, found.installed) == ("trainer.algorithm.kl_loss_coef", 0.002)
 
 
 def test_arguments_of_a_parser(install):
@@ -195,7 +195,7 @@ def parse():
 """
     install("openrlhf", "0.11.2", {"openrlhf/cli/train_ppo_ray.py": text})
     (found,) = recipes.installed("openrlhf").differences
-    assert (found.key, found.read, found.installed) == ("algo.kl.estimator", "k1", "k3")
+    assert (found.setting, found.read, found.installed) == ("algo.kl.estimator", "k1", "k3")
 
 
 YAML = """
@@ -213,7 +213,7 @@ def test_yaml(install):
     pytest.importorskip("yaml")
     install("maxtext", "0.2.5", {"maxtext/configs/post_train/rl.yml": YAML})
     (found,) = recipes.installed("maxtext").differences
-    assert (found.key, found.installed) == ("rl.loss_agg_mode", "token-mean")
+    assert (found.setting, found.installed) == ("rl.loss_agg_mode", "token-mean")
 
 
 def test_yaml_without_what_reads_it(install, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 ``--json OUT`` writes an object of these keys: ``name``, ``versions``, ``read`` and ``caveat`` of
 the preset; ``distribution``, and the ``version`` of it that is installed; ``defaults``, of each its
-``key``, the ``field`` of the recipe that it sets, ``read``, ``installed`` and whether they are the
+``setting``, the ``field`` of the recipe that it sets, ``read``, ``installed`` and whether they are the
 ``same``.
 """
 
@@ -49,11 +49,11 @@ def _page(found: InstalledDefaults) -> Page:
     preset = found.preset
     package = f"{found.distribution} {found.version}"
     then, now = f"read ({preset.read[-1]})", f"installed ({found.version})"
-    table = [("\u00a0\u00a0key", "sets", then, now)]
+    table = [("\u00a0\u00a0setting", "sets", then, now)]
     for default in found.defaults:
         mark = "\u00a0" if default.same else "≠"
         texts = (_text(default.read), _text(default.installed))
-        table.append((f"{mark}\u00a0{default.key}", default.field or "–", *texts))
+        table.append((f"{mark}\u00a0{default.setting}", default.field or "–", *texts))
     return Page(
         [
             Heading(f"{preset.title}: {preset.trainer}, beside {package}", 1),

@@ -19,11 +19,11 @@ _WORDS = {"None": None, "null": None, "True": True, "true": True, "False": False
 
 @dataclasses.dataclass(frozen=True)
 class Default:
-    """The default of one key of a trainer's configuration, when it was read and now.
+    """The default of one setting of a trainer, when it was read and now.
 
     Args:
-        key: the key.
-        field: the field of the recipe that it sets; None for another key that decides the target.
+        setting: its key in the trainer's configuration.
+        field: the field of the recipe that it sets; None for another one that decides the target.
         read: its default in the releases that the preset was read in; a list if they differ.
         installed: its default in the package that is installed, ``"absent"`` if it has none.
 
@@ -33,7 +33,7 @@ class Default:
         False
     """
 
-    key: str
+    setting: str
     field: str | None
     read: Any
     installed: Any
@@ -53,7 +53,7 @@ class InstalledDefaults:
         preset: the preset of the installed version, or of the one that was asked for.
         distribution: the package.
         version: the version that is installed.
-        defaults: each key, with its default when it was read and now.
+        defaults: each setting, with its default when it was read and now.
 
     Example:
         >>> from kltarget import recipes
@@ -70,7 +70,7 @@ class InstalledDefaults:
 
     @property
     def differences(self) -> tuple[Default, ...]:
-        """The keys whose default changed."""
+        """The settings whose default changed."""
         return tuple(default for default in self.defaults if not default.same)
 
 
@@ -84,7 +84,7 @@ def installed(name: str) -> InstalledDefaults:
             version of its own, ``"trl-grpo==1.9.2"``.
 
     Returns:
-        The default of every key that the preset names, as it was read and as it is installed.
+        The default of every setting that the preset names, as it was read and as it is installed.
 
     Raises:
         ValueError: an unknown preset, one that names no package, or a package that is not there.
