@@ -1,8 +1,13 @@
 """Presets beside the defaults of an installed package, of which nothing is run."""
 
 import json
+import os
+import pathlib
 import re
+import shutil
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -271,3 +276,39 @@ def test_every_preset_that_is_compared_says_what_each_default_was(entry):
         if re.fullmatch(r"[\w.]+", key) and key not in entry.defaults:
             value = getattr(entry.recipe, field)
             assert isinstance(value, numbers) or field == "estimator", key
+
+
+WORKFLOWS = pathlib.Path(__file__).parents[1] / ".github" / "workflows"
+
+
+def test_the_workflow_compares_every_preset_that_names_a_package():
+    text = (WORKFLOWS / "trainers.yml").read_text(encoding="utf-8")
+    rows = re.findall(r"- \{ distribution: (\S+), presets: (.+) \}", text)
+    compared = {name: presets.split() for name, presets in rows}
+    wanted = {}
+    for entry in COMPARED:
+        names = wanted.setdefault(entry.distribution, [])
+        names += [entry.name] if entry.name not in names else []
+    assert compared == wanted
+    pinned = (WORKFLOWS / "ci.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"uses: .*", text)) <= set(re.findall(r"uses: .*", pinned))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(("differing", "code"), [("none", 0), ("two", 1)])
+def test_the_workflow_ends_red_with_the_differences_in_its_summary(tmp_path, differing, code):
+    text = (WORKFLOWS / "trainers.yml").read_text(encoding="utf-8")
+    script = textwrap.dedent(text[text.index("        run: |\n") + len("        run: |\n") :])
+    command = tmp_path / "kltarget"
+    command.write_text(f'#!/bin/sh\necho "page of $*"\n[ "$2" != {differing} ]\n', "utf-8")
+    command.chmod(0o755)
+    summary = tmp_path / "summary.md"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    env = {"PATH": path, "PRESETS": "one two three", "GITHUB_STEP_SUMMARY": str(summary)}
+    arguments = ["bash", "-e", "-c", script]
+    ran = subprocess.run(arguments, env=env, cwd=tmp_path, capture_output=True, check=False)
+    assert ran.returncode == code
+    pages = [
+        f"```text\npage of recipe {name} --installed\n```\n" for name in ("one", "two", "three")
+    ]
+    assert summary.read_text("utf-8") == "".join(pages)

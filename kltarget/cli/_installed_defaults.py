@@ -2,8 +2,8 @@
 
 ``--json OUT`` writes an object of these keys: ``name``, ``versions``, ``read`` and ``caveat`` of
 the preset; ``distribution``, and the ``version`` of it that is installed; ``defaults``, of each its
-``setting``, the ``field`` of the recipe that it sets, ``read``, ``installed`` and whether they are the
-``same``.
+``setting``, the ``field`` of the recipe that it sets, ``read``, ``installed`` and whether they are
+the ``same``.
 """
 
 from __future__ import annotations
