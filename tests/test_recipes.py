@@ -557,10 +557,10 @@ RELEASES = [
 @pytest.mark.parametrize("file", sorted(TRAINERS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_file_says_what_it_should(file):
     document = tomllib.loads(file.read_text(encoding="utf-8"))
-    assert set(document) == {"preset"}
+    assert set(document) <= {"preset", "explained"}
     fields = {field.name: field.default for field in dataclasses.fields(Recipe)}
     ranges = {}
-    for entry in document["preset"]:
+    for entry in document.get("preset", ()):
         assert set(entry) <= set(KEYS)
         assert set(KEYS) - set(entry) <= OPTIONAL
         assert all(isinstance(entry[key], KEYS[key]) for key in entry)
@@ -668,6 +668,7 @@ def test_a_whole_entry_is_read():
     [
         ("versions", "verions", "there is no key 'verions': did you mean 'versions'"),
         ("[[preset]]", "[[presets]]", "there is no table 'presets': did you mean 'preset'?"),
+        ("[[preset]]", "[preset]", "preset must stand as [[preset]], once for each entry"),
         ('file = "mine/config.py"\n', "", "preset 'mine': file is missing"),
         ('read = ["1.0", "1.2"]\n', "", "preset 'mine': read is missing"),
         ('name = "mine"\n', "", "preset 1: name is missing"),
@@ -859,7 +860,10 @@ def test_nothing_differs(capsys):
 @pytest.mark.parametrize("arguments", [[], ["--list"]], ids=["alone", "list"])
 def test_list(capsys, arguments):
     code, out, err = _run(capsys, *arguments)
-    assert (code, out, err) == (0, f"{recipes.table()}\n", "")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{recipes.table()}\n\n")
+    others = out.removeprefix(recipes.table())
+    assert all(entry.name in others for entry in recipes.explanations())
 
 
 def test_json_round_trip(capsys, tmp_path):

@@ -12,7 +12,8 @@
   depends on a standard deviation that was not given, ``critical`` where there is no critical β,
   ``unused`` where β is not 0.
 
-``--installed`` is that of ``kltarget.cli._installed_defaults``.
+``--installed`` is that of ``kltarget.cli._installed_defaults``, and of a trainer that no recipe
+describes, such as ``trl-dpo``, that of ``kltarget.cli._explained``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, 
 from kltarget._core.records import json_text
 from kltarget._core.words import compact, sentence
 from kltarget.cli._arguments import finite, options_of
+from kltarget.cli._explained import explain
 from kltarget.cli._installed_defaults import compare_with_installed
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
@@ -87,6 +89,10 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.installed:
         return compare_with_installed(arguments)
     with input_errors():
+        told = None if arguments.compare else recipes.explanation(names[0])
+    if told is not None:
+        return explain(told, arguments)
+    with input_errors():
         presets = [recipes.preset(name) for name in names]
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
     readings = [recipes.read(recipe, arguments.reward_std) for recipe in used]
@@ -106,7 +112,9 @@ def _list(arguments: argparse.Namespace) -> int:
         if given is not None and given is not False:
             what = {"json": "writes", "installed": "compares"}.get(name, "says something of")
             raise InputError(f"--{name.replace('_', '-')} {what} one trainer: give a NAME")
-    say(recipes.table().splitlines())
+    others = ", ".join(entry.name for entry in recipes.explanations())
+    say([*recipes.table().splitlines(), ""])
+    say(Page([Paragraph(f"No recipe, but what each does instead, have {others}.")]))
     return 0
 
 
