@@ -626,6 +626,7 @@ def test_the_caveat_is_on_every_page_of_the_recipe(capsys):
         assert told in " ".join(_run(capsys, *arguments)[1].split())
 
 
+@pytest.mark.broad
 def test_the_caveat_is_on_every_page_of_a_diagnosis(capsys, tmp_path):
     log, html, record = (tmp_path / name for name in ("log.jsonl", "page.html", "page.json"))
     rows = [{"prompt": "?", "completion": x, "reward": r} for x, r in (("a", 1.0), ("b", 0.0)) * 4]
@@ -668,6 +669,7 @@ def test_a_whole_entry_is_read():
     [
         ("versions", "verions", "there is no key 'verions': did you mean 'versions'"),
         ("[[preset]]", "[[presets]]", "there is no table 'presets': did you mean 'preset'?"),
+        ("[[preset]]", "preset = [1]\n[[preset]]", "this is no TOML: "),
         ("[[preset]]", "[preset]", "preset must stand as [[preset]], once for each entry"),
         ('file = "mine/config.py"\n', "", "preset 'mine': file is missing"),
         ('read = ["1.0", "1.2"]\n', "", "preset 'mine': read is missing"),

@@ -1,7 +1,7 @@
 """``kltarget recipe NAME`` where no recipe says what a trainer does.
 
-``--json OUT`` writes an object of these keys: ``name``, ``trainer``, ``file``, ``checked``, ``read``,
-``caveat`` and ``text``, a list of sentences.
+``--json OUT`` writes an object of these keys: ``name``, ``trainer``, ``file``, ``checked``,
+``read``, ``caveat`` and ``text``, a list of sentences.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ def explain(explanation: Explanation, arguments: argparse.Namespace) -> int:
     for name in ("beta", "reward_std"):
         if getattr(arguments, name) is not None:
             option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option}: no recipe says what {explanation.name} does: {explanation}"
-            )
+            told = f"no recipe says what {explanation.name} does: {explanation}"
+            raise InputError(f"{option}: {told}")
     releases = f" of {', '.join(explanation.read)}" if explanation.read else ""
     told = [sentence(explanation.caveat)] if explanation.caveat else []
     page = Page(

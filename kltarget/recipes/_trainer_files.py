@@ -159,7 +159,7 @@ def _known(given: Collection[str], known: Collection[str], what: str) -> None:
 
 def _of_type(key: str, value: Any, kind: type) -> None:
     right = isinstance(value, kind) and not isinstance(value, datetime.datetime)
-    if right and kind is list:
+    if right and isinstance(value, list):
         right = all(isinstance(item, str) for item in value)
     if not right:
         raise ValueError(f"{key} must be {_IN_WORDS[kind]}, got {value!r}")
