@@ -2,8 +2,8 @@
 
 ``--json OUT`` writes an object, with ``--compare`` a list of two, of these keys:
 
-- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``notes``: the preset that was asked
-  for;
+- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``read``, ``notes``: the preset that
+  was asked for; ``caveat`` is not empty where its version was not read;
 - ``keys``: for fields of the recipe, the key of the trainer's configuration;
 - ``recipe``: every field of the recipe, the arguments of ``kltarget.recipes.Recipe``;
 - ``objective``, ``advantage``, ``direction``, ``unused``, ``why``, ``level``, ``beta``,
@@ -11,6 +11,9 @@
   ``family``, ``target``, ``caveats``: what it optimises. ``effective_beta`` is ``null`` where it
   depends on a standard deviation that was not given, ``critical`` where there is no critical β,
   ``unused`` where β is not 0.
+
+``--installed`` is that of ``kltarget.cli._installed_defaults``, and of a trainer that no recipe
+describes, such as ``trl-dpo``, that of ``kltarget.cli._explained``.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from typing import Any
 from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
-from kltarget._core.words import compact
+from kltarget._core.words import compact, sentence
 from kltarget.cli._arguments import finite, options_of
+from kltarget.cli._explained import explain
+from kltarget.cli._installed_defaults import compare_with_installed
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
@@ -45,7 +50,8 @@ def add_to(commands: Any) -> None:
         "direction of its KL, the β its target really has, and where each number was read. "
         "Without NAME, list the trainers and versions.",
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
-        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04",
+        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04; kltarget recipe trl-grpo "
+        "--installed. Exit codes: 0 fine, 1 defaults that differ, 2 bad input.",
     )
     add = options_of(command)
     command.add_argument(
@@ -63,6 +69,11 @@ def add_to(commands: Any) -> None:
         nargs="+",
         default=(),
     )
+    add(
+        "--installed",
+        "compare the preset with the defaults of the package that is installed, which is read and "
+        "not run; exit code 1 if they differ",
+    )
     add("--list", "list the trainers and versions")
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_recipe)
@@ -75,6 +86,12 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.compare and len(names) != 2:
         raise InputError(f"--compare puts two trainers side by side, not {len(names)}")
     check_outputs([arguments.json])
+    if arguments.installed:
+        return compare_with_installed(arguments)
+    with input_errors():
+        told = None if arguments.compare else recipes.explanation(names[0])
+    if told is not None:
+        return explain(told, arguments)
     with input_errors():
         presets = [recipes.preset(name) for name in names]
         used = [recipes.recipe(name, beta=arguments.beta) for name in names]
@@ -90,11 +107,14 @@ def _recipe(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.name is not None or arguments.compare:
         raise InputError("--list lists all trainers: leave NAME and --compare out")
-    for name in ("json", "beta", "reward_std"):
-        if getattr(arguments, name) is not None:
-            what = "writes" if name == "json" else "says something of"
+    for name in ("json", "beta", "reward_std", "installed"):
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            what = {"json": "writes", "installed": "compares"}.get(name, "says something of")
             raise InputError(f"--{name.replace('_', '-')} {what} one trainer: give a NAME")
-    say(recipes.table().splitlines())
+    others = ", ".join(entry.name for entry in recipes.explanations())
+    say([*recipes.table().splitlines(), ""])
+    say(Page([Paragraph(f"No recipe, but what each does instead, have {others}.")]))
     return 0
 
 
@@ -105,6 +125,8 @@ def _content(preset: Preset, reading: Reading) -> dict[str, Any]:
         "versions": preset.versions,
         "file": preset.file,
         "checked": preset.checked.isoformat(),
+        "read": list(preset.read),
+        "caveat": preset.caveat,
         "notes": list(preset.notes),
         "keys": dict(preset.keys),
         **dataclasses.asdict(reading),
@@ -115,9 +137,11 @@ def _page(preset: Preset, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
-    mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
+    releases = f" of {', '.join(preset.read)}" if preset.read else ""
+    caveat = [sentence(preset.caveat)] if preset.caveat else []
+    mind = [Item("- ", text) for text in (*caveat, *reading.caveats, *preset.notes)]
     return Page(
-        [title, Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [title, Lines([f"read in {preset.file}{releases}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
@@ -177,10 +201,12 @@ def _beside(*rows: tuple[Preset, Reading]) -> Page:
     differ = any(label.startswith("≠") for label, _, _ in table)
     same = older.trainer == newer.trainer and first.beta == second.beta
     summary = recipes.compare(first, second, same_keys=same)
+    caveats = filter(None, dict.fromkeys([older.caveat, newer.caveat]))
     return Page(
         [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
-        [Paragraph(summary[0].upper() + summary[1:] + ".")],
+        [Paragraph(f"{sentence(summary)}.")],
+        [Paragraph(sentence(text)) for text in caveats],
     )
 
 

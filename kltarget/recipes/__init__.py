@@ -3,18 +3,33 @@
 ``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` are all of them
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
-formulas, and ``compare`` how the targets of two differ.
+formulas, and ``compare`` how the targets of two differ. ``divergence_of`` and
+``divergence_of_loss`` read a term or a loss function of one's own.
 """
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
+from kltarget.recipes._explanation import Explanation
+from kltarget.recipes._installed import Default, InstalledDefaults, installed
 from kltarget.recipes._losses import LossReading, divergence_of_loss
-from kltarget.recipes._presets import Preset, preset, presets, recipe, table
+from kltarget.recipes._preset import Preset
+from kltarget.recipes._presets import (
+    explanation,
+    explanations,
+    preset,
+    presets,
+    recipe,
+    table,
+)
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, divergence_of, read_term
+from kltarget.recipes._trainer_files import explanations_from_toml, presets_from_toml
 
 __all__ = [
+    "Default",
+    "Explanation",
+    "InstalledDefaults",
     "LossReading",
     "Preset",
     "Reading",
@@ -24,8 +39,13 @@ __all__ = [
     "critical_beta",
     "divergence_of",
     "divergence_of_loss",
+    "explanation",
+    "explanations",
+    "explanations_from_toml",
+    "installed",
     "preset",
     "presets",
+    "presets_from_toml",
     "read",
     "read_term",
     "recipe",
