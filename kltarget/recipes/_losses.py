@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kltarget._core.numerics import double_precision
-from kltarget.divergences import Divergence, ForwardKL, ReverseKL, Scaled, TotalVariation
+from kltarget.divergences import (
+    ChiSquared,
+    Divergence,
+    ForwardKL,
+    ReverseKL,
+    Scaled,
+    TotalVariation,
+)
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, from_slopes, log_ratios
 
@@ -35,11 +42,13 @@ class LossReading:
         recipe: what it does, with its coefficient in ``beta``; how rewards become advantages is
             left at the recipe's defaults.
         term: its KL term's divergence and where that holds nothing; None if there is no such term.
+        remarks: what it does beside that.
         unread: what gradients at given advantages cannot show.
     """
 
     recipe: Recipe
     term: TermReading | None
+    remarks: tuple[str, ...] = ()
     unread: tuple[str, ...] = _UNREAD
 
     @property
@@ -89,34 +98,56 @@ def divergence_of_loss(loss: Loss) -> LossReading:
     if not callable(loss):
         raise TypeError(f"loss must be a function, got {type(loss).__name__}")
     gradient = _gradient_of(loss)
-    fields: dict[str, Any] = {"length": _length(gradient)}
-    fields |= _clips(gradient)
-    level = _level(gradient)
+    fields: dict[str, Any] = {"length": _length(gradient, 0.0)}
+    remarks: list[str] = []
+    clips, of_sequences = _clips(gradient)
+    level, constant = _level(gradient)
     if level is None:
-        return LossReading(Recipe(place="none", **fields), None)
-    heights = _slopes(gradient)
-    term, primitive = from_slopes(heights, _name(loss))
-    fields |= {"place": "loss", "level": level}
-    if fields.get("ratio_level") == "sequence" and level == "token":
-        del fields["ratio_level"]
-    estimator, beta = _estimator(term, primitive)
-    return LossReading(Recipe(estimator=estimator, beta=beta, **fields), term)
+        what: dict[str, Any] = {"place": "none"}
+        if constant:
+            what = {"place": "loss", "estimator": "k1", "beta": abs(constant)}
+            remarks.append(
+                "a term has the same derivative at every log ratio, as k1 has, and none on average"
+            )
+        elif of_sequences:
+            what["ratio_level"] = "sequence"
+        return LossReading(Recipe(**what, **fields, **clips), None, tuple(remarks))
+    term, primitive = from_slopes(_slopes(gradient), _name(loss))
+    kl_length = _length(gradient, 1.0)
+    if kl_length != fields["length"]:
+        fields["kl_length"] = kl_length
+    if of_sequences and level == "sequence":
+        fields["ratio_level"] = "sequence"
+    elif of_sequences:
+        remarks.append("ratios to the sampler are those of whole sequences")
+    fields |= {"place": "loss", "level": level, **_estimator(term, primitive), **clips}
+    remarks += term.remarks
+    return LossReading(Recipe(**fields), term, tuple(remarks))
 
 
-def _estimator(term: TermReading, primitive: Callable[[Any], Any]) -> tuple[Any, float]:
-    """The estimator that has this divergence, by name if it has one, and its coefficient."""
-    divergence, factor = term.divergence, 1.0
-    if isinstance(divergence, Scaled):
-        divergence, factor = divergence.base, divergence.factor
-    if isinstance(divergence, ReverseKL):
-        return "k2", factor
-    if isinstance(divergence, ForwardKL):
-        return "k3", factor
-    if isinstance(divergence, TotalVariation):
-        return "absolute", factor / 2
-    if divergence is not None and divergence.name == "χ²":
-        return "swapped-k3", 2 * factor
-    return primitive, 1.0
+def _estimator(term: TermReading, primitive: Callable[[Any], Any]) -> dict[str, Any]:
+    """The estimator that has this divergence, by name if it has one, its coefficient and clips."""
+    family, factor = term.family, 1.0
+    if isinstance(family, Scaled):
+        family, factor = family.base, family.factor
+    named: dict[Divergence | None, tuple[str, float, Callable[[float], float]]] = {
+        ReverseKL(): ("k2", factor, lambda x: x * x / 2),
+        ForwardKL(): ("k3", factor, lambda x: math.expm1(-x) + x),
+        ChiSquared(): ("swapped-k3", 2 * factor, lambda x: math.expm1(x) - x),
+        TotalVariation(): ("absolute", factor / 2, abs),
+    }
+    if family not in named:
+        return {"estimator": primitive, "beta": 1.0}
+    name, beta, value = named[family]
+    found: dict[str, Any] = {"estimator": name, "beta": float(f"{beta:.6g}")}
+    low, high = term.held
+    if math.isfinite(low) and math.isfinite(high):
+        cost = value(low), value(high)
+        if math.isclose(*cost, rel_tol=0.02) and not math.isclose(-low, high, rel_tol=0.01):
+            found["kl_clip"] = float(f"{sum(cost) / 2:.3g}")
+        elif math.isclose(-low, high, rel_tol=0.01):
+            found["log_ratio_clip"] = float(f"{high:.3g}")
+    return found
 
 
 _Gradient = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -189,32 +220,36 @@ def _by_torch(loss: Loss, *arrays: np.ndarray) -> np.ndarray:
     return logp.grad.numpy()
 
 
-def _length(gradient: _Gradient) -> str:
-    """How the tokens of sequences of two and of four tokens count."""
+def _length(gradient: _Gradient, by_kl: float) -> str:
+    """How the tokens of sequences of two and of four tokens count, for the reward or the KL."""
     mask = np.array([[1.0, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
     weights = []
     for kept in (mask, np.ones_like(mask)):
         even = np.full_like(kept, -1.0)
-        weights.append(-gradient(even, even, even, np.ones(3), kept))
+        nothing = gradient(even, even, even, np.zeros(3), kept)
+        moved = gradient(even, even - 0.1 * by_kl, even, np.full(3, 1 - by_kl), kept)
+        weights.append(np.abs(moved - nothing))
     (short, full) = weights
+    # A KL of sequences is larger where these are longer.
     if short[0, 0] > 1.5 * short[1, 0]:
         return "mean"
     # Fewer tokens in the batch weigh more, each, if they are divided by.
     return "batch-mean" if short[1, 0] > full[1, 0] * (1 + 1e-6) else "sum"
 
 
-def _level(gradient: _Gradient) -> str | None:
-    """Whether the KL term is one of tokens or of sequences; None if there is none."""
+def _level(gradient: _Gradient) -> tuple[str | None, float]:
+    """Whether the KL term is one of tokens or of sequences, and what is the same at every ratio."""
     shape = (3, 4)
     logp, nothing, ones = np.full(shape, -1.0), np.zeros(3), np.ones(shape)
     ref = logp.copy()
     ref[0, 0] = -2.0
     base = gradient(logp, logp, logp, nothing, ones)
     moved = gradient(logp, ref, logp, nothing, ones) - base
-    size = np.abs(gradient(logp, logp, logp, np.ones(3), ones)).max()
+    size = np.abs(gradient(logp, logp, logp, np.ones(3), ones) - base).max()
+    constant = float(f"{base[1, 1] / size:.6g}") if np.abs(base).max() > _TINY * size else 0.0
     if np.abs(moved).max() <= _TINY * size:
-        return None
-    return "sequence" if np.abs(moved[0, 1:]).max() > _TINY * size else "token"
+        return None, constant
+    return ("sequence" if np.abs(moved[0, 1:]).max() > _TINY * size else "token"), constant
 
 
 def _slopes(gradient: _Gradient) -> np.ndarray:
@@ -227,8 +262,8 @@ def _slopes(gradient: _Gradient) -> np.ndarray:
     return (pull / weight)[:, 0]
 
 
-def _clips(gradient: _Gradient) -> dict[str, Any]:
-    """The clip of the ratio to the sampler, and whether that is one of tokens."""
+def _clips(gradient: _Gradient) -> tuple[dict[str, Any], bool]:
+    """The clip of the ratio to the sampler, and whether that is one of whole sequences."""
     shape = (3, 4)
     old, ones = np.full(shape, -2.0), np.ones(shape)
 
@@ -262,9 +297,7 @@ def _clips(gradient: _Gradient) -> dict[str, Any]:
     apart = gradient(moved, moved, old, np.ones(3), ones) - gradient(
         old, old, old, np.ones(3), ones
     )
-    if np.abs(apart[0, 1:]).max() > 1e-3 * np.abs(apart[0, 0]):
-        fields["ratio_level"] = "sequence"
-    return fields
+    return fields, bool(np.abs(apart[0, 1:]).max() > 1e-3 * np.abs(apart[0, 0]))
 
 
 def _name(loss: Loss) -> str:

@@ -72,6 +72,8 @@ class TermReading:
         divergence: the divergence whose gradient its expected gradient is, while log ratios stay in
             ``held``; None if there is none.
         name: of that divergence, with its factor; or why there is none.
+        family: the divergence of this package, or multiple of one, that it is within ``held``; None
+            if it is one of its own.
         held: the interval of log ratios around 0 in which the pull to the reference does not fall.
         flat: intervals in which that pull is the same everywhere.
         falling: intervals in which it falls, or beyond which it has fallen.
@@ -79,6 +81,7 @@ class TermReading:
 
     divergence: Divergence | None
     name: str
+    family: Divergence | None = None
     held: tuple[float, float] = (-math.inf, math.inf)
     flat: tuple[tuple[float, float], ...] = ()
     falling: tuple[tuple[float, float], ...] = ()
@@ -189,6 +192,7 @@ def from_slopes(heights: np.ndarray, name: str) -> tuple[TermReading, Callable[[
     """The reading of a term whose derivative is known at :func:`log_ratios`, and the term."""
     slope = _spline(log_ratios(), heights)
     term = _spline(log_ratios(), _primitive(log_ratios(), heights))
+    term.__name__ = name
     source = _Source(term, slope, exact=False, far=(16.0, 18.0, 19.9))
     with double_precision(), jax.ensure_compile_time_eval():
         return _read_slope(slope, source, name), term
@@ -230,20 +234,20 @@ def _read_slope(slope: Callable[[Array], Array], source: _Source, name: str) -> 
         "falling": _pieces(np.append(falls, False) | ~low | ~high, held),
     }
     if min(-held[0], held[1]) < 2 * _STEP:
-        return TermReading(None, "its pull falls at equality", held, **pieces)
+        return TermReading(None, "its pull falls at equality", None, held, **pieces)
     inside = low & high
     known = _known(height, inside, jumps_at_zero)
     if known is not None and held == _EVERYWHERE:
-        return TermReading(known, known.title)
+        return TermReading(known, known.title, known)
     if any(inside[i] and inside[i + 1] for i in jumps):
-        return TermReading(None, "its pull jumps", held, **pieces)
+        return TermReading(None, "its pull jumps", None, held, **pieces)
     limits = [x - zero for x in (_limit(at, sign, source.far) for sign in (-1.0, 1.0))]
     if held != _EVERYWHERE:
         slope, limits = _continued(slope, held, limits)
     said = f"{known.title} within {_range(held)}" if known is not None else f"divergence of {name}"
     kinks = tuple(x for x in _kinks(rate) if held[0] < x < held[1])
     divergence = TermDivergence(slope, *limits, kinks=kinks, name=said)
-    return TermReading(divergence, said, held, **pieces)
+    return TermReading(divergence, said, known, held, **pieces)
 
 
 def _held(
