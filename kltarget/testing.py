@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -25,11 +26,14 @@ from kltarget.divergences import (
     JensenShannon,
     NeymanChiSquared,
     ReverseKL,
+    Scaled,
     SquaredHellinger,
     TotalVariation,
     Tsallis,
+    named,
 )
 from kltarget.objectives import Objective
+from kltarget.recipes import Recipe, divergence_of_loss
 from kltarget.targets import DiscreteTarget, solve
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "assert_optimal",
+    "assert_target",
     "assert_targets_close",
     "divergences",
     "log_policies",
@@ -111,6 +116,75 @@ def assert_optimal(
             f"more than tol = {tol:.3g}\n  gap {gap[at]:.3g} in reward at beta = {beta[at]:.6g}\n"
             + _worst(here[at], best[at], np.abs(here[at] - best[at]), "at the optimum")
         )
+
+
+def assert_target(loss: Callable[..., Any], expected: str | Divergence | Recipe) -> None:
+    """Fails unless a trainer's loss function asks for the target that it is meant to.
+
+    Args:
+        loss: ``loss(logp, ref_logp, old_logp, advantages, mask)`` in torch or JAX, as
+            :func:`kltarget.recipes.divergence_of_loss` takes.
+        expected: the divergence of its KL term, by name (``"reverse-kl"``) or itself, whatever its
+            coefficient; ``"none"`` for a loss whose KL term holds nothing; or a recipe, of which
+            divergence, level, length and clips are compared and, if it has one, ``beta``.
+
+    Raises:
+        AssertionError: it asks for something else; the message says what.
+        TypeError: no loss, or ``expected`` is none of these.
+        ValueError: an unknown name, a loss that does not ascend the advantage.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.testing import assert_target
+        >>> def loss(logp, ref_logp, old_logp, advantages, mask):
+        ...     gain = jnp.exp(logp - old_logp) * advantages[:, None]
+        ...     k3 = jnp.exp(ref_logp - logp) - 1 - (ref_logp - logp)
+        ...     return -((gain - 0.04 * k3) * mask).sum() / mask.sum()
+        >>> assert_target(loss, "forward-kl")
+        >>> assert_target(loss, "reverse-kl")
+        Traceback (most recent call last):
+        ...
+        AssertionError: loss asks for 0.04 × forward KL, expected reverse KL
+    """
+    if not isinstance(expected, str | Divergence | Recipe):
+        raise TypeError(
+            "expected must be the name of a divergence, a Divergence or a Recipe, got "
+            f"{type(expected).__name__}"
+        )
+    wanted: Divergence | None
+    if isinstance(expected, Recipe):
+        wanted = expected.divergence
+    else:
+        wanted = expected if isinstance(expected, Divergence) else None
+        if isinstance(expected, str) and expected != "none":
+            wanted = named(expected)
+    reading = divergence_of_loss(loss)
+    name, found = getattr(loss, "__name__", "loss"), reading.recipe
+    term = reading.term
+    asked = "nothing: no term holds the policy" if term is None else str(term)
+    title = "none" if wanted is None else wanted.title
+    own = None if term is None else (term.family or term.divergence)
+    if _base(own) != _base(wanted):
+        raise AssertionError(f"{name} asks for {asked}, expected {title}")
+    if term is not None and term.divergence is None:
+        raise AssertionError(f"{name} asks for {asked}, expected {title}")
+    if not isinstance(expected, Recipe):
+        return
+    compared = ["level", "length", "clip", "clip_high", "log_ratio_clip", "kl_clip"]
+    compared += ["beta"] if expected.beta is not None else []
+    for field in compared:
+        got, want = getattr(found, field), getattr(expected, field)
+        if field == "clip_high" and want == expected.clip:
+            want = None
+        same = got == want
+        if isinstance(got, float) and isinstance(want, float):
+            same = math.isclose(got, want, rel_tol=1e-2)
+        if not same:
+            raise AssertionError(f"{name} has {field}={got!r}, expected {field}={want!r}")
+
+
+def _base(divergence: Divergence | None) -> Divergence | None:
+    return divergence.base if isinstance(divergence, Scaled) else divergence
 
 
 def assert_targets_close(

@@ -1,0 +1,189 @@
+"""Whole loss functions, written as trainers write them: what they ask for, read off gradients."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import kltarget as kt
+from kltarget.recipes import Recipe, divergence_of_loss
+from kltarget.testing import assert_target
+
+
+def policy_term(logp, old, advantages, low=0.2, high=0.2, xp=jnp):
+    ratio = xp.exp(logp - old)
+    return xp.minimum(ratio * advantages, xp.clip(ratio, 1 - low, 1 + high) * advantages)
+
+
+def k3(logp, ref):
+    return jnp.exp(ref - logp) - (ref - logp) - 1
+
+
+def averaged(per_token, mask):
+    return (per_token * mask).sum() / mask.sum()
+
+
+def per_sequence(per_token, mask):
+    return ((per_token * mask).sum(-1) / mask.sum(-1)).mean()
+
+
+def grpo_of_each_sequence(logp, ref, old, advantages, mask):
+    gain = policy_term(logp, old, advantages[:, None], 0.2, 0.28)
+    return per_sequence(-gain + 0.04 * k3(logp, ref), mask)
+
+
+def grpo_with_weighted_k3(logp, ref, old, advantages, mask):
+    ratio = jnp.exp(logp - old)
+    return averaged(-ratio * advantages[:, None] + 0.04 * ratio * k3(logp, ref), mask)
+
+
+def low_variance_kl_of_tokens(logp, ref, old, advantages, mask):
+    # Advantages per token, as some trainers hold them.
+    gain = policy_term(logp, old, advantages + 0 * mask)
+    kl = jnp.clip(k3(logp, jnp.clip(ref - logp, -20, 20) + logp), -10, 10)
+    return averaged(-gain, mask) + 0.001 * averaged(kl, mask)
+
+
+def swapped_arguments(logp, ref, old, advantages, mask):
+    return averaged(-policy_term(logp, old, advantages[:, None]) + 0.01 * k3(ref, logp), mask)
+
+
+def squared(logp, ref, old, advantages, mask):
+    kl = (logp - ref) ** 2 / 2
+    return averaged(-policy_term(logp, old, advantages[:, None]) + 0.02 * kl, mask)
+
+
+def charged_to_the_advantage(logp, ref, old, advantages, mask):
+    charged = advantages[:, None] - 0.1 * jax.lax.stop_gradient(logp - ref)
+    return averaged(-jnp.exp(logp - old) * charged, mask)
+
+
+def of_whole_sequences(logp, ref, old, advantages, mask):
+    log_ratio = ((logp - ref) * mask).sum(-1)
+    gain = advantages * (logp * mask).sum(-1)
+    return (-gain + 0.3 * log_ratio**2 / 2).mean()
+
+
+def absolute(logp, ref, old, advantages, mask):
+    gain = jnp.exp(logp - old) * advantages[:, None]
+    return -((gain - 0.05 * jnp.abs(logp - ref)) * mask).sum() / mask.shape[0]
+
+
+def clamped_ratio(logp, ref, old, advantages, mask):
+    gain = jnp.exp(logp - old) * advantages[:, None]
+    return averaged(-gain + 0.1 * jnp.clip(logp - ref, -4, 4) ** 2 / 2, mask)
+
+
+def quartic(logp, ref, old, advantages, mask):
+    gain = jnp.exp(logp - old) * advantages[:, None]
+    return averaged(-gain + 0.1 * (logp - ref) ** 4 / 4, mask)
+
+
+def sequence_ratio(logp, ref, old, advantages, mask):
+    ratio = jnp.exp(((logp - old) * mask).sum(-1) / mask.sum(-1))
+    gain = jnp.minimum(ratio * advantages, jnp.clip(ratio, 0.9, 1.1) * advantages)
+    return -gain.mean() + 0.1 * averaged(k3(logp, ref), mask)
+
+
+def nothing(logp, ref, old, advantages, mask):
+    return averaged(-jnp.exp(logp - old) * advantages[:, None], mask)
+
+
+def k1(logp, ref, old, advantages, mask):
+    return averaged(-jnp.exp(logp - old) * advantages[:, None] + 0.1 * (logp - ref), mask)
+
+
+TOKENS = {"place": "loss", "level": "token", "length": "batch-mean"}
+LOSSES = {
+    grpo_of_each_sequence: Recipe(
+        "loss", "k3", "token", beta=0.04, clip=0.2, clip_high=0.28, length="mean"
+    ),
+    grpo_with_weighted_k3: Recipe(**TOKENS, estimator="k2", beta=0.04),
+    low_variance_kl_of_tokens: Recipe(**TOKENS, estimator="k3", beta=0.001, clip=0.2, kl_clip=10.0),
+    swapped_arguments: Recipe(**TOKENS, estimator="swapped-k3", beta=0.01, clip=0.2),
+    squared: Recipe(**TOKENS, estimator="k2", beta=0.02, clip=0.2),
+    charged_to_the_advantage: Recipe(**TOKENS, estimator="k2", beta=0.1),
+    of_whole_sequences: Recipe("loss", "k2", "sequence", beta=0.3),
+    absolute: Recipe("loss", "absolute", "token", beta=0.05),
+    clamped_ratio: Recipe(**TOKENS, estimator="k2", beta=0.1, log_ratio_clip=4.0),
+    sequence_ratio: Recipe(
+        "loss", "k3", "token", beta=0.1, clip=0.1, length="mean", kl_length="batch-mean"
+    ),
+    nothing: Recipe("none", length="batch-mean"),
+    k1: Recipe("loss", "k1", beta=0.1, length="batch-mean"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.__name__)
+def test_losses_are_read(loss):
+    assert divergence_of_loss(loss).recipe == LOSSES[loss]
+
+
+def test_a_term_of_its_own_has_its_target():
+    found = divergence_of_loss(quartic).recipe
+    reward, log_ref = jnp.array([0.1, 0.5, 1.0]), jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    own = Recipe("loss", lambda x: x**4 / 4, beta=0.1)
+    targets = [kt.implied_target(x, reward, log_ref) for x in (found, own)]
+    assert float(jnp.abs(targets[0].probs - targets[1].probs).max()) < 1e-5
+
+
+def test_what_is_beside_the_recipe_is_said():
+    assert "whole sequences" in divergence_of_loss(sequence_ratio).remarks[0]
+    assert "as k1 has, and none on average" in divergence_of_loss(k1).remarks[0]
+    reading = divergence_of_loss(low_variance_kl_of_tokens)
+    assert any("nothing holds the policy" in x for x in reading.remarks)
+    assert reading.unread
+
+
+def test_assertions():
+    assert_target(swapped_arguments, kt.ChiSquared())
+    assert_target(swapped_arguments, "chi-squared")
+    assert_target(nothing, "none")
+    assert_target(k1, "none")
+    assert_target(grpo_of_each_sequence, LOSSES[grpo_of_each_sequence])
+    with pytest.raises(AssertionError, match=r"asks for 0.005 × χ², expected forward KL"):
+        assert_target(swapped_arguments, "forward-kl")
+    with pytest.raises(AssertionError, match="expected none"):
+        assert_target(squared, "none")
+    with pytest.raises(AssertionError, match=r"length=.mean., expected length=.sum."):
+        assert_target(
+            grpo_of_each_sequence, Recipe("loss", "k3", "token", clip=0.2, clip_high=0.28)
+        )
+    with pytest.raises(AssertionError, match=r"beta=0.02, expected beta=0.04"):
+        assert_target(squared, Recipe(**TOKENS, estimator="k2", beta=0.04, clip=0.2))
+    with pytest.raises(TypeError, match="expected must be"):
+        assert_target(squared, 3)
+    with pytest.raises(ValueError, match="is none of"):
+        assert_target(squared, "reversed-kl")
+
+
+BAD = {
+    "one argument": (lambda logp: logp.sum(), TypeError, "must be loss"),
+    "no scalar": (lambda p, q, o, a, m: -p * a[:, None], TypeError, "must be loss"),
+    "down": (lambda p, q, o, a, m: (p * a[:, None] * m).sum(), ValueError, "does not ascend"),
+    "not finite": (
+        lambda p, q, o, a, m: -(jnp.sqrt(-p - 1) * a[:, None]).sum(),
+        ValueError,
+        "not finite",
+    ),
+    "a number": (3, TypeError, "must be a function, got int"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_loss_is_refused(name):
+    loss, error, message = BAD[name]
+    with pytest.raises(error, match=message) as refused:
+        divergence_of_loss(loss)
+    assert "\n" not in str(refused.value)
+
+
+def test_losses_of_torch():
+    torch = pytest.importorskip("torch")
+
+    def loss(logp, ref, old, advantages, mask):
+        ratio = torch.exp(logp - old)
+        gain = torch.min(ratio * advantages[:, None], ratio.clamp(0.8, 1.2) * advantages[:, None])
+        kl = torch.exp(ref - logp) - (ref - logp) - 1
+        return ((-gain + 0.04 * kl) * mask).sum() / mask.sum().clamp(min=1)
+
+    assert divergence_of_loss(loss).recipe == Recipe(**TOKENS, estimator="k3", beta=0.04, clip=0.2)
