@@ -3,7 +3,8 @@
 ``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` are all of them
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
-formulas, and ``compare`` how the targets of two differ.
+formulas, and ``compare`` how the targets of two differ. ``from_config`` reads a trainer's own
+configuration file or command line as a recipe.
 """
 
 from kltarget.recipes._comparison import compare
@@ -11,13 +12,17 @@ from kltarget.recipes._critical import critical_beta
 from kltarget.recipes._presets import Preset, preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
 __all__ = [
+    "ConfigReading",
+    "KeyRead",
     "Preset",
     "Reading",
     "Recipe",
     "compare",
     "critical_beta",
+    "from_config",
     "preset",
     "presets",
     "read",
