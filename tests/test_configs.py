@@ -274,3 +274,29 @@ def test_same_target_as_another_configuration(capsys, tmp_path):
     code, out, _ = run(capsys, "recipe", "--config", first, "--same-target-as", second)
     assert code == 0
     assert "0.16" in out
+
+
+def test_a_run_is_diagnosed_by_its_configuration(capsys, tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [
+        "prompt,completion,reward",
+        *(f"p,{c},{r}" for c, r in zip("aabc", "1101", strict=True)),
+    ]
+    log.write_text("\n".join(rows), encoding="utf-8")
+    config = written(tmp_path, "grpo.yaml", TRL)
+    options = ("--group-size", "4", "--json", "-")
+    code, out, err = run(
+        capsys, "diagnose", log, *options, "--config", config, "scale_rewards=none"
+    )
+    assert (code, err) == (0, "")
+    found = json.loads(out)["recipe"]
+    expected = from_config(config, overrides=["scale_rewards=none"]).recipe
+    assert (found["estimator"], found["normalize"]) == (expected.estimator, "none")
+    assert found["beta"] == 1e-3
+    by_name = ("--trainer", "trl-grpo==1.9.2", "--recipe", "normalize=none", "--beta", "0.3")
+    _, out, _ = run(capsys, "diagnose", log, *options, "--config", config, *by_name)
+    assert json.loads(out)["recipe"]["estimator"] == "k3"
+    assert json.loads(out)["recipe"]["beta"] == 0.3
+    code, out, err = run(capsys, "diagnose", log, "--config", tmp_path / "no.yaml")
+    assert (code, out) == (2, "")
+    assert "no.yaml: cannot be read: No such file or directory" in err
