@@ -278,17 +278,13 @@ def test_same_target_as_another_configuration(capsys, tmp_path):
 
 def test_a_run_is_diagnosed_by_its_configuration(capsys, tmp_path):
     log = tmp_path / "log.csv"
-    rows = [
-        "prompt,completion,reward",
-        *(f"p,{c},{r}" for c, r in zip("aabc", "1101", strict=True)),
-    ]
-    log.write_text("\n".join(rows), encoding="utf-8")
+    log.write_text("prompt,completion,reward\np,a,1\np,a,1\np,b,0\np,c,1\n", encoding="utf-8")
     config = written(tmp_path, "grpo.yaml", TRL)
     options = ("--group-size", "4", "--json", "-")
-    code, out, err = run(
-        capsys, "diagnose", log, *options, "--config", config, "scale_rewards=none"
-    )
-    assert (code, err) == (0, "")
+    as_given = ("--config", config, "scale_rewards=none", "delta=$DELTA")
+    code, out, err = run(capsys, "diagnose", log, *options, *as_given)
+    assert code == 0
+    assert err.startswith("kltarget: note: delta = $DELTA: nothing given says what that is")
     found = json.loads(out)["recipe"]
     expected = from_config(config, overrides=["scale_rewards=none"]).recipe
     assert (found["estimator"], found["normalize"]) == (expected.estimator, "none")

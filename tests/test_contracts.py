@@ -596,6 +596,7 @@ NOT_OF_ARRAYS = {
     "phase_boundaries": "labelled data on one problem",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
+    "presets_from_toml": "files",
     "project": "a search for all local optima",
     "read": "a recipe in words",
     "read_rollouts": "files",

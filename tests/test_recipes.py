@@ -52,7 +52,10 @@ def test_the_wanted_trainers_are_there(monkeypatch):
         *("openrlhf", "openrlhf-group-norm", "open-instruct", "nemo-rl", "skyrl", "tunix"),
         *("maxtext", "prime-rl", "deepseek-r1", "deepseekmath", "dr-grpo", "ms-swift"),
         *("ms-swift-rloo", "slime", "areal", "tinker-cookbook", "easydel", "oat", "roll"),
-        *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo"),
+        *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo", "unsloth-grpo", "axolotl-grpo"),
+        *("axolotl-grpo-async", "areal-grpo", "miles", "easyr1", "easyr1-kl-in-reward"),
+        *("oat-grpo", "rlinf-reinpp", "roll-kl-in-reward", "ms-swift-reinforce++"),
+        *("torchtune-grpo", "torchforge"),
     }
     table = recipes.table().splitlines()
     assert len(table) == 1 + len(recipes.presets())
@@ -74,6 +77,7 @@ FACTS = [
     ("trl-rloo", {"baseline": "leave-one-out", "normalize": "none", "group_size": 2}),
     ("trl-rloo", {"ratio_level": "sequence"}),
     ("trl-rloo==0.21", {"ratio_level": "sequence"}),
+    ("trl-rloo==0.11.4", {"beta": 0.05, "group_size": 2, "baseline": "leave-one-out"}),
     ("verl-kl-in-reward", {"ratio_level": "token"}),
     ("trl-grpo==0.14.0", {"beta": 0.04, "length": "mean", "clip": None, "estimator": "k3"}),
     ("trl-grpo==0.15.2", {"beta": 0.04, "length": "mean", "epsilon": 1e-4, "ddof": 1}),
@@ -134,6 +138,23 @@ FACTS = [
     ("rlinf", {"estimator": "k3", "beta": 0.0, "kl_clip": 10.0, "log_ratio_clip": 20.0}),
     ("openrlhf-rloo", {"baseline": "leave-one-out", "normalize_when": "before", "kl_clip": 10.0}),
     ("verl-rloo", {"baseline": "leave-one-out", "place": "reward", "normalize": "none"}),
+    ("unsloth-grpo==2026.9.10", {"estimator": "k3", "beta": 0.001, "log_ratio_clip": 20.0}),
+    ("unsloth-grpo==2026.9.14", {"estimator": "weighted-k3", "beta": 0.0, "kl_clip": 10.0}),
+    ("unsloth-grpo", {"normalize": "group-std", "ddof": 1, "epsilon": 1e-4, "group_size": 8}),
+    ("axolotl-grpo==0.19", {"estimator": "k3", "beta": 0.0, "length": "batch-mean"}),
+    ("axolotl-grpo==0.21", {"estimator": "weighted-k3", "beta": 0.0, "length": "batch-mean"}),
+    ("axolotl-grpo-async", {"estimator": "k3", "beta": 0.0, "normalize": "group-std"}),
+    ("areal-grpo", {"place": "reward", "normalize_when": "before", "epsilon": 1e-5, "clip": 0.4}),
+    ("areal-grpo", {"beta": 0.0, "reward_scale": 10.0, "group_size": 4, "level": "token"}),
+    ("miles", {"place": "loss", "estimator": "k1", "beta": 0.0, "length": "mean"}),
+    ("easyr1", {"estimator": "k3", "beta": 0.01, "group_size": 5, "clip": 0.2, "clip_high": 0.3}),
+    ("easyr1-kl-in-reward", {"place": "reward", "estimator": "k1", "beta": 0.001}),
+    ("oat-grpo", {"normalize": "group-std", "epsilon": 1e-8, "ddof": 1, "length": "mean"}),
+    ("rlinf-reinpp", {"place": "reward", "normalize": "batch-std", "ddof": 0, "beta": 0.001}),
+    ("roll-kl-in-reward", {"place": "reward", "normalize_when": "before", "beta": 0.2}),
+    ("ms-swift-reinforce++", {"place": "reward", "baseline": "mean", "normalize": "batch-std"}),
+    ("torchtune-grpo", {"estimator": "k3", "beta": 0.01, "group_size": 16, "epsilon": 1e-4}),
+    ("torchforge", {"estimator": "k3", "beta": 0.1, "clip": None, "length": "mean"}),
     ("deepseek-r1", {"place": "loss", "estimator": "k3", "level": "token", "length": "mean"}),
     ("deepseek-r1", {"group_size": 16, "beta": 0.001, "normalize": "group-std"}),
     ("deepseekmath", {"group_size": 64, "beta": 0.04, "normalize": "group-std"}),
@@ -180,6 +201,21 @@ READINGS = [
     ("tinker-cookbook", {"beta": 0.1}, "reverse", "token-local exponential tilt"),
     ("trinity-rft", {}, "reverse", "token-local exponential tilt"),
     ("easydel", {}, "forward", "token-local hyperbolic"),
+    ("unsloth-grpo==2026.9.6", {}, "forward", "token-local hyperbolic"),
+    ("unsloth-grpo", {"beta": 0.001}, "reverse", "token-local exponential tilt"),
+    ("axolotl-grpo==0.19", {"beta": 0.04}, "forward", "token-local hyperbolic"),
+    ("axolotl-grpo", {"beta": 0.04}, "reverse", "token-local exponential tilt"),
+    ("axolotl-grpo-async", {"beta": 0.04}, "forward", "token-local hyperbolic"),
+    ("areal-grpo", {"beta": 0.1}, "reverse", "exponential tilt"),
+    ("miles", {"beta": 0.01}, "none", "none"),
+    ("easyr1", {}, "forward", "token-local hyperbolic"),
+    ("easyr1-kl-in-reward", {}, "reverse", "exponential tilt"),
+    ("oat-grpo", {}, "forward", "token-local hyperbolic"),
+    ("rlinf-reinpp", {}, "reverse", "exponential tilt"),
+    ("roll-kl-in-reward", {}, "reverse", "exponential tilt"),
+    ("ms-swift-reinforce++", {}, "reverse", "exponential tilt"),
+    ("torchtune-grpo", {}, "forward", "token-local hyperbolic"),
+    ("torchforge", {}, "forward", "token-local hyperbolic"),
     ("verl-grpo", {"estimator": "absolute"}, "total variation", "total variation"),
     ("trl-rloo", {"estimator": "k3"}, "none", "none"),
 ]
@@ -212,6 +248,13 @@ def test_direction_and_family(name, fields, direction, family):
         ("verl-grpo", {"normalize": "none"}, "β", 0.001),
         ("tunix", {}, None, None),
         ("verl", {}, None, None),
+        # Divided before the KL is charged, or with it.
+        ("roll-kl-in-reward", {}, "β G/(G − 1) (σ + 1e-6)", 0.2 * 8 / 7 * 0.300001),
+        ("areal-grpo", {"beta": 0.1}, "β G/(G − 1) (σ + 1e-5)/10", 0.1 * 4 / 3 * 0.30001 / 10),
+        ("easyr1-kl-in-reward", {}, "β", 0.001),
+        ("rlinf-reinpp", {}, "β", 0.001),
+        ("ms-swift-reinforce++", {}, "β", 0.04),
+        ("torchforge", {}, "β G/(G − 1) (σ + 1e-4)", 0.1 * 8 / 7 * 0.3001),
     ],
 )
 def test_effective_beta(name, fields, formula, value):
@@ -350,6 +393,7 @@ def test_where_there_is_a_critical_beta():
     with_one = {entry.title for entry in recipes.presets() if read(entry.recipe).critical}
     assert with_one == {
         *("trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm", "trinity-rft"),
+        *("unsloth-grpo >=2026.9.14", "axolotl-grpo >=0.21", "areal-grpo", "roll-kl-in-reward"),
     }
     found = read(recipe("trl-grpo", beta=1.2))
     assert found.critical is not None
@@ -452,16 +496,19 @@ def test_fields_are_overridden():
         (
             "nothing-like-it",
             {},
-            "there is no preset 'nothing-like-it': choose of areal, deepseek-r1, ",
+            "there is no preset 'nothing-like-it': choose of areal, areal-grpo, axolotl-grpo, ",
         ),
         (
-            "trl-grpo==1.9.3",
+            "trl-grpo==0.13.1",
             {},
-            "no preset 'trl-grpo' covers version 1.9.3: they cover >=0.14, <0.16 and",
+            "no preset 'trl-grpo' covers version 0.13.1: TRL had no GRPO before 0.14",
         ),
-        ("trl-grpo==0.13.1", {}, "no preset 'trl-grpo' covers version 0.13.1: they cover >=0.14"),
-        ("trl-ppo==1.13", {}, "no preset 'trl-ppo' covers version 1.13: they cover >=0.12, <1.13"),
-        ("trl-rloo==0.11", {}, "no preset 'trl-rloo' covers version 0.11: they cover >=0.12"),
+        (
+            "trl-ppo==1.13",
+            {},
+            "no preset 'trl-ppo' covers version 1.13: TRL has no PPO from 1.13 on",
+        ),
+        ("trl-ppo==0.11.4", {}, "no preset 'trl-ppo' covers version 0.11.4: before 0.12 TRL's"),
         ("trl-grpo==new", {}, "'new' in 'trl-grpo==new' is not a version such as 1.9.2"),
         ("trl-grpo==", {}, "'' in 'trl-grpo==' is not a version"),
         ("trl-rloo", {"bta": 1}, "a recipe has no field 'bta': did you mean 'beta'"),
@@ -491,12 +538,15 @@ KEYS = {
     "recipe": dict,
     "keys": dict,
     "clipped": list,
+    "read": list,
+    "before": str,
+    "after": str,
 }
 # A release below, at and above every bound there is.
 RELEASES = [
     *("0", "0.1.3", "0.1.4", "0.1.6", "0.1.7", "0.3.1", "0.4", "0.5", "0.6.9", "0.7", "0.11.4"),
     *("0.12", "0.13", "0.14", "0.15.2", "0.16", "0.18.2", "0.19", "0.21", "0.22", "1.9.2"),
-    *("1.9.3", "1.10", "1.12", "1.13", "1.16", "9"),
+    *("1.9.3", "1.10", "1.12", "1.13", "1.16", "9", "2026.9.10", "2026.9.14", "9999"),
 ]
 
 
@@ -508,7 +558,7 @@ def test_every_file_says_what_it_should(file):
     ranges = {}
     for entry in document["preset"]:
         assert set(entry) <= set(KEYS)
-        assert set(KEYS) - set(entry) <= {"notes", "clipped"}
+        assert set(KEYS) - set(entry) <= {"notes", "clipped", "before", "after"}
         assert all(isinstance(entry[key], KEYS[key]) for key in entry)
         if "clipped" in entry:
             assert {"log_ratio_clip", "kl_clip"} & set(entry["recipe"])
@@ -526,6 +576,125 @@ def test_every_file_says_what_it_should(file):
         # No release twice, and those of an entry after those of the one above it.
         in_order = [RELEASES.index(release) for releases in covered for release in releases]
         assert in_order == sorted(set(in_order))
+
+
+NOT_READ = [
+    ("trl-grpo==9.9", ">=1.10", "the newest release that was is 1.16.0"),
+    ("trl-grpo==1.16.1", ">=1.10", "the newest release that was is 1.16.0"),
+    ("trl-grpo==1.9.3", ">=0.19, <=1.9.2", "1.9.2 does this, and 1.10.0 does what trl-grpo==1"),
+    ("trl-grpo==0.18.3", ">=0.16, <0.19", "0.18.2 does this, and 0.19.0 does"),
+    ("axolotl-grpo==0.20", "<=0.19", "0.19.0 does this, and 0.21.0 does"),
+    ("unsloth-grpo==2026.9.12", "<=2026.9.10", "2026.9.10 does this, and 2026.9.14 does"),
+    ("verl-grpo==0.5", "*", "the oldest release that was is 0.9.1"),
+    ("trl-rloo==0.10", "<0.22", "the oldest release that was is 0.11.4"),
+    ("easyr1==0.3.2", "*", "nor was any release: this is from examples/config.yaml, checked 2026"),
+]
+
+
+@pytest.mark.parametrize(("name", "versions", "said"), NOT_READ)
+def test_a_version_that_was_not_read_is_answered_with_a_caveat(name, versions, said):
+    found = recipes.preset(name)
+    assert found.versions == versions
+    wanted, _, version = name.partition("==")
+    assert found.caveat.startswith(f"version {version} of {wanted} was not read")
+    assert said in found.caveat
+    assert found.caveat in str(found)
+    # All else is that of the entry itself.
+    assert dataclasses.replace(found, caveat="") in recipes.presets()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["trl-grpo", "trl-grpo==1.16.0", "trl-grpo==1.16.0.post1", "trl-grpo==1.5", "trl-grpo==0.14"],
+)
+def test_what_was_read_or_lies_between_has_no_caveat(name):
+    assert recipes.preset(name).caveat == ""
+
+
+def test_the_caveat_is_on_every_page_of_the_recipe(capsys):
+    name, told = "trl-grpo==9.9", "ersion 9.9 of trl-grpo was not read"
+    for arguments in (
+        [name],
+        [name, "--compare", "trl-rloo"],
+        ["--compare", "trl-rloo", name],
+        [name, "--json", "-"],
+    ):
+        assert told in " ".join(_run(capsys, *arguments)[1].split())
+
+
+def test_the_caveat_is_on_every_page_of_a_diagnosis(capsys, tmp_path):
+    log, html, record = (tmp_path / name for name in ("log.jsonl", "page.html", "page.json"))
+    rows = [{"prompt": "?", "completion": x, "reward": r} for x, r in (("a", 1.0), ("b", 0.0)) * 4]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    # Also where the recipe is changed, and the name goes on after the version.
+    arguments = ["--trainer", "trl-grpo==9.9", "--recipe", "normalize=none", "--beta", 0.1]
+    arguments += ["--group-size", 8, "--html", html, "--json", record]
+    assert cli.main(["diagnose", str(log), *map(str, arguments)]) == 0
+    pages = [capsys.readouterr().out, html.read_text("utf-8"), record.read_text("utf-8")]
+    for page in pages:
+        assert "ersion 9.9 of trl-grpo was not read" in " ".join(page.split())
+
+
+ENTRY = """[[preset]]
+name = "mine"
+trainer = "Mine"
+versions = ">=1"
+file = "mine/config.py"
+checked = 2026-01-02
+read = ["1.0", "1.2"]
+before = "there was none"
+notes = ["Read."]
+[preset.recipe]
+place = "loss"
+beta = 0.1
+[preset.keys]
+beta = "kl_coef"
+"""
+
+
+def test_a_whole_entry_is_read():
+    (found,) = recipes.presets_from_toml(ENTRY, "mine.toml")
+    assert (found.name, found.read, found.notes) == ("mine", ("1.0", "1.2"), ("Read.",))
+    assert found.recipe == Recipe("loss", beta=0.1)
+    assert found.checked == datetime.date(2026, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("versions", "verions", "there is no key 'verions': did you mean 'versions'"),
+        ("[[preset]]", "[[presets]]", "there is no table 'presets': did you mean 'preset'?"),
+        ('file = "mine/config.py"\n', "", "preset 'mine': file is missing"),
+        ('read = ["1.0", "1.2"]\n', "", "preset 'mine': read is missing"),
+        ('name = "mine"\n', "", "preset 1: name is missing"),
+        ('name = "mine"', "name = 3", "preset 1: name must be a text, got 3"),
+        ("2026-01-02", '"2026"', "preset 'mine': checked must be a date, got '2026'"),
+        ("2026-01-02", "2026-01-02T03:04:05", "preset 'mine': checked must be a date"),
+        ('["Read."]', '"Read."', "preset 'mine': notes must be a list of texts, got 'Read.'"),
+        ('["Read."]', "[3]", "preset 'mine': notes must be a list of texts, got [3]"),
+        ('"kl_coef"', "0.1", "preset 'mine': beta in [preset.keys] must be a text, got 0.1"),
+        ('place = "loss"', 'place = "lss"', "preset 'mine': place must be one of 'reward', "),
+        ("beta = 0.1", 'beta = "0.1"', "beta must be a number 0 or more, got '0.1'"),
+        ("beta = 0.1", "gamma = 1", "there is no field of a recipe in [preset.recipe] 'gamma'"),
+        ("beta = 0.1\n", "", "preset 'mine': beta is missing in [preset.recipe]"),
+        ('beta = "kl', 'bta = "kl', "there is no field of a recipe in [preset.keys] 'bta'"),
+        ('">=1"', '"from 1"', "preset 'mine': versions must be \"*\" or bounds such as"),
+        ('"1.2"]', '"new"]', "preset 'mine': read must list releases such as 1.9.2: Invalid"),
+        ('"1.0", "1.2"', '"1.2", "1.0"', "read must go from old to new, got 1.2, 1.0"),
+        ('"1.0", "1.2"', '"0.9", "1.2"', "preset 'mine': read names 0.9, which is not of >=1"),
+        ('"1.0", "1.2"', "", "preset 'mine': read is empty: which releases of >=1 were read?"),
+        ('before = "there was none"\n', "", "preset 'mine': before is missing: why >=1 alone?"),
+        ('">=1"', '">=1, <2"', "preset 'mine': after is missing: why >=1, <2 alone?"),
+        ("[preset.keys]", "[preset.keys", "this is no TOML: "),
+        ("notes = ", "clipped = []\nclipped = ", "this is no TOML: "),
+    ],
+)
+def test_a_mistake_in_a_file_is_said_in_a_line(right, wrong, message):
+    assert right in ENTRY
+    with pytest.raises(ValueError, match=r"^mine\.toml[,:] ") as caught:
+        recipes.presets_from_toml(ENTRY.replace(right, wrong, 1), "mine.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_files_name_no_bound_that_is_not_tested():
@@ -698,7 +867,7 @@ def test_json_round_trip(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["trl-gpro"], "there is no preset 'trl-gpro': did you mean"),
-        (["trl-grpo==1.9.3"], "no preset 'trl-grpo' covers version 1.9.3"),
+        (["trl-grpo==0.13"], "no preset 'trl-grpo' covers version 0.13: TRL had no GRPO before"),
         (["trl-grpo", "--compare", "nope"], "there is no preset 'nope'"),
         (["trl-grpo", "--beta", "-1"], "'-1' is not a finite number, 0 or more"),
         (["trl-grpo", "--reward-std", "0"], "'0' is not a finite number above 0"),

@@ -133,10 +133,10 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | 
     changed = ", ".join(f"{field}={value}" for field, value in fields.items())
     if arguments.config:
         side = side_of_config(arguments.config, name, beta)
-        used, name = (
-            dataclasses.replace(side.recipe, **fields),
-            f"{side.preset.name} of {side.title}",
-        )
+        for text in side.config.not_given if side.config else ():
+            print(f"kltarget: note: {text}", file=sys.stderr)
+        name = f"{side.preset.name} of {side.title}"
+        used = dataclasses.replace(side.recipe, **fields)
         return used, beta, f"{name} with {changed}" if changed else name
     if name is None:
         return Recipe(**fields), beta, None

@@ -2,8 +2,8 @@
 
 ``--json OUT`` writes an object, with ``--compare`` a list of two, of these keys:
 
-- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``notes``: the preset that was asked
-  for;
+- ``name``, ``trainer``, ``versions``, ``file``, ``checked``, ``read``, ``notes``: the preset that
+  was asked for; ``caveat`` is not empty where its version was not read;
 - ``keys``: for fields of the recipe, the key of the trainer's configuration;
 - ``recipe``: every field of the recipe, the arguments of ``kltarget.recipes.Recipe``;
 - ``objective``, ``advantage``, ``direction``, ``unused``, ``why``, ``level``, ``beta``,
@@ -136,6 +136,8 @@ def _content(side: Side, reading: Reading) -> dict[str, Any]:
         "versions": preset.versions,
         "file": preset.file,
         "checked": preset.checked.isoformat(),
+        "read": list(preset.read),
+        "caveat": preset.caveat,
         "notes": list(preset.notes),
         "keys": dict(preset.keys),
         **dataclasses.asdict(reading),
@@ -148,15 +150,21 @@ def _page(side: Side, reading: Reading) -> Page:
     entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
-    mind = [Item("- ", text) for text in (*reading.caveats, *preset.notes)]
+    releases = f" of {', '.join(preset.read)}" if preset.read else ""
+    caveat = [_sentence(preset.caveat)] if preset.caveat else []
+    mind = [Item("- ", text) for text in (*caveat, *reading.caveats, *preset.notes)]
     config = side.config.page().parts if side.config else []
     return Page(
         *config,
-        [title, Lines([f"read in {preset.file}, checked {preset.checked}"])],
+        [title, Lines([f"read in {preset.file}{releases}, checked {preset.checked}"])],
         [Bullets(entries, "labelled")],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _unbroken(text: str) -> str:
@@ -214,10 +222,12 @@ def _beside(*rows: tuple[Side, Reading]) -> Page:
     same = older.preset.trainer == newer.preset.trainer and first.beta == second.beta
     same = same and older.config is newer.config is None
     summary = recipes.compare(first, second, same_keys=same)
+    caveats = filter(None, dict.fromkeys([older.preset.caveat, newer.preset.caveat]))
     return Page(
         [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
-        [Paragraph(summary[0].upper() + summary[1:] + ".")],
+        [Paragraph(f"{_sentence(summary)}.")],
+        [Paragraph(_sentence(text)) for text in caveats],
     )
 
 

@@ -136,7 +136,7 @@ def diagnose(
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
     unsaid = beta is None and (isinstance(recipe, str) or name is not None)
-    keys = _keys(recipe if isinstance(recipe, str) else name or "")
+    keys, caveat = _preset_of(recipe if isinstance(recipe, str) else name or "")
     recipe, words = _recipe(recipe, beta)
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
@@ -167,7 +167,8 @@ def diagnose(
     # NumPy's generator takes the low word first.
     rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
     case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
-    notes = [*default, *frame.attrs.get("notes", ()), *log.notes, *dubious, *notes, *shaping]
+    notes = [*frame.attrs.get("notes", ()), *log.notes, *dubious, *notes, *shaping]
+    notes = [*default, *caveat, *notes]
     with double_precision():
         aims, unknown, refused = _aims(case, reference, max_prompts)
         notes += unknown
@@ -226,12 +227,13 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def _keys(name: str) -> Mapping[str, str]:
-    """The keys of a trainer's configuration, if the name begins with a preset's."""
+def _preset_of(name: str) -> tuple[Mapping[str, str], list[str]]:
+    """The keys and the caveat of a preset, if the name begins with that of one."""
     try:
-        return preset(name.split(" with ")[0]).keys
+        found = preset(name.split(" with ")[0])
     except ValueError:
-        return {}
+        return {}, []
+    return found.keys, [found.caveat] if found.caveat else []
 
 
 def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:

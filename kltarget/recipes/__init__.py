@@ -9,9 +9,11 @@ configuration file or command line as a recipe.
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
-from kltarget.recipes._presets import Preset, preset, presets, recipe, table
+from kltarget.recipes._preset import Preset
+from kltarget.recipes._presets import preset, presets, recipe, table
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._trainer_files import presets_from_toml
 from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "from_config",
     "preset",
     "presets",
+    "presets_from_toml",
     "read",
     "recipe",
     "table",

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import difflib
 import functools
 import importlib.resources
-import tomllib
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from kltarget._core.page import Page, Table
-from kltarget.recipes._reading import kl_term
+from kltarget.recipes._preset import Preset
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._trainer_files import near, presets_from_toml
 
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """The recipe that a range of versions of a trainer follows by default.
-
-    Args:
-        name: what :func:`recipe` is asked for.
-        trainer: the trainer's own name.
-        versions: the range, such as ``">=1.10"``; ``"*"`` for all.
-        recipe: what these versions do, with the trainer's default β.
-        keys: for fields of the recipe, the key of the trainer's configuration.
-        file: where the numbers were read.
-        checked: when; the first of a month where only the month is known.
-        notes: what the fields cannot say.
-        clipped: the estimators that ``log_ratio_clip`` and ``kl_clip`` are of; empty for all.
-
-    Example:
-        >>> from kltarget import recipes
-        >>> print(recipes.preset("trl-rloo"))
-        trl-rloo   >=0.22   TRL RLOO   β 0.05   k1 in the reward
-    """
-
-    name: str
-    trainer: str
-    versions: str
-    recipe: Recipe
-    keys: Mapping[str, str] = dataclasses.field(hash=False)
-    file: str
-    checked: datetime.date
-    notes: tuple[str, ...] = ()
-    clipped: tuple[str, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """The name with its range of versions, as people write it."""
-        return self.name if self.versions == "*" else f"{self.name} {self.versions}"
-
-    def __str__(self) -> str:
-        name, versions, trainer, beta, kl = _row(self)
-        return "   ".join((name, versions, trainer, f"β {beta}", kl))
+if TYPE_CHECKING:
+    from packaging.version import Version
 
 
 def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
@@ -71,11 +30,12 @@ def recipe(name: str, *, beta: float | None = None, **fields: Any) -> Recipe:
 
     Returns:
         The recipe. Where a trainer's default could not be read in its source, the field has the
-        recipe's own default; ``preset(name).notes`` says so.
+        recipe's own default; ``preset(name).notes`` says so, and ``preset(name).caveat`` whether
+        the version is one that was not read.
 
     Raises:
-        ValueError: an unknown name or field, a version that no preset covers, or a field that the
-            recipe refuses.
+        ValueError: an unknown name or field, a version that had no such trainer, or a field that
+            the recipe refuses.
 
     Example:
         The same configuration, before and after the trainer changed its default:
@@ -108,15 +68,18 @@ def preset(name: str) -> Preset:
         name: with or without a version, as for :func:`recipe`.
 
     Returns:
-        The preset whose range holds the version, the newest without one.
+        The preset whose range holds the version, the newest without one. Where that version was
+        not read, its ``caveat`` says so, and which ones were.
 
     Raises:
-        ValueError: an unknown name, or a version that no preset covers.
+        ValueError: an unknown name, or a version that had no such trainer.
 
     Example:
         >>> from kltarget import recipes
         >>> recipes.preset("nemo-rl==0.6.1").keys["beta"]
         'loss_fn.reference_policy_kl_penalty'
+        >>> recipes.preset("maxtext==0.3").caveat
+        'version 0.3 of maxtext was not read: the newest release that was is 0.2.5, and later ...'
     """
     # Here, because most of a program never asks, and it takes a while to import.
     from packaging.specifiers import SpecifierSet
@@ -130,14 +93,50 @@ def preset(name: str) -> Preset:
     if not equals:
         return ranges[-1]
     try:
-        release = Version(version).base_version
+        release = Version(Version(version).base_version)
     except InvalidVersion:
         raise ValueError(f"{version!r} in {name!r} is not a version such as 1.9.2") from None
-    for entry in ranges:
-        if release in SpecifierSet(entry.versions.replace("*", "")):
-            return entry
-    covered = " and ".join(entry.versions for entry in ranges)
-    raise ValueError(f"no preset {wanted!r} covers version {version}: they cover {covered}")
+    within = [release in SpecifierSet(entry.versions.replace("*", "")) for entry in ranges]
+    place = within.index(True) if any(within) else _gap(ranges, release)
+    caveat = _caveat(ranges, place, version, release)
+    return dataclasses.replace(ranges[place], caveat=caveat) if caveat else ranges[place]
+
+
+def _gap(ranges: Sequence[Preset], release: Version) -> int:
+    """Which entry lies below a version that none covers."""
+    from packaging.version import Version
+
+    below = [k for k, entry in enumerate(ranges) if Version(entry.read[-1]) < release]
+    why = "" if below else ranges[0].before
+    if below and below[-1] == len(ranges) - 1:
+        why = ranges[-1].after
+    if why:
+        raise ValueError(f"no preset {ranges[0].name!r} covers version {release}: {why}")
+    return below[-1]
+
+
+def _caveat(ranges: Sequence[Preset], place: int, version: str, release: Version) -> str:
+    """What to mind where a version was not read."""
+    from packaging.version import Version
+
+    entry = ranges[place]
+    told = f"version {version} of {entry.name} was not read"
+    if not entry.read:
+        where = f"{entry.file}, checked {entry.checked}"
+        return f"{told}, nor was any release: this is from {where}."
+    first, last = entry.read[0], entry.read[-1]
+    if Version(first) <= release <= Version(last):
+        return ""
+    older, newer = ranges[max(place - 1, 0)], ranges[min(place + 1, len(ranges) - 1)]
+    if release < Version(first) and older is not entry:
+        other, side = older.read[-1], f"and {first} does this"
+        return f"{told}: {other} does what {entry.name}=={other} says, {side}."
+    if release < Version(first):
+        return f"{told}: the oldest release that was is {first}, and earlier ones may do otherwise."
+    if newer is not entry:
+        other = newer.read[0]
+        return f"{told}: {last} does this, and {other} does what {entry.name}=={other} says."
+    return f"{told}: the newest release that was is {last}, and later ones may do otherwise."
 
 
 @functools.cache
@@ -151,13 +150,7 @@ def presets() -> tuple[Preset, ...]:
     """
     folder = importlib.resources.files("kltarget.recipes").joinpath("trainers")
     files = sorted((x for x in folder.iterdir() if x.name.endswith(".toml")), key=lambda x: x.name)
-    entries = [x for file in files for x in tomllib.loads(file.read_text("utf-8"))["preset"]]
-    for entry in entries:
-        entry["recipe"] = Recipe(**entry["recipe"])
-        entry["keys"] = MappingProxyType(entry["keys"])
-        for several in ("notes", "clipped"):
-            entry[several] = tuple(entry.get(several, ()))
-    return tuple(Preset(**entry) for entry in entries)
+    return tuple(x for file in files for x in presets_from_toml(file.read_text("utf-8"), file.name))
 
 
 def table() -> str:
@@ -170,18 +163,6 @@ def table() -> str:
         areal   *          AReaL     0.1   k1 in the reward
         ...
     """
-    rows = [("name", "versions", "trainer", "β", "KL"), *map(_row, presets())]
+    head = ("name", "versions", "trainer", "β", "KL")
+    rows = [head, *(entry.row for entry in presets())]
     return Page([Table(rows, "lllrl")]).to_text()
-
-
-def near(wrong: str, known: Collection[str]) -> str:
-    """What may have been meant, or all there is."""
-    close = difflib.get_close_matches(wrong, known, n=3)
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"choose of {', '.join(known)}"
-
-
-def _row(entry: Preset) -> tuple[str, str, str, str, str]:
-    beta = f"{entry.recipe.beta:g}"
-    return entry.name, entry.versions, entry.trainer, beta, kl_term(entry.recipe)

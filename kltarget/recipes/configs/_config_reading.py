@@ -10,7 +10,8 @@ from typing import Any
 
 from kltarget._core.page import Block, Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.words import compact
-from kltarget.recipes._presets import Preset, preset, recipe
+from kltarget.recipes._preset import Preset
+from kltarget.recipes._presets import preset, recipe
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes.configs._detection import table_of
 from kltarget.recipes.configs._flat_settings import (

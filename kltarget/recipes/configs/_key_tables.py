@@ -9,7 +9,8 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from kltarget.recipes._presets import near, presets
+from kltarget.recipes._presets import presets
+from kltarget.recipes._trainer_files import near
 from kltarget.recipes.configs._flat_settings import Settings, number, spelled
 
 
