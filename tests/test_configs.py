@@ -1,6 +1,8 @@
 """Configuration files of trainers as recipes: what acts, what does nothing, what is refused."""
 
 import json
+import random
+import sys
 import textwrap
 
 import pytest
@@ -296,3 +298,349 @@ def test_a_run_is_diagnosed_by_its_configuration(capsys, tmp_path):
     code, out, err = run(capsys, "diagnose", log, "--config", tmp_path / "no.yaml")
     assert (code, out) == (2, "")
     assert "no.yaml: cannot be read: No such file or directory" in err
+
+
+NEMO = """
+defaults: grpo_math_1B.yaml
+grpo: {num_generations_per_prompt: 8, normalize_rewards: true, use_leave_one_out_baseline: false}
+loss_fn:
+  reference_policy_kl_penalty: 0.05
+  reference_policy_kl_type: "k1"
+  ratio_clip_max: 0.28
+  kl_input_clamp_value: null
+  token_level_loss: false
+policy: {model_name: some/model, tokenizer: {name: "${policy.model_name}"}}
+"""
+SLIME = """
+GRPO_ARGS=(
+   --advantage-estimator grpo
+   --use-kl-loss
+   --kl-loss-coef 0.01   # reference
+   --kl-loss-type low_var_kl
+   --kl-coef 0.002
+   --entropy-coef 0.00
+   --eps-clip 0.2
+   --eps-clip-high 0.28
+)
+ROLLOUT_ARGS=(--n-samples-per-prompt 8 --rollout-max-response-len 8192)
+ray job submit --address="http://127.0.0.1:8265" --runtime-env-json='{"a": "b c"}' \\
+   -- python3 train.py ${GRPO_ARGS[@]} ${ROLLOUT_ARGS[@]}
+"""
+SWIFT = """
+NPROC_PER_NODE=8 swift rlhf \\
+    --rlhf_type grpo --model some/model --advantage_estimator rloo \\
+    --num_generations 16 --beta 0.02 --loss_type dapo --temperature 1.0
+"""
+AXOLOTL = """
+base_model: some/model
+rl: grpo
+rl_beta: 0.1
+trl: {num_generations: 4, scale_rewards: false, use_vllm: true, loss_type: dr_grpo}
+"""
+AREAL = """
+gconfig: {n_samples: 4}
+actor:
+  kl_ctl: 0.02
+  reward_scaling: 10.0
+  eps_clip: 0.4
+  reward_norm: {mean_level: group, std_level: group, group_size: "${gconfig.n_samples}"}
+  adv_norm: {mean_level: batch, std_level: batch}
+ref: {path: some/model}
+"""
+ROLL = """
+adv_estimator: "grpo"
+use_kl_loss: true
+kl_loss_coef: 0.001
+init_kl_coef: 0.0
+num_return_sequences_in_group: 8
+loss_agg_mode: "seq-mean-token-mean"
+ppo_epochs: 1
+"""
+EASYR1 = """
+algorithm: {adv_estimator: grpo, disable_kl: false, use_kl_loss: true, kl_penalty: low_var_kl,
+            kl_coef: 1.0e-2}
+worker: {actor: {global_batch_size: 128}, rollout: {n: 5, top_p: 0.99}}
+"""
+RLINF = """
+algorithm: {adv_type: grpo, group_size: 16, kl_beta: 0.01, kl_penalty_type: low_var_kl,
+            ratio_clip_eps: 0.2, loss_agg_func: token-mean, reinpp_kl_beta: 0.001}
+actor: {training_backend: megatron}
+"""
+TUNIX = """
+python3 -m tunix.cli.grpo_main base_config.yaml grpo_config.beta=0.02 \\
+  grpo_config.num_generations=4 rollout_engine="vllm" ppo_config.beta=0.5
+"""
+MAXTEXT = """
+rl: {num_generations: 8, grpo_beta: 0.03, grpo_epsilon: 0.1, loss_agg_mode: token-mean}
+"""
+OAT = """
+python -m oat.experiment.run_math_rl --critic_type grpo --beta 0 --num_samples 8 \\
+    --kl_penalty_coef 0.01 --cliprange 0.3
+"""
+SKYRL = """
+uv run --isolated -m skyrl_train.entrypoints.main_base \\
+  trainer.algorithm.advantage_estimator="grpo" trainer.algorithm.use_kl_loss=true \\
+  trainer.algorithm.kl_loss_coef=0.01 trainer.algorithm.kl_estimator_type=k2 \\
+  trainer.algorithm.entropy_loss_coef=0.1 generator.n_samples_per_prompt=8
+"""
+OPEN_INSTRUCT = """
+uv run open_instruct/grpo_fast.py --beta 0.01 --num_samples_per_prompt_rollout 16 \\
+  --kl_estimator 3 --advantage_normalization_type standard --verification_reward 1.0
+"""
+UNSLOTH = """
+beta: 0.02
+use_vllm: true
+unsloth_num_chunks: -1
+num_generations: 4
+loss_type: dapo
+"""
+
+TRAINERS = [
+    (
+        *("nemo.yaml", NEMO, "nemo-rl"),
+        {"beta": 0.05, "group_size": 8, "estimator": "weighted-k1", "baseline": "mean"}
+        | {"normalize": "group-std", "clip_high": 0.28, "log_ratio_clip": None, "length": "mean"},
+        {},
+    ),
+    (
+        *("slime.sh", SLIME, "slime"),
+        {"beta": 0.01, "estimator": "k3", "kl_clip": 10.0, "group_size": 8, "clip_high": 0.28},
+        {"--kl-coef": "not read with --advantage-estimator = grpo"},
+    ),
+    (
+        *("miles.sh", SLIME.replace("train.py", "/root/miles/train.py"), "miles"),
+        {"beta": 0.01, "estimator": "k3", "kl_clip": 10.0, "group_size": 8, "clip_high": 0.28},
+        {"--kl-coef": "not read with --advantage-estimator = grpo"},
+    ),
+    (
+        *("swift.sh", SWIFT, "ms-swift-rloo"),
+        {"beta": 0.02, "group_size": 16, "length": "batch-mean"},
+        {},
+    ),
+    (
+        *("axolotl.yml", AXOLOTL, "axolotl-grpo"),
+        {"beta": 0.1, "group_size": 4, "normalize": "none", "length": "sum"},
+        {},
+    ),
+    (
+        *("unsloth.yaml", UNSLOTH, "unsloth-grpo"),
+        {"beta": 0.02, "group_size": 4, "clip_high": 0.28},
+        {},
+    ),
+    ("areal.yaml", AREAL, "areal-grpo", {"beta": 0.02}, {}),
+    (
+        *("roll.yaml", ROLL, "roll", {"beta": 0.001, "group_size": 8}),
+        {"init_kl_coef": "not read with add_token_level_kl = false"},
+    ),
+    ("easyr1.yaml", EASYR1, "easyr1", {"clip_high": 0.3}, {}),
+    (
+        *("rlinf.yaml", RLINF, "rlinf", {"beta": 0.01, "group_size": 16}),
+        {"algorithm.reinpp_kl_beta": "not read with …adv_type = grpo"},
+    ),
+    (
+        *("tunix.sh", TUNIX, "tunix", {"beta": 0.02, "group_size": 4, "eos": "kept"}),
+        {"ppo_config.beta": "not read by GRPO, only by PPO"},
+    ),
+    (
+        *("rl.yml", MAXTEXT, "maxtext"),
+        {"beta": 0.03, "group_size": 8, "clip": 0.1, "length": "batch-mean"},
+        {},
+    ),
+    (
+        *("oat.sh", OAT, "oat-grpo"),
+        {"place": "reward", "estimator": "k1", "level": "sequence", "beta": 0.01}
+        | {"group_size": 8, "clip": 0.3, "log_ratio_clip": None},
+        {},
+    ),
+    (
+        *("skyrl.sh", SKYRL, "skyrl", {"beta": 0.01, "group_size": 8, "estimator": "k2"}),
+        {"trainer.algorithm.entropy_loss_coef": "not read with …use_entropy_loss = false"},
+    ),
+    (
+        *("open.sh", OPEN_INSTRUCT, "open-instruct"),
+        {"beta": 0.01, "group_size": 16, "estimator": "weighted-k1", "normalize": "group-std"}
+        | {"epsilon": 1e-8, "reward_scale": 1.0},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "preset", "fields", "idle"), TRAINERS, ids=[x[0] for x in TRAINERS]
+)
+def test_every_trainer_is_told_and_read(tmp_path, name, text, preset, fields, idle):
+    path = written(tmp_path, name, text)
+    reading = from_config(path)
+    assert reading.preset.name == preset
+    assert reading.recipe == recipe(preset, **fields)
+    assert keys(reading.idle) == idle
+    assert from_config(path, trainer=preset).recipe == reading.recipe
+
+
+def bomb(levels=12):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+def merge_bomb(levels=40):
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+BAD = [
+    ("bomb.yaml", bomb(), (), "entries once its aliases (*name) are written out"),
+    ("merge.yaml", merge_bomb(), (), "entries once its aliases (*name) are written out"),
+    ("loop.yaml", "a: &a [*a]", (), "*a stands inside itself: write it out"),
+    ("deep.yaml", "[" * 5000, (), "nested deeper than 60"),
+    ("code.yaml", "a: !!python/object/apply:os.system [ls]", (), "line 1: could not determine a"),
+    ("broken.yaml", "beta: [1, 2\nlr: 3", (), "line 2: did not find expected"),
+    ("tab.yaml", "a:\n\tb: 1", (), "line 2: found character"),
+    ("list.yaml", "- a\n- b", (), "holds a list and no keys: give a trainer's configuration"),
+    ("empty.yaml", " \n", (), "the file is empty"),
+    ("broken.json", '{"beta": 1,}', (), "broken JSON"),
+    ("deep.json", '{"a":' * 100_000, (), "nested too deep"),
+    ("broken.toml", "beta = = 1", (), "broken TOML"),
+    ("large.yaml", "beta: 1\n" * 40_000, (), "more than 256 kB"),
+    (
+        "training_args.bin",
+        "x",
+        (),
+        "a pickle can run anything when it is loaded, so it is not: save",
+    ),
+    ("notes.md", "# beta", (), "of no kind that is read: give a .yaml, .json, .toml or .sh file"),
+    ("quote.sh", "trl grpo --beta '0.1\n", (), "line 1: a quote ' is not closed"),
+    ("array.sh", "A=(--beta 1\ntrl grpo ${A[@]}\n", (), "line 1: the array is not closed: write )"),
+    ("here.sh", "cat <<END\nx\n", (), "no line 'END' ends the text"),
+    ("grow.sh", "A=xxxxxxxx\n" + 'A="$A$A$A$A"\n' * 30, (), "its variables grow without bound"),
+    ("none.sh", "ls\n", (), "no command line with --flag or key=value settings is in it"),
+    (
+        "other.yaml",
+        "lr: 1",
+        (),
+        "no key of a trainer that is known is in it: say --trainer, one of",
+    ),
+    ("both.yaml", "beta: 1\nnum_generations: 8", (), "those of ms-swift or of "),
+    ("verl.yaml", "actor_rollout_ref: {rollout: {n: 8}}", ("--trainer", "trl-grpo"), "is of verl"),
+    ("lr.yaml", "lr: 1", ("--trainer", "verl"), "has no key of verl: give its configuration"),
+    ("trl.yaml", TRL, ("--trainer", "trl-gpro"), "there is no trainer 'trl-gpro': did you mean"),
+    ("trl.yaml", TRL, ("--trainer", "dr-grpo"), "configurations of dr-grpo are not read: choose"),
+    ("trl.yaml", TRL, ("scale_rewards=x",), "scale_rewards = x is not known: group, true, batch"),
+    ("trl.yaml", TRL, ("beta=-1",), "beta = -1: beta must be a number 0 or more, got -1.0"),
+    ("trl.yaml", TRL, ("beta=abc",), "beta = abc is not a number"),
+    ("trl.yaml", TRL, ("num_generations=2.5",), "num_generations = 2.5 is not a whole number"),
+    ("trl.yaml", TRL, ("num_generations=1",), "group_size must be an integer of 2 or more"),
+    ("trl.yaml", TRL, ("beta=nan",), "beta = nan is not a number"),
+    ("trl.yaml", TRL, ("beta=[1,2]",), "beta = ['1', '2'] is not a number"),
+    ("trl.yaml", TRL, ("a b=1",), "'a b=1' is no override such as"),
+    (
+        *("verl.sh", VERL, ("algorithm.use_kl_in_reward=true",)),
+        "use_kl_loss and use_kl_in_reward are both on",
+    ),
+    ("verl.sh", VERL, ("algorithm.adv_estimator=remax",), "no preset of verl is known for"),
+    (
+        "verl.sh",
+        VERL,
+        ("--trainer", "verl-rloo"),
+        "algorithm.adv_estimator = grpo is not verl-rloo",
+    ),
+    ("areal.yaml", AREAL.partition("ref:")[0], (), "without a ref: block actor.kl_ctl"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "options", "message"), BAD)
+def test_a_bad_configuration_is_one_line(capsys, tmp_path, name, text, options, message):
+    path = written(tmp_path, name, text)
+    code, out, err = run(capsys, "recipe", "--config", path, *options)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert name in err or message.startswith(("there is no trainer", "configurations of", "'a b"))
+
+
+def test_what_no_text_is_and_what_is_not_there(capsys, tmp_path):
+    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    for path, message in [
+        (tmp_path / "image.yaml", "not a text in UTF-8"),
+        (tmp_path / "absent.yaml", "cannot be read: No such file or directory"),
+        (tmp_path, "this is a folder: give the files in it"),
+    ]:
+        code, out, err = run(capsys, "recipe", "--config", path)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{path}: {message}" in err
+
+
+def test_yaml_needs_pyyaml(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    path = written(tmp_path, "grpo.yaml", TRL)
+    code, out, err = run(capsys, "recipe", "--config", path)
+    assert (code, out) == (2, "")
+    assert f'{path}: reading YAML needs PyYAML: pip install "kltarget[config]"' in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "beta=1"], "--config has no file, only key=value"),
+        (["trl-grpo", "--trainer", "verl"], "--trainer says whose --config it is"),
+        (["--list", "--config", "a.yaml"], "--list lists all trainers"),
+        (["trl-rloo", "--compare", "verl", "--same-target-as", "verl"], "are two questions"),
+        (["trl-rloo", "--same-target-as", "verl"], "verl has no KL, so no β gives a target"),
+        (["tunix", "--same-target-as", "skyrl"], "tunix has a KL that holds nothing"),
+        (["skyrl", "--same-target-as", "trl-grpo"], "trl-grpo >=1.10 has β = 0 and no target"),
+        (["--same-target-as", "verl"], "--list lists all trainers: give a NAME or a --config"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, arguments, message):
+    code, out, err = run(capsys, "recipe", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+SEEDS = [(x[0], x[1]) for x in TRAINERS] + [("run.sh", VERL), ("a.yaml", TRL), ("b.sh", SCRIPT)]
+PIECES = list("\n\t '\"$(){}[]&*!:#=\\|<>-~`%@,0") + [
+    "\x00",
+    "é",
+    "<<EOF\n",
+    "${",
+    "1e999",
+    "&a *a",
+]
+
+
+def mutated(text, chance):
+    """The text with a few pieces put in, taken out, doubled or exchanged."""
+    for _ in range(chance.randint(1, 8)):
+        at = chance.randrange(len(text) + 1)
+        end = min(len(text), at + chance.randint(0, 30))
+        change = chance.choice(["insert", "delete", "double", "move"])
+        middle = {"insert": chance.choice(PIECES), "delete": "", "double": text[at:end] * 2}
+        if change == "move":
+            to = chance.randrange(len(text) + 1)
+            text = text[:to] + text[at:end] + text[to:]
+        else:
+            text = text[:at] + middle[change] + text[end if change != "insert" else at :]
+    return text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_mutated_configurations_are_read_or_refused_in_a_line(capsys, tmp_path, seed):
+    chance = random.Random(seed)
+    for number in range(40):
+        name, text = chance.choice(SEEDS)
+        path = tmp_path / f"{number}_{name}"
+        path.write_text(mutated(text, chance), encoding="utf-8")
+        code, out, err = run(capsys, "recipe", "--config", path)
+        assert code in (0, 2), path.read_text(encoding="utf-8")
+        assert (code == 0) == bool(out)
+        assert err.count("\n") == (code == 2)
+
+
+def test_nothing_in_a_script_is_run(tmp_path):
+    made = tmp_path / "made"
+    script = f"touch {made}\nX=$(touch {made})\ntrl grpo --beta `touch {made}` --delta $X\n"
+    reading = from_config(written(tmp_path, "run.sh", script))
+    assert not made.exists()
+    assert reading.recipe == recipe("trl-grpo")
+    assert len(reading.not_given) == 2

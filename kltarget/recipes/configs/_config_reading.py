@@ -21,7 +21,14 @@ from kltarget.recipes.configs._flat_settings import (
     read_settings,
     spelled,
 )
-from kltarget.recipes.configs._key_tables import KeyRule, KeyTable, Variant, agrees
+from kltarget.recipes.configs._key_tables import (
+    KeyRule,
+    KeyTable,
+    Variant,
+    agrees,
+    is_pseudo,
+    matches,
+)
 
 _MAY_BE_NONE = ("log_ratio_clip", "kl_clip", "reward_clip", "clip", "clip_high", "group_size")
 _WHOLE = ("ddof", "group_size", "updates_per_batch")
@@ -175,6 +182,8 @@ class _Translation:
 
     def value(self, key: str) -> Any:
         """The value of a key, or what the trainer takes where nothing sets it."""
+        if key.endswith(".*"):
+            return "present" if any(matches(x, key) for x in self.given) else "absent"
         return self.known[key].value if key in self.known else self.default.get(key)
 
     def failing(self, when: Mapping[str, Any], unless: Mapping[str, Any] | None = None) -> str:
@@ -191,11 +200,12 @@ class _Translation:
         if name is not None:
             return self._named_variant(name)
         for variant in self.table.variants:
-            if not self.failing(variant.when):
+            if not self.failing(variant.when, variant.unless):
                 if variant.refuse is not None:
                     raise _Refused(variant.refuse)
                 return variant
-        keys = dict.fromkeys(key for variant in self.table.variants for key in variant.when)
+        whens = [x for variant in self.table.variants for x in (variant.when, variant.unless)]
+        keys = dict.fromkeys(key for when in whens for key in when if not is_pseudo(key))
         said = ", ".join(f"{self._shown(key)} = {spelled(self.value(key))}" for key in keys)
         raise _Refused(f"no preset of {self.table.name} is known for {said}: give a Recipe instead")
 
@@ -219,7 +229,7 @@ class _Translation:
 
     def reading(self, files: tuple[str, ...]) -> ConfigReading:
         """Goes through all keys."""
-        self.fields |= self.variant.recipe
+        self.fields |= _without_none(self.variant.recipe)
         if self.variant.note:
             self.notes.append(self.variant.note)
         for key, setting in self.given.items():
@@ -258,7 +268,7 @@ class _Translation:
             if used:
                 does = ", ".join(filter(None, (self._apply(rule, setting) for rule in used)))
                 does = does or "no field of the recipe"
-            elif any(key in variant.when for variant in self.table.variants):
+            elif any(key in (*x.when, *x.unless) for x in self.table.variants):
                 does = f"the preset {self.variant.preset}"
             elif not rules:
                 does = "which other keys are read"
@@ -279,13 +289,11 @@ class _Translation:
             if "refuse" in entry:
                 raise _Refused(f"{setting.shown} = {setting.text}: {entry['refuse']}")
             note = entry.pop("note", note)
-            # TOML has no None.
-            changes = {
-                field: None if x == "none" and field in _MAY_BE_NONE else x
-                for field, x in entry.items()
-            }
+            changes = _without_none(entry)
         elif rule.fields:
             changes = self._several(rule, setting)
+        elif rule.clearing and setting.text == "none":
+            changes = dict.fromkeys([rule.field or ""])
         elif rule.field is not None and setting.text != "none":
             changes = {rule.field: self._number(rule.field, setting, setting.number, rule.factor)}
         if note:
@@ -353,3 +361,11 @@ class _Translation:
             if (where == parent and near) or (name == other and "kl" in name):
                 return f" (did you mean {known}?)"
         return ""
+
+
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a table: TOML has no None and writes it as a text."""
+    return {
+        field: None if value == "none" and field in _MAY_BE_NONE else value
+        for field, value in fields.items()
+    }

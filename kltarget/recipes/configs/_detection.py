@@ -16,12 +16,16 @@ def table_of(settings: Settings, trainer: str | None, where: str) -> tuple[KeyTa
     if trainer is not None:
         return _checked(settings, trainer, where)
     scores = {
-        table.name: (bool(table.marks_in(settings)), len(table.known_in(settings)))
+        table.name: (
+            bool(table.started_in(settings)),
+            bool(table.marks_in(settings)),
+            len(table.known_in(settings)),
+        )
         for table in key_tables()
     }
     best = max(scores.values())
     candidates = [table for table in key_tables() if scores[table.name] == best]
-    if best == (False, 0):
+    if best == (False, False, 0):
         known = ", ".join(table.name for table in key_tables())
         raise ArgumentError(
             f"{where}: no key of a trainer that is known is in it: say {{}}, one of {known}",
@@ -41,11 +45,11 @@ def table_of(settings: Settings, trainer: str | None, where: str) -> tuple[KeyTa
 def _checked(settings: Settings, trainer: str, where: str) -> tuple[KeyTable, str | None]:
     """What was said, if the keys do not speak against it."""
     table, name = table_named(trainer)
-    if table.marks_in(settings):
+    if table.marks_in(settings) or table.started_in(settings):
         return table, name
     for other in key_tables():
-        marks = other.marks_in(settings)
-        if marks and other is not table and not _shared(table, other):
+        marks = [*other.started_in(settings), *other.marks_in(settings)]
+        if marks and other.name not in table.kin and table.name not in other.kin:
             raise ArgumentError(
                 f"{where}: {marks[0]} is of {other.name}, not of {trainer}: say {{}}",
                 "trainer",
@@ -54,8 +58,3 @@ def _checked(settings: Settings, trainer: str, where: str) -> tuple[KeyTable, st
     if not table.known_in(settings):
         raise ValueError(f"{where}: has no key of {trainer}: give its configuration")
     return table, name
-
-
-def _shared(table: KeyTable, other: KeyTable) -> bool:
-    """Whether both are trainers of one library, or one is built on the other."""
-    return table.name.split("-")[0] == other.name.split("-")[0]

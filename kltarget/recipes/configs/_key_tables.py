@@ -25,6 +25,7 @@ class KeyRule:
     values: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unless: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    clearing: bool = False
     note: str | None = None
 
 
@@ -34,6 +35,7 @@ class Variant:
 
     preset: str = ""
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unless: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str | None = None
     refuse: str | None = None
@@ -45,7 +47,7 @@ class KeyTable:
 
     Attributes:
         name: of the trainer.
-        also: other names under which it may be asked for.
+        kin: trainers whose keys are much the same: a mark of theirs is no contradiction.
         marks: keys that no other trainer has; ``"actor_rollout_ref.*"`` is all below one.
         hints: keys that speak for it without deciding.
         commands: parts of a command line that start it.
@@ -57,7 +59,7 @@ class KeyTable:
     """
 
     name: str
-    also: tuple[str, ...]
+    kin: tuple[str, ...]
     marks: tuple[str, ...]
     hints: tuple[str, ...]
     commands: tuple[str, ...]
@@ -71,8 +73,8 @@ class KeyTable:
     def known(self) -> frozenset[str]:
         """All keys that mean something here, without aliases."""
         conditions = [x.when for x in (*self.variants, *self.rules)]
-        conditions += [rule.unless for rule in self.rules]
-        keys = {key for when in conditions for key in when if not key.startswith("_")}
+        conditions += [x.unless for x in (*self.variants, *self.rules)]
+        keys = {key for when in conditions for key in when if not is_pseudo(key)}
         return frozenset(keys | {rule.key for rule in self.rules})
 
     def canonical(self, key: str) -> str:
@@ -80,24 +82,33 @@ class KeyTable:
         return self.alias.get(key, key)
 
     def marks_in(self, settings: Settings) -> list[str]:
-        """The settings, or parts of the command line, that only this trainer has."""
-        keys = [
+        """The settings that only this trainer has."""
+        return [
             setting.shown
             for key, setting in settings.values.items()
-            if any(_matches(key, mark) for mark in self.marks)
+            if any(matches(key, mark) for mark in self.marks)
         ]
-        return [*(x for x in self.commands if x in settings.commands), *keys]
+
+    def started_in(self, settings: Settings) -> list[str]:
+        """The parts of a command line that start this trainer."""
+        return [x for x in self.commands if x in settings.commands]
 
     def known_in(self, settings: Settings) -> list[str]:
         """The settings that mean something here or speak for this trainer."""
         return [
             setting.shown
             for key, setting in settings.values.items()
-            if self.canonical(key) in self.known or any(_matches(key, x) for x in self.hints)
+            if self.canonical(key) in self.known or any(matches(key, x) for x in self.hints)
         ]
 
 
-def _matches(key: str, pattern: str) -> bool:
+def is_pseudo(key: str) -> bool:
+    """Whether a condition is on what is no key: the preset, or whether a block is there at all."""
+    return key.startswith("_") or key.endswith(".*")
+
+
+def matches(key: str, pattern: str) -> bool:
+    """Whether a key is the one, or below the one, that a pattern names."""
     return key.startswith(pattern[:-1]) if pattern.endswith(".*") else key == pattern
 
 
@@ -126,7 +137,7 @@ def _table(document: dict[str, Any]) -> KeyTable:
         rules.append(KeyRule(**entry))
     return KeyTable(
         name=document["name"],
-        **{x: tuple(document.get(x, ())) for x in ("also", "marks", "hints", "commands")},
+        **{x: tuple(document.get(x, ())) for x in ("kin", "marks", "hints", "commands")},
         default=document.get("default", {}),
         alias=document.get("alias", {}),
         variants=tuple(Variant(**entry) for entry in document["variant"]),
@@ -143,7 +154,7 @@ def table_named(trainer: str) -> tuple[KeyTable, str | None]:
     """
     name = trainer.partition("==")[0].strip()
     for table in key_tables():
-        if name in (table.name, *table.also):
+        if name == table.name:
             return table, None
     for table in key_tables():
         if any(name == variant.preset for variant in table.variants):
@@ -151,7 +162,7 @@ def table_named(trainer: str) -> tuple[KeyTable, str | None]:
     if any(name == entry.name for entry in presets()):
         known = ", ".join(table.name for table in key_tables())
         raise ValueError(f"configurations of {name} are not read: choose of {known}")
-    every = [name for table in key_tables() for name in (table.name, *table.also)]
+    every = [table.name for table in key_tables()]
     every += [variant.preset for table in key_tables() for variant in table.variants]
     every = sorted(set(filter(None, every)))
     raise ValueError(f"there is no trainer {name!r}: {near(name, every)}")
