@@ -13,7 +13,7 @@ from kltarget.cli._arguments import options_of
 from kltarget.cli._output import InputError, input_errors
 from kltarget.recipes import ConfigReading, Preset, Recipe
 
-_KINDS = (".yaml", ".yml", ".json", ".toml", ".sh", ".bash", ".slurm", ".sbatch")
+_KINDS = (".yaml", ".yml", ".json", ".toml", ".sh", ".py", ".bash", ".slurm", ".sbatch")
 _FILES = "FILE"
 
 
@@ -35,7 +35,8 @@ def add_config(command: Any) -> None:
     """Adds ``--config``."""
     options_of(command)(
         f"--config {_FILES}",
-        "a trainer's configuration (YAML, JSON, TOML, or a shell script with its command line), "
+        "a trainer's configuration (YAML, JSON, TOML, a shell script with its command line, or a "
+        "Python script with a GRPOConfig), "
         "a later file on top of an earlier one, then key=value on top of all",
         nargs="+",
         default=(),

@@ -111,8 +111,9 @@ def from_config(
 ) -> ConfigReading:
     """Reads what a trainer's configuration files and command lines ask for, as a recipe.
 
-    YAML (with PyYAML), JSON, TOML and the command line in a shell script are read; nothing in them
-    is run, and YAML makes plain data alone. The trainer is told by its keys.
+    YAML (with PyYAML), JSON, TOML, the command line in a shell script and a ``GRPOConfig`` in a
+    Python script are read; nothing in them is run, and YAML makes plain data alone. The trainer is
+    told by its keys.
 
     Args:
         config: a file, a dictionary such as ``training_args.to_dict()``, or several of either, of

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kltarget._core.words import compact
+from kltarget.recipes.configs._python_calls import config_call
 from kltarget.recipes.configs._shell_scripts import commands_of
 from kltarget.recipes.configs._yaml_files import yaml_data
 
@@ -20,6 +21,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 _MOST_BYTES, _MOST_SETTINGS, _MOST_DEPTH = 256_000, 20_000, 60
 _SHELL = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".job", ".qsub", ".sub", ".txt")
+_GIVE = "give a .yaml, .json, .toml, .sh or .py file"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _OVERRIDE = re.compile(r"(?P<mark>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)=(?P<value>.*)", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
@@ -42,7 +44,8 @@ class Setting:
     @property
     def open(self) -> bool:
         """Whether the value comes from outside: a variable that nothing given sets."""
-        return isinstance(self.value, str) and ("$" in self.value or "`" in self.value)
+        values = self.value if isinstance(self.value, (list, tuple)) else [self.value]
+        return any(isinstance(x, str) and ("$" in x or "`" in x) for x in values)
 
     @property
     def text(self) -> str:
@@ -147,13 +150,20 @@ def _read_file(settings: Settings, path: pathlib.Path) -> None:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("not a text in UTF-8: give a .yaml, .json, .toml or .sh file") from None
+        raise ValueError(
+            "not a text in UTF-8: give a .yaml, .json, .toml, .sh or .py file"
+        ) from None
     if "\0" in text:
-        raise ValueError("not a text: give a .yaml, .json, .toml or .sh file")
+        raise ValueError(f"not a text: {_GIVE}")
     if not text.strip():
         raise ValueError("the file is empty")
-    if kind in _SHELL or text.startswith("#!"):
+    if kind in _SHELL or (text.startswith("#!") and kind != ".py"):
         _read_script(settings, text)
+        return
+    if kind == ".py":
+        name, data = config_call(text)
+        settings.commands += f"\nclass {name}"
+        _flatten(settings, data, "", 0)
         return
     data = _data(text, kind)
     if not isinstance(data, Mapping):
@@ -180,7 +190,7 @@ def _data(text: str, kind: str) -> Any:
             raise ValueError("nested too deep: mend the file") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"line {error.lineno}: broken JSON: {error.msg}") from None
-    raise ValueError("of no kind that is read: give a .yaml, .json, .toml or .sh file")
+    raise ValueError(f"of no kind that is read: {_GIVE}")
 
 
 def _called(data: Any) -> str:

@@ -114,7 +114,9 @@ def _expanded(word: _Word, known: dict[str, list[str]], *, split: bool = True) -
             if values is None:
                 values = [match["default"] if match["default"] else match[0]]
             elif split and not quoted:
-                values = [x for value in values for x in value.split()]
+                # What a program would print is one value that is not known.
+                several = (x.split() if "$(" not in x and "`" not in x else [x] for x in values)
+                values = [x for parts in several for x in parts]
             if match["array"] or (split and not quoted):
                 if values:
                     done += [current + values[0], *values[1:]] if len(values) > 1 else []
