@@ -136,6 +136,28 @@ def test_json_of_training_arguments(tmp_path):
     assert from_config(arguments).recipe == expected
 
 
+def test_a_default_of_zero_leaves_keys_idle():
+    config = {"use_bias_correction_kl": True, "num_generations": 4}
+    assert keys(from_config(config).idle) == {"use_bias_correction_kl": "not read with beta = 0.0"}
+    with_beta = from_config(config | {"beta": 0.1, "use_bias_correction_kl": False})
+    assert (with_beta.recipe.estimator, with_beta.idle) == ("k3", ())
+
+
+def test_keys_that_a_version_did_not_have_yet():
+    config = {"use_bias_correction_kl": True, "loss_type": "dr_grpo", "beta": 0.1}
+    for version, idle in [
+        ("0.15.2", {"use_bias_correction_kl", "loss_type"}),
+        ("0.18.2", {"use_bias_correction_kl"}),
+        ("1.9.2", set()),
+    ]:
+        reading = from_config(config, trainer=f"trl-grpo=={version}")
+        assert {key.key for key in reading.idle} == idle
+        length = {} if "loss_type" in idle else {"length": "sum"}
+        estimator = {} if idle else {"estimator": "weighted-k3"}
+        assert reading.recipe == recipe(f"trl-grpo=={version}", beta=0.1, **length, **estimator)
+    assert reading.preset == recipes.preset("trl-grpo==1.9.2")
+
+
 def test_rloo_is_told_from_grpo():
     config = {"beta": 0.1, "normalize_advantages": True, "reward_clip_range": [-2, 3]}
     config |= {"scale_rewards": "none"}
@@ -292,6 +314,15 @@ def test_two_configurations_side_by_side(capsys, tmp_path):
     assert "ame YAML" not in expected[1]
     assert run(capsys, "recipe", "--compare", first, second) == expected
     assert run(capsys, "recipe", "--config", first, "--compare", "trl-rloo")[0] == 0
+
+
+def test_what_no_file_says_is_said_beside_a_comparison(capsys, tmp_path):
+    path = written(tmp_path, "a.yaml", f"{TRL}temperature: $T\n")
+    for option in ("--compare", "--same-target-as"):
+        code, out, err = run(capsys, "recipe", "--config", path, option, "trl-rloo")
+        assert code == 0
+        assert "trl-rloo" in out
+        assert err.startswith("kltarget: note: temperature = $T: nothing given says what that is")
 
 
 def test_same_target_as_another_configuration(capsys, tmp_path):
@@ -557,10 +588,24 @@ BAD = [
         "other.yaml",
         "lr: 1",
         (),
-        "no key of a trainer that is known is in it: say --trainer, one",
+        "its keys tell no trainer: say --trainer, one of",
     ),
     ("both.yaml", "beta: 1\nnum_generations: 8", (), "those of ms-swift or of "),
     ("verl.yaml", "actor_rollout_ref: {rollout: {n: 8}}", ("--trainer", "trl-grpo"), "is of verl"),
+    ("some.sh", "python a.py --beta 1 --num_generations 8", (), "its keys tell no trainer: say"),
+    (
+        "over.yaml",
+        "defaults: base.yaml\nlr: 1",
+        (),
+        "no trainer, and base.yaml, on which it builds,",
+    ),
+    ("ppo.yaml", NEMO + "ppo: {a: 1}", (), "the ppo: block is that of NeMo-RL's PPO"),
+    ("agents.yaml", ROLL + "custom_envs: {a: 1}", (), "custom_envs: is of ROLL's agentic pipeline"),
+    ("roll.yaml", ROLL, ("adv_estimator=gae",), "no preset of roll is known for"),
+    (
+        *("roll.yaml", ROLL, ("adv_estimator=reinforce", "norm_std_type=running")),
+        "norm_std_type = running: a running deviation, which no field",
+    ),
     ("lr.yaml", "lr: 1", ("--trainer", "verl"), "has no key of verl: give its configuration"),
     ("trl.yaml", TRL, ("--trainer", "trl-gpro"), "there is no trainer 'trl-gpro': did you mean"),
     ("trl.yaml", TRL, ("--trainer", "dr-grpo"), "configurations of dr-grpo are not read: choose"),
@@ -568,7 +613,7 @@ BAD = [
     ("trl.yaml", TRL, ("beta=-1",), "beta = -1: beta must be a number 0 or more, got -1.0"),
     ("trl.yaml", TRL, ("beta=abc",), "beta = abc is not a number"),
     ("trl.yaml", TRL, ("num_generations=2.5",), "num_generations = 2.5 is not a whole number"),
-    ("trl.yaml", TRL, ("num_generations=1",), "group_size must be an integer of 2 or more"),
+    ("trl.yaml", TRL, ("num_generations=1",), "num_generations = 1 compares each answer with none"),
     ("trl.yaml", TRL, ("beta=nan",), "beta = nan is not a number"),
     ("trl.yaml", TRL, ("beta=[1,2]",), "beta = ['1', '2'] is not a number"),
     ("trl.yaml", TRL, ("a b=1",), "'a b=1' is no override such as"),
@@ -585,6 +630,35 @@ BAD = [
     ),
     ("areal.yaml", AREAL.partition("ref:")[0], (), "without a ref: block actor.kl_ctl"),
 ]
+
+
+def test_roll_normalises_as_it_is_told_unless_it_is_grpo():
+    config = {"use_kl_loss": True, "kl_loss_coef": 0.1, "add_token_level_kl": False}
+    config |= {"norm_mean_type": "group", "adv_estimator": "reinforce"}
+    expected = recipe("roll", beta=0.1, normalize="none")
+    assert from_config(config).recipe == expected
+    assert from_config(config | {"norm_std_type": "batch"}).recipe.normalize == "batch-std"
+    reading = from_config(config | {"adv_estimator": "grpo", "norm_std_type": None})
+    assert reading.recipe == recipe("roll", beta=0.1)
+    assert {key.key for key in reading.idle} == {"norm_mean_type", "norm_std_type"}
+    del config["norm_mean_type"]
+    expected = recipe("roll", beta=0.1, normalize="none", baseline="none")
+    assert from_config(config).recipe == expected
+
+
+def test_a_script_that_calls_another(tmp_path):
+    script = 'bash examples/run_gsm8k.sh trainer.algorithm.kl_loss_coef=0.1 "$@"\n'
+    reading = from_config(written(tmp_path, "run.sh", script))
+    assert reading.recipe == recipe("skyrl", beta=0.1)
+    assert [text.split(",")[0] for text in reading.not_given] == ["examples/run_gsm8k.sh", "$@"]
+
+
+def test_a_clip_of_zero_is_left_out():
+    reading = from_config({"rl.grpo_beta": 0.1, "rl.grpo_epsilon": 0})
+    assert reading.recipe == recipe("maxtext", beta=0.1)
+    assert reading.notes == (
+        "rl.grpo_epsilon = 0 clips every ratio, which no field says: left out.",
+    )
 
 
 @pytest.mark.parametrize(("name", "text", "options", "message"), BAD)
@@ -702,7 +776,8 @@ def test_nothing_in_a_script_is_run(tmp_path):
 KEYS = sorted((pathlib.Path(recipes.__file__).parent / "configs" / "keys").glob("*.toml"))
 OF_A_TABLE = {"name", "file", "read", "checked", "variant"}
 OPTIONAL = {"kin", "marks", "hints", "commands", "default", "alias", "never", "key"}
-OF_A_KEY = {"key", "field", "fields", "factor", "values", "when", "unless", "clearing", "note"}
+OF_A_KEY = {"key", "field", "fields", "factor", "values", "when", "unless", "note"}
+OF_A_KEY |= {"always", "clearing"}
 
 
 @pytest.mark.parametrize("file", KEYS, ids=lambda file: file.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 from kltarget import recipes
@@ -41,6 +42,13 @@ def add_config(command: Any) -> None:
         nargs="+",
         default=(),
     )
+
+
+def say_what_is_not_given(*sides: Side) -> None:
+    """A line on standard error for each value that no file says, where no page lists them."""
+    for side in sides:
+        for text in side.config.not_given if side.config else ():
+            print(f"kltarget: note: {text}", file=sys.stderr)
 
 
 def side_of_config(entries: list[str], trainer: str | None, beta: float | None) -> Side:

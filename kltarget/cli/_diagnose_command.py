@@ -14,7 +14,7 @@ from typing import Any
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
-from kltarget.cli._config_options import add_config, side_of_config
+from kltarget.cli._config_options import add_config, say_what_is_not_given, side_of_config
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Recipe, recipe
 
@@ -133,8 +133,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | 
     changed = ", ".join(f"{field}={value}" for field, value in fields.items())
     if arguments.config:
         side = side_of_config(arguments.config, name, beta)
-        for text in side.config.not_given if side.config else ():
-            print(f"kltarget: note: {text}", file=sys.stderr)
+        say_what_is_not_given(side)
         name = f"{side.preset.name} of {side.title}"
         used = dataclasses.replace(side.recipe, **fields)
         return used, beta, f"{name} with {changed}" if changed else name

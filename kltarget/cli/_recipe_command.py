@@ -31,7 +31,7 @@ from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, 
 from kltarget._core.records import json_text
 from kltarget._core.words import compact
 from kltarget.cli._arguments import finite, options_of
-from kltarget.cli._config_options import Side, add_config, side_of, sides
+from kltarget.cli._config_options import Side, add_config, say_what_is_not_given, side_of, sides
 from kltarget.cli._output import JSON, InputError, check_outputs, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
@@ -103,8 +103,12 @@ def _recipe(arguments: argparse.Namespace) -> int:
         from kltarget.cli._same_target import same_target
 
         # The β of OTHER is its own.
-        betas, page = same_target(found[0], side_of(arguments.same_target_as, None))
+        other = side_of(arguments.same_target_as, None)
+        betas, page = same_target(found[0], other)
+        say_what_is_not_given(found[0], other)
         content["same_target"] = {x: None if math.isnan(b) else b for x, b in betas.items()}
+    if arguments.compare:
+        say_what_is_not_given(*found)
     say(page, unless=[arguments.json])
     say(write((arguments.json, lambda: json_text(content, indent=1))))
     return 0

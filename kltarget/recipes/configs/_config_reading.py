@@ -31,6 +31,7 @@ from kltarget.recipes.configs._key_tables import (
 )
 
 _MAY_BE_NONE = ("log_ratio_clip", "kl_clip", "reward_clip", "clip", "clip_high", "group_size")
+_CLIPS = ("clip", "clip_high")
 _WHOLE = ("ddof", "group_size", "updates_per_batch")
 _ALIKE = 0.84
 
@@ -86,12 +87,12 @@ class ConfigReading:
             blocks.append([Table(rows, "lll")])
         else:
             blocks.append([Paragraph("No key acts: this is the preset as it comes.")])
-        if self.idle:
-            items = [Item("- ", f"{x.key} = {x.value}: {x.does}.") for x in self.idle]
-            blocks.append([Heading("Does nothing here"), Bullets(items)])
         if self.not_given:
             items = [Item("- ", f"{text}.") for text in self.not_given]
             blocks.append([Heading("Not given"), Bullets(items)])
+        if self.idle:
+            items = [Item("- ", f"{x.key} = {x.value}: {x.does}.") for x in self.idle]
+            blocks.append([Heading("Does nothing here"), Bullets(items)])
         if self.notes:
             items = [Item("- ", text) for text in self.notes]
             blocks.append([Heading("Not in the recipe"), Bullets(items)])
@@ -180,6 +181,9 @@ class _Translation:
         self.preset = preset(title)
         self.title = title
         self.default |= {"_preset": self.preset.name, "_versions": self.preset.versions}
+        for rule in table.rules:
+            if rule.field is not None and rule.factor == 1:
+                self.default.setdefault(rule.key, getattr(self.preset.recipe, rule.field))
 
     def value(self, key: str) -> Any:
         """The value of a key, or what the trainer takes where nothing sets it."""
@@ -235,6 +239,10 @@ class _Translation:
             self.notes.append(self.variant.note)
         for key, setting in self.given.items():
             self._take(key, setting)
+        for rule in self.table.rules:
+            unset = rule.always and rule.key not in self.known
+            if unset and not self.failing(rule.when, rule.unless):
+                self._apply(rule, Setting(rule.key, self.value(rule.key)))
         not_given = [
             f"{name}, which is named but not among the files: the trainer's defaults are taken for "
             "what it sets; give it before the others"
@@ -295,6 +303,8 @@ class _Translation:
             changes = self._several(rule, setting)
         elif rule.clearing and setting.text == "none":
             changes = dict.fromkeys([rule.field or ""])
+        elif rule.field in _CLIPS and setting.number == 0:
+            note = f"{setting.shown} = 0 clips every ratio, which no field says: left out."
         elif rule.field is not None and setting.text != "none":
             changes = {rule.field: self._number(rule.field, setting, setting.number, rule.factor)}
         if note:
@@ -323,6 +333,10 @@ class _Translation:
         if found is None or (field in _WHOLE and found != int(found)):
             kind = "a whole number" if field in _WHOLE else "a number"
             raise _Refused(f"{setting.shown} = {setting.text} is not {kind}")
+        if field == "group_size" and found < 2:
+            raise _Refused(
+                f"{setting.shown} = {setting.text} compares each answer with none: set 2 or more"
+            )
         return int(found) if field in _WHOLE else found * factor
 
     def _recipe(self) -> Recipe:
@@ -330,8 +344,7 @@ class _Translation:
         try:
             return recipe(self.title, **fields)
         except ValueError as error:
-            field = str(error).partition(" ")[0].partition("=")[0]
-            setting = self.set_by.get(field)
+            setting = next((x for name, x in self.set_by.items() if name in str(error)), None)
             said = f"{setting.shown} = {setting.text}: " if setting else ""
             raise _Refused(f"{said}{error}") from None
 

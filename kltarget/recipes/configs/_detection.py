@@ -6,6 +6,8 @@ from kltarget._core.checks import ArgumentError
 from kltarget.recipes.configs._flat_settings import Settings
 from kltarget.recipes.configs._key_tables import KeyTable, key_tables, table_named
 
+_FEW = 2
+
 
 def table_of(settings: Settings, trainer: str | None, where: str) -> tuple[KeyTable, str | None]:
     """The trainer's table, and the preset where a name says which.
@@ -15,20 +17,15 @@ def table_of(settings: Settings, trainer: str | None, where: str) -> tuple[KeyTa
     """
     if trainer is not None:
         return _checked(settings, trainer, where)
-    scores = {
-        table.name: (
-            bool(table.started_in(settings)),
-            bool(table.marks_in(settings)),
-            len(table.known_in(settings)),
-        )
-        for table in key_tables()
-    }
+    scores = {table.name: _score(table, settings) for table in key_tables()}
     best = max(scores.values())
     candidates = [table for table in key_tables() if scores[table.name] == best]
-    if best == (False, False, 0):
+    if not any(best):
         known = ", ".join(table.name for table in key_tables())
+        named = settings.named_files[:1]
+        below = f", and {named[0]}, on which it builds, is not given" if named else ""
         raise ArgumentError(
-            f"{where}: no key of a trainer that is known is in it: say {{}}, one of {known}",
+            f"{where}: its keys tell no trainer{below}: say {{}}, one of {known}",
             "trainer",
             python="trainer=…",
         )
@@ -40,6 +37,15 @@ def table_of(settings: Settings, trainer: str | None, where: str) -> tuple[KeyTa
             candidates[0].name,
         )
     return candidates[0], None
+
+
+def _score(table: KeyTable, settings: Settings) -> tuple[bool, bool, int]:
+    """What speaks for a trainer: its command, its own keys, and how many keys mean something."""
+    started, marked = bool(table.started_in(settings)), bool(table.marks_in(settings))
+    known = len(table.known_in(settings))
+    # A single key such as beta is in many a file, and so are flags of many a program.
+    enough = started or marked or (known >= _FEW and not settings.commands)
+    return started, marked, known + table.hinted_in(settings) if enough else 0
 
 
 def _checked(settings: Settings, trainer: str, where: str) -> tuple[KeyTable, str | None]:

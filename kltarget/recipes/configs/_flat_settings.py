@@ -25,7 +25,7 @@ _GIVE = "give a .yaml, .json, .toml, .sh or .py file"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _OVERRIDE = re.compile(r"(?P<mark>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)=(?P<value>.*)", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
-_OTHER_FILES = re.compile(r"[^=\s]+\.(ya?ml|json|toml)")
+_OTHER_FILES = re.compile(r"[^=\s]+\.(ya?ml|json|toml|sh)")
 _NAMES_FILES = ("config", "config_name", "config_file", "config_path", "custom_config_path")
 
 

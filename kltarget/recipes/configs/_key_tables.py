@@ -26,6 +26,7 @@ class KeyRule:
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unless: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     clearing: bool = False
+    always: bool = False
     note: str | None = None
 
 
@@ -94,12 +95,16 @@ class KeyTable:
         return [x for x in self.commands if x in settings.commands]
 
     def known_in(self, settings: Settings) -> list[str]:
-        """The settings that mean something here or speak for this trainer."""
+        """The settings that mean something here."""
         return [
             setting.shown
             for key, setting in settings.values.items()
-            if self.canonical(key) in self.known or any(matches(key, x) for x in self.hints)
+            if self.canonical(key) in self.known
         ]
+
+    def hinted_in(self, settings: Settings) -> int:
+        """How many settings speak for this trainer without deciding."""
+        return sum(any(matches(key, x) for x in self.hints) for key in settings.values)
 
 
 def is_pseudo(key: str) -> bool:

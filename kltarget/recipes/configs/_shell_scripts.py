@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 _LAUNCHERS = re.compile(
-    r"(python[\d.]*|ray|torchrun|accelerate|deepspeed|trl|swift|megatron|axolotl|srun|uv|uvx|poetry"
+    r"(bash|sh|python[\d.]*|ray|torchrun|accelerate|deepspeed|trl|swift|megatron|axolotl|srun|uv|uvx|poetry"
     r"|openrlhf|llamafactory-cli|areal|hydra)$"
 )
 _OPENING = {"if", "for", "while", "until", "case", "select", "function", "{"}
