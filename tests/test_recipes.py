@@ -541,7 +541,11 @@ KEYS = {
     "read": list,
     "before": str,
     "after": str,
+    "distribution": str,
+    "configuration": list,
+    "defaults": dict,
 }
+OPTIONAL = {"notes", "clipped", "before", "after", "distribution", "configuration", "defaults"}
 # A release below, at and above every bound there is.
 RELEASES = [
     *("0", "0.1.3", "0.1.4", "0.1.6", "0.1.7", "0.3.1", "0.4", "0.5", "0.6.9", "0.7", "0.11.4"),
@@ -553,12 +557,12 @@ RELEASES = [
 @pytest.mark.parametrize("file", sorted(TRAINERS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_file_says_what_it_should(file):
     document = tomllib.loads(file.read_text(encoding="utf-8"))
-    assert set(document) == {"preset"}
+    assert set(document) <= {"preset", "explained"}
     fields = {field.name: field.default for field in dataclasses.fields(Recipe)}
     ranges = {}
-    for entry in document["preset"]:
+    for entry in document.get("preset", ()):
         assert set(entry) <= set(KEYS)
-        assert set(KEYS) - set(entry) <= {"notes", "clipped", "before", "after"}
+        assert set(KEYS) - set(entry) <= OPTIONAL
         assert all(isinstance(entry[key], KEYS[key]) for key in entry)
         if "clipped" in entry:
             assert {"log_ratio_clip", "kl_clip"} & set(entry["recipe"])
@@ -622,6 +626,7 @@ def test_the_caveat_is_on_every_page_of_the_recipe(capsys):
         assert told in " ".join(_run(capsys, *arguments)[1].split())
 
 
+@pytest.mark.broad
 def test_the_caveat_is_on_every_page_of_a_diagnosis(capsys, tmp_path):
     log, html, record = (tmp_path / name for name in ("log.jsonl", "page.html", "page.json"))
     rows = [{"prompt": "?", "completion": x, "reward": r} for x, r in (("a", 1.0), ("b", 0.0)) * 4]
@@ -664,6 +669,8 @@ def test_a_whole_entry_is_read():
     [
         ("versions", "verions", "there is no key 'verions': did you mean 'versions'"),
         ("[[preset]]", "[[presets]]", "there is no table 'presets': did you mean 'preset'?"),
+        ("[[preset]]", "preset = [1]\n[[preset]]", "this is no TOML: "),
+        ("[[preset]]", "[preset]", "preset must stand as [[preset]], once for each entry"),
         ('file = "mine/config.py"\n', "", "preset 'mine': file is missing"),
         ('read = ["1.0", "1.2"]\n', "", "preset 'mine': read is missing"),
         ('name = "mine"\n', "", "preset 1: name is missing"),
@@ -686,6 +693,18 @@ def test_a_whole_entry_is_read():
         ('before = "there was none"\n', "", "preset 'mine': before is missing: why >=1 alone?"),
         ('">=1"', '">=1, <2"', "preset 'mine': after is missing: why >=1, <2 alone?"),
         ("[preset.keys]", "[preset.keys", "this is no TOML: "),
+        (
+            "notes = ",
+            'distribution = "mine"\nnotes = ',
+            "distribution and configuration go together",
+        ),
+        ("notes = ", 'configuration = ["a.py"]\nnotes = ', "distribution and configuration go"),
+        ("[preset.keys]", "[preset.defaults]\na = 1\n[preset.keys]", "defaults go with them"),
+        (
+            "notes = ",
+            'distribution = "mine"\nconfiguration = ["a.txt"]\nnotes = ',
+            "configuration must list files such as package/file.py:Class, package/file.py or",
+        ),
         ("notes = ", "clipped = []\nclipped = ", "this is no TOML: "),
     ],
 )
@@ -843,7 +862,10 @@ def test_nothing_differs(capsys):
 @pytest.mark.parametrize("arguments", [[], ["--list"]], ids=["alone", "list"])
 def test_list(capsys, arguments):
     code, out, err = _run(capsys, *arguments)
-    assert (code, out, err) == (0, f"{recipes.table()}\n", "")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{recipes.table()}\n\n")
+    others = out.removeprefix(recipes.table())
+    assert all(entry.name in others for entry in recipes.explanations())
 
 
 def test_json_round_trip(capsys, tmp_path):
@@ -877,6 +899,10 @@ def test_json_round_trip(capsys, tmp_path):
         (["--compare", "trl-grpo"], "two trainers side by side, not 1"),
         (["skyrl", "--compare", "tunix", "verl"], "two trainers side by side, not 3"),
         (["trl-grpo", "--list"], "--list lists all trainers"),
+        (["--installed"], "--installed compares one trainer: give a NAME"),
+        (["trl-grpo", "--installed", "--beta", "0"], "one trainer: leave --beta out"),
+        (["trl-grpo", "--installed", "--compare", "verl"], "one trainer: leave --compare out"),
+        (["deepseek-r1", "--installed"], "deepseek-r1 names no package whose defaults are read"),
         (["--list", "--json", "a.json"], "--json writes one trainer"),
         (["trl-grpo", "--json", "no/such/folder.json"], "there is no folder"),
     ],

@@ -111,6 +111,11 @@ def _parts(word: str, width: int) -> list[str]:
     return [*parts, word]
 
 
+def sentence(text: str) -> str:
+    """A text that begins with a capital letter, whatever the others are."""
+    return text[:1].upper() + text[1:]
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things, which the noun calls in the singular."""
     return f"{number:,} {noun if number == 1 else plural(noun)}"

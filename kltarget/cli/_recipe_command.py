@@ -15,6 +15,9 @@
   ``acting``, ``idle``, ``unknown``, ``not_given``, ``notes``;
 - ``same_target``, with ``--same-target-as``: for each reference success rate the β, ``null`` where
   none gives that target.
+
+``--installed`` is that of ``kltarget.cli._installed_defaults``, and of a trainer that no recipe
+describes, such as ``trl-dpo``, that of ``kltarget.cli._explained``.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ from typing import Any
 from kltarget import recipes
 from kltarget._core.page import Bullets, Heading, Item, Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
-from kltarget._core.words import compact
+from kltarget._core.words import compact, sentence
 from kltarget.cli._arguments import finite, options_of
 from kltarget.cli._config_options import Side, add_config, say_what_is_not_given, side_of, sides
-from kltarget.cli._output import JSON, InputError, check_outputs, say, write
+from kltarget.cli._explained import explain
+from kltarget.cli._installed_defaults import compare_with_installed
+from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
@@ -52,8 +57,9 @@ def add_to(commands: Any) -> None:
         "Without NAME, list the trainers and versions. With --config, read what a run's own "
         "configuration or command line asks for, and which of its keys do nothing.",
         epilog="examples: kltarget recipe; kltarget recipe trl-grpo --beta 0.04; kltarget recipe "
-        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04; kltarget recipe --config run.sh "
-        "algorithm.kl_ctrl.kl_coef=0.01 --compare other.yaml",
+        "trl-grpo==1.9.2 --compare trl-grpo==1.10 --beta 0.04; kltarget recipe trl-grpo "
+        "--installed; kltarget recipe --config run.sh algorithm.kl_ctrl.kl_coef=0.01 --compare "
+        "other.yaml. Exit codes: 0 fine, 1 defaults that differ, 2 bad input.",
     )
     add = options_of(command)
     command.add_argument(
@@ -77,6 +83,11 @@ def add_to(commands: Any) -> None:
         "--same-target-as OTHER",
         "the β under which this trainer aims at what OTHER does, a trainer or a configuration",
     )
+    add(
+        "--installed",
+        "compare the preset with the defaults of the package that is installed, which is read and "
+        "not run; exit code 1 if they differ",
+    )
     add("--list", "list the trainers and versions")
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_recipe)
@@ -94,6 +105,15 @@ def _recipe(arguments: argparse.Namespace) -> int:
     if arguments.compare and arguments.same_target_as is not None:
         raise InputError("--compare and --same-target-as are two questions: ask one")
     check_outputs([arguments.json], arguments.config)
+    if arguments.installed:
+        if arguments.config or arguments.same_target_as is not None:
+            raise InputError("--installed is of a preset: leave --config and --same-target-as out")
+        return compare_with_installed(arguments)
+    with input_errors():
+        alone = not (arguments.compare or arguments.config or arguments.same_target_as)
+        told = recipes.explanation(arguments.name) if alone else None
+    if told is not None:
+        return explain(told, arguments)
     found = sides(arguments)
     readings = [recipes.read(side.recipe, arguments.reward_std) for side in found]
     rows = list(zip(found, readings, strict=True))
@@ -119,11 +139,14 @@ def _list(arguments: argparse.Namespace) -> int:
         raise InputError("--list lists all trainers: leave NAME and --compare out")
     if arguments.config or arguments.trainer or arguments.same_target_as:
         raise InputError("--list lists all trainers: give a NAME or a --config, and no --list")
-    for name in ("json", "beta", "reward_std"):
-        if getattr(arguments, name) is not None:
-            what = "writes" if name == "json" else "says something of"
+    for name in ("json", "beta", "reward_std", "installed"):
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            what = {"json": "writes", "installed": "compares"}.get(name, "says something of")
             raise InputError(f"--{name.replace('_', '-')} {what} one trainer: give a NAME")
-    say(recipes.table().splitlines())
+    others = ", ".join(entry.name for entry in recipes.explanations())
+    say([*recipes.table().splitlines(), ""])
+    say(Page([Paragraph(f"No recipe, but what each does instead, have {others}.")]))
     return 0
 
 
@@ -155,7 +178,7 @@ def _page(side: Side, reading: Reading) -> Page:
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
     releases = f" of {', '.join(preset.read)}" if preset.read else ""
-    caveat = [_sentence(preset.caveat)] if preset.caveat else []
+    caveat = [sentence(preset.caveat)] if preset.caveat else []
     mind = [Item("- ", text) for text in (*caveat, *reading.caveats, *preset.notes)]
     config = side.config.page().parts if side.config else []
     return Page(
@@ -165,10 +188,6 @@ def _page(side: Side, reading: Reading) -> Page:
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
     )
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _unbroken(text: str) -> str:
@@ -230,8 +249,8 @@ def _beside(*rows: tuple[Side, Reading]) -> Page:
     return Page(
         [Table(table, "lll", gap=2)],
         [Lines(["≠ marks what differs."])] if differ else [],
-        [Paragraph(f"{_sentence(summary)}.")],
-        [Paragraph(_sentence(text)) for text in caveats],
+        [Paragraph(f"{sentence(summary)}.")],
+        [Paragraph(sentence(text)) for text in caveats],
     )
 
 

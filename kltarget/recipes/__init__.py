@@ -9,22 +9,38 @@ configuration file or command line as a recipe.
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
+from kltarget.recipes._explanation import Explanation
+from kltarget.recipes._installed import Default, InstalledDefaults, installed
 from kltarget.recipes._preset import Preset
-from kltarget.recipes._presets import preset, presets, recipe, table
+from kltarget.recipes._presets import (
+    explanation,
+    explanations,
+    preset,
+    presets,
+    recipe,
+    table,
+)
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
-from kltarget.recipes._trainer_files import presets_from_toml
+from kltarget.recipes._trainer_files import explanations_from_toml, presets_from_toml
 from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
 __all__ = [
     "ConfigReading",
+    "Default",
+    "Explanation",
+    "InstalledDefaults",
     "KeyRead",
     "Preset",
     "Reading",
     "Recipe",
     "compare",
     "critical_beta",
+    "explanation",
+    "explanations",
+    "explanations_from_toml",
     "from_config",
+    "installed",
     "preset",
     "presets",
     "presets_from_toml",

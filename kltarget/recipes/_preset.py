@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from typing import Any
 
 from kltarget.recipes._reading import kl_term
 from kltarget.recipes._recipe import Recipe
@@ -27,6 +28,10 @@ class Preset:
         clipped: the estimators that ``log_ratio_clip`` and ``kl_clip`` are of; empty for all.
         before: why no earlier version is covered, where it is known.
         after: why no later version is covered, where it is known.
+        distribution: the package whose defaults :func:`installed` compares; empty for none.
+        configuration: its files that hold them, and the class of each.
+        defaults: defaults as they were read, by key of the trainer's configuration, where they are
+            not what the recipe says.
         caveat: what to mind where the version that was asked for is one that was not read.
 
     Example:
@@ -47,6 +52,9 @@ class Preset:
     clipped: tuple[str, ...] = ()
     before: str = ""
     after: str = ""
+    distribution: str = ""
+    configuration: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     caveat: str = ""
 
     @property

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kltarget._core.page import Page, Table
+from kltarget.recipes._explanation import Explanation
 from kltarget.recipes._preset import Preset
 from kltarget.recipes._recipe import Recipe
-from kltarget.recipes._trainer_files import near, presets_from_toml
+from kltarget.recipes._trainer_files import explanations_from_toml, near, presets_from_toml
 
 if TYPE_CHECKING:
     from packaging.version import Version
@@ -72,7 +73,8 @@ def preset(name: str) -> Preset:
         not read, its ``caveat`` says so, and which ones were.
 
     Raises:
-        ValueError: an unknown name, or a version that had no such trainer.
+        ValueError: an unknown name, one of :func:`explanations`, or a version that had no such
+            trainer.
 
     Example:
         >>> from kltarget import recipes
@@ -83,23 +85,54 @@ def preset(name: str) -> Preset:
     """
     # Here, because most of a program never asks, and it takes a while to import.
     from packaging.specifiers import SpecifierSet
-    from packaging.version import InvalidVersion, Version
 
     wanted, equals, version = (part.strip() for part in name.partition("=="))
     ranges = [entry for entry in presets() if entry.name == wanted]
     if not ranges:
-        known = dict.fromkeys(entry.name for entry in presets())
-        raise ValueError(f"there is no preset {wanted!r}: {near(wanted, known)}")
+        if told := explanation(name):
+            raise ValueError(f"no recipe says what {wanted} does: {told}")
+        known = [entry.name for entry in (*presets(), *explanations())]
+        raise ValueError(f"there is no preset {wanted!r}: {near(wanted, dict.fromkeys(known))}")
     if not equals:
         return ranges[-1]
-    try:
-        release = Version(Version(version).base_version)
-    except InvalidVersion:
-        raise ValueError(f"{version!r} in {name!r} is not a version such as 1.9.2") from None
+    release = _release(name)
     within = [release in SpecifierSet(entry.versions.replace("*", "")) for entry in ranges]
     place = within.index(True) if any(within) else _gap(ranges, release)
     caveat = _caveat(ranges, place, version, release)
     return dataclasses.replace(ranges[place], caveat=caveat) if caveat else ranges[place]
+
+
+def explanation(name: str) -> Explanation | None:
+    """What a trainer does that no recipe says, such as DPO or distillation.
+
+    Args:
+        name: with or without a version, as for :func:`recipe`.
+
+    Returns:
+        What its coefficient is and what it aims at; None if the name is not of one of
+        :func:`explanations`.
+
+    Example:
+        >>> from kltarget import recipes
+        >>> recipes.explanation("trl-dpo").trainer
+        'TRL DPO'
+    """
+    wanted, equals, version = (part.strip() for part in name.partition("=="))
+    found = next((entry for entry in explanations() if entry.name == wanted), None)
+    if found is None or not equals:
+        return found
+    return dataclasses.replace(found, caveat=_caveat([found], 0, version, _release(name)))
+
+
+def _release(name: str) -> Version:
+    """The release that a name ends in."""
+    from packaging.version import InvalidVersion, Version
+
+    version = name.partition("==")[2].strip()
+    try:
+        return Version(Version(version).base_version)
+    except InvalidVersion:
+        raise ValueError(f"{version!r} in {name!r} is not a version such as 1.9.2") from None
 
 
 def _gap(ranges: Sequence[Preset], release: Version) -> int:
@@ -115,7 +148,9 @@ def _gap(ranges: Sequence[Preset], release: Version) -> int:
     return below[-1]
 
 
-def _caveat(ranges: Sequence[Preset], place: int, version: str, release: Version) -> str:
+def _caveat(
+    ranges: Sequence[Preset] | Sequence[Explanation], place: int, version: str, release: Version
+) -> str:
     """What to mind where a version was not read."""
     from packaging.version import Version
 
@@ -148,9 +183,27 @@ def presets() -> tuple[Preset, ...]:
         >>> [entry.versions for entry in recipes.presets() if entry.name == "trl-grpo"]
         ['>=0.14, <0.16', '>=0.16, <0.19', '>=0.19, <=1.9.2', '>=1.10']
     """
+    return tuple(x for file, text in _files().items() for x in presets_from_toml(text, file))
+
+
+@functools.cache
+def explanations() -> tuple[Explanation, ...]:
+    """All trainers that no recipe describes, with what their coefficient is instead.
+
+    Example:
+        >>> from kltarget import recipes
+        >>> [entry.name for entry in recipes.explanations()]
+        ['llamafactory-ppo', 'llamafactory-dpo', ..., 'trl-gkd', 'trl-distillation']
+    """
+    return tuple(x for file, text in _files().items() for x in explanations_from_toml(text, file))
+
+
+@functools.cache
+def _files() -> dict[str, str]:
+    """What stands in the file of each trainer."""
     folder = importlib.resources.files("kltarget.recipes").joinpath("trainers")
     files = sorted((x for x in folder.iterdir() if x.name.endswith(".toml")), key=lambda x: x.name)
-    return tuple(x for file in files for x in presets_from_toml(file.read_text("utf-8"), file.name))
+    return {file.name: file.read_text("utf-8") for file in files}
 
 
 def table() -> str:
