@@ -109,11 +109,12 @@ def _recipe(arguments: argparse.Namespace) -> int:
         if arguments.config or arguments.same_target_as is not None:
             raise InputError("--installed is of a preset: leave --config and --same-target-as out")
         return compare_with_installed(arguments)
-    with input_errors():
-        alone = not (arguments.compare or arguments.config or arguments.same_target_as)
-        told = recipes.explanation(arguments.name) if alone else None
-    if told is not None:
-        return explain(told, arguments)
+    alone = not (arguments.compare or arguments.config or arguments.same_target_as)
+    if alone and arguments.name is not None:
+        with input_errors():
+            told = recipes.explanation(arguments.name)
+        if told is not None:
+            return explain(told, arguments)
     found = sides(arguments)
     readings = [recipes.read(side.recipe, arguments.reward_std) for side in found]
     rows = list(zip(found, readings, strict=True))

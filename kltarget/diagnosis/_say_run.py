@@ -124,7 +124,7 @@ def _families(case: Case, aims: list[Aim], is_far: bool) -> list[Statement]:
     evidence = value, None, assumed, size, "late rollouts"
     statements = [Statement("family", headline, detail, *evidence, tier=3)]
     configured = case.recipe.aim
-    if case.recipe.divergence is None or case.beta == 0 or not scaled:
+    if configured not in ("reverse", "forward") or case.beta == 0 or not scaled:
         return statements
     used = ahead if sure else {"reverse": reverse, "forward": forward}[configured]
     value, (low, high) = unit * used.factor, (unit * x for x in used.interval)

@@ -236,7 +236,7 @@ def _mara(case: Case, aim: Aim) -> list[Statement]:
     )
     recipe, detail = case.recipe, ""
     # What a baseline shortens is in the effective β, and so in these rewards.
-    if recipe.aim == "forward" or recipe.normalized:
+    if recipe.aim != "reverse" or recipe.normalized:
         detail = f". Not with this recipe: {mara_obstacle(recipe)}"
     if recipe.baseline_factor != 1:
         detail += (

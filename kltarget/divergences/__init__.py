@@ -15,6 +15,8 @@ from kltarget.divergences._families import (
     kl,
 )
 from kltarget.divergences._generator import FDivergence
+from kltarget.divergences._scaled import Scaled
+from kltarget.divergences._terms import TermDivergence
 from kltarget.divergences.names import named
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "JensenShannon",
     "NeymanChiSquared",
     "ReverseKL",
+    "Scaled",
     "SquaredHellinger",
+    "TermDivergence",
     "TotalVariation",
     "Tsallis",
     "kl",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kltarget._core.status import Status
-from kltarget.implied._nodes import over_tree, stationary
+from kltarget.implied._nodes import Rule, over_tree, stationary
 from kltarget.recipes import Recipe
 from kltarget.recipes.groups import Groups, make_groups
 from kltarget.spaces import Branches
@@ -51,7 +51,7 @@ class Problem:
         beta: coefficient of the regulariser, relative to what the reward's gradient weighs.
         reward: as the recipe uses it, ``[A]``.
         log_ref: ``[A]``.
-        forward: whether the regulariser's gradient is that of the forward KL.
+        rule: which f′ the regulariser's gradient is that of.
         regularised: whether its estimator has an expected gradient at all.
         tree: of the tokens where each prefix has a condition of its own, else None.
         lengths: number of tokens per sequence where they differ and matter, else None.
@@ -62,7 +62,7 @@ class Problem:
     beta: float
     reward: np.ndarray
     log_ref: np.ndarray
-    forward: bool
+    rule: Rule
     regularised: bool
     tree: Branches | None = None
     lengths: np.ndarray | None = None
@@ -123,8 +123,8 @@ class Problem:
                 # Its derivative is ℓ + 1: the 1 has no mean only over all tokens.
                 gain = gain - cost
             numbers = (self.tree, gain, cost, self.log_ref, entropy)
-            return over_tree(*numbers, self.forward, charged, self.eos)
-        return stationary(gain, cost, self.log_ref, entropy, self.forward)
+            return over_tree(*numbers, self.rule, charged, self.eos)
+        return stationary(gain, cost, self.log_ref, entropy, self.rule)
 
     def at_scale(self, scale: np.ndarray) -> np.ndarray:
         """The policies of rewards that are divided by ``scale [S]``: ``[S, A]``."""

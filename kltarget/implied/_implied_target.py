@@ -20,6 +20,7 @@ from kltarget.implied._nodes import next_tokens, one_level
 from kltarget.implied._rows import Rows, make_rows, several_tokens
 from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
+from kltarget.recipes._terms import in_jax
 from kltarget.spaces import Branches, PrefixTree, SequenceSpace
 from kltarget.targets import solve, token_local_target
 from kltarget.targets._protocol import StationaryPolicy
@@ -250,11 +251,11 @@ def saturation_beta(
     if any(x.lengths is not None for x in rows.problems):
         raise ValueError("saturation_beta knows no sequences that count by their lengths")
     if recipe.normalize == "batch-std" and len(rows.problems) > 1:
-        forward = rows.problems[0].forward and not recipe.entropy_bonus
+        forward = recipe.aim == "forward" and not recipe.entropy_bonus
         least = 0.0 if forward else smallest_coefficient(rows.problems)
         return jnp.full(rows.batch, least, rows.dtype)
     values = [
-        0.0 if x.forward and not x.recipe.entropy_bonus else smallest_coefficient([x])
+        0.0 if recipe.aim == "forward" and not recipe.entropy_bonus else smallest_coefficient([x])
         for x in rows.problems
     ]
     return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
@@ -289,7 +290,7 @@ def _find(problem: Problem, space: SequenceSpace | PrefixTree | None) -> FixedPo
         return _undecided(problem) if several else problem.only(problem.best, Status.NO_TARGET)
     if recipe.aim == "total variation" and problem.beta > 0:
         # Both have the target of total variation, computed when all rows are put together.
-        beta = 2 * problem.beta / recipe.baseline_factor
+        beta = recipe.variation_factor * problem.beta / recipe.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
     if problem.regularised or recipe.entropy_bonus:
         return find(problem)
@@ -318,7 +319,7 @@ def _remarked(
     if space is not None and problem.recipe.level == "token":
         tree = space.branches
     held = problem.regularised or problem.recipe.entropy_bonus > 0
-    if not held or problem.recipe.aim not in ("reverse", "forward"):
+    if not held or problem.recipe.aim not in ("reverse", "forward", "other"):
         return found
     if not _clipped(problem, found.log_probs, tree):
         return found
@@ -328,14 +329,22 @@ def _remarked(
 def _clipped(problem: Problem, log_probs: np.ndarray, tree: Branches | None) -> bool:
     """Whether the estimate of the divergence, per token of these, is cut anywhere at a policy."""
     recipe = problem.recipe
-    if not problem.regularised or (recipe.log_ratio_clip is None and recipe.kl_clip is None):
+    low, high = recipe.held
+    limits = recipe.log_ratio_clip or recipe.kl_clip or min(-low, high) < np.inf
+    if not problem.regularised or not limits:
         return False
     tree = one_level(log_probs.size) if tree is None else tree
     policies = (next_tokens(tree, x) for x in (log_probs, problem.log_ref))
     now, then = (np.concatenate([x.ravel() for x in levels]) for levels in policies)
     log_ratio = np.where(now > -np.inf, now, 0) - np.where(now > -np.inf, then, 0)
     estimates = dict.fromkeys(("k1", "weighted-k1"), log_ratio) | {"k2": log_ratio**2 / 2}
-    cost = estimates.get(recipe.estimator, np.expm1(-log_ratio) + log_ratio)
+    if ((log_ratio < low) | (log_ratio > high)).any():
+        return True
+    if recipe.kl_clip is not None and callable(recipe.estimator):
+        estimates[recipe.estimator_name] = np.asarray(
+            in_jax(recipe.estimator)(jnp.asarray(log_ratio))
+        )
+    cost = estimates.get(recipe.estimator_name, np.expm1(-log_ratio) + log_ratio)
     cuts = (log_ratio, recipe.log_ratio_clip), (cost, recipe.kl_clip)
     return any(np.abs(x).max() > (cut or np.inf) for x, cut in cuts)
 

@@ -7,29 +7,36 @@ they are compared by has to be more accurate than what is reported.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from scipy.special import logsumexp, wrightomega
 
+from kltarget.implied._slopes import Slope
 from kltarget.spaces import Branches
+
+Rule = Literal["reverse", "forward"] | Slope
+"""Which f′ a regulariser has."""
 
 _BISECTIONS = 100
 
 
 def stationary(
-    gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray, forward: bool
+    gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray, rule: Rule
 ) -> np.ndarray:
     """The π with ``gain − cost·f′(π/π_ref) − entropy·log π`` equal on its support, as ``log π``.
 
-    ``f′`` is ``log u`` for the reverse and ``1 − 1/u`` for the forward KL. Everything is per
-    outcome, ``[..., V]``; outcomes without reference mass stay without.
+    ``f′`` is ``log u`` for the reverse and ``1 − 1/u`` for the forward KL, or a :class:`Slope`.
+    Everything is per outcome, ``[..., V]``; outcomes without reference mass stay without.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inside = log_ref > -np.inf
         gain, cost, entropy, log_ref = np.broadcast_arrays(gain, cost, entropy, log_ref)
         log_ref = np.where(inside, log_ref, 0.0)
         numbers = (inside, gain, cost, log_ref, entropy)
-        if not forward:
+        if isinstance(rule, Slope):
+            found = _sloped(*numbers, rule)
+        elif rule == "reverse":
             found = _tilted(*numbers)
         else:
             found = _hyperbolic_and_tilted(*numbers) if entropy.any() else _hyperbolic(*numbers)
@@ -43,7 +50,7 @@ def _unknown_end(
     cost: np.ndarray,
     log_ref: np.ndarray,
     entropy: np.ndarray,
-    forward: bool,
+    rule: Rule,
     eos: int,
 ) -> np.ndarray:
     """The stationary π of a loss that is a sum over all tokens but ``eos``.
@@ -53,10 +60,12 @@ def _unknown_end(
     """
     ends = np.arange(log_ref.shape[-1]) == eos
     others = np.where(ends, -np.inf, log_ref)
-    alone = stationary(gain, cost, others, entropy, forward)
+    alone = stationary(gain, cost, others, entropy, rule)
     some = others > -np.inf
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if forward:
+        if isinstance(rule, Slope):
+            free = others + rule.log_ratio(gain / cost, np.zeros_like(gain))
+        elif rule == "forward":
             free = np.where(cost > gain, others + np.log(cost) - np.log(cost - gain), np.inf)
         else:
             free = others + gain / cost
@@ -83,6 +92,38 @@ def _tilted(
     crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
     high = (each + total * crowd).max(-1, keepdims=True)
     return _normalised(log_policy, each.max(-1, keepdims=True), high, inside)
+
+
+def _sloped(
+    inside: np.ndarray,
+    gain: np.ndarray,
+    cost: np.ndarray,
+    log_ref: np.ndarray,
+    entropy: np.ndarray,
+    slope: Slope,
+) -> np.ndarray:
+    share = entropy / cost
+
+    def log_policy(level: np.ndarray) -> np.ndarray:
+        pulled = (gain - level - entropy * log_ref) / cost
+        return log_ref + slope.log_ratio(pulled, share)
+
+    def level_where(log_probability: np.ndarray) -> np.ndarray:
+        """The highest level at which an outcome has this probability."""
+        each = gain - cost * slope.height(log_probability - log_ref) - entropy * log_probability
+        return np.where(inside, each, -np.inf).max(-1, keepdims=True)
+
+    crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
+    low, high = level_where(0 * crowd), level_where(-crowd)
+    found = _normalised(log_policy, low, high, inside)
+    # Where f′(∞) is finite the best outcome takes what the others leave, at one level.
+    missing = 1 - np.where(inside, np.exp(found), 0.0).sum(-1, keepdims=True)
+    best = np.where(inside, gain - cost * slope.at_infinity, -np.inf)
+    best = inside & (best == best.max(-1, keepdims=True))
+    among = np.where(best, log_ref, -np.inf)
+    among = among - logsumexp(among, axis=-1, keepdims=True)
+    more = np.where(missing > 1e-9, np.log(np.maximum(missing, 1e-300)) + among, -np.inf)
+    return np.logaddexp(found, more)
 
 
 def _hyperbolic(
@@ -166,7 +207,7 @@ def over_tree(
     cost: np.ndarray,
     log_ref: np.ndarray,
     entropy: np.ndarray,
-    forward: bool,
+    rule: Rule,
     charged: bool,
     eos: int | None = None,
 ) -> np.ndarray:
@@ -185,9 +226,9 @@ def over_tree(
         # What has no mass costs nothing that is not 0.
         gain, cost, entropy = (_of_children(x, children, 1.0) for x in below)
         if eos is None:
-            found = stationary(gain, cost, given, entropy, forward)
+            found = stationary(gain, cost, given, entropy, rule)
         else:
-            found = _unknown_end(gain, cost, given, entropy, forward, eos)
+            found = _unknown_end(gain, cost, given, entropy, rule, eos)
         policy.append(found)
         probs = np.exp(found)
         value = gain

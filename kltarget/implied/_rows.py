@@ -10,6 +10,8 @@ import numpy as np
 
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_point_problem import Problem
+from kltarget.implied._nodes import Rule
+from kltarget.implied._slopes import slope_of
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
 from kltarget.spaces import PrefixTree, SequenceSpace
@@ -91,7 +93,7 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
             beta=float(one_beta) * weight,
             reward=one_reward,
             log_ref=one_ref,
-            forward=recipe.aim == "forward",
+            rule=_rule(recipe),
             regularised=recipe.divergence is not None and one_beta > 0,
             tree=space.branches if space is not None and has_tree and own_conditions else None,
             lengths=lengths,
@@ -102,6 +104,12 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
     if recipe.normalize == "batch-std" and recipe.normalized:
         _check_together(recipe, max(map(len, together)), lengths is not None)
     return Rows(recipe, space, log_ref, beta, problems, batch, together, dtype)
+
+
+def _rule(recipe: Recipe) -> Rule:
+    if recipe.aim == "other" and recipe.divergence is not None:
+        return slope_of(recipe.divergence)
+    return "forward" if recipe.aim == "forward" else "reverse"
 
 
 def _check_together(recipe: Recipe, prompts: int, weighed: bool) -> None:
@@ -174,6 +182,8 @@ def _check_known(recipe: Recipe, space: Space | None, weighed: bool) -> None:
     elif isinstance(space, PrefixTree) and (recipe.eos == "cut" or recipe.aim == "total variation"):
         what = "the absolute log-ratio" if recipe.eos == "kept" else "an end that is cut off"
         unknown = f"{what} on a PrefixTree"
+    elif recipe.aim == "other" and recipe.place == "reward" and recipe.level == "token" and several:
+        unknown = f"{recipe.estimator_name}, charged token by token"
     elif recipe.zero_std == "drop" and recipe.place == "reward":
         unknown = "dropped groups with a KL in the reward"
     elif recipe.aim == "total variation":

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import expm1_ratio, log1p_ratio, log_sum_exp, select, working_dtype
-from kltarget.divergences import Divergence, TotalVariation
+from kltarget.divergences import Divergence, Scaled, TotalVariation
 from kltarget.divergences._base import slope_at_zero
 from kltarget.divergences._families import PowerDivergence
 from kltarget.modes._labels import log_mass_of, members_of
@@ -149,10 +149,14 @@ def _without_beta(objective: Objective) -> tuple[Objective, Array]:
     dtype = working_dtype(objective.reward.dtype)
     # The reference has been checked by the tolerance of its own dtype.
     fields = {n: getattr(problem, n).astype(dtype) for n in ("reward", "log_ref", "beta")}
-    return dataclasses.replace(problem, **fields, measure=True), failed
+    divergence = objective.divergence
+    base = divergence.base if isinstance(divergence, Scaled) else divergence
+    return dataclasses.replace(problem, **fields, divergence=base, measure=True), failed
 
 
 def _as_asked(objective: Objective, beta: Array) -> Array:
+    divergence = objective.divergence
+    beta = beta / divergence.factor if isinstance(divergence, Scaled) else beta
     return jnp.broadcast_to(beta.astype(objective.reward.dtype), objective.batch_shape)
 
 

@@ -16,7 +16,7 @@ from kltarget._core import checks
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import made, register
 from kltarget._core.words import short
-from kltarget.divergences import Divergence, ReverseKL
+from kltarget.divergences import Divergence, ReverseKL, Scaled
 
 
 def normalize(log_weights: ArrayLike) -> Float[Array, "*batch A"]:
@@ -278,7 +278,11 @@ def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Diverge
         own = jnp.broadcast_to(x, batch)[..., None].astype(dtype) if jnp.ndim(x) else x
         return jnp.asarray(own, dtype)
 
-    return reward, log_ref, beta, jax.tree.map(aligned, objective.divergence)
+    divergence = objective.divergence
+    if isinstance(divergence, Scaled):
+        # β times a multiple of a divergence is a multiple of β times the divergence.
+        beta, divergence = beta * divergence.factor, divergence.base
+    return reward, log_ref, beta, jax.tree.map(aligned, divergence)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ from kltarget._core.numerics import double_precision
 from kltarget.divergences import kl
 from kltarget.modes import entropy
 from kltarget.plot import _style as look
-from kltarget.verification._exact_targets import TARGETS
+from kltarget.verification._exact_targets import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,7 +214,8 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
 
     with look.drawing(ax) as ax:
         groups = list(report.groups())
-        tvs = [[np.median([x.tv[name] for x in runs]) for name in TARGETS] for *_, runs in groups]
+        shown = list(groups[0][2][0].tv)
+        tvs = [[np.median([x.tv[name] for x in runs]) for name in shown] for *_, runs in groups]
         table = np.array(tvs)
         norm = LogNorm(1e-5, 1.0, clip=True)
         options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
@@ -222,13 +223,13 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
         frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
-            for j, name in enumerate(TARGETS):
+            for j, name in enumerate(shown):
                 shade = "white" if table[i, j] < 5e-3 else "black"
                 ax.text(j, i, _brief(table[i, j]), color=shade, **centred)
                 if name == runs[0].target:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
-        names = [name.replace(" ", "\n", 1) for name in TARGETS.values()]
-        ax.set_xticks(range(len(TARGETS)), names)
+        names = [title_of(name).replace(" ", "\n", 1) for name in shown]
+        ax.set_xticks(range(len(shown)), names)
         rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
         ax.tick_params(length=0)

@@ -22,6 +22,7 @@ from kltarget.recipes._presets import (
 )
 from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._terms import TermReading, divergence_of, read_term
 from kltarget.recipes._trainer_files import explanations_from_toml, presets_from_toml
 from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
@@ -34,8 +35,10 @@ __all__ = [
     "Preset",
     "Reading",
     "Recipe",
+    "TermReading",
     "compare",
     "critical_beta",
+    "divergence_of",
     "explanation",
     "explanations",
     "explanations_from_toml",
@@ -45,6 +48,7 @@ __all__ = [
     "presets",
     "presets_from_toml",
     "read",
+    "read_term",
     "recipe",
     "table",
 ]

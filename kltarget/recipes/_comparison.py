@@ -32,7 +32,7 @@ def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
         'same YAML, other target: forward KL → no KL'
     """
     same = "same YAML, " if same_keys else ""
-    first, second = (_DIRECTIONS.get(x.direction, x.direction) for x in (before, after))
+    first, second = (_direction(x) for x in (before, after))
     of = [f"of {'tokens' if x.recipe.per_token else 'sequences'}" for x in (before, after)]
     if first != second:
         levels = f", {of[0]} → {of[1]}" if of[0] != of[1] and "no KL" not in (first, second) else ""
@@ -60,11 +60,18 @@ def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
     return f"same family of targets, another effective β: {change}{differ}"
 
 
+def _direction(reading: Reading) -> str:
+    divergence = reading.recipe.divergence
+    if reading.direction == "other" and divergence is not None:
+        return divergence.title
+    return _DIRECTIONS.get(reading.direction, reading.direction)
+
+
 def _acting(recipe: Recipe) -> dict[str, Any]:
     """The fields, with those that do not move a target at one value each."""
     fields = dataclasses.asdict(recipe) | dict.fromkeys(_OFF_POLICY)
     # Estimators of one expected gradient differ in what a clip of them cuts.
-    fields["estimator"] = recipe.divergence or recipe.estimator
+    fields["estimator"] = recipe.divergence or recipe.estimator_name
     fields["kl_clip"] = recipe.kl_clip and (recipe.kl_clip, recipe.estimator)
     in_reward = recipe.place == "reward"
     kl_length = recipe.length if in_reward else recipe.kl_length or recipe.length

@@ -9,6 +9,7 @@ import numpy as np
 from kltarget._core.words import compact
 from kltarget.recipes._critical import critical_beta
 from kltarget.recipes._recipe import Recipe
+from kltarget.recipes._terms import TermReading
 from kltarget.recipes.groups import make_groups
 
 _P_REF = (0.1, 0.3, 0.5)
@@ -17,7 +18,12 @@ _STD = {
     "others-std": "the standard deviation of the rewards of the others in the group",
     "batch-std": "the standard deviation of the batch's rewards",
 }
-_KL = {"reverse": "KL(π‖π_ref)", "forward": "KL(π_ref‖π)", "total variation": "2 TV(π, π_ref)"}
+_KL = {
+    "reverse": "KL(π‖π_ref)",
+    "forward": "KL(π_ref‖π)",
+    "total variation": "2 TV(π, π_ref)",
+    "other": "D(π‖π_ref)",
+}
 _DIRECTIONS = {
     "reverse": "reverse, KL(π‖π_ref)",
     "forward": "forward, KL(π_ref‖π)",
@@ -49,7 +55,8 @@ class Reading:
         recipe: the recipe.
         objective: what is maximised, with its sign.
         advantage: what a sample is weighed by.
-        direction: ``"reverse"``, ``"forward"``, ``"total variation"`` or ``"none"``.
+        direction: ``"reverse"``, ``"forward"``, ``"total variation"``, ``"other"`` for another
+            divergence, or ``"none"``.
         unused: the direction that a β above 0 would have; None where β is not 0.
         why: where the direction comes from.
         level: whether the KL is one of sequences or of tokens.
@@ -60,7 +67,8 @@ class Reading:
         critical: the critical β for each reference success probability, None where there is none.
         critical_text: what to make of it.
         family: one of ``"exponential tilt"``, ``"token-local exponential tilt"``, ``"hyperbolic"``,
-            ``"token-local hyperbolic"``, ``"total variation"``, ``"none"``.
+            ``"token-local hyperbolic"``, ``"total variation"``, ``"none"``, or the name of another
+            divergence.
         target: its formula.
         caveats: what is easily got wrong.
     """
@@ -85,7 +93,13 @@ class Reading:
     @property
     def kl(self) -> str:
         """The direction with its formula."""
-        return _DIRECTIONS[self.direction]
+        return _named(self.recipe, self.direction)
+
+
+def _named(recipe: Recipe, direction: str) -> str:
+    if direction == "other" and recipe.divergence is not None:
+        return f"none; another divergence instead, {recipe.divergence.title}"
+    return _DIRECTIONS[direction]
 
 
 def read(recipe: Recipe, reward_std: float | None = None) -> Reading:
@@ -142,15 +156,17 @@ def in_words(recipe: Recipe) -> str:
 
 def kl_term(recipe: Recipe) -> str:
     """The estimator and its place."""
-    return "none" if recipe.place == "none" else f"{recipe.estimator} in the {recipe.place}"
+    return "none" if recipe.place == "none" else f"{recipe.estimator_name} in the {recipe.place}"
 
 
 def followed(recipe: Recipe) -> str:
     """What the gradient of the KL term is that of, and why."""
     if recipe.place == "none":
         return "no KL term is computed"
+    if recipe.term is not None:
+        return _of_term(recipe, recipe.term)
     if recipe.place == "loss":
-        return _IN_LOSS[recipe.estimator]
+        return _IN_LOSS[recipe.estimator_name]
     if recipe.aim == "none":
         return (
             f"{recipe.estimator} charged to the reward as a number follows the gradient of no "
@@ -160,6 +176,16 @@ def followed(recipe: Recipe) -> str:
         "k1 is charged to the reward as a number, and the policy gradient of that cost is the "
         "gradient of the reverse KL(π‖π_ref)"
     )
+
+
+def _of_term(recipe: Recipe, term: TermReading) -> str:
+    """What the gradient of a term that is known as a function is that of."""
+    how = "differentiated as it stands" if recipe.place == "loss" else "charged as a number"
+    text = f"{recipe.estimator_name} is {how}, and "
+    if term.divergence is None:
+        return f"{text}follows the gradient of no divergence: {term}"
+    what = "the policy gradient of that cost" if recipe.place == "reward" else "its mean derivative"
+    return "; ".join((f"{text}{what} is the gradient of {term.name}", *term.remarks))
 
 
 def aimed_at(recipe: Recipe) -> tuple[str, str]:
@@ -194,8 +220,8 @@ def mara_obstacle(recipe: Recipe, method: str = "augment") -> str | None:
     """Why a recipe's target is not uniform on the good outcomes although MARA was applied."""
     if recipe.divergence is None:
         return (
-            f"{recipe.estimator} in place={recipe.place!r} holds no policy to its reference: there "
-            "is nothing for the augmentation to undo"
+            f"{recipe.estimator_name} in place={recipe.place!r} holds no policy to its reference: "
+            "there is nothing for the augmentation to undo"
         )
     # What has equal rewards and equal references has equal shares, whatever is done to them.
     if method == "substitute":
@@ -204,6 +230,11 @@ def mara_obstacle(recipe: Recipe, method: str = "augment") -> str | None:
         return (
             "under the forward KL the augmentation over-corrects: the least likely right answer "
             'gets the most; use a reverse KL or method="substitute"'
+        )
+    if recipe.aim == "other":
+        return (
+            "the augmentation is made for the reverse KL, and over- or under-corrects under "
+            'another divergence; use a reverse KL or method="substitute"'
         )
     if recipe.normalized:
         return (
@@ -225,7 +256,7 @@ def _advantage(recipe: Recipe) -> str:
     charged = ""
     if recipe.place == "reward" and recipe.beta != 0:
         k = {"k1": "log π/π_ref", "k2": "½ log² π/π_ref", "absolute": "|log π/π_ref|"}
-        cost = f" − β {k.get(recipe.estimator, 'k3')}"
+        cost = f" − β {k.get(recipe.estimator_name, recipe.estimator_name)}"
         if recipe.charged_before:
             reward, charged = "r′", f", r′ = {reward}{cost}"
     mean = {"mean": " − mean", "leave-one-out": " − mean of the others", "none": ""}
@@ -242,10 +273,10 @@ def _advantage(recipe: Recipe) -> str:
 
 
 def _objective(recipe: Recipe, direction: str) -> str:
-    if recipe.charged_before and direction == "reverse":
+    if recipe.charged_before and direction in ("reverse", "other"):
         # The regularised rewards are all equal at the target, so what they are divided by does not
         # move it.
-        return f"maximise E_π[{_reward(recipe)}] − β KL(π‖π_ref)"
+        return f"maximise E_π[{_reward(recipe)}] − β {_KL[direction]}"
     regulariser = ""
     if direction != "none":
         kl = _KL[direction]
@@ -267,7 +298,7 @@ def _why(recipe: Recipe) -> str:
     how = f"{followed(recipe)}."
     if recipe.beta != 0 or recipe.place == "none" or recipe.estimator == "sampler":
         return how
-    above = "change nothing" if recipe.aim == "none" else f"make it {_DIRECTIONS[recipe.aim]}"
+    above = "change nothing" if recipe.aim == "none" else f"make it {_named(recipe, recipe.aim)}"
     return f"β = 0 switches it off. A β above 0 would {above}: {how}"
 
 
@@ -286,6 +317,8 @@ def _law(recipe: Recipe, outcome: str, prefix: str, gain: str, times: str = " ")
     ref = f"π_ref{outcome}"
     if recipe.aim == "reverse":
         return f"{ref}{times}exp({gain}/β)/Z{prefix}"
+    if recipe.aim == "other":
+        return f"{ref}{times}(f′)⁻¹(({gain} − λ{prefix})/β)"
     return f"β{times}{ref}/(Λ{prefix} − {gain})"
 
 
@@ -300,7 +333,10 @@ def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
             "total variation: mass moves from answers whose advantage is more than 2β below the "
             "best one to the best; the others keep the reference's probability"
         )
-    family = {"reverse": "exponential tilt", "forward": "hyperbolic"}[direction]
+    family = {"reverse": "exponential tilt", "forward": "hyperbolic"}.get(direction)
+    if family is None:
+        assert recipe.divergence is not None
+        family = f"target of {recipe.divergence.title}"
     if recipe.per_token:
         family, law = f"token-local {family}", _law(recipe, "(a|s)", "_s", "Q(s,a)")
         return family, f"{family}, π(a|s) = {law}, with Q(s,a) the mean advantage after token a"
@@ -401,7 +437,9 @@ def _caveats(recipe: Recipe, direction: str) -> list[str]:
     path = "where training ends depends on how it gets there."
     unregularised = recipe.beta == 0 or recipe.place == "none"
     if recipe.charged_without_divergence and recipe.beta != 0:
-        first = f"The cost of {recipe.estimator} still acts, but leaves several targets: {path}"
+        first = (
+            f"The cost of {recipe.estimator_name} still acts, but leaves several targets: {path}"
+        )
         return [first, *_general(recipe)]
     texts = []
     if unregularised:

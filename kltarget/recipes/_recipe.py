@@ -6,13 +6,19 @@ import dataclasses
 import functools
 import math
 import typing
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 from kltarget._core.words import compact
-from kltarget.divergences import Divergence, ForwardKL, ReverseKL
+from kltarget.divergences import Divergence, ForwardKL, ReverseKL, Scaled, TotalVariation
+from kltarget.recipes._terms import TermReading, read_term, swapped_k3
 
-Aim = Literal["reverse", "forward", "total variation", "none"]
+Aim = Literal["reverse", "forward", "total variation", "other", "none"]
 """What a regulariser's expected gradient is that of: a direction of the KL, for most."""
+
+Estimator = Literal[
+    "k1", "k2", "k3", "weighted-k1", "weighted-k3", "swapped-k3", "absolute", "abs", "sampler"
+]
 
 _AIMS: dict[tuple[str, str], Aim] = {
     ("reward", "k1"): "reverse",
@@ -43,9 +49,11 @@ class Recipe:
             weigh it by the probability of the sample; ``"none"`` leaves it out.
         estimator: of the log-ratio ``ℓ``: ``"k1"`` is ``ℓ``, ``"k2"`` is ``ℓ²/2``, ``"k3"`` is
             ``e^(−ℓ) − 1 + ℓ``, ``"weighted-k1"`` and ``"weighted-k3"`` are k1 and k3 times
-            ``π/sg(π)``, which is 1 but for its derivative (in the loss only), ``"absolute"`` is
-            ``|ℓ|``; ``"sampler"`` is half the squared log-ratio to the policy that drew the sample
-            instead of a reference (in the loss only).
+            ``π/sg(π)``, which is 1 but for its derivative (in the loss only), ``"absolute"`` or
+            ``"abs"`` is ``|ℓ|``, ``"swapped-k3"`` is ``e^ℓ − 1 − ℓ``, k3 with its arguments
+            exchanged; ``"sampler"`` is half the squared log-ratio to the policy that drew the
+            sample instead of a reference (in the loss only). Or any function of an array of
+            log-ratios, elementwise, as :func:`kltarget.recipes.divergence_of` takes.
         level: ``"sequence"`` applies the estimator to the log-ratio of the whole sequence,
             ``"token"`` to that of each token and sums. In the reward a token is then charged with
             the estimates from its own position on.
@@ -109,7 +117,7 @@ class Recipe:
     """
 
     place: Literal["reward", "loss", "none"] = "reward"
-    estimator: Literal["k1", "k2", "k3", "weighted-k1", "weighted-k3", "absolute", "sampler"] = "k1"
+    estimator: Estimator | Callable[[Any], Any] = "k1"
     level: Literal["sequence", "token"] = "sequence"
     baseline: Literal["none", "mean", "leave-one-out"] = "none"
     normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
@@ -134,9 +142,14 @@ class Recipe:
     entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.estimator == "abs":
+            object.__setattr__(self, "estimator", "absolute")
         for name, (kind, choices) in _types().items():
             value = getattr(self, name)
-            if kind is None:
+            if name == "estimator" and callable(value):
+                if self.place != "none":
+                    read_term(value, place=self.place)
+            elif kind is None:
                 if value not in choices:
                     listed = ", ".join(map(repr, choices))
                     raise ValueError(f"{name} must be one of {listed}, got {value!r}")
@@ -192,12 +205,56 @@ class Recipe:
         gradient, nor has the log-ratio to the sampler where the sampler is the policy itself. The
         others in the reward follow no divergence's.
         """
-        return _AIMS.get((self.place, self.estimator), "none")
+        if self.term is None:
+            return _AIMS.get((self.place, cast(str, self.estimator)), "none")
+        divergence = self.term.divergence
+        if isinstance(divergence, TotalVariation):
+            return "total variation"
+        if isinstance(divergence, Scaled) and isinstance(divergence.base, TotalVariation):
+            return "total variation"
+        known: dict[Divergence | None, Aim] = {
+            None: "none",
+            ReverseKL(): "reverse",
+            ForwardKL(): "forward",
+        }
+        return known.get(divergence, "other")
 
     @property
     def divergence(self) -> Divergence | None:
-        """The KL whose gradient this is at sequence level, None if it is that of neither."""
+        """The divergence whose gradient this is at sequence level, None if it is that of none.
+
+        Total variation, which has corners where others have a gradient, is not among them.
+        """
+        if self.aim == "other" and self.term is not None:
+            return self.term.divergence
         return {"reverse": ReverseKL(), "forward": ForwardKL()}.get(self.aim)
+
+    @property
+    def variation_factor(self) -> float:
+        """How many times the total variation an absolute log-ratio is."""
+        divergence = None if self.term is None else self.term.divergence
+        return divergence.factor if isinstance(divergence, Scaled) else 2.0
+
+    @property
+    def term(self) -> TermReading | None:
+        """What an estimator that is a function does; None for those that have a name alone."""
+        if self.place == "none":
+            return None
+        if self.estimator == "swapped-k3":
+            return read_term(swapped_k3, place=self.place)
+        return read_term(self.estimator, place=self.place) if callable(self.estimator) else None
+
+    @property
+    def held(self) -> tuple[float, float]:
+        """The log ratios beyond which the estimator does not hold the policy."""
+        return (-math.inf, math.inf) if self.term is None else self.term.held
+
+    @property
+    def estimator_name(self) -> str:
+        """The estimator in a word; of a function its own name."""
+        if callable(self.estimator):
+            return str(getattr(self.estimator, "__name__", type(self.estimator).__name__))
+        return self.estimator
 
     @property
     def reward_bounds(self) -> tuple[float, float] | None:
@@ -224,11 +281,12 @@ class Recipe:
 
     @property
     def charged_without_divergence(self) -> bool:
-        """Whether a cost is charged to the reward that no divergence has.
+        """Whether there is a cost that acts, but is that of no divergence.
 
-        It acts, but leaves several stationary policies: the path of training decides among them.
+        It leaves several stationary policies: the path of training decides among them.
         """
-        return self.place == "reward" and self.aim == "none"
+        acts = self.place == "reward" or (self.term is not None and bool(self.term.falling))
+        return acts and self.aim == "none"
 
     @property
     def charged_before(self) -> bool:
@@ -316,7 +374,8 @@ class Recipe:
 def _types() -> dict[str, tuple[type | None, tuple[Any, ...]]]:
     """Of every field whether it is a float, an int or, with None, a choice; and what it may be."""
     fields = {}
-    for name, hint in typing.get_type_hints(Recipe).items():
+    hints = typing.get_type_hints(Recipe) | {"estimator": Estimator}
+    for name, hint in hints.items():
         choices = typing.get_args(hint) or (hint,)
         choice = typing.get_origin(hint) is Literal
         fields[name] = (None if choice else int if int in choices else float, choices)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.numerics import as_float
 from kltarget._core.status import raise_if_failed
+from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
 
@@ -218,7 +219,9 @@ def _expected_reward(objective: Objective, log_probs: Array) -> Array:
 @functools.partial(jax.jit, inline=True)
 def _divergence_value(objective: Objective, log_probs: Array) -> Array:
     reward, log_ref, _, divergence = broadcast_fields(objective)
-    return divergence._total(log_probs.astype(reward.dtype), log_ref).astype(log_probs.dtype)
+    total = divergence._total(log_probs.astype(reward.dtype), log_ref).astype(log_probs.dtype)
+    own = objective.divergence
+    return own.factor * total if isinstance(own, Scaled) else total
 
 
 @functools.partial(jax.jit, inline=True)

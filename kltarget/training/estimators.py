@@ -16,9 +16,19 @@ from jaxtyping import Array, Float
 from kltarget._core.numerics import as_float
 from kltarget.divergences import Divergence
 from kltarget.recipes import Recipe
+from kltarget.recipes._terms import in_jax
 from kltarget.training._advantages import in_expectation, of_samples, shaped
 
-__all__ = ["absolute", "k1", "k2", "k3", "pseudo_reward", "surrogate", "weighted_k3"]
+__all__ = [
+    "absolute",
+    "k1",
+    "k2",
+    "k3",
+    "pseudo_reward",
+    "surrogate",
+    "swapped_k3",
+    "weighted_k3",
+]
 
 
 def k1(log_ratio: ArrayLike) -> Array:
@@ -63,6 +73,17 @@ def k3(log_ratio: ArrayLike) -> Array:
     # expm1(−x) + x cancels near 0, where the target of every run is not far
     series = y * y * (1 / 2 - y * (1 / 6 - y * (1 / 24 - y * (1 / 120 - y / 720))))
     return jnp.where(small, series, jnp.expm1(-x) + x)
+
+
+def swapped_k3(log_ratio: ArrayLike) -> Array:
+    """The estimator ``e^ℓ − 1 − ℓ``, k3 with its arguments exchanged: as a loss, half of χ².
+
+    Example:
+        >>> from kltarget.training import estimators
+        >>> print(f"{estimators.swapped_k3(0.5):.4f}")
+        0.1487
+    """
+    return k3(-as_float(log_ratio))
 
 
 def weighted_k3(log_ratio: ArrayLike, log_probs: ArrayLike) -> Array:
@@ -245,8 +266,17 @@ def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -
     log_ratio = log_probs - (sampler if recipe.estimator == "sampler" else log_ref)
     if recipe.log_ratio_clip is not None:
         log_ratio = jnp.clip(log_ratio, -recipe.log_ratio_clip, recipe.log_ratio_clip)
-    simple = {"k1": k1, "k2": k2, "k3": k3, "absolute": absolute, "sampler": k2}
-    if recipe.estimator in simple:
+    simple = {
+        "k1": k1,
+        "k2": k2,
+        "k3": k3,
+        "swapped-k3": swapped_k3,
+        "absolute": absolute,
+        "sampler": k2,
+    }
+    if callable(recipe.estimator):
+        cost = in_jax(recipe.estimator)(log_ratio)
+    elif recipe.estimator in simple:
         cost = simple[recipe.estimator](log_ratio)
     else:
         weighed = k1 if recipe.estimator == "weighted-k1" else k3

@@ -6,6 +6,7 @@ Everything is summed in double precision, whatever the runs were trained in.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array
 
 from kltarget import targets
 from kltarget._core.numerics import double_precision
-from kltarget.divergences import ForwardKL, ReverseKL
+from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
@@ -35,27 +36,56 @@ _NATURAL_STEPS = 100
 
 
 def own_target(recipe: Recipe) -> str | None:
-    """Which of ``TARGETS`` a recipe's expected gradient vanishes at."""
+    """At which target a recipe's expected gradient vanishes: of ``TARGETS``, or its term's own."""
     if recipe.divergence is None:
         return None
-    return f"{'token' if recipe.per_token else 'sequence'}_{recipe.aim}"
+    return f"{'token' if recipe.per_token else 'sequence'}_{_family(recipe)}"
+
+
+def sequence_target(recipe: Recipe) -> str:
+    """The target of a recipe's divergence over whole sequences; of none, the reverse KL's."""
+    return "sequence_reverse" if recipe.divergence is None else f"sequence_{_family(recipe)}"
+
+
+def title_of(target: str) -> str:
+    """A target in words."""
+    level, _, family = target.partition("_")
+    own = f"{'token-local' if level == 'token' else level} {family}"
+    return TARGETS.get(target, own)
+
+
+def _family(recipe: Recipe) -> str:
+    return recipe.estimator_name if recipe.aim == "other" else recipe.aim
 
 
 def exact_targets(
-    space: SequenceSpace, reward: np.ndarray, log_ref: Any, beta: Any, scale: Any
+    space: SequenceSpace,
+    reward: np.ndarray,
+    log_ref: Any,
+    beta: Any,
+    scale: Any,
+    recipes: Sequence[Recipe] = (),
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Log-probabilities ``[B, S, V**L]`` and values ``[B, S]`` of the four targets, in float64."""
+    """Log-probabilities ``[B, S, V**L]`` and values ``[B, S]`` of all targets, in float64.
+
+    The four of ``TARGETS``, and the two of each term among the recipes that has one of its own.
+    """
+    families: dict[str, Divergence] = {"reverse": ReverseKL(), "forward": ForwardKL()}
+    for recipe in recipes:
+        if recipe.aim == "other" and recipe.divergence is not None:
+            families[_family(recipe)] = recipe.divergence
     with double_precision():
         beta = jnp.asarray(beta, jnp.float64)[:, None]
         log_ref = jnp.asarray(log_ref)
         scaled = jnp.asarray(np.asarray(scale, np.float64)[:, None] * reward)
         solved = {}
-        for name, divergence in (("reverse", ReverseKL()), ("forward", ForwardKL())):
+        for name, divergence in families.items():
             solved[f"sequence_{name}"] = targets.solve(Objective(scaled, log_ref, beta, divergence))
             solved[f"token_{name}"] = targets.token_local_target(
                 space, scaled, log_ref, beta, divergence
             )
-        found = {name: solved[name].raise_if_failed() for name in TARGETS}
+        order = [*TARGETS, *(name for name in solved if name not in TARGETS)]
+        found = {name: solved[name].raise_if_failed() for name in order}
         return {
             name: (np.asarray(x.log_probs), np.asarray(x.objective.value(x.log_probs)))
             for name, x in found.items()

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from kltarget._core.distances import effective_number, kl, mode_masses, normalised, total_variation
+from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
@@ -17,7 +18,7 @@ from kltarget.spaces import SequenceSpace
 from kltarget.tasks import Task
 from kltarget.tasks._task import likeliest_outcomes
 from kltarget.training import Run, RunStatus
-from kltarget.verification._exact_targets import followable, own_target
+from kltarget.verification._exact_targets import followable, own_target, sequence_target
 from kltarget.verification._report import Check, VerifiedRun
 
 _MOST_MODES = 20
@@ -29,7 +30,7 @@ def described(recipe: Recipe) -> str:
     """A recipe in words."""
     if recipe.place == "none":
         return "no regulariser"
-    return f"{recipe.estimator} in {recipe.place}, {recipe.level}"
+    return f"{recipe.estimator_name} in {recipe.place}, {recipe.level}"
 
 
 @dataclasses.dataclass(eq=False)
@@ -95,9 +96,11 @@ class Judge:
 
         reward = float(np.exp(log_probs) @ task.reward)
         backward = kl(log_probs, task.log_ref)
-        forward = recipe.aim == "forward"
-        cost = kl(task.log_ref, log_probs) if forward else backward
-        best = values["sequence_forward" if forward else "sequence_reverse"]
+        cost = kl(task.log_ref, log_probs) if recipe.aim == "forward" else backward
+        if recipe.aim == "other" and recipe.divergence is not None:
+            with double_precision():
+                cost = float(recipe.divergence(log_probs, task.log_ref))
+        best = values[sequence_target(recipe)]
         if recipe.place == "none":
             best, cost = scale * float(task.reward[np.isfinite(task.log_ref)].max()), 0.0
         gap = best - (scale * reward - beta * cost)

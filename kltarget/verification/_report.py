@@ -16,7 +16,7 @@ import numpy as np
 from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import Record
 from kltarget._core.words import counted
-from kltarget.verification._exact_targets import TARGETS
+from kltarget.verification._exact_targets import title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ class Report(Record):
             start = statistics.median(run.start_tv for run in runs)
             tvs = map(_short, (start, statistics.median(distances), max(distances)))
             left = _counted([run.remains for run in runs])
-            rows.append((policy, recipe, TARGETS.get(target or "", "none"), *tvs, near, left))
+            rows.append((policy, recipe, title_of(target) if target else "none", *tvs, near, left))
         return Table(rows, "lllrrrrl")
 
     @property

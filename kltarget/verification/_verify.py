@@ -184,7 +184,7 @@ def verify(
     with progress_bar(progress, total=count, unit="run") as shown:
         shown.set_postfix_str("targets")
         task, space = verified_task(problem, space, modes)
-        targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale)
+        targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale, recipes)
         judge = Judge(task, space, targets, beta, reward_scale, bar, sampled)
         shown.set_postfix_str("policies")
         starts, notes = starting_policies(task, space, policies, policy_key)

@@ -53,13 +53,13 @@ class Coordinate:
         divergence = self.divergence
         if self.by_slope:
             s = _add(at, at_low, v, v_low) + self._f_prime_one(at)
-            log_u = jnp.log(divergence.f_prime_inverse(s))
+            log_u = divergence._log_inverse(s)
             return _present(log_u, jnp.exp(divergence._log_elasticity(log_u)), log_u > -jnp.inf)
         endless = jnp.isposinf(at)
         finite = jnp.where(endless, jnp.zeros_like(at), at)
         slope = jnp.asarray(divergence.slope_at_infinity, at.dtype)
         s = jnp.where(endless, slope, divergence._f_prime_at(finite)) + v
-        log_u = jnp.log(divergence.f_prime_inverse(s))
+        log_u = divergence._log_inverse(s)
         log_u = jnp.where(v == 0, jnp.broadcast_to(at, log_u.shape), log_u)
         rho = jnp.exp(divergence._log_elasticity(log_u) - divergence._log_elasticity(finite))
         return _present(log_u, rho, log_u > -jnp.inf)
