@@ -198,6 +198,18 @@ def test_combinations_of_openrlhf(tmp_path, flags, expected):
     assert from_config(path).recipe == expected
 
 
+def test_a_preset_that_is_said_is_the_whole_combination(tmp_path):
+    flags = "--critic_type grpo --num_samples 8"
+    path = written(tmp_path, "oat.sh", f"python -m oat.experiment.run_math_rl {flags}\n")
+    assert from_config(path).recipe == recipe("oat-grpo", group_size=8)
+    assert from_config(path, trainer="oat-grpo").recipe == recipe("oat-grpo", group_size=8)
+    config = {"actor_rollout_ref.actor.kl_loss_coef": 0.1}
+    assert from_config(config).recipe == recipe("verl")
+    said = from_config(config, trainer="verl-grpo")
+    assert said.recipe == recipe("verl-grpo", beta=0.1)
+    assert said.idle == ()
+
+
 def test_files_overrides_and_references(tmp_path):
     base = """
         algorithm: {adv_estimator: grpo, kl_ctrl: {kl_coef: 0.5}}
@@ -583,6 +595,8 @@ BAD = [
     ("array.sh", "A=(--beta 1\ntrl grpo ${A[@]}\n", (), "line 1: the array is not closed: write )"),
     ("here.sh", "cat <<END\nx\n", (), "no line 'END' ends the text"),
     ("grow.sh", "A=xxxxxxxx\n" + 'A="$A$A$A$A"\n' * 30, (), "its variables grow without bound"),
+    ("many.sh", f"A='{'x ' * 60_000}'\n" + "python a.py $A\n" * 50, (), "grow without bound"),
+    ("twice.sh", f"A='{'x' * 9000}'\npython a.py {'$A' * 900}", (), "grow without bound"),
     ("none.sh", "ls\n", (), "no command line with --flag or key=value settings is in it"),
     (
         "other.yaml",

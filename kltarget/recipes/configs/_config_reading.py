@@ -33,7 +33,7 @@ from kltarget.recipes.configs._key_tables import (
 _MAY_BE_NONE = ("log_ratio_clip", "kl_clip", "reward_clip", "clip", "clip_high", "group_size")
 _CLIPS = ("clip", "clip_high")
 _WHOLE = ("ddof", "group_size", "updates_per_batch")
-_ALIKE = 0.84
+_ALIKE, _LONGER = 0.84, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +216,16 @@ class _Translation:
 
     def _named_variant(self, name: str) -> Variant:
         """The variant of a preset that was asked for, unless the configuration says another."""
+        whole = next((x for x in self.table.variants if not self.failing(x.when, x.unless)), None)
+        if whole is not None and whole.preset == name:
+            return whole
         against = ""
         for variant in self.table.variants:
             if variant.preset != name or variant.refuse is not None:
                 continue
+            # What no file says is as the preset has it.
             stated = {key: x for key, x in variant.when.items() if key in self.known}
-            against = self.failing(stated)
+            against = self.failing(stated, variant.unless)
             if not against:
                 first = {k: x[0] if isinstance(x, list) else x for k, x in variant.when.items()}
                 self.default |= first
@@ -371,10 +375,16 @@ class _Translation:
         parent, _, name = key.rpartition(".")
         for known in sorted(self.table.known):
             where, _, other = known.rpartition(".")
-            near = difflib.SequenceMatcher(None, name, other).ratio() >= _ALIKE
-            if (where == parent and near) or (name == other and "kl" in name):
+            elsewhere = name == other and "kl" in name
+            if elsewhere or (where == parent and _alike(name, other)):
                 return f" (did you mean {known}?)"
         return ""
+
+
+def _alike(name: str, other: str) -> bool:
+    if abs(len(name) - len(other)) > _LONGER:
+        return False
+    return difflib.SequenceMatcher(None, name, other).ratio() >= _ALIKE
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:

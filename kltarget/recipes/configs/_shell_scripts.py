@@ -52,13 +52,13 @@ def commands_of(text: str) -> list[list[str]]:
     Raises:
         ValueError: a quote or a parenthesis that is not closed.
     """
-    known: dict[str, list[str]] = {}
+    variables = _Variables()
     depth, commands = 0, []
     for statement in _Scanner(text).statements():
         if statement.array is not None:
-            values = [x for word in statement.words for x in _expanded(word, known)]
-            before = known.get(statement.array, []) if statement.appended else []
-            known[statement.array] = _bounded([*before, *values])
+            values = [x for word in statement.words for x in variables.expanded(word)]
+            before = variables.known.get(statement.array, []) if statement.appended else []
+            variables.set(statement.array, [*before, *values])
             continue
         words = statement.words
         first = True
@@ -68,19 +68,18 @@ def commands_of(text: str) -> list[list[str]]:
             first = head in _OPENING | _CLOSING | _SKIPPED
             if head in ("for", "case", "select", "function"):
                 if head == "for" and len(words) > 1:
-                    known[words[1].text] = [f"${{{words[1].text}}}"]
+                    variables.set(words[1].text, [f"${{{words[1].text}}}"])
                 words = []
             words = words[1:] if first else words
         while words and (set_ := _ASSIGNMENT.fullmatch(words[0].text)):
             name, append, _ = set_.groups()
-            value = "".join(_expanded(_value_of(words[0]), known, split=False))
-            old = "".join(known.get(name, [])) if append else ""
+            value = "".join(variables.expanded(_value_of(words[0]), split=False))
+            old = "".join(variables.known.get(name, [])) if append else ""
             # Which branch of an "if" is taken is not known.
-            known[name] = _bounded([old + value] if depth <= 0 else [f"${{{name}}}"])
+            variables.set(name, [old + value] if depth <= 0 else [f"${{{name}}}"])
             words = words[1:]
         if words:
-            commands.append([x for word in words for x in _expanded(word, known)])
-            _bounded(commands[-1])
+            commands.append([x for word in words for x in variables.expanded(word)])
     return [command for command in commands if _starts_a_program(command)]
 
 
@@ -94,41 +93,57 @@ def _value_of(word: _Word) -> _Word:
     return _Word([(name.partition("=")[2], quoted, expand), *word.pieces[1:]])
 
 
-def _bounded(texts: list[str]) -> list[str]:
-    if sum(map(len, texts)) > _MOST_TEXT:
-        raise ValueError("its variables grow without bound: write the values out")
-    return texts
+class _Variables:
+    """What a script sets, and how much text its expansions have made so far."""
 
+    def __init__(self) -> None:
+        self.known: dict[str, list[str]] = {}
+        self.made = 0
 
-def _expanded(word: _Word, known: dict[str, list[str]], *, split: bool = True) -> list[str]:
-    """The words that a word becomes."""
-    done, current, started = [], "", False
-    for text, quoted, expand in word.pieces:
-        started = started or quoted or bool(text)
-        position = 0
-        for match in _VARIABLE.finditer(text) if expand else ():
-            current += text[position : match.start()]
-            position = match.end()
-            name = match["array"] or match["name"] or match["bare"]
-            values = known.get(name)
-            if values is None:
-                values = [match["default"] if match["default"] else match[0]]
-            elif split and not quoted:
-                # What a program would print is one value that is not known.
-                several = (x.split() if "$(" not in x and "`" not in x else [x] for x in values)
-                values = [x for parts in several for x in parts]
-            if match["array"] or (split and not quoted):
-                if values:
-                    done += [current + values[0], *values[1:]] if len(values) > 1 else []
-                    current = done.pop() if len(values) > 1 else current + values[0]
-                elif not current:
-                    started = False
-            else:
-                current += "".join(values)
-            if len(current) > _MOST_TEXT:
-                raise ValueError("its variables grow without bound: write the values out")
-        current += text[position:]
-    return [*done, current] if started or current else done
+    def set(self, name: str, values: list[str]) -> None:
+        """Sets one, which a script may make longer and longer."""
+        self._count(values)
+        self.known[name] = values
+
+    def _count(self, made: list[str]) -> None:
+        self.made += sum(map(len, made))
+        if self.made > _MOST_TEXT:
+            raise ValueError("its variables grow without bound: write the values out")
+
+    def expanded(self, word: _Word, *, split: bool = True) -> list[str]:
+        """The words that a word becomes."""
+        done, current, started = [], "", False
+        for text, quoted, expand in word.pieces:
+            started = started or quoted or bool(text)
+            position = 0
+            for match in _VARIABLE.finditer(text) if expand else ():
+                current += text[position : match.start()]
+                position = match.end()
+                values = self._values(match, split and not quoted)
+                if match["array"] or (split and not quoted):
+                    if len(values) > 1:
+                        done += [current + values[0], *values[1:-1]]
+                        current = values[-1]
+                    elif values:
+                        current += values[0]
+                    elif not current:
+                        started = False
+                else:
+                    current += "".join(values)
+            current += text[position:]
+        return [*done, current] if started or current else done
+
+    def _values(self, match: re.Match[str], split: bool) -> list[str]:
+        """What stands for a variable, in words if it is not quoted."""
+        values = self.known.get(match["array"] or match["name"] or match["bare"])
+        if values is None:
+            return [match["default"] or match[0]]
+        self._count(values)
+        if not split:
+            return values
+        # What a program would print is one value that is not known.
+        several = (x.split() if "$(" not in x and "`" not in x else [x] for x in values)
+        return [x for parts in several for x in parts]
 
 
 class _Scanner:
