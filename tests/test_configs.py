@@ -328,13 +328,15 @@ def test_two_configurations_side_by_side(capsys, tmp_path):
     assert run(capsys, "recipe", "--config", first, "--compare", "trl-rloo")[0] == 0
 
 
-def test_what_no_file_says_is_said_beside_a_comparison(capsys, tmp_path):
+@pytest.mark.parametrize(
+    "option", ["--compare", pytest.param("--same-target-as", marks=pytest.mark.broad)]
+)
+def test_what_no_file_says_is_said_beside_a_comparison(capsys, tmp_path, option):
     path = written(tmp_path, "a.yaml", f"{TRL}temperature: $T\n")
-    for option in ("--compare", "--same-target-as"):
-        code, out, err = run(capsys, "recipe", "--config", path, option, "trl-rloo")
-        assert code == 0
-        assert "trl-rloo" in out
-        assert err.startswith("kltarget: note: temperature = $T: nothing given says what that is")
+    code, out, err = run(capsys, "recipe", "--config", path, option, "trl-rloo")
+    assert code == 0
+    assert "trl-rloo" in out
+    assert err.startswith("kltarget: note: temperature = $T: nothing given says what that is")
 
 
 def test_same_target_as_another_configuration(capsys, tmp_path):
@@ -355,6 +357,7 @@ def test_same_target_as_another_configuration(capsys, tmp_path):
     assert "0.16" in out
 
 
+@pytest.mark.broad
 def test_a_run_is_diagnosed_by_its_configuration(capsys, tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("prompt,completion,reward\np,a,1\np,a,1\np,b,0\np,c,1\n", encoding="utf-8")
