@@ -24,7 +24,8 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget import mixtures, targets, training
+from kltarget import implied, mixtures, targets, tasks, training
+from kltarget.divergences import Scaled, TermDivergence
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -346,6 +347,14 @@ CONTRACTS: dict[str, Contract] = {
         kt.FDivergence(lambda u: (u - 1) ** 2),
         Bad(lambda: kt.FDivergence(lambda u: u**2), ValueError, r"f\(1\) = 0"),
     ),
+    "Scaled": divergence_contract(
+        Scaled(kt.JensenShannon(), 0.5),
+        Bad(lambda: Scaled(kt.ReverseKL(), 0.0), ValueError, "factor must be a number above 0"),
+        Bad(lambda: Scaled("kl", 1.0), TypeError, "base must be a Divergence"),
+    ),
+    "TermDivergence": divergence_contract(
+        TermDivergence(lambda x: x + x**3 / 6, -np.inf, np.inf),
+    ),
     "Objective": target_contract(
         lambda r, q, b: (
             REVERSE(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
@@ -561,6 +570,7 @@ NOT_OF_ARRAYS = {
     "MomentProjection": "what moment_projection returns",
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
+    "PreferenceTarget": "what preference_target returns",
     "PrefixTree": "sequences, as data",
     "Default": "what installed found of a setting",
     "Explanation": "text, with where it was read",
@@ -569,6 +579,7 @@ NOT_OF_ARRAYS = {
     "Projection": "what project returns",
     "Reading": "what read returns",
     "Recipe": "choices, as data",
+    "TermReading": "what read_term returns",
     "RewardSum": "what adding rewards returns",
     "Run": "what trainers return",
     "RunStatus": "an enumeration",
@@ -601,12 +612,15 @@ NOT_OF_ARRAYS = {
     "load_params": "files",
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
+    "preference_target": "a fit on the host, of a table",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
     "presets_from_toml": "files",
     "project": "a search for all local optima",
     "read": "a recipe in words",
+    "divergence_of": "a function, looked at",
     "read_rollouts": "files",
+    "read_term": "a function, looked at",
     "recipe": "choices, as data",
     "saturation_beta": "a root on the host",
     "save_params": "files",
@@ -730,6 +744,9 @@ def results():
         "Target": kt.solve(kt.Objective(*problem)),
         "TokenLocalTarget": kt.token_local_target(PAIRS, *problem, kt.ForwardKL()),
         "ImpliedTarget": kt.implied_target(kt.Recipe(), *problem[:2], beta=0.5),
+        "PreferenceTarget": implied.preference_target(
+            tasks.Preferences([0, 1, 2], [1, 2, 3], [2, 1, 1], [1, 1, 3]), problem[1], 0.5
+        ),
         "MixtureTarget": mixtures.tilt(density, reward, 0.5),
         "PowerTarget": mixtures.power_tilt(density, reward, 0.5),
         "GridTarget": same_nodes(),
@@ -741,7 +758,7 @@ def results():
 def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
     assert set(classes) == {*results(), "DiscreteTarget"}
-    stationary = {"TokenLocalTarget", "ImpliedTarget"}
+    stationary = {"TokenLocalTarget", "ImpliedTarget", "PreferenceTarget"}
     assert not any(issubclass(classes[name], targets.Target) for name in stationary)
     for name, target in results().items():
         assert target.raise_if_failed() is target

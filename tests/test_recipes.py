@@ -96,6 +96,11 @@ FACTS = [
     ("verl-kl-in-reward", {"normalize": "group-std", "normalize_when": "after"}),
     ("openrlhf", {"place": "reward", "estimator": "k1", "beta": 0.01, "kl_clip": 10.0}),
     ("openrlhf", {"log_ratio_clip": None, "length": "batch-mean", "ddof": 0, "epsilon": 0.0}),
+    ("openrlhf==0.6.4", {"length": "mean", "kl_clip": None, "beta": 0.01, "reward_clip": 10.0}),
+    ("openrlhf==0.8.5", {"length": "batch-mean", "kl_clip": None, "normalize": "batch-std"}),
+    ("openrlhf==0.8.6", {"length": "batch-mean", "kl_clip": 10.0}),
+    ("openrlhf-group-norm==0.7.5", {"length": "batch-mean", "kl_clip": None, "epsilon": 1e-9}),
+    ("openrlhf-rloo==0.6.4", {"length": "mean", "kl_clip": None, "baseline": "leave-one-out"}),
     ("openrlhf-group-norm", {"log_ratio_clip": None, "kl_clip": 10.0, "length": "batch-mean"}),
     ("openrlhf", {"reward_clip": 10.0, "normalize": "batch-std", "normalize_when": "after"}),
     ("openrlhf-group-norm", {"normalize": "group-std", "normalize_when": "before"}),
@@ -392,8 +397,9 @@ def test_effective_beta_at_even_chances_is_that_of_all_groups(name):
 def test_where_there_is_a_critical_beta():
     with_one = {entry.title for entry in recipes.presets() if read(entry.recipe).critical}
     assert with_one == {
-        *("trl-grpo >=1.10", "nemo-rl >=0.7", "openrlhf-group-norm", "trinity-rft"),
-        *("unsloth-grpo >=2026.9.14", "axolotl-grpo >=0.21", "areal-grpo", "roll-kl-in-reward"),
+        *("trl-grpo >=1.10", "nemo-rl >=0.7", "trinity-rft", "areal-grpo"),
+        *("unsloth-grpo >=2026.9.14", "axolotl-grpo >=0.21", "roll-kl-in-reward"),
+        *(f"openrlhf-group-norm {x}" for x in ("<0.7", ">=0.7, <0.8.6", ">=0.8.6")),
     }
     found = read(recipe("trl-grpo", beta=1.2))
     assert found.critical is not None
@@ -548,7 +554,20 @@ KEYS = {
 OPTIONAL = {"notes", "clipped", "before", "after", "distribution", "configuration", "defaults"}
 # A release below, at and above every bound there is.
 RELEASES = [
-    *("0", "0.1.3", "0.1.4", "0.1.6", "0.1.7", "0.3.1", "0.4", "0.5", "0.6.9", "0.7", "0.11.4"),
+    *(
+        "0",
+        "0.1.3",
+        "0.1.4",
+        "0.1.6",
+        "0.1.7",
+        "0.3.1",
+        "0.4",
+        "0.5",
+        "0.6.9",
+        "0.7",
+        "0.8.6",
+        "0.11.4",
+    ),
     *("0.12", "0.13", "0.14", "0.15.2", "0.16", "0.18.2", "0.19", "0.21", "0.22", "1.9.2"),
     *("1.9.3", "1.10", "1.12", "1.13", "1.16", "9", "2026.9.10", "2026.9.14", "9999"),
 ]

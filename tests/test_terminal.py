@@ -27,6 +27,7 @@ COMMANDS = (
     "solve words --beta 0.1 --threshold 1 --top 3",
     "solve --help",
     "diagnose --help",
+    "prefer --help",
 )
 
 

@@ -166,7 +166,7 @@ KNOWN = {
     "weighted k3": (lambda x: jnp.exp(-x) - 1 + x, "weighted-loss", kt.ReverseKL()),
     "weighted k1": (lambda x: x, "weighted-loss", kt.ReverseKL()),
     "k1 in the reward": (lambda x: x, "reward", kt.ReverseKL()),
-    "swapped k3": (recipes._terms.swapped_k3, "loss", Scaled(kt.ChiSquared(), 0.5)),
+    "swapped k3": (lambda x: jnp.exp(x) - 1 - x, "loss", Scaled(kt.ChiSquared(), 0.5)),
     "|x|": (jnp.abs, "loss", Scaled(kt.TotalVariation(), 2.0)),
     "|x| in NumPy": (np.fabs, "loss", Scaled(kt.TotalVariation(), 2.0)),
     "a cubic power": (lambda x: jnp.exp(2 * x) / 4 - x / 2, "loss", kt.Alpha(3.0)),

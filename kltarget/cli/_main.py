@@ -19,6 +19,7 @@ from kltarget._core.words import wrapped
 from kltarget.cli import (
     _diagnose_command,
     _explore_command,
+    _prefer_command,
     _recipe_command,
     _solve_command,
     _sweep_command,
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (
         _solve_command,
         _sweep_command,
+        _prefer_command,
         _explore_command,
         _verify_command,
         _recipe_command,

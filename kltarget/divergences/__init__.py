@@ -16,7 +16,7 @@ from kltarget.divergences._families import (
 )
 from kltarget.divergences._generator import FDivergence
 from kltarget.divergences._scaled import Scaled
-from kltarget.divergences._terms import TermDivergence
+from kltarget.divergences._term_divergence import TermDivergence
 from kltarget.divergences.names import named
 
 __all__ = [

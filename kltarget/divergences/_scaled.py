@@ -45,6 +45,7 @@ class Scaled(Divergence):
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The factor and the name of what it multiplies."""
         return f"{self.factor:.4g} × {self.base.title}"
 
     @property

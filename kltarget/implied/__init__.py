@@ -1,4 +1,4 @@
-"""What a trainer's recipe asks for: implied targets, and the coefficients they amount to."""
+"""What training asks for: the implied targets of recipes and of pairs, and coefficients."""
 
 from kltarget.implied._equivalent import equivalent_beta
 from kltarget.implied._implied_target import (
@@ -7,13 +7,16 @@ from kltarget.implied._implied_target import (
     implied_target,
     saturation_beta,
 )
+from kltarget.implied._preference_target import PreferenceTarget, preference_target
 from kltarget.implied._unregularized_path import unregularized_path
 
 __all__ = [
     "ImpliedTarget",
+    "PreferenceTarget",
     "effective_beta",
     "equivalent_beta",
     "implied_target",
+    "preference_target",
     "saturation_beta",
     "unregularized_path",
 ]

@@ -3,14 +3,16 @@
 ``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` are all of them
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
-formulas, and ``compare`` how the targets of two differ. ``from_config`` reads a trainer's own
-configuration file or command line as a recipe.
+formulas, and ``compare`` how the targets of two differ. ``divergence_of`` and
+``divergence_of_loss`` read a term or a loss function of one's own, ``from_config`` a trainer's
+configuration file or command line.
 """
 
 from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
 from kltarget.recipes._explanation import Explanation
 from kltarget.recipes._installed import Default, InstalledDefaults, installed
+from kltarget.recipes._losses import LossReading, divergence_of_loss
 from kltarget.recipes._preset import Preset
 from kltarget.recipes._presets import (
     explanation,
@@ -32,6 +34,7 @@ __all__ = [
     "Explanation",
     "InstalledDefaults",
     "KeyRead",
+    "LossReading",
     "Preset",
     "Reading",
     "Recipe",
@@ -39,6 +42,7 @@ __all__ = [
     "compare",
     "critical_beta",
     "divergence_of",
+    "divergence_of_loss",
     "explanation",
     "explanations",
     "explanations_from_toml",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.interpolate import CubicSpline
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import double_precision
@@ -71,6 +72,8 @@ class TermReading:
         divergence: the divergence whose gradient its expected gradient is, while log ratios stay in
             ``held``; None if there is none.
         name: of that divergence, with its factor; or why there is none.
+        family: the divergence of this package, or multiple of one, that it is within ``held``; None
+            if it is one of its own.
         held: the interval of log ratios around 0 in which the pull to the reference does not fall.
         flat: intervals in which that pull is the same everywhere.
         falling: intervals in which it falls, or beyond which it has fallen.
@@ -78,6 +81,7 @@ class TermReading:
 
     divergence: Divergence | None
     name: str
+    family: Divergence | None = None
     held: tuple[float, float] = (-math.inf, math.inf)
     flat: tuple[tuple[float, float], ...] = ()
     falling: tuple[tuple[float, float], ...] = ()
@@ -179,6 +183,21 @@ def in_jax(term: Term) -> Callable[[Array], Array]:
     return _source(term).value
 
 
+def log_ratios() -> np.ndarray:
+    """The log ratios at which slopes that are only known at points are asked for."""
+    return _FINE[np.abs(_FINE) <= 20]
+
+
+def from_slopes(heights: np.ndarray, name: str) -> tuple[TermReading, Callable[[Array], Array]]:
+    """The reading of a term whose derivative is known at :func:`log_ratios`, and the term."""
+    slope = _spline(log_ratios(), heights)
+    term = _spline(log_ratios(), _primitive(log_ratios(), heights))
+    term.__name__ = name
+    source = _Source(term, slope, exact=False, far=(16.0, 18.0, 19.9))
+    with double_precision(), jax.ensure_compile_time_eval():
+        return _read_slope(slope, source, name), term
+
+
 @functools.lru_cache(maxsize=256)
 def _read(term: Term, place: Place) -> TermReading:
     source = _source(term)
@@ -215,20 +234,20 @@ def _read_slope(slope: Callable[[Array], Array], source: _Source, name: str) -> 
         "falling": _pieces(np.append(falls, False) | ~low | ~high, held),
     }
     if min(-held[0], held[1]) < 2 * _STEP:
-        return TermReading(None, "its pull falls at equality", held, **pieces)
+        return TermReading(None, "its pull falls at equality", None, held, **pieces)
     inside = low & high
     known = _known(height, inside, jumps_at_zero)
     if known is not None and held == _EVERYWHERE:
-        return TermReading(known, known.title)
+        return TermReading(known, known.title, known)
     if any(inside[i] and inside[i + 1] for i in jumps):
-        return TermReading(None, "its pull jumps", held, **pieces)
+        return TermReading(None, "its pull jumps", None, held, **pieces)
     limits = [x - zero for x in (_limit(at, sign, source.far) for sign in (-1.0, 1.0))]
     if held != _EVERYWHERE:
         slope, limits = _continued(slope, held, limits)
     said = f"{known.title} within {_range(held)}" if known is not None else f"divergence of {name}"
     kinks = tuple(x for x in _kinks(rate) if held[0] < x < held[1])
     divergence = TermDivergence(slope, *limits, kinks=kinks, name=said)
-    return TermReading(divergence, said, held, **pieces)
+    return TermReading(divergence, said, known, held, **pieces)
 
 
 def _held(
@@ -484,24 +503,22 @@ def _why_not(term: Term) -> str:
 
 
 def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
-    """A function that is known at points only, by cubic pieces between its kinks."""
-    from scipy.interpolate import CubicSpline
-
+    """A term that is known at points only."""
     known = values(_FINE)
     assert known is not None
     # Terms that overflow far out are straight from there on, and of no further interest.
     begin, end = np.flatnonzero(np.isfinite(known))[[0, -1]]
-    x, y = _FINE[begin : end + 1], known[begin : end + 1]
+    value = _spline(_FINE[begin : end + 1], known[begin : end + 1])
+    return _Source(value, _derivative(value), exact=False, far=(20.0, 30.0, 39.0))
+
+
+def _spline(x: np.ndarray, y: np.ndarray) -> Callable[[Array], Array]:
+    """Cubic pieces between the kinks of what is known at points, straight beyond the last ones."""
     first, last = float(x[0]), float(x[-1])
-    bend = np.abs(np.diff(y, 2))
-    usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
-    usual[:3], usual[-3:] = bend[:3], bend[-3:]
-    sharp = np.flatnonzero(bend > 20 * usual + 1e-9 * np.abs(np.diff(y)).max()) + 1
-    parts = np.unique(np.concatenate([[0], sharp, [x.size - 1]]))
     pieces = np.concatenate(
         [
             CubicSpline(x[i : j + 1], y[i : j + 1]).c[::-1] if j > i + 1 else _line(y[i : j + 1])
-            for i, j in itertools.pairwise(parts)
+            for i, j in itertools.pairwise(_kinks_of(y))
         ],
         axis=1,
     )
@@ -516,7 +533,29 @@ def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
         slope = b + inside * (2 * c + inside * 3 * d)
         return a + inside * (b + inside * (c + inside * d)) + beyond * slope
 
-    return _Source(value, _derivative(value), exact=False, far=(20.0, 30.0, 39.0))
+    return value
+
+
+def _primitive(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The integral of what is known at points, 0 at 0."""
+    parts = np.zeros_like(y)
+    for i, j in itertools.pairwise(_kinks_of(y)):
+        if j > i + 1:
+            parts[i : j + 1] = parts[i] + CubicSpline(x[i : j + 1], y[i : j + 1]).antiderivative()(
+                x[i : j + 1]
+            )
+        else:
+            parts[j] = parts[i] + (y[i] + y[j]) / 2 / _PER_UNIT
+    return parts - parts[int(np.argmin(np.abs(x)))]
+
+
+def _kinks_of(y: np.ndarray) -> np.ndarray:
+    """Indices between which points lie on a smooth curve, the two ends among them."""
+    bend = np.abs(np.diff(y, 2))
+    usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
+    usual[:3], usual[-3:] = bend[:3], bend[-3:]
+    sharp = np.flatnonzero(bend > 20 * usual + 1e-9 * np.abs(np.diff(y)).max()) + 1
+    return np.unique(np.concatenate([[0], sharp, [y.size - 1]]))
 
 
 def _line(ends: np.ndarray) -> np.ndarray:

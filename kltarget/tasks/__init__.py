@@ -15,13 +15,16 @@ Example:
 """
 
 from kltarget.tasks._as_task import ProblemLike, as_task
+from kltarget.tasks._preferences import Preferences
+from kltarget.tasks._read_preferences import read_preferences
 from kltarget.tasks._shipped import Listing, listing, load, names
-from kltarget.tasks._tables import Table, TableError, read_table
+from kltarget.tasks._tables import Table, TableError, read_reference, read_table
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
     "Labels",
     "Listing",
+    "Preferences",
     "ProblemLike",
     "Table",
     "TableError",
@@ -31,6 +34,8 @@ __all__ = [
     "load",
     "names",
     "one_mode_each",
+    "read_preferences",
+    "read_reference",
     "read_table",
     "right_outcomes",
 ]

@@ -157,6 +157,43 @@ def read_table(
     return table_of(read_raw(pathlib.Path(path)), **columns, unseen_reward=unseen_reward)
 
 
+def read_reference(
+    path: str | os.PathLike[str],
+    *,
+    outcome: str | None = None,
+    log_ref: str | None = None,
+    prob: str | None = None,
+    count: str | None = None,
+) -> Table:
+    r"""Reads a reference alone, a row per outcome, as :func:`read_table` does.
+
+    Args:
+        path: a file of any kind that :func:`read_table` reads.
+        outcome: column of the outcomes' labels.
+        log_ref: column of natural-log reference probabilities.
+        prob: column of reference probabilities.
+        count: column of how often the reference produced each outcome.
+
+    Returns:
+        A :class:`Table` whose rewards are all 0: a column of rewards is not looked at.
+
+    Raises:
+        TableError: as for :func:`read_table`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kltarget.tasks import read_reference
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "answers.csv")
+        ...     _ = path.write_text("answer,count\nyes,30\nno,10\n")
+        ...     table = read_reference(path)
+        >>> table.labels, [f"{p:.2f}" for p in 2.718281828**table.log_ref]
+        (('yes', 'no'), ['0.75', '0.25'])
+    """
+    columns: dict[str, Any] = {"outcome": outcome, "log_ref": log_ref, "prob": prob, "count": count}
+    return table_of(read_raw(pathlib.Path(path)), **columns, rewarded=False)
+
+
 def table_of(
     raw: RawTable,
     *,
@@ -168,8 +205,12 @@ def table_of(
     modes: str | None = None,
     unseen_reward: float | None = None,
     origin: str = "",
+    rewarded: bool = True,
 ) -> Table:
-    """The problem of a table whose entries are read; the options are those of ``read_table``."""
+    """The problem of a table whose entries are read; the options are those of ``read_table``.
+
+    Where it is not ``rewarded``, no column of rewards is looked for and all are 0.
+    """
     path, notes = raw.path, list(raw.notes)
     references = {"log_ref": log_ref, "prob": prob, "count": count}
     given = [kind for kind, column in references.items() if column is not None]
@@ -183,18 +224,21 @@ def table_of(
             f"{path}: the reward of the unseen outcome is {unseen_reward}: give a number or -inf"
         )
 
-    reward_column = raw.find("reward", reward, REWARD_NAMES)
+    reward_column = raw.find("reward", reward, REWARD_NAMES) if rewarded else None
     kind, reference_column = _find_reference(raw, references)
     taken = {reward_column, reference_column}
     mode_column = raw.find_any("mode", modes, MODE_NAMES, taken)
     outcome_column = raw.find_any("outcome", outcome, OUTCOME_NAMES, taken)
     if outcome_column is None:
         outcome_column = _only_text_column(raw, taken | {mode_column})
-    named = f"outcome column {outcome_column!r}, reward column {reward_column!r}"
-    notes.append(named + (f", mode column {mode_column!r}" if mode_column is not None else ""))
+    others = {"reward": reward_column, "mode": mode_column}
+    named = [f", {role} column {name!r}" for role, name in others.items() if name is not None]
+    notes.append(f"outcome column {outcome_column!r}" + "".join(named))
 
     labels = _labels(raw, outcome_column)
-    rewards = raw.numbers(reward_column, as_reward)
+    rewards = np.zeros(raw.num_rows)
+    if reward_column is not None:
+        rewards = raw.numbers(reward_column, as_reward)
     log_mass = _log_masses(raw, kind, reference_column)
     highest = log_mass.max()
     if highest == -math.inf:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -19,6 +20,7 @@ from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
+from kltarget.tasks import Preferences
 from kltarget.training import _methods, _run_setup
 from kltarget.training._engine import Optimizer, Options
 from kltarget.training._outcomes import outcomes_of, sequences_of
@@ -294,7 +296,7 @@ def f_dpg(
 def dpo(
     policy: Policy,
     params: Any,
-    reward: Float[Array, "A"],
+    reward: Float[Array, "A"] | None,
     *,
     beta: ArrayLike,
     learning_rate: ArrayLike,
@@ -302,29 +304,38 @@ def dpo(
     reward_scale: ArrayLike = 1.0,
     key: PRNGKeyArray | None = None,
     batch_size: int | None = None,
-    pairs: str = "reference",
+    pairs: str | Preferences = "reference",
+    loss: Literal["dpo", "ipo"] = "dpo",
+    divergence: Divergence | None = None,
     log_ref: ArrayLike | None = None,
     modes: ArrayLike | None = None,
     **options: Any,
 ) -> Run:
-    """Direct preference optimisation on pairs of sequences, labelled by their rewards.
+    """Direct preference optimisation on pairs of sequences, labelled by their rewards or given.
 
     Of a pair the first is preferred with probability ``σ(r₁ − r₂)``, where r is the reward times
     its scale (Bradley–Terry); the policy maximises the likelihood of the labels under rewards of
-    ``beta · log π/π_ref``. With all pairs and any policy at hand its optimum is the reverse-KL
-    target of r at beta.
+    ``beta · f′(π/π_ref)``, with reverse KL ``beta · log π/π_ref``. With all pairs and any policy at
+    hand its optimum is the target of r at beta. IPO instead minimises the square of
+    ``f′(π/π_ref)`` of the winner less that of the loser less ``1/(2 beta)``.
 
     Args:
         policy: any :class:`Policy`.
         params: its parameters, from which every run starts.
-        reward: of every sequence, ``[V**L]``; a unit is a nat of preference.
+        reward: of every sequence, ``[V**L]``; a unit is a nat of preference. Given pairs have their
+            labels: there it is only measured, and may be None.
         beta: coefficient of the implied regulariser, in reward units per nat, above 0.
         learning_rate: what the optimiser is called with.
         num_steps: number of gradient steps.
         reward_scale: factor of the reward.
         key: random keys; needed with ``batch_size``.
         batch_size: pairs drawn and labelled per step; None sums over all ``V**2L`` pairs.
-        pairs: who the pairs are drawn from, the ``"reference"`` or the ``"policy"`` as it is.
+        pairs: who the pairs are drawn from, the ``"reference"`` or the ``"policy"`` as it is; or
+            given ones, of sequences by their indices, as :class:`kltarget.tasks.Preferences`. Of
+            these the loss is the mean over all comparisons, or over ``batch_size`` drawn ones.
+        loss: ``"dpo"`` or ``"ipo"``.
+        divergence: f of the implied rewards, by default reverse KL; any other makes it f-DPO, and
+            :class:`kltarget.ChiSquaredKL` χPO.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``.
         modes: mode labels for the history, as in :func:`fine_tune`.
@@ -332,8 +343,8 @@ def dpo(
             and ``progress`` as in :func:`fine_tune`.
 
     Returns:
-        The runs. The gap is that of reverse-KL-regularised reward. With samples the gradient norms
-        are of a sampled gradient.
+        The runs. The gap is that of the reward regularised by the divergence. With samples the
+        gradient norms are of a sampled gradient.
 
     Raises:
         ValueError: shapes that do not fit, values out of range, a missing key.
@@ -358,14 +369,34 @@ def dpo(
 
     References:
         Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
-        Model", 2023, arXiv 2305.18290.
+        Model", 2023, arXiv 2305.18290. Azar et al., "A General Theoretical Paradigm to Understand
+        Learning from Human Preferences", 2023, arXiv 2310.12036 (IPO). Wang et al., "Beyond Reverse
+        KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints", 2023,
+        arXiv 2309.16240 (f-DPO).
     """
-    if pairs not in ("reference", "policy"):
-        raise ValueError(f"pairs must be one of 'reference', 'policy', got {pairs!r}")
+    known = isinstance(pairs, Preferences)
+    if not known and pairs not in ("reference", "policy"):
+        raise ValueError(
+            "pairs must be one of 'reference', 'policy' or be kltarget.tasks.Preferences, got "
+            f"{pairs!r}"
+        )
+    if loss not in ("dpo", "ipo"):
+        raise ValueError(f"loss must be one of 'dpo', 'ipo', got {loss!r}")
+    if divergence is not None and not isinstance(divergence, Divergence):
+        raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
     outcomes = sequences_of(policy)
-    given = (reward, log_ref, ReverseKL(), modes)
+    if reward is None:
+        if not known:
+            raise ValueError(
+                "reward is needed to label pairs that are drawn: give one per sequence"
+            )
+        reward = jnp.zeros(outcomes.num_outcomes)
+    given = (reward, log_ref, divergence or ReverseKL(), modes)
     shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
-    method = _methods.Preferences(positive("batch_size", batch_size), pairs)
+    if isinstance(pairs, Preferences):
+        shared["given_pairs"] = _run_setup.comparisons(pairs, shared)
+    kind = "given" if known else pairs
+    method = _methods.Preferences(positive("batch_size", batch_size), kind, loss)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
     return _run_setup.train_runs(*problem, num_modes=num_modes, positive_beta=True)

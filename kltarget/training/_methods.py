@@ -167,10 +167,11 @@ class PseudoReward(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Preferences(Method):
-    """Direct preference optimisation on labelled pairs, drawn afresh at every step."""
+    """Preference optimisation on labelled pairs: drawn afresh at every step, or given ones."""
 
     batch_size: int | None
     pairs: str
+    loss: str = "dpo"
 
     @property
     def measured_exactly(self) -> bool:
@@ -179,18 +180,19 @@ class Preferences(Method):
 
     def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        beta, reward = facts["beta"], facts["reward"] * facts["reward_scale"]
-        log_ref = facts["log_ref"]
+        if self.pairs == "given":
+            return self._on_given(program, params, facts, key)
+        reward, log_ref = facts["reward"] * facts["reward_scale"], facts["log_ref"]
         if key is None:
             log_probs = program.outcomes.log_probs(params)
             drawn = lax.stop_gradient(log_probs) if self.pairs == "policy" else log_ref
             possible = facts["possible"] & (log_ref > -jnp.inf)
-            implied = beta * jnp.where(possible, log_probs - log_ref, 0.0)
+            slope = _slopes(facts, log_probs, log_ref, possible)
             share = jnp.where(possible, jnp.exp(drawn), 0.0)
             preferred = jax.nn.sigmoid(reward[:, None] - reward[None])
-            likelihood = jax.nn.log_sigmoid(implied[:, None] - implied[None])
+            agreement = self._agreement(slope[:, None] - slope[None], facts["beta"])
             # Each pair counts in both orders, of which this sum has one.
-            return 2 * jnp.sum(share[:, None] * share[None] * preferred * likelihood)
+            return 2 * jnp.sum(share[:, None] * share[None] * preferred * agreement)
         draw_key, label_key = jax.random.split(key)
         outcomes, num = program.outcomes, self.batch_size or 0
         if self.pairs == "policy":
@@ -201,12 +203,39 @@ class Preferences(Method):
             samples = outcomes.all()[which]
             known = {name: facts[name][which] for name in ("reward", "log_ref")}
         log_probs = outcomes.log_probs_of(params, samples).sum(-1)
-        implied = beta * (log_probs - known["log_ref"])
+        slope = _slopes(facts, log_probs, known["log_ref"], True)
         first, second = (known["reward"] * facts["reward_scale"]).reshape(2, num)
         likely = jax.nn.sigmoid(first - second)
         won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
-        margin = implied[:num] - implied[num:]
-        return jax.nn.log_sigmoid(jnp.where(won, margin, -margin)).mean()
+        margin = slope[:num] - slope[num:]
+        return self._agreement(jnp.where(won, margin, -margin), facts["beta"]).mean()
+
+    def _on_given(self, program: Program, params: Any, facts: Any, key: Any) -> Array:
+        """The mean over given comparisons, or over as many drawn from them."""
+        given, log_ref, outcomes = facts["given_pairs"], facts["log_ref"], program.outcomes
+        sides, weight = jnp.stack([given["winner"], given["loser"]]), given["weight"]
+        if key is None:
+            log_probs = outcomes.log_probs(params)[sides]
+        else:
+            num = self.batch_size or 0
+            sides = sides[:, draw(jnp.log(weight), key, num)]
+            weight = jnp.full(num, 1 / max(num, 1), weight.dtype)
+            samples = outcomes.all()[sides.reshape(-1)]
+            log_probs = outcomes.log_probs_of(params, samples).sum(-1).reshape(sides.shape)
+        winner, loser = _slopes(facts, log_probs, log_ref[sides], True)
+        return jnp.sum(weight * self._agreement(winner - loser, facts["beta"]))
+
+    def _agreement(self, margin: Array, beta: Array) -> Array:
+        """What a comparison adds, by the difference of ``f′(π/π_ref)`` of winner and loser."""
+        if self.loss == "ipo":
+            return -jnp.square(margin - 1 / (2 * beta))
+        return jax.nn.log_sigmoid(beta * margin)
+
+
+def _slopes(facts: Any, log_probs: Array, log_ref: Array, possible: Array | bool) -> Array:
+    """``f′(π/π_ref)``, of reverse KL the log ratio; 0 where it is not asked for."""
+    zero = jnp.zeros_like(log_probs)
+    return facts["divergence"]._f_prime_at(jnp.where(possible, log_probs - log_ref, zero))
 
 
 def counts(masses: Array) -> Array:

@@ -15,6 +15,7 @@ from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence
 from kltarget.recipes import Recipe
 from kltarget.spaces import Box
+from kltarget.tasks import Preferences
 from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Options, Plan, Program, train
 from kltarget.training._outcomes import Outcomes, Points, Sequences, outcomes_of
@@ -227,6 +228,27 @@ def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) 
         groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))
         extra["groups"] = jax.tree.map(jnp.asarray, groups)
     return extra
+
+
+def comparisons(pairs: Preferences, shared: dict[str, Any]) -> dict[str, Array]:
+    """Given pairs as winners, losers and the share of each such comparison in all of them."""
+    possible = np.asarray(shared["possible"] & (shared["log_ref"] > -jnp.inf))
+    wins = pairs.wins, pairs.losses
+    ahead, behind = (pairs.first, pairs.second), (pairs.second, pairs.first)
+    winner, loser = np.concatenate(ahead), np.concatenate(behind)
+    weight = np.concatenate(wins)
+    for k in (*winner, *loser):
+        if not (k < possible.size and possible[k]):
+            raise ValueError(
+                f"pairs compare outcome {k}, which the policy or log_ref cannot produce"
+            )
+    counted = weight > 0
+    share = weight[counted] / weight.sum()
+    return {
+        "winner": jnp.asarray(winner[counted], jnp.int32),
+        "loser": jnp.asarray(loser[counted], jnp.int32),
+        "weight": jnp.asarray(share, shared["reward"].dtype),
+    }
 
 
 def over_outcomes(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:

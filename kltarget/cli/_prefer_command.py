@@ -1,0 +1,174 @@
+"""The sub-command ``kltarget prefer``.
+
+``--json OUT`` writes an object of these keys:
+
+- ``pairs``, ``loss``, ``divergence``, ``notes``: what was read, and how;
+- ``labels``, ``log_ref``: the outcomes, a list with one entry per outcome;
+- ``verdict``: what there is to say, in a sentence;
+- ``unanimous``: the pairs of labels, winner and loser, whose log ratio grows without bound;
+- ``groups``: a number per outcome: those of one number are compared with each other, directly or by
+  way of others; ``null`` where training gives the outcome up;
+- ``targets``: a list with an entry for each β, in the order given, of ``beta``; ``log_probs`` and
+  ``reward``, lists with one entry per outcome; ``expected_reward``; ``kl_to_reference``, in nats;
+  ``status``, a list of the names of its set bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kltarget._core.numerics import double_precision
+from kltarget._core.page import Lines, Page, Paragraph, Table
+from kltarget._core.records import json_text
+from kltarget._core.status import Status
+from kltarget._core.words import counted, decimal, probability, short
+from kltarget.cli._arguments import beta_list, finite, options_of, whole
+from kltarget.cli._output import JSON, check_outputs, input_errors, say, write
+from kltarget.cli._problem_options import add_divergence
+from kltarget.cli._solve_page import set_bits
+from kltarget.divergences import kl
+from kltarget.divergences.names import named
+from kltarget.implied import PreferenceTarget, preference_target
+from kltarget.tasks import read_preferences, read_reference
+
+_MOST_COLUMNS = 5
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser of the command."""
+    command = commands.add_parser(
+        "prefer",
+        help="what DPO, IPO or KTO on a table of pairs aims at",
+        description="Print the target of a loss over pairs, with the reward that has the same "
+        "target in reinforcement learning at the same β, or which pairs leave it without one.",
+        epilog="examples: kltarget prefer pairs.csv --reference answers.csv --beta 0.1; kltarget "
+        "prefer pairs.csv --reference answers.csv --beta 0.01,0.1,1 --loss ipo --json targets.json",
+    )
+    command.add_argument(
+        "problem",
+        metavar="PAIRS",
+        help="a table of the pairs of one prompt: chosen and rejected, perhaps with a count; or a "
+        "and b with wins and losses or a win_rate; - for standard input",
+    )
+    add = options_of(command)
+    add(
+        "--reference TABLE",
+        "the outcomes and their reference: log-probabilities, probabilities or counts",
+        pathlib.Path,
+        required=True,
+    )
+    add(
+        "--beta β",
+        "of the loss, per nat: 0.1, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT",
+        beta_list,
+        required=True,
+    )
+    add("--loss NAME", "dpo (default), ipo or kto", choices=("dpo", "ipo", "kto"), default="dpo")
+    add_divergence(command)
+    add("--desirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
+    add("--undesirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
+    add("--top K", "outcomes to print", whole, default=10)
+    add("--json OUT", JSON, pathlib.Path)
+    command.set_defaults(run=_prefer)
+
+
+def _prefer(arguments: argparse.Namespace) -> int:
+    check_outputs([arguments.json], [arguments.problem, arguments.reference])
+    with double_precision():
+        with input_errors():
+            reference = read_reference(arguments.reference)
+            pairs = read_preferences(arguments.problem, labels=reference.labels)
+            target = preference_target(
+                pairs,
+                reference.log_ref,
+                np.array(arguments.beta),
+                loss=arguments.loss,
+                divergence=named(arguments.divergence),
+                desirable_weight=arguments.desirable_weight,
+                undesirable_weight=arguments.undesirable_weight,
+            )
+        say(_page(target, arguments, reference.notes), unless=[arguments.json])
+        content = _content(target, arguments, reference.notes)
+        say(write((arguments.json, lambda: json_text(content))))
+    return 0
+
+
+def _rows(target: PreferenceTarget) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities and rewards, a row per β."""
+    log_probs = np.asarray(target.log_probs)
+    return log_probs, np.broadcast_to(np.asarray(target.reward), log_probs.shape)
+
+
+def _page(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> Page:
+    pairs, objective = target.pairs, target.objective
+    log_probs, rewards = _rows(target)
+    log_ref = np.asarray(objective.log_ref)
+    last = len(arguments.beta) - 1
+    count = min(last + 1, _MOST_COLUMNS)
+    columns = sorted({round(k * last / max(count - 1, 1)) for k in range(count)})
+    masses = np.vstack([log_ref, log_probs[columns]])
+    # The rewards of DPO and IPO are the same at every β.
+    several = target.loss == "kto" and len(columns) > 1
+    worth = rewards[columns] if several else rewards[:1]
+    betas = [f"β = {arguments.beta[k]:g}" for k in columns]
+    heads = [f"reward, {beta}" for beta in betas] if several else ["reward"]
+    table = [["outcome", *heads, "reference", *betas]]
+    order = np.lexsort((-log_ref, -log_probs.max(0)))
+    kept = np.sort(order[: arguments.top])
+    for k in kept:
+        cells = [*map(decimal, worth[:, k].tolist()), *map(probability, masses[:, k].tolist())]
+        table.append([short(pairs.label(int(k))), *cells])
+    rest = np.delete(masses, kept, axis=1)
+    if rest.shape[1]:
+        others = map(probability, np.logaddexp.reduce(rest, axis=1).tolist())
+        table.append([f"({rest.shape[1]:,} more)", *[""] * len(heads), *others])
+    sizes = [("β", "expected reward", "KL(π‖π_ref)")]
+    nats = np.asarray(kl(target.log_probs, objective.log_ref))
+    for beta, reward, size in zip(arguments.beta, target.expected_reward, nats, strict=True):
+        sizes.append((f"{beta:g}", decimal(float(reward)), decimal(max(float(size), 0.0))))
+    sentences = [target.verdict]
+    if (np.asarray(target.status) & int(Status.NO_TARGET)).any():
+        sentences.append("Note: the columns of β show what the loss is least at in the limit")
+    first = (
+        f"{pathlib.Path(arguments.problem).stem}: {counted(len(pairs.first), 'pair')} of "
+        f"{counted(log_ref.size, 'outcome')}, {target.loss} with {objective.divergence.title}"
+    )
+    return Page(
+        [Lines([first, *(f"  {note}" for note in notes)])],
+        [Table(sizes, "lrr")],
+        [Table(table, "l" + "r" * (len(table[0]) - 1))],
+        [Paragraph(sentence, hanging=4) for sentence in sentences],
+    )
+
+
+def _content(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> dict[str, Any]:
+    log_probs, rewards = _rows(target)
+    status = np.asarray(target.status).tolist()
+    names = target.pairs.label
+    return {
+        "pairs": pathlib.Path(arguments.problem).stem,
+        "loss": target.loss,
+        "divergence": arguments.divergence,
+        "notes": list(notes),
+        "labels": list(target.pairs.labels or ()),
+        "log_ref": np.asarray(target.objective.log_ref),
+        "unanimous": [[names(i), names(j)] for i, j in target.unanimous],
+        "groups": [k if k >= 0 else None for k in np.asarray(target.group).tolist()],
+        "verdict": target.verdict,
+        "targets": [
+            {
+                "beta": beta,
+                "log_probs": log_probs[k],
+                "reward": rewards[k],
+                "expected_reward": float(target.expected_reward[k]),
+                "kl_to_reference": max(float(kl(log_probs[k], target.objective.log_ref)), 0.0),
+                "status": set_bits(Status(status[k])),
+            }
+            for k, beta in enumerate(arguments.beta)
+        ],
+    }
