@@ -14,6 +14,7 @@ from typing import Any
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
+from kltarget.cli._config_options import add_config, say_what_is_not_given, side_of_config
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.recipes import Recipe, recipe
 
@@ -43,6 +44,7 @@ def add_to(commands: Any) -> None:
         help="files or folders of rollouts, - for standard input",
     )
     add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
+    add_config(diagnose)
     add(
         "--recipe place=…,…",
         "what the trainer does, or where it differs from the preset: "
@@ -123,12 +125,20 @@ def _recipe_fields(text: str) -> dict[str, Any]:
 def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | None]:
     """What the trainer does, by name, by fields or both; its β if it was given, and its name."""
     fields, name = dict(arguments.recipe or {}), arguments.trainer
-    if name is None and not fields:
-        raise InputError("say what the trainer does: --trainer trl-grpo==1.9.2, or --recipe")
+    if name is None and not fields and not arguments.config:
+        raise InputError(
+            "say what the trainer does: --trainer trl-grpo==1.9.2, --config or --recipe"
+        )
     beta = fields.pop("beta", None) if arguments.beta is None else arguments.beta
+    changed = ", ".join(f"{field}={value}" for field, value in fields.items())
+    if arguments.config:
+        side = side_of_config(arguments.config, name, beta)
+        say_what_is_not_given(side)
+        name = f"{side.preset.name} of {side.title}"
+        used = dataclasses.replace(side.recipe, **fields)
+        return used, beta, f"{name} with {changed}" if changed else name
     if name is None:
         return Recipe(**fields), beta, None
-    changed = ", ".join(f"{field}={value}" for field, value in fields.items())
     used = recipe(name, beta=beta, **fields)
     return used, beta, f"{name} with {changed}" if changed else name
 

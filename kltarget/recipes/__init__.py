@@ -4,7 +4,8 @@
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
 formulas, and ``compare`` how the targets of two differ. ``divergence_of`` and
-``divergence_of_loss`` read a term or a loss function of one's own.
+``divergence_of_loss`` read a term or a loss function of one's own, ``from_config`` a trainer's
+configuration file or command line.
 """
 
 from kltarget.recipes._comparison import compare
@@ -25,11 +26,14 @@ from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, divergence_of, read_term
 from kltarget.recipes._trainer_files import explanations_from_toml, presets_from_toml
+from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
 __all__ = [
+    "ConfigReading",
     "Default",
     "Explanation",
     "InstalledDefaults",
+    "KeyRead",
     "LossReading",
     "Preset",
     "Reading",
@@ -42,6 +46,7 @@ __all__ = [
     "explanation",
     "explanations",
     "explanations_from_toml",
+    "from_config",
     "installed",
     "preset",
     "presets",
