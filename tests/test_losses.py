@@ -1,10 +1,13 @@
 """Whole loss functions, written as trainers write them: what they ask for, read off gradients."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import kltarget as kt
+from kltarget import cli
 from kltarget.recipes import Recipe, divergence_of_loss
 from kltarget.testing import assert_target
 
@@ -187,3 +190,42 @@ def test_losses_of_torch():
         return ((-gain + 0.04 * kl) * mask).sum() / mask.sum().clamp(min=1)
 
     assert divergence_of_loss(loss).recipe == Recipe(**TOKENS, estimator="k3", beta=0.04, clip=0.2)
+
+
+MODULE = """
+import jax.numpy as jnp
+
+def swapped(logp, ref, old, advantages, mask):
+    kl = jnp.exp(logp - ref) - 1 - (logp - ref)
+    per_token = -jnp.exp(logp - old) * advantages[:, None] + 0.01 * kl
+    return (per_token * mask).sum() / mask.sum()
+
+number = 3
+"""
+
+
+def test_the_command_reads_a_loss(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_losses.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipe", "--loss", "own_losses:swapped", "--json", "found.json"]) == 0
+    page = capsys.readouterr().out
+    assert "is the gradient of 0.5 × χ²" in page
+    assert "Not read" in page
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["recipe"]["estimator"] == "swapped-k3"
+    assert found["effective_beta"] == 0.01
+    assert cli.main(["recipe", "--loss", "own_losses.py:swapped"]) == 0
+    capsys.readouterr()
+    for asked, message in {
+        "own_losses": "MODULE:FUNCTION",
+        "own_loses:swapped": "cannot be imported: ModuleNotFoundError",
+        "other.py:swapped": "there is no file",
+        "own_losses:swaped": "has no 'swaped'",
+        "own_losses:number": "must be a function, got int",
+        "json:dumps": "must be loss(logp",
+    }.items():
+        assert cli.main(["recipe", "--loss", asked]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert cli.main(["recipe", "trl-grpo", "--loss", "own_losses:swapped"]) == 2

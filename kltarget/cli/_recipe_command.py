@@ -16,6 +16,7 @@
 - ``same_target``, with ``--same-target-as``: for each reference success rate the β, ``null`` where
   none gives that target.
 
+``--loss`` writes ``loss``, ``recipe`` and the rest of the reading, ``remarks`` and ``unread``.
 ``--installed`` is that of ``kltarget.cli._installed_defaults``, and of a trainer that no recipe
 describes, such as ``trl-dpo``, that of ``kltarget.cli._explained``.
 """
@@ -38,6 +39,7 @@ from kltarget.cli._config_options import Side, add_config, say_what_is_not_given
 from kltarget.cli._explained import explain
 from kltarget.cli._installed_defaults import compare_with_installed
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
+from kltarget.cli._reading_page import labelled, shown
 from kltarget.recipes import Preset, Reading, Recipe
 
 _LABELS = ("trainer", "objective", "KL", "level", "effective β", "critical β", "target")
@@ -88,12 +90,21 @@ def add_to(commands: Any) -> None:
         "compare the preset with the defaults of the package that is installed, which is read and "
         "not run; exit code 1 if they differ",
     )
+    add(
+        "--loss MODULE:FUNCTION",
+        "read a loss function of your own instead, loss(logp, ref_logp, old_logp, advantages, "
+        "mask) in torch or JAX, which is imported and called",
+    )
     add("--list", "list the trainers and versions")
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_recipe)
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
+    if arguments.loss is not None:
+        from kltarget.cli._loss_of_ones_own import read_loss
+
+        return read_loss(arguments)
     one = bool(arguments.config) or arguments.name is not None
     if arguments.list or not (one or arguments.compare):
         return _list(arguments)
@@ -175,7 +186,6 @@ def _content(side: Side, reading: Reading) -> dict[str, Any]:
 
 def _page(side: Side, reading: Reading) -> Page:
     preset = side.preset
-    entries = [Item(f"{label:<14}", _unbroken(text)) for label, text in _entries(reading)]
     versions = "" if preset.versions == "*" else f", versions {preset.versions}"
     title = Heading(f"{preset.name}: {preset.trainer}{versions}", 1)
     releases = f" of {', '.join(preset.read)}" if preset.read else ""
@@ -185,30 +195,10 @@ def _page(side: Side, reading: Reading) -> Page:
     return Page(
         *config,
         [title, Lines([f"read in {preset.file}{releases}, checked {preset.checked}"])],
-        [Bullets(entries, "labelled")],
+        [labelled(reading)],
         [Heading("Mind"), Bullets(mind)],
         [_fields(preset, reading.recipe)],
     )
-
-
-def _unbroken(text: str) -> str:
-    """Keeps “β = 0.1” on one line."""
-    return text.replace("β = ", "β\u00a0=\u00a0").replace("σ = ", "σ\u00a0=\u00a0")
-
-
-def _entries(reading: Reading) -> list[tuple[str, str]]:
-    by_advantage = "A = " not in reading.objective
-    entries = [
-        ("objective", reading.objective),
-        ("advantage", f"A = {reading.advantage}" if by_advantage else "—"),
-        ("β", "—" if reading.beta is None else compact(reading.beta)),
-        ("KL", f"{reading.kl}: {reading.why}"),
-        ("level", reading.level),
-        ("effective β", reading.effective_text),
-        ("critical β", reading.critical_text),
-        ("target", reading.target),
-    ]
-    return [(label, text) for label, text in entries if text != "—"]
 
 
 def _fields(preset: Preset, recipe: Recipe) -> Table:
@@ -217,14 +207,8 @@ def _fields(preset: Preset, recipe: Recipe) -> Table:
     for name, default in _DEFAULTS.items():
         value = getattr(recipe, name)
         if name in preset.keys or name in _ALWAYS or value != default:
-            rows.append((name, _value(value), preset.keys.get(name, "–")))
+            rows.append((name, shown(value), preset.keys.get(name, "–")))
     return Table(rows, "lrl")
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "–"
-    return compact(value) if isinstance(value, float) else str(value)
 
 
 def _beside(*rows: tuple[Side, Reading]) -> Page:
@@ -235,7 +219,7 @@ def _beside(*rows: tuple[Side, Reading]) -> Page:
     columns = (_column(older.preset, first), _column(newer.preset, second))
     said = zip(_LABELS, *columns, strict=True)
     fields = [
-        (name, *(_value(getattr(recipe, name)) for recipe in used))
+        (name, *(shown(getattr(recipe, name)) for recipe in used))
         for name, default in _DEFAULTS.items()
         if any(getattr(recipe, name) != default for recipe in used)
     ]
