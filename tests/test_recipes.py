@@ -17,7 +17,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from kltarget import Status, cli, implied, recipes
-from kltarget.divergences import ForwardKL, ReverseKL
+from kltarget.divergences import ChiSquared, ForwardKL, ReverseKL, Scaled
 from kltarget.recipes import Recipe, critical_beta, read, recipe
 
 ALL = [pytest.param(entry, id=entry.title) for entry in recipes.presets()]
@@ -54,7 +54,7 @@ def test_the_wanted_trainers_are_there(monkeypatch):
         *("ms-swift-rloo", "slime", "areal", "tinker-cookbook", "easydel", "oat", "roll"),
         *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo", "unsloth-grpo", "axolotl-grpo"),
         *("axolotl-grpo-async", "areal-grpo", "miles", "easyr1", "easyr1-kl-in-reward"),
-        *("oat-grpo", "rlinf-reinpp", "roll-kl-in-reward", "ms-swift-reinforce++"),
+        *("oat-grpo", "rlinf-fsdp", "rlinf-reinpp", "roll-kl-in-reward", "ms-swift-reinforce++"),
         *("torchtune-grpo", "torchforge"),
     }
     table = recipes.table().splitlines()
@@ -155,6 +155,7 @@ FACTS = [
     ("easyr1", {"estimator": "k3", "beta": 0.01, "group_size": 5, "clip": 0.2, "clip_high": 0.3}),
     ("easyr1-kl-in-reward", {"place": "reward", "estimator": "k1", "beta": 0.001}),
     ("oat-grpo", {"normalize": "group-std", "epsilon": 1e-8, "ddof": 1, "length": "mean"}),
+    ("rlinf-fsdp==0.3.0", {"place": "loss", "estimator": "swapped-k3", "beta": 0.0, "kl_clip": 10}),
     ("rlinf-reinpp", {"place": "reward", "normalize": "batch-std", "ddof": 0, "beta": 0.001}),
     ("roll-kl-in-reward", {"place": "reward", "normalize_when": "before", "beta": 0.2}),
     ("ms-swift-reinforce++", {"place": "reward", "baseline": "mean", "normalize": "batch-std"}),
@@ -217,6 +218,7 @@ READINGS = [
     ("easyr1-kl-in-reward", {}, "reverse", "exponential tilt"),
     ("oat-grpo", {}, "forward", "token-local hyperbolic"),
     ("rlinf-reinpp", {}, "reverse", "exponential tilt"),
+    ("rlinf-fsdp", {"beta": 0.01}, "other", "token-local target of 0.5 × χ²"),
     ("roll-kl-in-reward", {}, "reverse", "exponential tilt"),
     ("ms-swift-reinforce++", {}, "reverse", "exponential tilt"),
     ("torchtune-grpo", {}, "forward", "token-local hyperbolic"),
@@ -230,7 +232,8 @@ READINGS = [
 def test_direction_and_family(name, fields, direction, family):
     found = read(recipe(name, **fields))
     assert (found.direction, found.family) == (direction, family)
-    expected = {"reverse": ReverseKL(), "forward": ForwardKL()}.get(direction)
+    half = Scaled(ChiSquared(), 0.5)
+    expected = {"reverse": ReverseKL(), "forward": ForwardKL(), "other": half}.get(direction)
     if recipe(name, **fields).beta:
         assert recipe(name, **fields).divergence == expected
 
@@ -560,6 +563,7 @@ RELEASES = [
         "0.1.4",
         "0.1.6",
         "0.1.7",
+        "0.3.0",
         "0.3.1",
         "0.4",
         "0.5",

@@ -44,7 +44,7 @@ class TermDivergence(Divergence):
         >>> from kltarget.divergences import TermDivergence
         >>> quartic = TermDivergence(lambda x: x**3, -jnp.inf, jnp.inf, name="quartic")
         >>> print(f"{quartic.f_prime(2.0):.4f} {quartic.f(2.0):.4f}")
-        0.3330 0.0970
+        0.3330 0.1011
     """
 
     slope: Callable[[Array], Array]

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from scipy.interpolate import CubicSpline
 
 from kltarget._core.checks import traced
 from kltarget._core.numerics import double_precision
@@ -120,9 +119,12 @@ def read_term(term: Term, *, place: Place = "loss") -> TermReading:
     Example:
         >>> import jax.numpy as jnp
         >>> from kltarget import recipes
-        >>> print(recipes.read_term(lambda x: jnp.clip(x, -10, 10) ** 2 / 2))
-        clipped reverse KL; at log ratios below -10 and above 10 the term is flat: nothing holds the policy there
-    """  # noqa: E501
+        >>> reading = recipes.read_term(lambda x: jnp.clip(x, -10, 10) ** 2 / 2)
+        >>> print(reading.name)
+        reverse KL within |log ratio| = 10
+        >>> print(reading.remarks[-1])
+        beyond |log ratio| = 10 nothing holds the policy
+    """
     choices = ("loss", "reward", "weighted-loss")
     if place not in choices:
         raise ValueError(f"place must be one of {', '.join(map(repr, choices))}, got {place!r}")
@@ -514,6 +516,8 @@ def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
 
 def _spline(x: np.ndarray, y: np.ndarray) -> Callable[[Array], Array]:
     """Cubic pieces between the kinks of what is known at points, straight beyond the last ones."""
+    from scipy.interpolate import CubicSpline
+
     first, last = float(x[0]), float(x[-1])
     pieces = np.concatenate(
         [
@@ -538,6 +542,8 @@ def _spline(x: np.ndarray, y: np.ndarray) -> Callable[[Array], Array]:
 
 def _primitive(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The integral of what is known at points, 0 at 0."""
+    from scipy.interpolate import CubicSpline
+
     parts = np.zeros_like(y)
     for i, j in itertools.pairwise(_kinks_of(y)):
         if j > i + 1:

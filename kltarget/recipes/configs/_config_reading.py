@@ -41,12 +41,12 @@ class KeyRead:
     """A key of a configuration and what it does.
 
     Args:
-        key: as the file writes it.
+        name: the key, as the file writes it.
         value: as the file gives it, as text.
         does: the fields of the recipe that it sets, ``"beta = 0.01"``, or why it does nothing.
     """
 
-    key: str
+    name: str
     value: str
     does: str
 
@@ -83,7 +83,7 @@ class ConfigReading:
         blocks[0].append(Lines([f"read as {self.preset.title} ({self.preset.trainer})"]))
         if self.acting:
             rows = [("acting key", "value", "sets")]
-            rows += [(x.key, x.value, x.does) for x in self.acting]
+            rows += [(x.name, x.value, x.does) for x in self.acting]
             blocks.append([Table(rows, "lll")])
         else:
             blocks.append([Paragraph("No key acts: this is the preset as it comes.")])
@@ -91,7 +91,7 @@ class ConfigReading:
             items = [Item("- ", f"{text}.") for text in self.not_given]
             blocks.append([Heading("Not given"), Bullets(items)])
         if self.idle:
-            items = [Item("- ", f"{x.key} = {x.value}: {x.does}.") for x in self.idle]
+            items = [Item("- ", f"{x.name} = {x.value}: {x.does}.") for x in self.idle]
             blocks.append([Heading("Does nothing here"), Bullets(items)])
         if self.notes:
             items = [Item("- ", text) for text in self.notes]
@@ -139,7 +139,7 @@ def from_config(
         >>> reading = recipes.from_config(config)
         >>> reading.preset.name, reading.recipe.place
         ('verl', 'none')
-        >>> [(key.key, key.does) for key in reading.idle]
+        >>> [(key.name, key.does) for key in reading.idle]
         [('actor_rollout_ref.actor.kl_loss_coef', 'not read with …use_kl_loss = false')]
     """
     several = not isinstance(config, (str, os.PathLike, Mapping))
