@@ -116,11 +116,20 @@ LOSSES = {
 }
 
 
+@pytest.mark.quick_only(
+    "grpo_of_each_sequence",
+    "swapped_arguments",
+    "low_variance_kl_of_tokens",
+    "of_whole_sequences",
+    "nothing",
+    others="broad",
+)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.__name__)
 def test_losses_are_read(loss):
     assert divergence_of_loss(loss).recipe == LOSSES[loss]
 
 
+@pytest.mark.broad
 def test_a_term_of_its_own_has_its_target():
     found = divergence_of_loss(quartic).recipe
     reward, log_ref = jnp.array([0.1, 0.5, 1.0]), jnp.log(jnp.array([0.5, 0.3, 0.2]))
@@ -129,6 +138,7 @@ def test_a_term_of_its_own_has_its_target():
     assert float(jnp.abs(targets[0].probs - targets[1].probs).max()) < 1e-5
 
 
+@pytest.mark.broad
 def test_what_is_beside_the_recipe_is_said():
     assert "whole sequences" in divergence_of_loss(sequence_ratio).remarks[0]
     assert "as k1 has, and none on average" in divergence_of_loss(k1).remarks[0]
@@ -137,14 +147,22 @@ def test_what_is_beside_the_recipe_is_said():
     assert reading.unread
 
 
+def test_a_loss_is_held_to_its_target():
+    assert_target(swapped_arguments, "chi-squared")
+    with pytest.raises(AssertionError, match=r"asks for 0.005 × χ², expected forward KL"):
+        assert_target(swapped_arguments, "forward-kl")
+    with pytest.raises(TypeError, match="expected must be"):
+        assert_target(squared, 3)
+    with pytest.raises(ValueError, match="is none of"):
+        assert_target(squared, "reversed-kl")
+
+
+@pytest.mark.broad
 def test_assertions():
     assert_target(swapped_arguments, kt.ChiSquared())
-    assert_target(swapped_arguments, "chi-squared")
     assert_target(nothing, "none")
     assert_target(k1, "none")
     assert_target(grpo_of_each_sequence, LOSSES[grpo_of_each_sequence])
-    with pytest.raises(AssertionError, match=r"asks for 0.005 × χ², expected forward KL"):
-        assert_target(swapped_arguments, "forward-kl")
     with pytest.raises(AssertionError, match="expected none"):
         assert_target(squared, "none")
     with pytest.raises(AssertionError, match=r"length=.mean., expected length=.sum."):
@@ -153,10 +171,6 @@ def test_assertions():
         )
     with pytest.raises(AssertionError, match=r"beta=0.02, expected beta=0.04"):
         assert_target(squared, Recipe(**TOKENS, estimator="k2", beta=0.04, clip=0.2))
-    with pytest.raises(TypeError, match="expected must be"):
-        assert_target(squared, 3)
-    with pytest.raises(ValueError, match="is none of"):
-        assert_target(squared, "reversed-kl")
 
 
 BAD = {
@@ -180,6 +194,7 @@ def test_what_is_no_loss_is_refused(name):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.broad
 def test_losses_of_torch():
     torch = pytest.importorskip("torch")
 

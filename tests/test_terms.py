@@ -137,7 +137,7 @@ def test_targets_are_where_the_slopes_are_level(term):
     assert apart[inside].max() < (1e-6 if term is of_numpy else 32 * EPS)
 
 
-@pytest.mark.quick_only("mixed", others="broad")
+@pytest.mark.broad
 @pytest.mark.parametrize("term", [quartic, huber, mixed], ids=lambda x: x.__name__)
 def test_no_policy_is_better(term):
     # By values that come from an integral, and gaps from Bregman's.
@@ -184,6 +184,7 @@ def test_known_families_are_recognised(name):
     assert divergence_of(term, place=place) is found, "one object, for which programs are compiled"
 
 
+@pytest.mark.quick_only("k2", "Cauchy", others="broad")
 @pytest.mark.parametrize(
     ("term", "place", "held", "said"),
     [
@@ -246,6 +247,7 @@ def test_what_is_no_term_is_refused():
         Recipe("loss", lambda x: x - x.mean())
 
 
+@pytest.mark.broad
 def test_terms_of_torch():
     torch = pytest.importorskip("torch")
     assert divergence_of(lambda x: torch.exp(-x) - 1 + x) == kt.ForwardKL()
@@ -276,6 +278,7 @@ def test_a_target_beyond_a_clamp_is_marked():
     assert beyond.status & kt.Status.CLIPPED
 
 
+@pytest.mark.quick_only("divergence2", others="broad")
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.TotalVariation()])
 def test_a_multiple_is_another_coefficient(divergence):
     ref, reward = (x.astype(DTYPE) for x in (np.log(P5[0]), P5[1]))

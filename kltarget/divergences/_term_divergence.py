@@ -52,7 +52,6 @@ class TermDivergence(Divergence):
     at_infinity: float
     kinks: tuple[float, ...]
     name: str  # type: ignore[misc]
-    f_at_zero: float
 
     def __init__(
         self,
@@ -63,20 +62,24 @@ class TermDivergence(Divergence):
         kinks: tuple[float, ...] = (),
         name: str = "a term's divergence",
     ) -> None:
-        given = (slope, float(at_zero), float(at_infinity), tuple(kinks), name, 0.0)
+        given = (slope, float(at_zero), float(at_infinity), tuple(kinks), name)
         for field, value in zip(dataclasses.fields(self), given, strict=True):
             object.__setattr__(self, field.name, value)
+
+    @functools.cached_property
+    def _f_at_zero(self) -> float:
+        """What a lost outcome costs."""
         with double_precision(), jax.ensure_compile_time_eval():
             far = jnp.array([-200.0, -400.0], jnp.float64)
             near, last = map(float, self._scaled(far, jnp.zeros_like(far)))
         # What still grows there grows without bound, such as −log u.
         settled = abs(last - near) <= 1e-9 * max(abs(last), 1e-9)
-        object.__setattr__(self, "f_at_zero", last if settled else float("inf"))
+        return last if settled else float("inf")
 
     def f(self, u: ArrayLike) -> Array:
         u = as_float(u)
         log_u = jnp.log(jnp.where(u > 0, u, 1.0))
-        return jnp.where(u > 0, self._scaled(log_u, jnp.zeros_like(u)), self.f_at_zero)
+        return jnp.where(u > 0, self._scaled(log_u, jnp.zeros_like(u)), self._f_at_zero)
 
     def f_prime(self, u: ArrayLike) -> Array:
         u = as_float(u)
