@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kltarget._core.checks import traced
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import (
     Alpha,
@@ -32,6 +28,15 @@ from kltarget.divergences import (
     TermDivergence,
     TotalVariation,
 )
+from kltarget.recipes._term_sources import (
+    FINE,
+    Source,
+    called,
+    derivative,
+    primitive,
+    source_of,
+    spline,
+)
 
 Term = Callable[[Any], Any]
 """A function of log ratios ``log π/π_ref``, elementwise."""
@@ -43,8 +48,6 @@ _REACH = 15.0
 _STEP = 1 / 64
 _GRID = np.arange(-_REACH, _REACH + _STEP / 2, _STEP)
 _CENTRE = _GRID.size // 2
-_PER_UNIT = 256
-_FINE = np.arange(-40, 40 + 0.5 / _PER_UNIT, 1 / _PER_UNIT)
 _EVERYWHERE = (-math.inf, math.inf)
 _CLOSE = 1e-6
 _FAMILIES = (
@@ -130,6 +133,12 @@ def read_term(term: Term, *, place: Place = "loss") -> TermReading:
         raise ValueError(f"place must be one of {', '.join(map(repr, choices))}, got {place!r}")
     if not callable(term):
         raise TypeError(f"term must be a function of log ratios, got {type(term).__name__}")
+    try:
+        hash(term)
+    except TypeError:
+        raise TypeError(
+            f"term must be hashable, as functions are, got a {type(term).__name__}"
+        ) from None
     return _read(term, place)
 
 
@@ -175,46 +184,46 @@ def divergence_of(term: Term, *, place: Place = "loss") -> Divergence:
     """
     reading = read_term(term, place=place)
     if reading.divergence is None:
-        raise ValueError(f"term {_called(term)} has no divergence: {reading}")
+        raise ValueError(f"term {called(term)} has no divergence: {reading}")
     return reading.divergence
 
 
 @functools.lru_cache(maxsize=256)
 def in_jax(term: Term) -> Callable[[Array], Array]:
     """The term as a function that JAX can trace and differentiate."""
-    return _source(term).value
+    return source_of(term).value
 
 
 def log_ratios() -> np.ndarray:
     """The log ratios at which slopes that are only known at points are asked for."""
-    return _FINE[np.abs(_FINE) <= 20]
+    return FINE[np.abs(FINE) <= 20]
 
 
 def from_slopes(heights: np.ndarray, name: str) -> tuple[TermReading, Callable[[Array], Array]]:
     """The reading of a term whose derivative is known at :func:`log_ratios`, and the term."""
-    slope = _spline(log_ratios(), heights)
-    term = _spline(log_ratios(), _primitive(log_ratios(), heights))
+    slope = spline(log_ratios(), heights)
+    term = spline(log_ratios(), primitive(log_ratios(), heights))
     term.__name__ = name
-    source = _Source(term, slope, exact=False, far=(16.0, 18.0, 19.9))
+    source = Source(term, slope, exact=False, far=(16.0, 18.0, 19.9))
     with double_precision(), jax.ensure_compile_time_eval():
         return _read_slope(slope, source, name), term
 
 
 @functools.lru_cache(maxsize=256)
 def _read(term: Term, place: Place) -> TermReading:
-    source = _source(term)
+    source = source_of(term)
     slope = {"loss": source.slope, "reward": source.value}.get(place, source.both)
     with double_precision(), jax.ensure_compile_time_eval():
-        return _read_slope(slope, source, _called(term))
+        return _read_slope(slope, source, called(term))
 
 
-def _read_slope(slope: Callable[[Array], Array], source: _Source, name: str) -> TermReading:
+def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> TermReading:
     """In double precision."""
 
     def at(x: float) -> float:
         return float(slope(jnp.asarray(x)))
 
-    height, rate = (np.asarray(x(jnp.asarray(_GRID))) for x in (slope, _derivative(slope)))
+    height, rate = (np.asarray(x(jnp.asarray(_GRID))) for x in (slope, derivative(slope)))
     if not np.ptp(height) > 1e-9 * max(1.0, float(np.abs(height).max())):
         return TermReading(None, "its pull is the same at every log ratio, and holds nothing")
     # A pull that jumps at equality has no one value there.
@@ -226,7 +235,7 @@ def _read_slope(slope: Callable[[Array], Array], source: _Source, name: str) -> 
         height[_CENTRE] = 0.0
     step, size = np.diff(height), np.abs(height)
     falls = step < -1e-9 * np.maximum(np.maximum(size[:-1], size[1:]), 1e-3)
-    held = _held(at, lambda x: float(_derivative(slope)(jnp.asarray(x))), falls)
+    held = _held(at, lambda x: float(derivative(slope)(jnp.asarray(x))), falls)
     # What is interpolated is flat but for rounding; an exact derivative of next to 0 is not 0.
     still = np.abs(rate) <= (0.0 if source.exact else 1e-7 * (size + 1e-3))
     # At the very edge of a clamp a derivative is whatever its library says.
@@ -289,7 +298,7 @@ def _continued(
     """
     inner = [x * (1 - 1e-6) if math.isfinite(x) else x for x in held]
     ends = [x if math.isfinite(x) else math.copysign(_REACH, x) for x in inner]
-    rates = [max(float(_derivative(slope)(jnp.asarray(x))), 1e-3) for x in ends]
+    rates = [max(float(derivative(slope)(jnp.asarray(x))), 1e-3) for x in ends]
 
     def continued(x: Array) -> Array:
         near = jnp.where(x < inner[0], inner[0], jnp.where(x > inner[1], inner[1], x))
@@ -398,171 +407,3 @@ def _where(pieces: tuple[tuple[float, float], ...]) -> str:
     if _EVERYWHERE in pieces:
         return "everywhere"
     return "at log ratios " + " and ".join(one(*piece) for piece in pieces)
-
-
-def _called(term: Term) -> str:
-    return str(getattr(term, "__name__", type(term).__name__))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Source:
-    """A term and its derivative as functions that JAX can trace."""
-
-    value: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    exact: bool = True
-    far: tuple[float, ...] = (100.0, 200.0, 300.0)
-    """Log ratios at which limits are read off."""
-
-    def both(self, x: Array) -> Array:
-        return self.value(x) + self.slope(x)
-
-
-def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
-
-
-@functools.lru_cache(maxsize=256)
-def _source(term: Term) -> _Source:
-    """A term in whichever library it was written.
-
-    Raises what :func:`divergence_of` promises where it is no term at all.
-    """
-    if traced(_GRID):
-        raise TypeError("a term is read outside of jit")
-    name = _called(term)
-    for library in (_of_jax, _of_torch, _of_numpy):
-        values = library(term, _GRID)
-        if values is not None:
-            break
-    else:
-        raise TypeError(
-            f"term {name} must be a function of one array of log ratios, written with jax.numpy, "
-            f"NumPy or torch: {_why_not(term)}"
-        )
-    if values.shape != _GRID.shape:
-        raise ValueError(
-            f"term {name} must return an array of the shape it is given, got {values.shape} for "
-            f"{_GRID.shape}: no sum or mean"
-        )
-    if not np.isfinite(values).all():
-        at = float(_GRID[np.flatnonzero(~np.isfinite(values))[0]])
-        raise ValueError(f"term {name} is not finite at the log ratio {at:g}")
-    again = library(term, _GRID)
-    if again is None or not np.array_equal(values, again):
-        raise ValueError(
-            f"term {name} gives other values when it is called again: it must be a function of "
-            "its argument alone"
-        )
-    part = slice(300, 1200)
-    alone = library(term, _GRID[part])
-    if alone is None or not np.allclose(values[part], alone, rtol=1e-9, atol=1e-12):
-        raise ValueError(
-            f"term {name} must be elementwise: its values depend on the other log ratios"
-        )
-    if library is _of_jax:
-        return _Source(term, _derivative(term))
-    return _interpolated(functools.partial(library, term))
-
-
-def _of_jax(term: Term, at: np.ndarray) -> np.ndarray | None:
-    try:
-        with double_precision(), jax.ensure_compile_time_eval():
-            x = jnp.asarray(at)
-            value, slope = jax.jvp(term, (x,), (jnp.ones_like(x),))
-            return np.asarray(value) if isinstance(slope, jax.Array) else None
-    except Exception:  # whatever a function of another library makes of a tracer
-        return None
-
-
-def _of_torch(term: Term, at: np.ndarray) -> np.ndarray | None:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy's functions warn of tensors, and take them
-            value = term(torch.tensor(at))
-        return value.detach().numpy() if isinstance(value, torch.Tensor) else None
-    except Exception:
-        return None
-
-
-def _of_numpy(term: Term, at: np.ndarray) -> np.ndarray | None:
-    try:
-        with np.errstate(all="ignore"):
-            return np.asarray(term(at), np.float64)
-    except Exception:
-        return None
-
-
-def _why_not(term: Term) -> str:
-    try:
-        term(np.zeros(3))
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return "its result is no array"
-
-
-def _interpolated(values: Callable[[np.ndarray], np.ndarray | None]) -> _Source:
-    """A term that is known at points only."""
-    known = values(_FINE)
-    assert known is not None
-    # Terms that overflow far out are straight from there on, and of no further interest.
-    begin, end = np.flatnonzero(np.isfinite(known))[[0, -1]]
-    value = _spline(_FINE[begin : end + 1], known[begin : end + 1])
-    return _Source(value, _derivative(value), exact=False, far=(20.0, 30.0, 39.0))
-
-
-def _spline(x: np.ndarray, y: np.ndarray) -> Callable[[Array], Array]:
-    """Cubic pieces between the kinks of what is known at points, straight beyond the last ones."""
-    from scipy.interpolate import CubicSpline
-
-    first, last = float(x[0]), float(x[-1])
-    pieces = np.concatenate(
-        [
-            CubicSpline(x[i : j + 1], y[i : j + 1]).c[::-1] if j > i + 1 else _line(y[i : j + 1])
-            for i, j in itertools.pairwise(_kinks_of(y))
-        ],
-        axis=1,
-    )
-
-    def value(at: Array) -> Array:
-        near = jnp.clip(at, first, last)
-        # Nodes are multiples of a power of two: what is left of one is exact.
-        node = jnp.minimum(jnp.floor(near * _PER_UNIT), last * _PER_UNIT - 1)
-        inside, beyond = near - node / _PER_UNIT, at - near
-        index = (node - first * _PER_UNIT).astype(jnp.int32)
-        a, b, c, d = (jnp.asarray(row, at.dtype)[index] for row in pieces)
-        slope = b + inside * (2 * c + inside * 3 * d)
-        return a + inside * (b + inside * (c + inside * d)) + beyond * slope
-
-    return value
-
-
-def _primitive(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The integral of what is known at points, 0 at 0."""
-    from scipy.interpolate import CubicSpline
-
-    parts = np.zeros_like(y)
-    for i, j in itertools.pairwise(_kinks_of(y)):
-        if j > i + 1:
-            parts[i : j + 1] = parts[i] + CubicSpline(x[i : j + 1], y[i : j + 1]).antiderivative()(
-                x[i : j + 1]
-            )
-        else:
-            parts[j] = parts[i] + (y[i] + y[j]) / 2 / _PER_UNIT
-    return parts - parts[int(np.argmin(np.abs(x)))]
-
-
-def _kinks_of(y: np.ndarray) -> np.ndarray:
-    """Indices between which points lie on a smooth curve, the two ends among them."""
-    bend = np.abs(np.diff(y, 2))
-    usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
-    usual[:3], usual[-3:] = bend[:3], bend[-3:]
-    sharp = np.flatnonzero(bend > 20 * usual + 1e-9 * np.abs(np.diff(y)).max()) + 1
-    return np.unique(np.concatenate([[0], sharp, [y.size - 1]]))
-
-
-def _line(ends: np.ndarray) -> np.ndarray:
-    return np.array([[ends[0]], [(ends[1] - ends[0]) * _PER_UNIT], [0.0], [0.0]])
