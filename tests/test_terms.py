@@ -1,6 +1,8 @@
 """Any term of a loss: which divergence it has, what its target is, and that training ends there."""
 
 import functools
+import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -435,3 +437,30 @@ def test_verify_takes_terms():
     assert report.passed
     assert {run.target for run in report.runs} == {"token_mixed", "sequence_swapped-k3"}
     assert "token-local" in str(report)
+
+
+def diagnosed(estimator, folder):
+    rows = [
+        {"step": step, "prompt": "p", "completion": answer, "reward": reward, "num_tokens": 1}
+        | {"ref_logp": log_ref, "logp": log_ref}
+        for step in (1, 2)
+        for answer, reward, log_ref in [("a", 1.0, math.log(0.3)), ("b", 0.0, math.log(0.7))] * 4
+    ]
+    file = folder / "rollouts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    log = kt.read_rollouts(file)
+    return kt.diagnose(log, Recipe("loss", estimator, "token", "mean", group_size=8), beta=0.5)
+
+
+@pytest.mark.broad
+def test_a_diagnosis_of_a_term_is_saved_and_loaded(tmp_path):
+    diagnosis = diagnosed(quartic, tmp_path)
+    said = " ".join(str(diagnosis).split())
+    assert "is the gradient of divergence of quartic" in said
+    diagnosis.save(tmp_path / "found.json")
+    loaded = type(diagnosis).load(tmp_path / "found.json")
+    assert loaded.recipe == diagnosis.recipe
+    assert str(loaded) == str(diagnosis)
+    diagnosed(lambda x: x**4, tmp_path).save(tmp_path / "nameless.json")
+    with pytest.raises(ValueError, match="is a function that is not there: import test_terms"):
+        type(diagnosis).load(tmp_path / "nameless.json")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -59,7 +60,28 @@ def plain(x: Any) -> Any:
         return plain(x.tolist())
     if isinstance(x, float) and not np.isfinite(x):
         return str(x)
-    return x
+    return _address(x) if callable(x) else x
+
+
+def _address(function: Any) -> str:
+    """Where a function is found again, ``module:name``; of one in a function its name."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    module = getattr(function, "__module__", None) or "__main__"
+    return f"{module}:{name}"
+
+
+def _found_again(address: str) -> Any:
+    """The function of an address. Nothing is imported: a file must not say what is run."""
+    module, _, name = address.partition(":")
+    found = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ValueError(
+            f"{address!r} is a function that is not there: import {module} first, and save none "
+            "that has no name in its module"
+        )
+    return found
 
 
 def restored(kind: Any, x: Any) -> Any:
@@ -78,6 +100,8 @@ def restored(kind: Any, x: Any) -> Any:
         return typing.cast(Any, kind)(**known)
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
+        if isinstance(x, str) and ":" in x and any(_is_function(one) for one in of):
+            return _found_again(x)
         return None if x is None else restored(of[0], x)
     if origin is dict:
         return {name: restored(of[1], value) for name, value in x.items()}
@@ -86,3 +110,7 @@ def restored(kind: Any, x: Any) -> Any:
     if origin is tuple:
         return tuple(restored(one, value) for one, value in zip(of, x, strict=True))
     return x
+
+
+def _is_function(kind: Any) -> bool:
+    return typing.get_origin(kind) is Callable

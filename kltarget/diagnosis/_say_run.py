@@ -185,7 +185,8 @@ def _distance(case: Case, aims: list[Aim]) -> list[Statement]:
 def _between(low: float, high: float) -> str:
     """The first of two numbers if they are nearly the same; else both, the smaller one first."""
     first, second = (number(_tidy(x), 2) for x in sorted((low, high)))
-    return number(_tidy(low), 2) if abs(low - high) < FAR / 20 else f"{first} to {second}"
+    same = low == high or abs(low - high) < FAR / 20
+    return number(_tidy(low), 2) if same else f"{first} to {second}"
 
 
 def _drift(log: Log, aim: Aim) -> float | None:
