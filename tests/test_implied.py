@@ -379,6 +379,8 @@ def test_presets_train_to_their_implied_target(preset, where):
     beta = recipe.reward_scale * np.array([0.5, 1.0, 3.0])
     if recipe.normalize != "none" and isinstance(recipe.divergence, kt.ReverseKL):
         beta = np.array([1.5, 2.0, 4.0])  # above where large groups saturate
+    if recipe.aim == "other":
+        beta = 2 * beta  # above where χ² truncates: the last of a mass takes for ever to go
     target = implied_target(recipe, reward, log_ref, space=space, beta=beta)
     if recipe.divergence is None:
         assert (target.status == kt.Status.NO_TARGET).all()

@@ -39,6 +39,9 @@ class TermDivergence(Divergence):
         kinks: log ratios at which it is not smooth, for the integral.
         name: how reports call it.
 
+    Where h is flat and the probabilities sum to 1 only on that piece, several policies maximise an
+    objective: :func:`kltarget.solve` then says ``NOT_CONVERGED``.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from kltarget.divergences import TermDivergence
