@@ -1,5 +1,6 @@
 """Any term of a loss: which divergence it has, what its target is, and that training ends there."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -268,6 +269,17 @@ def test_names_stand_for_functions():
     absolute = implied_target(Recipe("loss", jnp.abs, beta=0.1), P5[1], np.log(P5[0]))
     named = implied_target(Recipe("loss", "absolute", beta=0.1), P5[1], np.log(P5[0]))
     np.testing.assert_array_equal(absolute.log_probs, named.log_probs)
+
+
+def test_a_clip_of_the_term_is_that_of_its_value():
+    ref, reward = (x.astype(DTYPE) for x in (np.log(P5[0]), P5[1]))
+    # At log ratios of down to −3 the swapped k3 is 2, where k3 is 16.
+    swapped = Recipe("loss", "swapped-k3", beta=0.34, kl_clip=3.0)
+    target = implied_target(swapped, reward, ref)
+    assert float((target.log_probs - ref).min()) < -3
+    assert not target.status & kt.Status.CLIPPED
+    tight = dataclasses.replace(swapped, kl_clip=0.5)
+    assert implied_target(tight, reward, ref).status & kt.Status.CLIPPED
 
 
 def test_a_target_beyond_a_clamp_is_marked():

@@ -340,6 +340,7 @@ def _clipped(problem: Problem, log_probs: np.ndarray, tree: Branches | None) -> 
     estimates = dict.fromkeys(("k1", "weighted-k1"), log_ratio) | {"k2": log_ratio**2 / 2}
     if ((log_ratio < low) | (log_ratio > high)).any():
         return True
+    estimates["swapped-k3"] = np.expm1(log_ratio) - log_ratio
     if recipe.kl_clip is not None and callable(recipe.estimator):
         estimates[recipe.estimator_name] = np.asarray(
             in_jax(recipe.estimator)(jnp.asarray(log_ratio))
