@@ -488,7 +488,7 @@ TRAINERS = [
         {"--kl-coef": "not read with --advantage-estimator = grpo"},
     ),
     (
-        *("miles.sh", SLIME.replace("train.py", "/root/miles/train.py"), "miles"),
+        *("miles.sh", SLIME.replace("train.py", "/opt/miles/train.py"), "miles"),
         {"beta": 0.01, "estimator": "k3", "kl_clip": 10.0, "group_size": 8, "clip_high": 0.28},
         {"--kl-coef": "not read with --advantage-estimator = grpo"},
     ),
