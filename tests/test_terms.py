@@ -450,6 +450,9 @@ def test_verify_takes_terms():
     assert report.passed
     assert {run.target for run in report.runs} == {"token_mixed", "sequence_swapped-k3"}
     assert "token-local" in str(report)
+    shown = [x.get_text() for x in kt.plot.distances(report).get_xticklabels()]
+    assert len(shown) == 6
+    assert shown[-2:] == ["token-local mixed", "sequence swapped-k3"]
 
 
 def diagnosed(estimator, folder):

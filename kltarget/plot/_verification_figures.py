@@ -13,7 +13,7 @@ from kltarget._core.numerics import double_precision
 from kltarget.divergences import kl
 from kltarget.modes import entropy
 from kltarget.plot import _style as look
-from kltarget.verification._exact_targets import title_of
+from kltarget.verification._exact_targets import TARGETS, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,9 @@ def _lines(
 
 
 def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draws the median total variation of each policy and recipe from each of the four targets.
+    """Draws the median total variation of each policy and recipe from each target.
+
+    These are the four of ``verification.TARGETS``, and those of terms of one's own that were run.
 
     Args:
         report: what :func:`kltarget.verification.verify` found.
@@ -214,13 +216,15 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
 
     with look.drawing(ax) as ax:
         groups = list(report.groups())
-        shown = list(groups[0][2][0].tv)
+        own = {run.target for *_, runs in groups for run in runs}
+        shown = [name for name in groups[0][2][0].tv if name in TARGETS or name in own]
         tvs = [[np.median([x.tv[name] for x in runs]) for name in shown] for *_, runs in groups]
         table = np.array(tvs)
         norm = LogNorm(1e-5, 1.0, clip=True)
         options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
         ax.imshow(np.maximum(table, 1e-9), **options)
-        centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
+        size = "small" if len(shown) <= len(TARGETS) else "x-small"
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
         frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
             for j, name in enumerate(shown):
@@ -228,8 +232,11 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
                 ax.text(j, i, _brief(table[i, j]), color=shade, **centred)
                 if name == runs[0].target:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
-        names = [title_of(name).replace(" ", "\n", 1) for name in shown]
-        ax.set_xticks(range(len(shown)), names)
+        names = [title_of(name) for name in shown]
+        if len(shown) <= len(TARGETS):
+            ax.set_xticks(range(len(shown)), [name.replace(" ", "\n", 1) for name in names])
+        else:  # terms of one's own bring columns of their own
+            ax.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
         ax.tick_params(length=0)
