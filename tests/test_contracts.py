@@ -581,6 +581,7 @@ NOT_OF_ARRAYS = {
     "Recipe": "choices, as data",
     "LossReading": "what divergence_of_loss returns",
     "TermReading": "what read_term returns",
+    "Weighted": "a function, as data",
     "RewardSum": "what adding rewards returns",
     "Run": "what trainers return",
     "RunStatus": "an enumeration",

@@ -72,8 +72,7 @@ def _of_charges(recipe: Recipe, several: bool) -> Iterator[str]:
         yield "charges of single tokens that are normalised in groups or cut"
     if recipe.charged_before and recipe.advantage_clip is not None and recipe.baseline == "none":
         yield "advantages that are cut without a baseline, a KL among them"
-    weighted = recipe.estimator in ("weighted-k1", "weighted-k3")
-    if weighted and by_token and recipe.ratio_level == "sequence" and several:
+    if recipe.weighted and by_token and recipe.ratio_level == "sequence" and several:
         yield "estimates per token that are weighted by the ratio of the whole sequence"
 
 

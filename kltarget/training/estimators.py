@@ -276,11 +276,10 @@ def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -
     }
     if callable(recipe.estimator):
         cost = in_jax(recipe.estimator)(log_ratio)
-    elif recipe.estimator in simple:
-        cost = simple[recipe.estimator](log_ratio)
     else:
-        weighed = k1 if recipe.estimator == "weighted-k1" else k3
-        cost = jnp.exp(log_probs - sampler) * weighed(log_ratio)
+        cost = simple[recipe.estimator.removeprefix("weighted-")](log_ratio)
+    if recipe.weighted:
+        cost = jnp.exp(log_probs - sampler) * cost
     return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
