@@ -90,6 +90,46 @@ def test_losses_minimised_directly(loss, divergence):
     assert target.verdict.startswith("a target")
 
 
+def conservative_loss(slopes, pairs, beta, wrong=0.2):
+    """Mitchell 2023: the label is right with probability 1 − ε."""
+    return -sum(
+        n * ((1 - wrong) * log_expit(x) + wrong * log_expit(-x))
+        for i, j, n in comparisons(pairs)
+        for x in [beta * (slopes[i] - slopes[j])]
+    )
+
+
+ALWAYS = Preferences([0, 1, 2, 3], [1, 2, 3, 4], [1, 2, 0, 3], [0, 0, 1, 1])
+
+
+@pytest.mark.quick_only("reverse KL", others="broad")
+@pytest.mark.parametrize("divergence", ["reverse KL", "chi-PO"])
+def test_smoothed_labels_minimised_directly(divergence):
+    f, slope = SLOPES[divergence]
+    for pairs in (CIRCLES, ALWAYS):
+        target = preference_target(pairs, LOG_REF, 0.7, divergence=f, label_smoothing=0.2)
+        assert target.status == kt.Status.OK
+        want = minimised(conservative_loss, slope, pairs, 0.7)
+        assert variation(target.probs, want) < 2e-6
+        plain = preference_target(pairs, LOG_REF, 0.7, divergence=f)
+        assert variation(target.probs, plain.probs) > 0.02
+    # By hand: a unanimous pair is won with probability 1 − ε.
+    two = preference_target(
+        {"chosen": [0], "rejected": [1]}, LOG_REF, 1.0, divergence=f, label_smoothing=0.2
+    )
+    np.testing.assert_allclose(two.reward[0] - two.reward[1], np.log(4), rtol=FINE)
+
+
+@pytest.mark.broad
+def test_training_on_smoothed_labels_ends_there():
+    for pairs in (CIRCLES, ALWAYS):
+        target = preference_target(pairs, LOG_REF, 0.7, label_smoothing=0.2)
+        assert variation(trained(pairs, beta=0.7, label_smoothing=0.2), target.probs) < 1e-4
+    for options in ({"loss": "ipo"}, {"label_smoothing": 0.5}):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            trained(CIRCLES, **{"label_smoothing": 0.1, **options})
+
+
 @functools.cache
 def coming_to_rest(num_steps):
     return lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps))
@@ -476,6 +516,14 @@ REFUSED = {
     "nothing desirable": (
         lambda: preference_target(ONE, TWO, 0.5, loss="kto", undesirable_weight=2.0),
         "no outcome that is desirable on balance",
+    ),
+    "smoothing of others": (
+        lambda: preference_target(ONE, TWO, 0.5, loss="ipo", label_smoothing=0.1),
+        "label_smoothing is for loss='dpo'",
+    ),
+    "smoothing of a half": (
+        lambda: preference_target(ONE, TWO, 0.5, label_smoothing=0.5),
+        "label_smoothing must be from 0 to less than 0.5",
     ),
     "with itself": (lambda: Preferences([0, 1], [1, 1], [1, 1], [1, 1]), "different .* pair 1"),
     "no pairs": (lambda: Preferences([], [], [], []), "at least one pair"),

@@ -2,7 +2,7 @@
 
 ``--json OUT`` writes an object of these keys:
 
-- ``pairs``, ``loss``, ``divergence``, ``notes``: what was read, and how;
+- ``pairs``, ``loss``, ``label_smoothing``, ``divergence``, ``notes``: what was read, and how;
 - ``labels``, ``log_ref``: the outcomes, a list with one entry per outcome;
 - ``verdict``: what there is to say, in a sentence;
 - ``unanimous``: the pairs of labels, winner and loser, whose log ratio grows without bound;
@@ -72,6 +72,7 @@ def add_to(commands: Any) -> None:
     add_divergence(command)
     add("--desirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
     add("--undesirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
+    add("--label-smoothing ε", "of DPO: share of wrong labels (default: 0)", finite, default=0.0)
     add("--top K", "outcomes to print", whole, default=10)
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_prefer)
@@ -91,6 +92,7 @@ def _prefer(arguments: argparse.Namespace) -> int:
                 divergence=named(arguments.divergence),
                 desirable_weight=arguments.desirable_weight,
                 undesirable_weight=arguments.undesirable_weight,
+                label_smoothing=arguments.label_smoothing,
             )
         say(_page(target, arguments, reference.notes), unless=[arguments.json])
         content = _content(target, arguments, reference.notes)
@@ -137,6 +139,7 @@ def _page(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> Pag
     first = (
         f"{pathlib.Path(arguments.problem).stem}: {counted(len(pairs.first), 'pair')} of "
         f"{counted(log_ref.size, 'outcome')}, {target.loss} with {objective.divergence.title}"
+        + (f", labels smoothed by {target.label_smoothing:g}" if target.label_smoothing else "")
     )
     return Page(
         [Lines([first, *(f"  {note}" for note in notes)])],
@@ -153,6 +156,7 @@ def _content(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> 
     return {
         "pairs": pathlib.Path(arguments.problem).stem,
         "loss": target.loss,
+        "label_smoothing": target.label_smoothing,
         "divergence": arguments.divergence,
         "notes": list(notes),
         "labels": list(target.pairs.labels or ()),
