@@ -189,14 +189,13 @@ def preference_target(
         arXiv 2309.16240 (f-DPO). Huang et al., "Correcting the Mythos of KL-Regularization: Direct
         Alignment without Overoptimization via Chi-Squared Preference Optimization", 2024, arXiv
         2407.13399 (χPO). Mitchell, "A note on DPO with noisy preferences & relationship to IPO",
-        2023 (label smoothing). Azar et al., "A General Theoretical Paradigm to Understand Learning from
-        Human Preferences", 2023, arXiv 2310.12036 (IPO). Ethayarajh et al., "KTO: Model Alignment
-        as Prospect Theoretic Optimization", 2024, arXiv 2402.01306. Bradley and Terry, "Rank
-        Analysis of Incomplete Block Designs", 1952; Ford, "Solution of a Ranking Problem from
+        2023 (label smoothing). Azar et al., "A General Theoretical Paradigm to Understand Learning
+        from Human Preferences", 2023, arXiv 2310.12036 (IPO). Ethayarajh et al., "KTO: Model
+        Alignment as Prospect Theoretic Optimization", 2024, arXiv 2402.01306. Bradley and Terry,
+        "Rank Analysis of Incomplete Block Designs", 1952; Ford, "Solution of a Ranking Problem from
         Binary Comparisons", 1957 (when there is a maximum). Sun and Tran-Dinh, "Generalized
         self-concordant functions: a recipe for Newton-type methods", 2019 (the steps). KTO's fixed
-        point is derived here: stationary is ``π_i ∝ net_i σ(x_i)σ(−x_i)`` with
-        ``Σ π_i x_i = 0``.
+        point is derived here: stationary is ``π_i ∝ net_i σ(x_i)σ(−x_i)`` with ``Σ π_i x_i = 0``.
     """
     divergence = ReverseKL() if divergence is None else divergence
     if not isinstance(pairs, Preferences):

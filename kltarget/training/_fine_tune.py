@@ -347,8 +347,8 @@ def dpo(
             given ones, of sequences by their indices, as :class:`kltarget.tasks.Preferences`. Of
             these the loss is the mean over all comparisons, or over ``batch_size`` drawn ones.
         loss: ``"dpo"`` or ``"ipo"``.
-        label_smoothing: how likely a label is taken to be wrong, from 0 to less than ½ (conservative
-            DPO): the likelihood of the other label counts with this weight. For ``"dpo"`` alone.
+        label_smoothing: how likely a label is taken to be wrong (conservative DPO), from 0 to less
+            than ½: the likelihood of the other label counts with this weight. For ``"dpo"`` alone.
         divergence: f of the implied rewards, by default reverse KL; any other makes it f-DPO, and
             :class:`kltarget.ChiSquaredKL` χPO.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
