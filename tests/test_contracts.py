@@ -615,6 +615,7 @@ NOT_OF_ARRAYS = {
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preference_target": "a fit on the host, of a table",
+    "preference_targets": "the same of several prompts",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
     "presets_from_toml": "files",
