@@ -413,6 +413,13 @@ def test_a_weighted_name_is_its_function_weighted(name):
     np.testing.assert_allclose(ascent(own), ascent(named), rtol=64 * EPS, atol=EPS)
 
 
+def test_a_weight_of_the_whole_sequence_is_known_of_names_alone():
+    _, _, space, log_ref, reward = tree()
+    recipe = Recipe("loss", Weighted(quartic), "token", ratio_level="sequence", beta=1.0)
+    with pytest.raises(ValueError, match="a term per token that is weighted by the ratio"):
+        implied_target(recipe, reward, log_ref, space=space)
+
+
 def test_what_is_weighted_is_for_the_loss():
     weighted = Weighted(quartic)
     assert weighted == Weighted(quartic) != Weighted(huber)
