@@ -300,11 +300,10 @@ def estimate(
     }
     if callable(recipe.estimator):
         cost = in_jax(recipe.estimator)(log_ratio)
-    elif recipe.estimator in simple:
-        cost = simple[recipe.estimator](log_ratio)
     else:
-        weighed = k1 if recipe.estimator == "weighted-k1" else k3
-        cost = jnp.exp(_log_weight(recipe, log_probs - sampler, lengths)) * weighed(log_ratio)
+        cost = simple[recipe.estimator.removeprefix("weighted-")](log_ratio)
+    if recipe.weighted:
+        cost = jnp.exp(_log_weight(recipe, log_probs - sampler, lengths)) * cost
     return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
