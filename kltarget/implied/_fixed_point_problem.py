@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kltarget._core.status import Status
-from kltarget.implied._nodes import Rule, over_tree, stationary
+from kltarget.implied._nodes import Rule, Teacher, over_tree, stationary
 from kltarget.recipes import Recipe
-from kltarget.recipes.groups import Groups, make_groups
+from kltarget.recipes.groups import Advantages, make_groups
 from kltarget.spaces import Branches
 
 _MOST_AT_ONCE = 2**22
@@ -56,6 +56,10 @@ class Problem:
         tree: of the tokens where each prefix has a condition of its own, else None.
         lengths: number of tokens per sequence where they differ and matter, else None.
         eos: the token that ends a sequence where the loss knows nothing of it, else None.
+        rewards: of which each is normalised by itself before they are added, ``[A, J]``, or None.
+        teacher: whom a second KL is to, its cost relative to that of ``beta``, or None.
+        tokens: their number per sequence where a centred KL pays for them, ``[A]``, or None.
+        as_asked: whether what is regularised is one divergence to the reference that was given.
     """
 
     recipe: Recipe
@@ -67,23 +71,47 @@ class Problem:
     tree: Branches | None = None
     lengths: np.ndarray | None = None
     eos: int | None = None
+    rewards: np.ndarray | None = None
+    teacher: Teacher | None = None
+    tokens: np.ndarray | None = None
+    as_asked: bool = True
 
     @functools.cached_property
     def levels(self) -> np.ndarray:
-        """The different rewards of possible outcomes, ascending."""
-        return np.unique(self.reward[self.log_ref > -np.inf])
+        """The different rewards of possible outcomes, ascending, ``[K]``."""
+        return self._distinct[0][:, 0]
 
     @functools.cached_property
     def level(self) -> np.ndarray:
         """The index of every outcome's reward; of impossible ones any."""
-        return np.minimum(np.searchsorted(self.levels, self.reward), self.levels.size - 1)
+        return self._distinct[1]
 
     @functools.cached_property
-    def groups(self) -> Groups | None:
-        """The finite groups that samples are compared in, where they matter."""
-        if not self.recipe.depends_on_groups or self.recipe.charged_before:
+    def parts(self) -> np.ndarray | None:
+        """Where each of several rewards is normalised by itself, those of each level, ``[K, J]``.
+
+        What adds up to the same may then be different levels.
+        """
+        return None if self.rewards is None else self._distinct[0][:, 1:]
+
+    @functools.cached_property
+    def _distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        columns = self.reward[:, None]
+        if self.rewards is not None:
+            columns = np.concatenate([columns, self.rewards], axis=1)
+        possible = self.log_ref > -np.inf
+        levels, which = np.unique(columns[possible], axis=0, return_inverse=True)
+        level = np.zeros(self.reward.size, int)
+        level[possible] = which.reshape(-1)
+        return levels, level
+
+    @functools.cached_property
+    def groups(self) -> Advantages | None:
+        """What becomes of rewards, where more than their mean and deviation matters."""
+        moved = self.recipe.depends_on_groups or self.recipe.by_masses
+        if not moved or self.recipe.charged_before:
             return None
-        return make_groups(self.recipe, self.levels)
+        return make_groups(self.recipe, self.levels if self.parts is None else self.parts)
 
     @functools.cached_property
     def best(self) -> np.ndarray:
@@ -99,15 +127,30 @@ class Problem:
     def plain(self) -> bool:
         """Whether a plain objective has the target; the same for all prompts of a recipe."""
         dropped = self.recipe.zero_std == "drop" and self.recipe.group_size is not None
-        return self.recipe.entropy_bonus == 0 and self.lengths is None and not dropped
+        held = self.recipe.entropy_bonus == 0 and self.teacher is None and self.as_asked
+        return held and self.lengths is None and not dropped
+
+    @property
+    def held(self) -> bool:
+        """Whether anything has an expected gradient beside the reward."""
+        return self.regularised or self.recipe.entropy_bonus > 0 or self.teacher is not None
 
     @property
     def entropy(self) -> float:
         """Coefficient of the entropy, relative to that of the regulariser."""
-        # A baseline that shrinks the regulariser along with the reward does not shrink the entropy.
+        return self.recipe.entropy_bonus / self._shared_shrinkage
+
+    @property
+    def taught(self) -> float:
+        """Coefficient of the KL to the teacher, likewise."""
+        return 0.0 if self.teacher is None else self.recipe.teacher / self._shared_shrinkage
+
+    @property
+    def _shared_shrinkage(self) -> float:
+        # A baseline that shrinks the regulariser along with the reward shrinks nothing else.
         size, both = self.recipe.group_size, self.recipe.charged_before
         shrunk = both and self.recipe.baseline == "mean" and size
-        return self.recipe.entropy_bonus / (1 - 1 / size if shrunk and size else 1.0)
+        return 1 - 1 / size if shrunk and size else 1.0
 
     def only(self, chosen: np.ndarray, status: Status) -> FixedPoint:
         """Nothing but these outcomes, in the reference's proportions: what no regulariser holds."""
@@ -115,21 +158,28 @@ class Problem:
         log_probs = log_probs - np.logaddexp.reduce(log_probs)
         return FixedPoint(log_probs, np.where(chosen, 0.0, -np.inf), 1.0, 0.0, status)
 
-    def policy(self, gain: np.ndarray, cost: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+    def policy(
+        self, gain: np.ndarray, cost: np.ndarray, entropy: np.ndarray, taught: np.ndarray
+    ) -> np.ndarray:
         """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
+        teacher = self.teacher
+        if teacher is not None:
+            cost_of_it = np.broadcast_to(taught, np.broadcast_shapes(taught.shape, gain.shape))
+            teacher = dataclasses.replace(teacher, cost=cost_of_it)
         if self.tree is not None:
-            charged = self.recipe.place == "reward"
+            charged = self.recipe.charged_onward
             if self.eos is not None and self.recipe.estimator == "weighted-k1":
                 # Its derivative is ℓ + 1: the 1 has no mean only over all tokens.
                 gain = gain - cost
             numbers = (self.tree, gain, cost, self.log_ref, entropy)
-            return over_tree(*numbers, self.rule, charged, self.eos)
-        return stationary(gain, cost, self.log_ref, entropy, self.rule)
+            return over_tree(*numbers, self.rule, charged, self.eos, teacher)
+        teacher = None if teacher is None else teacher.at_prefix()
+        return stationary(gain, cost, self.log_ref, entropy, self.rule, teacher)
 
     def at_scale(self, scale: np.ndarray) -> np.ndarray:
         """The policies of rewards that are divided by ``scale [S]``: ``[S, A]``."""
         each = scale[:, None]
-        return self.policy(self.reward, self.pull * each, self.entropy * each)
+        return self.policy(self.reward, self.pull * each, self.entropy * each, self.taught * each)
 
     def deviation(self, log_probs: np.ndarray) -> np.ndarray:
         """The standard deviation of the reward under policies ``[..., A]``."""

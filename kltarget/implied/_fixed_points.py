@@ -8,6 +8,7 @@ the policy follows prefix by prefix.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.special import expit
 
 from kltarget._core.status import Status
 from kltarget.implied._fixed_point_problem import Batch, FixedPoint, Problem, in_parts
-from kltarget.recipes.groups import Groups
+from kltarget.recipes.groups import Advantages, Groups
 
 _Function = Callable[[np.ndarray], np.ndarray]
 
@@ -31,32 +32,64 @@ _FLAT = 1e-9
 
 def find(problem: Problem) -> FixedPoint:
     """The fixed point that training from the reference is drawn to."""
+    if problem.tokens is not None and problem.regularised:
+        return _of_mean_kl(problem)
     flat = problem.tree is None and problem.lengths is None
-    if not flat or problem.recipe.entropy_bonus or problem.levels.size == problem.reward.size:
+    apart = problem.recipe.entropy_bonus or problem.teacher is not None
+    if not flat or apart or problem.levels.size == problem.reward.size:
         return _find(problem)
     # Outcomes of equal reward keep the reference's proportions: one outcome stands for them.
     masses = problem.masses(problem.log_ref)
-    found = _find(dataclasses.replace(problem, reward=problem.levels, log_ref=np.log(masses)))
+    merged = {"reward": problem.levels, "rewards": problem.parts, "log_ref": np.log(masses)}
+    found = _find(dataclasses.replace(problem, **merged))
     share = np.where(problem.log_ref > -np.inf, problem.log_ref - np.log(masses)[problem.level], 0)
     log_probs = np.where(problem.log_ref > -np.inf, share + found.log_probs[problem.level], -np.inf)
     reward = None if found.reward is None else found.reward[problem.level]
     return dataclasses.replace(found, log_probs=log_probs, reward=reward)
 
 
+def _of_mean_kl(problem: Problem) -> FixedPoint:
+    """The KL per token of the batch, K, is taken off every charge: each token is paid β K."""
+    tokens, share = problem.tokens, problem.recipe.baseline_factor
+    assert tokens is not None
+
+    def paid(mean: float) -> FixedPoint:
+        reward = problem.reward + problem.beta / share * mean * tokens
+        return find(dataclasses.replace(problem, reward=reward, tokens=None))
+
+    def excess(mean: float) -> float:
+        log_probs = paid(mean).log_probs
+        return _kl(log_probs, problem.log_ref) / float(np.exp(log_probs) @ tokens) - mean
+
+    # From the reference, where there is no KL yet, the first that is met.
+    grid = np.concatenate([[0.0], np.geomspace(1e-6, 50, 120)])
+    for low, high in itertools.pairwise(grid):
+        if excess(high) <= 0:
+            return paid(crossing(excess, low, high) if excess(low) > 0 else low)
+    return dataclasses.replace(paid(grid[-1]), status=Status.NOT_CONVERGED)
+
+
+def _kl(log_probs: np.ndarray, log_ref: np.ndarray) -> float:
+    some = log_probs > -np.inf
+    return float((np.exp(log_probs[some]) * (log_probs[some] - log_ref[some])).sum())
+
+
 def _find(problem: Problem) -> FixedPoint:
-    if problem.levels.size == 1 and problem.lengths is None and not problem.recipe.entropy_bonus:
+    recipe, alone = problem.recipe, not problem.recipe.entropy_bonus and problem.teacher is None
+    if problem.levels.size == 1 and problem.lengths is None and alone:
         return FixedPoint(problem.log_ref, problem.reward, problem.beta, problem.beta)
-    if problem.levels.size == 1 and problem.recipe.normalized:
+    if problem.levels.size == 1 and (recipe.normalized or recipe.by_masses):
         # Equal rewards have no advantage, whatever that is divided by.
-        kept = dataclasses.replace(problem.recipe, normalize="none")
-        return _find(dataclasses.replace(problem, recipe=kept))
+        nothing = {"combine": "sum", "normalize": "none", "renormalize": "none"}
+        kept = dataclasses.replace(recipe, **nothing, advantage_clip=None)
+        return _find(dataclasses.replace(problem, recipe=kept, rewards=None))
     if problem.lengths is not None:
         return _of_statistics(problem)
     if problem.groups is not None:
         return _of_masses(problem)
-    if problem.recipe.normalized:
+    if recipe.normalized:
         return of_deviation([problem])[0]
-    return _at(problem, 1 / problem.recipe.baseline_factor)
+    return _at(problem, 1 / recipe.baseline_factor)
 
 
 def smallest_coefficient(problems: Sequence[Problem]) -> float:
@@ -105,13 +138,14 @@ def _crossings(excess: _Function, grid: np.ndarray) -> list[float]:
 def saturated(problem: Problem) -> FixedPoint:
     """The limit of a vanishing coefficient: among the best outcomes only the regulariser acts."""
     limit = problem.only(problem.best, Status.SATURATED)
-    if problem.lengths is None and not problem.recipe.entropy_bonus:
+    if problem.lengths is None and not problem.recipe.entropy_bonus and problem.teacher is None:
         return limit
-    kept = dataclasses.replace(problem.recipe, normalize="none", group_size=None)
+    nothing = {"combine": "sum", "normalize": "none", "renormalize": "none"}
+    kept = dataclasses.replace(problem.recipe, **nothing, advantage_clip=None, group_size=None)
     # The reference keeps the mass that it has there: what is missing counts per token.
     log_ref = np.where(problem.best, problem.log_ref, -np.inf)
     reward = np.zeros_like(problem.reward)
-    among = dataclasses.replace(problem, recipe=kept, reward=reward, log_ref=log_ref)
+    among = dataclasses.replace(problem, recipe=kept, reward=reward, rewards=None, log_ref=log_ref)
     return dataclasses.replace(limit, log_probs=_find(among).log_probs, reward=None)
 
 
@@ -154,16 +188,17 @@ def of_deviation(problems: Sequence[Problem]) -> list[FixedPoint]:
     return [dataclasses.replace(x, status=x.status & ~Status.SATURATED) for x in found]
 
 
-def _of_advantages(problem: Problem, groups: Groups, masses: np.ndarray) -> np.ndarray:
+def _of_advantages(problem: Problem, groups: Advantages, masses: np.ndarray) -> np.ndarray:
     """The policies ``[..., A]`` of the advantages that policies with these masses would see."""
     advantage, kept = groups.expected(masses)
     counts = kept[..., problem.level]
     kept_cost = counts if problem.recipe.place == "loss" else np.ones_like(counts)
     cost, entropy = problem.pull * kept_cost, problem.entropy * counts
-    return problem.policy(advantage[..., problem.level], cost, entropy)
+    taught = problem.taught * counts
+    return problem.policy(advantage[..., problem.level], cost, entropy, taught)
 
 
-def _in_groups(problem: Problem, groups: Groups, log_probs: np.ndarray) -> FixedPoint:
+def _in_groups(problem: Problem, groups: Advantages, log_probs: np.ndarray) -> FixedPoint:
     """A fixed point as what its advantages ask for."""
     gain = groups.expected(problem.masses(log_probs))[0][problem.level]
     # In units of the reward: by how much its spread exceeds that of the advantages.
@@ -177,11 +212,11 @@ def _of_masses(problem: Problem) -> FixedPoint:
     groups = problem.groups
     assert groups is not None
     start = problem.masses(problem.log_ref)
-    exactly = groups.uniforms is None
+    exactly = not groups.sampled
     if problem.levels.size == 2 and exactly:
         return _of_success(problem, groups)
 
-    def arrive(groups: Groups, start: np.ndarray) -> tuple[np.ndarray, bool]:
+    def arrive(groups: Advantages, start: np.ndarray) -> tuple[np.ndarray, bool]:
         def policy(masses: np.ndarray) -> np.ndarray:
             return _of_advantages(problem, groups, masses)
 
@@ -192,7 +227,7 @@ def _of_masses(problem: Problem) -> FixedPoint:
     greedy[-1] = 1 - greedy[:-1].sum()
     (reached, settled), other = arrive(groups, start), arrive(groups, greedy)
     found = _arrived(problem, _in_groups(problem, groups, reached), settled, *other)
-    if exactly:
+    if not isinstance(groups, Groups) or exactly:
         return found
     # Each part of the samples has a fixed point of its own, near this one.
     start = problem.masses(reached)
@@ -212,7 +247,7 @@ def _arrived(
     return dataclasses.replace(found, status=found.status | Status.NOT_CONVERGED)
 
 
-def _of_success(problem: Problem, groups: Groups) -> FixedPoint:
+def _of_success(problem: Problem, groups: Advantages) -> FixedPoint:
     """Two rewards: all fixed points in the probability of the better one."""
 
     def success(logit: np.ndarray) -> np.ndarray:
@@ -259,7 +294,8 @@ def _of_statistics(problem: Problem) -> FixedPoint:
             gain = recipe.baseline_factor * (problem.reward - centre)
             if recipe.normalized:
                 gain = gain / max(state[1] + recipe.epsilon, least)
-        return problem.policy(own * gain, problem.pull * other * kept, problem.entropy * own * kept)
+        cost, counted = problem.pull * other * kept, own * kept
+        return problem.policy(own * gain, cost, problem.entropy * counted, problem.taught * counted)
 
     def statistics(log_probs: np.ndarray) -> np.ndarray:
         mean_length = float((np.exp(log_probs) * lengths).sum())
@@ -268,7 +304,7 @@ def _of_statistics(problem: Problem) -> FixedPoint:
         mean = problem.expected_reward(log_probs)
         return np.array([mean, float(problem.deviation(log_probs)), mean_length])
 
-    exactly = groups is None or groups.uniforms is None
+    exactly = groups is None or not groups.sampled
 
     def arrive(start: np.ndarray) -> tuple[np.ndarray, bool]:
         state, settled = _iterate(lambda x: statistics(policy(x)), statistics(start), exactly)

@@ -16,8 +16,10 @@ from kltarget._core.status import Status
 from kltarget.divergences import ReverseKL, TotalVariation
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
 from kltarget.implied._fixed_points import find, of_deviation, smallest_coefficient
+from kltarget.implied._known import several_tokens
+from kltarget.implied._motion import in_motion
 from kltarget.implied._nodes import next_tokens, one_level
-from kltarget.implied._rows import Rows, make_rows, several_tokens
+from kltarget.implied._rows import Rows, make_rows
 from kltarget.objectives import Objective, reward_for
 from kltarget.recipes import Recipe
 from kltarget.recipes._terms import in_jax
@@ -72,6 +74,8 @@ def implied_target(
     *,
     space: SequenceSpace | PrefixTree | None = None,
     beta: ArrayLike | None = None,
+    log_teacher: ArrayLike | None = None,
+    num_syncs: int | None = None,
 ) -> ImpliedTarget:
     """The policy at which the expected gradient of a trainer's recipe vanishes.
 
@@ -99,7 +103,8 @@ def implied_target(
     Args:
         recipe: what the trainer does; its ``beta`` is the coefficient unless one is given here.
         reward: of every outcome, in the units that the trainer's reward function returns, shape
-            ``[*batch, A]``; finite where the reference has mass. Or, without a ``log_ref``, one
+            ``[*batch, A]``; finite where the reference has mass; of several rewards
+            ``[*batch, J, A]``. Or, without a ``log_ref``, one
             problem in any form that :func:`kltarget.tasks.as_task` takes.
         log_ref: log-probabilities of the reference, ``[*batch, A]``.
         space: the sequences that the outcomes are; by default the task's. Without it an outcome is
@@ -107,6 +112,10 @@ def implied_target(
             what else may follow their prefixes, are a :class:`kltarget.spaces.PrefixTree`.
         beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
             more, of a shape that broadcasts to ``[*batch]``.
+        log_teacher: log-probabilities of the teacher, ``[*batch, A]``, for recipes that have one.
+        num_syncs: how often a reference that is copied or averaged has been renewed, each time
+            after the policy has come to rest: a run of N steps has ``(N − 1) // reference_every``.
+            None for without end, where in the end nothing holds the policy.
 
     Returns:
         The target that training from the reference is drawn to. Where there is none, what training
@@ -153,8 +162,20 @@ def implied_target(
         Verifiable Rewards: GRPO's Effective Loss", 2025, arXiv 2503.06639 (fixed points of the
         success probability). The rest is derived from the conditions above.
     """
-    rows = make_rows(recipe, reward, log_ref, space, beta)
-    return _assemble(rows, _find_all(rows))
+    rows = make_rows(recipe, reward, log_ref, space, beta, log_teacher)
+    if num_syncs is not None:
+        _check_syncs(recipe, num_syncs)
+    return _assemble(*in_motion(rows, _find_all, num_syncs))
+
+
+def _check_syncs(recipe: Recipe, num_syncs: int) -> None:
+    if not isinstance(num_syncs, int) or isinstance(num_syncs, bool) or num_syncs < 0:
+        raise ValueError(f"num_syncs must be an integer of 0 or more, got {num_syncs!r}")
+    if recipe.reference not in ("copied", "averaged"):
+        raise ValueError(
+            f"num_syncs is of a reference that is renewed, not of reference={recipe.reference!r}: "
+            "leave it out"
+        )
 
 
 def effective_beta(
@@ -164,6 +185,8 @@ def effective_beta(
     *,
     space: SequenceSpace | PrefixTree | None = None,
     beta: ArrayLike | None = None,
+    log_teacher: ArrayLike | None = None,
+    num_syncs: int | None = None,
 ) -> Float[Array, "*batch"]:
     """The coefficient that a recipe amounts to, per prompt, in units of its reward.
 
@@ -181,6 +204,9 @@ def effective_beta(
         space: the sequences that the outcomes are. Without it an outcome is one token.
         beta: coefficient of the regulariser, in units of the (normalised) reward per nat, 0 or
             more, shape ``[*batch]``.
+        log_teacher: log-probabilities of the teacher, ``[*batch, A]``, for recipes that have one.
+        num_syncs: how often a reference that moves has been renewed, as for
+            :func:`implied_target`.
 
     Returns:
         Coefficients in units of the reward per nat, shape ``[*batch]``: the ``effective_beta`` of
@@ -201,7 +227,15 @@ def effective_beta(
         >>> print(f"{effective_beta(recipe, jnp.array([1.0, 0.0]), log_ref):.3f}")
         0.400
     """
-    return implied_target(recipe, reward, log_ref, space=space, beta=beta).effective_beta
+    return implied_target(
+        recipe,
+        reward,
+        log_ref,
+        space=space,
+        beta=beta,
+        log_teacher=log_teacher,
+        num_syncs=num_syncs,
+    ).effective_beta
 
 
 def saturation_beta(
@@ -242,11 +276,13 @@ def saturation_beta(
     """
     large = dataclasses.replace(recipe, group_size=None)
     rows = make_rows(large, reward, log_ref, space, 1.0)
-    if not (recipe.normalized and recipe.divergence):
+    divided = recipe.normalize not in ("none", "group-mean") and not recipe.charged_before
+    if recipe.by_masses or not (divided and recipe.divergence):
         raise ValueError(
             "saturation needs advantages that are divided by a standard deviation with the "
             f"regulariser outside: this recipe has normalize={recipe.normalize!r}, "
-            f"place={recipe.place!r} and normalize_when={recipe.normalize_when!r}"
+            f"place={recipe.place!r} and normalize_when={recipe.normalize_when!r}, or cuts or "
+            "divides advantages once more"
         )
     if any(x.lengths is not None for x in rows.problems):
         raise ValueError("saturation_beta knows no sequences that count by their lengths")
@@ -279,8 +315,7 @@ def _share_a_deviation(problems: list[Problem]) -> bool:
         return False
     recipe = problems[0].recipe
     shared = recipe.normalize == "batch-std" and recipe.normalized
-    acts = problems[0].regularised or recipe.entropy_bonus > 0
-    return shared and acts and not recipe.charged_without_divergence
+    return shared and problems[0].held and not recipe.charged_without_divergence
 
 
 def _find(problem: Problem, space: SequenceSpace | PrefixTree | None) -> FixedPoint:
@@ -292,7 +327,7 @@ def _find(problem: Problem, space: SequenceSpace | PrefixTree | None) -> FixedPo
         # Both have the target of total variation, computed when all rows are put together.
         beta = recipe.variation_factor * problem.beta / recipe.baseline_factor
         return FixedPoint(problem.log_ref, problem.reward, beta, beta)
-    if problem.regularised or recipe.entropy_bonus:
+    if problem.held:
         return find(problem)
     acts = recipe.baseline == "none" or (recipe.place == "loss" and problem.beta > 0)
     if several and acts and recipe.zero_std == "drop" and recipe.group_size:
@@ -318,8 +353,7 @@ def _remarked(
     tree = None
     if space is not None and problem.recipe.level == "token":
         tree = space.branches
-    held = problem.regularised or problem.recipe.entropy_bonus > 0
-    if not held or problem.recipe.aim not in ("reverse", "forward", "other"):
+    if not problem.held or problem.recipe.aim not in ("reverse", "forward", "other"):
         return found
     if not _clipped(problem, found.log_probs, tree):
         return found
@@ -352,6 +386,16 @@ def _clipped(problem: Problem, log_probs: np.ndarray, tree: Branches | None) -> 
 
 def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     """One batched target from the fixed points of its rows."""
+    found, temperature = list(found), rows.recipe.temperature
+    if temperature != 1:
+        found = [
+            dataclasses.replace(
+                x,
+                log_probs=rows.powered(x.log_probs, temperature),
+                effective_beta=x.effective_beta / temperature,
+            )
+            for x in found
+        ]
     size, batch, dtype = rows.log_ref.shape[-1], rows.batch, rows.dtype
     divergence = rows.recipe.divergence or ReverseKL()
     if rows.recipe.aim == "total variation":

@@ -6,7 +6,8 @@ they are compared by has to be more accurate than what is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,16 +20,50 @@ Rule = Literal["reverse", "forward"] | Slope
 """Which f′ a regulariser has."""
 
 _BISECTIONS = 100
+_LEAST_TAUGHT = -300.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A second policy that is charged for, ``[..., V]`` each.
+
+    Attributes:
+        log_probs: of the teacher.
+        cost: coefficient; 0 where the teacher is not asked.
+        rule: ``"reverse"`` or ``"forward"``.
+        top_k: how many of its likeliest tokens are asked about at each prefix; None for all.
+    """
+
+    log_probs: np.ndarray
+    cost: np.ndarray
+    rule: Literal["reverse", "forward"]
+    top_k: int | None = None
+
+    def at_prefix(self) -> Teacher:
+        """Nothing charged for but the likeliest of the next tokens that these are."""
+        if self.top_k is None:
+            return self
+        # Of equally likely tokens the first, as a sort that keeps the order does.
+        order = np.argsort(-self.log_probs, axis=-1, kind="stable")
+        rank = np.argsort(order, axis=-1, kind="stable")
+        return dataclasses.replace(self, cost=np.where(rank < self.top_k, self.cost, 0.0))
 
 
 def stationary(
-    gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray, rule: Rule
+    gain: np.ndarray,
+    cost: np.ndarray,
+    log_ref: np.ndarray,
+    entropy: np.ndarray,
+    rule: Rule,
+    teacher: Teacher | None = None,
 ) -> np.ndarray:
     """The π with ``gain − cost·f′(π/π_ref) − entropy·log π`` equal on its support, as ``log π``.
 
     ``f′`` is ``log u`` for the reverse and ``1 − 1/u`` for the forward KL, or a :class:`Slope`.
     Everything is per outcome, ``[..., V]``; outcomes without reference mass stay without.
     """
+    if teacher is not None:
+        gain, cost, log_ref, entropy, rule = _taught(gain, cost, log_ref, entropy, rule, teacher)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inside = log_ref > -np.inf
         gain, cost, entropy, log_ref = np.broadcast_arrays(gain, cost, entropy, log_ref)
@@ -43,6 +78,38 @@ def stationary(
         found = np.where(inside, found, -np.inf)
         some = inside.any(-1, keepdims=True)
         return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
+
+
+def _taught(
+    gain: np.ndarray,
+    cost: np.ndarray,
+    log_ref: np.ndarray,
+    entropy: np.ndarray,
+    rule: Rule,
+    teacher: Teacher,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Rule]:
+    """The same condition without the teacher.
+
+    What it charges is ``log π − log T`` or ``1 − T/π``: every sum of such terms is one tilt and one
+    hyperbola.
+    """
+    own, told = teacher.cost, teacher.log_probs
+    if teacher.rule == "reverse":
+        asked = own > 0
+        known = np.where(asked & (told > -np.inf), told, 0.0)
+        # Over all outcomes the 1 in the derivative of π log π/T is a constant.
+        gain = gain + own * (known - (teacher.top_k is not None))
+        log_ref = np.where(asked & (told == -np.inf), -np.inf, log_ref)
+        return gain, cost, log_ref, entropy + own, rule
+    inside, told = log_ref > -np.inf, np.maximum(told, _LEAST_TAUGHT)
+    # Over all outcomes the 1 in 1 − T/π is a constant.
+    gain = gain + own * (teacher.top_k is not None)
+    if rule == "forward":
+        with np.errstate(divide="ignore"):
+            mixed = np.logaddexp(np.log(cost) + log_ref, np.log(own) + told) - np.log(cost + own)
+        return gain, cost + own, np.where(inside, mixed, -np.inf), entropy, rule
+    gain = gain + cost * np.where(inside, log_ref, 0.0)
+    return gain, own + 0 * cost, np.where(inside, told, -np.inf), entropy + cost, "forward"
 
 
 def _unknown_end(
@@ -210,6 +277,7 @@ def over_tree(
     rule: Rule,
     charged: bool,
     eos: int | None = None,
+    teacher: Teacher | None = None,
 ) -> np.ndarray:
     """The policy that is stationary at every prefix, given per sequence ``[..., A]``.
 
@@ -218,14 +286,23 @@ def over_tree(
     Sees from a prefix the expected gain below it; ``charged`` also what the cost takes there. Log-
     probabilities of whole sequences, ``[..., A]``.
     """
-    gain, cost, entropy, masses = np.broadcast_arrays(gain, cost, entropy, log_ref)
-    at_leaves, policy = (gain, cost, entropy), []
+    other = np.zeros_like(entropy) if teacher is None else teacher.cost
+    gain, cost, entropy, other, masses = np.broadcast_arrays(gain, cost, entropy, other, log_ref)
+    at_leaves, policy = (gain, cost, entropy, other), []
     below = [x[..., tree.leaves[-1]] for x in at_leaves]
-    levels = zip(next_tokens(tree, masses), tree.children[::-1], tree.leaves[-2::-1], strict=True)
-    for given, children, leaves in levels:
+    told = [None] * len(tree.children)
+    if teacher is not None:
+        told = next_tokens(tree, np.broadcast_to(teacher.log_probs, masses.shape))
+    levels = zip(
+        next_tokens(tree, masses), told, tree.children[::-1], tree.leaves[-2::-1], strict=True
+    )
+    for given, of_teacher, children, leaves in levels:
         # What has no mass costs nothing that is not 0.
-        gain, cost, entropy = (_of_children(x, children, 1.0) for x in below)
-        if eos is None:
+        gain, cost, entropy, other = (_of_children(x, children, 1.0) for x in below)
+        if teacher is not None and of_teacher is not None:
+            second = dataclasses.replace(teacher, log_probs=of_teacher, cost=other)
+            found = stationary(gain, cost, given, entropy, rule, second.at_prefix())
+        elif eos is None:
             found = stationary(gain, cost, given, entropy, rule)
         else:
             found = _unknown_end(gain, cost, given, entropy, rule, eos)
@@ -235,10 +312,34 @@ def over_tree(
         if charged:
             log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
             value = gain - cost * log_ratio
-        sums = (np.where(probs > 0, probs * x, 0).sum(-1) for x in (value, cost, entropy))
+        sums = (np.where(probs > 0, probs * x, 0).sum(-1) for x in (value, cost, entropy, other))
         ended = (x[..., leaves] for x in at_leaves)
         below = [np.concatenate(pair, -1) for pair in zip(sums, ended, strict=True)]
-    total, log_probs = np.zeros((*masses.shape[:-1], 1)), np.empty(masses.shape)
+    return _joined(tree, policy, masses.shape)
+
+
+def token_by_token(
+    tree: Branches, change: Callable[..., np.ndarray], *log_probs: np.ndarray
+) -> np.ndarray:
+    """A policy whose next tokens are a function of those of others, ``[..., A]``.
+
+    >>> import numpy as np
+    >>> half = np.log([0.5, 0.5])
+    >>> token_by_token(one_level(2), lambda x: 2 * x, half).tolist() == half.tolist()
+    True
+    """
+    policy = []
+    for given in zip(*(next_tokens(tree, x) for x in log_probs), strict=True):
+        with np.errstate(invalid="ignore"):
+            found = np.where(given[0] > -np.inf, change(*given), -np.inf)
+            total = logsumexp(found, axis=-1, keepdims=True)
+            policy.append(np.where(found > -np.inf, found - total, -np.inf))
+    return _joined(tree, policy, log_probs[0].shape)
+
+
+def _joined(tree: Branches, policy: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Log-probabilities of sequences from those of next tokens, the last position first."""
+    total, log_probs = np.zeros((*shape[:-1], 1)), np.empty(shape)
     for found, children, leaves in zip(policy[::-1], tree.children, tree.leaves[1:], strict=True):
         reached = (total[..., : len(children), None] + found)[..., children >= 0]
         total = np.empty_like(reached)

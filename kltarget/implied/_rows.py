@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import numpy as np
 
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_point_problem import Problem
-from kltarget.implied._nodes import Rule
+from kltarget.implied._known import require_known, several_tokens
+from kltarget.implied._nodes import Rule, Teacher, one_level, token_by_token
 from kltarget.implied._slopes import slope_of
 from kltarget.objectives import Objective
 from kltarget.recipes import Recipe
-from kltarget.spaces import PrefixTree, SequenceSpace
+from kltarget.spaces import Branches, PrefixTree, SequenceSpace
 from kltarget.tasks import as_task
 
 Space = SequenceSpace | PrefixTree
@@ -24,20 +26,66 @@ Space = SequenceSpace | PrefixTree
 class Rows:
     """The prompts of a batch, one problem each, in one row.
 
-    ``together`` are the rows that are trained in one batch: those of one and the same β.
+    Attributes:
+        recipe: what is done.
+        space: the sequences that the outcomes are, or None.
+        log_ref: the reference as it was given, ``[R, A]``.
+        beta: the coefficients, ``[R]``.
+        kl_weight: how much the KL counts more than the reward because of how tokens are averaged.
+        problems: one per row.
+        batch: the axes that the rows are of.
+        together: the rows that are trained in one batch, those of one and the same β.
+        dtype: of the result.
     """
 
     recipe: Recipe
     space: Space | None
     log_ref: np.ndarray
     beta: np.ndarray
+    kl_weight: float
     problems: list[Problem]
     batch: tuple[int, ...]
     together: list[list[int]]
     dtype: Any
 
+    @property
+    def tree(self) -> Branches:
+        """Of the tokens of all outcomes."""
+        return one_level(self.log_ref.shape[-1]) if self.space is None else self.space.branches
 
-def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> Rows:
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Numbers of tokens, ``[A]``."""
+        if self.space is None:
+            return np.ones(self.log_ref.shape[-1])
+        return np.asarray(self.space.lengths(), np.float64)
+
+    def powered(self, log_probs: np.ndarray, power: float) -> np.ndarray:
+        """What a policy is where the logits of its next tokens are multiplied by ``power``."""
+        if power == 1:
+            return log_probs
+        return token_by_token(self.tree, lambda x: power * x, log_probs)
+
+    def changed(self, beta: float | None = None, **recipe: Any) -> Rows:
+        """The same prompts under one other coefficient, or another recipe."""
+        other = dataclasses.replace(self.recipe, **recipe)
+        coefficients = self.beta if beta is None else np.full_like(self.beta, beta)
+        problems = [
+            dataclasses.replace(
+                problem,
+                recipe=other,
+                beta=float(one) * self.kl_weight,
+                rule=_rule(other) if one > 0 else "reverse",
+                regularised=other.divergence is not None and one > 0,
+            )
+            for problem, one in zip(self.problems, coefficients, strict=True)
+        ]
+        return dataclasses.replace(self, recipe=other, beta=coefficients, problems=problems)
+
+
+def make_rows(
+    recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any, log_teacher: Any = None
+) -> Rows:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe, got {recipe!r}")
     if space is not None and not isinstance(space, Space):
@@ -48,12 +96,11 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
             raise TypeError("log_ref is needed beside a PrefixTree: the reference of each sequence")
         task = as_task(reward, space=space)
         reward, log_ref, space = task.reward, task.log_ref, task.space
-    beta = recipe.beta if beta is None else beta
-    if beta is None:
-        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
+    beta = _coefficient(recipe, beta)
     given, beta = as_float(beta), np.asarray(beta, np.float64)
     if not np.all(np.isfinite(beta) & (beta >= 0)):
         raise ValueError(f"beta must be 0 or more and finite, got {beta}")
+    reward, rewards = _one_reward(recipe, reward)
     # Checks shapes, rewards and the reference; which beta, does not matter to it.
     checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
     dtype, batch = checked.reward.dtype, checked.batch_shape
@@ -62,10 +109,11 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         if space.num_sequences != size:
             raise ValueError(f"reward has {size} outcomes, but the space {space.num_sequences}")
         space.require_log_probs(checked.log_ref, "log_ref")
-    reward, log_ref = (
-        np.broadcast_to(np.asarray(x, np.float64), (*batch, size)).reshape(-1, size)
-        for x in (checked.reward, checked.log_ref)
-    )
+
+    def in_rows(x: Any, *own: int) -> np.ndarray:
+        return np.broadcast_to(np.asarray(x, np.float64), (*batch, *own)).reshape(-1, *own)
+
+    reward, log_ref = (in_rows(x, size) for x in (checked.reward, checked.log_ref))
     numbered = np.broadcast_to(np.arange(beta.size).reshape(beta.shape), batch).ravel()
     together = [np.flatnonzero(numbered == i).tolist() for i in range(beta.size)]
     beta = np.broadcast_to(beta, batch).ravel()
@@ -76,54 +124,118 @@ def make_rows(recipe: Any, reward: Any, log_ref: Any, space: Any, beta: Any) -> 
         lengths = _lengths_without_end(space)
     else:
         lengths = _lengths(recipe, space)
-    _check_known(recipe, space, lengths is not None)
-    scaled = recipe.reward_scale * np.where(log_ref > -np.inf, reward, 0.0)
+    require_known(recipe, space, lengths is not None, max(map(len, together), default=1))
+    possible = log_ref > -np.inf
+    scaled = recipe.reward_scale * np.where(possible, reward, 0.0)
     if recipe.reward_bounds:
         scaled = np.clip(scaled, *recipe.reward_bounds)
     if not np.isfinite(scaled).all():
         raise ValueError("reward must be finite wherever the reference has mass")
-    normal_ref = log_ref - np.logaddexp.reduce(log_ref, axis=-1, keepdims=True)
-    charged = recipe.place == "reward" and recipe.level == "token" and lengths is not None
+    if rewards is not None:
+        rewards = in_rows(rewards, *rewards.shape[-2:]).transpose(0, 2, 1) * recipe.reward_scale
+    if recipe.normalize == "group-mean" and (np.where(possible, scaled, 0.0) < 0).any():
+        raise ValueError(
+            "reward must be 0 or more for normalize='group-mean', which divides by its mean, got "
+            f"{scaled[possible].min():g}"
+        )
+    charged = recipe.charged_onward and recipe.level == "token" and lengths is not None
     own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
+    own_conditions |= recipe.entropy_target is not None
+    own_conditions |= recipe.teacher > 0 and recipe.level == "token"
     has_tree = several_tokens(space) or eos is not None
     weight = 1.0 if lengths is not None else _kl_weight(recipe, space)
-    problems = [
-        Problem(
-            recipe=recipe,
-            beta=float(one_beta) * weight,
-            reward=one_reward,
-            log_ref=one_ref,
-            rule=_rule(recipe),
-            regularised=recipe.divergence is not None and one_beta > 0,
-            tree=space.branches if space is not None and has_tree and own_conditions else None,
-            lengths=lengths,
-            eos=eos,
+    plain = Problem(
+        recipe=recipe,
+        beta=0.0,
+        reward=np.zeros(size),
+        log_ref=np.zeros(size),
+        rule="reverse",
+        regularised=False,
+        tree=space.branches if space is not None and has_tree and own_conditions else None,
+        lengths=lengths,
+        eos=eos,
+        as_asked=recipe.temperature == 1 and recipe.reference == "fixed",
+    )
+    rows = Rows(recipe, space, log_ref, beta, weight, [plain] * len(beta), batch, together, dtype)
+    if recipe.kl_centre != "none" and np.ptp(rows.lengths[possible.any(0)]) > 0:
+        plain = dataclasses.replace(plain, tokens=rows.lengths)
+    told = None if log_teacher is None else in_rows(as_float(log_teacher), size)
+    if (told is None) == (recipe.teacher > 0):
+        raise ValueError(
+            "log_teacher is needed, the teacher's log-probabilities of every outcome: the recipe "
+            f"has teacher={recipe.teacher:g}"
+            if told is None
+            else "log_teacher is given, but the recipe has no coefficient for it: set teacher=1.0"
         )
-        for one_reward, one_ref, one_beta in zip(scaled, normal_ref, beta, strict=True)
+    problems = [
+        dataclasses.replace(
+            plain,
+            reward=scaled[i],
+            rewards=None if rewards is None else rewards[i],
+            log_ref=_reference(rows, log_ref[i]),
+            teacher=None if told is None else _teacher(rows, told[i]),
+        )
+        for i in range(len(beta))
     ]
-    if recipe.normalize == "batch-std" and recipe.normalized:
-        _check_together(recipe, max(map(len, together)), lengths is not None)
-    return Rows(recipe, space, log_ref, beta, problems, batch, together, dtype)
+    return dataclasses.replace(rows, problems=problems).changed()
+
+
+def _coefficient(recipe: Recipe, beta: Any) -> Any:
+    if recipe.kl_target is not None:
+        if beta is not None:
+            raise ValueError(
+                f"beta is what a controller moves to keep kl_target={recipe.kl_target:g}: leave "
+                "it out, or set kl_target=None"
+            )
+        return 1.0
+    beta = recipe.beta if beta is None else beta
+    if beta is None and recipe.place == "none":
+        return 0.0
+    if beta is None:
+        raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
+    return beta
+
+
+def _one_reward(recipe: Recipe, reward: Any) -> tuple[Any, np.ndarray | None]:
+    """The reward of every outcome and, where each is normalised by itself, all of them."""
+    weights = recipe.reward_weights
+    if weights is None:
+        return reward, None
+    rewards = as_float(reward)
+    if rewards.ndim < 2 or rewards.shape[-2] != len(weights):
+        raise ValueError(
+            f"reward must be of shape [..., {len(weights)}, A], a row for each of reward_weights="
+            f"{weights}, got {rewards.shape}"
+        )
+    total = jnp.tensordot(rewards, jnp.asarray(weights, rewards.dtype), ((rewards.ndim - 2,), (0,)))
+    return total, None if recipe.combine == "sum" else np.asarray(rewards, np.float64)
+
+
+def _reference(rows: Rows, log_ref: np.ndarray) -> np.ndarray:
+    """What the policy is compared with, at the temperature of training."""
+    possible = log_ref > -np.inf
+    if rows.recipe.reference == "none":
+        # Log-probabilities of 0 differ from equal ones by what is equal for all choices.
+        even = np.where(possible, 0.0, -np.inf)
+        if rows.recipe.per_token:
+            return token_by_token(rows.tree, np.zeros_like, even)
+        return even - np.log(possible.sum())
+    return rows.powered(log_ref - np.logaddexp.reduce(log_ref), 1 / rows.recipe.temperature)
+
+
+def _teacher(rows: Rows, log_teacher: np.ndarray) -> Teacher:
+    if np.isnan(log_teacher).any() or not log_teacher.max() > -np.inf:
+        raise ValueError("log_teacher must be log-probabilities, with some mass and no NaN")
+    log_teacher = log_teacher - np.logaddexp.reduce(log_teacher)
+    recipe, none = rows.recipe, np.zeros(())
+    told = rows.powered(log_teacher, 1 / recipe.temperature)
+    return Teacher(told, none, recipe.teacher_direction, recipe.teacher_top_k)
 
 
 def _rule(recipe: Recipe) -> Rule:
     if recipe.aim == "other" and recipe.divergence is not None:
         return slope_of(recipe.divergence)
     return "forward" if recipe.aim == "forward" else "reverse"
-
-
-def _check_together(recipe: Recipe, prompts: int, weighed: bool) -> None:
-    dropped = recipe.zero_std == "drop" and recipe.group_size is not None
-    if prompts > 1 and (weighed or dropped):
-        where = "groups are dropped" if dropped else "sequences count by their lengths"
-        raise ValueError(
-            f"no fixed point is known for one standard deviation over {prompts} prompts where "
-            f"{where}: a beta of the shape of the batch takes each prompt as a batch of its own"
-        )
-
-
-def several_tokens(space: Space | None) -> bool:
-    return space is not None and space.length > 1
 
 
 def _lengths(recipe: Recipe, space: Space | None) -> np.ndarray | None:
@@ -157,43 +269,3 @@ def _kl_weight(recipe: Recipe, space: Space | None) -> float:
     count = float(space.lengths()[int(np.argmax(space.possible()))])
     own, other = (1.0 if x == "sum" else 1 / count for x in (recipe.length, recipe.kl_length))
     return other / own
-
-
-def _check_known(recipe: Recipe, space: Space | None, weighed: bool) -> None:
-    """Raises for what no fixed point is known of."""
-    in_sequence_loss = recipe.place == "loss" and recipe.level == "sequence"
-    in_sequence_reward = recipe.place == "reward" and recipe.level == "sequence"
-    several = several_tokens(space)
-    # What a token is charged with from its position on has another mean at each position.
-    centred = recipe.baseline != "none" or recipe.normalize != "none"
-    by_position = recipe.level == "token" and centred
-    unknown = None
-    if recipe.entropy_bonus and recipe.charged_before and recipe.normalize != "none":
-        unknown = "an entropy bonus beside a KL that is normalised with the reward"
-    elif (
-        recipe.eos == "cut"
-        and isinstance(space, SequenceSpace)
-        and space.eos is not None
-        and (recipe.entropy_bonus or recipe.place == "reward")
-    ):
-        unknown = "an end that is cut off beside an entropy bonus or a KL in the reward"
-    elif recipe.entropy_bonus and in_sequence_loss and several:
-        unknown = "an entropy bonus per token beside a loss on whole sequences"
-    elif isinstance(space, PrefixTree) and (recipe.eos == "cut" or recipe.aim == "total variation"):
-        what = "the absolute log-ratio" if recipe.eos == "kept" else "an end that is cut off"
-        unknown = f"{what} on a PrefixTree"
-    elif recipe.aim == "other" and recipe.place == "reward" and recipe.level == "token" and several:
-        unknown = f"{recipe.estimator_name}, charged token by token"
-    elif recipe.zero_std == "drop" and recipe.place == "reward":
-        unknown = "dropped groups with a KL in the reward"
-    elif recipe.aim == "total variation":
-        if recipe.normalize != "none" or recipe.zero_std == "drop":
-            unknown = "the absolute log-ratio with normalised rewards or dropped groups"
-        elif recipe.entropy_bonus or weighed:
-            unknown = "the absolute log-ratio with an entropy bonus or lengths that count"
-    elif weighed and recipe.charged_before and (by_position or recipe.depends_on_groups):
-        unknown = "a KL that is normalised with the reward where sequences count by their lengths"
-    elif weighed and in_sequence_reward and recipe.entropy_bonus:
-        unknown = "an entropy bonus beside a KL on sequences that count by their lengths"
-    if unknown:
-        raise ValueError(f"no fixed point is known for {unknown}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from kltarget._core.words import compact
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL, Scaled, TotalVariation
+from kltarget.recipes._recipe_checks import check_fields, check_together
 from kltarget.recipes._terms import TermReading, read_term, swapped_k3
 
 Aim = Literal["reverse", "forward", "total variation", "other", "none"]
@@ -28,10 +27,6 @@ _AIMS: dict[tuple[str, str], Aim] = {
     ("loss", "k3"): "forward",
     ("loss", "absolute"): "total variation",
 }
-_IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
-_LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1}
-_MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus")
-_OF_ANY_SIGN = ("reward_clip_low",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +90,41 @@ class Recipe:
             length. Needs ``level="token"``.
         entropy_bonus: coefficient of the entropy of each next-token distribution, added to what is
             ascended; no gradient flows through which prefixes are reached.
+        charge: what a token is charged with where the KL is in the reward ``level="token"``: the
+            estimates from its own position ``"onward"``, or its ``"own"`` alone, as in a return
+            of discount 0.
+        kl_centre: ``"batch-mean"`` takes the mean estimate per token of the whole batch off each
+            token's estimate before it is charged, which pays for every further token; for k1 in
+            the reward ``level="token"``.
+        renormalize: what all advantages are divided by once more, after ``normalize``:
+            ``"batch-std"``, their standard deviation in the whole batch, or ``"mean-abs"``, the
+            mean of their absolute values. One number over all prompts of a batch.
+        advantage_clip: advantages are cut to between minus and plus this, after all normalisation.
+        reward_weights: weights of several rewards, which are then given as ``[..., J, A]``; None
+            for one.
+        combine: whether several rewards are weighed and added before anything else, ``"sum"``, or
+            each first less its baseline and divided by its own ``normalize``,
+            ``"normalize-then-sum"`` (GDPO).
+        temperature: that samples are drawn at and log-probabilities taken at, of the policy and of
+            the reference; the policy is used at 1.
+        reference: ``"fixed"``; ``"copied"`` from the policy every ``reference_every`` steps;
+            ``"averaged"`` with it at those steps, the parameters of the policy counting
+            ``reference_share``; ``"lagged"``, the policy of ``reference_every`` steps ago;
+            ``"none"``, no reference log-probabilities: they are taken as 0.
+        reference_every: number of gradient steps between renewals, or of the lag.
+        reference_share: α of ``ref ← (1 − α) ref + α policy``, 1 or less.
+        teacher: coefficient of a second KL, to a teacher, in units of the (normalised) reward per
+            nat, summed over tokens, or of the whole sequence, as ``level`` says. It is not part of
+            what is normalised, and no gradient flows through which prefixes are reached.
+        teacher_direction: of that KL: ``"reverse"`` is ``KL(π‖teacher)``, ``"forward"``
+            ``KL(teacher‖π)``.
+        teacher_top_k: only this many of the teacher's likeliest tokens are compared at each prefix;
+            None for all.
+        kl_target: nats of ``KL(π‖π_ref)`` that a controller moves the coefficient to keep; ``beta``
+            is then where it starts.
+        kl_target_per: whether these are of a whole ``"sequence"`` or, its mean, per ``"token"``.
+        entropy_target: nats of entropy per token that a controller moves ``entropy_bonus`` to keep
+            from falling below.
 
     Raises:
         ValueError: an unknown choice, a number out of range, or a combination that makes no sense.
@@ -120,7 +150,7 @@ class Recipe:
     estimator: Estimator | Callable[[Any], Any] = "k1"
     level: Literal["sequence", "token"] = "sequence"
     baseline: Literal["none", "mean", "leave-one-out"] = "none"
-    normalize: Literal["none", "group-std", "others-std", "batch-std"] = "none"
+    normalize: Literal["none", "group-std", "others-std", "batch-std", "group-mean"] = "none"
     normalize_when: Literal["after", "before"] = "after"
     epsilon: float = 0.0
     ddof: int = 0
@@ -140,60 +170,32 @@ class Recipe:
     kl_length: Literal[None, "sum", "mean", "batch-mean"] = None
     eos: Literal["kept", "cut"] = "kept"
     entropy_bonus: float = 0.0
+    charge: Literal["onward", "own"] = "onward"
+    kl_centre: Literal["none", "batch-mean"] = "none"
+    renormalize: Literal["none", "batch-std", "mean-abs"] = "none"
+    advantage_clip: float | None = None
+    reward_weights: tuple[float, ...] | None = None
+    combine: Literal["sum", "normalize-then-sum"] = "sum"
+    temperature: float = 1.0
+    reference: Literal["fixed", "copied", "averaged", "lagged", "none"] = "fixed"
+    reference_every: int | None = None
+    reference_share: float = 1.0
+    teacher: float = 0.0
+    teacher_direction: Literal["reverse", "forward"] = "reverse"
+    teacher_top_k: int | None = None
+    kl_target: float | None = None
+    kl_target_per: Literal["sequence", "token"] = "sequence"
+    entropy_target: float | None = None
 
     def __post_init__(self) -> None:
         if self.estimator == "abs":
             object.__setattr__(self, "estimator", "absolute")
-        for name, (kind, choices) in _types().items():
-            value = getattr(self, name)
-            if name == "estimator" and callable(value):
-                if self.place != "none":
-                    read_term(value, place=self.place)
-            elif kind is None:
-                if value not in choices:
-                    listed = ", ".join(map(repr, choices))
-                    raise ValueError(f"{name} must be one of {listed}, got {value!r}")
-            elif value is not None or type(None) not in choices:
-                asked = f"a number {'0 or more' if name in _MAY_BE_ZERO else 'above 0'}"
-                least = _LEAST.get(name, 0)
-                if name in _OF_ANY_SIGN:
-                    asked, least = "a finite number", -math.inf
-                if kind is int:
-                    asked = f"an integer of {_LEAST[name]} or more"
-                if (
-                    not isinstance(value, int if kind is int else (int, float))
-                    or isinstance(value, bool)
-                    or not math.isfinite(value)
-                    or value < least
-                    or (value == 0 and asked.endswith("above 0"))
-                ):
-                    raise ValueError(f"{name} must be {asked}, got {value!r}")
-        if self.place == "reward" and self.estimator in _IN_LOSS_ONLY:
-            raise ValueError(
-                f"estimator={self.estimator!r} is made for its derivative, which place='reward' "
-                "does not take: use place='loss'"
-            )
-        if self.ratio_level == "sequence" and self.level == "token":
-            raise ValueError(
-                "ratio_level='sequence' weighs a sequence by one number, level='token' gives each "
-                "token an advantage of its own: use level='sequence'"
-            )
-        if self.eos == "cut" and self.level == "sequence":
-            raise ValueError(
-                "eos='cut' leaves a token out, level='sequence' takes them together: use "
-                "level='token'"
-            )
-        if self.reward_bounds and self.reward_bounds[0] >= self.reward_bounds[1]:
-            raise ValueError(
-                f"reward_clip_low={self.reward_clip_low} must be below reward_clip="
-                f"{self.reward_clip}: rewards are cut to between them"
-            )
-        counted = (self.group_size or math.inf) - (self.normalize == "others-std")
-        if self.normalize in ("group-std", "others-std") and self.ddof >= counted:
-            raise ValueError(
-                f"ddof={self.ddof} must be less than the {counted:g} samples whose standard "
-                "deviation is taken: use a larger group_size"
-            )
+        if isinstance(self.reward_weights, list):
+            object.__setattr__(self, "reward_weights", tuple(self.reward_weights))
+        check_fields(self)
+        check_together(self)
+        if callable(self.estimator) and self.place != "none":
+            read_term(self.estimator, place=self.place)
 
     @property
     def aim(self) -> Aim:
@@ -274,10 +276,16 @@ class Recipe:
     def per_token(self) -> bool:
         """Whether the target is token-local, no gradient flowing through what prefixes are reached.
 
-        So it is for a KL of tokens in the loss. Tokens that are charged in the reward, each with
-        the estimates from its own position on, add up to sequences.
+        So it is for a KL of tokens in the loss, or charged to each token alone. Tokens that are
+        charged in the reward, each with the estimates from its own position on, add up to
+        sequences.
         """
-        return self.place == "loss" and self.level == "token"
+        return self.level == "token" and (self.place == "loss" or self.charge == "own")
+
+    @property
+    def charged_onward(self) -> bool:
+        """Whether a token pays for what is charged to those that follow it."""
+        return self.place == "reward" and self.charge == "onward"
 
     @property
     def charged_without_divergence(self) -> bool:
@@ -298,11 +306,25 @@ class Recipe:
 
     @property
     def normalized(self) -> bool:
-        """Whether rewards are divided by a standard deviation, but not the KL.
+        """Whether rewards are divided by a number that moves with the policy, but not the KL.
 
-        It then scales β, and moves with the policy.
+        It then scales β.
         """
-        return self.normalize != "none" and not self.charged_before
+        divided = self.normalize != "none" or self.renormalize != "none"
+        return divided and not self.charged_before
+
+    @property
+    def by_masses(self) -> bool:
+        """Whether advantages depend on how likely each reward is, even in large groups.
+
+        That is, on more than its mean and its standard deviation.
+        """
+        return (
+            self.normalize == "group-mean"
+            or self.renormalize != "none"
+            or self.advantage_clip is not None
+            or self.combine != "sum"
+        )
 
     @property
     def baseline_shrinks(self) -> bool:
@@ -322,8 +344,8 @@ class Recipe:
     @property
     def depends_on_groups(self) -> bool:
         """Whether expected advantages depend on more than the mean of a finite group."""
-        nonlinear = self.normalize in ("group-std", "others-std") or self.zero_std == "drop"
-        return self.group_size is not None and nonlinear
+        by_group = self.normalize in ("group-std", "others-std") or self.zero_std == "drop"
+        return self.group_size is not None and (by_group or self.by_masses)
 
     @property
     def effective_formula(self) -> str | None:
@@ -368,15 +390,3 @@ class Recipe:
             return None
         deviation = reward_std + self.epsilon if self.normalized else 1.0
         return deviation / self.baseline_factor / self.reward_scale
-
-
-@functools.cache
-def _types() -> dict[str, tuple[type | None, tuple[Any, ...]]]:
-    """Of every field whether it is a float, an int or, with None, a choice; and what it may be."""
-    fields = {}
-    hints = typing.get_type_hints(Recipe) | {"estimator": Estimator}
-    for name, hint in hints.items():
-        choices = typing.get_args(hint) or (hint,)
-        choice = typing.get_origin(hint) is Literal
-        fields[name] = (None if choice else int if int in choices else float, choices)
-    return fields
