@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from kltarget._core.status import Status
 from kltarget.implied._fixed_point_problem import Batch, FixedPoint, Problem, in_parts
+from kltarget.implied._nodes import slope
 from kltarget.recipes.groups import Advantages, Groups
 
 _Function = Callable[[np.ndarray], np.ndarray]
@@ -26,6 +27,7 @@ _PARTS = 8
 _RARE = 1e-6
 """Where less than this is left of all but the best outcomes, training has saturated."""
 _GREEDY = 1e-12
+_SAME = 1e-5
 _FLAT = 1e-9
 """Deviations below this share of the rewards' spread are no longer told from 0."""
 
@@ -152,7 +154,7 @@ def saturated(problem: Problem) -> FixedPoint:
 def _with_remarks(problem: Problem, found: FixedPoint, others: Sequence[np.ndarray]) -> FixedPoint:
     """A fixed point, and what is to be said of it where there are others, ``[A]`` each."""
     short = 1 - problem.masses(found.log_probs)[-1]
-    status = Status.SEVERAL if len(others) else Status.OK
+    status = found.status | (Status.SEVERAL if len(others) else Status.OK)
     if short < _RARE and problem.recipe.normalized:
         status |= Status.SATURATED
     rewards = tuple(map(problem.expected_reward, others))
@@ -205,7 +207,16 @@ def _in_groups(problem: Problem, groups: Advantages, log_probs: np.ndarray) -> F
     spread = dataclasses.replace(problem, reward=gain).deviation(log_probs)
     ratio = problem.deviation(log_probs) / spread if spread > 0 else 0.0
     effective = problem.pull * float(ratio)
-    return FixedPoint(log_probs, gain if problem.plain else None, problem.beta, effective)
+    if not problem.plain:
+        return FixedPoint(log_probs, None, problem.beta, effective)
+    again = problem.policy(gain, *(np.array(x) for x in (problem.pull, 0.0, 0.0)))
+    if np.abs(np.exp(again) - np.exp(log_probs)).sum() < _SAME:
+        return FixedPoint(log_probs, gain, problem.beta, effective)
+    # Where a deviation has vanished its advantages have, though not what they have led to.
+    inside = problem.log_ref > -np.inf
+    log_ratio = np.where(inside, log_probs, 0.0) - np.where(inside, problem.log_ref, 0.0)
+    wish = problem.beta * slope(problem.rule, log_ratio)
+    return FixedPoint(log_probs, wish, problem.beta, effective, Status.SATURATED)
 
 
 def _of_masses(problem: Problem) -> FixedPoint:

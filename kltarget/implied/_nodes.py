@@ -80,6 +80,13 @@ def stationary(
         return np.where(some, found - logsumexp(found, axis=-1, keepdims=True), -np.inf)
 
 
+def slope(rule: Rule, log_ratio: np.ndarray) -> np.ndarray:
+    """``f′`` at log ratios, up to a constant."""
+    if isinstance(rule, Slope):
+        return rule.height(log_ratio)
+    return log_ratio if rule == "reverse" else -np.exp(-log_ratio)
+
+
 def _taught(
     gain: np.ndarray,
     cost: np.ndarray,
@@ -212,11 +219,20 @@ def _hyperbolic(
 def _hyperbolic_and_tilted(
     inside: np.ndarray, gain: np.ndarray, cost: np.ndarray, log_ref: np.ndarray, entropy: np.ndarray
 ) -> np.ndarray:
-    """``cost (1 − π_ref/π) + entropy log π = gain − level``, by ``z = cost π_ref/(entropy π)``."""
-    scale = np.log(cost / entropy) + log_ref
+    """``cost (1 − π_ref/π) + entropy log π = gain − level``, by ``z = cost π_ref/(entropy π)``.
+
+    Where one of the two coefficients is 0, by what is left.
+    """
+    mixed, tilted = (cost > 0) & (entropy > 0), cost == 0
+    own, share = np.where(mixed, cost, 1.0), np.where(entropy > 0, entropy, 1.0)
+    scale = np.log(own / share) + log_ref
 
     def log_policy(level: np.ndarray) -> np.ndarray:
-        return scale - np.log(wrightomega(scale + (cost - gain + level) / entropy))
+        both = scale - np.log(wrightomega(scale + (own - gain + level) / share))
+        if mixed.all():
+            return both
+        alone = np.log(cost) + log_ref - np.log(np.maximum(cost - gain + level, 0.0))
+        return np.where(mixed, both, np.where(tilted, (gain - level) / share, alone))
 
     def level_where(log_probability: np.ndarray) -> np.ndarray:
         """The highest level at which an outcome has this probability."""

@@ -3,12 +3,14 @@
 from kltarget.policies._files import load_params, save_params
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.policies._sequence_policies import GRUPolicy, Policy, TabularPolicy, TransformerPolicy
+from kltarget.policies._tempered import Tempered
 
 __all__ = [
     "GRUPolicy",
     "GaussianMixturePolicy",
     "Policy",
     "TabularPolicy",
+    "Tempered",
     "TransformerPolicy",
     "load_params",
     "save_params",

@@ -199,7 +199,7 @@ class Groups(Advantages):
             deviation = np.sqrt((squares - total**2 / size) / (size - recipe.ddof))
             advantage = _over(advantage, np.where(alone, 0.0, deviation), recipe.epsilon)
         elif recipe.normalize == "group-mean":
-            advantage = _over(advantage, levels - total / size, recipe.epsilon)
+            advantage = _over(advantage, levels + total / size, recipe.epsilon)
         elif recipe.normalize == "others-std":
             left = np.maximum(squares - total**2 / (size - 1), 0)
             others = counts @ (levels[:, None] == levels[None])

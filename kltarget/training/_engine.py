@@ -77,6 +77,11 @@ class Method(abc.ABC):
         return 1
 
     @property
+    def motion(self) -> Motion | None:
+        """What else moves while a run is trained, None for nothing but its parameters."""
+        return None
+
+    @property
     def looks_up(self) -> bool:
         """Whether rewards and references are asked for at samples of the policy."""
         return self.batch_size is not None
@@ -87,8 +92,28 @@ class Method(abc.ABC):
 
         ``sampler`` are the parameters that samples are drawn with; where ``key`` is None the
         expectation over them is exact. ``facts`` are what runs share and what the run has itself,
-        which takes the place of what is shared.
+        which takes the place of what is shared, and what has moved, which takes theirs.
         """
+
+
+class Motion(abc.ABC):
+    """What moves beside the parameters: a frozen, hashable statement of how."""
+
+    @abc.abstractmethod
+    def start(self, params: Any, run: Any) -> Any:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def before(self, state: Any, params: Any, time: Any) -> Any:
+        """The state with which a step is taken, the number of which is ``time``."""
+
+    @abc.abstractmethod
+    def after(self, program: Program, state: Any, params: Any, facts: Any, key: Any) -> Any:
+        """The state when a step with these parameters has been looked at."""
+
+    @abc.abstractmethod
+    def facts(self, state: Any) -> dict[str, Any]:
+        """What a method is told of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +290,7 @@ def _over_runs(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _start(program: Program, params: Any, runs: Any) -> Any:
-    num_runs = runs["learning_rate"].shape[0]
+    num_runs, motion = runs["learning_rate"].shape[0], program.method.motion
 
     def start(_: Any, run: Any, params: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
@@ -274,6 +299,7 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
         return {
             "params": params,
             "sampler": params if reused else None,
+            "moved": motion.start(params, run) if motion else None,
             "opt_state": opt_state,
             "active": jnp.bool_(True),
             "failed": jnp.bool_(False),
@@ -294,6 +320,7 @@ def _advance(
     num_steps: Any,
 ) -> Any:
     method, uses = program.method, program.method.updates_per_batch
+    motion = method.motion
 
     def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
         optimizer, facts = program.optimizer(run["learning_rate"]), {**shared, **run}
@@ -306,11 +333,17 @@ def _advance(
             # Drawn by the number of the batch: the same whatever the chunks.
             batch = time // uses
             key = None if method.batch_size is None else jax.random.fold_in(run["key"], batch)
-            loss = functools.partial(_loss, program, sampler=sampler, facts=facts, key=key)
+            moved, known = state["moved"], facts
+            if motion:
+                moved = motion.before(moved, params, time)
+                known = {**facts, **motion.facts(moved)}
+            loss = functools.partial(_loss, program, sampler=sampler, facts=known, key=key)
             gradient = jax.grad(loss)(params)
             norm = _norm(gradient)
             failed = ~jnp.isfinite(norm)
-            at_rest = (norm <= tol * run["scale"]) & jnp.bool_(method.batch_size is None)
+            # What moves may still set a run that is at rest in motion again.
+            rests = method.batch_size is None and motion is None
+            at_rest = (norm <= tol * run["scale"]) & jnp.bool_(rests)
             inside = state["active"] & (time < num_steps)
             go = inside & ~failed & ~at_rest
             with jax.numpy_dtype_promotion("standard"):
@@ -323,6 +356,7 @@ def _advance(
             new_state = {
                 "params": jax.tree.map(keep, updated, params),
                 "sampler": sampler if uses > 1 else None,
+                "moved": motion.after(program, moved, params, known, key) if motion else None,
                 "opt_state": jax.tree.map(keep, opt_state, state["opt_state"]),
                 "active": jnp.where(inside, go, state["active"]),
                 "failed": state["failed"] | (inside & failed),
@@ -341,8 +375,11 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
     """What the history is made of, and the log-probabilities of all outcomes."""
     method = program.method
 
-    def measure(params: Any, run: Any, shared: Any) -> Any:
-        facts = {**shared, **run}
+    def measure(state: Any, run: Any, shared: Any) -> Any:
+        params, facts = state["params"], {**shared, **run}
+        if method.motion:
+            moved = method.motion.before(state["moved"], params, state["taken"])
+            facts |= method.motion.facts(moved)
         key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
         loss = functools.partial(_loss, program, sampler=params, facts=facts, key=key)
         log_probs = program.outcomes.log_probs(params)
@@ -350,7 +387,7 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
     at_once = max(1, _AT_ONCE // program.outcomes.num_outcomes)
-    return _over_runs(program, measure, state["params"], runs, shared, at_once=at_once)
+    return _over_runs(program, measure, state, runs, shared, at_once=at_once)
 
 
 def _loss(program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:

@@ -42,6 +42,7 @@ def fine_tune(
     batch_size: int | None = None,
     gradient: str = "score",
     log_ref: ArrayLike | Callable[..., Any] | None = None,
+    log_teacher: ArrayLike | None = None,
     divergence: Divergence | None = None,
     modes: ArrayLike | None = None,
     history_every: int | None = 100,
@@ -60,16 +61,16 @@ def fine_tune(
     Args:
         policy: any :class:`Policy`, or a :class:`GaussianMixturePolicy`.
         params: its parameters, from which every run starts; floating-point leaves.
-        reward: of every sequence, in the order of the policy's sequence space, shape ``[V**L]``;
-            finite wherever a sequence is possible. Of vectors an array ``[N]`` over the grid's
-            points or a function ``[..., d] → [...]``, which samples and pathwise gradients need;
-            a new function object is compiled anew, unless it is a pytree.
+        reward: of every sequence, in the order of the policy's sequence space, shape ``[V**L]``, of
+            several ``[J, V**L]``; finite wherever a sequence is possible. Of vectors an array
+            ``[N]`` over the grid's points or a function ``[..., d] → [...]``, which samples and
+            pathwise gradients need; a new function object is compiled anew, unless it is a pytree.
         recipe: how the regulariser is estimated and where it is put, and how rewards become
             advantages. Without a ``group_size`` a batch is one group; exact gradients are then
             those of infinitely large groups. With one they are expectations over all groups, for
             which rewards may take only a few different values.
         beta: coefficient of the regulariser, in reward units per nat, 0 or more; by default the
-            recipe's.
+            recipe's. Where a controller moves it, what it starts from, by default 1.
         learning_rate: what ``optimizer`` is called with.
         num_steps: number of gradient steps.
         reward_scale: factor of the reward, beside the recipe's own.
@@ -87,7 +88,8 @@ def fine_tune(
             KL, is then the reverse KL.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``. Of vectors log-masses ``[N]`` of the grid's points, or the log-density as a
-            function, as for rewards.
+            function, as for rewards. A reference that moves starts as the policy.
+        log_teacher: log-probabilities of a teacher, ``[V**L]``, for recipes that have one.
         divergence: what the reported gap is of; by default what the recipe follows at sequence
             level or, where it follows none, reverse KL, which all its estimators estimate.
         modes: integer mode label of every sequence, ``[V**L]``, negative in no mode, for the
@@ -147,6 +149,10 @@ def fine_tune(
     _run_setup.check_vectors(outcomes, recipe, gradient)
     _run_setup.check_batch(recipe, batch_size)
     beta = recipe.beta if beta is None else beta
+    if beta is None and recipe.kl_target is not None:
+        beta = 1.0
+    elif beta is None and recipe.place == "none":
+        beta = 0.0
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
     options = Options(optimizer, history_every, gradient_tol, chunk_runs, devices, progress)
@@ -156,12 +162,17 @@ def fine_tune(
     if divergence is None and recipe.place != "none":
         divergence = None if gradient == "pathwise" else recipe.divergence
         divergence = divergence or ReverseKL()
+    reward, rewards = _run_setup.one_reward(recipe, outcomes, reward)
     off_grid = _run_setup.functions(method, outcomes, params, reward=reward, log_ref=log_ref)
     given = (reward, log_ref, divergence, modes)
     shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
     shared |= off_grid
     if gradient == "score":
-        shared |= _run_setup.of_recipe(recipe, outcomes, shared["reward"], batch_size is None)
+        own = (recipe, outcomes, shared["reward"])
+        dtype = shared["reward"].dtype
+        shared |= _run_setup.of_recipe(*own, rewards, batch_size is None)
+        shared |= _run_setup.reference_of(recipe, outcomes, params, log_ref, dtype)
+        shared |= _run_setup.teacher_of(recipe, outcomes, log_teacher, dtype)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers, num_steps, key, options)
     return _run_setup.train_runs(*problem, num_modes=num_modes, recipe=recipe)

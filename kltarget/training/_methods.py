@@ -13,8 +13,12 @@ from jaxtyping import Array
 from kltarget.recipes import Recipe
 from kltarget.training import estimators
 from kltarget.training._advantages import shaped
-from kltarget.training._engine import Method, Program
+from kltarget.training._engine import Method, Motion, Program
+from kltarget.training._motions import motion_of
 from kltarget.training._outcomes import Points
+
+_BESIDE = ("lengths", "trained", "rewards", "token_log_teacher", "asked")
+"""What a recipe's gradient may look up beside rewards and references."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class PolicyGradient(Method):
 
     def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        recipe, outcomes = self.recipe, program.outcomes
+        recipe, outcomes = self.recipe, self._outcomes(program)
         samples, known = None, facts
         shape: tuple[int, ...] = (-1,)
         if key is not None:
@@ -48,31 +52,73 @@ class PolicyGradient(Method):
         def grouped(x: Array) -> Array:
             return x.reshape(*shape, *x.shape[1:])
 
+        log_ref = known["token_log_ref"]
+        if "reference" in facts:
+            log_ref = lax.stop_gradient(table(facts["reference"]))
+        elif not (self._by_token or samples is not None):
+            log_ref = known["log_ref"][:, None]
         log_probs = table(params)
         fresh = self.updates_per_batch == 1
         log_sampler = lax.stop_gradient(log_probs if fresh else table(sampler))
-        by_token = self._by_token or samples is not None
         weights = jnp.exp(log_sampler.sum(-1)) if samples is None else None
         if weights is not None and isinstance(outcomes, Points):
             log_probs = jnp.where(counts(weights)[:, None], log_probs, -jnp.inf)
         return estimators.surrogate(
             recipe,
             grouped(log_probs),
-            grouped(known["token_log_ref"] if by_token else known["log_ref"][:, None]),
+            grouped(log_ref),
             grouped(known["reward"] * facts["reward_scale"]),
             facts["beta"],
             weights,
             log_sampler=None if fresh else grouped(log_sampler),
-            lengths=grouped(known["lengths"]) if "lengths" in known else None,
-            trained=grouped(known["trained"]) if "trained" in known else None,
             groups=facts.get("groups"),
+            entropy_bonus=facts.get("entropy_bonus"),
+            **{name: grouped(known[name]) for name in _BESIDE if name in known},
         ).sum()
+
+    def controlled(self, program: Program, params: Any, facts: Any, key: Any) -> Array:
+        """What a controller looks at: the KL, or the entropy per token."""
+        outcomes, recipe = self._outcomes(program), self.recipe
+        if key is None:
+            log_probs, known = outcomes.table(params), facts
+            share = jnp.exp(log_probs.sum(-1))
+        else:
+            samples = outcomes.sample(params, key, self.batch_size)
+            log_probs, known = (
+                outcomes.log_probs_of(params, samples),
+                outcomes.look_up(samples, facts),
+            )
+            share = jnp.full(log_probs.shape[0], 1 / log_probs.shape[0], log_probs.dtype)
+        some = counts(share)[:, None]
+        each, counted = jnp.where(some, log_probs, 0.0), known["num_tokens"]
+        if recipe.kl_target is None:
+            return -(share * each.sum(-1)).sum() / (share * counted).sum()
+        charged = (each - jnp.where(some, known["token_log_ref"], 0.0)).sum(-1)
+        return (share * (charged / counted if recipe.kl_target_per == "token" else charged)).sum()
+
+    @property
+    def motion(self) -> Motion | None:
+        """What moves beside the policy."""
+        return motion_of(self.recipe)
+
+    def _outcomes(self, program: Program) -> Any:
+        """The outcomes as they are trained on."""
+        outcomes, temperature = program.outcomes, self.recipe.temperature
+        return outcomes if isinstance(outcomes, Points) else outcomes.at(temperature)
 
     @property
     def _by_token(self) -> bool:
         """Whether exact gradients need the tokens of every sequence, or only their sum."""
         recipe = self.recipe
-        return recipe.level == "token" or recipe.entropy_bonus > 0 or recipe.updates_per_batch > 1
+        return (
+            recipe.level == "token"
+            or recipe.entropy_bonus > 0
+            or recipe.entropy_target is not None
+            or recipe.updates_per_batch > 1
+            or recipe.temperature != 1
+            or recipe.teacher > 0
+            or recipe.reference == "none"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

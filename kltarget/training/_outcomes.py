@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from kltarget._core.numerics import as_float
+from kltarget.policies import Tempered
 from kltarget.spaces import Box, SequenceSpace
 from kltarget.spaces._sequences import counted
 
@@ -86,6 +88,29 @@ class Sequences:
         levels = self.space.conditionals(log_probs)
         return token_table(self.space, tuple(x.astype(dtype) for x in levels))
 
+    def at(self, temperature: float) -> Sequences:
+        """The sequences of the policy at another temperature."""
+        if temperature == 1:
+            return self
+        return dataclasses.replace(self, policy=Tempered(self.policy, temperature))
+
+    def split_at(self, log_probs: Array, temperature: float, dtype: Any) -> Array:
+        """Given log-probabilities, token by token, of a policy at another temperature."""
+        levels = []
+        for x in self.space.conditionals(log_probs):
+            some = (x > -jnp.inf).any(-1, keepdims=True)
+            scaled = jax.nn.log_softmax(jnp.where(some, x / temperature, 0.0), axis=-1)
+            levels.append(jnp.where(some, scaled, -jnp.inf).astype(dtype))
+        return token_table(self.space, tuple(levels))
+
+    def likeliest(self, log_probs: Array, number: int) -> Array:
+        """Which tokens are among the likeliest after what precedes them, ``[A, L]``."""
+        levels = []
+        for x in self.space.conditionals(log_probs):
+            rank = jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1, stable=True)
+            levels.append(rank < number)
+        return token_table(self.space, tuple(levels))
+
     def require_log_probs(self, x: Array, name: str) -> Array:
         """``x``, or an error if it has mass where nothing is possible."""
         return self.space.require_log_probs(x, name)
@@ -105,6 +130,7 @@ class Sequences:
     def look_up(self, samples: Array, facts: Any) -> dict[str, Array]:
         """What is known of samples: the rows of what is known of all."""
         names = ("reward", "token_log_ref", "lengths", "trained", "log_ref")
+        names += ("rewards", "token_log_teacher", "asked", "num_tokens")
         which = self.space.index(samples)
         return {name: facts[name][which] for name in names if name in facts}
 

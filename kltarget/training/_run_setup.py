@@ -23,6 +23,10 @@ from kltarget.training._runs import History, Run
 
 _CUT_OFF = 1e-4
 """Mass that a density may have outside its box."""
+_OF_SEQUENCES = {"temperature": 1.0, "teacher": 0.0, "reference": "fixed", "reward_weights": None}
+_OF_SEQUENCES |= {"kl_target": None, "entropy_target": None}
+_LEAST_TAUGHT = -80.0
+"""Log-probability below which a teacher's exclusion is no different."""
 
 
 def to_target(
@@ -188,10 +192,17 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
     """Raises unless the gradient and, of vectors, the recipe are ones that there are."""
     if gradient not in ("score", "pathwise"):
         raise ValueError(f"gradient must be one of 'score', 'pathwise', got {gradient!r}")
-    if isinstance(outcomes, Points) and recipe.level == "token":
-        raise ValueError(
-            "level='token' of the recipe needs tokens, which vectors have not: 'sequence'"
-        )
+    if isinstance(outcomes, Points):
+        if recipe.level == "token":
+            raise ValueError(
+                "level='token' of the recipe needs tokens, which vectors have not: 'sequence'"
+            )
+        for name, plain in _OF_SEQUENCES.items():
+            if getattr(recipe, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(recipe, name)!r} of the recipe is for policies over "
+                    f"sequences: vectors need {plain!r}"
+                )
     if gradient == "score":
         return
     if isinstance(outcomes, Sequences) or not hasattr(outcomes.policy, "components"):
@@ -212,17 +223,89 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
         )
 
 
-def of_recipe(recipe: Recipe, outcomes: Outcomes, reward: Array, exactly: bool) -> dict[str, Any]:
+def one_reward(recipe: Recipe, outcomes: Outcomes, reward: Any) -> tuple[Any, Array | None]:
+    """The reward that is measured and, where each of several is normalised by itself, all."""
+    if recipe.reward_weights is None:
+        return reward, None
+    number, size = len(recipe.reward_weights), outcomes.num_outcomes
+    if callable(reward) or jnp.shape(reward) != (number, size):
+        raise ValueError(
+            f"reward must be of shape [{number}, {size}], a row for each of reward_weights="
+            f"{recipe.reward_weights}, got "
+            f"{'a function' if callable(reward) else jnp.shape(reward)}"
+        )
+    rewards = as_float(reward)
+    total = jnp.asarray(recipe.reward_weights, rewards.dtype) @ rewards
+    return total, None if recipe.combine == "sum" else rewards
+
+
+def reference_of(
+    recipe: Recipe, outcomes: Outcomes, params: Any, log_ref: Any, dtype: Any
+) -> dict[str, Any]:
+    """The reference as the recipe compares tokens with it, where that is not as it is given."""
+    if recipe.reference in ("copied", "averaged", "lagged") and log_ref is not None:
+        raise ValueError(
+            f"log_ref cannot be given: with reference={recipe.reference!r} the reference is the "
+            "policy itself as it was; let params start from it"
+        )
+    if isinstance(outcomes, Points):
+        return {}
+    if recipe.reference == "none":
+        return {"token_log_ref": jnp.zeros_like(outcomes.table(params))}
+    if recipe.temperature == 1:
+        return {}
+    if log_ref is None:
+        return {"token_log_ref": outcomes.at(recipe.temperature).table(params)}
+    given = distribution(outcomes, log_ref, "log_ref", batched=False)
+    return {"token_log_ref": outcomes.split_at(given, recipe.temperature, dtype)}
+
+
+def teacher_of(recipe: Recipe, outcomes: Outcomes, log_teacher: Any, dtype: Any) -> dict[str, Any]:
+    """The teacher's log-probabilities of the tokens of every sequence."""
+    if (log_teacher is None) == (recipe.teacher > 0):
+        raise ValueError(
+            "log_teacher is needed, the teacher's log-probabilities of every sequence: the recipe "
+            f"has teacher={recipe.teacher:g}"
+            if log_teacher is None
+            else "log_teacher is given, but the recipe has no coefficient for it: set teacher=1.0"
+        )
+    if log_teacher is None or isinstance(outcomes, Points):
+        return {}
+    given = distribution(outcomes, log_teacher, "log_teacher", batched=False)
+    table = outcomes.split_at(given, recipe.temperature, dtype)
+    if recipe.teacher_direction == "reverse" and not bool(
+        jnp.isfinite(jnp.where(outcomes.possible()[:, None], table, 0.0)).all()
+    ):
+        raise ValueError(
+            "log_teacher must be finite wherever the policy can go: the reverse KL to a teacher "
+            "that excludes what the policy samples is infinite"
+        )
+    known = {"token_log_teacher": jnp.maximum(table, _LEAST_TAUGHT)}
+    if recipe.teacher_top_k is not None:
+        known["asked"] = outcomes.likeliest(given, recipe.teacher_top_k).astype(dtype)
+    return known
+
+
+def of_recipe(
+    recipe: Recipe, outcomes: Outcomes, reward: Array, rewards: Array | None, exactly: bool
+) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
     lengths = outcomes.lengths().astype(reward.dtype)
     if recipe.eos == "cut" and isinstance(outcomes, Sequences) and outcomes.space.eos is not None:
         extra["trained"] = (outcomes.all() != outcomes.space.eos).astype(reward.dtype)
         lengths = jnp.maximum(extra["trained"].sum(-1), 1)
-    if recipe.length != "sum" or recipe.kl_length not in (None, "sum"):
+    centred = recipe.kl_centre != "none" or recipe.ratio_level == "sequence"
+    if recipe.length != "sum" or recipe.kl_length not in (None, "sum") or centred:
         extra["lengths"] = lengths
+    if recipe.kl_target is not None or recipe.entropy_target is not None:
+        extra["num_tokens"] = lengths
+    if rewards is not None:
+        extra["rewards"] = rewards.T.astype(reward.dtype)
     if exactly and recipe.depends_on_groups:
         whole = recipe.reward_scale * np.asarray(reward, np.float64)
+        if recipe.combine != "sum" and rewards is not None:
+            whole = np.asarray(rewards, np.float64).T
         if recipe.reward_bounds:
             whole = np.clip(whole, *recipe.reward_bounds)
         groups = all_groups(recipe, whole, np.asarray(outcomes.possible()))

@@ -6,6 +6,7 @@ average over samples differ by their weights alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -157,6 +158,10 @@ def surrogate(
     lengths: Float[Array, "*batch N"] | None = None,
     trained: Float[Array, "*batch N L"] | None = None,
     groups: Any = None,
+    rewards: Float[Array, "*batch N J"] | None = None,
+    token_log_teacher: Float[Array, "*batch N L"] | None = None,
+    asked: Float[Array, "*batch N L"] | None = None,
+    entropy_bonus: ArrayLike | None = None,
 ) -> Float[Array, "*batch N"]:
     """The contribution of each sequence to what a trainer's gradient ascends.
 
@@ -183,6 +188,10 @@ def surrogate(
         trained: 1 for tokens that the loss knows of, 0 for those that a sampler has cut off; by
             default all.
         groups: what an exact expectation over finite groups runs over.
+        rewards: of several, where each is normalised by itself; ``reward`` is then not looked at.
+        token_log_teacher: log-probabilities of the tokens under a teacher, for recipes with one.
+        asked: 1 for tokens among the likeliest of the teacher that are compared with it.
+        entropy_bonus: coefficient of the entropy, by default the recipe's.
 
     Returns:
         Contributions whose sum's derivative is the gradient, shape ``[*batch, N]``. Sequences that
@@ -225,19 +234,24 @@ def surrogate(
 
     # A reward is what the drawn sample earned, whatever has been learned from it since.
     drawn = sampler if recipe.place == "reward" else log_probs
-    cost = estimate(recipe, drawn, log_ref, sampler)
+    cost = estimate(recipe, drawn, log_ref, sampler, lengths)
     beta = jnp.asarray(beta, log_probs.dtype)
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
 
-    returns = jnp.broadcast_to(reward[..., None], cost.shape)
     toll = jnp.zeros_like(cost)
     if recipe.place == "reward":
-        toll = lax.cumsum(charged, axis=charged.ndim - 1, reverse=True)
+        if recipe.kl_centre != "none" and lengths is not None:
+            charged = _less_their_mean(charged, share, lengths)
+        onward = recipe.charge == "onward"
+        toll = lax.cumsum(charged, axis=charged.ndim - 1, reverse=True) if onward else charged
     before = recipe.normalize_when == "before"
-    advantage, kept = _advantages(
-        recipe, lax.stop_gradient(returns if before else returns - toll), share, weights, groups
-    )
+    earned = [reward]
+    if recipe.combine != "sum" and rewards is not None:
+        earned = [jnp.where(whole, shaped(recipe, x), zero) for x in jnp.moveaxis(rewards, -1, 0)]
+    returns = [jnp.broadcast_to(x[..., None], cost.shape) for x in earned]
+    returns = [lax.stop_gradient(x if before else x - toll) for x in returns]
+    advantage, kept = _advantages(recipe, returns, share, weights, groups)
     if before:
         advantage = advantage - toll
     fresh = log_sampler is None
@@ -247,9 +261,13 @@ def surrogate(
         now, then = log_probs, sampler
     advantage = lax.stop_gradient(jnp.broadcast_to(advantage, now.shape))
     gain = _policy_term(recipe, advantage, now, then, fresh).sum(-1)
-    if recipe.entropy_bonus:
+    bonus = recipe.entropy_bonus if entropy_bonus is None else entropy_bonus
+    if entropy_bonus is not None or recipe.entropy_bonus:
         # ½ log² π has the expected derivative of −H, as k2 that of the reverse KL.
-        gain = gain - recipe.entropy_bonus / 2 * (kept * jnp.square(log_probs)).sum(-1)
+        gain = gain - bonus / 2 * (kept * jnp.square(log_probs)).sum(-1)
+    if token_log_teacher is not None:
+        told = jnp.where(possible, token_log_teacher, jnp.zeros_like(token_log_teacher))
+        gain = gain - recipe.teacher * (kept * _lesson(recipe, log_probs, told, asked)).sum(-1)
     gain = gain * _length_weight(recipe.length, lengths, share, gain)
     if recipe.place == "loss":
         counted = _length_weight(recipe.kl_length or recipe.length, lengths, share, gain)
@@ -257,7 +275,13 @@ def surrogate(
     return jnp.where(whole, share * gain, zero)
 
 
-def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -> Array:
+def estimate(
+    recipe: Recipe,
+    log_probs: Array,
+    log_ref: Array,
+    sampler: Array,
+    lengths: Array | None = None,
+) -> Array:
     """The estimate of the divergence, per sequence or per token."""
     if recipe.level == "sequence":
         log_probs, log_ref, sampler = (
@@ -280,12 +304,39 @@ def estimate(recipe: Recipe, log_probs: Array, log_ref: Array, sampler: Array) -
         cost = simple[recipe.estimator](log_ratio)
     else:
         weighed = k1 if recipe.estimator == "weighted-k1" else k3
-        cost = jnp.exp(log_probs - sampler) * weighed(log_ratio)
+        cost = jnp.exp(_log_weight(recipe, log_probs - sampler, lengths)) * weighed(log_ratio)
     return cost if recipe.kl_clip is None else jnp.clip(cost, -recipe.kl_clip, recipe.kl_clip)
 
 
+def _log_weight(recipe: Recipe, log_ratio: Array, lengths: Array | None) -> Array:
+    """By what an estimate is weighed: its own ratio or, of all tokens, their geometric mean."""
+    if recipe.ratio_level == "token" or recipe.level == "sequence":
+        return log_ratio
+    count = log_ratio.shape[-1] if lengths is None else lengths[..., None]
+    return jnp.broadcast_to(log_ratio.sum(-1, keepdims=True) / count, log_ratio.shape)
+
+
+def _less_their_mean(charged: Array, share: Array, lengths: Array) -> Array:
+    """Charges of tokens less the mean charge of a token of the batch."""
+    inside = jnp.arange(charged.shape[-1]) < lengths[..., None]
+    share = share[..., None]
+    mean = (share * charged).sum() / (share * inside).sum()
+    return jnp.where(inside, charged - lax.stop_gradient(mean), charged)
+
+
+def _lesson(recipe: Recipe, log_probs: Array, log_teacher: Array, asked: Array | None) -> Array:
+    """What has the expected derivative of the KL to a teacher, per token or per sequence."""
+    if recipe.level == "sequence":
+        log_probs, log_teacher = (x.sum(-1, keepdims=True) for x in (log_probs, log_teacher))
+    log_ratio = log_probs - log_teacher
+    if recipe.teacher_direction == "reverse":
+        # Of a sum over some tokens the 1 in the derivative of π log π is not the same for all.
+        return k2(log_ratio) if asked is None else asked * (k2(log_ratio) + log_ratio)
+    return k3(log_ratio) if asked is None else asked * jnp.exp(-log_ratio)
+
+
 def _advantages(
-    recipe: Recipe, returns: Array, share: Array, weights: Any, groups: Any
+    recipe: Recipe, returns: Sequence[Array], share: Array, weights: Any, groups: Any
 ) -> tuple[Array, Array]:
     if weights is None:
         return of_samples(recipe, returns)
