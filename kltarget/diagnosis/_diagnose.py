@@ -34,7 +34,7 @@ from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe, preset, recipe as recipe_of
-from kltarget.recipes._reading import in_words
+from kltarget.recipes._followed import in_words
 from kltarget.rollouts import RolloutError, read_rollouts
 
 if TYPE_CHECKING:

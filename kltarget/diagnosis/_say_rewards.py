@@ -12,7 +12,7 @@ from kltarget import evidence
 from kltarget._core.words import counted, quoted
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe
-from kltarget.recipes._reading import aimed_at
+from kltarget.recipes._followed import aimed_at
 
 # Fewer groups than these, or a smaller part of all, are named beside their number.
 _FEW, _PART = 30, 0.5

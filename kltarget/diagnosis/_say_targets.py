@@ -15,7 +15,7 @@ from kltarget.diagnosis._say_modes import modes_statements
 from kltarget.diagnosis._say_rewards import INDEPENDENT, LARGE, ON_POLICY, SOURCE, Case, share
 from kltarget.diagnosis._statement import FlipOfAnswers, Statement
 from kltarget.evidence import Prompt, mean_interval
-from kltarget.recipes._reading import mara_obstacle
+from kltarget.recipes._caveats import mara_obstacle
 
 ENUMERATED = "the seen answers and one outcome for the rest of the reference are all there is"
 UNSEEN_WORST = "unseen answers are rewarded as the worst seen"

@@ -40,6 +40,8 @@ class Divergence(abc.ABC):
     _slug: ClassVar[str | None] = None
     _linear: ClassVar[float] = 0.0
     """``f′(1)``; the term ``_linear·(u − 1)`` of a generator counts for nothing as a whole."""
+    _flats: ClassVar[tuple[tuple[float, float], ...]] = ()
+    """Intervals of log ratios in which ``f′`` is the same, so that policies may tie."""
 
     @property
     def title(self) -> str:

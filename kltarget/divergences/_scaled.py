@@ -52,6 +52,10 @@ class Scaled(Divergence):
     def _linear(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.factor * self.base._linear
 
+    @property
+    def _flats(self) -> tuple[tuple[float, float], ...]:  # type: ignore[override]
+        return self.base._flats
+
     def f(self, u: ArrayLike) -> Array:
         return self.factor * self.base.f(u)
 

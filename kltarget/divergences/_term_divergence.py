@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,9 +39,11 @@ class TermDivergence(Divergence):
         at_infinity: its limit ``f′(∞)``.
         kinks: log ratios at which it is not smooth, for the integral.
         name: how reports call it.
+        flats: intervals of log ratios in which h is the same everywhere.
 
     Where h is flat and the probabilities sum to 1 only on that piece, several policies maximise an
-    objective: :func:`kltarget.solve` then says ``NOT_CONVERGED``.
+    objective: :func:`kltarget.solve` then says ``NOT_UNIQUE``, and gives the outcomes on the piece
+    shares in the reference's proportions.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,6 +58,7 @@ class TermDivergence(Divergence):
     at_infinity: float
     kinks: tuple[float, ...]
     name: str  # type: ignore[misc]
+    flats: tuple[tuple[float, float], ...]
 
     def __init__(
         self,
@@ -64,10 +68,17 @@ class TermDivergence(Divergence):
         *,
         kinks: tuple[float, ...] = (),
         name: str = "a term's divergence",
+        flats: tuple[tuple[float, float], ...] = (),
     ) -> None:
-        given = (slope, float(at_zero), float(at_infinity), tuple(kinks), name)
+        pieces = tuple((float(low), float(high)) for low, high in flats)
+        bent = sorted({*kinks, *(x for piece in pieces for x in piece if math.isfinite(x))})
+        given = (slope, float(at_zero), float(at_infinity), tuple(bent), name, pieces)
         for field, value in zip(dataclasses.fields(self), given, strict=True):
             object.__setattr__(self, field.name, value)
+
+    @property
+    def _flats(self) -> tuple[tuple[float, float], ...]:  # type: ignore[override]
+        return self.flats
 
     @functools.cached_property
     def _f_at_zero(self) -> float:

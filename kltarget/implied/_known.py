@@ -14,10 +14,13 @@ def several_tokens(space: Space | None) -> bool:
     return space is not None and space.length > 1
 
 
-def require_known(recipe: Recipe, space: Space | None, weighed: bool, prompts: int) -> None:
+def require_known(
+    recipe: Recipe, space: Space | None, *, weighed: bool, held: bool, prompts: int
+) -> None:
     """Raises for what no fixed point is known of.
 
-    ``weighed``, if sequences count by their lengths; ``prompts`` of one batch.
+    ``weighed``, if sequences count by their lengths; ``held``, if the KL to the reference has an
+    expected gradient everywhere; ``prompts`` of one batch.
     """
     several = several_tokens(space)
     for unknown in (
@@ -26,7 +29,7 @@ def require_known(recipe: Recipe, space: Space | None, weighed: bool, prompts: i
         *_of_charges(recipe, several),
         *_of_variation(recipe, weighed),
         *_of_lengths(recipe, weighed),
-        *_of_teachers(recipe, space, weighed),
+        *_of_teachers(recipe, space, weighed, held),
         *_of_motion(recipe, space, weighed),
     ):
         raise ValueError(f"no fixed point is known for {unknown}")
@@ -97,12 +100,13 @@ def _of_lengths(recipe: Recipe, weighed: bool) -> Iterator[str]:
     bonus = recipe.entropy_bonus or recipe.entropy_target is not None
     if weighed and recipe.place == "reward" and recipe.level == "sequence" and bonus:
         yield "an entropy bonus beside a KL on sequences that count by their lengths"
-    moved = weighed or recipe.normalize != "none" or recipe.by_masses or recipe.depends_on_groups
-    if recipe.kl_centre != "none" and recipe.charge == "onward" and moved:
+    moved = recipe.normalize != "none" or recipe.by_masses or recipe.depends_on_groups
+    centred = recipe.kl_centre != "none"
+    if centred and (weighed or (recipe.charge == "onward" and moved)):
         yield "a centred KL with normalised rewards or sequences that count by their lengths"
 
 
-def _of_teachers(recipe: Recipe, space: Space | None, weighed: bool) -> Iterator[str]:
+def _of_teachers(recipe: Recipe, space: Space | None, weighed: bool, held: bool) -> Iterator[str]:
     if not recipe.teacher:
         return
     if recipe.charged_before and (recipe.normalize != "none" or recipe.by_masses):
@@ -112,6 +116,8 @@ def _of_teachers(recipe: Recipe, space: Space | None, weighed: bool) -> Iterator
     bonus = recipe.entropy_bonus or recipe.entropy_target is not None
     if recipe.level == "sequence" and several_tokens(space) and bonus:
         yield "an entropy bonus per token beside a teacher of whole sequences"
+    if recipe.teacher_top_k is not None and not (held or recipe.entropy_bonus):
+        yield "a teacher's top-k where nothing holds the other tokens"
     if weighed and (recipe.teacher_top_k is not None or recipe.charged_before):
         yield "a teacher's top-k, or a KL in the reward, where sequences count by their lengths"
 
@@ -124,8 +130,8 @@ def _of_motion(recipe: Recipe, space: Space | None, weighed: bool) -> Iterator[s
     if recipe.reference == "none" and weighed:
         yield "reference='none' where sequences count by their lengths"
     controlled = recipe.kl_target is not None or recipe.entropy_target is not None
-    if controlled and recipe.reference in ("copied", "averaged"):
-        yield "a controller beside a reference that moves"
+    if controlled and recipe.reference != "fixed":
+        yield "a controller beside a reference that moves, or none"
     if recipe.kl_target is not None and recipe.entropy_target is not None:
         yield "two controllers at once"
 

@@ -20,6 +20,8 @@ Rule = Literal["reverse", "forward"] | Slope
 """Which f′ a regulariser has."""
 
 _BISECTIONS = 100
+_ROUNDING = 1e-13
+"""Levels of equal outcomes may differ by this much."""
 _LEAST_TAUGHT = -300.0
 
 
@@ -188,16 +190,20 @@ def _sloped(
         return np.where(inside, each, -np.inf).max(-1, keepdims=True)
 
     crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
-    low, high = level_where(0 * crowd), level_where(-crowd)
-    found = _normalised(log_policy, low, high, inside)
+    low, high = _level(log_policy, level_where(0 * crowd), level_where(-crowd), inside, _ROUNDING)
+    found, most = log_policy(high), log_policy(low)
+    probs = np.where(inside, np.exp(found), 0.0)
+    missing = np.maximum(1 - probs.sum(-1, keepdims=True), 0)
     # Where f′(∞) is finite the best outcome takes what the others leave, at one level.
-    missing = 1 - np.where(inside, np.exp(found), 0.0).sum(-1, keepdims=True)
-    best = np.where(inside, gain - cost * slope.at_infinity, -np.inf)
-    best = inside & (best == best.max(-1, keepdims=True))
-    among = np.where(best, log_ref, -np.inf)
-    among = among - logsumexp(among, axis=-1, keepdims=True)
-    more = np.where(missing > 1e-9, np.log(np.maximum(missing, 1e-300)) + among, -np.inf)
-    return np.logaddexp(found, more)
+    endless = inside & (most == np.inf)
+    among = np.where(endless, log_ref, -np.inf)
+    among = np.exp(among - logsumexp(among, axis=-1, keepdims=True))
+    # So does whoever is on another flat piece, as far as it goes.
+    rise = np.where(inside, np.exp(most) - probs, 0.0)
+    total = rise.sum(-1, keepdims=True)
+    part = np.where(total > 0, np.minimum(missing / total, 1), 0.0) * rise
+    more = np.where(endless.any(-1, keepdims=True), np.where(endless, missing * among, 0), part)
+    return np.where(more > 0, np.log(probs + more), found)
 
 
 def _hyperbolic(
@@ -251,6 +257,20 @@ def _normalised(
     inside: np.ndarray,
 ) -> np.ndarray:
     """The policy whose probabilities, which fall from ``low`` to ``high``, add up to 1."""
+    return log_policy(_level(log_policy, low, high, inside)[1])
+
+
+def _level(
+    log_policy: Callable[[np.ndarray], np.ndarray],
+    low: np.ndarray,
+    high: np.ndarray,
+    inside: np.ndarray,
+    apart: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The levels between which the probabilities fall from more than 1 to 1 or less.
+
+    ``apart`` is how far apart they are at least, relative to their size.
+    """
     some = inside.any(-1, keepdims=True)
     low, high = (np.where(some, x, 0.0) for x in (low, high))
     for _ in range(_BISECTIONS):
@@ -258,7 +278,8 @@ def _normalised(
         probs = np.where(inside, np.exp(log_policy(middle)), 0.0)
         more = probs.sum(-1, keepdims=True) > 1
         low, high = np.where(more, middle, low), np.where(more, high, middle)
-    return log_policy(high)
+    room = apart * np.maximum(np.abs(high), 1)
+    return low - room, high + room
 
 
 def one_level(size: int) -> Branches:

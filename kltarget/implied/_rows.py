@@ -124,7 +124,9 @@ def make_rows(
         lengths = _lengths_without_end(space)
     else:
         lengths = _lengths(recipe, space)
-    require_known(recipe, space, lengths is not None, max(map(len, together), default=1))
+    held = recipe.divergence is not None and bool((beta > 0).all())
+    prompts = max(map(len, together), default=1)
+    require_known(recipe, space, weighed=lengths is not None, held=held, prompts=prompts)
     possible = log_ref > -np.inf
     scaled = recipe.reward_scale * np.where(possible, reward, 0.0)
     if recipe.reward_bounds:

@@ -18,7 +18,7 @@ from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.divergences._base import slope_at_zero
 from kltarget.objectives._objective import Objective, broadcast_fields, require_objective
 from kltarget.recipes import Recipe
-from kltarget.recipes._reading import mara_obstacle
+from kltarget.recipes._caveats import mara_obstacle
 
 
 def mara(

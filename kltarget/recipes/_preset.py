@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from kltarget.recipes._reading import kl_term
+from kltarget.recipes._followed import kl_term
 from kltarget.recipes._recipe import Recipe
 
 

@@ -138,6 +138,10 @@ def _of_reference(recipe: Recipe) -> None:
     share = recipe.reference_share
     if share > 1 or (share != 1 and recipe.reference != "averaged"):
         raise ValueError(f"reference_share={share} is of reference='averaged', and at most 1")
+    if recipe.kl_target is not None and recipe.place == "none":
+        raise ValueError(
+            "kl_target is of a KL that has a coefficient: use place='reward' or 'loss'"
+        )
     if recipe.teacher_top_k is not None and not (recipe.teacher and recipe.level == "token"):
         raise ValueError(
             "teacher_top_k is of the next tokens of a teacher: give its coefficient, teacher=1.0, "

@@ -161,6 +161,7 @@ def divergence_of(term: Term, *, place: Place = "loss") -> Divergence:
         A divergence of this package where the term is a multiple of one
         (``"0.5 × χ²"`` is ``Scaled(ChiSquared(), 0.5)``), else a :class:`TermDivergence`. Where the
         term is flat, as behind a clamp, nothing holds the policy: :func:`read_term` says where.
+        Where only its slope is, several policies may be optimal: targets are ``NOT_UNIQUE`` then.
 
     Raises:
         TypeError: ``term`` is no function of one array.
@@ -248,8 +249,12 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
     still = np.abs(rate) <= (0.0 if source.exact else 1e-7 * (size + 1e-3))
     # At the very edge of a clamp a derivative is whatever its library says.
     low, high = held[0] + _STEP / 4 < _GRID, held[1] - _STEP / 4 > _GRID
+
+    def rates(x: np.ndarray) -> np.ndarray:
+        return np.asarray(derivative(slope)(jnp.asarray(x)))
+
     pieces = {
-        "flat": _pieces(still & low & high, held),
+        "flat": tuple(_to_the_ends(rates, x) for x in _pieces(still & low & high, held)),
         "falling": _pieces(np.append(falls, False) | ~low | ~high, held),
     }
     if min(-held[0], held[1]) < 2 * _STEP:
@@ -262,8 +267,8 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
     if held != _EVERYWHERE:
         slope, limits = _continued(slope, held, limits)
     said = f"{known.title} within {_range(held)}" if known is not None else f"divergence of {name}"
-    kinks = tuple(x for x in _kinks(rate) if held[0] < x < held[1])
-    divergence = TermDivergence(slope, *limits, kinks=kinks, name=said)
+    kinks = tuple(x for x in _kinks(rate, rates) if held[0] < x < held[1])
+    divergence = TermDivergence(slope, *limits, kinks=kinks, name=said, flats=pieces["flat"])
     return TermReading(divergence, said, known, held, **pieces)
 
 
@@ -375,13 +380,49 @@ def _jumps(step: np.ndarray, rate: np.ndarray) -> np.ndarray:
     return np.flatnonzero(step > 4 * steep + 1e-3 * np.abs(step).max())
 
 
-def _kinks(rate: np.ndarray) -> tuple[float, ...]:
-    """Points of the grid next to which the derivative is another on either side."""
+def _kinks(rate: np.ndarray, rates: Callable[[np.ndarray], np.ndarray]) -> tuple[float, ...]:
+    """Points next to which the derivative is another on either side."""
     change = np.abs(np.diff(rate))
     size = np.maximum(np.abs(rate[:-1]), np.abs(rate[1:]))
     usual = np.maximum(np.insert(change[:-1], 0, 0), np.append(change[1:], 0))
     at = np.flatnonzero((change > 0.05 * size) & (change > 5 * usual))
-    return tuple(float(_GRID[i + (abs(_GRID[i + 1]) < abs(_GRID[i]))]) for i in at)
+    return tuple(
+        _last(
+            lambda x, i=i: np.abs(rates(x) - rate[i]) < np.abs(rates(x) - rate[i + 1]),
+            float(_GRID[i]),
+            float(_GRID[i + 1]),
+        )
+        for i in at
+    )
+
+
+def _to_the_ends(
+    rates: Callable[[np.ndarray], np.ndarray], piece: tuple[float, float]
+) -> tuple[float, float]:
+    """A flat piece of the grid up to where it ends between points of it."""
+    middle = float(np.clip(0.0, piece[0] + 2 * _STEP, piece[1] - 2 * _STEP))
+    least = float(np.abs(rates(np.array([middle]))).max())
+
+    def end(edge: float, sign: float) -> float:
+        inner, outer = edge - sign * _STEP, edge + 2 * sign * _STEP
+        return _last(lambda x: np.abs(rates(x)) <= least, inner, outer)
+
+    low, high = piece
+    return (
+        low if math.isinf(low) else end(low, -1.0),
+        high if math.isinf(high) else end(high, 1.0),
+    )
+
+
+def _last(holds: Callable[[np.ndarray], np.ndarray], inner: float, outer: float) -> float:
+    """The point up to which something holds on the way from ``inner`` to ``outer``."""
+    for _ in range(6):
+        points = np.linspace(inner, outer, 65)
+        fails = np.flatnonzero(~holds(points))
+        if not fails.size or fails[0] == 0:
+            break
+        inner, outer = float(points[fails[0] - 1]), float(points[fails[0]])
+    return round(inner, 9) + 0.0
 
 
 def _pieces(where: np.ndarray, held: tuple[float, float]) -> tuple[tuple[float, float], ...]:

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from kltarget.divergences import Divergence, TotalVariation
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import closed_form, total_variation
+from kltarget.targets.discrete._flat_pieces import on_flat_piece
 from kltarget.targets.discrete._root import Solution
 
 
@@ -80,6 +81,12 @@ def _implicit(
     # the best outcomes, a constant, whose own rows are summed in an order that never meets ∞ − ∞.
     log_kappa = _where(on, divergence._log_elasticity(log_u))
     tied = on & (gap == 0)
+    level = on & on_flat_piece(divergence, log_u)
+    some = jnp.any(level, axis=-1, keepdims=True)
+    if divergence._flats:
+        # What is on a flat piece takes up whatever the others leave, in shares that stay.
+        tied = jnp.where(some, level, tied)
+        log_kappa = jnp.where(level, -2 * jnp.log(jnp.finfo(eta.dtype).eps), log_kappa)
     count = tied.sum(-1, keepdims=True)
     top = lax.stop_gradient(jnp.where(tied, log_kappa, -jnp.inf).max(-1, keepdims=True))
     relative = jnp.where(on, jnp.exp(log_kappa - top), jnp.zeros_like(log_kappa))
@@ -97,7 +104,7 @@ def _implicit(
         return (a * b).sum(-1, keepdims=True)
 
     among = _where(tied, omega)
-    several = jnp.where(count > 1, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0.0)
+    several = jnp.where((count > 1) & ~some, jnp.minimum(kappa_top, jnp.finfo(eta.dtype).max), 0.0)
     of_rest = kappa * (eta - mean)
     of_best = relative * (
         psi.sum(-1, keepdims=True) * eta

@@ -23,6 +23,7 @@ from kltarget._core.status import Status, flag
 from kltarget.divergences import Divergence
 from kltarget.targets.discrete._anchor import LogMass, anywhere, find_anchor, scaled_gaps
 from kltarget.targets.discrete._coordinates import Coordinate, coordinate
+from kltarget.targets.discrete._flat_pieces import several, shared_out
 from kltarget.targets.discrete._marginal import marginal_root
 
 Masses = Callable[[Array, Array], tuple[Array, Array]]
@@ -251,6 +252,22 @@ def _search(
 
     rare = jnp.any(overwhelmed | ~(log_best >= _FINE))
     log_probs = lax.cond(rare, mended, outcome) if by_slope else outcome()
+    done = state.done
+    if divergence._flats:
+        total = jnp.exp(log_probs).sum(-1, keepdims=True)
+        jumps = ~(jnp.abs(total - 1) <= eps**0.75) & ~(state.condensed | idle)
+
+        def shared() -> tuple[Array, Array]:
+            return shared_out(
+                lambda at: place(at, zero)[0],
+                bottom,
+                top,
+                lambda low, high: _between(low, high, by_slope),
+            )
+
+        mixed, jump = lax.cond(jnp.any(jumps), shared, lambda: (log_probs, at))
+        log_probs, done = jnp.where(jumps, mixed, log_probs), done | jumps
+        at, at_low = jnp.where(jumps, jump, at), jnp.where(jumps, 0.0, at_low)
 
     def count_atoms() -> Array:
         atoms = (reward == highest) & jnp.isneginf(log_ref)
@@ -260,11 +277,16 @@ def _search(
     multiplier = anchor - beta * slope
     if by_slope:
         multiplier = jnp.where(overwhelmed, -jnp.inf, multiplier)
-    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~state.done, Status.NOT_CONVERGED)
-    if by_slope:
+    status = flag(empty, Status.EMPTY_SUPPORT) | flag(~done, Status.NOT_CONVERGED)
+    if divergence._flats:
+        usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
+        log_ratio = jnp.where(usable, log_probs - log_ref, 0.0)
+        ties = several(divergence, log_ratio, (reward - multiplier) / beta, usable)
+        status = status | flag(ties & ~state.condensed, Status.NOT_UNIQUE)
+    if by_slope or divergence._flats:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
         status = status | flag(anywhere(lost), Status.TRUNCATED)
-    else:
+    if not by_slope:
         count = lax.cond(jnp.any(state.condensed), count_atoms, lambda: jnp.ones_like(best))
         missing = jnp.where(state.condensed, 1 - state.total, jnp.ones_like(best))
         log_atom = jnp.log(missing) - jnp.log(count)
