@@ -1,6 +1,7 @@
 """Configuration files of trainers as recipes: what acts, what does nothing, what is refused."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import random
@@ -316,6 +317,37 @@ def test_json_of_a_configuration(capsys, tmp_path):
     assert content["config"]["idle"][0]["name"] == "ref_model_sync_steps"
 
 
+@pytest.mark.parametrize(
+    ("text", "preset", "beta"),
+    [
+        (VERL, "verl-grpo", 0.01),
+        (VERL.replace("#!/bin/bash\n", ""), "verl-grpo", 0.01),
+        (TRL, "trl-grpo", 1e-3),
+        ('{"beta": 0.3, "use_bias_correction_kl": true}', "trl-grpo", 0.3),
+        ("from trl import GRPOConfig\nx: GRPOConfig = GRPOConfig(beta=0.2)\n", "trl-grpo", 0.2),
+        ("beta = 0.4\nuse_bias_correction_kl = false\n", "trl-grpo", 0.4),
+    ],
+)
+def test_a_configuration_from_standard_input(capsys, monkeypatch, text, preset, beta):
+    def given(text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    given(text)
+    code, out, _ = run(capsys, "recipe", "--config", "-", "--json", "-")
+    content = json.loads(out)
+    assert (code, content["name"], content["recipe"]["beta"]) == (0, preset, beta)
+    assert content["config"]["files"] == ["standard input"]
+    given("")
+    assert run(capsys, "recipe", "--config", "-") == (2, "", "kltarget: standard input is empty\n")
+
+
+def test_an_error_in_standard_input_names_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"beta: [1, 2\nlr: 3")))
+    code, out, err = run(capsys, "recipe", "--config", "-")
+    assert (code, out) == (2, "")
+    assert err.startswith("kltarget: standard input: line 2: did not find expected")
+
+
 def test_two_configurations_side_by_side(capsys, tmp_path):
     first = written(tmp_path, "a.yaml", TRL)
     second = written(tmp_path, "b.yaml", TRL.replace("batch", "none"))
@@ -474,6 +506,26 @@ unsloth_num_chunks: -1
 num_generations: 4
 loss_type: dapo
 """
+PRIME_RL = """
+max_steps = 100
+[orchestrator]
+batch_size = 512
+group_size = 16
+[orchestrator.train.sampling]
+temperature = 0.7
+[trainer.loss]
+kl_tau = 2e-3
+ipo_threshold = 0.1
+adv_tau = 2.0
+"""
+TINKER = """
+python -m tinker_cookbook.recipes.math_rl.train model_name="some/model" group_size=16 \\
+  groups_per_batch=64 learning_rate=1e-4 kl_penalty_coef=0.01 loss_fn=importance_sampling
+"""
+TRL_PPO = """
+accelerate launch examples/scripts/ppo/ppo.py --kl_coef 0.1 --num_ppo_epochs 1 --beta 0.3 \\
+  --kl_estimator k1 --cliprange 0.1 --total_episodes 10000 --missing_eos_penalty 1.0
+"""
 
 TRAINERS = [
     (
@@ -542,6 +594,16 @@ TRAINERS = [
         | {"epsilon": 1e-8, "reward_scale": 1.0},
         {},
     ),
+    (
+        *("rl.toml", PRIME_RL, "prime-rl"),
+        {"beta": 4e-3, "group_size": 16, "temperature": 0.7, "reward_scale": 2.0},
+        {"trainer.loss.ipo_threshold": "not read with …type = default"},
+    ),
+    ("tinker.sh", TINKER, "tinker-cookbook", {"beta": 0.01, "group_size": 16}, {}),
+    (
+        *("ppo.sh", TRL_PPO, "trl-ppo", {"beta": 0.1, "updates_per_batch": 1, "clip": 0.1}),
+        {"--beta": "not read by PPO: its coefficient is kl_coef"},
+    ),
 ]
 
 
@@ -593,7 +655,7 @@ BAD = [
     ("broken.py", "GRPOConfig(", (), "line 1: broken Python: '(' was never closed"),
     ("deep.py", "x = " + "(" * 5000, (), "line 1: broken Python: too many nested parentheses"),
     ("unary.py", "x = " + "-" * 200_000 + "1", (), "nested too deep, or not Python"),
-    ("none.py", "print(1)", (), "no call of GRPOConfig or RLOOConfig is in it"),
+    ("none.py", "print(1)", (), "no call of GRPOConfig, RLOOConfig or PPOConfig is in it"),
     ("quote.sh", "trl grpo --beta '0.1\n", (), "line 1: a quote ' is not closed"),
     ("array.sh", "A=(--beta 1\ntrl grpo ${A[@]}\n", (), "line 1: the array is not closed: write )"),
     ("here.sh", "cat <<END\nx\n", (), "no line 'END' ends the text"),
@@ -661,6 +723,33 @@ def test_roll_normalises_as_it_is_told_unless_it_is_grpo():
     del config["norm_mean_type"]
     expected = recipe("roll", beta=0.1, normalize="none", baseline="none")
     assert from_config(config).recipe == expected
+
+
+def test_discounts_and_algorithms_of_tinker_and_prime_rl():
+    reading = from_config({"kl_penalty_coef": 0.1, "kl_discount_factor": 1, "group_size": 8})
+    expected = recipe("tinker-cookbook", beta=0.1, group_size=8)
+    changes = {"place": "reward", "estimator": "k1", "kl_centre": "batch-mean", "charge": "onward"}
+    assert reading.recipe == dataclasses.replace(expected, **changes)
+    off = from_config({"kl_discount_factor": 0.5, "kl_penalty_coef": 0})
+    assert off.recipe == recipe("tinker-cookbook")
+    with pytest.raises(ValueError, match=r"is known for kl_discount_factor = 0\.5"):
+        from_config({"kl_penalty_coef": 0.1, "kl_discount_factor": 0.5})
+    maxrl = from_config({"orchestrator": {"algo": {"type": "max_rl"}, "group_size": 8}})
+    assert maxrl.recipe == recipe("prime-rl", group_size=8, normalize="group-mean")
+    for config, message in [
+        ({"orchestrator": {"algo": {"type": "opd"}}}, "the target is the teacher"),
+        ({"trainer": {"loss": {"type": "custom"}}}, "recipe --loss reads it"),
+        ({"orchestrator": {"group_size": 1}}, "compares each answer with none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            from_config(config)
+
+
+def test_ppo_of_trl_in_python(tmp_path):
+    script = "from trl.experimental.ppo import PPOConfig\nx = PPOConfig(kl_coef=0.2, lam=0.9)\n"
+    reading = from_config(written(tmp_path, "ppo.py", script))
+    assert reading.recipe == recipe("trl-ppo", beta=0.2)
+    assert keys(reading.acting)["lam"] == "no field of the recipe"
 
 
 def test_a_script_that_calls_another(tmp_path):
@@ -830,8 +919,8 @@ def test_every_table_of_keys_says_what_it_should(file):
 def test_every_preset_of_a_trainer_that_is_read_is_reached():
     tables = [tomllib.loads(file.read_text(encoding="utf-8")) for file in KEYS]
     reached = {x.get("preset") for table in tables for x in table["variant"]}
-    unread = {"deepseek-r1", "deepseekmath", "dr-grpo", "easydel", "prime-rl", "tinker-cookbook"}
+    unread = {"deepseek-r1", "deepseekmath", "dr-grpo", "easydel"}
     # No configuration says which release it is for.
     unread |= {"rlinf-fsdp"}
-    unread |= {"torchforge", "torchtune-grpo", "trinity-rft", "trl-ppo"}
+    unread |= {"torchforge", "torchtune-grpo", "trinity-rft"}
     assert {entry.name for entry in recipes.presets()} - reached == unread

@@ -32,7 +32,7 @@ from kltarget.recipes.configs._key_tables import (
 
 _MAY_BE_NONE = ("log_ratio_clip", "kl_clip", "reward_clip", "clip", "clip_high", "group_size")
 _CLIPS = ("clip", "clip_high")
-_WHOLE = ("ddof", "group_size", "updates_per_batch")
+_WHOLE = ("ddof", "group_size", "updates_per_batch", "reference_every")
 _ALIKE, _LONGER = 0.84, 3
 
 
