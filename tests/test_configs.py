@@ -728,7 +728,9 @@ def test_roll_normalises_as_it_is_told_unless_it_is_grpo():
 def test_discounts_and_algorithms_of_tinker_and_prime_rl():
     reading = from_config({"kl_penalty_coef": 0.1, "kl_discount_factor": 1, "group_size": 8})
     expected = recipe("tinker-cookbook", beta=0.1, group_size=8)
-    changes = {"place": "reward", "estimator": "k1", "kl_centre": "batch-mean", "charge": "onward"}
+    changes = {"place": "reward", "estimator": "k1", "kl_centre": "batch-mean"}
+    # The group's mean is taken off the reward before the KL is charged.
+    changes |= {"normalize_when": "before", "charge": "onward"}
     assert reading.recipe == dataclasses.replace(expected, **changes)
     off = from_config({"kl_discount_factor": 0.5, "kl_penalty_coef": 0})
     assert off.recipe == recipe("tinker-cookbook")
