@@ -55,7 +55,8 @@ def advantage_statement(
         those of this one, or say nothing. A line to note.
     """
     recipe, rewards = case.recipe, _returns(case)
-    if rewards is None or not np.isfinite(case.log.advantage).any():
+    told = rewards is not None and bool(np.isfinite(case.log.advantage).any())
+    if rewards is None or not told or recipe.by_masses:
         return None, ()
     logged = LoggedAdvantages(case.log, rewards, recipe.group_size)
     if logged.num_groups < _LEAST_GROUPS:

@@ -243,6 +243,8 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
     """
     sizes = np.bincount(log.group)
     size, notes = int(np.median(sizes)), []
+    recipe, moved = _as_logged(recipe)
+    notes += moved
     if recipe.beta != beta:
         recipe = dataclasses.replace(recipe, beta=float(beta))
     usual = int(np.bincount(sizes).argmax())
@@ -252,6 +254,7 @@ def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, 
         notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {which}")
         sizes = np.full_like(sizes, usual)
     matters = recipe.baseline != "none" or recipe.normalize in ("group-std", "others-std")
+    matters |= recipe.by_masses
     if matters and (sizes != size).any():
         whose = "the median" if recipe.group_size is None else "that of the recipe"
         size = recipe.group_size or size
@@ -298,6 +301,41 @@ def _possible(log: evidence.Log) -> tuple[evidence.Log, list[str]]:
         f"{sums.max():.3g}, more than 1; are these means over tokens, not sums?"
     )
     return dataclasses.replace(log, logp=np.full_like(log.logp, np.nan)), [note]
+
+
+def _as_logged(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe of what stands in a log: its policy, its reference and its coefficient of then."""
+    notes = []
+    if recipe.reference in ("copied", "averaged", "lagged"):
+        notes.append(
+            "the reference moves: what is said of targets is of the reference that was logged"
+        )
+        fixed = {"reference": "fixed", "reference_every": None, "reference_share": 1.0}
+        recipe = dataclasses.replace(recipe, **fixed)
+    if recipe.temperature != 1:
+        notes.append(
+            f"log-probabilities and answers are taken to be at the recipe's temperature, "
+            f"{recipe.temperature:g}, as they are trained on"
+        )
+        recipe = dataclasses.replace(recipe, temperature=1.0)
+    if recipe.kl_target is not None:
+        notes.append("a controller moves β: give the one that the run had in the end (--beta)")
+        recipe = dataclasses.replace(recipe, kl_target=None)
+    if recipe.combine == "sum" and recipe.reward_weights is not None:
+        # What is logged is their sum.
+        recipe = dataclasses.replace(recipe, reward_weights=None)
+    return recipe, notes
+
+
+def _not_logged(recipe: Recipe) -> str | None:
+    """What a target needs that no log has."""
+    if recipe.teacher:
+        return (
+            "no target: the recipe has a teacher, and logs do not say how likely it finds answers"
+        )
+    if recipe.combine != "sum":
+        return "no target: rewards are normalised one by one, and logs have their sum"
+    return None
 
 
 def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
@@ -376,6 +414,10 @@ def _aims(
         notes.append(
             f"in {weighed:,} prompts completions seldom repeat: answers are weighed by π_ref/π"
         )
+    missing = _not_logged(case.recipe)
+    if missing is not None:
+        notes.append(missing)
+        return [], notes, None
     prompts = affordable(case.recipe, prompts, most)
     try:
         return aims_of(case.recipe, prompts, case.beta), notes, None

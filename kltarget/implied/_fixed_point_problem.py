@@ -59,6 +59,12 @@ class Problem:
         rewards: of which each is normalised by itself before they are added, ``[A, J]``, or None.
         teacher: whom a second KL is to, its cost relative to that of ``beta``, or None.
         tokens: their number per sequence where a centred KL pays for them, ``[A]``, or None.
+        paid: what each sequence is paid, in units of the coefficient of the KL, ``[A]``, or None.
+        among: log-masses of the outcomes that a policy may choose, where each prefix has a
+            condition of its own and all that may follow it its share of the reference; None for
+            all.
+        together: the share of the cost that tokens have together, as a reverse KL of the whole
+            sequence; the rest each has for itself.
         as_asked: whether what is regularised is one divergence to the reference that was given.
     """
 
@@ -74,6 +80,9 @@ class Problem:
     rewards: np.ndarray | None = None
     teacher: Teacher | None = None
     tokens: np.ndarray | None = None
+    paid: np.ndarray | None = None
+    among: np.ndarray | None = None
+    together: float = 0.0
     as_asked: bool = True
 
     @functools.cached_property
@@ -120,15 +129,16 @@ class Problem:
 
     @property
     def pull(self) -> float:
-        """``beta``; 0 where the estimator has no expected gradient."""
-        return self.beta if self.regularised else 0.0
+        """``beta``, of each token for itself; 0 where the estimator has no expected gradient."""
+        return self.beta * (1 - self.together) if self.regularised else 0.0
 
     @property
     def plain(self) -> bool:
         """Whether a plain objective has the target; the same for all prompts of a recipe."""
         dropped = self.recipe.zero_std == "drop" and self.recipe.group_size is not None
-        held = self.recipe.entropy_bonus == 0 and self.teacher is None and self.as_asked
-        return held and self.lengths is None and not dropped
+        alone = self.recipe.entropy_bonus == 0 and self.teacher is None and self.tokens is None
+        whole = self.paid is None and self.lengths is None
+        return self.as_asked and alone and whole and not dropped
 
     @property
     def held(self) -> bool:
@@ -142,7 +152,9 @@ class Problem:
 
     @property
     def taught(self) -> float:
-        """Coefficient of the KL to the teacher, likewise."""
+        """Coefficient of the KL to the teacher, likewise, or of what tokens have together."""
+        if self.together:
+            return self.beta * self.together if self.regularised else 0.0
         return 0.0 if self.teacher is None else self.recipe.teacher / self._shared_shrinkage
 
     @property
@@ -163,6 +175,8 @@ class Problem:
     ) -> np.ndarray:
         """The stationary policy of given numbers per outcome, ``[..., A]``, as ``log π``."""
         teacher = self.teacher
+        if self.paid is not None:
+            gain = gain + cost * self.paid
         if teacher is not None:
             cost_of_it = np.broadcast_to(taught, np.broadcast_shapes(taught.shape, gain.shape))
             teacher = dataclasses.replace(teacher, cost=cost_of_it)
@@ -172,7 +186,7 @@ class Problem:
                 # Its derivative is ℓ + 1: the 1 has no mean only over all tokens.
                 gain = gain - cost
             numbers = (self.tree, gain, cost, self.log_ref, entropy)
-            return over_tree(*numbers, self.rule, charged, self.eos, teacher)
+            return over_tree(*numbers, self.rule, charged, self.eos, teacher, self.among)
         teacher = None if teacher is None else teacher.at_prefix()
         return stationary(gain, cost, self.log_ref, entropy, self.rule, teacher)
 

@@ -38,7 +38,7 @@ def find(problem: Problem) -> FixedPoint:
         return _of_mean_kl(problem)
     flat = problem.tree is None and problem.lengths is None
     apart = problem.recipe.entropy_bonus or problem.teacher is not None
-    if not flat or apart or problem.levels.size == problem.reward.size:
+    if not flat or apart or problem.paid is not None or problem.levels.size == problem.reward.size:
         return _find(problem)
     # Outcomes of equal reward keep the reference's proportions: one outcome stands for them.
     masses = problem.masses(problem.log_ref)
@@ -52,12 +52,11 @@ def find(problem: Problem) -> FixedPoint:
 
 def _of_mean_kl(problem: Problem) -> FixedPoint:
     """The KL per token of the batch, K, is taken off every charge: each token is paid β K."""
-    tokens, share = problem.tokens, problem.recipe.baseline_factor
+    tokens = problem.tokens
     assert tokens is not None
 
     def paid(mean: float) -> FixedPoint:
-        reward = problem.reward + problem.beta / share * mean * tokens
-        return find(dataclasses.replace(problem, reward=reward, tokens=None))
+        return find(dataclasses.replace(problem, paid=mean * tokens, tokens=None))
 
     def excess(mean: float) -> float:
         log_probs = paid(mean).log_probs
@@ -78,6 +77,7 @@ def _kl(log_probs: np.ndarray, log_ref: np.ndarray) -> float:
 
 def _find(problem: Problem) -> FixedPoint:
     recipe, alone = problem.recipe, not problem.recipe.entropy_bonus and problem.teacher is None
+    alone &= problem.paid is None
     if problem.levels.size == 1 and problem.lengths is None and alone:
         return FixedPoint(problem.log_ref, problem.reward, problem.beta, problem.beta)
     if problem.levels.size == 1 and (recipe.normalized or recipe.by_masses):
@@ -144,10 +144,12 @@ def saturated(problem: Problem) -> FixedPoint:
         return limit
     nothing = {"combine": "sum", "normalize": "none", "renormalize": "none"}
     kept = dataclasses.replace(problem.recipe, **nothing, advantage_clip=None, group_size=None)
-    # The reference keeps the mass that it has there: what is missing counts per token.
-    log_ref = np.where(problem.best, problem.log_ref, -np.inf)
-    reward = np.zeros_like(problem.reward)
-    among = dataclasses.replace(problem, recipe=kept, reward=reward, rewards=None, log_ref=log_ref)
+    chosen = np.where(problem.best, problem.log_ref, -np.inf)
+    changed = {"recipe": kept, "reward": np.zeros_like(problem.reward), "rewards": None}
+    # Token by token the reference keeps the share that it gives to all that may follow.
+    by_token = problem.tree is not None and problem.recipe.per_token
+    changed |= {"among": chosen} if by_token else {"log_ref": chosen}
+    among = dataclasses.replace(problem, **changed)
     return dataclasses.replace(limit, log_probs=_find(among).log_probs, reward=None)
 
 
@@ -194,8 +196,7 @@ def _of_advantages(problem: Problem, groups: Advantages, masses: np.ndarray) -> 
     """The policies ``[..., A]`` of the advantages that policies with these masses would see."""
     advantage, kept = groups.expected(masses)
     counts = kept[..., problem.level]
-    kept_cost = counts if problem.recipe.place == "loss" else np.ones_like(counts)
-    cost, entropy = problem.pull * kept_cost, problem.entropy * counts
+    cost, entropy = problem.pull * counts, problem.entropy * counts
     taught = problem.taught * counts
     return problem.policy(advantage[..., problem.level], cost, entropy, taught)
 

@@ -15,18 +15,18 @@ def several_tokens(space: Space | None) -> bool:
 
 
 def require_known(
-    recipe: Recipe, space: Space | None, *, weighed: bool, held: bool, prompts: int
+    recipe: Recipe, space: Space | None, *, even: bool, weighed: bool, held: bool, prompts: int
 ) -> None:
     """Raises for what no fixed point is known of.
 
-    ``weighed``, if sequences count by their lengths; ``held``, if the KL to the reference has an
-    expected gradient everywhere; ``prompts`` of one batch.
+    ``even``, if all sequences have one length; ``weighed``, if they count by it; ``held``, if the
+    KL to the reference has an expected gradient everywhere; ``prompts`` of one batch.
     """
     several = several_tokens(space)
     for unknown in (
         *_of_entropy(recipe, several),
         *_of_ends(recipe, space),
-        *_of_charges(recipe, several),
+        *_of_charges(recipe, several, even),
         *_of_variation(recipe, weighed),
         *_of_lengths(recipe, weighed),
         *_of_teachers(recipe, space, weighed, held),
@@ -64,20 +64,30 @@ def _of_ends(recipe: Recipe, space: Space | None) -> Iterator[str]:
             yield "a temperature, an average of references, none, or a top-k on a PrefixTree"
 
 
-def _of_charges(recipe: Recipe, several: bool) -> Iterator[str]:
-    in_reward, by_token = recipe.place == "reward", recipe.level == "token"
+def weighted_together(recipe: Recipe) -> bool:
+    """Whether each token's estimate is weighed by the ratio of the whole sequence."""
+    weighted = recipe.estimator in ("weighted-k1", "weighted-k3") and recipe.place == "loss"
+    return weighted and recipe.level == "token" and recipe.ratio_level == "sequence"
+
+
+def _of_charges(recipe: Recipe, several: bool, even: bool) -> Iterator[str]:
+    by_token = recipe.level == "token"
     if recipe.aim == "other" and recipe.charged_onward and by_token and several:
         yield f"{recipe.estimator_name}, charged token by token"
-    if recipe.zero_std == "drop" and in_reward:
-        yield "dropped groups with a KL in the reward"
+    if recipe.zero_std == "drop" and recipe.charged_before:
+        yield "dropped groups with a KL that is normalised with the reward"
     moved = recipe.depends_on_groups or recipe.advantage_clip is not None
     if recipe.charge == "own" and recipe.charged_before and moved and several:
         yield "charges of single tokens that are normalised in groups or cut"
     if recipe.charged_before and recipe.advantage_clip is not None and recipe.baseline == "none":
         yield "advantages that are cut without a baseline, a KL among them"
-    weighted = recipe.estimator in ("weighted-k1", "weighted-k3")
-    if weighted and by_token and recipe.ratio_level == "sequence" and several:
-        yield "estimates per token that are weighted by the ratio of the whole sequence"
+    bonus = recipe.entropy_bonus or recipe.entropy_target is not None
+    beside = recipe.teacher or bonus or recipe.reference != "fixed" or recipe.eos == "cut"
+    if weighted_together(recipe) and several and (beside or not even):
+        yield (
+            "estimates per token that are weighted by the ratio of the whole sequence, beside a "
+            "teacher, an entropy bonus or a reference that moves, or where lengths differ"
+        )
 
 
 def _of_variation(recipe: Recipe, weighed: bool) -> Iterator[str]:
@@ -100,10 +110,9 @@ def _of_lengths(recipe: Recipe, weighed: bool) -> Iterator[str]:
     bonus = recipe.entropy_bonus or recipe.entropy_target is not None
     if weighed and recipe.place == "reward" and recipe.level == "sequence" and bonus:
         yield "an entropy bonus beside a KL on sequences that count by their lengths"
-    moved = recipe.normalize != "none" or recipe.by_masses or recipe.depends_on_groups
-    centred = recipe.kl_centre != "none"
-    if centred and (weighed or (recipe.charge == "onward" and moved)):
-        yield "a centred KL with normalised rewards or sequences that count by their lengths"
+    dropped = recipe.zero_std == "drop" and recipe.depends_on_groups
+    if recipe.kl_centre != "none" and (weighed or dropped):
+        yield "a centred KL where groups are dropped or sequences count by their lengths"
 
 
 def _of_teachers(recipe: Recipe, space: Space | None, weighed: bool, held: bool) -> Iterator[str]:
@@ -127,11 +136,13 @@ def _of_motion(recipe: Recipe, space: Space | None, weighed: bool) -> Iterator[s
         yield "reference='lagged': the policy it is held to follows it, and neither rests"
     if recipe.reference == "none" and recipe.aim not in ("reverse", "none"):
         yield f"{recipe.estimator_name} without a reference"
-    if recipe.reference == "none" and weighed:
-        yield "reference='none' where sequences count by their lengths"
+    if recipe.reference == "none" and (weighed or recipe.kl_centre != "none"):
+        yield "reference='none' with a centred KL or where sequences count by their lengths"
     controlled = recipe.kl_target is not None or recipe.entropy_target is not None
-    if controlled and recipe.reference != "fixed":
-        yield "a controller beside a reference that moves, or none"
+    if controlled and recipe.reference in ("copied", "averaged"):
+        yield "a controller beside a reference that moves"
+    if recipe.kl_target is not None and recipe.reference == "none":
+        yield "a controller of the KL without a reference"
     if recipe.kl_target is not None and recipe.entropy_target is not None:
         yield "two controllers at once"
 

@@ -34,12 +34,14 @@ class Teacher:
         cost: coefficient; 0 where the teacher is not asked.
         rule: ``"reverse"`` or ``"forward"``.
         top_k: how many of its likeliest tokens are asked about at each prefix; None for all.
+        onward: whether a token pays for what is charged to those that follow it.
     """
 
     log_probs: np.ndarray
     cost: np.ndarray
     rule: Literal["reverse", "forward"]
     top_k: int | None = None
+    onward: bool = False
 
     def at_prefix(self) -> Teacher:
         """Nothing charged for but the likeliest of the next tokens that these are."""
@@ -315,10 +317,12 @@ def over_tree(
     charged: bool,
     eos: int | None = None,
     teacher: Teacher | None = None,
+    among: np.ndarray | None = None,
 ) -> np.ndarray:
     """The policy that is stationary at every prefix, given per sequence ``[..., A]``.
 
-    The loss knows nothing of the token ``eos``, if there is one.
+    The loss knows nothing of the token ``eos``, if there is one. Nothing but what has log-masses
+    ``among [A]``, if they are given, is chosen.
 
     Sees from a prefix the expected gain below it; ``charged`` also what the cost takes there. Log-
     probabilities of whole sequences, ``[..., A]``.
@@ -327,12 +331,15 @@ def over_tree(
     gain, cost, entropy, other, masses = np.broadcast_arrays(gain, cost, entropy, other, log_ref)
     at_leaves, policy = (gain, cost, entropy, other), []
     below = [x[..., tree.leaves[-1]] for x in at_leaves]
-    told = [None] * len(tree.children)
+    teachers = [None] * len(tree.children)
     if teacher is not None:
-        told = next_tokens(tree, np.broadcast_to(teacher.log_probs, masses.shape))
-    levels = zip(
-        next_tokens(tree, masses), told, tree.children[::-1], tree.leaves[-2::-1], strict=True
-    )
+        teachers = next_tokens(tree, np.broadcast_to(teacher.log_probs, masses.shape))
+    references = next_tokens(tree, masses)
+    if among is not None:
+        allowed = next_tokens(tree, np.broadcast_to(among, masses.shape))
+        pairs = zip(references, allowed, strict=True)
+        references = [np.where(some > -np.inf, x, -np.inf) for x, some in pairs]
+    levels = zip(references, teachers, tree.children[::-1], tree.leaves[-2::-1], strict=True)
     for given, of_teacher, children, leaves in levels:
         # What has no mass costs nothing that is not 0.
         gain, cost, entropy, other = (_of_children(x, children, 1.0) for x in below)
@@ -349,6 +356,9 @@ def over_tree(
         if charged:
             log_ratio = np.where(probs > 0, found, 0) - np.where(probs > 0, given, 0)
             value = gain - cost * log_ratio
+        elif teacher is not None and of_teacher is not None and teacher.onward:
+            told = np.where(probs > 0, found, 0) - np.where(probs > 0, of_teacher, 0)
+            value = gain - other * told
         sums = (np.where(probs > 0, probs * x, 0).sum(-1) for x in (value, cost, entropy, other))
         ended = (x[..., leaves] for x in at_leaves)
         below = [np.concatenate(pair, -1) for pair in zip(sums, ended, strict=True)]

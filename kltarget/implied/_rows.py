@@ -11,7 +11,7 @@ import numpy as np
 
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_point_problem import Problem
-from kltarget.implied._known import require_known, several_tokens
+from kltarget.implied._known import require_known, several_tokens, weighted_together
 from kltarget.implied._nodes import Rule, Teacher, one_level, token_by_token
 from kltarget.implied._slopes import slope_of
 from kltarget.objectives import Objective
@@ -75,7 +75,7 @@ class Rows:
                 problem,
                 recipe=other,
                 beta=float(one) * self.kl_weight,
-                rule=_rule(other) if one > 0 else "reverse",
+                rule=_rule(other, problem.together) if one > 0 else "reverse",
                 regularised=other.divergence is not None and one > 0,
             )
             for problem, one in zip(self.problems, coefficients, strict=True)
@@ -97,6 +97,7 @@ def make_rows(
         task = as_task(reward, space=space)
         reward, log_ref, space = task.reward, task.log_ref, task.space
     beta = _coefficient(recipe, beta)
+    shared = several_tokens(space) and weighted_together(recipe)
     given, beta = as_float(beta), np.asarray(beta, np.float64)
     if not np.all(np.isfinite(beta) & (beta >= 0)):
         raise ValueError(f"beta must be 0 or more and finite, got {beta}")
@@ -126,7 +127,9 @@ def make_rows(
         lengths = _lengths(recipe, space)
     held = recipe.divergence is not None and bool((beta > 0).all())
     prompts = max(map(len, together), default=1)
-    require_known(recipe, space, weighed=lengths is not None, held=held, prompts=prompts)
+    counts = np.ones(size) if space is None else np.asarray(space.lengths())
+    even = np.ptp(counts[(log_ref > -np.inf).any(0)]) == 0
+    require_known(recipe, space, even=even, weighed=lengths is not None, held=held, prompts=prompts)
     possible = log_ref > -np.inf
     scaled = recipe.reward_scale * np.where(possible, reward, 0.0)
     if recipe.reward_bounds:
@@ -140,12 +143,27 @@ def make_rows(
             "reward must be 0 or more for normalize='group-mean', which divides by its mean, got "
             f"{scaled[possible].min():g}"
         )
-    charged = recipe.charged_onward and recipe.level == "token" and lengths is not None
+    dropped = recipe.zero_std == "drop" and recipe.depends_on_groups
+    weighed = lengths is not None or dropped
+    charged = recipe.charged_onward and recipe.level == "token" and weighed
     own_conditions = recipe.per_token or charged or recipe.entropy_bonus > 0
     own_conditions |= recipe.entropy_target is not None
     own_conditions |= recipe.teacher > 0 and recipe.level == "token"
     has_tree = several_tokens(space) or eos is not None
     weight = 1.0 if lengths is not None else _kl_weight(recipe, space)
+    length = 1 if space is None else space.length
+    if shared and recipe.estimator == "weighted-k1":
+        # Its derivative has no mean, its value is charged to all tokens together.
+        recipe = dataclasses.replace(
+            recipe,
+            place="reward",
+            estimator="k1",
+            level="sequence",
+            ratio_level="token",
+            normalize_when="before",
+            kl_length=None,
+        )
+        weight, shared, own_conditions = weight / length, False, False
     plain = Problem(
         recipe=recipe,
         beta=0.0,
@@ -156,10 +174,12 @@ def make_rows(
         tree=space.branches if space is not None and has_tree and own_conditions else None,
         lengths=lengths,
         eos=eos,
+        together=1 / length if shared else 0.0,
         as_asked=recipe.temperature == 1 and recipe.reference == "fixed",
     )
     rows = Rows(recipe, space, log_ref, beta, weight, [plain] * len(beta), batch, together, dtype)
-    if recipe.kl_centre != "none" and np.ptp(rows.lengths[possible.any(0)]) > 0:
+    onward = recipe.kl_centre != "none" and recipe.charge == "onward"
+    if onward and np.ptp(rows.lengths[possible.any(0)]) > 0:
         plain = dataclasses.replace(plain, tokens=rows.lengths)
     told = None if log_teacher is None else in_rows(as_float(log_teacher), size)
     if (told is None) == (recipe.teacher > 0):
@@ -169,16 +189,15 @@ def make_rows(
             if told is None
             else "log_teacher is given, but the recipe has no coefficient for it: set teacher=1.0"
         )
-    problems = [
-        dataclasses.replace(
-            plain,
-            reward=scaled[i],
-            rewards=None if rewards is None else rewards[i],
-            log_ref=_reference(rows, log_ref[i]),
-            teacher=None if told is None else _teacher(rows, told[i]),
-        )
-        for i in range(len(beta))
-    ]
+    problems = []
+    for i in range(len(beta)):
+        reference = _reference(rows, log_ref[i])
+        teacher = None if told is None else _teacher(rows, told[i])
+        if shared:
+            teacher = Teacher(reference, np.zeros(()), "reverse", onward=True)
+        several = None if rewards is None else rewards[i]
+        own = {"reward": scaled[i], "rewards": several, "log_ref": reference, "teacher": teacher}
+        problems.append(dataclasses.replace(plain, **own))
     return dataclasses.replace(rows, problems=problems).changed()
 
 
@@ -234,7 +253,10 @@ def _teacher(rows: Rows, log_teacher: np.ndarray) -> Teacher:
     return Teacher(told, none, recipe.teacher_direction, recipe.teacher_top_k)
 
 
-def _rule(recipe: Recipe) -> Rule:
+def _rule(recipe: Recipe, together: float) -> Rule:
+    if together:
+        # k3 + k3′ spread over L tokens: ((L − 1) (1 − 1/u) + log u)/L.
+        return "forward"
     if recipe.aim == "other" and recipe.divergence is not None:
         return slope_of(recipe.divergence)
     return "forward" if recipe.aim == "forward" else "reverse"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kltarget._core.words import compact
 from kltarget.recipes._recipe import Recipe
 
@@ -9,6 +11,8 @@ from kltarget.recipes._recipe import Recipe
 def caveats(recipe: Recipe, direction: str) -> list[str]:
     if direction != "none":
         return [*_of_target(recipe, direction), *_general(recipe)]
+    if recipe.teacher:
+        return _general(recipe)
     path = "where training ends depends on how it gets there."
     unregularised = recipe.beta == 0 or recipe.place == "none"
     if recipe.charged_without_divergence and recipe.beta != 0:
@@ -88,7 +92,80 @@ def _general(recipe: Recipe) -> list[str]:
             f"{recipe.updates_per_batch} updates per batch: all but the first are off-policy, "
             "which these statements leave out."
         )
-    return texts
+    return [*texts, *_of_advantages(recipe), *_of_motion(recipe), *_of_charges(recipe)]
+
+
+def _of_advantages(recipe: Recipe) -> Iterator[str]:
+    if recipe.normalize == "group-mean" and recipe.normalized:
+        yield (
+            "Divided by the mean reward, the KL counts for more the surer the policy is: there is "
+            "no critical β."
+        )
+    if recipe.combine != "sum":
+        yield (
+            "Each reward is divided by its own deviation before they are added: one that is nearly "
+            "always the same counts as much as one that is not."
+        )
+    if recipe.renormalize != "none" and recipe.normalized:
+        yield "All advantages of a batch are divided once more, by one number that moves β with it."
+    if recipe.advantage_clip is not None:
+        what = ", the KL among them," if recipe.charged_before else ""
+        yield f"Advantages{what} beyond ±{compact(recipe.advantage_clip)} count no more than that."
+
+
+def _of_motion(recipe: Recipe) -> Iterator[str]:
+    every = recipe.reference_every
+    if recipe.reference in ("copied", "averaged"):
+        share = recipe.reference_share
+        how = "copied from the policy"
+        count = "β/(n + 1)"
+        if recipe.reference == "averaged":
+            how = f"averaged with the policy (of which {compact(share)} counts)"
+            count = f"β/(1 + {compact(share)} n)"
+        yield (
+            f"The reference is {how} every {every} steps: after n renewals, each at rest, a "
+            f"reverse KL holds to the first reference with {count}; in the end nothing does."
+        )
+    if recipe.reference == "lagged":
+        yield (
+            f"The reference is the policy of {every} steps ago: it follows, and there is no target."
+        )
+    if recipe.reference == "none":
+        yield (
+            "No reference: its log-probabilities are taken as 0, and the KL is an entropy bonus, "
+            "whose target weighs all strings alike."
+        )
+    if recipe.temperature != 1:
+        t = compact(recipe.temperature)
+        yield (
+            f"Trained at temperature {t} and used at 1: a reverse KL of one token has the target "
+            f"of β/{t}."
+        )
+    if recipe.kl_target is not None:
+        yield (
+            f"β is moved until the KL is {compact(recipe.kl_target)} nats "
+            f"{'a token' if recipe.kl_target_per == 'token' else 'an answer'}: the target is the "
+            "one at that distance. Where rewards cannot buy so much KL, β runs to 0."
+        )
+    if recipe.entropy_target is not None:
+        yield (
+            "The entropy bonus is moved so that the entropy does not fall below "
+            f"{compact(recipe.entropy_target)} nats a token."
+        )
+
+
+def _of_charges(recipe: Recipe) -> Iterator[str]:
+    if recipe.teacher:
+        top = "" if recipe.teacher_top_k is None else f", over its {recipe.teacher_top_k} likeliest"
+        yield (
+            f"A KL to a teacher counts {compact(recipe.teacher)}{top}: reward and reference "
+            "weigh against it."
+        )
+    if recipe.kl_centre != "none" and recipe.charge == "onward":
+        yield (
+            "The mean KL per token is taken off each token's charge: every further token is paid "
+            "β times that mean, and long answers gain."
+        )
 
 
 def mara_obstacle(recipe: Recipe, method: str = "augment") -> str | None:

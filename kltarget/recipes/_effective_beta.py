@@ -14,6 +14,11 @@ _STD = {
     "group-std": "the standard deviation of the group's rewards",
     "others-std": "the standard deviation of the rewards of the others in the group",
     "batch-std": "the standard deviation of the batch's rewards",
+    "group-mean": "the mean of the group's rewards",
+}
+_AGAIN = {
+    "batch-std": "the standard deviation of all advantages of the batch",
+    "mean-abs": "the mean size of all advantages of the batch",
 }
 
 
@@ -22,6 +27,8 @@ def effective_text(recipe: Recipe, reward_std: float | None) -> str:
     formula, scale = recipe.effective_formula, recipe.reward_scale
     if formula is None:
         return "—"
+    if recipe.by_masses and not recipe.charged_before:
+        return _by_masses_text(recipe, formula)
     size, shrunk = recipe.group_size, recipe.baseline_factor != 1
     mean = (
         "the group's mean includes the sample and shortens the gradient of the reward, not that "
@@ -45,7 +52,8 @@ def effective_text(recipe: Recipe, reward_std: float | None) -> str:
         remark = ", because the KL is charged before the division, which then moves no target"
     shown = _even_chances(recipe) if factor is None else factor * scale
     amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
-    formula = formula.removesuffix(f"/{compact(scale)}")
+    if scale != 1:
+        formula = formula.replace(f"/{compact(scale)}", "", 1)
     text = f"{formula}{remark}" if amount == "1 β" else f"{formula} = {amount}{remark}"
     if recipe.normalized and _has_its_own_number(recipe):
         # The formula is that of large groups; in finite ones the deviation is of few rewards.
@@ -58,6 +66,23 @@ def effective_text(recipe: Recipe, reward_std: float | None) -> str:
     return text
 
 
+def _by_masses_text(recipe: Recipe, formula: str) -> str:
+    """Of advantages that depend on how likely each reward is."""
+    shown = _even_chances(recipe)
+    amount = compact(shown * recipe.beta) if recipe.beta else f"{compact(shown)} β"
+    where = f"groups of {recipe.group_size}" if recipe.group_size else "large groups"
+    text = f"about {formula}; {amount} for rewards 0 and 1, {where} and a success rate of 0.5."
+    meant = []
+    if recipe.normalize != "none":
+        symbol = "r̄" if recipe.normalize == "group-mean" else "σ"
+        meant.append(f"{symbol} is {_STD[recipe.normalize]}")
+    if recipe.renormalize != "none":
+        meant.append(f"S is {_AGAIN[recipe.renormalize]}")
+    if meant:
+        text += f" {', '.join(meant)} under the policy in training, so it moves."
+    return text
+
+
 def _has_its_own_number(recipe: Recipe) -> bool:
     """Whether groups are finite and each divides by its own deviation."""
     return recipe.group_size is not None and recipe.normalize != "batch-std"
@@ -65,16 +90,17 @@ def _has_its_own_number(recipe: Recipe) -> bool:
 
 def _even_chances(recipe: Recipe) -> float:
     """Effective β over β for rewards 0 and 1 and a policy that succeeds half of the time."""
-    if not _has_its_own_number(recipe):
-        return (0.5 + recipe.epsilon) / recipe.baseline_factor
+    if not _has_its_own_number(recipe) and not recipe.by_masses:
+        return (0.5 + recipe.epsilon) / recipe.baseline_factor / recipe.temperature
     groups = make_groups(recipe, np.array([0.0, 1.0]))
     advantage, kept = groups.expected(np.array([0.5, 0.5]))
-    return float(kept.mean() / (advantage[1] - advantage[0]))
+    return float(kept.mean() / (advantage[1] - advantage[0])) / recipe.temperature
 
 
 def critical_betas(recipe: Recipe) -> dict[str, float] | None:
     of_group = recipe.normalize in ("group-std", "others-std")
-    if recipe.aim != "reverse" or not of_group or recipe.charged_before:
+    elsewhere = recipe.by_masses or recipe.teacher or recipe.reference != "fixed"
+    if recipe.aim != "reverse" or not of_group or recipe.charged_before or elsewhere:
         return None
     return {f"{p:g}": float(critical_beta(p)) for p in _P_REF}
 

@@ -10,6 +10,13 @@ from kltarget.recipes._effective_beta import critical_betas, critical_text, effe
 from kltarget.recipes._followed import followed, law_of
 from kltarget.recipes._recipe import Recipe
 
+_DIVISORS = {
+    "group-std": "std",
+    "others-std": "std of the others",
+    "batch-std": "std of the batch",
+    "group-mean": "mean",
+    "mean-abs": "mean size of the batch",
+}
 _KL = {
     "reverse": "KL(π‖π_ref)",
     "forward": "KL(π_ref‖π)",
@@ -133,31 +140,51 @@ def _advantage(recipe: Recipe) -> str:
         if recipe.charged_before:
             reward, charged = "r′", f", r′ = {reward}{cost}"
     mean = {"mean": " − mean", "leave-one-out": " − mean of the others", "none": ""}
-    top = f"{reward}{mean[recipe.baseline]}"
-    if recipe.normalize == "none":
-        return top + charged
-    std = {"group-std": "std", "others-std": "std of the others", "batch-std": "std of the batch"}
-    bottom = std[recipe.normalize]
-    if recipe.epsilon:
-        bottom = f"({bottom} + {compact(recipe.epsilon)})"
+    text = f"{reward}{mean[recipe.baseline]}"
+    if recipe.normalize != "none":
+        text = _over(text, _DIVISORS[recipe.normalize], recipe.epsilon)
+    if recipe.combine != "sum":
+        text = f"Σ_j w_j {text.replace(reward, 'r_j')}"
+    if recipe.renormalize != "none":
+        text = _over(text, _DIVISORS[recipe.renormalize], recipe.epsilon)
+    if recipe.advantage_clip is not None:
+        text = f"clip({text}, ±{compact(recipe.advantage_clip)})"
+    return text + charged
+
+
+def _over(top: str, bottom: str, epsilon: float) -> str:
+    if epsilon:
+        bottom = f"({bottom} + {compact(epsilon)})"
     elif " " in bottom:
         bottom = f"({bottom})"
-    return (f"({top})" if " " in top else top) + f"/{bottom}{charged}"
+    return (f"({top})" if " " in top else top) + f"/{bottom}"
 
 
 def _objective(recipe: Recipe, direction: str) -> str:
     if recipe.charged_before and direction in ("reverse", "other"):
         # The regularised rewards are all equal at the target, so what they are divided by does not
         # move it.
-        return f"maximise E_π[{_reward(recipe)}] − β {_KL[direction]}"
+        return f"maximise E_π[{_reward(recipe)}] − β {_KL[direction]}{_taught(recipe)}"
     regulariser = ""
     if direction != "none":
         kl = _KL[direction]
         regulariser = f" − β E_π[Σ_t {kl}(s_t)]" if recipe.per_token else f" − β {kl}"
+    regulariser += _taught(recipe)
     return f"maximise E_π[A(y)]{regulariser}, A = {_advantage(recipe)}"
 
 
+def _taught(recipe: Recipe) -> str:
+    """What is charged for a teacher."""
+    if not recipe.teacher:
+        return ""
+    kl = "KL(π‖T)" if recipe.teacher_direction == "reverse" else "KL(T‖π)"
+    kl = kl if recipe.level == "sequence" else f"E_π[Σ_t {kl}(s_t)]"
+    return f" − {compact(recipe.teacher)} {kl}"
+
+
 def _reward(recipe: Recipe, reward: str = "r") -> str:
+    if recipe.reward_weights is not None and recipe.combine == "sum" and reward == "r":
+        reward = "Σ_j w_j r_j"
     if recipe.reward_scale != 1:
         reward = f"{compact(recipe.reward_scale)} {reward}"
     if recipe.reward_bounds:
@@ -180,6 +207,8 @@ def _level(recipe: Recipe) -> str:
         return "—"
     if recipe.level == "sequence":
         return "whole sequences"
+    if recipe.charge == "own":
+        return "tokens, each charged with its own KL alone: each prefix on its own"
     if recipe.place == "reward":
         return "tokens, each charged with the KL from its own position on: adds up to sequences"
     return "tokens: each prefix on its own; no gradient for which prefixes are reached"
@@ -188,6 +217,10 @@ def _level(recipe: Recipe) -> str:
 def _target(recipe: Recipe, direction: str) -> tuple[str, str]:
     """Family and formula."""
     if direction == "none":
+        if recipe.teacher:
+            law = "T e^(A/c)/Z" if recipe.teacher_direction == "reverse" else "c T/(Λ − A)"
+            told = f"c = {compact(recipe.teacher)}, A its mean advantage"
+            return "target of a teacher", f"the teacher's T, moved by the reward: {law}, {told}"
         several = recipe.charged_without_divergence and recipe.beta != 0
         which = "none that is unique" if several else "none"
         return "none", f"{which}: the path of training decides where it ends"

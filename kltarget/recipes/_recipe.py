@@ -192,7 +192,7 @@ class Recipe:
             object.__setattr__(self, "estimator", "absolute")
         if isinstance(self.reward_weights, list):
             object.__setattr__(self, "reward_weights", tuple(self.reward_weights))
-        check_fields(self)
+        check_fields(self, Estimator)
         check_together(self)
         if callable(self.estimator) and self.place != "none":
             read_term(self.estimator, place=self.place)
@@ -351,21 +351,28 @@ class Recipe:
     def effective_formula(self) -> str | None:
         """Formula of the β that the target has in units of the raw reward, None without an aim.
 
-        σ is the standard deviation of the rewards as the recipe scales and cuts them, under the
-        policy in training.
+        σ is the standard deviation of the rewards as the recipe scales and cuts them, r̄ their mean
+        and S what all advantages are divided by once more, all under the policy in training. None
+        too where rewards are normalised one by one.
 
         Example:
             >>> from kltarget.recipes import recipe
             >>> recipe("trl-grpo").effective_formula
             'β G/(G − 1) (σ + 1e-4)'
         """
-        if self.aim == "none":
+        if self.aim == "none" or self.combine != "sum":
             return None
         formula = "β" if self.baseline_factor == 1 else "β G/(G − 1)"
-        if self.normalized:
-            deviation = f"(σ + {compact(self.epsilon)})" if self.epsilon else "σ"
-            formula += deviation if formula == "β" else f" {deviation}"
-        return formula if self.reward_scale == 1 else f"{formula}/{compact(self.reward_scale)}"
+        divisors = []
+        if not self.charged_before:
+            divisors += [] if self.normalize == "none" else ["σ"]
+            divisors = ["r̄"] if self.normalize == "group-mean" else divisors
+            divisors += [] if self.renormalize == "none" else ["S"]
+        for divisor in divisors:
+            factor = f"({divisor} + {compact(self.epsilon)})" if self.epsilon else divisor
+            formula += factor if formula == "β" else f" {factor}"
+        formula = formula if self.reward_scale == 1 else f"{formula}/{compact(self.reward_scale)}"
+        return formula if self.temperature == 1 else f"{formula}/{compact(self.temperature)}"
 
     def effective_factor(self, reward_std: Any = None) -> Any:
         """The number of :attr:`effective_formula` in units of β.
@@ -378,7 +385,7 @@ class Recipe:
 
         Returns:
             Effective β over β, of the shape of ``reward_std`` if it matters; None if it matters and
-            is not given.
+            is not given, or if more than it matters.
 
         Example:
             >>> from kltarget.recipes import Recipe
@@ -386,7 +393,8 @@ class Recipe:
             >>> print(f"{k3.effective_factor(0.5):.3f}")
             0.625
         """
-        if self.normalized and reward_std is None:
+        moved = self.by_masses and not self.charged_before
+        if moved or (self.normalized and reward_std is None):
             return None
         deviation = reward_std + self.epsilon if self.normalized else 1.0
-        return deviation / self.baseline_factor / self.reward_scale
+        return deviation / self.baseline_factor / self.reward_scale / self.temperature

@@ -1,14 +1,14 @@
-"""What each field of a recipe may be, and which of them make no sense together."""
+"""What each field of a recipe may be, and which of them make no sense together.
+
+A recipe asks this when it is made: its class is not known here.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import typing
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from kltarget.recipes._recipe import Recipe
+from typing import Any, Literal
 
 _IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
 _LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1, "reference_every": 1}
@@ -17,9 +17,9 @@ _MAY_BE_ZERO = ("beta", "epsilon", "entropy_bonus", "teacher", "entropy_target")
 _OF_ANY_SIGN = ("reward_clip_low",)
 
 
-def check_fields(recipe: Recipe) -> None:
+def check_fields(recipe: Any, estimators: Any) -> None:
     """Raises for an unknown choice or a number out of range."""
-    for name, (kind, choices) in _types().items():
+    for name, (kind, choices) in _types(type(recipe), estimators).items():
         value = getattr(recipe, name)
         if name == "estimator" and callable(value):
             continue
@@ -58,13 +58,13 @@ def _is_finite(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_together(recipe: Recipe) -> None:
+def check_together(recipe: Any) -> None:
     """Raises for fields that make no sense beside each other."""
     for check in (_of_divergence, _of_reward, _of_reference):
         check(recipe)
 
 
-def _of_divergence(recipe: Recipe) -> None:
+def _of_divergence(recipe: Any) -> None:
     if recipe.place == "reward" and recipe.estimator in _IN_LOSS_ONLY:
         raise ValueError(
             f"estimator={recipe.estimator!r} is made for its derivative, which place='reward' "
@@ -93,7 +93,7 @@ def _of_divergence(recipe: Recipe) -> None:
         )
 
 
-def _of_reward(recipe: Recipe) -> None:
+def _of_reward(recipe: Any) -> None:
     bounds = recipe.reward_bounds
     if bounds and bounds[0] >= bounds[1]:
         raise ValueError(
@@ -124,7 +124,7 @@ def _of_reward(recipe: Recipe) -> None:
             )
 
 
-def _of_reference(recipe: Recipe) -> None:
+def _of_reference(recipe: Any) -> None:
     moves = recipe.reference in ("copied", "averaged", "lagged")
     if moves and recipe.reference_every is None:
         raise ValueError(
@@ -150,13 +150,10 @@ def _of_reference(recipe: Recipe) -> None:
 
 
 @functools.cache
-def _types() -> dict[str, tuple[type | None, tuple[Any, ...]]]:
+def _types(kind: type, estimators: Any) -> dict[str, tuple[type | None, tuple[Any, ...]]]:
     """Of every field whether it is a float, an int or, with None, a choice; and what it may be."""
-    from kltarget.recipes._recipe import Estimator, Recipe
-
     fields = {}
-    hints = typing.get_type_hints(Recipe) | {"estimator": Estimator}
-    for name, hint in hints.items():
+    for name, hint in (typing.get_type_hints(kind) | {"estimator": estimators}).items():
         if name == "reward_weights":
             continue
         choices = typing.get_args(hint) or (hint,)

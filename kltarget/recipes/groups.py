@@ -19,7 +19,6 @@ from kltarget.recipes._recipe import Recipe
 MOST_GROUPS = 200_000
 NUM_SAMPLES = 2**15
 _MOST_COUNTS = 2**23
-_FLAT = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,7 +224,7 @@ def make_groups(recipe: Recipe, levels: np.ndarray) -> Advantages:
 
 def _over(advantage: np.ndarray, size: np.ndarray, epsilon: float) -> np.ndarray:
     """``advantage/(size + epsilon)``, and 0 where the size is."""
-    some = np.abs(size) > _FLAT * np.abs(advantage).max(initial=0.0)
+    some = size > 0
     return np.where(some, advantage / (np.where(some, size, 1.0) + epsilon), 0.0)
 
 

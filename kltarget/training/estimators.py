@@ -253,7 +253,7 @@ def surrogate(
     returns = [lax.stop_gradient(x if before else x - toll) for x in returns]
     advantage, kept = _advantages(recipe, returns, share, weights, groups)
     if before:
-        advantage = advantage - toll
+        advantage = advantage - kept * toll
     fresh = log_sampler is None
     if recipe.ratio_level == "sequence" and not fresh:
         now, then = (x.sum(-1, keepdims=True) for x in (log_probs, sampler))
