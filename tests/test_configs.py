@@ -526,6 +526,19 @@ TRL_PPO = """
 accelerate launch examples/scripts/ppo/ppo.py --kl_coef 0.1 --num_ppo_epochs 1 --beta 0.3 \\
   --kl_estimator k1 --cliprange 0.1 --total_episodes 10000 --missing_eos_penalty 1.0
 """
+LLAMA_FACTORY = """
+model_name_or_path: some/model
+stage: ppo
+finetuning_type: lora
+ppo_target: 3.0
+ppo_epochs: 2
+pref_beta: 0.2
+top_p: 0.9
+"""
+ART = """
+{"kl_penalty_coef": 0.02, "kl_penalty_step_lag": 5, "scale_rewards": false, "epsilon": 0.1,
+ "kl_penalty_source": "sample", "importance_sampling_level": "token"}
+"""
 
 TRAINERS = [
     (
@@ -603,6 +616,16 @@ TRAINERS = [
     (
         *("ppo.sh", TRL_PPO, "trl-ppo", {"beta": 0.1, "updates_per_batch": 1, "clip": 0.1}),
         {"--beta": "not read by PPO: its coefficient is kl_coef"},
+    ),
+    (
+        *("ppo.yaml", LLAMA_FACTORY, "llamafactory-ppo"),
+        {"kl_target": 3.0, "updates_per_batch": 2},
+        {"pref_beta": "not read with stage = ppo"},
+    ),
+    (
+        *("art.json", ART, "openpipe-art"),
+        {"beta": 0.02, "reference": "lagged", "reference_every": 5, "normalize": "none"},
+        {"epsilon": "not read with ppo = false"},
     ),
 ]
 
@@ -707,7 +730,18 @@ BAD = [
         ("--trainer", "verl-rloo"),
         "adv_estimator = grpo is not verl-rloo: leave",
     ),
-    ("areal.yaml", AREAL.partition("ref:")[0], (), "without a ref: block actor.kl_ctl"),
+    (
+        *("grpo.yaml", f"{TRL}multi_objective_aggregation: normalize_then_sum\n"),
+        *(("reward_weights=[1,x]",), "reward_weights = ['1', 'x'] is not a number"),
+    ),
+    (
+        *("swift.sh", SWIFT.replace("rloo", "grpo"), ("scale_rewards=gdpo",)),
+        "scale_rewards = gdpo: combine='normalize-then-sum' normalises each of several rewards",
+    ),
+    ("trl.yaml", TRL, ("sync_ref_model=true", "ref_model_mixup_alpha=2"), "reference_share=2.0 is"),
+    ("ppo.yaml", LLAMA_FACTORY, ("stage=dpo",), "kltarget recipe llamafactory-dpo tells what"),
+    ("ppo.yaml", LLAMA_FACTORY, ("stage=kto",), "kltarget recipe llamafactory-kto tells what"),
+    ("ppo.yaml", LLAMA_FACTORY.replace("stage: ppo", ""), (), "which has no reward and no KL"),
 ]
 
 
@@ -745,6 +779,88 @@ def test_discounts_and_algorithms_of_tinker_and_prime_rl():
     ]:
         with pytest.raises(ValueError, match=message):
             from_config(config)
+
+
+FURTHER_FIELDS = [
+    (
+        {"beta": 0.1, "sync_ref_model": True, "use_bias_correction_kl": True},
+        recipe("trl-grpo", beta=0.1),
+        {"reference": "averaged", "reference_every": 512, "reference_share": 0.6},
+    ),
+    (
+        {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 8, "temperature": 0.7}
+        | {"use_bias_correction_kl": True, "ref_model_mixup_alpha": 1.0},
+        recipe("trl-grpo", beta=0.1),
+        {"reference": "averaged", "reference_every": 8, "reference_share": 1.0, "temperature": 0.7},
+    ),
+    (
+        {"sync_ref_model": True, "ref_model_sync_steps": 8, "use_bias_correction_kl": True},
+        recipe("trl-grpo"),
+        {},
+    ),
+    (
+        {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 0.5},
+        recipe("trl-grpo"),
+        {"entropy_bonus": 0.01, "entropy_target": 0.5},
+    ),
+    (
+        {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1, 0.5, 2]}
+        | {"use_bias_correction_kl": True, "beta": 0.1},
+        recipe("trl-gdpo", beta=0.1),
+        {"reward_weights": (1.0, 0.5, 2.0)},
+    ),
+    (
+        {"rl": "grpo", "rl_beta": 0.1, "trl": {"sync_ref_model": True, "num_generations": 8}},
+        recipe("axolotl-grpo", beta=0.1, group_size=8),
+        {"reference": "averaged", "reference_every": 64, "reference_share": 0.9},
+    ),
+    (
+        KL_REWARD | {"algorithm.kl_ctrl": {"type": "adaptive"}, "actor_rollout_ref.rollout.n": 5},
+        recipe("verl-kl-in-reward", group_size=5),
+        {"kl_target": 0.1, "kl_target_per": "token"},
+    ),
+    (
+        {"algorithm.use_kl_loss": False, "algorithm.kl_type": "adaptive"}
+        | {"algorithm.kl_target": 0.02, "worker.rollout.n": 5},
+        recipe("easyr1-kl-in-reward", group_size=5),
+        {"kl_target": 0.02, "kl_target_per": "token"},
+    ),
+    (
+        {"adv_estimator": "grpo", "use_kl_loss": True, "kl_loss_coef": 0.01}
+        | {"whiten_advantages": True, "advantage_clip": 2.0, "add_token_level_kl": False},
+        recipe("roll", beta=0.01),
+        {"renormalize": "batch-std", "advantage_clip": 2.0},
+    ),
+    (
+        {"adv_estimator": "grpo", "add_token_level_kl": True, "init_kl_coef": 0.1}
+        | {"target_kl": 0.05, "advantage_clip": 2.0, "use_kl_loss": False},
+        recipe("roll-kl-in-reward", beta=0.1),
+        {"kl_target": 0.05, "kl_target_per": "token"},
+    ),
+    (
+        {"trainer.algorithm": {"advantage_estimator": "maxrl", "kl_loss_coef": 0.1}},
+        recipe("skyrl", beta=0.1),
+        {"normalize": "group-mean"},
+    ),
+    (
+        {"actor.kl_ctl": 0.2, "actor.reward_norm": {"mean_level": None, "std_level": None}},
+        recipe("areal", beta=0.2),
+        {"reference": "none"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "start", "fields"), FURTHER_FIELDS)
+def test_references_controllers_and_second_normalisations(config, start, fields):
+    assert from_config(config).recipe == dataclasses.replace(start, **fields)
+
+
+def test_areal_without_a_reference_says_so(tmp_path):
+    reading = from_config(written(tmp_path, "areal.yaml", AREAL.partition("ref:")[0]))
+    assert reading.recipe == recipe("areal-grpo", beta=0.02, reference="none")
+    assert any("an entropy bonus, and no reference" in note for note in reading.notes)
+    default = from_config(written(tmp_path, "b.yaml", "actor: {reward_norm: {mean_level: group}}"))
+    assert (default.recipe.reference, default.recipe.beta) == ("none", 0.1)
 
 
 def test_ppo_of_trl_in_python(tmp_path):

@@ -305,6 +305,8 @@ class _Translation:
             changes = _without_none(entry)
         elif rule.fields:
             changes = self._several(rule, setting)
+        elif rule.field == "reward_weights" and setting.text != "none":
+            changes = {rule.field: self._weights(setting)}
         elif rule.clearing and setting.text == "none":
             changes = dict.fromkeys([rule.field or ""])
         elif rule.field in _CLIPS and setting.number == 0:
@@ -332,6 +334,11 @@ class _Translation:
             field: self._number(field, setting, value, rule.factor)
             for field, value in zip(rule.fields, numbers, strict=True)
         }
+
+    def _weights(self, setting: Setting) -> tuple[float, ...]:
+        values = setting.value if isinstance(setting.value, (list, tuple)) else [setting.value]
+        numbers = (Setting(setting.shown, x).number for x in values)
+        return tuple(self._number("reward_weights", setting, x, 1.0) for x in numbers)
 
     def _number(self, field: str, setting: Setting, found: float | None, factor: float) -> Any:
         if found is None or (field in _WHOLE and found != int(found)):
