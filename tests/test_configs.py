@@ -838,6 +838,12 @@ FURTHER_FIELDS = [
         {"kl_target": 0.05, "kl_target_per": "token"},
     ),
     (
+        {"algorithm": {"adv_type": "grpo", "normalize_advantages": True, "kl_beta": 0.1}}
+        | {"actor.training_backend": "megatron"},
+        recipe("rlinf", beta=0.1),
+        {"renormalize": "batch-std"},
+    ),
+    (
         {"trainer.algorithm": {"advantage_estimator": "maxrl", "kl_loss_coef": 0.1}},
         recipe("skyrl", beta=0.1),
         {"normalize": "group-mean"},
