@@ -933,3 +933,59 @@ def test_hundreds_of_thousands_of_rollouts(tmp_path):
     assert found["tier"] == 3
     # At most a kilobyte for each rollout: what the libraries take differs between machines.
     assert (found["peak_gib"] - small["peak_gib"]) * 2**30 < 3e8
+
+
+MOVED = {
+    "a reference that moves": (
+        {"reference": "averaged", "reference_every": 64, "reference_share": 0.6},
+        "the reference moves: what is said of targets is of the reference that was logged",
+    ),
+    "a temperature": ({"temperature": 0.7}, "are taken to be at the recipe's temperature, 0.7"),
+    "a controller": ({"kl_target": 0.3}, "a controller moves β: give the one that the run had"),
+    "weighed rewards": ({"reward_weights": (1.0, 0.5)}, None),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moved_is_as_it_was_logged(name):
+    fields, note = MOVED[name]
+    frame = sampled("forward", 0.3, 1, prompts=2, steps=3, groups=2)
+    whole = Recipe("loss", "k3", baseline="mean", group_size=8)
+    plain = diagnose(frame, whole, beta=0.3, num_bootstrap=20)
+    found = diagnose(frame, dataclasses.replace(whole, **fields), beta=0.3, num_bootstrap=20)
+    assert found["distance"].value == plain["distance"].value
+    told = [x for x in found.notes if x not in plain.notes]
+    assert len(told) == (note is not None)
+    assert note is None or note in told[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"teacher": 0.2}, "no target: the recipe has a teacher"),
+        (
+            {
+                "reward_weights": (1.0, 0.5),
+                "combine": "normalize-then-sum",
+                "normalize": "group-std",
+            },
+            "no target: rewards are normalised one by one",
+        ),
+    ],
+)
+def test_targets_that_need_what_no_log_has(fields, note):
+    frame = sampled("forward", 0.3, 1, prompts=2, steps=3, groups=2)
+    recipe = Recipe("loss", "k3", baseline="mean", group_size=8, **fields)
+    found = diagnose(frame, recipe, beta=0.3, num_bootstrap=20)
+    assert any(x.startswith(note) for x in found.notes)
+    assert found.tier == 1
+
+
+def test_fields_of_a_recipe_on_the_command_line(capsys, tmp_path):
+    fields = f"{AS_OPTION},reference=copied,reference_every=64,reward_weights=1:0.5"
+    code, _, err = run(
+        *(capsys, "diagnose", GRADED, "--recipe", fields, "--beta", "0.3", "--json"),
+        tmp_path / "found.json",
+    )
+    assert (code, err) == (0, "")
+    assert Diagnosis.load(tmp_path / "found.json").recipe.reference == "fixed"

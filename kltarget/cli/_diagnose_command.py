@@ -19,6 +19,7 @@ from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, 
 from kltarget.recipes import Recipe, recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_WHOLE = ("ddof", "group_size", "reference_every", "teacher_top_k", "updates_per_batch")
 _coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
 _seconds = functools.partial(finite, what="a number of seconds above 0")
 
@@ -109,8 +110,10 @@ def _recipe_fields(text: str) -> dict[str, Any]:
         default = _FIELDS[name].default
         if value in ("none", "None") and default is None:
             fields[name] = None
-        elif name in ("ddof", "group_size", "updates_per_batch"):
+        elif name in _WHOLE:
             fields[name] = whole(value) if value != "0" else 0
+        elif name == "reward_weights":
+            fields[name] = tuple(real(x) for x in value.split(":"))
         elif isinstance(default, str) or name == "kl_length":
             fields[name] = value
         else:

@@ -121,8 +121,10 @@ def coefficients(case: Case) -> np.ndarray | None:
 
 def _coefficient(case: Case) -> list[Statement]:
     recipe, beta = case.recipe, case.beta
-    # A KL and an entropy bonus together are no KL with another coefficient.
-    if beta == 0 or recipe.divergence is None or recipe.entropy_bonus:
+    # A KL and something else together are no KL with another coefficient.
+    beside = recipe.entropy_bonus or recipe.teacher
+    moved = recipe.by_masses and not recipe.charged_before
+    if beta == 0 or recipe.divergence is None or beside or moved:
         return []
     span = float(np.ptp(case.log.reward))
     size = recipe.group_size
