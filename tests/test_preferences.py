@@ -23,9 +23,16 @@ from scipy.special import expit, log_expit, log_softmax, logit
 
 import kltarget as kt
 from kltarget import cli
-from kltarget.implied import preference_target
+from kltarget.implied import preference_target, preference_targets
 from kltarget.policies import TabularPolicy
-from kltarget.tasks import Preferences, TableError, read_preferences, read_reference
+from kltarget.tasks import (
+    Preferences,
+    TableError,
+    read_preferences,
+    read_preferences_by_prompt,
+    read_reference,
+    read_references_by_prompt,
+)
 from kltarget.training import dpo
 
 DTYPE = DTYPES[0]
@@ -88,6 +95,46 @@ def test_losses_minimised_directly(loss, divergence):
     assert variation(target.probs, REF) > 0.02
     assert target.status == kt.Status.OK
     assert target.verdict.startswith("a target")
+
+
+def conservative_loss(slopes, pairs, beta, wrong=0.2):
+    """Mitchell 2023: the label is right with probability 1 − ε."""
+    return -sum(
+        n * ((1 - wrong) * log_expit(x) + wrong * log_expit(-x))
+        for i, j, n in comparisons(pairs)
+        for x in [beta * (slopes[i] - slopes[j])]
+    )
+
+
+ALWAYS = Preferences([0, 1, 2, 3], [1, 2, 3, 4], [1, 2, 0, 3], [0, 0, 1, 1])
+
+
+@pytest.mark.quick_only("reverse KL", others="broad")
+@pytest.mark.parametrize("divergence", ["reverse KL", "chi-PO"])
+def test_smoothed_labels_minimised_directly(divergence):
+    f, slope = SLOPES[divergence]
+    for pairs in (CIRCLES, ALWAYS):
+        target = preference_target(pairs, LOG_REF, 0.7, divergence=f, label_smoothing=0.2)
+        assert target.status == kt.Status.OK
+        want = minimised(conservative_loss, slope, pairs, 0.7)
+        assert variation(target.probs, want) < 2e-6
+        plain = preference_target(pairs, LOG_REF, 0.7, divergence=f)
+        assert variation(target.probs, plain.probs) > 0.02
+    # By hand: a unanimous pair is won with probability 1 − ε.
+    two = preference_target(
+        {"chosen": [0], "rejected": [1]}, LOG_REF, 1.0, divergence=f, label_smoothing=0.2
+    )
+    np.testing.assert_allclose(two.reward[0] - two.reward[1], np.log(4), rtol=FINE)
+
+
+@pytest.mark.broad
+def test_training_on_smoothed_labels_ends_there():
+    for pairs in (CIRCLES, ALWAYS):
+        target = preference_target(pairs, LOG_REF, 0.7, label_smoothing=0.2)
+        assert variation(trained(pairs, beta=0.7, label_smoothing=0.2), target.probs) < 1e-4
+    for options in ({"loss": "ipo"}, {"label_smoothing": 0.5}):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            trained(CIRCLES, **{"label_smoothing": 0.1, **options})
 
 
 @functools.cache
@@ -477,6 +524,14 @@ REFUSED = {
         lambda: preference_target(ONE, TWO, 0.5, loss="kto", undesirable_weight=2.0),
         "no outcome that is desirable on balance",
     ),
+    "smoothing of others": (
+        lambda: preference_target(ONE, TWO, 0.5, loss="ipo", label_smoothing=0.1),
+        "label_smoothing is for loss='dpo'",
+    ),
+    "smoothing of a half": (
+        lambda: preference_target(ONE, TWO, 0.5, label_smoothing=0.5),
+        "label_smoothing must be from 0 to less than 0.5",
+    ),
     "with itself": (lambda: Preferences([0, 1], [1, 1], [1, 1], [1, 1]), "different .* pair 1"),
     "no pairs": (lambda: Preferences([], [], [], []), "at least one pair"),
     "shapes": (lambda: Preferences([0], [1], [1, 2], [1]), "wins \\(2,\\)"),
@@ -685,6 +740,99 @@ def test_the_command_says_where_there_is_no_target(capsys, files):
     assert "no target: KTO drives" in page
     assert "in the limit" in page
     assert "(2 more)" in page
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    pairs, answers = tmp_path / "pairs.csv", tmp_path / "answers.csv"
+    pairs.write_text(
+        "prompt,a,b,wins,losses\nmorning,tea,milk,8,2\nevening,juice,milk,3,0\n"
+        "morning,milk,juice,5,5\nnoon,tea,milk,1,1\n"
+    )
+    answers.write_text(
+        "prompt,answer,prob\nmorning,juice,0.5\nmorning,milk,0.3\nmorning,tea,0.2\n"
+        "evening,milk,0.6\nevening,juice,0.4\nnoon,milk,0.5\nnoon,tea,0.4\nnoon,water,0.1\n"
+    )
+    return pairs, answers
+
+
+def test_prompts_are_read_and_solved_one_by_one(prompts):
+    file, answers = prompts
+    references = read_references_by_prompt(answers)
+    assert {name: x.labels for name, x in references.items()} == {
+        "morning": ("juice", "milk", "tea"),
+        "evening": ("milk", "juice"),
+        "noon": ("milk", "tea", "water"),
+    }
+    np.testing.assert_allclose(np.exp(references["noon"].log_ref), [0.5, 0.4, 0.1])
+    pairs = read_preferences_by_prompt(
+        file, labels={name: x.labels for name, x in references.items()}
+    )
+    assert list(pairs) == ["morning", "evening", "noon"]
+    assert pairs["morning"].win_matrix()[2, 1] == 8
+    log_refs = {name: x.log_ref.astype(DTYPE) for name, x in references.items()}
+    targets = preference_targets(pairs, log_refs, 0.5)
+    # By hand: the log odds of 8 : 2 are log 4, of 16 times the reference's odds at β = ½.
+    odds = np.array([0.5, 0.3, 0.2 * 16])
+    np.testing.assert_allclose(targets["morning"].probs, odds / odds.sum(), rtol=FINE)
+    assert targets["evening"].status == kt.Status.NO_TARGET
+    np.testing.assert_allclose(targets["noon"].probs, [0.5, 0.4, 0.1], rtol=FINE)
+    assert targets["noon"].status == kt.Status.NOT_UNIQUE
+    smoothed = preference_targets(pairs, log_refs, 0.5, label_smoothing=0.1)
+    np.testing.assert_allclose(np.ptp(smoothed["evening"].reward), np.log(9), rtol=FINE)
+
+
+def test_what_is_wrong_with_one_prompt_names_it(prompts):
+    file, _ = prompts
+    pairs = read_preferences_by_prompt(file)
+    with pytest.raises(ValueError, match="no reference for the prompt 'evening'"):
+        preference_targets(pairs, {"morning": np.log(REF[:3] / REF[:3].sum())}, 0.5)
+    with pytest.raises(ValueError, match="prompt 'morning': log_ref has 5 outcomes, but"):
+        preference_targets(pairs, LOG_REF, 0.5)
+    with pytest.raises(TypeError, match="read_preferences_by_prompt makes one"):
+        preference_targets(TREE, LOG_REF, 0.5)
+    with pytest.raises(ValueError, match="pairs has no prompt"):
+        preference_targets({}, LOG_REF, 0.5)
+    with pytest.raises(TableError, match="no prompt column: none of 'chosen', 'rejected' is"):
+        read_preferences_by_prompt({"chosen": ["x"], "rejected": ["y"]})
+    with pytest.raises(TableError, match=r"row 2 \(line 3\): there are no labels .* 'evening'"):
+        read_preferences_by_prompt(file, labels={"morning": ("tea", "milk", "juice")})
+    file.write_text("prompt,chosen,rejected\nA,tea,milk\nB,tea,tea\n")
+    with pytest.raises(TableError, match=r"row 2 \(line 3\): 'tea' is compared with itself"):
+        read_preferences_by_prompt(file)
+
+
+def test_the_command_has_a_row_per_prompt(capsys, prompts):
+    pairs, answers = prompts
+    line = ["prefer", str(pairs), "--reference", str(answers), "--beta", "0.5,2"]
+    assert cli.main(line) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("pairs: 3 prompts, dpo with reverse KL\n")
+    rows = {x.split()[0]: x.split()[1:] for x in page.splitlines() if x}
+    assert rows["evening"][:4] == ["1", "2", "1", "none"]
+    assert rows["noon"][:5] == ["1", "3", "0", "not", "unique"]
+    odds = np.array([0.5, 0.3, 0.2 * 16]) / 4.0
+    size = (odds * np.log(odds / [0.5, 0.3, 0.2])).sum()
+    assert rows["morning"][:4] == ["2", "3", "0", "one"]
+    assert float(rows["morning"][4]) == pytest.approx(size, rel=1e-3)
+    said = " ".join(page.split())
+    assert "1 of 3 prompts has no target, such as “evening”: no target: these pairs are" in said
+    assert cli.main([*line, "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)["prompts"]
+    assert [x["prompt"] for x in content] == ["morning", "evening", "noon"]
+    np.testing.assert_allclose(np.exp(content[0]["targets"][0]["log_probs"]), odds, rtol=1e-12)
+    assert cli.main([*line, "--prompt", "morning"]) == 0
+    assert capsys.readouterr().out.startswith("pairs: 2 pairs of 3 outcomes, dpo with reverse KL")
+    assert cli.main([*line, "--prompt", "night"]) == 2
+    assert "has no prompt 'night'" in capsys.readouterr().err
+    assert cli.main([*line, "--top", "1", "--label-smoothing", "0.2"]) == 0
+    page = capsys.readouterr().out
+    assert "labels smoothed by 0.2" in page
+    assert "(2 more)" in page
+    # One reference without prompts is that of all.
+    answers.write_text("answer,prob\njuice,0.5\nmilk,0.3\ntea,0.2\n")
+    assert cli.main(line) == 0
+    assert "3 prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -186,34 +186,41 @@ def test_ctrl_c_is_one_line_and_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "kltarget: interrupted\n"
 
 
-def test_ctrl_c_keeps_the_runs_that_were_finished(capsys, tmp_path, monkeypatch):
-    calls, fine_tune = [], kt.fine_tune
+class Watched(io.StringIO):
+    """A terminal whose user presses Ctrl-C, once, as soon as something stands there."""
 
-    def stopped(*arguments, **options):
-        calls.append(options)
-        if len(calls) > 1:
+    def __init__(self, awaited):
+        super().__init__()
+        self.awaited = awaited
+
+    def write(self, text):
+        written = super().write(text)
+        if self.awaited and self.awaited in self.getvalue():
+            self.awaited = None
             interrupt()
-        return fine_tune(*arguments, **{**options, "num_steps": 5})
+        return written
 
-    monkeypatch.setattr("kltarget.verification._verify.fine_tune", stopped)
-    line = ["verify", "one-two", "--policies", "tabular", "--beta", "0.3", "--out", str(tmp_path)]
-    assert cli.main(line) == 130
-    printed = capsys.readouterr()
-    *_, last = printed.err.replace("\r", "\n").splitlines()
+
+def test_ctrl_c_keeps_the_runs_that_were_finished(tmp_path, monkeypatch):
+    terminal = Watched("tabular, k3 in loss")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    line = ["verify", "one-two", "--policies", "tabular", "--beta", "0.3", "--seeds", "1"]
+    assert cli.main([*line, "--out", str(tmp_path)]) == 130
+    *_, last = terminal.getvalue().replace("\r", "\n").splitlines()
     assert last == f"kltarget: interrupted: the runs that were finished are in {tmp_path}"
     content = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert len(content["runs"]) == 2
     assert not content["passed"]
-    assert content["checks"][0]["detail"] == "stopped after 2 of 16"
+    assert content["checks"][0]["detail"] == "stopped after 2 of 8"
     assert (tmp_path / "report.csv").exists()
     assert (tmp_path / "verify.png").exists()
 
 
 @pytest.mark.broad
 def test_ctrl_c_before_a_run_is_finished_keeps_nothing(monkeypatch):
-    monkeypatch.setattr("kltarget.verification._verify.fine_tune", interrupt)
+    monkeypatch.setattr(sys, "stderr", Watched("tabular, k1 in reward"))
     with pytest.raises(verification.Interrupted) as caught:
-        kt.verify("one-two", key=jax.random.key(0), policies=["tabular"])
+        kt.verify("one-two", key=jax.random.key(0), policies=["tabular"], progress=True)
     assert caught.value.report is None
 
 
@@ -227,11 +234,12 @@ def test_ctrl_c_says_how_a_sweep_goes_on(capsys, tmp_path, monkeypatch):
     assert f"finished parts are in {tmp_path}" in capsys.readouterr().err
 
 
-def test_the_bar_of_verify_is_there_before_the_targets(capsys, monkeypatch):
-    monkeypatch.setattr("kltarget.verification._verify.exact_targets", interrupt)
+def test_the_bar_of_verify_is_there_before_the_targets(monkeypatch):
+    terminal = Watched("targets")
+    monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(KeyboardInterrupt):
         kt.verify("one-two", key=jax.random.key(0), policies=["tabular"], progress=True)
-    assert "0/48 " in capsys.readouterr().err
+    assert "0/48 " in terminal.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

@@ -18,7 +18,7 @@ from kltarget import recipes
 from kltarget.divergences import Scaled, TermDivergence
 from kltarget.implied import implied_target
 from kltarget.policies import TabularPolicy
-from kltarget.recipes import Recipe, divergence_of, read_term
+from kltarget.recipes import Recipe, Weighted, divergence_of, read_term
 from kltarget.training import estimators, fine_tune
 
 INF = np.inf
@@ -341,10 +341,15 @@ def tree():
 
 
 PLACES = [("one-two", "sequence"), ("tree", "sequence"), ("tree", "token")]
-TRAINED = {**NAMES, "swapped-k3": "swapped-k3"}
+TRAINED = {
+    **NAMES,
+    "swapped-k3": "swapped-k3",
+    "weighted quartic": Weighted(quartic),
+    "weighted softplus": Weighted(jax.nn.softplus),
+}
 # On the way to a mass of next to nothing training takes for ever; on a flat piece, which Huber's
 # term has below a log ratio of −1, several policies may be stationary.
-BETAS = {"soft": 3.0, "swapped-k3": 1.5, "huber": 1.0}
+BETAS = {"soft": 3.0, "swapped-k3": 1.5, "huber": 1.0, "weighted softplus": 1.5}
 
 
 @functools.cache
@@ -357,6 +362,87 @@ def coming_to_rest(num_steps):
 @pytest.mark.parametrize(("where", "level"), PLACES)
 def test_training_ends_at_the_target_of_its_term(where, level, name):
     assert_reached(where, Recipe("loss", TRAINED[name], level, "mean"), BETAS.get(name, 0.7))
+
+
+WEIGHTED = {
+    # Below −3 it falls; there it may be anything.
+    quartic: lambda x: x**4 / 4 + x**3 if x > -3 else x - 3.75,
+    jax.nn.softplus: lambda x: np.logaddexp(0, x) + 1 / (1 + np.exp(-x)) - np.log(2) - 0.5,
+}
+
+
+@pytest.mark.parametrize("term", WEIGHTED, ids=["quartic", "softplus"])
+def test_a_weighted_term_has_the_slope_of_its_mean(term):
+    slope = WEIGHTED[term]
+    ref, reward = P5
+    low = -np.log(2) - 0.5 if term is jax.nn.softplus else -INF
+    want = by_bisection(slope, low, INF, ref, reward, 1.0)
+    recipe = Recipe("loss", Weighted(term), baseline="mean", beta=1.0)
+    target = implied_target(recipe, reward.astype(DTYPE), np.log(ref).astype(DTYPE))
+    assert not target.status & kt.Status.CLIPPED
+    np.testing.assert_allclose(target.probs, want, atol=32 * EPS)
+    assert divergence_of(term, place="weighted-loss").name == f"divergence of {called(term)}"
+    assert recipe.term is not None
+    assert recipe.term.name == f"divergence of weighted {called(term)}"
+
+
+def called(term):
+    return term.__name__
+
+
+@pytest.mark.parametrize("name", ["k1", "k3"])
+def test_a_weighted_name_is_its_function_weighted(name):
+    own = Recipe("loss", Weighted(getattr(estimators, name)), "token", "mean", beta=0.3)
+    named = dataclasses.replace(own, estimator=f"weighted-{name}")
+    assert own.aim == named.aim == "reverse"
+    _, _, space, log_ref, reward = tree()
+    reward = np.asarray(reward, DTYPE)
+    got, want = (implied_target(x, reward, log_ref, space=space) for x in (own, named))
+    np.testing.assert_array_equal(got.log_probs, want.log_probs)
+    # What is followed off-policy too, where the weight is not 1.
+    policies = (jax.random.normal(jax.random.key(i), (27, 3), DTYPE) - 2 for i in range(3))
+    now, then, sampler = policies
+
+    def ascent(recipe):
+        def total(now):
+            ascended = estimators.surrogate(recipe, now, then, reward, 0.3, log_sampler=sampler)
+            return ascended.sum()
+
+        return jax.grad(total)(now)
+
+    np.testing.assert_allclose(ascent(own), ascent(named), rtol=64 * EPS, atol=EPS)
+
+
+def test_a_weight_of_the_whole_sequence_is_known_of_names_alone():
+    _, _, space, log_ref, reward = tree()
+    recipe = Recipe("loss", Weighted(quartic), "token", ratio_level="sequence", beta=1.0)
+    with pytest.raises(ValueError, match="a term per token that is weighted by the ratio"):
+        implied_target(recipe, reward, log_ref, space=space)
+
+
+def test_what_is_weighted_is_for_the_loss():
+    weighted = Weighted(quartic)
+    assert weighted == Weighted(quartic) != Weighted(huber)
+    assert hash(weighted) == hash(Weighted(quartic))
+    assert Recipe("loss", weighted).estimator_name == "weighted quartic"
+    np.testing.assert_array_equal(weighted(np.arange(3.0)), quartic(np.arange(3.0)))
+    for fields, message in (
+        ({"place": "reward"}, "use place='loss'"),
+        ({"place": "loss", "level": "token", "eos": "cut"}, "use eos='kept'"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            Recipe(estimator=weighted, **fields)
+        assert "\n" not in str(error.value)
+    for place in ("reward", "weighted-loss"):
+        with pytest.raises(ValueError, match="use place='loss'"):
+            divergence_of(weighted, place=place)
+    with pytest.raises(TypeError, match="weighted already"):
+        Weighted(weighted)
+    with pytest.raises(TypeError, match="a function of log ratios, got str"):
+        Weighted("k2")
+    reading = recipes.read(Recipe("loss", weighted, beta=0.1))
+    assert "weighted quartic carries the probability of its sample" in reading.why
+    assert "beyond log ratio -3 nothing holds the policy" in reading.why
 
 
 @pytest.mark.slow
@@ -469,10 +555,11 @@ def diagnosed(estimator, folder):
 
 
 @pytest.mark.broad
-def test_a_diagnosis_of_a_term_is_saved_and_loaded(tmp_path):
-    diagnosis = diagnosed(quartic, tmp_path)
+@pytest.mark.parametrize("estimator", [quartic, Weighted(quartic)], ids=["plain", "weighted"])
+def test_a_diagnosis_of_a_term_is_saved_and_loaded(estimator, tmp_path):
+    diagnosis = diagnosed(estimator, tmp_path)
     said = " ".join(str(diagnosis).split())
-    assert "is the gradient of divergence of quartic" in said
+    assert f"is the gradient of divergence of {estimator.__name__}" in said
     diagnosis.save(tmp_path / "found.json")
     loaded = type(diagnosis).load(tmp_path / "found.json")
     assert loaded.recipe == diagnosis.recipe

@@ -64,14 +64,22 @@ def plain(x: Any) -> Any:
 
 
 def _address(function: Any) -> str:
-    """Where a function is found again, ``module:name``; of one in a function its name."""
+    """Where a function is found again, ``module:name``; of one in a function its name.
+
+    What wraps another in an object of its own is ``module:Class(module:name)``.
+    """
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", None) or "__main__"
+    if not hasattr(function, "__qualname__") and hasattr(function, "__wrapped__"):
+        return f"{module}:{name}({_address(function.__wrapped__)})"
     return f"{module}:{name}"
 
 
 def _found_again(address: str) -> Any:
     """The function of an address. Nothing is imported: a file must not say what is run."""
+    if address.endswith(")"):
+        outer, _, inner = address.removesuffix(")").partition("(")
+        return _found_again(outer)(_found_again(inner))
     module, _, name = address.partition(":")
     found = sys.modules.get(module)
     for part in name.split("."):

@@ -2,7 +2,7 @@
 
 ``--json OUT`` writes an object of these keys:
 
-- ``pairs``, ``loss``, ``divergence``, ``notes``: what was read, and how;
+- ``pairs``, ``loss``, ``label_smoothing``, ``divergence``, ``notes``: what was read, and how;
 - ``labels``, ``log_ref``: the outcomes, a list with one entry per outcome;
 - ``verdict``: what there is to say, in a sentence;
 - ``unanimous``: the pairs of labels, winner and loser, whose log ratio grows without bound;
@@ -11,6 +11,9 @@
 - ``targets``: a list with an entry for each β, in the order given, of ``beta``; ``log_probs`` and
   ``reward``, lists with one entry per outcome; ``expected_reward``; ``kl_to_reference``, in nats;
   ``status``, a list of the names of its set bits.
+
+Of a table of several prompts, without ``--prompt``, it is an object of one key, ``prompts``: a list
+of such objects, each with its ``prompt``.
 """
 
 from __future__ import annotations
@@ -27,14 +30,21 @@ from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.status import Status
 from kltarget._core.words import counted, decimal, probability, short
-from kltarget.cli._arguments import beta_list, finite, options_of, whole
-from kltarget.cli._output import JSON, check_outputs, input_errors, say, write
+from kltarget.cli._arguments import beta_list, chosen, finite, options_of, whole
+from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
+from kltarget.cli._prefer_prompts import prompts_page
 from kltarget.cli._problem_options import add_divergence
 from kltarget.cli._solve_page import set_bits
 from kltarget.divergences import kl
 from kltarget.divergences.names import named
-from kltarget.implied import PreferenceTarget, preference_target
-from kltarget.tasks import read_preferences, read_reference
+from kltarget.implied import PreferenceTarget, preference_target, preference_targets
+from kltarget.tasks import (
+    read_preferences,
+    read_preferences_by_prompt,
+    read_reference,
+    read_references_by_prompt,
+)
+from kltarget.tasks._read_preferences import prompts_of
 
 _MOST_COLUMNS = 5
 
@@ -52,8 +62,8 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "problem",
         metavar="PAIRS",
-        help="a table of the pairs of one prompt: chosen and rejected, perhaps with a count; or a "
-        "and b with wins and losses or a win_rate; - for standard input",
+        help="a table of pairs: chosen and rejected, perhaps with a count; or a and b with wins "
+        "and losses or a win_rate; perhaps with the prompt of each; - for standard input",
     )
     add = options_of(command)
     add(
@@ -72,7 +82,9 @@ def add_to(commands: Any) -> None:
     add_divergence(command)
     add("--desirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
     add("--undesirable-weight λ", "of KTO (default: 1)", finite, default=1.0)
-    add("--top K", "outcomes to print", whole, default=10)
+    add("--label-smoothing ε", "of DPO: share of wrong labels (default: 0)", finite, default=0.0)
+    add("--prompt NAME", "of a table of several prompts the one to print")
+    add("--top K", "outcomes, or prompts, to print", whole, default=10)
     add("--json OUT", JSON, pathlib.Path)
     command.set_defaults(run=_prefer)
 
@@ -81,21 +93,58 @@ def _prefer(arguments: argparse.Namespace) -> int:
     check_outputs([arguments.json], [arguments.problem, arguments.reference])
     with double_precision():
         with input_errors():
-            reference = read_reference(arguments.reference)
-            pairs = read_preferences(arguments.problem, labels=reference.labels)
-            target = preference_target(
-                pairs,
-                reference.log_ref,
-                np.array(arguments.beta),
-                loss=arguments.loss,
-                divergence=named(arguments.divergence),
-                desirable_weight=arguments.desirable_weight,
-                undesirable_weight=arguments.undesirable_weight,
+            prompts = prompts_of(arguments.problem)
+            several = len(prompts) > 1 or (prompts and len(prompts_of(arguments.reference)) > 1)
+            if arguments.prompt is not None and arguments.prompt not in prompts:
+                raise InputError(
+                    f"--prompt: {arguments.problem} has no prompt {arguments.prompt!r}"
+                )
+            pairs, references = (_by_prompt if several else _of_one_prompt)(arguments)
+            log_refs = {prompt: reference.log_ref for prompt, reference in references.items()}
+            options = {
+                "beta": np.array(arguments.beta),
+                "divergence": named(arguments.divergence),
+                **chosen(arguments, "loss", "desirable_weight", "undesirable_weight"),
+                **chosen(arguments, "label_smoothing"),
+            }
+            if several:
+                targets = preference_targets(pairs, log_refs, **options)
+            else:
+                targets = {"": preference_target(pairs[""], log_refs[""], **options)}
+        if len(targets) == 1:
+            (prompt, target), *_ = targets.items()
+            notes = references[prompt].notes
+            page, content = _page(target, arguments, notes), _content(target, arguments, notes)
+        else:
+            page = prompts_page(targets, arguments)
+            each = (
+                {"prompt": prompt, **_content(target, arguments, references[prompt].notes)}
+                for prompt, target in targets.items()
             )
-        say(_page(target, arguments, reference.notes), unless=[arguments.json])
-        content = _content(target, arguments, reference.notes)
+            content = {"prompts": list(each)}
+        say(page, unless=[arguments.json])
         say(write((arguments.json, lambda: json_text(content))))
     return 0
+
+
+def _of_one_prompt(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    reference = read_reference(arguments.reference)
+    pairs = read_preferences(arguments.problem, labels=reference.labels)
+    return {"": pairs}, {"": reference}
+
+
+def _by_prompt(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pairs and references of each prompt; a reference that names no prompts is that of all."""
+    if prompts_of(arguments.reference):
+        references = read_references_by_prompt(arguments.reference)
+    else:
+        reference = read_reference(arguments.reference)
+        references = dict.fromkeys(prompts_of(arguments.problem), reference)
+    labels = {prompt: reference.labels for prompt, reference in references.items()}
+    pairs = read_preferences_by_prompt(arguments.problem, labels=labels)
+    if arguments.prompt is not None:
+        pairs = {arguments.prompt: pairs[arguments.prompt]}
+    return pairs, references
 
 
 def _rows(target: PreferenceTarget) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +186,7 @@ def _page(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> Pag
     first = (
         f"{pathlib.Path(arguments.problem).stem}: {counted(len(pairs.first), 'pair')} of "
         f"{counted(log_ref.size, 'outcome')}, {target.loss} with {objective.divergence.title}"
+        + (f", labels smoothed by {target.label_smoothing:g}" if target.label_smoothing else "")
     )
     return Page(
         [Lines([first, *(f"  {note}" for note in notes)])],
@@ -153,6 +203,7 @@ def _content(target: PreferenceTarget, arguments: Any, notes: Sequence[str]) -> 
     return {
         "pairs": pathlib.Path(arguments.problem).stem,
         "loss": target.loss,
+        "label_smoothing": target.label_smoothing,
         "divergence": arguments.divergence,
         "notes": list(notes),
         "labels": list(target.pairs.labels or ()),

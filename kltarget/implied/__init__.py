@@ -8,6 +8,7 @@ from kltarget.implied._implied_target import (
     saturation_beta,
 )
 from kltarget.implied._preference_target import PreferenceTarget, preference_target
+from kltarget.implied._preference_targets import preference_targets
 from kltarget.implied._unregularized_path import unregularized_path
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "equivalent_beta",
     "implied_target",
     "preference_target",
+    "preference_targets",
     "saturation_beta",
     "unregularized_path",
 ]

@@ -81,6 +81,9 @@ def _of_charges(recipe: Recipe, several: bool, even: bool) -> Iterator[str]:
         yield "charges of single tokens that are normalised in groups or cut"
     if recipe.charged_before and recipe.advantage_clip is not None and recipe.baseline == "none":
         yield "advantages that are cut without a baseline, a KL among them"
+    together = recipe.weighted and by_token and recipe.ratio_level == "sequence" and several
+    if together and not weighted_together(recipe):
+        yield "a term per token that is weighted by the ratio of the whole sequence"
     bonus = recipe.entropy_bonus or recipe.entropy_target is not None
     beside = recipe.teacher or bonus or recipe.reference != "fixed" or recipe.eos == "cut"
     if weighted_together(recipe) and several and (beside or not even):

@@ -25,6 +25,7 @@ from kltarget.targets import solve
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import Preferences, read_preferences
 from kltarget.tasks._as_task import Frame
+from kltarget.tasks._preferences import smoothing_of
 
 Loss = Literal["dpo", "ipo", "kto"]
 _NAMED = 3
@@ -49,6 +50,7 @@ class PreferenceTarget(StationaryPolicy):
         pairs: the pairs.
         unanimous: the pairs ``(winner, loser)`` whose log ratio grows without bound.
         loss: ``"dpo"``, ``"ipo"`` or ``"kto"``.
+        label_smoothing: the share of labels that the loss takes for wrong.
     """
 
     made_by = "preference_target"
@@ -57,6 +59,7 @@ class PreferenceTarget(StationaryPolicy):
     pairs: Preferences = dataclasses.field(metadata={"static": True})
     unanimous: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
     loss: Loss = dataclasses.field(metadata={"static": True})
+    label_smoothing: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @property
     def reward(self) -> Float[Array, "*batch A"]:
@@ -106,6 +109,7 @@ def preference_target(
     divergence: Divergence | None = None,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> PreferenceTarget:
     """The policy at which DPO, f-DPO, χPO, IPO or KTO has its minimum, from pairs with win rates.
 
@@ -114,7 +118,9 @@ def preference_target(
 
     - ``"dpo"``: ``−Σ n_ij log σ(β(h_i − h_j))``. The reward ``r = βh`` is then the maximum
       likelihood of Bradley and Terry's model, ``σ(r_i − r_j)`` the win rate where pairs form no
-      circle. :class:`kltarget.ChiSquaredKL` makes it χPO, any other divergence f-DPO.
+      circle. :class:`kltarget.ChiSquaredKL` makes it χPO, any other divergence f-DPO. With
+      ``label_smoothing`` ε (conservative DPO) each comparison counts as won the other way round
+      with weight ε: as if ``(1 − ε) n_ij + ε n_ji`` had been counted, so that no pair is unanimous.
     - ``"ipo"``: ``Σ n_ij (h_i − h_j − 1/(2β))²``. The reward is that of least squares, with
       ``r_i − r_j`` the win rate less ½ where pairs form no circle; there always is one.
     - ``"kto"``: ``−Σ n_ij (λ_D σ(x_i) + λ_U σ(−x_j))`` up to a constant, with
@@ -135,6 +141,8 @@ def preference_target(
             for outcomes without mass. KTO has reverse KL alone.
         desirable_weight: KTO's λ_D, of the preferred outcomes, above 0.
         undesirable_weight: KTO's λ_U, of the others, above 0.
+        label_smoothing: DPO's ε, as TRL's ``label_smoothing`` is with its ``"sigmoid"`` loss: how
+            likely a label is wrong, from 0 to less than ½.
 
     Returns:
         The target. Pairs say nothing about outcomes that no chain of them joins: there the status
@@ -180,14 +188,14 @@ def preference_target(
         Generalizing Direct Preference Optimization with Diverse Divergence Constraints", 2023,
         arXiv 2309.16240 (f-DPO). Huang et al., "Correcting the Mythos of KL-Regularization: Direct
         Alignment without Overoptimization via Chi-Squared Preference Optimization", 2024, arXiv
-        2407.13399 (χPO). Azar et al., "A General Theoretical Paradigm to Understand Learning from
-        Human Preferences", 2023, arXiv 2310.12036 (IPO). Ethayarajh et al., "KTO: Model Alignment
-        as Prospect Theoretic Optimization", 2024, arXiv 2402.01306. Bradley and Terry, "Rank
-        Analysis of Incomplete Block Designs", 1952; Ford, "Solution of a Ranking Problem from
+        2407.13399 (χPO). Mitchell, "A note on DPO with noisy preferences & relationship to IPO",
+        2023 (label smoothing). Azar et al., "A General Theoretical Paradigm to Understand Learning
+        from Human Preferences", 2023, arXiv 2310.12036 (IPO). Ethayarajh et al., "KTO: Model
+        Alignment as Prospect Theoretic Optimization", 2024, arXiv 2402.01306. Bradley and Terry,
+        "Rank Analysis of Incomplete Block Designs", 1952; Ford, "Solution of a Ranking Problem from
         Binary Comparisons", 1957 (when there is a maximum). Sun and Tran-Dinh, "Generalized
         self-concordant functions: a recipe for Newton-type methods", 2019 (the steps). KTO's fixed
-        point is derived here: stationary is ``π_i ∝ net_i σ(x_i)σ(−x_i)`` with
-        ``Σ π_i x_i = 0``.
+        point is derived here: stationary is ``π_i ∝ net_i σ(x_i)σ(−x_i)`` with ``Σ π_i x_i = 0``.
     """
     divergence = ReverseKL() if divergence is None else divergence
     if not isinstance(pairs, Preferences):
@@ -195,6 +203,7 @@ def preference_target(
     if traced(log_ref, beta):
         raise TypeError("log_ref and beta must have values: call this outside of jit and vmap")
     _check_options(loss, divergence, desirable_weight, undesirable_weight)
+    smoothing_of(label_smoothing, loss)
     arrays = float_arguments(log_ref=log_ref, beta=beta)
     log_ref, beta = arrays["log_ref"], arrays["beta"]
     # An objective checks the reference and beta before anything is fitted.
@@ -205,7 +214,7 @@ def preference_target(
         reward, group, status = _of_kto(pairs, plain, *weights)
         unanimous: list[tuple[int, int]] = []
     else:
-        reward, group, unanimous = _of_pairs(pairs, possible, loss)
+        reward, group, unanimous = _of_pairs(pairs, possible, loss, label_smoothing)
         several = np.unique(group[group >= 0]).size > 1
         status = several * int(Status.NOT_UNIQUE) | bool(unanimous) * int(Status.NO_TARGET)
     objective = Objective(jnp.asarray(reward, log_ref.dtype), log_ref, beta, divergence)
@@ -219,6 +228,7 @@ def preference_target(
         pairs=pairs,
         unanimous=tuple(unanimous),
         loss=loss,
+        label_smoothing=label_smoothing,
     )
 
 
@@ -267,11 +277,14 @@ def _possible(pairs: Preferences, log_ref: Array) -> np.ndarray:
     return possible
 
 
-def _of_pairs(pairs: Preferences, possible: np.ndarray, loss: Loss) -> Fitted:
+def _of_pairs(
+    pairs: Preferences, possible: np.ndarray, loss: Loss, label_smoothing: float
+) -> Fitted:
     """Rewards of all outcomes; those that are compared are perhaps few among many."""
     compared, which = np.unique([pairs.first, pairs.second], return_inverse=True)
     first, second = which.reshape(2, -1)
     wins = Preferences(first, second, pairs.wins, pairs.losses).win_matrix()
+    wins = (1 - label_smoothing) * wins + label_smoothing * wins.T
     fitted = bradley_terry(wins) if loss == "dpo" else least_squares(wins)
     reward = np.where(possible, 0.0, -np.inf)
     reward[compared] = fitted.reward

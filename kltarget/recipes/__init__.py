@@ -4,8 +4,9 @@
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
 formulas, and ``compare`` how the targets of two differ. ``divergence_of`` and
-``divergence_of_loss`` read a term or a loss function of one's own, ``from_config`` a trainer's
-configuration file or command line.
+``divergence_of_loss`` read a term or a loss function of one's own, ``Weighted`` is such a term with
+the probability of its sample, and ``from_config`` reads a trainer's configuration file or command
+line.
 """
 
 from kltarget.recipes._comparison import compare
@@ -26,6 +27,7 @@ from kltarget.recipes._reading import Reading, read
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, divergence_of, read_term
 from kltarget.recipes._trainer_files import explanations_from_toml, presets_from_toml
+from kltarget.recipes._weighted import Weighted
 from kltarget.recipes.configs import ConfigReading, KeyRead, from_config
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Reading",
     "Recipe",
     "TermReading",
+    "Weighted",
     "compare",
     "critical_beta",
     "divergence_of",

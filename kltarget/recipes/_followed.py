@@ -55,8 +55,10 @@ def followed(recipe: Recipe) -> str:
 
 def _of_term(recipe: Recipe, term: TermReading) -> str:
     """What the gradient of a term that is known as a function is that of."""
-    how = "differentiated as it stands" if recipe.place == "loss" else "charged as a number"
-    text = f"{recipe.estimator_name} is {how}, and "
+    how = "is differentiated as it stands" if recipe.place == "loss" else "is charged as a number"
+    if recipe.weighted:
+        how = "carries the probability of its sample as the weight π/sg(π)"
+    text = f"{recipe.estimator_name} {how}, and "
     if term.divergence is None:
         return f"{text}follows the gradient of no divergence: {term}"
     what = "the policy gradient of that cost" if recipe.place == "reward" else "its mean derivative"

@@ -11,6 +11,7 @@ from kltarget._core.words import compact
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL, Scaled, TotalVariation
 from kltarget.recipes._recipe_checks import check_fields, check_together
 from kltarget.recipes._terms import TermReading, read_term, swapped_k3
+from kltarget.recipes._weighted import Weighted
 
 Aim = Literal["reverse", "forward", "total variation", "other", "none"]
 """What a regulariser's expected gradient is that of: a direction of the KL, for most."""
@@ -48,7 +49,8 @@ class Recipe:
             ``"abs"`` is ``|ℓ|``, ``"swapped-k3"`` is ``e^ℓ − 1 − ℓ``, k3 with its arguments
             exchanged; ``"sampler"`` is half the squared log-ratio to the policy that drew the
             sample instead of a reference (in the loss only). Or any function of an array of
-            log-ratios, elementwise, as :func:`kltarget.recipes.divergence_of` takes.
+            log-ratios, elementwise, as :func:`kltarget.recipes.divergence_of` takes; or
+            :class:`kltarget.recipes.Weighted` of one, times ``π/sg(π)`` (in the loss only).
         level: ``"sequence"`` applies the estimator to the log-ratio of the whole sequence,
             ``"token"`` to that of each token and sums. In the reward a token is then charged with
             the estimates from its own position on.
@@ -245,6 +247,12 @@ class Recipe:
         if self.estimator == "swapped-k3":
             return read_term(swapped_k3, place=self.place)
         return read_term(self.estimator, place=self.place) if callable(self.estimator) else None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the estimator carries the probability of its sample, for its derivative."""
+        named = self.estimator in ("weighted-k1", "weighted-k3")
+        return self.place == "loss" and (named or isinstance(self.estimator, Weighted))
 
     @property
     def held(self) -> tuple[float, float]:

@@ -10,6 +10,8 @@ import math
 import typing
 from typing import Any, Literal
 
+from kltarget.recipes._weighted import Weighted
+
 _IN_LOSS_ONLY = ("weighted-k1", "weighted-k3", "sampler")
 _LEAST = {"ddof": 0, "group_size": 2, "updates_per_batch": 1, "reference_every": 1}
 _LEAST |= {"teacher_top_k": 1}
@@ -65,7 +67,8 @@ def check_together(recipe: Any) -> None:
 
 
 def _of_divergence(recipe: Any) -> None:
-    if recipe.place == "reward" and recipe.estimator in _IN_LOSS_ONLY:
+    weighted = isinstance(recipe.estimator, Weighted)
+    if recipe.place == "reward" and (weighted or recipe.estimator in _IN_LOSS_ONLY):
         raise ValueError(
             f"estimator={recipe.estimator!r} is made for its derivative, which place='reward' "
             "does not take: use place='loss'"
@@ -79,6 +82,11 @@ def _of_divergence(recipe: Any) -> None:
     if recipe.eos == "cut" and not by_token:
         raise ValueError(
             "eos='cut' leaves a token out, level='sequence' takes them together: use level='token'"
+        )
+    if recipe.eos == "cut" and weighted:
+        raise ValueError(
+            f"eos='cut' leaves out a token over which the weight of estimator={recipe.estimator!r} "
+            "has its mean: use eos='kept'"
         )
     charged = recipe.place == "reward" and by_token
     if recipe.charge == "own" and not charged:

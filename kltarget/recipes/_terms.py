@@ -37,6 +37,7 @@ from kltarget.recipes._term_sources import (
     source_of,
     spline,
 )
+from kltarget.recipes._weighted import term_and_place
 
 Term = Callable[[Any], Any]
 """A function of log ratios ``log π/π_ref``, elementwise."""
@@ -133,13 +134,14 @@ def read_term(term: Term, *, place: Place = "loss") -> TermReading:
         raise ValueError(f"place must be one of {', '.join(map(repr, choices))}, got {place!r}")
     if not callable(term):
         raise TypeError(f"term must be a function of log ratios, got {type(term).__name__}")
+    bare, where = term_and_place(term, place)
     try:
         hash(term)
     except TypeError:
         raise TypeError(
             f"term must be hashable, as functions are, got a {type(term).__name__}"
         ) from None
-    return _read(term, place)
+    return _read(bare, where, called(term))
 
 
 def divergence_of(term: Term, *, place: Place = "loss") -> Divergence:
@@ -216,11 +218,11 @@ def from_slopes(
 
 
 @functools.lru_cache(maxsize=256)
-def _read(term: Term, place: Place) -> TermReading:
+def _read(term: Term, place: str, name: str) -> TermReading:
     source = source_of(term)
     slope = {"loss": source.slope, "reward": source.value}.get(place, source.both)
     with double_precision(), jax.ensure_compile_time_eval():
-        return _read_slope(slope, source, called(term))
+        return _read_slope(slope, source, name)
 
 
 def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> TermReading:

@@ -16,9 +16,15 @@ Example:
 
 from kltarget.tasks._as_task import ProblemLike, as_task
 from kltarget.tasks._preferences import Preferences
-from kltarget.tasks._read_preferences import read_preferences
+from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
-from kltarget.tasks._tables import Table, TableError, read_reference, read_table
+from kltarget.tasks._tables import (
+    Table,
+    TableError,
+    read_reference,
+    read_references_by_prompt,
+    read_table,
+)
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
@@ -35,7 +41,9 @@ __all__ = [
     "names",
     "one_mode_each",
     "read_preferences",
+    "read_preferences_by_prompt",
     "read_reference",
+    "read_references_by_prompt",
     "read_table",
     "right_outcomes",
 ]

@@ -158,6 +158,21 @@ class Preferences:
         return wins
 
 
+def smoothing_of(label_smoothing: Any, loss: str) -> float:
+    """The share of labels that a loss takes for wrong; an error if it has none or is no share."""
+    try:
+        share = float(label_smoothing)
+    except (TypeError, ValueError):
+        share = float("nan")
+    if not 0 <= share < 0.5:
+        raise ValueError(
+            f"label_smoothing must be from 0 to less than 0.5, got {label_smoothing!r}"
+        )
+    if share and loss != "dpo":
+        raise ValueError(f"label_smoothing is for loss='dpo' alone, not for {loss!r}: leave it out")
+    return share
+
+
 def _keep(preferences: Preferences, name: str, array: np.ndarray) -> None:
     array = array.copy()
     array.setflags(write=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -37,6 +38,24 @@ class RawTable:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int | None]
     notes: tuple[str, ...] = ()
+    rows: Sequence[int] | None = None
+    """The numbers of the rows in the whole table, if this is a part of it."""
+
+    def parts(self, column: str, name: Callable[[Any], str]) -> dict[str, RawTable]:
+        """The rows of each entry of a column, by its name, without that column."""
+        where: dict[str, list[int]] = {}
+        for row, entry in enumerate(self.columns[column]):
+            where.setdefault(name(entry), []).append(row)
+        others = {key: x for key, x in self.columns.items() if key != column}
+        return {
+            key: dataclasses.replace(
+                self,
+                columns={other: [x[row] for row in rows] for other, x in others.items()},
+                lines=[self.lines[row] for row in rows],
+                rows=rows,
+            )
+            for key, rows in where.items()
+        }
 
     @property
     def num_rows(self) -> int:
@@ -46,7 +65,7 @@ class RawTable:
         raise TableError(f"{self.path}: column {column!r}, {self.row(row)}: {problem}")
 
     def row(self, row: int) -> str:
-        return place(row + 1, self.lines[row])
+        return place((row if self.rows is None else self.rows[row]) + 1, self.lines[row])
 
     def find(self, role: str, given: str | None, known: Sequence[str]) -> str:
         """The column of a role: the one that was given, else the first whose name is known."""
@@ -101,6 +120,19 @@ def as_reward(entry: Any) -> float:
     if value == math.inf:
         raise ValueError("a reward of +inf has no target: rewards are finite or -inf")
     return value
+
+
+def is_index(entry: Any) -> bool:
+    return isinstance(entry, int | np.integer) and not isinstance(entry, bool)
+
+
+def entry_name(entry: Any) -> str:
+    """What an outcome or a prompt is called; two entries of one name are one."""
+    if isinstance(entry, str):
+        return entry
+    if is_index(entry):
+        return str(int(entry))
+    return json.dumps(entry, ensure_ascii=False, default=str)
 
 
 def read_raw(path: pathlib.Path) -> RawTable:

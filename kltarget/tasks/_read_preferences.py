@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ import numpy as np
 
 from kltarget._core.column_names import PROMPT_NAMES
 from kltarget._core.rows import as_number
+from kltarget._core.words import short
 from kltarget.tasks._as_task import Frame
 from kltarget.tasks._preferences import Preferences
-from kltarget.tasks._raw_table import RawTable, TableError, read_raw
+from kltarget.tasks._raw_table import RawTable, TableError, entry_name, is_index, read_raw
 
 _COUNT = ("count", "counts", "n", "comparisons", "weight")
 _NAMES = {
@@ -69,16 +69,78 @@ def read_preferences(
         >>> read_preferences({"a": ["tea"], "b": ["milk"], "win_rate": [0.7]}).win_rate.tolist()
         [0.7]
     """
+    raw = _raw(table)
+    found = _columns(raw, columns)
+    _one_prompt(raw, found.get("prompt"))
+    return _read(raw, found, labels)
+
+
+def read_preferences_by_prompt(
+    table: str | os.PathLike[str] | Mapping[str, Any] | Frame,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, Preferences]:
+    """Reads the pairs of several prompts, as :func:`read_preferences` does those of one.
+
+    Args:
+        table: as there, with a column that says which prompt a row is of.
+        labels: of each prompt the names of all its outcomes in the order of its reference; by
+            default as there.
+        columns: as there.
+
+    Returns:
+        The pairs of each prompt, in the order in which prompts first occur.
+
+    Raises:
+        TypeError: as there.
+        TableError: as there, or there is no column of prompts, or no labels for one of them.
+
+    Example:
+        >>> from kltarget.tasks import read_preferences_by_prompt
+        >>> drinks = {
+        ...     "prompt": ["morning", "morning", "evening"],
+        ...     "chosen": ["tea", "milk", "milk"],
+        ...     "rejected": ["milk", "tea", "tea"],
+        ... }
+        >>> pairs = read_preferences_by_prompt(drinks)
+        >>> pairs["morning"].labels, pairs["evening"].labels
+        (('tea', 'milk'), ('milk', 'tea'))
+    """
+    raw = _raw(table)
+    found = _columns(raw, columns)
+    prompt = found.pop("prompt", None)
+    if prompt is None:
+        raise raw.missing("prompt", PROMPT_NAMES[:3])
+    pairs = {}
+    for name, part in raw.parts(prompt, entry_name).items():
+        if labels is not None and name not in labels:
+            part.fail(prompt, 0, f"there are no labels for the prompt {short(name)!r}")
+        pairs[name] = _read(part, found, None if labels is None else labels[name])
+    return pairs
+
+
+def prompts_of(path: str | os.PathLike[str]) -> list[str]:
+    """The different prompts of a table of any kind; none if no column has any."""
+    raw = read_raw(pathlib.Path(path))
+    column = raw.find_any("prompt", None, PROMPT_NAMES)
+    return [] if column is None else list(raw.parts(column, entry_name))
+
+
+def _columns(raw: RawTable, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """The column of each role that there is."""
     roles = dict(columns or {})
     if unknown := sorted(set(roles) - set(_NAMES)):
         raise TypeError(f"columns has the unknown role {unknown[0]!r}: roles are {list(_NAMES)}")
-    raw = _raw(table)
     found: dict[str, str] = {}
     for role, known in _NAMES.items():
         column = raw.find_any(role, roles.get(role), known, taken=found.values())
         if column is not None:
             found[role] = column
-    _one_prompt(raw, found.get("prompt"))
+    return found
+
+
+def _read(raw: RawTable, found: Mapping[str, str], labels: Sequence[str] | None) -> Preferences:
     left, right = _sides(raw, found)
     first, second, names = _indices(raw, left, right, labels)
     wins, losses = _weights(raw, found)
@@ -112,10 +174,12 @@ def _raw(table: Any) -> RawTable:
 def _one_prompt(raw: RawTable, column: str | None) -> None:
     if column is None:
         return
-    entries = list(map(_name, raw.columns[column]))
+    entries = list(map(entry_name, raw.columns[column]))
     for row, entry in enumerate(entries):
         if entry != entries[0]:
-            raw.fail(column, row, "a second prompt begins: give the pairs of one prompt at a time")
+            raw.fail(
+                column, row, "a second prompt begins: read them by prompt, or give one at a time"
+            )
 
 
 def _sides(raw: RawTable, found: Mapping[str, str]) -> tuple[str, str]:
@@ -169,12 +233,12 @@ def _indices(
         for row, entry in enumerate(entries):
             if entry is None or not str(entry).strip():
                 raw.fail(column, row, "the entry is empty")
-    pairs = [tuple(map(_name, pair)) for pair in zip(*sides, strict=True)]
+    pairs = [tuple(map(entry_name, pair)) for pair in zip(*sides, strict=True)]
     for row, (one, other) in enumerate(pairs):
         if one == other:
             raw.fail(right, row, f"{other!r} is compared with itself")
     everything = [entry for pair in zip(*sides, strict=True) for entry in pair]
-    if labels is None and all(map(_is_index, everything)):
+    if labels is None and all(map(is_index, everything)):
         for column, entries in zip((left, right), sides, strict=True):
             for row, entry in enumerate(entries):
                 if entry < 0:
@@ -192,16 +256,3 @@ def _indices(
                 raw.fail(column, row, f"{name!r} is not among the labels")
     first, second = (np.array([at[pair[side]] for pair in pairs]) for side in (0, 1))
     return first, second, names
-
-
-def _is_index(entry: Any) -> bool:
-    return isinstance(entry, int | np.integer) and not isinstance(entry, bool)
-
-
-def _name(entry: Any) -> str:
-    """What an outcome is called; two entries of one name are one outcome."""
-    if isinstance(entry, str):
-        return entry
-    if _is_index(entry):
-        return str(int(entry))
-    return json.dumps(entry, ensure_ascii=False, default=str)

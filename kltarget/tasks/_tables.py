@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from kltarget._core.column_names import OUTCOME_NAMES, REWARD_NAMES
+from kltarget._core.column_names import OUTCOME_NAMES, PROMPT_NAMES, REWARD_NAMES
 from kltarget._core.rows import as_number, shown
 from kltarget._core.words import counted
-from kltarget.tasks._raw_table import RawTable, TableError, as_reward, read_raw
+from kltarget.tasks._raw_table import RawTable, TableError, as_reward, entry_name, read_raw
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 # Names that are recognised, in order of preference.
@@ -192,6 +192,49 @@ def read_reference(
     """
     columns: dict[str, Any] = {"outcome": outcome, "log_ref": log_ref, "prob": prob, "count": count}
     return table_of(read_raw(pathlib.Path(path)), **columns, rewarded=False)
+
+
+def read_references_by_prompt(
+    path: str | os.PathLike[str],
+    *,
+    prompt: str | None = None,
+    outcome: str | None = None,
+    log_ref: str | None = None,
+    prob: str | None = None,
+    count: str | None = None,
+) -> dict[str, Table]:
+    r"""Reads the references of several prompts, as :func:`read_reference` does that of one.
+
+    Args:
+        path: a file of any kind that :func:`read_table` reads.
+        prompt: column that says which prompt a row is of.
+        outcome: as for :func:`read_reference`.
+        log_ref: as there.
+        prob: as there.
+        count: as there.
+
+    Returns:
+        A :class:`Table` for each prompt, in the order in which prompts first occur; their
+        references sum to 1 each.
+
+    Raises:
+        TableError: as for :func:`read_table`, or there is no column of prompts.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kltarget.tasks import read_references_by_prompt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "answers.csv")
+        ...     _ = path.write_text("prompt,answer,count\nA,yes,30\nA,no,10\nB,five,7\n")
+        ...     tables = read_references_by_prompt(path)
+        >>> {prompt: table.labels for prompt, table in tables.items()}
+        {'A': ('yes', 'no'), 'B': ('five',)}
+    """
+    columns: dict[str, Any] = {"outcome": outcome, "log_ref": log_ref, "prob": prob, "count": count}
+    raw = read_raw(pathlib.Path(path))
+    found = raw.find("prompt", prompt, PROMPT_NAMES)
+    parts = raw.parts(found, entry_name)
+    return {name: table_of(part, **columns, rewarded=False) for name, part in parts.items()}
 
 
 def table_of(

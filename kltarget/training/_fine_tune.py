@@ -21,6 +21,7 @@ from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
 from kltarget.recipes import Recipe
 from kltarget.tasks import Preferences
+from kltarget.tasks._preferences import smoothing_of
 from kltarget.training import _methods, _run_setup
 from kltarget.training._engine import Optimizer, Options
 from kltarget.training._outcomes import outcomes_of, sequences_of
@@ -317,6 +318,7 @@ def dpo(
     batch_size: int | None = None,
     pairs: str | Preferences = "reference",
     loss: Literal["dpo", "ipo"] = "dpo",
+    label_smoothing: float = 0.0,
     divergence: Divergence | None = None,
     log_ref: ArrayLike | None = None,
     modes: ArrayLike | None = None,
@@ -345,6 +347,8 @@ def dpo(
             given ones, of sequences by their indices, as :class:`kltarget.tasks.Preferences`. Of
             these the loss is the mean over all comparisons, or over ``batch_size`` drawn ones.
         loss: ``"dpo"`` or ``"ipo"``.
+        label_smoothing: how likely a label is taken to be wrong (conservative DPO), from 0 to less
+            than ½: the likelihood of the other label counts with this weight. For ``"dpo"`` alone.
         divergence: f of the implied rewards, by default reverse KL; any other makes it f-DPO, and
             :class:`kltarget.ChiSquaredKL` χPO.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
@@ -407,7 +411,8 @@ def dpo(
     if isinstance(pairs, Preferences):
         shared["given_pairs"] = _run_setup.comparisons(pairs, shared)
     kind = "given" if known else pairs
-    method = _methods.Preferences(positive("batch_size", batch_size), kind, loss)
+    wrong = smoothing_of(label_smoothing, loss)
+    method = _methods.Preferences(positive("batch_size", batch_size), kind, loss, wrong)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
     return _run_setup.train_runs(*problem, num_modes=num_modes, positive_beta=True)

@@ -218,6 +218,7 @@ class Preferences(Method):
     batch_size: int | None
     pairs: str
     loss: str = "dpo"
+    label_smoothing: float = 0.0
 
     @property
     def measured_exactly(self) -> bool:
@@ -275,7 +276,10 @@ class Preferences(Method):
         """What a comparison adds, by the difference of ``f′(π/π_ref)`` of winner and loser."""
         if self.loss == "ipo":
             return -jnp.square(margin - 1 / (2 * beta))
-        return jax.nn.log_sigmoid(beta * margin)
+        agreement, wrong = jax.nn.log_sigmoid(beta * margin), self.label_smoothing
+        if wrong:
+            agreement = (1 - wrong) * agreement + wrong * jax.nn.log_sigmoid(-beta * margin)
+        return agreement
 
 
 def _slopes(facts: Any, log_probs: Array, log_ref: Array, possible: Array | bool) -> Array:

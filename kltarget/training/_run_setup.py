@@ -216,7 +216,7 @@ def check_vectors(outcomes: Outcomes, recipe: Recipe, gradient: str) -> None:
                 f"{name}={getattr(recipe, name)!r} of the recipe is for score functions: "
                 f"gradient='pathwise' needs {plain!r}"
             )
-    if recipe.place != "none" and recipe.estimator in ("weighted-k1", "weighted-k3", "sampler"):
+    if recipe.weighted or (recipe.place != "none" and recipe.estimator == "sampler"):
         raise ValueError(
             f"estimator={recipe.estimator!r} of the recipe is made for its own derivative: "
             "gradient='pathwise' needs 'k1', 'k2', 'k3' or 'absolute'"

@@ -25,7 +25,7 @@ _LEFT_OUT = ("mode_labels", "mode_mass", "target_mode_mass", "step", "history", 
 _LEGEND = (
     "TV: total variation between a policy and the target computed for its recipe, from 0 (equal) "
     "to 1 (disjoint), at the start and after training. nearest: how many runs ended nearer to that "
-    "target than to any of the other three."
+    "target than to any other."
 )
 
 
