@@ -60,6 +60,26 @@ def charged_to_the_advantage(logp, ref, old, advantages, mask):
     return averaged(-jnp.exp(logp - old) * charged, mask)
 
 
+def less_their_mean(cost, mask):
+    return (cost - (cost * mask).sum() / mask.sum()) * mask
+
+
+def charged_to_each_token(logp, ref, old, advantages, mask):
+    cost = less_their_mean(jax.lax.stop_gradient(old - ref), mask)
+    return averaged(-jnp.exp(logp - old) * (advantages[:, None] - 0.1 * cost), mask)
+
+
+def charged_onward(logp, ref, old, advantages, mask):
+    cost = jnp.cumsum((jax.lax.stop_gradient(logp - ref) * mask)[:, ::-1], axis=1)[:, ::-1]
+    return averaged(-jnp.exp(logp - old) * (advantages[:, None] - 0.1 * cost), mask)
+
+
+def charged_onward_less_the_mean(logp, ref, old, advantages, mask):
+    cost = less_their_mean(jax.lax.stop_gradient(logp - ref), mask)
+    cost = jnp.cumsum(cost[:, ::-1], axis=1)[:, ::-1]
+    return averaged(-jnp.exp(logp - old) * (advantages[:, None] - 0.1 * cost), mask)
+
+
 def of_whole_sequences(logp, ref, old, advantages, mask):
     log_ratio = ((logp - ref) * mask).sum(-1)
     gain = advantages * (logp * mask).sum(-1)
@@ -105,6 +125,11 @@ LOSSES = {
     swapped_arguments: Recipe(**TOKENS, estimator="swapped-k3", beta=0.01, clip=0.2),
     squared: Recipe(**TOKENS, estimator="k2", beta=0.02, clip=0.2),
     charged_to_the_advantage: Recipe(**TOKENS, estimator="k2", beta=0.1),
+    charged_to_each_token: Recipe(**TOKENS, estimator="k2", beta=0.1),
+    charged_onward: Recipe("reward", "k1", "token", beta=0.1, length="batch-mean"),
+    charged_onward_less_the_mean: Recipe(
+        "reward", "k1", "token", beta=0.1, length="batch-mean", kl_centre="batch-mean"
+    ),
     of_whole_sequences: Recipe("loss", "k2", "sequence", beta=0.3),
     absolute: Recipe("loss", "absolute", "token", beta=0.05),
     clamped_ratio: Recipe(**TOKENS, estimator="k2", beta=0.1, log_ratio_clip=4.0),
@@ -142,6 +167,8 @@ def test_a_term_of_its_own_has_its_target():
 def test_what_is_beside_the_recipe_is_said():
     assert "whole sequences" in divergence_of_loss(sequence_ratio).remarks[0]
     assert "as k1 has, and none on average" in divergence_of_loss(k1).remarks[0]
+    assert "moves nothing on average" in divergence_of_loss(charged_to_each_token).remarks[0]
+    assert "further tokens" in divergence_of_loss(charged_onward_less_the_mean).remarks[0]
     reading = divergence_of_loss(low_variance_kl_of_tokens)
     assert any("nothing holds the policy" in x for x in reading.remarks)
     assert reading.unread

@@ -3,6 +3,7 @@
 Run with ``pytest -m trainers``; a trainer that is not installed is skipped.
 """
 
+import asyncio
 import collections
 import dataclasses
 import importlib
@@ -241,3 +242,62 @@ def test_estimators_of_tunix(monkeypatch, mode, expected):
             return core.grpo_loss_fn(core.nnx.Module(), example, config, 0, 1)[0]
 
     assert_target(loss, expected)
+
+
+class Held:
+    """What a datum of Tinker's holds: something that becomes a tensor."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def to_torch(self):
+        return self.tensor
+
+
+@pytest.mark.parametrize(
+    ("discount", "expected"),
+    [
+        (0.0, recipe("tinker-cookbook", beta=0.1)),
+        (
+            1.0,
+            recipe(
+                "tinker-cookbook",
+                beta=0.1,
+                place="reward",
+                estimator="k1",
+                kl_centre="batch-mean",
+            ),
+        ),
+    ],
+)
+def test_the_charge_of_tinker(monkeypatch, discount, expected):
+    """Its importance-sampling loss is a sum over tokens that its server takes: written here."""
+    torch = shipped("torch")
+    metrics = shipped("tinker_cookbook.rl.metrics")
+
+    def loss(logp, ref_logp, old_logp, advantages, mask):
+        rows = [
+            types.SimpleNamespace(
+                loss_fn_inputs={
+                    "logprobs": Held(old),
+                    "mask": Held(kept),
+                    "advantages": Held(gain.expand_as(old)),
+                }
+            )
+            for old, kept, gain in zip(old_logp, mask, advantages, strict=True)
+        ]
+
+        async def scores(*_):
+            # The first token of a prompt has no log-probability.
+            return [[None, *row.tolist()] for row in ref_logp], None
+
+        monkeypatch.setattr(metrics, "score_sequences", scores)
+        monkeypatch.setattr(metrics, "_full_sequence_inputs", lambda rows: rows)
+        monkeypatch.setattr(metrics.tinker, "TensorData", types.SimpleNamespace(from_torch=Held))
+        asyncio.run(metrics.incorporate_kl_penalty(rows, None, 0.1, discount))
+        charged = torch.stack([row.loss_fn_inputs["advantages"].to_torch() for row in rows])
+        return -(torch.exp(logp - old_logp) * charged * mask).sum()
+
+    found = divergence_of_loss(loss).recipe
+    fields = ("place", "estimator", "level", "beta", "length", "kl_centre")
+    assert {x: getattr(found, x) for x in fields} == {x: getattr(expected, x) for x in fields}

@@ -101,7 +101,7 @@ def divergence_of_loss(loss: Loss) -> LossReading:
     fields: dict[str, Any] = {"length": _length(gradient, 0.0)}
     remarks: list[str] = []
     clips, of_sequences = _clips(gradient)
-    level, constant = _level(gradient)
+    level, constant, centred = _level(gradient)
     if level is None:
         what: dict[str, Any] = {"place": "none"}
         if constant:
@@ -114,7 +114,7 @@ def divergence_of_loss(loss: Loss) -> LossReading:
         return LossReading(Recipe(**what, **fields, **clips), None, tuple(remarks))
     slopes, single = _slopes(gradient)
     term, primitive = from_slopes(slopes, _name(loss), single=single)
-    kl_length = _length(gradient, 1.0)
+    kl_length = fields["length"] if centred else _length(gradient, 1.0)
     if kl_length != fields["length"]:
         fields["kl_length"] = kl_length
     if of_sequences and level == "sequence":
@@ -122,8 +122,25 @@ def divergence_of_loss(loss: Loss) -> LossReading:
     elif of_sequences:
         remarks.append("ratios to the sampler are those of whole sequences")
     fields |= {"place": "loss", "level": level, **_estimator(term, primitive), **clips}
+    if level == "onward":
+        fields |= _charged_onward(fields, centred, remarks)
+    elif centred:
+        remarks.append("the batch's mean is taken off the term, which moves nothing on average")
     remarks += term.remarks
     return LossReading(Recipe(**fields), term, tuple(remarks))
+
+
+def _charged_onward(fields: dict[str, Any], centred: bool, remarks: list[str]) -> dict[str, Any]:
+    """The fields of a term that acts on the tokens before it, as one in the reward does."""
+    changes: dict[str, Any] = {"level": "token"}
+    if fields["estimator"] != "k2":
+        remarks.append("a token is charged with the terms of those after it, which no field says")
+        return changes
+    changes |= {"place": "reward", "estimator": "k1", "kl_length": None}
+    if centred:
+        changes["kl_centre"] = "batch-mean"
+        remarks.append("the batch's mean is taken off the term, which pays for further tokens")
+    return changes
 
 
 def _estimator(term: TermReading, primitive: Callable[[Any], Any]) -> dict[str, Any]:
@@ -244,20 +261,31 @@ def _length(gradient: _Gradient, by_kl: float) -> str:
     return "batch-mean" if short[1, 0] > full[1, 0] * (1 + 1e-6) else "sum"
 
 
-def _level(gradient: _Gradient) -> tuple[str | None, float]:
-    """Whether the KL term is one of tokens or of sequences, and what is the same at every ratio."""
+def _level(gradient: _Gradient) -> tuple[str | None, float, bool]:
+    """Which tokens a token's log ratio acts on; what is the same at every ratio; if it is centred.
+
+    ``"token"`` if on itself alone, ``"onward"`` if on those before it as well, as a charge to
+    returns does, ``"sequence"`` if on all of its sequence.
+    """
     shape = (3, 4)
     logp, nothing, ones = np.full(shape, -1.0), np.zeros(3), np.ones(shape)
     below, above = logp.copy(), logp.copy()
-    below[0, 0], above[0, 0] = -2.0, 0.0
+    below[0, 1], above[0, 1] = -2.0, 0.0
     base = gradient(logp, logp, logp, nothing, ones)
     # On both sides: what a library says of |x| at 0 is that of one of them.
     moved = np.subtract(*(gradient(logp, x, logp, nothing, ones) for x in (below, above)))
     size = np.abs(gradient(logp, logp, logp, np.ones(3), ones) - base).max()
     constant = float(f"{base[1, 1] / size:.6g}") if np.abs(base).max() > _TINY * size else 0.0
-    if np.abs(moved).max() <= _TINY * size:
-        return None, constant
-    return ("sequence" if np.abs(moved[0, 1:]).max() > _TINY * size else "token"), constant
+    acts = np.abs(moved) > _TINY * size
+    if not acts.any():
+        return None, constant, False
+    centred = bool(acts[1:].any())
+    # The mean that is taken off in other sequences is taken off here too.
+    own = moved[0] - moved[1] if centred else moved[0]
+    on = np.abs(own) > 1e-6 * np.abs(own).max()
+    if on[2:].any():
+        return "sequence", constant, centred
+    return ("onward" if on[0] else "token"), constant, centred
 
 
 def _slopes(gradient: _Gradient) -> tuple[np.ndarray, bool]:
@@ -310,9 +338,12 @@ def _clips(gradient: _Gradient) -> tuple[dict[str, Any], bool]:
         fields |= {"clip": 1.0, "clip_high": high}
     moved = old.copy()
     moved[0, 0] += 0.05
-    apart = gradient(moved, moved, old, np.ones(3), ones) - gradient(
-        old, old, old, np.ones(3), ones
-    )
+    # Without what the loss does where nothing is gained, its KL term.
+    gains = [
+        np.subtract(*(gradient(at, at, old, np.full(3, gain), ones) for gain in (1.0, 0.0)))
+        for at in (moved, old)
+    ]
+    apart = gains[0] - gains[1]
     return fields, bool(np.abs(apart[0, 1:]).max() > 1e-3 * np.abs(apart[0, 0]))
 
 
