@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 SIZES = {"one token": (5, 1, None), "two tokens": (3, 2, None), "with an end": (3, 2, 2)}
-STEPS = 6000
+STEPS = 9000
 LONG = 25_000
 """Controllers swing around what they keep."""
 CLOSE = 1e-3
@@ -116,22 +116,29 @@ def tried(fields: dict[str, Any], where: str, seed: int) -> tuple[str, str]:
     status = kt.Status(int(target.status))
     if status & kt.Status.NO_TARGET or np.isnan(probs).any():
         return "none", str(status)
+    controlled = recipe.kl_target is not None or recipe.entropy_target is not None
     run = fine_tune(
         policy,
         params,
         jnp.asarray(reward),
         recipe,
         beta=beta,
-        learning_rate=0.03,
-        num_steps=LONG if recipe.kl_target or recipe.entropy_target else STEPS,
+        learning_rate=0.003 if controlled else 0.01,
+        num_steps=LONG if controlled else STEPS,
         history_every=None,
         gradient_tol=1e-8,
         **given,
     )
-    apart = 0.5 * np.abs(np.exp(np.asarray(run.log_probs)) - probs).sum()
-    close = 2e-2 if status & kt.Status.SATURATED else CLOSE
+    found = np.exp(np.asarray(run.log_probs))
+    apart = 0.5 * np.abs(found - probs).sum()
     said = f"{apart:.1e} {status!s}"
-    return ("solved" if apart < close else "DIFFERS"), said
+    if apart < (2e-2 if status & kt.Status.SATURATED else CLOSE):
+        return "solved", said
+    best = found[probs > 1e-6].sum()
+    if status & kt.Status.SATURATED and best > 0.98:
+        # On the best outcomes, but shared out by the path: steps grow as deviations vanish.
+        return "saturated", said
+    return "DIFFERS", said
 
 
 def main() -> None:

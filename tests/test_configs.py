@@ -1,6 +1,7 @@
 """Configuration files of trainers as recipes: what acts, what does nothing, what is refused."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import random
@@ -316,6 +317,37 @@ def test_json_of_a_configuration(capsys, tmp_path):
     assert content["config"]["idle"][0]["name"] == "ref_model_sync_steps"
 
 
+@pytest.mark.parametrize(
+    ("text", "preset", "beta"),
+    [
+        (VERL, "verl-grpo", 0.01),
+        (VERL.replace("#!/bin/bash\n", ""), "verl-grpo", 0.01),
+        (TRL, "trl-grpo", 1e-3),
+        ('{"beta": 0.3, "use_bias_correction_kl": true}', "trl-grpo", 0.3),
+        ("from trl import GRPOConfig\nx: GRPOConfig = GRPOConfig(beta=0.2)\n", "trl-grpo", 0.2),
+        ("beta = 0.4\nuse_bias_correction_kl = false\n", "trl-grpo", 0.4),
+    ],
+)
+def test_a_configuration_from_standard_input(capsys, monkeypatch, text, preset, beta):
+    def given(text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    given(text)
+    code, out, _ = run(capsys, "recipe", "--config", "-", "--json", "-")
+    content = json.loads(out)
+    assert (code, content["name"], content["recipe"]["beta"]) == (0, preset, beta)
+    assert content["config"]["files"] == ["standard input"]
+    given("")
+    assert run(capsys, "recipe", "--config", "-") == (2, "", "kltarget: standard input is empty\n")
+
+
+def test_an_error_in_standard_input_names_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"beta: [1, 2\nlr: 3")))
+    code, out, err = run(capsys, "recipe", "--config", "-")
+    assert (code, out) == (2, "")
+    assert err.startswith("kltarget: standard input: line 2: did not find expected")
+
+
 def test_two_configurations_side_by_side(capsys, tmp_path):
     first = written(tmp_path, "a.yaml", TRL)
     second = written(tmp_path, "b.yaml", TRL.replace("batch", "none"))
@@ -474,6 +506,39 @@ unsloth_num_chunks: -1
 num_generations: 4
 loss_type: dapo
 """
+PRIME_RL = """
+max_steps = 100
+[orchestrator]
+batch_size = 512
+group_size = 16
+[orchestrator.train.sampling]
+temperature = 0.7
+[trainer.loss]
+kl_tau = 2e-3
+ipo_threshold = 0.1
+adv_tau = 2.0
+"""
+TINKER = """
+python -m tinker_cookbook.recipes.math_rl.train model_name="some/model" group_size=16 \\
+  groups_per_batch=64 learning_rate=1e-4 kl_penalty_coef=0.01 loss_fn=importance_sampling
+"""
+TRL_PPO = """
+accelerate launch examples/scripts/ppo/ppo.py --kl_coef 0.1 --num_ppo_epochs 1 --beta 0.3 \\
+  --kl_estimator k1 --cliprange 0.1 --total_episodes 10000 --missing_eos_penalty 1.0
+"""
+LLAMA_FACTORY = """
+model_name_or_path: some/model
+stage: ppo
+finetuning_type: lora
+ppo_target: 3.0
+ppo_epochs: 2
+pref_beta: 0.2
+top_p: 0.9
+"""
+ART = """
+{"kl_penalty_coef": 0.02, "kl_penalty_step_lag": 5, "scale_rewards": false, "epsilon": 0.1,
+ "kl_penalty_source": "sample", "importance_sampling_level": "token"}
+"""
 
 TRAINERS = [
     (
@@ -542,6 +607,26 @@ TRAINERS = [
         | {"epsilon": 1e-8, "reward_scale": 1.0},
         {},
     ),
+    (
+        *("rl.toml", PRIME_RL, "prime-rl"),
+        {"beta": 4e-3, "group_size": 16, "temperature": 0.7, "reward_scale": 2.0},
+        {"trainer.loss.ipo_threshold": "not read with …type = default"},
+    ),
+    ("tinker.sh", TINKER, "tinker-cookbook", {"beta": 0.01, "group_size": 16}, {}),
+    (
+        *("ppo.sh", TRL_PPO, "trl-ppo", {"beta": 0.1, "updates_per_batch": 1, "clip": 0.1}),
+        {"--beta": "not read by PPO: its coefficient is kl_coef"},
+    ),
+    (
+        *("ppo.yaml", LLAMA_FACTORY, "llamafactory-ppo"),
+        {"kl_target": 3.0, "updates_per_batch": 2},
+        {"pref_beta": "not read with stage = ppo"},
+    ),
+    (
+        *("art.json", ART, "openpipe-art"),
+        {"beta": 0.02, "reference": "lagged", "reference_every": 5, "normalize": "none"},
+        {"epsilon": "not read with ppo = false"},
+    ),
 ]
 
 
@@ -593,7 +678,7 @@ BAD = [
     ("broken.py", "GRPOConfig(", (), "line 1: broken Python: '(' was never closed"),
     ("deep.py", "x = " + "(" * 5000, (), "line 1: broken Python: too many nested parentheses"),
     ("unary.py", "x = " + "-" * 200_000 + "1", (), "nested too deep, or not Python"),
-    ("none.py", "print(1)", (), "no call of GRPOConfig or RLOOConfig is in it"),
+    ("none.py", "print(1)", (), "no call of GRPOConfig, RLOOConfig or PPOConfig is in it"),
     ("quote.sh", "trl grpo --beta '0.1\n", (), "line 1: a quote ' is not closed"),
     ("array.sh", "A=(--beta 1\ntrl grpo ${A[@]}\n", (), "line 1: the array is not closed: write )"),
     ("here.sh", "cat <<END\nx\n", (), "no line 'END' ends the text"),
@@ -645,7 +730,18 @@ BAD = [
         ("--trainer", "verl-rloo"),
         "adv_estimator = grpo is not verl-rloo: leave",
     ),
-    ("areal.yaml", AREAL.partition("ref:")[0], (), "without a ref: block actor.kl_ctl"),
+    (
+        *("grpo.yaml", f"{TRL}multi_objective_aggregation: normalize_then_sum\n"),
+        *(("reward_weights=[1,x]",), "reward_weights = ['1', 'x'] is not a number"),
+    ),
+    (
+        *("swift.sh", SWIFT.replace("rloo", "grpo"), ("scale_rewards=gdpo",)),
+        "scale_rewards = gdpo: combine='normalize-then-sum' normalises each of several rewards",
+    ),
+    ("trl.yaml", TRL, ("sync_ref_model=true", "ref_model_mixup_alpha=2"), "reference_share=2.0 is"),
+    ("ppo.yaml", LLAMA_FACTORY, ("stage=dpo",), "kltarget recipe llamafactory-dpo tells what"),
+    ("ppo.yaml", LLAMA_FACTORY, ("stage=kto",), "kltarget recipe llamafactory-kto tells what"),
+    ("ppo.yaml", LLAMA_FACTORY.replace("stage: ppo", ""), (), "which has no reward and no KL"),
 ]
 
 
@@ -661,6 +757,123 @@ def test_roll_normalises_as_it_is_told_unless_it_is_grpo():
     del config["norm_mean_type"]
     expected = recipe("roll", beta=0.1, normalize="none", baseline="none")
     assert from_config(config).recipe == expected
+
+
+def test_discounts_and_algorithms_of_tinker_and_prime_rl():
+    reading = from_config({"kl_penalty_coef": 0.1, "kl_discount_factor": 1, "group_size": 8})
+    expected = recipe("tinker-cookbook", beta=0.1, group_size=8)
+    changes = {"place": "reward", "estimator": "k1", "kl_centre": "batch-mean"}
+    # The group's mean is taken off the reward before the KL is charged.
+    changes |= {"normalize_when": "before", "charge": "onward"}
+    assert reading.recipe == dataclasses.replace(expected, **changes)
+    off = from_config({"kl_discount_factor": 0.5, "kl_penalty_coef": 0})
+    assert off.recipe == recipe("tinker-cookbook")
+    with pytest.raises(ValueError, match=r"is known for kl_discount_factor = 0\.5"):
+        from_config({"kl_penalty_coef": 0.1, "kl_discount_factor": 0.5})
+    maxrl = from_config({"orchestrator": {"algo": {"type": "max_rl"}, "group_size": 8}})
+    assert maxrl.recipe == recipe("prime-rl", group_size=8, normalize="group-mean")
+    for config, message in [
+        ({"orchestrator": {"algo": {"type": "opd"}}}, "the target is the teacher"),
+        ({"trainer": {"loss": {"type": "custom"}}}, "recipe --loss reads it"),
+        ({"orchestrator": {"group_size": 1}}, "compares each answer with none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            from_config(config)
+
+
+FURTHER_FIELDS = [
+    (
+        {"beta": 0.1, "sync_ref_model": True, "use_bias_correction_kl": True},
+        recipe("trl-grpo", beta=0.1),
+        {"reference": "averaged", "reference_every": 512, "reference_share": 0.6},
+    ),
+    (
+        {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 8, "temperature": 0.7}
+        | {"use_bias_correction_kl": True, "ref_model_mixup_alpha": 1.0},
+        recipe("trl-grpo", beta=0.1),
+        {"reference": "averaged", "reference_every": 8, "reference_share": 1.0, "temperature": 0.7},
+    ),
+    (
+        {"sync_ref_model": True, "ref_model_sync_steps": 8, "use_bias_correction_kl": True},
+        recipe("trl-grpo"),
+        {},
+    ),
+    (
+        {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 0.5},
+        recipe("trl-grpo"),
+        {"entropy_bonus": 0.01, "entropy_target": 0.5},
+    ),
+    (
+        {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1, 0.5, 2]}
+        | {"use_bias_correction_kl": True, "beta": 0.1},
+        recipe("trl-gdpo", beta=0.1),
+        {"reward_weights": (1.0, 0.5, 2.0)},
+    ),
+    (
+        {"rl": "grpo", "rl_beta": 0.1, "trl": {"sync_ref_model": True, "num_generations": 8}},
+        recipe("axolotl-grpo", beta=0.1, group_size=8),
+        {"reference": "averaged", "reference_every": 64, "reference_share": 0.9},
+    ),
+    (
+        KL_REWARD | {"algorithm.kl_ctrl": {"type": "adaptive"}, "actor_rollout_ref.rollout.n": 5},
+        recipe("verl-kl-in-reward", group_size=5),
+        {"kl_target": 0.1, "kl_target_per": "token"},
+    ),
+    (
+        {"algorithm.use_kl_loss": False, "algorithm.kl_type": "adaptive"}
+        | {"algorithm.kl_target": 0.02, "worker.rollout.n": 5},
+        recipe("easyr1-kl-in-reward", group_size=5),
+        {"kl_target": 0.02, "kl_target_per": "token"},
+    ),
+    (
+        {"adv_estimator": "grpo", "use_kl_loss": True, "kl_loss_coef": 0.01}
+        | {"whiten_advantages": True, "advantage_clip": 2.0, "add_token_level_kl": False},
+        recipe("roll", beta=0.01),
+        {"renormalize": "batch-std", "advantage_clip": 2.0},
+    ),
+    (
+        {"adv_estimator": "grpo", "add_token_level_kl": True, "init_kl_coef": 0.1}
+        | {"target_kl": 0.05, "advantage_clip": 2.0, "use_kl_loss": False},
+        recipe("roll-kl-in-reward", beta=0.1),
+        {"kl_target": 0.05, "kl_target_per": "token"},
+    ),
+    (
+        {"algorithm": {"adv_type": "grpo", "normalize_advantages": True, "kl_beta": 0.1}}
+        | {"actor.training_backend": "megatron"},
+        recipe("rlinf", beta=0.1),
+        {"renormalize": "batch-std"},
+    ),
+    (
+        {"trainer.algorithm": {"advantage_estimator": "maxrl", "kl_loss_coef": 0.1}},
+        recipe("skyrl", beta=0.1),
+        {"normalize": "group-mean"},
+    ),
+    (
+        {"actor.kl_ctl": 0.2, "actor.reward_norm": {"mean_level": None, "std_level": None}},
+        recipe("areal", beta=0.2),
+        {"reference": "none"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "start", "fields"), FURTHER_FIELDS)
+def test_references_controllers_and_second_normalisations(config, start, fields):
+    assert from_config(config).recipe == dataclasses.replace(start, **fields)
+
+
+def test_areal_without_a_reference_says_so(tmp_path):
+    reading = from_config(written(tmp_path, "areal.yaml", AREAL.partition("ref:")[0]))
+    assert reading.recipe == recipe("areal-grpo", beta=0.02, reference="none")
+    assert any("an entropy bonus, and no reference" in note for note in reading.notes)
+    default = from_config(written(tmp_path, "b.yaml", "actor: {reward_norm: {mean_level: group}}"))
+    assert (default.recipe.reference, default.recipe.beta) == ("none", 0.1)
+
+
+def test_ppo_of_trl_in_python(tmp_path):
+    script = "from trl.experimental.ppo import PPOConfig\nx = PPOConfig(kl_coef=0.2, lam=0.9)\n"
+    reading = from_config(written(tmp_path, "ppo.py", script))
+    assert reading.recipe == recipe("trl-ppo", beta=0.2)
+    assert keys(reading.acting)["lam"] == "no field of the recipe"
 
 
 def test_a_script_that_calls_another(tmp_path):
@@ -830,8 +1043,8 @@ def test_every_table_of_keys_says_what_it_should(file):
 def test_every_preset_of_a_trainer_that_is_read_is_reached():
     tables = [tomllib.loads(file.read_text(encoding="utf-8")) for file in KEYS]
     reached = {x.get("preset") for table in tables for x in table["variant"]}
-    unread = {"deepseek-r1", "deepseekmath", "dr-grpo", "easydel", "prime-rl", "tinker-cookbook"}
+    unread = {"deepseek-r1", "deepseekmath", "dr-grpo", "easydel"}
     # No configuration says which release it is for.
     unread |= {"rlinf-fsdp"}
-    unread |= {"torchforge", "torchtune-grpo", "trinity-rft", "trl-ppo"}
+    unread |= {"torchforge", "torchtune-grpo", "trinity-rft"}
     assert {entry.name for entry in recipes.presets()} - reached == unread

@@ -24,7 +24,7 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget import implied, mixtures, targets, tasks, training
+from kltarget import implied, mixtures, policies, targets, tasks, training
 from kltarget.divergences import Scaled, TermDivergence
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
@@ -483,6 +483,10 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "TabularPolicy": policy_contract(TABULAR, lambda size: kt.TabularPolicy(size, 2)),
     "GRUPolicy": policy_contract(kt.GRUPolicy(2, 2, width=3), lambda size: kt.GRUPolicy(size, 2)),
+    "Tempered": policy_contract(
+        policies.Tempered(kt.TabularPolicy(2, 2), 0.7),
+        lambda size: policies.Tempered(kt.TabularPolicy(size, 2), 0.7),
+    ),
     "TransformerPolicy": policy_contract(
         kt.TransformerPolicy(2, 2, width=4, num_layers=1, num_heads=2),
         lambda size: kt.TransformerPolicy(size, 2),

@@ -207,6 +207,40 @@ def test_losses_of_torch():
     assert divergence_of_loss(loss).recipe == Recipe(**TOKENS, estimator="k3", beta=0.04, clip=0.2)
 
 
+def in_single_precision(logp, ref, old, advantages, mask):
+    logp, ref, old, advantages, mask = (
+        jnp.asarray(x, jnp.float32) for x in (logp, ref, old, advantages, mask)
+    )
+    return averaged(-jnp.exp(logp - old) * advantages[:, None] + 0.04 * k3(logp, ref), mask)
+
+
+def test_a_loss_that_casts_to_single_precision():
+    # 1 − e^(−ℓ) is 1 but for rounding from ℓ = 14 on, where it does not fall either.
+    found = divergence_of_loss(in_single_precision)
+    assert found.recipe == Recipe(**TOKENS, estimator="k3", beta=0.04)
+    assert found.remarks == ()
+
+
+@pytest.mark.broad
+def test_absolute_value_of_torch_and_whose_error_is_told():
+    torch = pytest.importorskip("torch")
+
+    def loss(logp, ref, old, advantages, mask):
+        gain = torch.exp(logp - old) * advantages[:, None]
+        return -((gain - 0.05 * (logp - ref).abs()) * mask).sum() / mask.sum()
+
+    # Its derivative at 0 is 0, where that of JAX is 1.
+    assert divergence_of_loss(loss).recipe == Recipe(**TOKENS, estimator="absolute", beta=0.05)
+    with pytest.raises(TypeError, match="by logp: RuntimeError: no such setting"):
+        divergence_of_loss(lambda p, q, o, a, m: refuse(torch.exp(p)))
+    with pytest.raises(TypeError, match="by logp: RuntimeError: no such setting"):
+        divergence_of_loss(lambda p, q, o, a, m: refuse(jnp.exp(p)))
+
+
+def refuse(_):
+    raise RuntimeError("no such setting")
+
+
 MODULE = """
 import jax.numpy as jnp
 

@@ -55,7 +55,7 @@ def test_the_wanted_trainers_are_there(monkeypatch):
         *("trinity-rft", "rlinf", "openrlhf-rloo", "verl-rloo", "unsloth-grpo", "axolotl-grpo"),
         *("axolotl-grpo-async", "areal-grpo", "miles", "easyr1", "easyr1-kl-in-reward"),
         *("oat-grpo", "rlinf-fsdp", "rlinf-reinpp", "roll-kl-in-reward", "ms-swift-reinforce++"),
-        *("torchtune-grpo", "torchforge"),
+        *("torchtune-grpo", "torchforge", "trl-gdpo", "llamafactory-ppo", "openpipe-art"),
     }
     table = recipes.table().splitlines()
     assert len(table) == 1 + len(recipes.presets())
@@ -88,6 +88,15 @@ FACTS = [
     ("trl-rloo==0.21", {"beta": 0.05, "group_size": 2, "updates_per_batch": 4}),
     ("trl-rloo==0.22", {"beta": 0.05, "group_size": 2, "updates_per_batch": 1}),
     ("trl-ppo==1.12", {"beta": 0.05, "place": "reward", "estimator": "k1", "level": "token"}),
+    ("trl-ppo", {"temperature": 0.7, "reference": "fixed", "normalize": "batch-std"}),
+    ("trl-gdpo", {"combine": "normalize-then-sum", "renormalize": "batch-std", "beta": 0.0}),
+    ("trl-gdpo==1.10", {"estimator": "weighted-k3", "normalize": "group-std", "epsilon": 1e-4}),
+    ("llamafactory-ppo", {"kl_target": 6.0, "kl_target_per": "sequence", "beta": 0.2}),
+    ("llamafactory-ppo", {"place": "reward", "estimator": "k1", "updates_per_batch": 4}),
+    ("openpipe-art", {"estimator": "k2", "place": "loss", "renormalize": "mean-abs", "ddof": 0}),
+    ("openpipe-art", {"normalize": "group-std", "epsilon": 1e-6, "zero_std": "drop"}),
+    ("tunix==0.1.7", {"temperature": 0.9}),
+    ("tunix==0.1.6", {"temperature": 1.0}),
     ("verl", {"place": "none", "beta": 0.0}),
     ("verl-grpo", {"place": "loss", "estimator": "k3", "level": "token", "beta": 0.001}),
     ("verl-grpo", {"normalize": "group-std", "epsilon": 1e-6, "ddof": 1}),
@@ -180,6 +189,9 @@ READINGS = [
     ("trl-grpo==1.10", {"beta": 0.001}, "reverse", "token-local exponential tilt"),
     ("trl-rloo", {}, "reverse", "exponential tilt"),
     ("trl-ppo", {}, "reverse", "exponential tilt"),
+    ("llamafactory-ppo", {}, "reverse", "exponential tilt"),
+    ("trl-gdpo", {"beta": 0.1}, "reverse", "token-local exponential tilt"),
+    ("openpipe-art", {"beta": 0.1}, "reverse", "token-local exponential tilt"),
     ("verl", {}, "none", "none"),
     ("verl-grpo", {}, "forward", "token-local hyperbolic"),
     ("verl-grpo", {"level": "sequence"}, "forward", "hyperbolic"),
@@ -769,10 +781,10 @@ def test_comparison_in_words(before, after, summary):
     [
         ("tunix==0.1.6", "nemo-rl==0.6", 0.04, "log_ratio_clip, kl_clip, length, eos"),
         ("skyrl", "verl-grpo", 0.04, "what differs: group_size, length, kl_length"),
-        ("openrlhf", "trl-ppo", 0.05, "reward_clip, kl_clip"),
+        ("openrlhf", "trl-ppo", 0.05, "reward_clip, kl_clip, temperature"),
         # The KL is normalised with the reward, whatever by.
         ("verl-kl-in-reward", "trl-rloo", 0.05, None),
-        ("trl-ppo", "trl-rloo", 0.05, None),
+        ("trl-ppo", "trl-rloo", 0.05, "temperature"),
     ],
 )
 def test_the_same_target_is_one_of_the_same_fields(before, after, beta, differ):

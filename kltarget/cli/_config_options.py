@@ -12,6 +12,7 @@ from kltarget import recipes
 from kltarget._core.checks import ArgumentError
 from kltarget.cli._arguments import options_of
 from kltarget.cli._output import InputError, input_errors
+from kltarget.cli._standard_input import with_configuration
 from kltarget.recipes import ConfigReading, Preset, Recipe
 
 _KINDS = (".yaml", ".yml", ".json", ".toml", ".sh", ".py", ".bash", ".slurm", ".sbatch")
@@ -37,7 +38,7 @@ def add_config(command: Any) -> None:
     options_of(command)(
         f"--config {_FILES}",
         "a trainer's configuration (YAML, JSON, TOML, a shell script with its command line, or a "
-        "Python script with a GRPOConfig), "
+        "Python script with a GRPOConfig; - for standard input), "
         "a later file on top of an earlier one, then key=value on top of all",
         nargs="+",
         default=(),
@@ -57,18 +58,20 @@ def side_of_config(entries: list[str], trainer: str | None, beta: float | None) 
     files = [x for x in entries if x not in overrides]
     if not files:
         raise InputError("--config has no file, only key=value: give the trainer's configuration")
-    with input_errors():
+    with with_configuration(files) as paths, input_errors():
         try:
-            config = recipes.from_config(files, trainer=trainer, overrides=overrides)
+            config = recipes.from_config(paths, trainer=trainer, overrides=overrides)
         except ArgumentError as error:
             raise InputError(error.with_option("--trainer")) from None
+    names = tuple("standard input" if file == "-" else file for file in files)
+    config = dataclasses.replace(config, files=names)
     used = config.recipe if beta is None else dataclasses.replace(config.recipe, beta=beta)
     return Side(config.preset, used, config)
 
 
 def side_of(name: str, beta: float | None) -> Side:
     """The recipe of a preset's name, or of a configuration file."""
-    if pathlib.Path(name).is_file() or name.lower().endswith(_KINDS):
+    if name == "-" or pathlib.Path(name).is_file() or name.lower().endswith(_KINDS):
         return side_of_config([name], None, beta)
     with input_errors():
         return Side(recipes.preset(name), recipes.recipe(name, beta=beta))

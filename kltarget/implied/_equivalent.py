@@ -68,6 +68,8 @@ def equivalent_beta(
         raise TypeError(f"other must be a Recipe or a Divergence, got {other!r}")
     if match not in ("reward", "kl"):
         raise ValueError(f"match must be 'reward' or 'kl', got {match!r}")
+    if recipe.reward_weights is not None:
+        raise ValueError("equivalent_beta takes one reward, the recipe has several: add them up")
     wanted = implied_target(recipe, reward, log_ref, space=space, beta=beta)
     dtype, batch = wanted.log_probs.dtype, wanted.log_probs.shape[:-1]
     with double_precision():

@@ -112,7 +112,8 @@ def divergence_of_loss(loss: Loss) -> LossReading:
         elif of_sequences:
             what["ratio_level"] = "sequence"
         return LossReading(Recipe(**what, **fields, **clips), None, tuple(remarks))
-    term, primitive = from_slopes(_slopes(gradient), _name(loss))
+    slopes, single = _slopes(gradient)
+    term, primitive = from_slopes(slopes, _name(loss), single=single)
     kl_length = _length(gradient, 1.0)
     if kl_length != fields["length"]:
         fields["kl_length"] = kl_length
@@ -201,7 +202,9 @@ def _gradient_of(loss: Loss) -> _Gradient:
                     "derivative by logp must be below 0"
                 )
             return gradient
-    why = refused[-1 if "torch" in sys.modules else 0]
+    # What a library says of another's arrays is not what is wrong.
+    own = [x for x in refused if "Tracer" not in x and "torch.Tensor" not in x]
+    why = (own or refused)[0]
     raise TypeError(
         f"loss {_name(loss)} must be loss(logp, ref_logp, old_logp, advantages, mask), a number "
         f"that torch or JAX can differentiate by logp: {why}"
@@ -257,14 +260,22 @@ def _level(gradient: _Gradient) -> tuple[str | None, float]:
     return ("sequence" if np.abs(moved[0, 1:]).max() > _TINY * size else "token"), constant
 
 
-def _slopes(gradient: _Gradient) -> np.ndarray:
-    """``β c`` at the log ratios of a grid, one sequence of one token each."""
+def _slopes(gradient: _Gradient) -> tuple[np.ndarray, bool]:
+    """``β c`` at the log ratios of a grid, one sequence of one token each.
+
+    And whether the loss computes in single precision, as many do whatever they are given.
+    """
     ratios = log_ratios()[:, None]
     logp, ones = np.full_like(ratios, -1.0), np.ones_like(ratios)
     weight = -gradient(logp, logp, logp, np.ones(len(ratios)), ones)
     pull = gradient(logp, logp - ratios, logp, np.zeros(len(ratios)), ones)
     weight += gradient(logp, logp, logp, np.zeros(len(ratios)), ones)
-    return (pull / weight)[:, 0]
+    slopes = (pull / weight)[:, 0]
+    # What a library says of |x| at 0 is 0 or the derivative on one side: let it be that above.
+    below, at, above = np.searchsorted(ratios[:, 0], 0.0) + np.array([-1, 0, 1])
+    if slopes[above] - slopes[below] > 10 * (slopes[above + 1] - slopes[above]):
+        slopes[at] = slopes[above]
+    return slopes, bool((pull == pull.astype(np.float32)).all())
 
 
 def _clips(gradient: _Gradient) -> tuple[dict[str, Any], bool]:

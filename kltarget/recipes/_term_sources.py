@@ -36,6 +36,8 @@ class Source:
     value: Callable[[Array], Array]
     slope: Callable[[Array], Array]
     exact: bool = True
+    single: bool = False
+    """Whether it was computed in single precision."""
     far: tuple[float, ...] = (100.0, 200.0, 300.0)
     """Log ratios at which limits are read off."""
 

@@ -202,12 +202,17 @@ def log_ratios() -> np.ndarray:
     return FINE[np.abs(FINE) <= 20]
 
 
-def from_slopes(heights: np.ndarray, name: str) -> tuple[TermReading, Callable[[Array], Array]]:
-    """The reading of a term whose derivative is known at :func:`log_ratios`, and the term."""
+def from_slopes(
+    heights: np.ndarray, name: str, *, single: bool = False
+) -> tuple[TermReading, Callable[[Array], Array]]:
+    """The reading of a term whose derivative is known at :func:`log_ratios`, and the term.
+
+    ``single`` says that it is known in single precision only.
+    """
     slope = spline(log_ratios(), heights)
     term = spline(log_ratios(), primitive(log_ratios(), heights))
     term.__name__ = name
-    source = Source(term, slope, exact=False, far=(16.0, 18.0, 19.9))
+    source = Source(term, slope, exact=False, single=single, far=(16.0, 18.0, 19.9))
     with double_precision(), jax.ensure_compile_time_eval():
         return _read_slope(slope, source, name), term
 
@@ -236,6 +241,9 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
     height = height - zero
     if jumps_at_zero:
         height[_CENTRE] = 0.0
+    known = _known(height, np.ones_like(height, bool), jumps_at_zero, source.single)
+    if known is not None:
+        return TermReading(known, known.title, known)
     step, size = np.diff(height), np.abs(height)
     falls = step < -1e-9 * np.maximum(np.maximum(size[:-1], size[1:]), 1e-3)
     held = _held(at, lambda x: float(derivative(slope)(jnp.asarray(x))), falls)
@@ -257,9 +265,7 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
     if min(-held[0], held[1]) < 2 * _STEP:
         return TermReading(None, "its pull falls at equality", None, held, **pieces)
     inside = low & high
-    known = _known(height, inside, jumps_at_zero)
-    if known is not None and held == _EVERYWHERE:
-        return TermReading(known, known.title, known)
+    known = _known(height, inside, jumps_at_zero, source.single)
     if any(inside[i] and inside[i + 1] for i in jumps):
         return TermReading(None, "its pull jumps", None, held, **pieces)
     limits = [x - zero for x in (_limit(at, sign, source.far) for sign in (-1.0, 1.0))]
@@ -321,33 +327,36 @@ def _continued(
     return continued, reached
 
 
-def _known(height: np.ndarray, inside: np.ndarray, jumps: bool) -> Divergence | None:
+def _known(height: np.ndarray, inside: np.ndarray, jumps: bool, single: bool) -> Divergence | None:
     """The family and factor of a slope, measured from that at equality, where it is held."""
 
     def equal(other: np.ndarray) -> bool:
-        off = np.abs(height - other) <= _CLOSE * (1e-3 + np.abs(other))
+        # Rounding in single precision is that of numbers of the size that slopes have at 1.
+        least = abs(float(other[_CENTRE + 64])) if single else 1e-3
+        off = np.abs(height - other) <= _CLOSE * (least + np.abs(other))
         return bool(off[inside].all())
 
     if jumps:
         level = float(height[_CENTRE + 1])
-        return _times(TotalVariation(), 2 * level) if equal(level * np.sign(_GRID)) else None
+        same = equal(level * np.sign(_GRID))
+        return _times(TotalVariation(), 2 * level, single) if same else None
     # By heights: of what is interpolated the second derivative is known to few digits.
     apart = 32
     up, down = float(height[_CENTRE + apart]), float(-height[_CENTRE - apart])
     if not (up > 0 and down > 0 and inside[_CENTRE - apart] and inside[_CENTRE + apart]):
         return None
     # A power's pull grows by the same factor everywhere.
-    alpha = 1 + round(math.log(up / down) / (apart * _STEP), 6)
+    alpha = 1 + round(math.log(up / down) / (apart * _STEP), 5 if single else 6)
     for family in (*_FAMILIES, Alpha(alpha)):
         unit = _slope_of(family)
         scaled = (up + down) / float(unit[_CENTRE + apart] - unit[_CENTRE - apart])
         if abs(alpha) < 50 and equal(scaled * unit):
-            return _times(family, scaled)
+            return _times(family, scaled, single)
     return None
 
 
-def _times(divergence: Divergence, factor: float) -> Divergence:
-    rounded = float(f"{factor:.9g}")
+def _times(divergence: Divergence, factor: float, single: bool) -> Divergence:
+    rounded = float(f"{factor:.{6 if single else 9}g}")
     return divergence if abs(rounded - 1) < _CLOSE else Scaled(divergence, rounded)
 
 

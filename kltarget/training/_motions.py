@@ -12,7 +12,7 @@ from jax import lax
 from kltarget.recipes import Recipe
 from kltarget.training._engine import Motion, Program
 
-_RATE = 0.05
+_RATE = 0.01
 _MOST = 0.2
 _ENTROPY_RATE = 0.01
 

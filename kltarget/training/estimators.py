@@ -311,15 +311,17 @@ def _log_weight(recipe: Recipe, log_ratio: Array, lengths: Array | None) -> Arra
     """By what an estimate is weighed: its own ratio or, of all tokens, their geometric mean."""
     if recipe.ratio_level == "token" or recipe.level == "sequence":
         return log_ratio
-    count = log_ratio.shape[-1] if lengths is None else lengths[..., None]
+    count = log_ratio.shape[-1] if lengths is None else lengths[..., None].astype(log_ratio.dtype)
     return jnp.broadcast_to(log_ratio.sum(-1, keepdims=True) / count, log_ratio.shape)
 
 
 def _less_their_mean(charged: Array, share: Array, lengths: Array) -> Array:
     """Charges of tokens less the mean charge of a token of the batch."""
-    inside = jnp.arange(charged.shape[-1]) < lengths[..., None]
+    positions = jnp.broadcast_to(jnp.arange(charged.shape[-1], dtype=charged.dtype), charged.shape)
+    inside = positions < lengths[..., None].astype(charged.dtype)
     share = share[..., None]
-    mean = (share * charged).sum() / (share * inside).sum()
+    counted = jnp.where(inside, share, jnp.zeros_like(share))
+    mean = (share * charged).sum() / counted.sum()
     return jnp.where(inside, charged - lax.stop_gradient(mean), charged)
 
 

@@ -32,7 +32,7 @@ from kltarget.recipes.configs._key_tables import (
 
 _MAY_BE_NONE = ("log_ratio_clip", "kl_clip", "reward_clip", "clip", "clip_high", "group_size")
 _CLIPS = ("clip", "clip_high")
-_WHOLE = ("ddof", "group_size", "updates_per_batch")
+_WHOLE = ("ddof", "group_size", "updates_per_batch", "reference_every")
 _ALIKE, _LONGER = 0.84, 3
 
 
@@ -305,6 +305,8 @@ class _Translation:
             changes = _without_none(entry)
         elif rule.fields:
             changes = self._several(rule, setting)
+        elif rule.field == "reward_weights" and setting.text != "none":
+            changes = {rule.field: self._weights(setting)}
         elif rule.clearing and setting.text == "none":
             changes = dict.fromkeys([rule.field or ""])
         elif rule.field in _CLIPS and setting.number == 0:
@@ -332,6 +334,11 @@ class _Translation:
             field: self._number(field, setting, value, rule.factor)
             for field, value in zip(rule.fields, numbers, strict=True)
         }
+
+    def _weights(self, setting: Setting) -> tuple[float, ...]:
+        values = setting.value if isinstance(setting.value, (list, tuple)) else [setting.value]
+        numbers = (Setting(setting.shown, x).number for x in values)
+        return tuple(self._number("reward_weights", setting, x, 1.0) for x in numbers)
 
     def _number(self, field: str, setting: Setting, found: float | None, factor: float) -> Any:
         if found is None or (field in _WHOLE and found != int(found)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-_CLASSES = ("GRPOConfig", "RLOOConfig")
+_CLASSES = ("GRPOConfig", "RLOOConfig", "PPOConfig")
 
 
 def config_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def config_call(text: str) -> tuple[str, dict[str, Any]]:
             modules = [getattr(node, "module", None), *(x.name for x in node.names)]
             unsloth |= any(str(module).split(".")[0] == "unsloth" for module in modules)
     if not calls:
-        raise ValueError(f"no call of {' or '.join(_CLASSES)} is in it")
+        raise ValueError(f"no call of {', '.join(_CLASSES[:-1])} or {_CLASSES[-1]} is in it")
     call = max(calls, key=lambda call: len(call.keywords))
     arguments: dict[str, Any] = {}
     for keyword in call.keywords:
