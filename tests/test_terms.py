@@ -214,6 +214,28 @@ def test_flat_pieces_are_said():
     assert dead.flat[0] == pytest.approx((-0.5, 0.5), abs=0.02)
 
 
+@pytest.mark.parametrize("kink", [1.0, 1.2, 0.7])
+def test_bends_of_what_is_not_written_with_jax(kink):
+    def bent(x):
+        return np.where(np.abs(x) < kink, x**2 / 2, kink * np.abs(x) - kink**2 / 2)
+
+    reading = read_term(bent)
+    np.testing.assert_allclose(reading.flat, [(-INF, -kink), (kink, INF)], atol=0.005)
+    assert reading.divergence is not None
+    x = np.linspace(-3, 3, 301)
+    got = np.asarray(reading.divergence.f_prime(np.exp(x).astype(DTYPE)), float)
+    away = np.abs(np.abs(x) - kink) > 0.01
+    np.testing.assert_allclose(got[away], np.clip(x, -kink, kink)[away], atol=64 * EPS + 1e-9)
+    np.testing.assert_allclose(got, np.clip(x, -kink, kink), atol=4e-3)
+    ref, reward = np.array([0.4, 0.2, 0.2, 0.15, 0.05]), np.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    low = -float(kink)
+    for beta in (0.3 / kink, 1.2):
+        want = by_bisection(lambda x: np.clip(x, -kink, kink), low, -low, ref, reward, beta)
+        objective = (np.asarray(y, DTYPE) for y in (reward, np.log(ref), beta))
+        target = kt.solve(kt.Objective(*objective, reading.divergence))
+        np.testing.assert_allclose(target.probs, want, atol=64 * EPS + 1e-9)
+
+
 NONE = {
     "constant": (lambda x: x, "loss", "the same at every log ratio"),
     "k2 in the reward": (lambda x: x**2 / 2, "reward", "falls at equality"),

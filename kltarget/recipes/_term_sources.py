@@ -183,10 +183,21 @@ def primitive(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _kinks_of(y: np.ndarray) -> np.ndarray:
     """Indices between which points lie on a smooth curve, the two ends among them."""
     bend = np.abs(np.diff(y, 2))
-    usual = np.minimum(np.roll(bend, 3), np.roll(bend, -3))
+    usual = np.maximum(np.roll(bend, 3), np.roll(bend, -3))
     usual[:3], usual[-3:] = bend[:3], bend[-3:]
     sharp = np.flatnonzero(bend > 20 * usual + 1e-9 * np.abs(np.diff(y)).max()) + 1
-    return np.unique(np.concatenate([[0], sharp, [y.size - 1]]))
+    return np.unique(np.concatenate([[0], sharp, *_bends_of(y), [y.size - 1]]))
+
+
+def _bends_of(y: np.ndarray) -> list[np.ndarray]:
+    """Indices around points at which the second derivative jumps, as that of Huber's loss does."""
+    change = np.abs(np.diff(y, 3))
+    usual = np.maximum(np.roll(change, 3), np.roll(change, -3))
+    usual[:3], usual[-3:] = change[:3], change[-3:]
+    jumps = np.flatnonzero(change > 20 * usual + 1e-12 * (np.abs(y[1:-2]) + 1e-3))
+    groups = np.split(jumps, np.flatnonzero(np.diff(jumps) > 1) + 1)
+    # Of a jump at a point two differences show it, of one in between three.
+    return [np.array([group[0] + 2, group[-1] + 1]) for group in groups if 1 < group.size < 5]
 
 
 def _line(ends: np.ndarray) -> np.ndarray:

@@ -235,7 +235,7 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
     if not np.ptp(height) > 1e-9 * max(1.0, float(np.abs(height).max())):
         return TermReading(None, "its pull is the same at every log ratio, and holds nothing")
     # A pull that jumps at equality has no one value there.
-    jumps = _jumps(np.diff(height), rate)
+    jumps = _jumps(np.diff(height), rate, source.exact)
     jumps_at_zero = bool(np.isin([_CENTRE - 1, _CENTRE], jumps).any())
     zero = float(height[[_CENTRE - 1, _CENTRE + 1]].mean() if jumps_at_zero else height[_CENTRE])
     height = height - zero
@@ -256,7 +256,10 @@ def _read_slope(slope: Callable[[Array], Array], source: Source, name: str) -> T
         return np.asarray(derivative(slope)(jnp.asarray(x)))
 
     pieces = {
-        "flat": tuple(_to_the_ends(rates, x) for x in _pieces(still & low & high, held)),
+        "flat": tuple(
+            _to_the_ends(rates, x, 0.0 if source.exact else 1e-7)
+            for x in _pieces(still & low & high, held)
+        ),
         "falling": _pieces(np.append(falls, False) | ~low | ~high, held),
     }
     if min(-held[0], held[1]) < 2 * _STEP:
@@ -376,10 +379,15 @@ def _limit(at: Callable[[float], float], sign: float, far: tuple[float, ...]) ->
     return known[-1]
 
 
-def _jumps(step: np.ndarray, rate: np.ndarray) -> np.ndarray:
+def _jumps(step: np.ndarray, rate: np.ndarray, exact: bool) -> np.ndarray:
     """The steps of a grid that rise by far more than the derivative on either side accounts for."""
     steep = np.maximum(np.abs(rate[:-1]), np.abs(rate[1:])) * _STEP
-    return np.flatnonzero(step > 4 * steep + 1e-3 * np.abs(step).max())
+    least = np.full(step.size, 1e-3 * np.abs(step).max())
+    if not exact:
+        # Where a slope bends between points of its table, it takes a small part of a usual step.
+        usual = [np.roll(np.abs(step), k) for k in (-3, -2, 2, 3)]
+        least = np.maximum(least, 0.3 * np.max(usual, axis=0))
+    return np.flatnonzero(step > 4 * steep + least)
 
 
 def _kinks(rate: np.ndarray, rates: Callable[[np.ndarray], np.ndarray]) -> tuple[float, ...]:
@@ -387,7 +395,7 @@ def _kinks(rate: np.ndarray, rates: Callable[[np.ndarray], np.ndarray]) -> tuple
     change = np.abs(np.diff(rate))
     size = np.maximum(np.abs(rate[:-1]), np.abs(rate[1:]))
     usual = np.maximum(np.insert(change[:-1], 0, 0), np.append(change[1:], 0))
-    at = np.flatnonzero((change > 0.05 * size) & (change > 5 * usual))
+    at = np.flatnonzero((change > np.maximum(0.05 * size, 1e-9)) & (change > 5 * usual))
     return tuple(
         _last(
             lambda x, i=i: np.abs(rates(x) - rate[i]) < np.abs(rates(x) - rate[i + 1]),
@@ -399,11 +407,11 @@ def _kinks(rate: np.ndarray, rates: Callable[[np.ndarray], np.ndarray]) -> tuple
 
 
 def _to_the_ends(
-    rates: Callable[[np.ndarray], np.ndarray], piece: tuple[float, float]
+    rates: Callable[[np.ndarray], np.ndarray], piece: tuple[float, float], rounding: float
 ) -> tuple[float, float]:
     """A flat piece of the grid up to where it ends between points of it."""
     middle = float(np.clip(0.0, piece[0] + 2 * _STEP, piece[1] - 2 * _STEP))
-    least = float(np.abs(rates(np.array([middle]))).max())
+    least = max(float(np.abs(rates(np.array([middle]))).max()), rounding)
 
     def end(edge: float, sign: float) -> float:
         inner, outer = edge - sign * _STEP, edge + 2 * sign * _STEP

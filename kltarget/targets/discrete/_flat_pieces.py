@@ -61,7 +61,7 @@ def several(divergence: Divergence, log_ratio: Array, slope: Array, usable: Arra
     """
     eps = float(jnp.finfo(slope.dtype).eps)
     held = jnp.where(usable & jnp.isfinite(slope), jnp.abs(slope), 0.0)
-    rounding = 64 * eps * jnp.maximum(jnp.max(held, axis=-1, keepdims=True), 1)
+    rounding = max(64 * eps, _ROUNDED) * jnp.maximum(jnp.max(held, axis=-1, keepdims=True), 1)
     rises = jnp.zeros_like(usable)
     falls = jnp.zeros_like(usable)
     for low, high in divergence._flats:
@@ -81,5 +81,7 @@ def on_flat_piece(divergence: Divergence, log_ratio: Array) -> Array:
     return found
 
 
+_ROUNDED = 1e-10
+"""How accurate slopes are at best that come from a table."""
 _INSIDE = 0.01
 """How far from its end a piece is certainly flat; no piece is shorter than twice that."""
