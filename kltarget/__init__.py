@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Tsallis,
         kl,
     )
+    from kltarget.forecasts import forecast
     from kltarget.implied import implied_target
     from kltarget.modes import (
         collapse_beta,
@@ -107,6 +108,7 @@ _ROOMS = {
         "kl",
     ),
     "evidence": (),
+    "forecasts": ("forecast",),
     "implied": ("implied_target",),
     "mixtures": (),
     "modes": (
@@ -170,6 +172,7 @@ __all__ = [
     "explore",
     "fine_tune",
     "flip_beta",
+    "forecast",
     "implied_target",
     "kl",
     "log_odds",

@@ -30,7 +30,7 @@ FLOORS = (
     ("implied",),
     ("sweeps", "verification", "rollouts"),
     ("evidence",),
-    ("diagnosis", "studies"),
+    ("diagnosis", "forecasts", "studies"),
     ("mixtures", "plot"),
     ("pages",),
     ("cli",),

@@ -1089,7 +1089,7 @@ def test_the_effective_coefficient_of_normalised_rewards():
                 Recipe("reward", "k1", zero_std="drop"), SUCCESS, binary(0.3), beta=1
             ),
             ValueError,
-            "no fixed point is known for dropped groups with a KL in the reward",
+            "no fixed point is known for dropped groups with a KL that is normalised",
         ),
         (
             lambda: saturation_beta(Recipe("loss", "k2"), SUCCESS, binary(0.3)),

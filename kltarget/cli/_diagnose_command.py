@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import difflib
 import functools
 import pathlib
 import sys
@@ -14,12 +12,9 @@ from typing import Any
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
-from kltarget.cli._config_options import add_config, say_what_is_not_given, side_of_config
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
-from kltarget.recipes import Recipe, recipe
+from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
-_WHOLE = ("ddof", "group_size", "reference_every", "teacher_top_k", "updates_per_batch")
 _coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
 _seconds = functools.partial(finite, what="a number of seconds above 0")
 
@@ -44,14 +39,7 @@ def add_to(commands: Any) -> None:
         metavar="PATH",
         help="files or folders of rollouts, - for standard input",
     )
-    add("--trainer NAME", "preset, such as trl-grpo==1.9.2 (see kltarget recipe)")
-    add_config(diagnose)
-    add(
-        "--recipe place=…,…",
-        "what the trainer does, or where it differs from the preset: "
-        "place=loss,estimator=k3,baseline=mean,normalize=group-std",
-        _recipe_fields,
-    )
+    add_recipe(diagnose)
     add("--beta β", "the trainer's coefficient, 0 or more", _coefficient)
     add(
         "--answer RULE",
@@ -77,7 +65,7 @@ def add_to(commands: Any) -> None:
     add(
         "--columns a=b,…",
         "files of your own: completion=response,reward=score; reward=a,reward=b adds both",
-        _columns,
+        columns_of,
     )
     add(
         "--reward-weights a=w,…",
@@ -96,74 +84,6 @@ def add_to(commands: Any) -> None:
     diagnose.set_defaults(run=run_diagnose)
 
 
-def _recipe_fields(text: str) -> dict[str, Any]:
-    """Fields of a recipe, ``place=loss,estimator=k3``."""
-    fields: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, value = (x.strip() for x in part.partition("="))
-        if not equals or name not in _FIELDS:
-            close = difflib.get_close_matches(name, set(_FIELDS) - {name}, n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is none of the fields {', '.join(_FIELDS)}, as name=value{meant}"
-            )
-        default = _FIELDS[name].default
-        if value in ("none", "None") and default is None:
-            fields[name] = None
-        elif name in _WHOLE:
-            fields[name] = whole(value) if value != "0" else 0
-        elif name == "reward_weights":
-            fields[name] = tuple(real(x) for x in value.split(":"))
-        elif isinstance(default, str) or name == "kl_length":
-            fields[name] = value
-        else:
-            fields[name] = real(value)
-    try:
-        Recipe(**fields)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return fields
-
-
-def _recipe(arguments: argparse.Namespace) -> tuple[Recipe, float | None, str | None]:
-    """What the trainer does, by name, by fields or both; its β if it was given, and its name."""
-    fields, name = dict(arguments.recipe or {}), arguments.trainer
-    if name is None and not fields and not arguments.config:
-        raise InputError(
-            "say what the trainer does: --trainer trl-grpo==1.9.2, --config or --recipe"
-        )
-    beta = fields.pop("beta", None) if arguments.beta is None else arguments.beta
-    changed = ", ".join(f"{field}={value}" for field, value in fields.items())
-    if arguments.config:
-        side = side_of_config(arguments.config, name, beta)
-        say_what_is_not_given(side)
-        name = f"{side.preset.name} of {side.title}"
-        used = dataclasses.replace(side.recipe, **fields)
-        return used, beta, f"{name} with {changed}" if changed else name
-    if name is None:
-        return Recipe(**fields), beta, None
-    used = recipe(name, beta=beta, **fields)
-    return used, beta, f"{name} with {changed}" if changed else name
-
-
-def _columns(text: str) -> dict[str, str | list[str]]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            what = f"{name + equals + value!r} is not of the form name=column"
-            raise argparse.ArgumentTypeError(what)
-    columns: dict[str, str | list[str]] = {}
-    for name, _, value in pairs:
-        role, column = name.strip(), value.strip()
-        before = columns.get(role, [])
-        # Rewards named one after the other are added up.
-        several = [*([before] if isinstance(before, str) else before), column]
-        columns[role] = several if len(several) > 1 else column
-        if len(several) > 1 and role != "reward":
-            raise argparse.ArgumentTypeError(f"{role!r} is given twice; only rewards are added up")
-    return columns
-
-
 def _entries(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name.strip() and equals for name, equals, _ in pairs):
@@ -175,7 +95,7 @@ def _weights(text: str) -> dict[str, float] | list[float]:
     parts = [part.strip() for part in text.split(",")]
     if not any("=" in part for part in parts):
         return [real(part) for part in parts]
-    named = _columns(text)
+    named = columns_of(text)
     if any(not isinstance(value, str) for value in named.values()):
         raise argparse.ArgumentTypeError("a reward has two weights")
     return {name: real(str(value)) for name, value in named.items()}
@@ -226,7 +146,7 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     options = chosen(arguments, "reference", "threshold", "max_prompts")
     with input_errors():
         try:
-            used, beta, name = _recipe(arguments)
+            used, beta, name = recipe_of_options(arguments, arguments.beta)
             reading |= {"full_text": False, "progress": sys.stderr.isatty()}
             frame = read_rollouts(arguments.paths, **reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)

@@ -19,6 +19,7 @@ from kltarget._core.words import wrapped
 from kltarget.cli import (
     _diagnose_command,
     _explore_command,
+    _forecast_command,
     _prefer_command,
     _recipe_command,
     _solve_command,
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         _explore_command,
         _verify_command,
         _recipe_command,
+        _forecast_command,
         _diagnose_command,
     ):
         command.add_to(commands)

@@ -49,6 +49,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
     reference_sums,
 )
+from kltarget.evidence._success_rates import SuccessRates, success_rates
 from kltarget.evidence._trees import TokenTree
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Log",
     "LoggedAdvantages",
     "Prompt",
+    "SuccessRates",
     "TokenTree",
     "answer_entropy",
     "are_summed",
@@ -86,6 +88,7 @@ __all__ = [
     "reference_sums",
     "rewards_vary",
     "share_interval",
+    "success_rates",
     "unseen_share",
     "wilson_interval",
 ]

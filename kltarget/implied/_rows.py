@@ -75,7 +75,7 @@ class Rows:
                 problem,
                 recipe=other,
                 beta=float(one) * self.kl_weight,
-                rule=_rule(other, problem.together) if one > 0 else "reverse",
+                rule=rule_of(other, problem.together) if one > 0 else "reverse",
                 regularised=other.divergence is not None and one > 0,
             )
             for problem, one in zip(self.problems, coefficients, strict=True)
@@ -253,7 +253,8 @@ def _teacher(rows: Rows, log_teacher: np.ndarray) -> Teacher:
     return Teacher(told, none, recipe.teacher_direction, recipe.teacher_top_k)
 
 
-def _rule(recipe: Recipe, together: float) -> Rule:
+def rule_of(recipe: Recipe, together: float = 0.0) -> Rule:
+    """Which f′ the gradient of a recipe's regulariser is that of."""
     if together:
         # k3 + k3′ spread over L tokens: ((L − 1) (1 − 1/u) + log u)/L.
         return "forward"

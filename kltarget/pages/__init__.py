@@ -1,4 +1,4 @@
-"""Pages: a diagnosis as HTML, and the live explorer.
+"""Pages: a diagnosis and a forecast as HTML, and the live explorer.
 
 The explorer has sliders for β and its like, and redraws the exact target at every move.
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from kltarget.pages._diagnosis_page import diagnosis
 from kltarget.pages._explore import explore
 from kltarget.pages._explorer_page import page
+from kltarget.pages._forecast_html import forecast
 
 if TYPE_CHECKING:
     from kltarget.pages._widget import Explorer, Scene
 
-__all__ = ["Explorer", "Scene", "diagnosis", "explore", "page"]
+__all__ = ["Explorer", "Scene", "diagnosis", "explore", "forecast", "page"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ set to a dark background, figures are dark as well:
 from kltarget.plot._beta_path import beta_path, ratio
 from kltarget.plot._density_figure import density
 from kltarget.plot._diagnosis_figures import answers, diagnosis
+from kltarget.plot._forecast_figure import forecast
 from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
@@ -38,6 +39,7 @@ __all__ = [
     "density",
     "diagnosis",
     "distances",
+    "forecast",
     "forgetting",
     "frontier",
     "phase",

@@ -193,7 +193,7 @@ def explanations() -> tuple[Explanation, ...]:
     Example:
         >>> from kltarget import recipes
         >>> [entry.name for entry in recipes.explanations()]
-        ['llamafactory-ppo', 'llamafactory-dpo', ..., 'trl-gkd', 'trl-distillation']
+        ['llamafactory-dpo', 'llamafactory-kto', ..., 'trl-gkd', 'trl-distillation']
     """
     return tuple(x for file, text in _files().items() for x in explanations_from_toml(text, file))
 

@@ -1,0 +1,83 @@
+"""The figure of a forecast: what each β asks for, and what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kltarget.plot import _style as look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kltarget.forecasts import Forecast
+
+
+def forecast(data: Forecast, **style: Any) -> Figure:
+    """Draws what a forecast says: success and pass@k over β, and success over KL.
+
+    Args:
+        data: what :func:`kltarget.forecasts.forecast` returned.
+        **style: properties of the lines.
+
+    Returns:
+        A figure of two panels. Bands are 95 % intervals, dotted lines the base model; on the right
+        the best of n samples stands beside the targets.
+
+    Example:
+        >>> import pandas as pd
+        >>> from kltarget import plot
+        >>> from kltarget.forecasts import forecast
+        >>> from kltarget.recipes import Recipe
+        >>> counts = pd.DataFrame({"prompt": ["a", "b", "c"], "correct": [0, 3, 8], "samples": 8})
+        >>> len(plot.forecast(forecast(counts, Recipe())).axes)
+        2
+    """
+    with look.in_style():
+        figure = look.new_figure(figsize=(9.0, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _over_beta(left, data, style)
+        _over_kl(right, data, style)
+    return figure
+
+
+def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
+    look.dress(ax)
+    lines = [("success", data.curves["success"], data.start["success"])]
+    passes = zip(data.k, data.pass_at_k, data.start_pass_at_k, strict=True)
+    several = [(f"pass@{k}", at, start) for k, at, start in passes if k > 1]
+    lines += several if len(several) < 3 else [several[len(several) // 2 - 1], several[-1]]
+    for i, (name, curve, start) in enumerate(lines):
+        low, middle, high = np.array(curve).T
+        color = look.color(i)
+        ax.plot(data.beta, middle, **{"color": color, "label": name, **style})
+        ax.fill_between(data.beta, low, high, color=color, alpha=0.2, linewidth=0)
+        ax.axhline(start[1], color=color, linestyle=":", linewidth=1)
+    chosen = data.recommended.beta
+    if np.isfinite(chosen):
+        ax.axvline(chosen, color=look.GREY, linestyle=look.DASHED, linewidth=1)
+        ax.annotate(
+            "recommended",
+            (chosen, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 4),
+            textcoords="offset points",
+            color=look.GREY,
+            bbox={"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 1, "alpha": 0.8},
+        )
+    ax.set(xscale="log", xlabel="β", ylabel="mean over the prompts", ylim=(None, 1.02))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
+
+
+def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
+    look.dress(ax)
+    kl, success = np.array(data.curves["kl"])[:, 1], np.array(data.curves["success"])
+    color = look.color(0)
+    ax.plot(kl, success[:, 1], **{"color": color, "label": "targets", **style})
+    ax.fill_between(kl, success[:, 0], success[:, 2], color=color, alpha=0.2, linewidth=0)
+    best = np.array(data.curves["best_of_n_success"])[:, 1]
+    ax.plot(kl, best, color=look.color(3), linestyle=look.DASHED, label="best of n")
+    ax.set(xlabel="KL(π‖π_ref), nats a prompt", ylabel="success", ylim=(None, 1.02))
+    ax.legend(loc="lower right")

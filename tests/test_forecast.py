@@ -1,0 +1,338 @@
+"""Forecasts: what samples of a base model say of the targets of a recipe."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import betaln, expit, log_expit, logit
+from scipy.stats import binom
+
+import kltarget as kt
+from kltarget import cli, pages, plot
+from kltarget.evidence import success_rates
+from kltarget.forecasts import Forecast, forecast
+from kltarget.forecasts._success import NODES, target_log_odds
+from kltarget.implied import implied_target
+from kltarget.recipes import Recipe
+
+REVERSE, FORWARD = Recipe(), Recipe("loss", "k3")
+GROUPS = Recipe("loss", "k3", "token", "mean", normalize="group-std", epsilon=1e-4, group_size=8)
+RECIPES = {
+    "reverse": REVERSE,
+    "forward": FORWARD,
+    "swapped k3": Recipe("loss", "swapped-k3"),
+    "groups": GROUPS,
+    "large groups": Recipe("loss", "k2", baseline="mean", normalize="group-std", epsilon=1e-3),
+    "mean as divisor": Recipe("loss", "k2", baseline="mean", normalize="group-mean"),
+    "dropped groups": Recipe("loss", "k3", baseline="mean", zero_std="drop", group_size=4),
+    "cut": Recipe("loss", "k3", baseline="leave-one-out", advantage_clip=0.3, group_size=4),
+    "charged": Recipe("reward", "k1", baseline="mean", normalize="group-std", group_size=4),
+}
+
+
+def table(correct, samples):
+    prompts = [f"prompt {i}" for i in range(len(correct))]
+    return pd.DataFrame({"prompt": prompts, "correct": correct, "samples": samples})
+
+
+def simulated(n, prompts, seed, never=0.2):
+    rng = np.random.default_rng(seed)
+    p = np.where(rng.uniform(size=prompts) < never, 0.0, rng.beta(0.4, 1.2, prompts))
+    return p, table(rng.binomial(n, p), np.full(prompts, n))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_targets_of_right_and_wrong_are_those_of_implied_target(name):
+    betas = np.array([0.02, 0.1, 0.3, 1.0, 3.0])
+    table_of = target_log_odds(RECIPES[name], np.array([0.0, 1.0]), betas)
+    for row, beta in zip(table_of, betas, strict=True):
+        for log_odds in (-9.0, -3.0, -1.0, 0.5, 2.0):
+            log_ref = np.log([expit(log_odds), expit(-log_odds)])
+            with jax.enable_x64(True):
+                target = implied_target(RECIPES[name], np.array([1.0, 0.0]), log_ref, beta=beta)
+            found = expit(np.interp(log_odds, NODES, row))
+            assert abs(found - float(target.probs[0])) < 5e-6, (beta, log_odds)
+
+
+def test_rewards_of_other_sizes():
+    # Rewards of −1 and 2 at 3β are those of 0 and 1 at β.
+    three = target_log_odds(FORWARD, np.array([-1.0, 2.0]), np.array([0.9]))
+    one = target_log_odds(FORWARD, np.array([0.0, 1.0]), np.array([0.3]))
+    np.testing.assert_allclose(three, one, atol=1e-9)
+
+
+def test_the_posterior_is_that_of_the_grid_by_hand():
+    # Two prompts, all of it summed up: shapes, the share of impossible ones, and p itself.
+    correct, samples = np.array([0, 3]), np.array([4, 4])
+    shapes, shares = np.geomspace(0.03, 20, 28), np.arange(20) * 0.05
+    log_odds = np.linspace(-200, 200, 20_001)
+    total = zero = 0.0
+    for a in shapes:
+        for b in shapes:
+            # Of the log-odds, where small shapes have no poles.
+            density = np.exp(a * log_expit(log_odds) + b * log_expit(-log_odds) - betaln(a, b))
+            chances = (binom.pmf(c, 4, expit(log_odds)) for c in correct)
+            first, second = ((density * x).sum() * 0.02 for x in chances)
+            prior = (a + b) ** -2.5 * a * b
+            for w in shares:
+                weight = prior * (w + (1 - w) * first) * (1 - w) * second
+                total, zero = total + weight, zero + prior * w * (1 - w) * second
+    rates = success_rates(correct, samples, num_draws=4000, rng=np.random.default_rng(0))
+    drawn = rates.log_odds(np.arange(2), np.random.default_rng(1))
+    assert not np.isneginf(drawn[:, 1]).any()
+    never = np.isneginf(drawn[:, 0]).mean()
+    assert abs(never - zero / total) < 5 * math.sqrt(0.25 / 4000)
+
+
+def test_many_samples_leave_nothing_open():
+    p = np.array([0.02, 0.3, 0.7, 0.95])
+    found = forecast(table((p * 10**6).astype(int), 10**6), REVERSE, beta=[0.2, 1.0], k=[1, 8])
+    for at, beta in enumerate((0.2, 1.0)):
+        target = expit(logit(p) + 1 / beta)
+        np.testing.assert_allclose(found.curves["success"][at], target.mean(), atol=2e-3)
+        np.testing.assert_allclose(
+            found.pass_at_k[1][at], (1 - (1 - target) ** 8).mean(), atol=2e-3
+        )
+        kl = target * np.log(target / p) + (1 - target) * np.log((1 - target) / (1 - p))
+        np.testing.assert_allclose(found.curves["kl"][at], kl.mean(), rtol=5e-3)
+        # Each prompt has the best of n for itself; here n is that of the mean KL.
+        n = np.array(found.curves["best_of_n"])[at, 1]
+        won = 1 - (1 - p) ** n
+        spent = won * np.log(won / p) + (1 - won) * n * np.log1p(-p) - (1 - won) * np.log1p(-p)
+        np.testing.assert_allclose(spent.mean(), kl.mean(), rtol=2e-2)
+        assert won.mean() < target.mean()
+    np.testing.assert_allclose(found.start["success"], p.mean(), atol=1e-3)
+    np.testing.assert_allclose(
+        found.dataset["prompt_success"][:, 1, 1], expit(logit(p) + 1), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["reverse", "groups"])
+def test_what_no_target_does(name):
+    _, counts = simulated(8, 60, 0)
+    found = forecast(counts, RECIPES[name], rollouts_per_prompt=32)
+    data = found.dataset
+    middle = data.sel(quantile=0.5)
+    # Nobody's success falls, nor does pass@k; a larger β asks for less.
+    assert (data["prompt_success"] >= data["prompt_start"] - 1e-9).all()
+    assert (middle["pass_at_k"] >= middle["start_pass_at_k"] - 1e-9).all()
+    for curve in ("success", "kl"):
+        assert (np.diff(middle[curve]) <= 1e-9).all()
+    # What is never met is not learned, and what never was right may not be solved.
+    assert (data["met"] <= data["success"] + 1e-12).all()
+    assert (data["success_without_unsolved"] <= data["success"] + 1e-12).all()
+    assert (data["success"].sel(quantile=0.025) <= middle["success"]).all()
+
+
+@pytest.mark.broad
+def test_intervals_hold_the_truth():
+    betas, k = np.array([1.0, 0.25, 0.1]), (1, 16, 256)
+    recipes = {"reverse": REVERSE, "forward": FORWARD}
+    held, number = dict.fromkeys(("success", "kl", "pass"), 0), 0
+    for seed in range(12):
+        p, counts = simulated(8 if seed % 2 else 32, 200, seed)
+        for recipe in recipes.values():
+            found = forecast(counts, recipe, beta=betas, k=k, key=jax.random.key(seed))
+            log_odds = target_log_odds(recipe, np.array([0.0, 1.0]), betas[::-1])
+            with np.errstate(divide="ignore"):
+                at = np.array([np.interp(logit(p), NODES, row) for row in log_odds])
+                target = np.where(p > 0, expit(at), 0.0)
+                kl = target * np.log(np.where(p > 0, target / np.maximum(p, 1e-300), 1))
+                kl = kl + (1 - target) * np.log((1 - target) / (1 - p))
+            truth = {
+                "success": target.mean(1),
+                "kl": kl.mean(1),
+                "pass": (1 - (1 - target) ** 256).mean(1),
+            }
+            said = {**found.curves, "pass": found.pass_at_k[2]}
+            for name, values in truth.items():
+                low, _, high = np.array(said[name]).T
+                held[name] += int(((low <= values) & (values <= high)).sum())
+            number += len(betas)
+    # 95 %, and twelve data sets that share their prompts: no fewer than 85 % of 72.
+    assert min(held.values()) >= 0.85 * number, (held, number)
+
+
+def test_a_beta_is_chosen():
+    p = np.array([0.1, 0.4, 0.6])
+    found = forecast(table((p * 10**6).astype(int), 10**6), REVERSE)
+    choice = found.choose(expected_reward=0.8)
+    assert abs(expit(logit(p) + 1 / choice.beta).mean() - 0.8) < 2e-3
+    assert choice.low <= choice.beta <= choice.high
+    assert choice.reached == 1
+    target = expit(logit(p) + 1 / (beta := found.choose(kl=0.3).beta))
+    kl = target * np.log(target / p) + (1 - target) * np.log((1 - target) / (1 - p))
+    assert abs(kl.mean() - 0.3) < 5e-3
+    assert beta > found.recommended.beta
+    assert math.isnan(found.choose(kl=50.0).beta)
+    smallest = found.curves["success"][0][1]
+    at = expit(logit(p) + 1 / found.recommended.beta).mean()
+    assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
+
+
+def rollouts(rewards, prompts=4, steps=1, **columns):
+    rows = [
+        {"prompt": f"p{i}", "completion": f"c{j}", "reward": r, "step": step, "group_id": i}
+        for step in range(steps)
+        for i in range(prompts)
+        for j, r in enumerate(rewards)
+    ]
+    frame = pd.DataFrame(rows).assign(logp=None, ref_logp=None, answer=lambda x: x["completion"])
+    return frame.assign(**columns)
+
+
+def test_a_log_is_counted():
+    found = forecast(rollouts([1.0, 0.0, 0.0, 1.0, 0.0]), REVERSE, beta=1.0)
+    assert (found.correct, found.samples) == ([2] * 4, [5] * 4)
+    # Of a run the first step alone is the base model.
+    run = rollouts([1.0, 0.0, 0.0, 1.0], steps=3)
+    found = forecast(run, REVERSE, beta=1.0)
+    assert found.samples == [4] * 4
+    assert any("the first of 3 logged steps" in note for note in found.notes)
+    other = forecast(rollouts([-1.0, 3.0, 3.0]), REVERSE, beta=1.0)
+    assert other.rewards == [-1.0, 3.0]
+    low, middle, high = other.dataset["expected_reward"].values[0]
+    assert -1 < low < middle < high < 3
+    graded = forecast(rollouts([0.1, 0.7, 0.4, 0.9, 0.3]), REVERSE, beta=1.0, threshold=0.5)
+    assert graded.correct == [2] * 4
+    assert any("rewards have 5 values" in note for note in graded.notes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (table([0] * 9, 4), "100 % of the prompts have no right sample"),
+        (table([4] * 9, 4), "0 % of the prompts have no right sample"),
+        (table([1, 0, 1, 0], 1), "4 prompts, 1 samples each"),
+        (table([1, 0, 30], [1, 4, 64]), "3 prompts, 1 to 64 samples each"),
+        (table([3], 8), "1 prompt, 8 samples each"),
+    ],
+)
+def test_samples_that_say_little(counts, said):
+    found = forecast(counts, REVERSE, beta=[0.1, 1.0])
+    assert said in " ".join(str(found).split())
+    for curve in found.curves.values():
+        low, middle, high = np.array(curve).T
+        assert ((low <= middle) & (middle <= high) | np.isnan(middle)).all()
+    if max(counts["correct"]) == 0:
+        # Next to nothing is known: the interval says so.
+        assert found.curves["success"][0][2] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: forecast(table([1], 4), 3.0), TypeError, "recipe must be a kltarget.recipes.Rec"),
+        (lambda: forecast(table([1], 4), REVERSE, k=[0]), ValueError, "k must be integers of 1"),
+        (lambda: forecast(table([1], 4), REVERSE, k=[1.5]), ValueError, "k must be integers of 1"),
+        (lambda: forecast(table([1], 4), REVERSE, beta=0.0), ValueError, "beta must be numbers"),
+        (lambda: forecast(table([1], 4), REVERSE, num_draws=3), ValueError, "num_draws must be 20"),
+        (
+            lambda: forecast(table([1], 4), REVERSE, rollouts_per_prompt=0),
+            ValueError,
+            "rollouts_per_prompt must be 1 or more",
+        ),
+        (lambda: forecast(table([5], 4), REVERSE), ValueError, "correct"),
+        (
+            lambda: forecast(rollouts([1.0] * 5, reward=np.linspace(0, 1, 20)), REVERSE),
+            ValueError,
+            "threshold is needed",
+        ),
+        (lambda: forecast(table([1], 4), REVERSE).choose(), ValueError, "choose by one of"),
+        (lambda: forecast(table([1], 4), REVERSE).choose(kl=0), ValueError, "kl must be above 0"),
+        (
+            lambda: forecast(table([1], 4), REVERSE).choose(expected_reward=2.0),
+            ValueError,
+            "expected_reward must be between 0 and 1",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        (Recipe("none"), "which holds no policy"),
+        (Recipe("loss", "k1"), "which holds no policy"),
+        (Recipe(entropy_bonus=0.1), "an entropy bonus"),
+        (Recipe(teacher=0.1), "a teacher"),
+        (Recipe("loss", "k2", normalize="batch-std"), "one standard deviation over all prompts"),
+        (Recipe(reference="none"), "reference='none'"),
+    ],
+)
+def test_recipes_without_a_forecast_are_refused_by_name(recipe, what):
+    with pytest.raises(ValueError, match=f"no forecast is known for .*{what}"):
+        forecast(table([1, 2], 4), recipe)
+
+
+def test_what_moves_is_said():
+    recipe = Recipe(temperature=0.7, reference="copied", reference_every=100)
+    found = forecast(table([1, 2], 4), recipe)
+    assert any("the recipe's temperature, 0.7" in x for x in found.notes)
+    assert any("the reference moves" in x for x in found.notes)
+    assert any("acts on every token" in x for x in forecast(table([1], 4), GROUPS).notes)
+
+
+def test_a_forecast_is_kept(tmp_path):
+    _, counts = simulated(8, 40, 1)
+    found = forecast(counts, GROUPS, rollouts_per_prompt=16)
+    found.save(tmp_path / "forecast.json")
+    again = Forecast.load(tmp_path / "forecast.json")
+    assert str(again) == str(found)
+    assert again.choose(kl=0.2) == found.choose(kl=0.2)
+    frame = found.to_dataframe()
+    assert len(frame) == len(found.beta)
+    assert {"success", "success_low", "pass@16_high", "met"} <= set(frame.columns)
+    assert kt.forecast is forecast
+    assert forecast(counts, GROUPS, rollouts_per_prompt=16).to_json() == found.to_json()
+
+
+def test_the_figure_and_the_page():
+    _, counts = simulated(8, 40, 1)
+    found = forecast(counts, FORWARD)
+    left, right = plot.forecast(found).axes
+    assert [x.get_label() for x in left.get_lines() if x.get_label()[0] != "_"] == [
+        "success",
+        "pass@16",
+        "pass@256",
+    ]
+    assert right.get_xlabel().startswith("KL")
+    page = pages.forecast(found)
+    assert page.startswith("<!DOCTYPE html>")
+    assert "data:image/png;base64," in page
+    assert "No KL target lowers any prompt" in page.replace("&#x27;", "'")
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command(capsys, tmp_path):
+    counts = tmp_path / "counts.csv"
+    _, frame = simulated(8, 40, 1)
+    frame.rename(columns={"correct": "base_correct"}).to_csv(counts, index=False)
+    outputs = {"--json": "f.json", "--html": "f.html", "--plot": "f.png"}
+    options = [x for name, file in outputs.items() for x in (name, tmp_path / file)]
+    code, out, err = run(
+        *(capsys, "forecast", counts, "--trainer", "trl-grpo==1.9.2", "--rollouts", "64"),
+        *("--columns", "correct=base_correct", "--kl-budget", "0.3", *options),
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("kltarget forecast · 40 prompts, 8 samples each")
+    assert "has a mean KL of 0.3 nats a prompt" in out
+    assert json.loads((tmp_path / "f.json").read_text())["recipe_name"] == "trl-grpo==1.9.2"
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run(
+        *(capsys, "forecast", counts, "--recipe", "place=loss,estimator=k1"),
+        *("--columns", "correct=base_correct"),
+    )
+    assert code == 2
+    assert "no forecast is known for k1 in place='loss'" in err
