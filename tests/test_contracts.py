@@ -608,6 +608,7 @@ NOT_OF_ARRAYS = {
     "existence_beta": "a formula of quadratics",
     "explore": "a widget",
     "find_modes": "a search for all local maxima",
+    "forecast": "draws of a posterior, of counts",
     "fit_mixture": "a search from many starts",
     "from_config": "files",
     "from_sklearn": "another library's object",

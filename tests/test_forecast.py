@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import kltarget as kt
 from kltarget import cli, pages, plot
 from kltarget.evidence import success_rates
 from kltarget.forecasts import Forecast, forecast
-from kltarget.forecasts._success import NODES, target_log_odds
+from kltarget.forecasts.success import NODES, target_log_odds
 from kltarget.implied import implied_target
 from kltarget.recipes import Recipe
 
@@ -127,33 +128,45 @@ def test_what_no_target_does(name):
     assert (data["success"].sel(quantile=0.025) <= middle["success"]).all()
 
 
-@pytest.mark.broad
+def truth_of(recipe, p, betas):
+    """Means over prompts of success, KL and pass@256 at the targets, ``[B]`` each."""
+    log_odds = target_log_odds(recipe, np.array([0.0, 1.0]), betas)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = np.array([np.interp(logit(p), NODES, row) for row in log_odds])
+        target = np.where(p > 0, expit(at), 0.0)
+        missed = np.where(p > 0, expit(-at), 1.0)
+        up = np.where(target > 0, target * (np.log(target) - np.log(p)), 0.0)
+        down = np.where(missed > 0, missed * (np.log(missed) - np.log1p(-p)), 0.0)
+    return target.mean(1), (up + down).mean(1), -np.expm1(256 * np.log1p(-target)).mean(1)
+
+
+def shares_held(number, recipes):
+    """How often the intervals of each recipe hold the truth, ``[recipes, 3, B]``."""
+    betas = np.array([0.1, 0.25, 1.0])
+    held = np.zeros((len(recipes), 3, betas.size))
+    for seed in range(number):
+        rng = np.random.default_rng(10_000 + seed)
+        n, prompts = rng.choice([4, 8, 16, 64]), rng.choice([30, 100, 300, 1000])
+        p, counts = simulated(int(n), int(prompts), seed)
+        for row, recipe in enumerate(recipes):
+            found = forecast(counts, recipe, beta=betas, k=[256], key=jax.random.key(seed))
+            said = [found.curves["success"], found.curves["kl"], found.pass_at_k[0]]
+            for what, (interval, value) in enumerate(
+                zip(said, truth_of(recipe, p, betas), strict=True)
+            ):
+                low, _, high = np.array(interval).T
+                held[row, what] += (low - 1e-9 <= value) & (value <= high + 1e-9)
+    return held / number
+
+
+@pytest.mark.slow
 def test_intervals_hold_the_truth():
-    betas, k = np.array([1.0, 0.25, 0.1]), (1, 16, 256)
-    recipes = {"reverse": REVERSE, "forward": FORWARD}
-    held, number = dict.fromkeys(("success", "kl", "pass"), 0), 0
-    for seed in range(12):
-        p, counts = simulated(8 if seed % 2 else 32, 200, seed)
-        for recipe in recipes.values():
-            found = forecast(counts, recipe, beta=betas, k=k, key=jax.random.key(seed))
-            log_odds = target_log_odds(recipe, np.array([0.0, 1.0]), betas[::-1])
-            with np.errstate(divide="ignore"):
-                at = np.array([np.interp(logit(p), NODES, row) for row in log_odds])
-                target = np.where(p > 0, expit(at), 0.0)
-                kl = target * np.log(np.where(p > 0, target / np.maximum(p, 1e-300), 1))
-                kl = kl + (1 - target) * np.log((1 - target) / (1 - p))
-            truth = {
-                "success": target.mean(1),
-                "kl": kl.mean(1),
-                "pass": (1 - (1 - target) ** 256).mean(1),
-            }
-            said = {**found.curves, "pass": found.pass_at_k[2]}
-            for name, values in truth.items():
-                low, _, high = np.array(said[name]).T
-                held[name] += int(((low <= values) & (values <= high)).sum())
-            number += len(betas)
-    # 95 %, and twelve data sets that share their prompts: no fewer than 85 % of 72.
-    assert min(held.values()) >= 0.85 * number, (held, number)
+    """In 92 % of two hundred data sets, which take minutes: as many as are asked for."""
+    number = int(os.environ.get("KLTARGET_DATA_SETS", "24"))
+    held = shares_held(number, [REVERSE, FORWARD, GROUPS])
+    # Of 27 numbers that each hold with a chance of 0.92, one falls below this in a thousand runs.
+    least = 0.92 if number >= 200 else binom.ppf(1e-3 / 27, number, 0.92) / number
+    assert held.min() >= least, held
 
 
 def test_a_beta_is_chosen():

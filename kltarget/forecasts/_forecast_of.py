@@ -13,8 +13,8 @@ from scipy.special import expit, log_expit
 
 from kltarget.evidence import success_rates
 from kltarget.forecasts._forecast import QUANTILES, Forecast
-from kltarget.forecasts._samples import Counts, counts_of, describe, shaped
-from kltarget.forecasts._success import NODES, require_forecast, target_log_odds
+from kltarget.forecasts._sample_counts import Counts, counts_of, describe, shaped
+from kltarget.forecasts.success import NODES, require_forecast, target_log_odds
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
@@ -34,7 +34,7 @@ def forecast(
     rollouts_per_prompt: int | None = None,
     threshold: float | None = None,
     columns: Mapping[str, str] | None = None,
-    num_draws: int = 400,
+    num_draws: int = 1000,
     key: Any = None,
     name: str | None = None,
 ) -> Forecast:

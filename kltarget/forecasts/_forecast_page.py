@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from kltarget._core.page import Bullets, Figure, Heading, Item, Page, Paragraph, Table
 from kltarget._core.words import compact, counted
 
-if TYPE_CHECKING:
-    from kltarget.forecasts._forecast import Forecast
+Forecast = Any
+"""What has a page is made with this module, and not known to it."""
 
 _MOST_ROWS = 9
 

@@ -7,6 +7,8 @@ For each s one p meets that; where several s belong to one p, the first on the w
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from scipy.special import expit, log_expit
 
@@ -52,6 +54,14 @@ def target_log_odds(recipe: Recipe, rewards: np.ndarray, beta: np.ndarray) -> np
         rewards: of a wrong and a right answer as the recipe uses them, ``[2]``.
         beta: coefficients above 0, ``[B]``.
     """
+    return _tabulated(recipe, tuple(rewards.tolist()), tuple(beta.tolist()))
+
+
+@functools.lru_cache(maxsize=16)
+def _tabulated(
+    recipe: Recipe, wrong_and_right: tuple[float, ...], betas: tuple[float, ...]
+) -> np.ndarray:
+    rewards, beta = np.array(wrong_and_right), np.array(betas)
     rule = rule_of(recipe)
     lead, kept = lead_of_right(recipe, rewards, _FINE)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
