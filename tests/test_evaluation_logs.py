@@ -5,6 +5,7 @@ Files are written here, in the layouts that the sources of their writers have.
 
 import json
 import pathlib
+import re
 import struct
 import zipfile
 from typing import Any
@@ -532,6 +533,37 @@ def test_noveltybench(tmp_path):
     rows[0] |= {"partition": [0], "generation_scores": [8], "generations": ["x", "y"]}
     with pytest.raises(RolloutError, match=r"line 1: (metric|answer)"):
         read_rollouts(lines(tmp_path / "scores.jsonl", rows))
+
+
+def test_samples_of_two_models_are_no_law_of_one(tmp_path):
+    other = sample(1, 1, "I")
+    other["output"]["model"] = "m2"
+    inspected(tmp_path / "a.eval", [sample(1, 1, "C")])
+    inspected(tmp_path / "b.eval", [other])
+    match = "samples of several models, “m” in a.eval and “m2” in b.eval: read one by one"
+    with pytest.raises(RolloutError, match=re.escape(match)):
+        read_rollouts(tmp_path)
+    inspected(tmp_path / "b.eval", [sample(1, 1, "I")])
+    rollouts = read_rollouts(tmp_path)
+    assert rollouts["reward"].tolist() == [1, 0]
+    assert rollouts["prompt_id"].tolist() == [0, 0]
+
+
+def test_folders_and_tasks_that_are_read_together(tmp_path):
+    """The harness has a folder per model, but a sample of its logs does not name it."""
+    rows = [harness_row(0, ["a"], exact_match=1.0)]
+    for place in ("m1/samples_gsm8k_t1", "m1/samples_gsm8k_t2"):
+        lines(tmp_path / f"{place}.jsonl", rows)
+    rollouts = read_rollouts(tmp_path)
+    assert len(rollouts) == 2
+    assert not noted(rollouts, "folders")
+    lines(tmp_path / "m2" / "samples_mmlu_t.jsonl", [harness_row(0, ["b"], acc=0.0)])
+    assert noted(
+        read_rollouts(tmp_path),
+        "samples in 2 folders are read as those of one model",
+        "reward from the metric 'exact_match'",
+        "reward from the metric 'acc'",
+    )
 
 
 def test_files_of_ones_own_stay_ones_own(tmp_path):

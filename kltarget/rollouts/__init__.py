@@ -43,7 +43,8 @@ reward is a metric: the first in the file that is a number, or the one that
 false, "I", "N" and "no" 0, and "P" is 0.5. A completion that no metric judges is left out and
 counted in the notes, and so are rows without a completion and those with one number for several
 completions, which does not say which of them are right. Where the harness judges a response by
-several filters, the first is read (``only={"filter": "flexible-extract"}`` reads another).
+several filters, the first is read (``only={"filter": "flexible-extract"}`` reads another). Files
+that name several models are an error.
 
 SkyRL dumps its training batches as pickles, which can run any code when they are opened and are
 never opened here. Convert your own in the environment that wrote them, with a script like this

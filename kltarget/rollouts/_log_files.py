@@ -41,6 +41,8 @@ class Reading:
         unused: how many rows were left out for each reason, and the first of them.
         variants: columns of variants, the one that was read and how many rows of others.
         metrics: which metrics of evaluations were read, in words.
+        models: the models that evaluations are of, and the first file of each; None where a file
+            does not say.
     """
 
     skip_bad: bool = False
@@ -53,6 +55,7 @@ class Reading:
     unused: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     variants: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     metrics: dict[str, None] = dataclasses.field(default_factory=dict)
+    models: dict[str | None, pathlib.Path] = dataclasses.field(default_factory=dict)
 
     def bad(self, path: pathlib.Path, where: str, problem: str) -> None:
         """Raises what is wrong with a row, or counts it."""

@@ -21,8 +21,10 @@ from kltarget.rollouts._frame import ANSWERED, SAID, Columns
 from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._one_run import (
     Origin,
+    check_one_model,
     check_one_run,
     files_of_validation,
+    note_of_folders,
     note_of_validation,
     other_steps,
     written_twice,
@@ -199,6 +201,7 @@ def read_rollouts(
                 f"{first}: {why} (so it is in {counted(count, 'row')}, none is left)"
             )
         raise RolloutError(f"{some(files)}: no rows{bad if reading.skipped else ''}")
+    check_one_model(reading.models, some(files))
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
@@ -217,6 +220,8 @@ def read_rollouts(
     if gathered.parts:
         notes.append(f"reward from {some(map(repr, gathered.parts))}")
     notes += reading.metrics
+    if None in reading.models:
+        notes += filter(None, [note_of_folders(files)])
     notes += weighed
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
@@ -382,6 +387,7 @@ def _gather(
     if metric is not None:
         metric.check(path)
         reading.metrics |= dict.fromkeys(metric.notes())
+        reading.models.setdefault(metric.model, path)
 
 
 def _rows(

@@ -26,6 +26,7 @@ class Samples:
         answers: an answer per completion, if they are logged.
         num_tokens: tokens per completion, if they are logged.
         judges_first: whether one entry is of the first completion where there are several.
+        model: what was sampled from, if the row says so.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Samples:
     answers: Sequence[str | None] = ()
     num_tokens: Sequence[float] = ()
     judges_first: bool = False
+    model: Any = None
 
 
 def written_by_evaluator(
@@ -66,12 +68,14 @@ class Metric:
     Attributes:
         name: the metric's name once a row had it.
         others: names of the others.
+        model: the model of the first row that names one.
     """
 
     def __init__(self, format: Format, asked: str | None, keeps_answers: bool) -> None:
         self._format, self._asked, self._keeps_answers = format, asked, keeps_answers
         self.name: str | None = None
         self.others: dict[str, None] = {}
+        self.model: str | None = None
         self._columns: list[str] = []
         self._may_lack = False
 
@@ -79,6 +83,8 @@ class Metric:
         """A row for every completion, of which some may have no reward."""
         assert self._format.samples is not None
         samples = self._format.samples(row)
+        if not self.model and isinstance(samples.model, str):
+            self.model = samples.model or None
         if not samples.completions:
             raise UnusedRow("there is no completion")
         self._columns = self._columns or list(row)

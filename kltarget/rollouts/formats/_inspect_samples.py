@@ -31,6 +31,7 @@ def _samples(row: Row) -> Samples:
         num_tokens=[tokens] * len(choices),
         # A score is of the output's first choice.
         judges_first=True,
+        model=output.get("model"),
     )
 
 

@@ -37,4 +37,5 @@ def _samples(row: Row) -> Samples:
         metrics,
         group=row["id"],
         answers=[str(label) for label in partition],
+        model=row.get("model"),
     )
