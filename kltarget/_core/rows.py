@@ -272,8 +272,8 @@ def json_table(path: pathlib.Path) -> JsonTable:
     """The rows of a JSON file in any usual layout.
 
     That is a list of records, an object of columns, an object of which one entry is a list of
-    records (Trackio, the "table" of pandas), or one of ``columns`` and ``data`` (Weights & Biases,
-    the "split" of pandas).
+    records (Trackio, the "table" of pandas), one of ``columns`` and ``data`` (Weights & Biases,
+    the "split" of pandas), or a log of Inspect, whose rows are its samples.
     """
     content = load_json(path)
     if isinstance(content, list):
@@ -284,6 +284,11 @@ def json_table(path: pathlib.Path) -> JsonTable:
     if isinstance(names, list) and isinstance(data, list) and not any(map(_is_record, names)):
         columns = tuple(map(str, names))
         return JsonTable([_named(columns, entries) for entries in data], columns, True)
+    if isinstance(content.get("eval"), dict) and "version" in content:
+        samples = content.get("samples")
+        if not isinstance(samples, list):
+            raise FileError(f"{path}: a log of Inspect without samples")
+        return JsonTable(list(map(_record, samples)))
     lists = [entries for entries in content.values() if _is_records(entries)]
     if len(lists) == 1 and not all(isinstance(x, list) for x in content.values()):
         return JsonTable(list(map(_record, lists[0])), (), "_type" in content)

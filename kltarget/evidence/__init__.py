@@ -2,13 +2,15 @@
 
 ``log_of`` turns the frame of :func:`kltarget.rollouts.read_rollouts` into arrays; ``groups_of`` has
 its generation groups, ``prompts_of`` its prompts: the seen answers with their rewards and the
-reference's masses, and one outcome for all unseen ones. Means, medians and shares of independent
+reference's masses, and one outcome for all unseen ones; ``read_counts`` reads how many of a
+prompt's samples are correct where that is all there is. Means, medians and shares of independent
 values have intervals, a law's entropy is estimated from what a sample of it shows, and
 ``LoggedAdvantages`` tells what was subtracted from rewards and what divided them. Nothing here
 knows a recipe or judges a run.
 """
 
 from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
+from kltarget.evidence._counts import read_counts
 from kltarget.evidence._entropy import (
     chance_of_seeing,
     entropy_of_counts,
@@ -84,6 +86,7 @@ __all__ = [
     "pass_at",
     "policy_sums",
     "prompts_of",
+    "read_counts",
     "reference_kind",
     "reference_sums",
     "rewards_vary",

@@ -19,6 +19,15 @@ format               files                            written by
 ``prime-rl-tokens``  ``rank_*.jsonl``                 prime-rl's token exports
 ``tunix``            ``trajectory_log_*.csv``         Tunix, agentic learners
 ``skyrl``            ``global_step_*_evals/*.jsonl``  SkyRL, evaluations
+``lm-eval``          ``samples_*.jsonl``              the LM evaluation harness,
+                                                      ``--log_samples``
+``inspect``          ``.eval``, ``.json``             Inspect
+``lighteval``        ``details_*.parquet``            lighteval, ``--save-details``
+``noveltybench``     ``generations.jsonl``,           NoveltyBench; classes of ``partition`` are
+                     ``partitions.jsonl``,            answers
+                     ``scores.jsonl``
+``openr1``           ``.parquet``, ``.jsonl``         data sets such as OpenR1-Math-220k:
+                                                      ``generations``, ``correctness_…``
 ``generic``          ``.parquet``, ``.arrow``,        you: ``prompt``, ``completion``, ``reward``, …
                      ``.feather``, ``.jsonl``,        or what else they are called (``input``,
                      ``.json``, ``.csv``, ``.tsv``    ``response``, ``score``, ``is_correct``, …)
@@ -27,6 +36,15 @@ format               files                            written by
 Text files may be packed (``.jsonl.gz``). JSON may be a list of records, an object of columns or
 what pandas and experiment trackers write. A row whose completion is a list is one rollout per
 element.
+
+Logs of evaluations (lm-eval, inspect, lighteval, noveltybench, openr1) have no steps, and their
+reward is a metric: the first in the file that is a number, or the one that
+``columns={"reward": "acc_norm"}`` names (``--columns reward=acc_norm``). True, "C" and "yes" are 1,
+false, "I", "N" and "no" 0, and "P" is 0.5. A completion that no metric judges is left out and
+counted in the notes, and so are rows without a completion and those with one number for several
+completions, which does not say which of them are right. Where the harness judges a response by
+several filters, the first is read (``only={"filter": "flexible-extract"}`` reads another). Files
+that name several models are an error.
 
 SkyRL dumps its training batches as pickles, which can run any code when they are opened and are
 never opened here. Convert your own in the environment that wrote them, with a script like this

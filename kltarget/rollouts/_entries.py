@@ -91,6 +91,13 @@ def whole_in(row: Mapping[str, Any], column: str) -> int | None:
     return int(value)
 
 
+def hashable(group: Any) -> str | int | None:
+    """What names a group, None if nothing does."""
+    if group is None or group == "" or group != group:
+        return None
+    return group if isinstance(group, str | int) else json.dumps(group, default=str)
+
+
 def total(values: Sequence[float] | None, mask: Sequence[Any] | None = None) -> float:
     """Sum of per-token numbers where the mask says so; NaN if one is missing."""
     if values is None or len(values) == 0:
@@ -221,8 +228,8 @@ def _with_literals(row: Row, completion: str) -> Row:
 
     One completion may look like a list too, so another column has to have as many numbers.
     """
-    parsed = {name: _parsed(entry) for name, entry in row.items()}
-    lists = {name: entry for name, entry in parsed.items() if isinstance(entry, list)}
+    read = {name: parsed(entry) for name, entry in row.items()}
+    lists = {name: entry for name, entry in read.items() if isinstance(entry, list)}
     size = len(lists.get(completion, ()))
     numbers = any(
         len(entry) == size and all(isinstance(x, int | float) for x in entry)
@@ -232,7 +239,8 @@ def _with_literals(row: Row, completion: str) -> Row:
     return {**row, **lists} if size and numbers else row
 
 
-def _parsed(entry: Any) -> Any:
+def parsed(entry: Any) -> Any:
+    """What a text that spells a list spells; anything else as it is."""
     if not isinstance(entry, str) or not entry.startswith("["):
         return entry
     for parse in (json.loads, ast.literal_eval):

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from kltarget._core.rows import (
     readable,
 )
 from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts._sample_archives import is_archive, samples_in
 
 
 @dataclasses.dataclass
@@ -36,6 +38,11 @@ class Reading:
         broken: what was wrong with files that could not be read, or not to their end.
         repeated: the number of rows left out because they were logged twice.
         seen: hashes of the steps of tables as they were read.
+        unused: how many rows were left out for each reason, and the first of them.
+        variants: columns of variants, the one that was read and how many rows of others.
+        metrics: which metrics of evaluations were read, in words.
+        models: the models that evaluations are of, and the first file of each; None where a file
+            does not say.
     """
 
     skip_bad: bool = False
@@ -45,6 +52,10 @@ class Reading:
     broken: list[str] = dataclasses.field(default_factory=list)
     repeated: int = 0
     seen: set[int] = dataclasses.field(default_factory=set)
+    unused: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    variants: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    metrics: dict[str, None] = dataclasses.field(default_factory=dict)
+    models: dict[str | None, pathlib.Path] = dataclasses.field(default_factory=dict)
 
     def bad(self, path: pathlib.Path, where: str, problem: str) -> None:
         """Raises what is wrong with a row, or counts it."""
@@ -53,6 +64,11 @@ class Reading:
             raise RolloutError(message)
         self.skipped += 1
         self.first = self.first or message
+
+    def leave_out(self, path: pathlib.Path, where: str, why: str) -> None:
+        """Counts a row that is no rollout."""
+        count, first = self.unused.get(why, (0, f"{path}: {where}"))
+        self.unused[why] = count + 1, first
 
 
 def columns_of(path: pathlib.Path, reading: Reading) -> list[str]:
@@ -67,9 +83,14 @@ def columns_of(path: pathlib.Path, reading: Reading) -> list[str]:
     return next((list(row) for _, _, row in rows_of(path, scout)), [])
 
 
+def log_kind(path: pathlib.Path) -> str | None:
+    """As ``kind_of``, with archives of samples, which no table is."""
+    return "eval" if is_archive(path) else kind_of(path)
+
+
 def layout_of(path: pathlib.Path) -> str | None:
     """As ``kind_of``; records in a JSON file are as good as those of JSON Lines."""
-    kind = kind_of(path)
+    kind = log_kind(path)
     if kind != "json":
         return kind
     with _as_rollouts(), readable(path):
@@ -84,6 +105,13 @@ def rows_of(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Ro
         entries by name.
     """
     with _as_rollouts():
+        if is_archive(path):
+            for position, (where, row) in enumerate(samples_in(path, reading.advance)):
+                if isinstance(row, Fault):
+                    reading.bad(path, where, row.phrase)
+                else:
+                    yield position, where, row
+            return
         if kind_of(path) == "json" and is_tracked(path):
             yield from _steps_of_a_table(path, reading)
             return

@@ -188,6 +188,23 @@ def note_of_validation(origin: Origin, left: int, rows: int) -> str:
     return f"{what}: {give} reads the others"
 
 
+def check_one_model(models: Mapping[str | None, pathlib.Path], where: str) -> None:
+    """Refuses evaluations of several models, each with the first file that names it."""
+    named = [(model, path) for model, path in models.items() if model is not None]
+    if len(named) > 1:
+        (one, first), (other, second) = named[:2]
+        which = f"{quoted(one)} in {first.name} and {quoted(other)} in {second.name}"
+        raise RolloutError(f"{where}: samples of several models, {which}: read one by one")
+
+
+def note_of_folders(files: Iterable[pathlib.Path]) -> str:
+    """What to say of evaluations in several folders, which often are those of several models."""
+    folders = {path.parent for path in files}
+    if len(folders) < 2:
+        return ""
+    return f"samples in {len(folders):,} folders are read as those of one model"
+
+
 def check_one_run(frame: Any, runs: list[Run], where: str) -> None:
     """Refuses a frame that holds several runs.
 

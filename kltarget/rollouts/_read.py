@@ -21,16 +21,19 @@ from kltarget.rollouts._frame import ANSWERED, SAID, Columns
 from kltarget.rollouts._log_files import Reading, rows_of
 from kltarget.rollouts._one_run import (
     Origin,
+    check_one_model,
     check_one_run,
     files_of_validation,
+    note_of_folders,
     note_of_validation,
     other_steps,
     written_twice,
 )
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
-from kltarget.rollouts._rollout import BadRow, RolloutError
-from kltarget.rollouts._select import Path, listed, select, some
+from kltarget.rollouts._rollout import BadRow, RolloutError, UnusedRow
+from kltarget.rollouts._select import Path, listed, metric_asked, select, some
+from kltarget.rollouts.formats._evaluation import Metric
 from kltarget.rollouts.formats._format import Format
 from kltarget.rollouts.formats._reward_parts import NO_REWARDS
 
@@ -66,14 +69,16 @@ def read_rollouts(
         columns: For files of your own: the file's name of each canonical column, for example
             ``{"completion": "text"}``, in any case. Rewards that are to be added are given as a
             list. Usual names, such as ``response``, ``score`` and ``global_step``, need not be
-            given.
+            given. For logs of evaluations: ``{"reward": metric}``, by default the first metric that
+            is a number.
         answer: How a completion becomes the answer that tells modes apart. "text": the completion
             without white space at its end. "number": its last number, ``1,200.50`` as ``1200.5``,
             ``1e-3`` as ``0.001``, ``2/4`` as ``0.5`` and ``2/6`` as ``1/3``. "boxed": the content
             of its last ``\boxed{…}`` whose braces balance. "answer": that of its last
             ``<answer>…</answer>``. A pattern, or its text after "regex:": the first group of the
             last match, or all of it. A function of yours from the completion to a text or None.
-            Files that ``read_rollouts`` once wrote keep their answers if "text" is asked for.
+            Files that ``read_rollouts`` once wrote keep their answers if "text" is asked for, and
+            NoveltyBench's have the class of a completion then.
         num_generations: Size of a generation group where the files do not name groups: consecutive
             blocks of so many rows. By default it is guessed, which ``attrs["notes"]`` then says.
         reward_weights: What the trainer multiplies its rewards by before it adds them: a number by
@@ -166,14 +171,22 @@ def read_rollouts(
     files, ignored = select(listed(given), format, columns or {}, reading, some(given))
     found = next(iter(files.values()))
     origin, parts = Origin(only or {}), (Columns(), Columns())
-    apart = files_of_validation(files)
+    # Logs of evaluations have nothing else, whatever their names say.
+    apart = files_of_validation(files) if found.samples is None else set()
+    asked = metric_asked(columns or {})
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
     size = sum(path.stat().st_size for path in files)
     with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
         reading.advance = bar.update
         for path, file_format in files.items():
             try:
-                _gather(path, file_format, rule, reading, parts, origin, path in apart, full_text)
+                metric = None
+                if file_format.samples is not None:
+                    metric = Metric(file_format, asked, keeps_answers=rule_name == "text")
+                _gather(
+                    *(path, file_format, rule, reading, parts, origin, path in apart),
+                    *(full_text, metric),
+                )
             except RolloutError as error:
                 # What remains under skip_bad is a file that breaks off, or never begins.
                 if not skip_bad or len(files) == 1:
@@ -183,7 +196,12 @@ def read_rollouts(
     origin.check(some(files), len(gathered))
     if not len(gathered):
         bad = f" that can be read: {reading.skipped:,} are bad, the first: {reading.first}"
+        for why, (count, first) in reading.unused.items():
+            raise RolloutError(
+                f"{first}: {why} (so it is in {counted(count, 'row')}, none is left)"
+            )
         raise RolloutError(f"{some(files)}: no rows{bad if reading.skipped else ''}")
+    check_one_model(reading.models, some(files))
     whole = not reading.skipped and not reading.repeated
     group_id, grouped = gathered.group_ids(found.grouping, num_generations, whole)
     weighed = _weigh(gathered, group_id, found.guessed, reward_weights)
@@ -201,6 +219,9 @@ def read_rollouts(
         notes.append(f"columns read by their names: {listing}")
     if gathered.parts:
         notes.append(f"reward from {some(map(repr, gathered.parts))}")
+    notes += reading.metrics
+    if None in reading.models:
+        notes += filter(None, [note_of_folders(files)])
     notes += weighed
     if gathered.unrewarded:
         notes.append(f"{gathered.unrewarded:,} of {len(gathered):,} rows have no reward")
@@ -214,6 +235,11 @@ def read_rollouts(
     named = f"answer {rule_name!r}: {counted(num_answers, 'different answer')}"
     missing = f", {unanswered:,} of {len(frame):,} completions without one"
     notes.append(named + (missing if unanswered else ""))
+    for why, (count, first) in reading.unused.items():
+        notes.append(f"{counted(count, 'row')} left out, {why}, the first: {first}")
+    for (column, kept), count in reading.variants.items():
+        rows = f"{counted(count, 'row')} of another {column} than {kept!r}"
+        notes.append(f"{rows} left out: only={{{column!r}: …}} (--only {column}=…) reads another")
     if gathered.padding:
         tokens = counted(gathered.padding, "token")
         notes.append(f"{tokens} of log-probability +1 taken for padding and left out")
@@ -303,18 +329,29 @@ def _gather(
     origin: Origin,
     apart: bool,
     full_text: bool,
+    metric: Metric | None,
 ) -> None:
     """Adds the rows of a file to those of training, or to those of validation."""
     source, step, more = str(path), format.step_of(path), 0
     # Rows of another part are between those of a block as if they were not there.
-    count, unwanted = [0, 0], 0
+    count, unwanted, variant = [0, 0], 0, None
     for place, where, whole in rows_of(path, reading):
         if not origin.wants(whole):
             unwanted += 1
             continue
+        if format.variant is not None and format.variant in whole:
+            entry = str(whole[format.variant])
+            variant = entry if variant is None else variant
+            if entry != variant:
+                reading.variants[format.variant, variant] += 1
+                unwanted += 1
+                continue
         held_out, run = origin.of(whole, path, apart)
-        part = int(held_out)
-        rows = format.rows(whole, place)
+        part = int(held_out and metric is None)
+        rows = _rows(whole, place, format, metric, path, where, reading)
+        if rows is None:
+            count[part] += 1
+            continue
         for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
             try:
                 rollout = format.read(row, path)
@@ -347,3 +384,30 @@ def _gather(
                 reading.bad(path, where, str(error))
         more += len(rows) - 1
         count[part] += len(rows)
+    if metric is not None:
+        metric.check(path)
+        reading.metrics |= dict.fromkeys(metric.notes())
+        reading.models.setdefault(metric.model, path)
+
+
+def _rows(
+    row: Row,
+    place: int,
+    format: Format,
+    metric: Metric | None,
+    path: pathlib.Path,
+    where: str,
+    reading: Reading,
+) -> list[Row] | None:
+    """A row for every completion of a row; None if there is none that can be read."""
+    try:
+        return format.rows(row, place) if metric is None else metric.rows(row, place)
+    except UnusedRow as why:
+        reading.leave_out(path, where, str(why))
+    except BadRow as error:
+        reading.bad(path, where, str(error))
+    except KeyError as error:
+        reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
+    return None

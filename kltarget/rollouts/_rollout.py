@@ -26,6 +26,10 @@ class BadRow(ValueError):
     """What is wrong with one row; becomes a ``RolloutError``, or the row is skipped."""
 
 
+class UnusedRow(Exception):
+    """Why a row, which is as it should be, is no rollout; it is counted and left out."""
+
+
 @dataclasses.dataclass(slots=True)
 class Rollout:
     """One completion of a prompt.

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kltarget._core.rows import kind_of
-from kltarget.rollouts._log_files import Reading, columns_of, layout_of
+from kltarget.rollouts._log_files import Reading, columns_of, layout_of, log_kind
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts.formats import FORMATS
 from kltarget.rollouts.formats._format import AS_CALLED, Format
@@ -18,6 +17,7 @@ from kltarget.rollouts.formats._own_columns import generic
 Path = str | os.PathLike[str]
 
 FORMAT_NAMES = (*dict.fromkeys(format.name for format in FORMATS), "generic")
+_EVALUATIONS = {format.name for format in FORMATS if format.samples is not None}
 _PICKLES = (".pkl", ".pickle", ".pt")
 
 
@@ -38,6 +38,12 @@ def listed(given: Iterable[Path]) -> dict[pathlib.Path, bool]:
     if not files:
         raise RolloutError("no paths were given")
     return files
+
+
+def metric_asked(columns: Mapping[str, str | Sequence[str]]) -> str | None:
+    """The metric of an evaluation that ``columns`` names as the reward, if it names that alone."""
+    named = columns.get("reward")
+    return named if isinstance(named, str) and len(columns) == 1 else None
 
 
 def _is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -62,7 +68,8 @@ def select(
         raise RolloutError(
             f"{{}} is none of 'auto', {', '.join(map(repr, FORMAT_NAMES))}", "format", format
         )
-    if columns and format not in ("auto", "generic"):
+    evaluated = metric_asked(columns) is not None and format in _EVALUATIONS
+    if columns and format not in ("auto", "generic") and not evaluated:
         raise RolloutError("columns are for files of your own, not for {}", "format", format)
     strange = [name for name in columns if name not in AS_CALLED]
     if strange:
@@ -72,7 +79,7 @@ def select(
     left_out: list[pathlib.Path] = []
     for path, named in files.items():
         try:
-            match = _match(path, named, "generic" if columns else format, columns, reading)
+            match = _match(path, named, format, columns, reading)
         except RolloutError as error:
             if not reading.skip_bad or len(files) == 1:
                 raise
@@ -110,6 +117,9 @@ def _is_double(path: pathlib.Path, found: Mapping[pathlib.Path, Format]) -> bool
     """Whether rollouts stand in another file better, or are none but look so beside a trainer's."""
     if found[path].name == "generic":
         return any(match.name != "generic" for match in found.values())
+    fuller = found[path].superseded.get(path.stem, ())
+    if any(path.with_stem(stem) in found for stem in fuller):
+        return True
     better = [other for other, match in found.items() if match.name == "trl-logp"]
     return found[path].name == "trl" and any(other.parent in path.parents for other in better)
 
@@ -122,7 +132,7 @@ def _match(
     reading: Reading,
 ) -> Format | None:
     """The format of a file, None for one in a folder that is none; named files have to be one."""
-    kind = kind_of(path)
+    kind = log_kind(path)
     if kind is None:
         if not named:
             return None
@@ -130,7 +140,7 @@ def _match(
             raise _pickled(path)
         raise RolloutError(
             f"{path}: unknown extension {path.suffix!r}: "
-            "rollouts end in .parquet, .jsonl, .csv, .tsv or .json, or those of text and .gz"
+            "rollouts end in .parquet, .jsonl, .csv, .tsv, .json or .eval, or those of text and .gz"
         )
     try:
         present = columns_of(path, reading)
@@ -141,7 +151,11 @@ def _match(
             return None
         raise
     own = generic(columns, present)
-    for candidate in (*FORMATS, own):
+    known = FORMATS
+    if columns:
+        asked = metric_asked(columns) is not None
+        known = [candidate for candidate in FORMATS if asked and candidate.samples is not None]
+    for candidate in (*known, own):
         if format in ("auto", candidate.name) and candidate.matches(layout, present):
             return candidate
     if not named:

@@ -3,7 +3,7 @@
 A task is a reference distribution and a reward over a finite, labelled set of outcomes, held as
 plain NumPy float64 arrays; ``Task.objective`` hands it to the solver. Where outcomes are sequences,
 the reference is a trained model, ``Task.policy`` with ``Task.params``, which training can start
-from.
+from. ``deepscaler`` is no task but counts of a published run.
 
 Example:
     >>> from kltarget import tasks
@@ -15,6 +15,7 @@ Example:
 """
 
 from kltarget.tasks._as_task import ProblemLike, as_task
+from kltarget.tasks._deepscaler import deepscaler
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
@@ -36,6 +37,7 @@ __all__ = [
     "TableError",
     "Task",
     "as_task",
+    "deepscaler",
     "listing",
     "load",
     "names",

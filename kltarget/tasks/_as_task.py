@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,21 +18,11 @@ from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.objectives import Objective
 from kltarget.spaces import SequenceSpace
+from kltarget.tasks._any_table import Frame
 from kltarget.tasks._raw_table import RawTable, TableError
 from kltarget.tasks._shipped import load, names
 from kltarget.tasks._tables import OUTCOME_NAMES, read_table, table_of
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
-
-
-@runtime_checkable
-class Frame(Protocol):
-    """A table in memory, as pandas and polars have them."""
-
-    @property
-    def columns(self) -> Any: ...
-
-    def __getitem__(self, name: Any, /) -> Any: ...
-
 
 ProblemLike: TypeAlias = (
     Task

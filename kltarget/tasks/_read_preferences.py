@@ -12,7 +12,7 @@ import numpy as np
 from kltarget._core.column_names import PROMPT_NAMES
 from kltarget._core.rows import as_number
 from kltarget._core.words import short
-from kltarget.tasks._as_task import Frame
+from kltarget.tasks._any_table import Frame, raw_of
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._raw_table import RawTable, TableError, entry_name, is_index, read_raw
 
@@ -69,7 +69,7 @@ def read_preferences(
         >>> read_preferences({"a": ["tea"], "b": ["milk"], "win_rate": [0.7]}).win_rate.tolist()
         [0.7]
     """
-    raw = _raw(table)
+    raw = raw_of(table, "pairs")
     found = _columns(raw, columns)
     _one_prompt(raw, found.get("prompt"))
     return _read(raw, found, labels)
@@ -107,7 +107,7 @@ def read_preferences_by_prompt(
         >>> pairs["morning"].labels, pairs["evening"].labels
         (('tea', 'milk'), ('milk', 'tea'))
     """
-    raw = _raw(table)
+    raw = raw_of(table, "pairs")
     found = _columns(raw, columns)
     prompt = found.pop("prompt", None)
     if prompt is None:
@@ -145,30 +145,6 @@ def _read(raw: RawTable, found: Mapping[str, str], labels: Sequence[str] | None)
     first, second, names = _indices(raw, left, right, labels)
     wins, losses = _weights(raw, found)
     return Preferences(first, second, wins, losses, names)
-
-
-def _raw(table: Any) -> RawTable:
-    if isinstance(table, str | os.PathLike):
-        return read_raw(pathlib.Path(table))
-    if isinstance(table, Mapping):
-        given = {str(name): x for name, x in table.items()}
-    elif isinstance(table, Frame):
-        given = {str(name): table[name] for name in table.columns}
-    else:
-        raise TypeError(
-            "table must be the path of a table, a DataFrame or a dictionary of columns, got "
-            f"{type(table).__name__}"
-        )
-    # Of a list of chats each is an entry; NumPy would make axes of them.
-    entries = {name: x.tolist() if hasattr(x, "tolist") else list(x) for name, x in given.items()}
-    lengths = {name: len(x) for name, x in entries.items()}
-    if len(set(lengths.values())) > 1:
-        listing = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
-        raise TableError(f"pairs: the columns differ in length: {listing}")
-    size = max(lengths.values(), default=0)
-    if not size:
-        raise TableError(f"pairs: there are no rows, only the columns {list(entries)}")
-    return RawTable(pathlib.Path("pairs"), entries, [None] * size)
 
 
 def _one_prompt(raw: RawTable, column: str | None) -> None:

@@ -1,7 +1,7 @@
-"""What trainers write, a file per trainer.
+"""What trainers and evaluators write, a file for each.
 
-The files called after a trainer's log say which columns its files are known by, and how a row of
-them becomes a rollout.
+The files called after a trainer's log, or an evaluator's samples, say which columns its files are
+known by, and how a row of them becomes a rollout. What a trainer's log fits is one.
 """
 
 import importlib
@@ -9,6 +9,8 @@ import pkgutil
 
 from kltarget.rollouts.formats._format import FORMATS as FORMATS
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
-    if _module.name.endswith("_log"):
-        importlib.import_module(_module.name)
+_names = [module.name for module in pkgutil.iter_modules(__path__, f"{__name__}.")]
+for _ending in ("_log", "_samples"):
+    for _name in _names:
+        if _name.endswith(_ending):
+            importlib.import_module(_name)

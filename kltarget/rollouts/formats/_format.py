@@ -60,6 +60,10 @@ class Format:
         guessed: whether which columns are rewards is to be told by the advantages.
         apart: whether what names a group says of which files it is.
         renamed: roles, and the columns that were taken for them.
+        samples: of logs of evaluations, what a row holds.
+        variant: the column of which only the rows of one entry are read: the others are the same
+            completions, judged in another way.
+        superseded: names of files, each with those of files beside it that say the same and more.
     """
 
     name: str
@@ -76,6 +80,9 @@ class Format:
     guessed: bool = False
     apart: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    samples: Callable[[Row], Any] | None = None
+    variant: str | None = None
+    superseded: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def rows(self, row: Row, position: int) -> list[Row]:
         """The row, or one per completion if it has several."""

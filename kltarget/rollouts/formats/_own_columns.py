@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -83,10 +82,10 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
             step=entries.whole_in(row, columns["step"]),
             advantage=entries.number_in(row, columns["advantage"]),
             parts=amounts,
-            group=_hashable(row.get(columns["group_id"], row.get(entries.ROW_ITSELF))),
+            group=entries.hashable(row.get(columns["group_id"], row.get(entries.ROW_ITSELF))),
             answer=_answer(row.get(columns["answer"]), text) if answered else None,
             answered=answered,
-            session=_hashable(row.get("session_id")) if session else None,
+            session=entries.hashable(row.get("session_id")) if session else None,
             turn=entries.whole_in(row, "turn") if session else None,
             **log_probs_in(row, columns),
         )
@@ -133,12 +132,6 @@ def _columns(names: Mapping[str, Any], present: Collection[str]) -> dict[str, st
     if columns["completion"] not in present and rewarded and "completion" not in names:
         columns["completion"] = usual.first_called(present, ["answer"], taken) or "completion"
     return columns
-
-
-def _hashable(group: Any) -> str | int | None:
-    if group is None or group == "" or group != group:
-        return None
-    return group if isinstance(group, str | int) else json.dumps(group, default=str)
 
 
 def _answer(entry: Any, completion: str) -> str | None:
