@@ -49,7 +49,8 @@ class ImpliedTarget(StationaryPolicy):
         reward: the trainer's own, after the recipe's scaling and bounds, shape ``[*batch, A]``;
             ``-inf`` where the reference has no mass. ``expected_reward`` and ``objective_value``
             are those of the objective, which in finite groups has another.
-        beta: the recipe's coefficient as given, shape ``[*batch]``.
+        beta: the recipe's coefficient as given, shape ``[*batch]``; where a controller moves it,
+            as it settles.
         effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
             objective's divergence and that reward it would give this target or, in finite groups,
             one as close as the deviation of the rewards or the lengths of sequences allow.
