@@ -35,6 +35,7 @@ def of_bank(name):
     return reference(name)["inputs"]
 
 
+@pytest.mark.precise
 def test_an_averaged_reference_of_the_bank():
     case = of_bank("ema")
     recipe = Recipe(reference="averaged", reference_every=100, reference_share=case["alpha"])
@@ -44,6 +45,7 @@ def test_an_averaged_reference_of_the_bank():
 
 
 @pytest.mark.parametrize("recipe", [Recipe(teacher=0.2), Recipe("loss", "k2", teacher=0.2)])
+@pytest.mark.precise
 def test_a_teacher_of_the_bank(recipe):
     target = implied_target(
         recipe, R5.astype(DTYPE), LOGS, beta=0.3, log_teacher=np.log(T5).astype(DTYPE)
@@ -51,12 +53,14 @@ def test_a_teacher_of_the_bank(recipe):
     assert_reference("opd", target.probs, "pi", DTYPE)
 
 
+@pytest.mark.precise
 def test_a_temperature_of_the_bank():
     target = implied_target(Recipe(temperature=0.7), R5.astype(DTYPE), LOGS, beta=0.3)
     assert_reference("temperature", target.probs, "pi", DTYPE)
     np.testing.assert_allclose(target.effective_beta, 0.3 / 0.7, rtol=1e-6)
 
 
+@pytest.mark.precise
 def test_the_mean_as_divisor_of_the_bank():
     recipe = Recipe("loss", "k2", baseline="mean", normalize="group-mean")
     target = implied_target(recipe, RIGHT.astype(DTYPE), LOGS, beta=0.3)
@@ -66,6 +70,7 @@ def test_the_mean_as_divisor_of_the_bank():
 @pytest.mark.parametrize(
     ("name", "combine"), [("gdpo", "normalize-then-sum"), ("sum-then-std", "sum")]
 )
+@pytest.mark.precise
 def test_several_rewards_of_the_bank(name, combine):
     recipe = Recipe(
         "loss",
