@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         diagnosis as diagnosis,
         divergences as divergences,
         evidence as evidence,
+        frontier as frontier,
         implied as implied,
         mixtures as mixtures,
         modes as modes,
@@ -107,6 +108,7 @@ _ROOMS = {
         "kl",
     ),
     "evidence": (),
+    "frontier": (),
     "implied": ("implied_target",),
     "mixtures": (),
     "modes": (

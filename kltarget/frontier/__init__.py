@@ -1,0 +1,5 @@
+"""What a budget buys: coefficients that meet one, best-of-n, and curves of reward against KL."""
+
+from kltarget.frontier._best_of_n import BestOfN, best_of_n
+
+__all__ = ["BestOfN", "best_of_n"]
