@@ -387,6 +387,14 @@ CONTRACTS: dict[str, Contract] = {
         (REWARD, LOG_REF),
         (Bad(lambda: frontier.best_of_n(*PROBLEM[:2], 0.5), ValueError, "n must be"),),
     ),
+    "beta_for": Contract(
+        lambda r, q: frontier.beta_for(REVERSE(r, q, jnp.ones_like(r[..., 0])), kl=0.2),
+        (REWARD, LOG_REF),
+        (
+            Bad(lambda: frontier.beta_for(REVERSE(*PROBLEM), kl=99.0), ValueError, "not reached"),
+            Bad(lambda: frontier.beta_for(REVERSE(*PROBLEM)), TypeError, "exactly one"),
+        ),
+    ),
     "collapse_beta": Contract(
         lambda r, q: kt.collapse_beta(
             objective_of(kt.ChiSquared())(r, q, jnp.ones_like(r[..., 0]))
