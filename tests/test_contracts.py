@@ -616,6 +616,7 @@ NOT_OF_ARRAYS = {
     "critical_beta": "a formula in NumPy",
     "ConfigReading": "what from_config returns",
     "KeyRead": "a part of what from_config returns",
+    "curve": "labelled data on families of policies",
     "diagnose": "statements on a log",
     "effective_beta": "a formula in NumPy",
     "equivalent_beta": "a root on the host",

@@ -1,6 +1,7 @@
 """Budgets, best-of-n and curves against enumeration, arbitrary precision and convex programs."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from oracles import DTYPES, assert_reference, double_precision, eps, reference, reference_ids
 
 import kltarget as kt
-from kltarget.frontier import best_of_n
+from kltarget.frontier import best_of_n, beta_for, curve
 
 FLOAT = np.dtype(jnp.result_type(float))
 P5 = ([0.4, 0.3, 0.15, 0.1, 0.05], [0.1, 0.5, 1.0, 0.9, 0.3])
@@ -194,3 +195,125 @@ def test_rows_that_are_refused():
     finite = np.isfinite(best.log_probs).all(-1)
     assert finite.tolist() == [[False, False], [True, False]]
     assert (np.isnan(best.kl) == ~finite).all()
+
+
+# long sequences of independent tokens
+
+
+def tokens(m, p=0.3):
+    """The number of ones among m tokens: log-masses and, as the reward, the number itself."""
+    binomial = [
+        math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) for k in range(m + 1)
+    ]
+    ones = np.arange(m + 1.0)
+    return ones, np.array(binomial) + ones * math.log(p) + (m - ones) * math.log1p(-p)
+
+
+@pytest.mark.quick_only("memoryless-bon-100", others="broad")
+@pytest.mark.parametrize("name", reference_ids("memoryless-bon"))
+def test_best_of_n_of_long_sequences_comes_close_to_the_tilt(name):
+    inputs, expected = reference(name)["inputs"], reference(name)["expected"]
+    m, rate = inputs["m"], inputs["Delta"]
+    with double_precision():
+        reward, log_ref = tokens(m, inputs["p"])
+        best = best_of_n(reward, log_ref, math.exp(m * rate))
+        beta = beta_for(kt.Objective(reward, log_ref, 1.0), kl=m * rate)
+        tilt = kt.solve(kt.Objective(reward, log_ref, beta))
+        apart = kt.kl(best.log_probs, tilt.log_probs)
+    per_token = reference("memoryless-tilt")["expected"]
+    np.testing.assert_allclose(1 / float(beta), per_token["inv_beta"], rtol=1e-9)
+    np.testing.assert_allclose(float(tilt.expected_reward) / m, per_token["tilt_mean"], rtol=1e-9)
+    got = {
+        "reward_per_token": best.expected_reward,
+        "kl_to_ref_per_token": best.kl,
+        "kl_to_tilt_per_token": apart,
+    }
+    for key, x in got.items():
+        np.testing.assert_allclose(float(x) / m, expected[key], rtol=1e-9, err_msg=key)
+
+
+@pytest.mark.broad
+def test_the_distance_to_the_tilt_vanishes_per_token_and_grows_in_all():
+    gaps = [
+        reference(f"memoryless-bon-{m}")["expected"]["kl_to_tilt_per_token"] for m in (20, 100, 400)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    with double_precision():
+        reward, log_ref = tokens(3200)
+        best = best_of_n(reward, log_ref, math.exp(320.0))
+        beta = beta_for(kt.Objective(reward, log_ref, 1.0), kl=320.0)
+        tilt = kt.solve(kt.Objective(reward, log_ref, beta))
+        assert float(kt.kl(best.log_probs, tilt.log_probs)) / 3200 < gaps[2] / 4
+
+
+# curve
+
+
+@pytest.mark.broad
+def test_curves_of_one_problem():
+    ref, reward = np.array([0.3, 0.02, 0.68]), np.array([1.0, 1.0, 0.0])
+    data = curve("one-two", beta=[0.1, 0.5], n=[1, 2.5, 16], temperature=[1.0, 0.25])
+    assert data.sizes == {"family": 5, "point": 3}
+    assert data.family.values.tolist() == [
+        "reverse-kl", "forward-kl", "mara", "best-of-n", "temperature"
+    ]  # fmt: skip
+    assert data.parameter_name.values.tolist() == ["beta", "beta", "beta", "n", "temperature"]
+    assert np.isnan(data.parameter.sel(family="mara").values[2])
+    assert {x: data[x].dims for x in data.data_vars} == dict.fromkeys(
+        ("expected_reward", "kl", "forward_kl", "entropy", "effective_modes", "success"),
+        ("family", "point"),
+    )
+    tilt = [ref * np.exp(reward / b) / (ref @ np.exp(reward / b)) for b in (0.1, 0.5)]
+    raised = reward.copy()
+    # Of the equally rewarded, the reference likes the first one best.
+    even = []
+    for b in (0.1, 0.5):
+        raised[1] = 1 + b * math.log(0.3 / 0.02)
+        even.append(ref * np.exp(raised / b) / (ref @ np.exp(raised / b)))
+    drawn = []
+    for n in (1, 2.5, 16):
+        right = 1 - 0.68**n
+        drawn.append(np.array([right * 0.3 / 0.32, right * 0.02 / 0.32, 1 - right]))
+    sharp = [ref ** (1 / t) / (ref ** (1 / t)).sum() for t in (1.0, 0.25)]
+    by_hand = {"reverse-kl": tilt, "mara": even, "best-of-n": drawn, "temperature": sharp}
+    for family, policies in by_hand.items():
+        for k, p in enumerate(policies):
+            row = data.sel(family=family).isel(point=k)
+            share = p[:2] / p[:2].sum()
+            want = {
+                "expected_reward": p @ reward,
+                "kl": p @ np.log(p / ref),
+                "forward_kl": ref @ np.log(ref / p),
+                "entropy": -p @ np.log(p),
+                "effective_modes": math.exp(-share @ np.log(share)),
+                "success": p[:2].sum(),
+            }
+            for name, value in want.items():
+                np.testing.assert_allclose(row[name], value, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.broad
+def test_no_curve_lies_above_that_of_its_own_divergence():
+    rng = np.random.default_rng(8)
+    problem = (rng.normal(size=9), kt.normalize(rng.normal(size=9)))
+    data = curve(problem, ["reverse-kl", "forward-kl", "best-of-n", "temperature", "mara"])
+    for family, kl in (("reverse-kl", "kl"), ("forward-kl", "forward_kl")):
+        best = data.sel(family=family).sortby(lambda x, kl=kl: x[kl])
+        others = data.where(data[kl] < float(best[kl][-1]))
+        most = np.interp(others[kl], best[kl], best.expected_reward)
+        # The chord of a concave curve lies below it, by what a fine grid leaves.
+        assert (others.expected_reward - most).max() <= 5e-3
+    assert (data.kl >= -1e-12).all()
+
+
+def test_curves_that_are_refused():
+    with pytest.raises(ValueError, match="families holds 'best', which is none of mara, best-of-n"):
+        curve("one-two", ["best"])
+    with pytest.raises(ValueError, match=r"n must be finite and 1 or more, got 0\.5"):
+        curve("one-two", ["best-of-n"], n=[0.5])
+    with pytest.raises(ValueError, match=r"temperature has shape \(\)"):
+        curve("one-two", ["temperature"], temperature=1.0)
+    with pytest.raises(ValueError, match="each of them once"):
+        curve("one-two", ["best-of-n", "best-of-n"])
+    with pytest.raises(TypeError, match="give names or divergences"):
+        curve("one-two", [3])

@@ -2,5 +2,6 @@
 
 from kltarget.frontier._best_of_n import BestOfN, best_of_n
 from kltarget.frontier._beta_for import beta_for
+from kltarget.frontier._curve import curve
 
-__all__ = ["BestOfN", "best_of_n", "beta_for"]
+__all__ = ["BestOfN", "best_of_n", "beta_for", "curve"]
