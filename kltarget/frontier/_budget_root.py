@@ -109,16 +109,23 @@ def beta_root(
         last = 0.0 if kind == "expected_reward" else 16 * eps
         there = (goal > lower) & (goal < upper - last * (1 + jnp.abs(goal)))
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
+    def halve(_: int, bracket: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, at_low, at_high = bracket
         middle = jnp.sqrt(low) * jnp.sqrt(high)
+        there = fixed.measured(middle)
         # A measure that is infinite or not a number is that of a β too small.
-        stays = ~(fixed.measured(middle) <= goal) == falls
-        return jnp.where(stays, middle, low), jnp.where(stays, high, middle)
+        stays = ~(there <= goal) == falls
+        return (
+            jnp.where(stays, middle, low),
+            jnp.where(stays, high, middle),
+            jnp.where(stays, there, at_low),
+            jnp.where(stays, at_high, there),
+        )
 
     # From a bracket of up to e^1400 to the last digits of β.
+    unknown = jnp.full_like(lower, jnp.nan)
     steps = int(jnp.finfo(dtype).nmant) + 12
-    low, high = lax.fori_loop(0, steps, halve, (low, high))
+    low, high, at_low, at_high = lax.fori_loop(0, steps, halve, (low, high, unknown, lower))
     middle = jnp.sqrt(low) * jnp.sqrt(high)
 
     # A last Newton step in log β, at the frozen root, carries the implicit function's derivatives.
@@ -134,8 +141,9 @@ def beta_root(
     spread, best = asked.spread, asked.best
     beta = middle * jnp.exp(-select(smooth, step, 0)) * spread
     jumps = there & ~meets
-    lower = jnp.where(jumps, fixed.measured(high), lower)
-    upper = jnp.where(jumps, fixed.measured(low), upper)
+    lower = jnp.where(jumps, at_high, lower)
+    # Where no β was too small, what is wanted lies beyond the smallest one.
+    upper = jnp.where(jumps, jnp.where(jnp.isnan(at_low), at_high, at_low), upper)
     if kind == "expected_reward":
         lower, upper = lower * spread + best, upper * spread + best
     ok = meets & ~asked.failed & ~asked.level & (beta > 0)
