@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -150,7 +151,7 @@ def beta_for(
 
 def _say(found: Found, kind: str, wanted: Array, *, turns: bool) -> None:
     """Raises for what no β gives, and warns where several do."""
-    rows = Found(*(np.asarray(x) for x in found))
+    rows: Any = jax.device_get(found)
     goals = np.broadcast_to(np.asarray(wanted), rows.beta.shape)
     missed = np.isnan(rows.beta) & ~rows.failed
     if missed.any():

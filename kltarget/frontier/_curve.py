@@ -55,9 +55,9 @@ def curve(
     problem: ProblemLike,
     families: Sequence[str | Divergence] = ("reverse-kl", "forward-kl", *_OTHERS),
     *,
-    beta: ArrayLike | None = None,
-    n: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
+    beta: Sequence[float] | np.ndarray | None = None,
+    n: Sequence[float] | np.ndarray | None = None,
+    temperature: Sequence[float] | np.ndarray | None = None,
     threshold: float | None = None,
     modes: ArrayLike | None = None,
 ) -> xarray.Dataset:
@@ -179,7 +179,7 @@ def _default(name: str, task: Task) -> np.ndarray:
     return np.geomspace(1.0, min(10 * np.exp(-best), _MOST_DRAWS), _NUM_POINTS)
 
 
-def _axis(name: str, given: ArrayLike) -> np.ndarray:
+def _axis(name: str, given: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.asarray(given, np.float64)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"{name} has shape {values.shape}: give one axis of values")

@@ -130,9 +130,10 @@ def _of_sweep(data: xr.Dataset, kl: str) -> Iterator[_Path]:
         first = sizes[0] if further else 1
         width = 1.5 + 1.7 * (1 - shade / max(first - 1, 1)) * (first > 1)
         line = {"color": look.color(shade), "ls": _LINE_STYLES[dashes], "lw": width}
-        numbers = (np.asarray(row[name], float) for name in variables)
+        paid, kept, earned = (np.asarray(row[name], float) for name in variables)
         short_name = next((name for name in names if name.startswith("MARA")), ", ".join(names))
-        yield _Path(", ".join(names), np.asarray(row["beta"], float), *numbers, line, short_name)
+        beta = np.asarray(row["beta"], float)
+        yield _Path(", ".join(names), beta, paid, kept, earned, line, short_name)
 
 
 def _of_families(data: xr.Dataset, kl: str) -> Iterator[_Path]:
@@ -150,11 +151,12 @@ def _of_families(data: xr.Dataset, kl: str) -> Iterator[_Path]:
         values = np.asarray(row["parameter"], float)
         order = np.argsort(-values if parameter == "n" else values, kind="stable")
         order = order[np.isfinite(values[order])]
-        numbers = (np.asarray(row[x], float)[order] for x in variables)
+        paid, kept, earned = (np.asarray(row[x], float)[order] for x in variables)
         width = 1.5 + 1.7 * (1 - k / max(len(names) - 1, 1))
         line = {"color": look.color(k), "ls": "-", "lw": width}
         label = f"{name} ({_SYMBOLS.get(str(parameter), parameter)})"
-        yield _Path(label, values[order], *numbers, line, "MARA" if name == "mara" else name)
+        short_name = "MARA" if name == "mara" else name
+        yield _Path(label, values[order], paid, kept, earned, line, short_name)
 
 
 def _setting(name: str, value: Any) -> str:
