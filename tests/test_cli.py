@@ -249,6 +249,7 @@ def test_the_beta_of_an_expected_reward(capsys, tmp_path, option):
     assert content["asked"] == {"expected_reward": [0.5, 0.9]}
 
 
+@pytest.mark.broad
 def test_the_beta_of_a_kl_and_of_best_of_n(capsys, tmp_path):
     path = tmp_path / "o.json"
     right = 1 - 0.68**4
