@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         diagnosis as diagnosis,
         divergences as divergences,
         evidence as evidence,
+        frontier as frontier,
         implied as implied,
         mixtures as mixtures,
         modes as modes,
@@ -109,6 +110,7 @@ _ROOMS = {
     ),
     "evidence": (),
     "forecasts": ("forecast",),
+    "frontier": (),
     "implied": ("implied_target",),
     "mixtures": (),
     "modes": (

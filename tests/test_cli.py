@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -239,6 +240,36 @@ def test_betas(capsys, tmp_path, beta, expected):
     assert got[-1] == expected[-1]
 
 
+@pytest.mark.parametrize("option", ["--expected-reward", "--reward"])
+def test_the_beta_of_an_expected_reward(capsys, tmp_path, option):
+    content = _json(capsys, tmp_path / "o.json", "solve", "one-two", option, "0.5,0.9")
+    # p = m e^{1/β}/(1 − m + m e^{1/β}) with the mass m = 0.32 of the right answers.
+    expected = [1 / (math.log(p / (1 - p)) - math.log(0.32 / 0.68)) for p in (0.5, 0.9)]
+    np.testing.assert_allclose([row["beta"] for row in content["targets"]], expected, rtol=1e-9)
+    assert content["asked"] == {"expected_reward": [0.5, 0.9]}
+
+
+@pytest.mark.broad
+def test_the_beta_of_a_kl_and_of_best_of_n(capsys, tmp_path):
+    path = tmp_path / "o.json"
+    right = 1 - 0.68**4
+    kl = right * math.log(right / 0.32) + (1 - right) * math.log((1 - right) / 0.68)
+    # Of two rewards the one with the same KL is the same distribution.
+    beta = 1 / (math.log(right / (1 - right)) - math.log(0.32 / 0.68))
+    for option in (("--kl-budget", repr(kl)), ("--best-of", "4")):
+        content = _json(capsys, path, "solve", "one-two", *option)
+        (row,) = content["targets"]
+        assert row["beta"] == pytest.approx(beta, rel=1e-9)
+        assert row["kl_to_reference"] == pytest.approx(kl, rel=1e-12)
+    (found,) = content["asked"]["kl"]
+    assert found == pytest.approx(kl, rel=1e-12)
+    code, out, _ = _run(capsys, "solve", "one-two", "--best-of", "4")
+    assert code == 0
+    said = " ".join(out.split())
+    assert f"best-of-4 has KL(π‖π_ref) {kl:.4f} (at most log n − (n − 1)/n = 0.6363)" in said
+    assert f"the target has that KL at β = {beta:.6g}" in said
+
+
 DIVERGENCES = {
     "reverse-kl": kt.ReverseKL(),
     "forward-kl": kt.ForwardKL(),
@@ -282,7 +313,7 @@ def test_json_is_double_precision_and_documented(capsys, tmp_path):
     path = tmp_path / "o.json"
     content = _json(capsys, path, "solve", "one-two", "--beta", "0.1")
     assert set(content) == {
-        *("problem", "divergence", "mara", "notes", "missing_mass"),
+        *("problem", "divergence", "mara", "asked", "notes", "missing_mass"),
         *("labels", "reward", "log_ref", "modes", "targets"),
     }
     (row,) = content["targets"]
@@ -435,8 +466,8 @@ def test_a_failed_solution_exits_with_one_and_names_its_beta(capsys, tmp_path, m
 
 BAD_OPTIONS = {
     "": "the following arguments are required: COMMAND (see kltarget --help)",
-    "solve": "the following arguments are required: TABLE_OR_TASK, --beta (see kltarget solve -",
-    "solve one-two": "the following arguments are required: --beta (see kltarget solve --help)",
+    "solve": "the following arguments are required: TABLE_OR_TASK (see kltarget solve --help)",
+    "solve one-two": "the following arguments are required: --beta, or one of --kl-budget, --exp",
     "solve one-two --beta 0": "argument --beta: '0' is not a finite number above 0",
     "solve one-two --beta inf": "argument --beta: 'inf' is not a finite number above 0",
     "solve one-two --beta 0.1,,1": "argument --beta: '' is not a number",
@@ -462,7 +493,15 @@ BAD_OPTIONS = {
     "solve one_two --beta 1": "problem 'one_two' is neither a file nor a task: the tasks are ",
     "solve nowhere.csv --beta 1": "nowhere.csv: cannot be read: No such file or directory",
     "solve a.csv --beta 1 --prob p --count n": "argument --count: not allowed with argument --prob",
-    "solve one-two --bet 1": "the following arguments are required: --beta",
+    "solve one-two --bet 1": "unrecognized arguments: --bet 1",
+    "solve one-two --beta 1 --kl-budget 1": "argument --kl-budget: not allowed with argument --be",
+    "solve one-two --kl-budget 2": "one-two: --kl-budget 2.0 is not reached: KL(π‖π_ref) lies",
+    "solve one-two --kl-budget 0": "argument --kl-budget: '0' is not a finite number above 0",
+    "solve one-two --reward 1.5": "one-two: --expected-reward 1.5 is not reached: the expected re",
+    "solve one-two --reward r": "argument --reward: 'r' is not a number or a list of them",
+    "solve one-two --best-of 1": "argument --best-of: '1' is not above 1, and one draw is the ref",
+    "solve one-two --best-of 1e5": "one-two: --best-of 100000: its KL(π‖π_ref), 1.139 nats, is mo",
+    "solve one-two --best-of 2 --threshold 1": "--best-of and --threshold: MARA's reward depends",
     "plot one-two": "argument COMMAND: invalid choice: 'plot'",
 }
 

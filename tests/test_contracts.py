@@ -24,7 +24,7 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget import implied, mixtures, policies, targets, tasks, training
+from kltarget import frontier, implied, mixtures, policies, targets, tasks, training
 from kltarget.divergences import Scaled, TermDivergence
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
@@ -382,6 +382,19 @@ CONTRACTS: dict[str, Contract] = {
         (REWARD[:, ::-1].copy(), LOG_REF),
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
     ),
+    "best_of_n": Contract(
+        lambda r, q: tuple(jax.tree.leaves(frontier.best_of_n(r, q, 4.0))),
+        (REWARD, LOG_REF),
+        (Bad(lambda: frontier.best_of_n(*PROBLEM[:2], 0.5), ValueError, "n must be"),),
+    ),
+    "beta_for": Contract(
+        lambda r, q: frontier.beta_for(REVERSE(r, q, jnp.ones_like(r[..., 0])), kl=0.2),
+        (REWARD, LOG_REF),
+        (
+            Bad(lambda: frontier.beta_for(REVERSE(*PROBLEM), kl=99.0), ValueError, "not reached"),
+            Bad(lambda: frontier.beta_for(REVERSE(*PROBLEM)), TypeError, "exactly one"),
+        ),
+    ),
     "collapse_beta": Contract(
         lambda r, q: kt.collapse_beta(
             objective_of(kt.ChiSquared())(r, q, jnp.ones_like(r[..., 0]))
@@ -558,6 +571,7 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 NOT_OF_ARRAYS = {
+    "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
     "DiscreteTarget": "abstract",
@@ -602,6 +616,7 @@ NOT_OF_ARRAYS = {
     "critical_beta": "a formula in NumPy",
     "ConfigReading": "what from_config returns",
     "KeyRead": "a part of what from_config returns",
+    "curve": "labelled data on families of policies",
     "diagnose": "statements on a log",
     "effective_beta": "a formula in NumPy",
     "equivalent_beta": "a root on the host",
@@ -644,6 +659,7 @@ NOT_OF_ARRAYS = {
 
 ROOMS = (
     "divergences",
+    "frontier",
     "implied",
     "mixtures",
     "modes",

@@ -27,7 +27,7 @@ FLOORS = (
     ("tasks",),
     ("targets", "training"),
     ("projections", "modes"),
-    ("implied",),
+    ("implied", "frontier"),
     ("sweeps", "verification", "rollouts"),
     ("evidence",),
     ("diagnosis", "forecasts", "studies"),

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import kltarget as kt
-from kltarget import plot, sweeps, tasks
+from kltarget import frontier, plot, sweeps, tasks
 
 TASK = tasks.load("bimodal")
 FLIP = 0.25 / 1.9
@@ -273,6 +273,32 @@ def test_frontier_draws_a_line_per_setting():
     assert plot.frontier(one, ax=axes) is axes[0].figure
     with pytest.raises(ValueError, match="9 reward_scale: at most 7 of one setting"):
         plot.frontier(swept())
+
+
+@pytest.mark.broad
+def test_frontier_draws_families_and_marks_what_is_next_to_a_point():
+    data = frontier.curve("bimodal", n=[1, 10, 100.0])
+    left, right = plot.frontier(data).axes
+    assert (left.get_xlabel(), right.get_xlabel()) == ("KL(π‖π_ref), nats", "effective modes")
+    (line,) = labelled(left, "best-of-n (n)")
+    drawn = data.sel(family="best-of-n").isel(point=[2, 1, 0])
+    np.testing.assert_allclose(line.get_xydata(), np.stack([drawn.kl, drawn.expected_reward], 1))
+    for panel, variable in ((left, "kl"), (right, "effective_modes")):
+        (diamond,) = (x for x in panel.lines if x.get_marker() == "D")
+        smallest = data.sel(family="mara").isel(point=0)
+        assert diamond.get_xydata().tolist() == [[smallest[variable], smallest.expected_reward]]
+        assert diamond.get_markersize() > 8
+        assert [text.get_text() for text in panel.texts] == ["MARA"]
+    # Filled at the far end: the smallest β, the most draws, the lowest temperature.
+    far = [x for x in left.lines if x.get_marker() == "o" and x.get_markersize() == 5.5]
+    ends = [(0, "reverse-kl"), (0, "forward-kl"), (2, "best-of-n"), (60, "temperature")]
+    wanted = [data.expected_reward.sel(family=name)[k] for k, name in ends]
+    np.testing.assert_allclose([float(x.get_ydata()[0]) for x in far], wanted)
+    # By the forward KL best-of-n of many draws would push all others into a corner.
+    narrow = plot.frontier(data, kl="forward_kl").axes[0].get_xlim()[1]
+    assert narrow < 0.5 * float(data.forward_kl.max())
+    with pytest.raises(ValueError, match="there are 8 families: at most 7"):
+        plot.frontier(xr.concat([data, data.isel(family=[0, 1, 2])], "family"))
 
 
 def test_recipes_stand_beside_the_reference():

@@ -3,6 +3,9 @@
 ``kltarget solve --json OUT`` writes these keys:
 
 - ``problem``, ``divergence``, and ``mara``: ``null``, or its ``threshold`` and ``method``;
+- ``asked``: ``null`` if β was given; else what it was asked for in place of it, a list with one
+  entry per target: ``kl``, ``expected_reward``, or ``best_of``, n, with the ``kl``, ``kl_bound``,
+  ``expected_reward`` and ``win_rate`` of best-of-n itself;
 - ``notes``: what was guessed or changed while reading, a list of lines;
 - ``missing_mass``: reference mass that the table's rows leave out;
 - ``labels``, ``reward``, ``log_ref``, ``modes``: the problem, a list with one entry per outcome;

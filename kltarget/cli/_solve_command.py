@@ -15,7 +15,8 @@ import numpy as np
 from kltarget import plot, targets
 from kltarget._core.numerics import double_precision
 from kltarget._core.status import FAILURES, Status
-from kltarget.cli._arguments import beta_list, options_of, real, whole
+from kltarget.cli._arguments import options_of, real, whole
+from kltarget.cli._budget_options import add_betas, asked_betas, take_reward_of_task
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.cli._problem_options import add_columns, add_divergence, add_problem, load_problem
 from kltarget.cli._solve_page import Solution, page, set_bits, to_json
@@ -33,16 +34,12 @@ def add_to(commands: Any) -> None:
         help="targets of a table or of a shipped task",
         description="Print the target of each β: what training with this reward aims at.",
         epilog="examples: kltarget solve words --beta 0.01,0.1,1 --plot words.png; "
-        "kltarget solve answers.csv --beta 1e-3:1:7 --divergence forward-kl --json targets.json",
+        "kltarget solve answers.csv --beta 1e-3:1:7 --divergence forward-kl --json targets.json; "
+        "kltarget solve words --best-of 16",
     )
     add_problem(solve)
     add = options_of(solve)
-    add(
-        "--beta β",
-        "regularisation, reward units per nat: 0.1, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT",
-        beta_list,
-        required=True,
-    )
+    add_betas(solve)
     add_divergence(solve)
     add(
         "--threshold τ",
@@ -65,6 +62,7 @@ def add_to(commands: Any) -> None:
 
 def _solve(arguments: argparse.Namespace) -> int:
     check_outputs([arguments.json], [arguments.problem], figure=arguments.plot)
+    take_reward_of_task(arguments)
     task, read = load_problem(arguments)
     with double_precision():
         solution = _solution(task, arguments)
@@ -87,7 +85,8 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
         raise InputError("--mara-method needs --threshold")
     with input_errors(arguments.problem):
         divergence = named(arguments.divergence)
-        objective = task.objective(np.array(arguments.beta), divergence=divergence)
+        asked = asked_betas(task, arguments, divergence)
+        objective = task.objective(np.array(asked.betas), divergence=divergence)
         if threshold is not None:
             method = method or ("augment" if arguments.divergence == "reverse-kl" else "substitute")
             objective = mara(objective, threshold, method=method)
@@ -115,7 +114,8 @@ def _solution(task: Task, arguments: argparse.Namespace) -> Solution:
     measures = measure(rows, *(np.broadcast_to(x, rows.shape) for x in (task.reward, task.log_ref)))
     return Solution(
         task=task,
-        betas=arguments.beta,
+        betas=asked.betas,
+        asked=asked,
         divergence=arguments.divergence,
         mara=None if threshold is None else {"threshold": threshold, "method": method},
         right=right,

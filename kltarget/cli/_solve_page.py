@@ -13,6 +13,7 @@ from kltarget._core.page import Lines, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.status import FAILURES, IN_WORDS, Status
 from kltarget._core.words import counted, decimal, number, probability, quoted, short
+from kltarget.cli._budget_options import Asked
 from kltarget.modes import flip_beta, summarize
 from kltarget.targets import Target
 from kltarget.tasks import Task
@@ -28,6 +29,7 @@ class Solution:
 
     task: Task
     betas: list[float]
+    asked: Asked
     divergence: str
     mara: dict[str, Any] | None
     right: np.ndarray
@@ -83,7 +85,8 @@ def _problem(solution: Solution, notes: Sequence[str]) -> list[str]:
 
 def _sentences(solution: Solution) -> list[str]:
     """What happens, in words: the verdict on each β of the tables, or on MARA, and remarks."""
-    lines = _mara_verdict(solution) if solution.mara is not None else _verdicts(solution)
+    lines = list(solution.asked.sentences)
+    lines += _mara_verdict(solution) if solution.mara is not None else _verdicts(solution)
     for bit, text in IN_WORDS.items():
         statuses = zip(solution.betas, solution.statuses, strict=True)
         at = [f"{beta:g}" for beta, status in statuses if bit & status & ~FAILURES]
@@ -214,6 +217,7 @@ def to_json(solution: Solution) -> str:
         "problem": task.name,
         "divergence": solution.divergence,
         "mara": solution.mara,
+        "asked": solution.asked.record,
         "notes": list(getattr(task, "notes", ())),
         "missing_mass": getattr(task, "missing_mass", 0.0),
         "labels": list(task.labels),

@@ -19,9 +19,10 @@ from kltarget.plot._density_figure import density
 from kltarget.plot._diagnosis_figures import answers, diagnosis
 from kltarget.plot._forecast_figure import forecast
 from kltarget.plot._forgetting_figure import forgetting
+from kltarget.plot._frontier_figure import frontier
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
-from kltarget.plot._sweep_figures import frontier, phase
+from kltarget.plot._sweep_figures import phase
 from kltarget.plot._target_figure import target
 from kltarget.plot._tree_figure import tree
 from kltarget.plot._verification_figures import (

@@ -1,10 +1,9 @@
-"""Figures of sweeps: phases in the plane of β and reward scale, and frontiers."""
+"""Figures of sweeps: phases in the plane of β and reward scale."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,13 +16,10 @@ from kltarget.plot._paths import dataset_mode_names, require_dims
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _PLANE = ("reward_scale", "beta")
 _MOST_NAMED_BOUNDARIES = 4
 _MOST_CHARACTERS = 30
-_LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
-_KL_NAMES = {"reverse_kl": "KL(π‖π_ref), nats", "forward_kl": "KL(π_ref‖π), nats"}
 
 
 def phase(
@@ -187,114 +183,3 @@ def _draw_boundaries(ax: Axes, boundaries: xr.Dataset) -> None:
         dashes = "-" if kind == "flip" else look.DASHED
         ax.plot(ratio * scale, scale, ls=dashes, label=label, zorder=4, **line)
     ax.set(xlim=(left, right), ylim=(bottom, top))
-
-
-def frontier(
-    data: xr.Dataset,
-    *,
-    kl: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
-    ax: Sequence[Axes] | None = None,
-    **style: Any,
-) -> Figure:
-    """Draws the expected reward against the divergence paid and against the modes kept.
-
-    A line is a path over β; circles stand at powers of ten, the filled one at the smallest β.
-
-    Args:
-        data: a sweep over ``beta``, and over at most two further settings, such as ``divergence``
-            and ``threshold`` (MARA): the first has colours, of which there are seven, the second
-            one of four line styles.
-        kl: which divergence from the reference is paid: ``"reverse_kl"``, KL(π‖π_ref), or
-            ``"forward_kl"``, KL(π_ref‖π), whatever the regulariser.
-        ax: two axes to draw into. Default: those of a new figure.
-        **style: properties of the lines.
-
-    Returns:
-        The figure of the two panels. Points where one of the numbers is infinite are left out.
-
-    Raises:
-        ValueError: there is nothing to draw a line of, or more lines than can be told apart.
-
-    Example:
-        >>> import kltarget as kt
-        >>> from kltarget import plot
-        >>> data = kt.sweep("one-two", beta=[0.1, 0.3, 1.0])
-        >>> [ax.get_xlabel() for ax in plot.frontier(data).axes]
-        ['KL(π‖π_ref), nats', 'effective modes']
-    """
-    if kl not in _KL_NAMES:
-        raise ValueError(f"kl must be 'reverse_kl' or 'forward_kl', got {kl!r}")
-    further = [str(name) for name in data["expected_reward"].dims if name != "beta"]
-    for variable in ("expected_reward", kl, "effective_modes"):
-        require_dims(data, variable, ("beta", *further))
-    sizes = [data.sizes[name] for name in further]
-    if len(further) > 2 or any(a > b for a, b in zip(sizes, (look.NUM_COLORS, 4), strict=False)):
-        raise ValueError(
-            f"the sweep has {' × '.join(f'{a} {b}' for a, b in zip(sizes, further, strict=True))}: "
-            f"at most {look.NUM_COLORS} of one setting and 4 of another can be told apart; choose "
-            "some with .isel or .sel"
-        )
-    from matplotlib.lines import Line2D
-
-    data = data.sortby("beta")
-    with look.in_style(None if ax is None else ax[0]):
-        fresh = look.new_figure(figsize=(6.4, 3.9))
-        left, right = fresh.subplots(1, 2, sharey=True) if ax is None else ax
-        figure = left.get_figure(root=True)
-        assert figure is not None
-        for panel, variable in ((left, kl), (right, "effective_modes")):
-            look.dress(panel)
-            for label, row, line in _rows(data, further):
-                x, y = (np.asarray(row[name], float) for name in (variable, "expected_reward"))
-                _frontier(panel, np.asarray(row["beta"], float), x, y, label, {**line, **style})
-        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, None))
-        # From 1 on: of a constant number the rounding errors are not what is to be seen.
-        most = max(float(data["effective_modes"].max()), 1.5)
-        margin = 0.04 * (most - 1)
-        right.set(xlabel="effective modes", xlim=(1 - margin, most + margin))
-        handles, names = right.get_legend_handles_labels()
-        for name, fill in (("β a power of ten", look.paper()), ("smallest β", look.ink())):
-            handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=look.ink()))
-            names.append(name)
-        if ax is None:
-            place = {"loc": "outside upper left", "ncols": 2}
-            figure.legend(handles, names, handlelength=2.2, **place)
-        else:
-            look.legend_beside(right, handles, names, handlelength=2.2)
-    return figure
-
-
-def _rows(data: xr.Dataset, further: list[str]) -> Iterator[tuple[str, xr.Dataset, dict[str, Any]]]:
-    for at in itertools.product(*(range(data.sizes[name]) for name in further)):
-        row = data.isel(dict(zip(further, at, strict=True)))
-        names = [_setting(name, row[name].values.item()) for name in further]
-        shade, dashes = (*at, 0, 0)[:2]
-        # Where lines coincide, later and thinner ones leave the rim of the earlier ones visible.
-        first = data.sizes[further[0]] if further else 1
-        width = 1.5 + 1.7 * (1 - shade / max(first - 1, 1)) * (first > 1)
-        look_of = {"color": look.color(shade), "ls": _LINE_STYLES[dashes], "lw": width}
-        yield ", ".join(names), row, look_of
-
-
-def _setting(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if name == "threshold":
-        return f"MARA from {look.short_number(value)}" if np.isfinite(value) else "no MARA"
-    return f"{name.replace('_', ' ')} {look.short_number(value)}"
-
-
-def _frontier(
-    ax: Axes, beta: np.ndarray, x: np.ndarray, y: np.ndarray, label: str, line: dict[str, Any]
-) -> None:
-    ax.plot(x, y, **{"label": label, "zorder": 3, **line})
-    shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if not shown.size:
-        return
-    # The logarithm of a power of ten may miss the whole number by its rounding.
-    exponents = np.log10(beta[shown]).round(9)
-    decades = np.arange(np.ceil(exponents[0]), np.floor(exponents[-1]) + 1)
-    nearest = shown[np.abs(exponents[:, None] - decades).argmin(0)] if decades.size else []
-    marks = {"ls": "", "marker": "o", "color": line["color"], "zorder": 4}
-    ax.plot(x[nearest], y[nearest], ms=4.5, mfc=look.paper(), **marks)
-    ax.plot(x[shown[:1]], y[shown[:1]], ms=5.5, **marks)

@@ -1,0 +1,7 @@
+"""What a budget buys: coefficients that meet one, best-of-n, and curves of reward against KL."""
+
+from kltarget.frontier._best_of_n import BestOfN, best_of_n
+from kltarget.frontier._beta_for import beta_for
+from kltarget.frontier._curve import curve
+
+__all__ = ["BestOfN", "best_of_n", "beta_for", "curve"]

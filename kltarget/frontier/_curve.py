@@ -1,0 +1,230 @@
+"""``curve``: what policies of one parameter earn, and the KL and the diversity they pay for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from kltarget._core.numerics import double_precision, safe_exp_product
+from kltarget._core.versions import installed_version
+from kltarget.divergences import Divergence, ForwardKL, ReverseKL
+from kltarget.divergences.names import CLASSES, named
+from kltarget.frontier._best_of_n import best_of_n
+from kltarget.modes import effective_modes, entropy
+from kltarget.modes._labels import mode_blocks
+from kltarget.modes._measures import log_mass_of_blocks
+from kltarget.objectives import Objective, mara, normalize
+from kltarget.targets import solve
+from kltarget.tasks import ProblemLike, Task, as_task, right_outcomes
+
+if TYPE_CHECKING:
+    import xarray
+
+_NUM_POINTS = 61
+_MOST_DRAWS = 1e12
+_OTHERS = ("mara", "best-of-n", "temperature")
+_VARIABLES = {
+    "expected_reward": ("expected reward", "reward"),
+    "kl": ("KL(π‖π_ref)", "nats"),
+    "forward_kl": ("KL(π_ref‖π)", "nats"),
+    "entropy": ("entropy", "nats"),
+    "effective_modes": ("effective number of modes", "1"),
+    "success": ("probability of the modes", "1"),
+    "parameter": ("parameter of the family: β, n or a temperature", ""),
+    "parameter_name": ("name of the family's parameter", ""),
+    "family": ("family of policies", ""),
+}
+
+
+class _Family(NamedTuple):
+    name: str
+    parameter: str
+    divergence: Divergence | None = None
+    threshold: float | None = None
+
+
+def curve(
+    problem: ProblemLike,
+    families: Sequence[str | Divergence] = ("reverse-kl", "forward-kl", *_OTHERS),
+    *,
+    beta: Sequence[float] | np.ndarray | None = None,
+    n: Sequence[float] | np.ndarray | None = None,
+    temperature: Sequence[float] | np.ndarray | None = None,
+    threshold: float | None = None,
+    modes: ArrayLike | None = None,
+) -> xarray.Dataset:
+    """Families of policies on one frontier of expected reward, KL and diversity.
+
+    A family has one parameter. A divergence stands for the targets ``max_π E_π[reward] − beta·D(π,
+    π_ref)`` over β, ``"mara"`` for those of reverse KL after :func:`kltarget.mara`, ``"best-of-n"``
+    for :func:`best_of_n` over n, and ``"temperature"`` for ``π_ref^{1/τ}`` over temperatures τ,
+    which look at no reward at all. No policy of the same ``kl`` earns more than reverse KL does,
+    and none of the same ``forward_kl`` more than forward KL.
+
+    Args:
+        problem: in any form that :func:`kltarget.tasks.as_task` takes: a task, the name of one, the
+            path of a table, an objective, whose beta is not used, or a pair of arrays.
+        families: names of divergences such as ``"alpha:0.5"``, divergences, and the three above.
+        beta: coefficients in reward units per nat, one axis; by default from 1e-3 to 1e2 times the
+            rewards' range.
+        n: numbers of draws, 1 or more, one axis; by default from 1 to ten times what finds a best
+            outcome on average, at most 1e12.
+        temperature: temperatures above 0, one axis; by default from 1 to 0.02.
+        threshold: of MARA; by default the least reward of the outcomes that count as right.
+        modes: integer labels of the outcomes' modes, ``[A]``, below 0 for no mode; by default the
+            problem's own.
+
+    Returns:
+        A dataset of dimensions ``family`` and ``point`` with the variables ``expected_reward``,
+        ``kl`` ``KL(π‖π_ref)``, ``forward_kl`` ``KL(π_ref‖π)``, ``entropy``, ``effective_modes`` of
+        the modes and ``success``, the modes' probability, in double precision whatever the setting
+        of JAX; coordinates ``parameter`` (family, point), its value, NaN behind the last point of a
+        shorter family, and ``parameter_name`` (family): ``"beta"``, ``"n"`` or ``"temperature"``.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an unknown family, a parameter out of range or of more than one axis.
+
+    Outcomes of reward ``-inf`` have no mass in targets, and drawn they cost an expected reward of
+    ``-inf``. Not differentiable, and not to be called under a trace.
+
+    Example:
+        >>> import kltarget as kt
+        >>> data = kt.frontier.curve("one-two", ["reverse-kl", "best-of-n"], beta=[0.2], n=[4])
+        >>> print(data.expected_reward.values.round(4).tolist(), data.kl.values.round(4).tolist())
+        [[0.9859], [0.7862]] [[1.0546], [0.4593]]
+
+    References:
+        Beirami et al., "Theoretical guarantees on the best-of-n alignment policy", 2024, arXiv
+        2401.01879. Yang et al., "Asymptotics of Language Model Alignment", 2024, arXiv 2404.01730:
+        over long sequences of independent tokens best-of-n comes as close as one likes to the
+        targets of reverse KL. GX-Chen et al., 2025, arXiv 2510.20817 (MARA).
+    """
+    import xarray as xr
+
+    task = as_task(problem) if modes is None else as_task(problem, modes=modes)
+    given = {"beta": beta, "n": n, "temperature": temperature}
+    points = {
+        name: _default(name, task) if x is None else _axis(name, x) for name, x in given.items()
+    }
+    chosen = [_family(name, task, threshold) for name in families]
+    if len({family.name for family in chosen}) < len(chosen) or not chosen:
+        raise ValueError("families must name at least one family, each of them once")
+    length = max(points[family.parameter].size for family in chosen)
+    rows = []
+    with double_precision():
+        constants = (jnp.asarray(task.reward), jnp.asarray(task.log_ref))
+        blocks = tuple(map(jnp.asarray, mode_blocks(task.modes)))
+        for family in chosen:
+            values = points[family.parameter]
+            found = _measure(
+                family.divergence or ReverseKL(),
+                *constants,
+                blocks,
+                jnp.asarray(values),
+                parameter=family.parameter,
+                threshold=family.threshold,
+            )
+            row = {name: np.asarray(x) for name, x in found.items()} | {"parameter": values}
+            rows.append({name: _padded(x, length) for name, x in row.items()})
+    axes = ("family", "point")
+    table = {name: (axes, np.stack([row[name] for row in rows])) for name in rows[0]}
+    coordinates = {
+        "family": [family.name for family in chosen],
+        "parameter": table.pop("parameter"),
+        "parameter_name": ("family", [family.parameter for family in chosen]),
+    }
+    data = xr.Dataset(table, coordinates, {"problem": task.name, "kltarget": installed_version()})
+    for name, (long_name, units) in _VARIABLES.items():
+        data[name].attrs = {"long_name": long_name} | ({"units": units} if units else {})
+    return data
+
+
+def _family(given: str | Divergence, task: Task, threshold: float | None) -> _Family:
+    if isinstance(given, Divergence):
+        return _Family(given.slug, "beta", given)
+    if not isinstance(given, str):
+        raise TypeError(f"families holds {given!r}: give names or divergences")
+    if given == "best-of-n":
+        return _Family(given, "n")
+    if given == "temperature":
+        return _Family(given, "temperature")
+    if given == "mara":
+        usual = task.reward[right_outcomes(task.reward) & (task.log_ref > -np.inf)]
+        level = usual.min(initial=np.inf) if threshold is None else threshold
+        return _Family(given, "beta", ReverseKL(), float(level))
+    if given.partition(":")[0] not in CLASSES:
+        raise ValueError(
+            f"families holds {given!r}, which is none of {', '.join((*_OTHERS, *CLASSES))}"
+        )
+    return _Family(given, "beta", named(given))
+
+
+def _default(name: str, task: Task) -> np.ndarray:
+    usable = np.isfinite(task.reward) & np.isfinite(task.log_ref)
+    reward = task.reward[usable]
+    if name == "beta":
+        return (float(np.ptp(reward)) or 1.0) * np.geomspace(1e-3, 1e2, _NUM_POINTS)
+    if name == "temperature":
+        return np.geomspace(1.0, 0.02, _NUM_POINTS)
+    best = np.logaddexp.reduce(task.log_ref[usable][reward == reward.max()])
+    return np.geomspace(1.0, min(10 * np.exp(-best), _MOST_DRAWS), _NUM_POINTS)
+
+
+def _axis(name: str, given: Sequence[float] | np.ndarray) -> np.ndarray:
+    values = np.asarray(given, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"{name} has shape {values.shape}: give one axis of values")
+    least, rule = (1.0, "1 or more") if name == "n" else (np.nextafter(0, 1), "above 0")
+    bad = ~((values >= least) & (values < np.inf))
+    if bad.any():
+        raise ValueError(f"{name} must be finite and {rule}, got {values[bad][0]:g}")
+    return values
+
+
+def _padded(x: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([x, np.full(length - x.size, np.nan)])
+
+
+@functools.partial(jax.jit, static_argnames=("parameter", "threshold"))
+def _measure(
+    divergence: Divergence,
+    reward: Array,
+    log_ref: Array,
+    blocks: tuple[Array, ...],
+    values: Array,
+    *,
+    parameter: str,
+    threshold: float | None,
+) -> dict[str, Any]:
+    """What a family earns and pays at each value of its parameter, one after the other."""
+
+    def policy(x: Array) -> Array:
+        if parameter == "n":
+            return best_of_n(reward, log_ref, x).log_probs
+        if parameter == "temperature":
+            return normalize(log_ref / x)
+        objective = Objective(reward, log_ref, x, divergence)
+        return solve(objective if threshold is None else mara(objective, threshold)).log_probs
+
+    def measures(x: Array) -> dict[str, Array]:
+        log_probs = policy(x)
+        log_mass = log_mass_of_blocks(log_probs, blocks)
+        return {
+            "expected_reward": safe_exp_product(reward, log_probs).sum(-1),
+            "kl": ReverseKL()._total(log_probs, log_ref),
+            "forward_kl": ForwardKL()._total(log_probs, log_ref),
+            "entropy": entropy(log_probs),
+            "effective_modes": effective_modes(log_mass),
+            "success": jnp.exp(log_mass).sum(-1),
+        }
+
+    return lax.map(measures, values)
