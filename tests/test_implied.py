@@ -359,7 +359,8 @@ def test_training_reaches_the_implied_target(name, where):
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
 
-PRESETS = {f"{x.name}{x.versions}": x for x in recipes.presets()}
+# Those of several rewards are trained in test_combinations.
+PRESETS = {f"{x.name}{x.versions}": x for x in recipes.presets() if not x.recipe.reward_weights}
 ONE_CHOICE = ("trl-rloo>=0.22", "prime-rl*")
 PRESETS_AT = [(name, "one-two") for name in ONE_CHOICE] + [(name, "tree") for name in PRESETS]
 
@@ -370,7 +371,8 @@ PRESETS_AT = [(name, "one-two") for name in ONE_CHOICE] + [(name, "tree") for na
     [pytest.param(PRESETS[name], where, id=f"{name}-{where}") for name, where in PRESETS_AT],
 )
 def test_presets_train_to_their_implied_target(preset, where):
-    problem, recipe = PROBLEMS[where](), preset.recipe
+    # A controller's coefficient is what it settles at: any.
+    problem, recipe = PROBLEMS[where](), dataclasses.replace(preset.recipe, kl_target=None)
     if recipe.place == "reward" and recipe.normalize_when == "after":
         # All regularised rewards are equal at the target, in groups of any size; over all groups
         # of different ones there is no summing.
@@ -463,8 +465,9 @@ def test_a_coefficient_that_counts_by_lengths():
     assert several.status.tolist() == [kt.Status.SATURATED, kt.Status.SEVERAL]
     assert several.effective_beta[0] == 0
     best = reward == 1
-    share = np.where(best, np.exp(log_ref), 0) / np.exp(log_ref[best]).sum()
-    np.testing.assert_allclose(several.probs[0], share, atol=FINE)
+    assert several.probs[0][best].sum() > 1 - FINE
+    # The limit of a vanishing coefficient, which needs no deviation.
+    np.testing.assert_allclose(several.probs[0], target_of("k2", 0.01).probs, atol=FINE)
 
 
 def test_nothing_after_the_end_of_a_sequence():
@@ -593,6 +596,8 @@ def test_real_runs_end_at_the_target_of_their_preset(run):
     config, space, (reward, log_ref, final, late) = run_of(run)
     fields = {"name": "trl-grpo==1.16.0", "beta": config["beta"], **fields}
     recipe = recipes.recipe(**fields, group_size=config["num_generations"])
+    # All of these drew their rollouts at temperature 1.
+    recipe = dataclasses.replace(recipe, temperature=1.0)
     target = implied_target(recipe, reward, log_ref, space=space)
     assert np.all(variation(final, target.log_probs) < at_the_end)
     assert np.all(variation(log_ref, target.log_probs) > 0.1)

@@ -128,7 +128,7 @@ def make_rows(
     held = recipe.divergence is not None and bool((beta > 0).all())
     prompts = max(map(len, together), default=1)
     counts = np.ones(size) if space is None else np.asarray(space.lengths())
-    even = np.ptp(counts[(log_ref > -np.inf).any(0)]) == 0
+    even = len(set(counts[(log_ref > -np.inf).any(0)].tolist())) < 2
     require_known(recipe, space, even=even, weighed=lengths is not None, held=held, prompts=prompts)
     possible = log_ref > -np.inf
     scaled = recipe.reward_scale * np.where(possible, reward, 0.0)
@@ -179,7 +179,7 @@ def make_rows(
     )
     rows = Rows(recipe, space, log_ref, beta, weight, [plain] * len(beta), batch, together, dtype)
     onward = recipe.kl_centre != "none" and recipe.charge == "onward"
-    if onward and np.ptp(rows.lengths[possible.any(0)]) > 0:
+    if onward and len(set(rows.lengths[possible.any(0)])) > 1:
         plain = dataclasses.replace(plain, tokens=rows.lengths)
     told = None if log_teacher is None else in_rows(as_float(log_teacher), size)
     if (told is None) == (recipe.teacher > 0):
