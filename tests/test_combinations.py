@@ -657,6 +657,20 @@ SEVERAL = Recipe(reward_weights=(1.0, 2.0))
         (at(Recipe(), log_teacher=np.log(T5)), "log_teacher is given, but the recipe"),
         (at(Recipe(teacher=0.1), log_teacher=np.full(5, np.nan)), "log_teacher must be log-prob"),
         (at(Recipe(), num_syncs=2), "num_syncs is of a reference that is renewed"),
+        (
+            at(Recipe(teacher=0.1), log_teacher=np.array([INF, *np.log(np.full(4, 0.25))])),
+            "log_teacher must be log-probabilities, without NaN or",
+        ),
+        (at(Recipe(teacher=0.1), log_teacher=T5), "log_teacher has a mass of 6.1"),
+        (at(Recipe(teacher=0.1), log_teacher=np.log([0.5, 0.5])), "log_teacher must be of a shape"),
+        (
+            at(Recipe(teacher=0.1), log_teacher=np.array([-INF, *np.log(np.full(4, 0.25))])),
+            "log_teacher must be finite wherever the reference has mass",
+        ),
+        (
+            at(Recipe(entropy_target=float(np.log(5)))),
+            "is more than any bonus reaches: the most is 1.609",
+        ),
         (at(MOVES, num_syncs=-1), "num_syncs must be an integer of 0 or more"),
         (at(MOVES, num_syncs=1.5), "num_syncs must be an integer of 0 or more"),
         (at(SEVERAL), r"reward must be of shape \[\.\.\., 2, A\]"),
@@ -690,6 +704,16 @@ SEVERAL = Recipe(reward_weights=(1.0, 2.0))
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_rewards_of_what_the_reference_cannot_produce_are_not_weighed():
+    rewards = np.array([[1.0, 0.0, -INF], [0.0, 1.0, -INF]])
+    with np.errstate(divide="ignore"):
+        log_ref = np.log([0.5, 0.5, 0.0])
+    for weights in ((-1.0, 1.0), (0.0, 1.0)):
+        target = implied_target(Recipe(reward_weights=weights), rewards, log_ref, beta=0.5)
+        odds = np.exp((weights[0] - weights[1]) / 0.5)
+        np.testing.assert_allclose(target.probs, [odds / (1 + odds), 1 / (1 + odds), 0], rtol=1e-5)
 
 
 def test_a_batch_normalised_once_more_is_refused_by_name():

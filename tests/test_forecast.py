@@ -249,6 +249,14 @@ def test_samples_that_say_little(counts, said):
             "rollouts_per_prompt must be 1 or more",
         ),
         (lambda: forecast(table([5], 4), REVERSE), ValueError, "correct"),
+        (lambda: forecast(table([1], 4), REVERSE, k=()), ValueError, "k must be a sequence"),
+        (lambda: forecast(table([1], 4), REVERSE, k=4), ValueError, "k must be a sequence"),
+        (lambda: forecast(table([1], 4), REVERSE, beta="x"), ValueError, "beta must be numbers"),
+        (
+            lambda: forecast(table([1], 4), REVERSE, threshold=1.0),
+            ValueError,
+            "threshold is of rewards",
+        ),
         (
             lambda: forecast(rollouts([1.0] * 5, reward=np.linspace(0, 1, 20)), REVERSE),
             ValueError,
@@ -277,6 +285,7 @@ def test_bad_input_is_named(call, error, message):
         (Recipe(teacher=0.1), "a teacher"),
         (Recipe("loss", "k2", normalize="batch-std"), "one standard deviation over all prompts"),
         (Recipe(reference="none"), "reference='none'"),
+        ("trl-gdpo", "rewards that are normalised one by one"),
     ],
 )
 def test_recipes_without_a_forecast_are_refused_by_name(recipe, what):
@@ -289,6 +298,8 @@ def test_what_moves_is_said():
     found = forecast(table([1, 2], 4), recipe)
     assert any("the recipe's temperature, 0.7" in x for x in found.notes)
     assert any("the reference moves" in x for x in found.notes)
+    kept = forecast(table([1, 2], 4), Recipe(kl_target=0.3))
+    assert any("a controller moves β to keep 0.3 nats" in x for x in kept.notes)
     assert any("acts on every token" in x for x in forecast(table([1], 4), GROUPS).notes)
 
 

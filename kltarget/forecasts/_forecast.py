@@ -95,7 +95,7 @@ class Forecast(Record):
 
     @functools.cached_property
     def dataset(self) -> xr.Dataset:
-        """Everything by name: over ``beta``, ``k``, ``prompt`` and ``quantile``."""
+        """All curves and prompts, labelled, over ``beta``, ``k``, ``prompt`` and ``quantile``."""
         import xarray as xr
 
         over = ("beta", "quantile")

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.special import expit, log_expit
 
+from kltarget._core.checks import worded
 from kltarget.evidence import success_rates
 from kltarget.forecasts._forecast import QUANTILES, Forecast
 from kltarget.forecasts._sample_counts import Counts, counts_of, describe, shaped
@@ -94,8 +95,10 @@ def forecast(
         recipe = recipe_of(recipe)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
-    recipe, notes = _of_base_model(recipe)
     require_forecast(recipe)
+    recipe, notes = _of_base_model(recipe)
+    if not isinstance(k, Sequence) or not k:
+        raise ValueError(f"k must be a sequence of integers, such as (1, 16), got {k!r}")
     for each in k:
         if not isinstance(each, (int, np.integer)) or each < 1:
             raise ValueError(f"k must be integers of 1 or more, got {each!r}")
@@ -103,6 +106,8 @@ def forecast(
         raise ValueError(f"rollouts_per_prompt must be 1 or more, got {rollouts_per_prompt}")
     if num_draws < 20:
         raise ValueError(f"num_draws must be 20 or more, got {num_draws}")
+    if threshold is not None and not np.isfinite(threshold):
+        raise ValueError(f"threshold must be a finite number, got {threshold}")
     counts = counts_of(samples, threshold, columns)
     rewards = shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
     if not rewards[1] > rewards[0]:
@@ -143,14 +148,22 @@ def _of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
             f"{recipe.temperature:g}"
         )
         recipe = dataclasses.replace(recipe, temperature=1.0)
-    return dataclasses.replace(recipe, reward_weights=None), notes
+    if recipe.kl_target is not None:
+        notes.append(
+            f"a controller moves β to keep {recipe.kl_target:g} nats: choose(kl=…), --kl-budget, "
+            "says which β that is"
+        )
+    if recipe.log_ratio_clip is not None or recipe.kl_clip is not None:
+        notes.append("no clip of the KL's estimate is taken to be active")
+    return dataclasses.replace(recipe, reward_weights=None, kl_target=None), notes
 
 
 def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -> np.ndarray:
     if beta is None:
         unit = 1.0 if recipe.normalized else float(rewards[1] - rewards[0])
         return _GRID * unit
-    found = np.unique(np.asarray(beta, np.float64))
+    with worded(f"beta must be numbers above 0, got {beta!r}"):
+        found = np.unique(np.asarray(beta, np.float64))
     if found.ndim != 1 or not found.size or not (np.isfinite(found) & (found > 0)).all():
         raise ValueError(f"beta must be numbers above 0, got {beta!r}")
     return found

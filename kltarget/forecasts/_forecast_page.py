@@ -38,15 +38,16 @@ def _in_short(forecast: Forecast) -> list[str]:
         f"The base model answers {_share(start)} of the samples right; "
         f"{100 * forecast.share_unsolved:.0f} % of the prompts have no right sample."
     ]
-    if math.isnan(choice.beta):
-        texts.append("No β of the grid buys nine tenths of what the smallest one does.")
-    else:
+    gain = forecast.curves["success"][0][1] - start[1]
+    if gain < 0.005:
+        texts.append("No β here asks for more than the base model does.")
+    elif len(forecast.beta) > 1 and not math.isnan(choice.beta):
         at = int(np.argmin(np.abs(np.log(forecast.beta) - math.log(choice.beta))))
         success, kl = forecast.curves["success"][at], forecast.curves["kl"][at]
         texts.append(
             f"β = {compact(_rounded(choice.beta))} ({compact(_rounded(choice.low))} to "
-            f"{compact(_rounded(choice.high))}) asks for nine tenths of what the smallest β here "
-            f"does: {_share(success)} right, at {kl[1]:.2g} nats of KL a prompt. A larger β asks "
+            f"{compact(_rounded(choice.high))}) asks for nine tenths of the gain of the smallest "
+            f"β here: {_share(success)} right, at {kl[1]:.2g} nats of KL a prompt. A larger β asks "
             "for less, a smaller one pays more KL for little."
         )
     least = forecast.curves["success"][0][1] - forecast.curves["success_without_unsolved"][0][1]

@@ -35,6 +35,8 @@ class Counts:
 def counts_of(samples: Any, threshold: float | None, columns: Any) -> Counts:
     """The counts of a table of counts, or of a log whose rewards tell right from wrong."""
     if _is_table(samples, columns):
+        if threshold is not None:
+            raise ValueError("threshold is of rewards: a table of counts says what was right")
         frame = evidence.read_counts(samples, columns=columns)
         return Counts(
             tuple(map(str, frame["prompt"])),

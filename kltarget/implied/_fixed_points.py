@@ -208,8 +208,8 @@ def _in_groups(problem: Problem, groups: Advantages, log_probs: np.ndarray) -> F
     spread = dataclasses.replace(problem, reward=gain).deviation(log_probs)
     ratio = problem.deviation(log_probs) / spread if spread > 0 else 0.0
     effective = problem.pull * float(ratio)
-    if not problem.plain:
-        return FixedPoint(log_probs, None, problem.beta, effective)
+    if not problem.plain or isinstance(groups, Groups):
+        return FixedPoint(log_probs, gain if problem.plain else None, problem.beta, effective)
     again = problem.policy(gain, *(np.array(x) for x in (problem.pull, 0.0, 0.0)))
     if np.abs(np.exp(again) - np.exp(log_probs)).sum() < _SAME:
         return FixedPoint(log_probs, gain, problem.beta, effective)

@@ -53,7 +53,10 @@ class ImpliedTarget(StationaryPolicy):
             as it settles.
         effective_beta: coefficient in units of the recipe's reward, shape ``[*batch]``: with the
             objective's divergence and that reward it would give this target or, in finite groups,
-            one as close as the deviation of the rewards or the lengths of sequences allow.
+            one as close as the deviation of the rewards or the lengths of sequences allow. With
+            renewals of the reference it is relative to the first one for a reverse KL of whole
+            outcomes, whose tilts add up, and to the last one otherwise; beside a teacher it is that
+            of the KL to the reference alone.
         other_rewards: expected rewards (after the recipe's scaling) at the further fixed points
             that were found, ``[*batch, R]``, padded with NaN.
         error: standard error of the total variation, 0 unless groups had to be sampled.
@@ -130,7 +133,7 @@ def implied_target(
         conserved quantity is known. Where all rewards are equal nothing moves, and it is the
         reference. k2, k3 or the absolute log-ratio in the reward have no target either, but their
         cost still acts, and which of its many stationary policies is reached the path decides:
-        NaN.
+        NaN. So it is where a controller finds no coefficient at which it would rest.
 
     Raises:
         TypeError: a recipe or a space that is none.
@@ -170,7 +173,8 @@ def implied_target(
 
 
 def _check_syncs(recipe: Recipe, num_syncs: int) -> None:
-    if not isinstance(num_syncs, int) or isinstance(num_syncs, bool) or num_syncs < 0:
+    whole = isinstance(num_syncs, (int, np.integer)) and not isinstance(num_syncs, bool)
+    if not whole or num_syncs < 0:
         raise ValueError(f"num_syncs must be an integer of 0 or more, got {num_syncs!r}")
     if recipe.reference not in ("copied", "averaged"):
         raise ValueError(

@@ -65,7 +65,7 @@ def _kept_at_entropy(rows: Rows, find: Find) -> tuple[Rows, Found]:
     if _mean_entropy(rows, found) >= wanted:
         return under(0.0), found
     low, high = np.log(_RANGE)
-    if lack(_RANGE[1]) > _CLOSE * wanted:
+    if lack(_RANGE[1]) > -_CLOSE * wanted:
         raise ValueError(
             f"entropy_target={wanted:g} nats per token is more than any bonus reaches: the most is "
             f"{wanted - lack(_RANGE[1]):.4g}"

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kltarget._core.checks import mass_tolerance
 from kltarget._core.numerics import as_float
 from kltarget.implied._fixed_point_problem import Problem
 from kltarget.implied._known import require_known, several_tokens, weighted_together
@@ -101,7 +102,7 @@ def make_rows(
     given, beta = as_float(beta), np.asarray(beta, np.float64)
     if not np.all(np.isfinite(beta) & (beta >= 0)):
         raise ValueError(f"beta must be 0 or more and finite, got {beta}")
-    reward, rewards = _one_reward(recipe, reward)
+    reward, rewards = _one_reward(recipe, reward, log_ref)
     # Checks shapes, rewards and the reference; which beta, does not matter to it.
     checked = Objective(reward, log_ref, jnp.where(given > 0, given, jnp.ones_like(given)))
     dtype, batch = checked.reward.dtype, checked.batch_shape
@@ -181,7 +182,7 @@ def make_rows(
     onward = recipe.kl_centre != "none" and recipe.charge == "onward"
     if onward and len(set(rows.lengths[possible.any(0)])) > 1:
         plain = dataclasses.replace(plain, tokens=rows.lengths)
-    told = None if log_teacher is None else in_rows(as_float(log_teacher), size)
+    told = None if log_teacher is None else _checked_teacher(rows, log_teacher)
     if (told is None) == (recipe.teacher > 0):
         raise ValueError(
             "log_teacher is needed, the teacher's log-probabilities of every outcome: the recipe "
@@ -217,7 +218,7 @@ def _coefficient(recipe: Recipe, beta: Any) -> Any:
     return beta
 
 
-def _one_reward(recipe: Recipe, reward: Any) -> tuple[Any, np.ndarray | None]:
+def _one_reward(recipe: Recipe, reward: Any, log_ref: Any) -> tuple[Any, np.ndarray | None]:
     """The reward of every outcome and, where each is normalised by itself, all of them."""
     weights = recipe.reward_weights
     if weights is None:
@@ -228,6 +229,9 @@ def _one_reward(recipe: Recipe, reward: Any) -> tuple[Any, np.ndarray | None]:
             f"reward must be of shape [..., {len(weights)}, A], a row for each of reward_weights="
             f"{weights}, got {rewards.shape}"
         )
+    # What the reference cannot produce may have any reward, which no weight is to turn.
+    impossible = (as_float(log_ref) == -jnp.inf)[..., None, :]
+    rewards = jnp.where(impossible, jnp.zeros_like(rewards), rewards)
     total = jnp.tensordot(rewards, jnp.asarray(weights, rewards.dtype), ((rewards.ndim - 2,), (0,)))
     return total, None if recipe.combine == "sum" else np.asarray(rewards, np.float64)
 
@@ -244,9 +248,35 @@ def _reference(rows: Rows, log_ref: np.ndarray) -> np.ndarray:
     return rows.powered(log_ref - np.logaddexp.reduce(log_ref), 1 / rows.recipe.temperature)
 
 
+def _checked_teacher(rows: Rows, log_teacher: Any) -> np.ndarray:
+    """Log-probabilities of the teacher by row, ``[R, A]``, or an error that names them."""
+    given = np.asarray(as_float(log_teacher), np.float64)
+    shape = (*rows.batch, rows.log_ref.shape[-1])
+    try:
+        told = np.broadcast_to(given, shape).reshape(rows.log_ref.shape)
+    except ValueError:
+        raise ValueError(
+            f"log_teacher must be of a shape that broadcasts to {list(shape)}, got "
+            f"{list(given.shape)}"
+        ) from None
+    if np.isnan(told).any() or (told == np.inf).any():
+        raise ValueError("log_teacher must be log-probabilities, without NaN or +inf")
+    mass = np.exp(told).sum(-1)
+    if (np.abs(mass - 1) > mass_tolerance(as_float(log_teacher).dtype)).any():
+        raise ValueError(
+            f"log_teacher has a mass of {mass.flat[0]:.6g}, not 1: pass "
+            "kltarget.normalize(log_teacher), or its logarithms if these are probabilities"
+        )
+    missing = (rows.log_ref > -np.inf) & (told == -np.inf)
+    if rows.recipe.teacher_direction == "reverse" and missing.any():
+        raise ValueError(
+            "log_teacher must be finite wherever the reference has mass: the reverse KL to a "
+            "teacher that excludes what the policy samples is infinite"
+        )
+    return told
+
+
 def _teacher(rows: Rows, log_teacher: np.ndarray) -> Teacher:
-    if np.isnan(log_teacher).any() or not log_teacher.max() > -np.inf:
-        raise ValueError("log_teacher must be log-probabilities, with some mass and no NaN")
     log_teacher = log_teacher - np.logaddexp.reduce(log_teacher)
     recipe, none = rows.recipe, np.zeros(())
     told = rows.powered(log_teacher, 1 / recipe.temperature)

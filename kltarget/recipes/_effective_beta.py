@@ -27,6 +27,9 @@ def effective_text(recipe: Recipe, reward_std: float | None) -> str:
     formula, scale = recipe.effective_formula, recipe.reward_scale
     if formula is None:
         return "—"
+    if recipe.kl_target is not None:
+        kept = f"the β that keeps the KL at {compact(recipe.kl_target)} nats"
+        return f"{kept}; it starts at {compact(recipe.beta)}" if recipe.beta else kept
     if recipe.by_masses and not recipe.charged_before:
         return _by_masses_text(recipe, formula)
     size, shrunk = recipe.group_size, recipe.baseline_factor != 1

@@ -124,9 +124,10 @@ class Recipe:
             None for all.
         kl_target: nats of ``KL(π‖π_ref)`` that a controller moves the coefficient to keep; ``beta``
             is then where it starts.
-        kl_target_per: whether these are of a whole ``"sequence"`` or, its mean, per ``"token"``.
-        entropy_target: nats of entropy per token that a controller moves ``entropy_bonus`` to keep
-            from falling below.
+        kl_target_per: whether these are of a whole ``"sequence"`` or, averaged over the tokens of
+            each sequence and then over sequences, per ``"token"``.
+        entropy_target: nats of entropy, averaged over all tokens, that a controller moves
+            ``entropy_bonus`` to keep from falling below.
 
     Raises:
         ValueError: an unknown choice, a number out of range, or a combination that makes no sense.
