@@ -171,8 +171,9 @@ class _Probes:
             pull = self.at(ratios)
             model = self.model.kl_pull(ratios, _FULL, self.model.kl_lengths[0])
             rest = pull - _fitted(pull, model) * model
-            if self.off(rest - rest[:, :1], np.zeros_like(rest)) and self.off(rest, 0 * rest):
-                return bool(np.abs(rest - rest[:, :1]).max() > 1e-5 * np.abs(pull).max())
+            least = max(float(np.abs(pull).max()), 1e-3 * self.size)
+            if np.abs(rest - rest[:, :1]).max() > self.tolerance * least:
+                return True
         return False
 
     def fit(self, masks: tuple[np.ndarray, ...]) -> tuple[bool, float]:
