@@ -129,7 +129,8 @@ def assert_target(loss: Callable[..., Any], expected: str | Divergence | Recipe)
             divergence, level, length and clips are compared and, if it has one, ``beta``.
 
     Raises:
-        AssertionError: it asks for something else; the message says what.
+        AssertionError: it asks for something else, or does what no divergence of the log ratio
+            explains, such as a KL where the advantage is above 0; the message says what.
         TypeError: no loss, or ``expected`` is none of these.
         ValueError: an unknown name, a loss that does not ascend the advantage.
 
@@ -160,6 +161,8 @@ def assert_target(loss: Callable[..., Any], expected: str | Divergence | Recipe)
             wanted = named(expected)
     reading = divergence_of_loss(loss)
     name, found = getattr(loss, "__name__", "loss"), reading.recipe
+    if reading.unexplained:
+        raise AssertionError(f"{name} is not what it reads as: {'; '.join(reading.unexplained)}")
     term = reading.term
     asked = "nothing: no term holds the policy" if term is None else str(term)
     title = "none" if wanted is None else wanted.title

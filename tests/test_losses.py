@@ -151,7 +151,9 @@ LOSSES = {
 )
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda x: x.__name__)
 def test_losses_are_read(loss):
-    assert divergence_of_loss(loss).recipe == LOSSES[loss]
+    found = divergence_of_loss(loss)
+    assert found.recipe == LOSSES[loss]
+    assert found.unexplained == ()
 
 
 @pytest.mark.broad
@@ -200,7 +202,201 @@ def test_assertions():
         assert_target(squared, Recipe(**TOKENS, estimator="k2", beta=0.04, clip=0.2))
 
 
+def beside(term):
+    """A loss of the plain policy gradient and one more term."""
+
+    def loss(logp, ref, old, advantages, mask):
+        return nothing(logp, ref, old, advantages, mask) + term(logp, ref, advantages, mask)
+
+    return loss
+
+
+def k2(logp, ref):
+    return (logp - ref) ** 2 / 2
+
+
+def mean_k3(logp, ref, mask):
+    return averaged(k3(logp, ref), mask)
+
+
+def places(logp):
+    count = logp.shape[1]
+    return jnp.arange(1, count + 1, dtype=logp.dtype)[None] / count
+
+
+def counting():
+    calls = []
+
+    def term(logp, ref, advantages, mask):
+        calls.append(1)
+        return 0.1 * len(calls) * averaged(k2(logp, ref), mask)
+
+    return beside(term)
+
+
+ON_THE_ADVANTAGE = "the KL term depends on the advantage"
+ON_THE_POSITION = "the KL term depends on the position of a token"
+NO_SUM = "the KL term is not a sum over tokens"
+ON_LOGP = "the KL term depends on logp itself, beside its ratio to the reference"
+K3 = Recipe(**TOKENS, estimator="k3", beta=0.1)
+NONE = Recipe("none", length="batch-mean")
+MISREAD = {
+    "where the advantage is above 0": (
+        lambda: beside(
+            lambda p, q, a, m: 0.1 * averaged(jnp.where(a[:, None] > 0, k2(p, q), 0.0), m)
+        ),
+        ON_THE_ADVANTAGE,
+        NONE,
+    ),
+    "weighed by the advantage": (
+        lambda: beside(lambda p, q, a, m: 0.1 * averaged(k2(p, q) * jnp.abs(a[:, None]), m)),
+        ON_THE_ADVANTAGE,
+        NONE,
+    ),
+    "of the first token": (
+        lambda: beside(lambda p, q, a, m: 0.1 * k2(p, q)[:, 0].mean()),
+        ON_THE_POSITION,
+        NONE,
+    ),
+    "beyond a budget": (
+        lambda: beside(lambda p, q, a, m: 0.1 * jax.nn.relu(mean_k3(p, q, m) - 0.5)),
+        NO_SUM,
+        NONE,
+    ),
+    "beyond a large budget": (
+        lambda: beside(lambda p, q, a, m: 0.1 * jax.nn.relu(mean_k3(p, q, m) - 20)),
+        NO_SUM,
+        NONE,
+    ),
+    "growing along the sequence": (
+        lambda: beside(lambda p, q, a, m: 0.1 * averaged(k3(p, q) * places(p), m)),
+        ON_THE_POSITION,
+        K3,
+    ),
+    "beside a bonus": (
+        lambda: beside(lambda p, q, a, m: averaged(0.1 * k3(p, q) - 0.01 * p**2 / 2, m)),
+        ON_LOGP,
+        K3,
+    ),
+    "times itself": (
+        lambda: beside(
+            lambda p, q, a, m: (
+                0.1 * mean_k3(p, q, m) * (1 + jax.lax.stop_gradient(mean_k3(p, q, m)))
+            )
+        ),
+        NO_SUM,
+        "forward-kl",
+    ),
+    "with a counter": (counting, "two calls with the same input differ", "reverse-kl"),
+    "over padding": (
+        lambda: beside(lambda p, q, a, m: 0.1 * k2(p, q).mean()),
+        "the KL term depends on padding",
+        "reverse-kl",
+    ),
+    "added up over the batch": (
+        lambda: beside(lambda p, q, a, m: 0.1 * (k2(p, q) * m).sum()),
+        "depends on the shape of the batch",
+        "reverse-kl",
+    ),
+    "of the wrong sign": (
+        lambda: beside(lambda p, q, a, m: -0.1 * averaged(k2(p, q), m)),
+        "wrong sign: it pushes away from the reference",
+        "none",
+    ),
+    "rewards above 0 alone": (
+        lambda: lambda p, q, o, a, m: nothing(p, q, o, jax.nn.relu(a), m) + 0.1 * mean_k3(p, q, m),
+        "the reward's part is not proportional to the advantage",
+        K3,
+    ),
+    "rewards less their mean's half": (
+        lambda: lambda p, q, o, a, m: nothing(p, q, o, a - a.mean() / 2, m),
+        "the reward's part depends on the advantages of other sequences",
+        NONE,
+    ),
+    "discounted rewards": (
+        lambda: lambda p, q, o, a, m: -averaged(jnp.exp(p - o) * a[:, None] * 0.9 ** places(p), m),
+        "the reward's part depends on the position of a token",
+        NONE,
+    ),
+    "rewards without a mask": (
+        lambda: lambda p, q, o, a, m: -(jnp.exp(p - o) * a[:, None]).mean(),
+        "the reward's part moves padded tokens",
+        "none",
+    ),
+    "rewards without a ratio": (
+        lambda: lambda p, q, o, a, m: -averaged(jnp.exp(p) * a[:, None], m),
+        "the reward's part depends on logp itself",
+        "none",
+    ),
+    "rewards by the root of a length": (
+        lambda: (
+            lambda p, q, o, a, m: (
+                -((jnp.exp(p - o) * a[:, None] * m).sum(-1) / jnp.sqrt(m.sum(-1))).mean()
+            )
+        ),
+        "how lengths count for the reward",
+        "none",
+    ),
+}
+
+
+@pytest.mark.quick_only(
+    "where the advantage is above 0", "of the first token", "beyond a budget", others="broad"
+)
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_guard_fails_on_what_a_recipe_does_not_explain(name):
+    make, said, expected = MISREAD[name]
+    with pytest.raises(AssertionError, match=said):
+        assert_target(make(), expected)
+
+
+@pytest.mark.broad
+def test_what_a_recipe_does_not_explain_is_said_first(tmp_path, monkeypatch, capsys):
+    found = divergence_of_loss(MISREAD["over padding"][0]())
+    assert len(found.unexplained) == 2
+    # A mean over 4 places, of which a β of 0.1 for a sum would be 4 times.
+    assert "0.25 times what it is for single tokens" in found.unexplained[1]
+    assert found.remarks[:2] == found.unexplained
+    (tmp_path / "padded.py").write_text(MODULE.replace("0.01 * kl", "0.01 * kl[:, :1]"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipe", "--loss", "padded.py:swapped"]) == 0
+    mind = capsys.readouterr().out.split("Mind")[1]
+    assert mind.split("- ")[1].startswith("The KL term depends on the position of a token")
+
+
+@pytest.mark.broad
+def test_a_product_of_each_token_has_a_divergence():
+    # 0.1·k3·(1 + sg(k3)) per token is a function of the log ratio, and has a divergence.
+    loss = beside(
+        lambda p, q, a, m: 0.1 * averaged(k3(p, q) * (1 + jax.lax.stop_gradient(k3(p, q))), m)
+    )
+    found = divergence_of_loss(loss)
+    assert found.unexplained == ()
+    assert found.divergence is not None
+
+
+@pytest.mark.broad
+def test_absolute_value_by_the_tokens_of_a_batch():
+    found = divergence_of_loss(beside(lambda p, q, a, m: 0.05 * averaged(jnp.abs(p - q), m)))
+    assert found.recipe == Recipe(**TOKENS, estimator="absolute", beta=0.05)
+    assert found.unexplained == ()
+
+
+def whitened(advantages, epsilon):
+    return (advantages - advantages.mean()) / (advantages.std() + epsilon)
+
+
 BAD = {
+    "whitens": (
+        lambda p, q, o, a, m: nothing(p, q, o, whitened(a, 1e-6), m),
+        ValueError,
+        "normalises its advantages",
+    ),
+    "whitens without an epsilon": (
+        lambda p, q, o, a, m: nothing(p, q, o, whitened(a, 0.0), m),
+        ValueError,
+        "normalises its advantages",
+    ),
     "one argument": (lambda logp: logp.sum(), TypeError, "must be loss"),
     "no scalar": (lambda p, q, o, a, m: -p * a[:, None], TypeError, "must be loss"),
     "down": (lambda p, q, o, a, m: (p * a[:, None] * m).sum(), ValueError, "does not ascend"),

@@ -21,6 +21,7 @@ from kltarget.divergences import (
     Scaled,
     TotalVariation,
 )
+from kltarget.recipes._loss_probes import Gradient as _Gradient, Model, unexplained
 from kltarget.recipes._recipe import Recipe
 from kltarget.recipes._terms import TermReading, from_slopes, log_ratios
 
@@ -28,6 +29,7 @@ Loss = Callable[..., Any]
 """``loss(logp, ref_logp, old_logp, advantages, mask)``, a number."""
 
 _TINY = 1e-9
+_LENGTHS = ("sum", "mean", "batch-mean")
 _UNREAD = (
     "how rewards become advantages: they come in ready, so baseline and normalisation are not seen",
     "a KL that is charged to the rewards before the loss is called",
@@ -42,14 +44,17 @@ class LossReading:
         recipe: what it does, with its coefficient in ``beta``; how rewards become advantages is
             left at the recipe's defaults.
         term: its KL term's divergence and where that holds nothing; None if there is no such term.
-        remarks: what it does beside that.
+        remarks: what it does beside that, first what is unexplained.
         unread: what gradients at given advantages cannot show.
+        unexplained: what its gradients do that the recipe does not say, or no divergence does. If
+            there is anything, the recipe is not all that it asks for.
     """
 
     recipe: Recipe
     term: TermReading | None
     remarks: tuple[str, ...] = ()
     unread: tuple[str, ...] = _UNREAD
+    unexplained: tuple[str, ...] = ()
 
     @property
     def divergence(self) -> Divergence | None:
@@ -111,12 +116,30 @@ def divergence_of_loss(loss: Loss) -> LossReading:
             )
         elif of_sequences:
             what["ratio_level"] = "sequence"
-        return LossReading(Recipe(**what, **fields, **clips), None, tuple(remarks))
+        ends = np.array([-1.0, 1.0])
+        # How lengths count for a term without a pull is no field's: any way is as read.
+        model = Model(
+            ends,
+            0 * ends + constant,
+            "token",
+            False,
+            fields["length"],
+            _LENGTHS if constant else _LENGTHS[:1],
+        )
+        missed = unexplained(gradient, model)
+        recipe = Recipe(**what, **fields, **clips)
+        return LossReading(recipe, None, (*missed, *remarks), unexplained=missed)
     slopes, single = _slopes(gradient)
     term, primitive = from_slopes(slopes, _name(loss), single=single)
     kl_length = fields["length"] if centred else _length(gradient, 1.0)
     if kl_length != fields["length"]:
         fields["kl_length"] = kl_length
+    at = log_ratios()
+    model = Model(at, slopes, level, centred, fields["length"], (kl_length,))
+    missed = unexplained(gradient, model)
+    below, above = np.interp([-0.1, 0.1], at, slopes)
+    if above < below - 1e-6 * max(abs(above), abs(below)):
+        missed = ("the KL term has the wrong sign: it pushes away from the reference", *missed)
     if of_sequences and level == "sequence":
         fields["ratio_level"] = "sequence"
     elif of_sequences:
@@ -127,7 +150,7 @@ def divergence_of_loss(loss: Loss) -> LossReading:
     elif centred:
         remarks.append("the batch's mean is taken off the term, which moves nothing on average")
     remarks += term.remarks
-    return LossReading(Recipe(**fields), term, tuple(remarks))
+    return LossReading(Recipe(**fields), term, (*missed, *remarks), unexplained=missed)
 
 
 def _charged_onward(fields: dict[str, Any], centred: bool, remarks: list[str]) -> dict[str, Any]:
@@ -172,9 +195,6 @@ class _NotFiniteError(ValueError):
     """Of a loss that could be called."""
 
 
-_Gradient = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
 def _gradient_of(loss: Loss) -> _Gradient:
     """The derivative by ``logp`` on the host, with advantages per sequence as the loss takes them.
 
@@ -209,11 +229,19 @@ def _gradient_of(loss: Loss) -> _Gradient:
             try:
                 found = gradient(even, even, even, np.ones(3), np.ones(shape))
             except _NotFiniteError:
-                raise
+                # The deviation of equal advantages, by which some losses divide, is 0.
+                found = np.zeros(shape)
+                if not _whitens(gradient):
+                    raise
             except Exception as error:
                 refused.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
                 continue
             if not (found < 0).all():
+                if _whitens(gradient):
+                    raise ValueError(
+                        f"loss {_name(loss)} normalises its advantages: equal ones move nothing, "
+                        "unequal ones do; pass a function of advantages that are ready"
+                    )
                 raise ValueError(
                     f"loss {_name(loss)} does not ascend the advantage: where that is 1 its "
                     "derivative by logp must be below 0"
@@ -226,6 +254,13 @@ def _gradient_of(loss: Loss) -> _Gradient:
         f"loss {_name(loss)} must be loss(logp, ref_logp, old_logp, advantages, mask), a number "
         f"that torch or JAX can differentiate by logp: {why}"
     )
+
+
+def _whitens(gradient: _Gradient) -> bool:
+    """Whether advantages of 0, 1 and 2 act as −1, 0 and 1 would."""
+    even = np.full((3, 4), -1.0)
+    low, _, high = gradient(even, even, even, np.arange(3.0), np.ones((3, 4)))
+    return bool((low > 0).all() and (high < 0).all())
 
 
 def _by_jax(loss: Loss, *arrays: np.ndarray) -> np.ndarray:
@@ -250,7 +285,8 @@ def _length(gradient: _Gradient, by_kl: float) -> str:
     weights = []
     for kept in (mask, np.ones_like(mask)):
         even = np.full_like(kept, -1.0)
-        nothing = gradient(even, even, even, np.zeros(3), kept)
+        # From the other side of equality: at it, |x| has the derivative that a library gives it.
+        nothing = gradient(even, even + 0.1 * by_kl, even, np.zeros(3), kept)
         moved = gradient(even, even - 0.1 * by_kl, even, np.full(3, 1 - by_kl), kept)
         weights.append(np.abs(moved - nothing))
     (short, full) = weights
@@ -318,7 +354,7 @@ def _clips(gradient: _Gradient) -> tuple[dict[str, Any], bool]:
 
     def edge(sign: float) -> float | None:
         """Where samples stop to count: ratios above 1 of good ones, below 1 of bad ones."""
-        if pulls(sign, sign * 1.5) > _TINY:
+        if pulls(sign, sign * 1.5) > _TINY or pulls(sign, 0.0) <= _TINY:
             return None
         inner, outer = 0.0, 1.5
         for _ in range(40):
