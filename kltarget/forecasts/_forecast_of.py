@@ -80,10 +80,10 @@ def forecast(
         >>> import pandas as pd
         >>> from kltarget.forecasts import forecast
         >>> from kltarget.recipes import Recipe
-        >>> counts = pd.DataFrame({"prompt": ["a", "b", "c"], "correct": [0, 3, 8], "samples": 8})
-        >>> found = forecast(counts, Recipe(), beta=[0.1, 1.0])
+        >>> counts = pd.DataFrame({"prompt": ["a", "b"], "correct": [40, 60], "samples": 100})
+        >>> found = forecast(counts, Recipe(), beta=1.0)
         >>> print(found.dataset["success"].sel(quantile=0.5).values.round(1))
-        [0.9 0.7]
+        [0.7]
 
     References:
         Agresti and Hitchcock, "Bayesian inference for categorical data analysis", 2005 (Beta–
