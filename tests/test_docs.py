@@ -226,7 +226,10 @@ def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", of_kinds("command", slow=("README",)))
 def test_commands_of_a_page_say_what_it_shows(name, tmp_path, monkeypatch, capsys):
-    (tmp_path / "tests").symlink_to(ROOT / "tests")  # rollouts that a checkout has
+    # Rollouts and counts that a checkout has.
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    (tmp_path / "kltarget").mkdir()
+    (tmp_path / "kltarget" / "data").symlink_to(ROOT / "kltarget" / "data")
     monkeypatch.chdir(tmp_path)
     for kind, command, shown in steps(RUNNABLE[name]):
         if kind == "command":
