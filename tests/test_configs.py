@@ -1048,3 +1048,13 @@ def test_every_preset_of_a_trainer_that_is_read_is_reached():
     unread |= {"rlinf-fsdp"}
     unread |= {"torchforge", "torchtune-grpo", "trinity-rft"}
     assert {entry.name for entry in recipes.presets()} - reached == unread
+
+
+def test_a_key_that_chooses_the_preset_says_so(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("reward_weights: [1.0, 0.5]\nmulti_objective_aggregation: normalize_then_sum\n")
+    reading = from_config(file, trainer="trl-grpo")
+    does = {key.name: key.does for key in reading.acting}
+    assert does["multi_objective_aggregation"] == "the preset trl-gdpo"
+    assert reading.recipe.reward_weights == (1.0, 0.5)
+    assert not any(note.startswith("Without reward_weights") for note in reading.notes)

@@ -278,11 +278,11 @@ class _Translation:
         else:
             rules = [rule for rule in self.table.rules if rule.key == key]
             used = [rule for rule in rules if not self.failing(rule.when, rule.unless)]
-            if used:
+            chooses = any(key in (*x.when, *x.unless) for x in self.table.variants)
+            if used or chooses:
                 does = ", ".join(filter(None, (self._apply(rule, setting) for rule in used)))
-                does = does or "no field of the recipe"
-            elif any(key in (*x.when, *x.unless) for x in self.table.variants):
-                does = f"the preset {self.variant.preset}"
+                chosen = f"the preset {self.variant.preset}"
+                does = does or (chosen if chooses else "no field of the recipe")
             elif not rules:
                 does = "which other keys are read"
             else:
