@@ -24,6 +24,7 @@ STYLE = """
 .kltarget table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 .kltarget th { color: #555; font-weight: 600; border-bottom: 1px solid #bbb; }
 .kltarget th, .kltarget td { padding: .15rem .8rem; }
+.kltarget td[style*="right"] { white-space: nowrap; }
 .kltarget .wide { overflow-x: auto; }
 .kltarget p, .kltarget li, .kltarget h1, .kltarget h2 { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
