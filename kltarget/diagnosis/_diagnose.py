@@ -306,21 +306,18 @@ def _possible(log: evidence.Log) -> tuple[evidence.Log, list[str]]:
 def _as_logged(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe of what stands in a log: its policy, its reference and its coefficient of then."""
     notes = []
-    if recipe.reference in ("copied", "averaged", "lagged"):
+    if recipe.moves_reference:
         notes.append(
             "the reference moves: what is said of targets is of the reference that was logged"
         )
-        fixed = {"reference": "fixed", "reference_every": None, "reference_share": 1.0}
-        recipe = dataclasses.replace(recipe, **fixed)
     if recipe.temperature != 1:
         notes.append(
             f"log-probabilities and answers are taken to be at the recipe's temperature, "
             f"{recipe.temperature:g}, as they are trained on"
         )
-        recipe = dataclasses.replace(recipe, temperature=1.0)
     if recipe.kl_target is not None:
         notes.append("a controller moves β: give the one that the run had in the end (--beta)")
-        recipe = dataclasses.replace(recipe, kl_target=None)
+    recipe = recipe.without_motion
     if recipe.combine == "sum" and recipe.reward_weights is not None:
         # What is logged is their sum.
         recipe = dataclasses.replace(recipe, reward_weights=None)

@@ -138,16 +138,13 @@ def _of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
             "the KL acts on every token: the numbers are those of answers of one token, or that "
             "part at one"
         )
-    if recipe.reference in ("copied", "averaged", "lagged"):
+    if recipe.moves_reference:
         notes.append("the reference moves: the numbers are those of a run that ends before it does")
-        fixed = {"reference": "fixed", "reference_every": None, "reference_share": 1.0}
-        recipe = dataclasses.replace(recipe, **fixed)
     if recipe.temperature != 1:
         notes.append(
             f"samples and the trained policy are taken to be at the recipe's temperature, "
             f"{recipe.temperature:g}"
         )
-        recipe = dataclasses.replace(recipe, temperature=1.0)
     if recipe.kl_target is not None:
         notes.append(
             f"a controller moves β to keep {recipe.kl_target:g} nats: choose(kl=…), --kl-budget, "
@@ -155,7 +152,7 @@ def _of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
         )
     if recipe.log_ratio_clip is not None or recipe.kl_clip is not None:
         notes.append("no clip of the KL's estimate is taken to be active")
-    return dataclasses.replace(recipe, reward_weights=None, kl_target=None), notes
+    return dataclasses.replace(recipe.without_motion, reward_weights=None), notes
 
 
 def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -> np.ndarray:

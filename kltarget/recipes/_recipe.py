@@ -297,6 +297,25 @@ class Recipe:
         return self.place == "reward" and self.charge == "onward"
 
     @property
+    def moves_reference(self) -> bool:
+        """Whether the reference follows the policy."""
+        return self.reference in ("copied", "averaged", "lagged")
+
+    @property
+    def without_motion(self) -> Recipe:
+        """The same at one moment: its reference and β as they are, at the temperature of training.
+
+        Example:
+            >>> from kltarget.recipes import Recipe
+            >>> Recipe(temperature=0.7, kl_target=6.0).without_motion == Recipe()
+            True
+        """
+        fields: dict[str, Any] = {"temperature": 1.0, "kl_target": None}
+        if self.moves_reference:
+            fields |= {"reference": "fixed", "reference_every": None, "reference_share": 1.0}
+        return dataclasses.replace(self, **fields)
+
+    @property
     def charged_without_divergence(self) -> bool:
         """Whether there is a cost that acts, but is that of no divergence.
 
