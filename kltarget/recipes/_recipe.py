@@ -303,7 +303,7 @@ class Recipe:
 
     @property
     def without_motion(self) -> Recipe:
-        """The same at one moment: its reference and β as they are, at the temperature of training.
+        """The same at one moment, with its reference and β as they are and training's temperature.
 
         Example:
             >>> from kltarget.recipes import Recipe
