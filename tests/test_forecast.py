@@ -15,8 +15,8 @@ import kltarget as kt
 from kltarget import cli, pages, plot
 from kltarget.evidence import success_rates
 from kltarget.forecasts import Forecast, forecast
-from kltarget.forecasts.success import NODES, target_log_odds
 from kltarget.implied import implied_target
+from kltarget.implied.success import NODES, target_log_odds
 from kltarget.recipes import Recipe
 
 REVERSE, FORWARD = Recipe(), Recipe("loss", "k3")

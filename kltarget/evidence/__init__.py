@@ -51,6 +51,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
     reference_sums,
 )
+from kltarget.evidence._sample_counts import SampleCounts, counts_of
 from kltarget.evidence._success_rates import SuccessRates, success_rates
 from kltarget.evidence._trees import TokenTree
 
@@ -65,11 +66,13 @@ __all__ = [
     "Log",
     "LoggedAdvantages",
     "Prompt",
+    "SampleCounts",
     "SuccessRates",
     "TokenTree",
     "answer_entropy",
     "are_summed",
     "chance_of_seeing",
+    "counts_of",
     "disagreements",
     "entropy_of_counts",
     "entropy_of_seen",

@@ -12,10 +12,9 @@ from jax.typing import ArrayLike
 from scipy.special import expit, log_expit
 
 from kltarget._core.checks import worded
-from kltarget.evidence import success_rates
+from kltarget.evidence import SampleCounts, counts_of, success_rates
 from kltarget.forecasts._forecast import QUANTILES, Forecast
-from kltarget.forecasts._sample_counts import Counts, counts_of, describe, shaped
-from kltarget.forecasts.success import NODES, require_forecast, target_log_odds
+from kltarget.implied.success import NODES, require_forecast, target_log_odds
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
@@ -109,7 +108,7 @@ def forecast(
     if threshold is not None and not np.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold}")
     counts = counts_of(samples, threshold, columns)
-    rewards = shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
+    rewards = _shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
     if not rewards[1] > rewards[0]:
         raise ValueError("reward_clip of the recipe leaves right and wrong samples the same reward")
     betas = _coefficients(recipe, rewards, beta)
@@ -166,8 +165,14 @@ def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -
     return found
 
 
+def _shaped(rewards: np.ndarray, scale: float, bounds: tuple[float, float] | None) -> np.ndarray:
+    """Rewards as a recipe uses them."""
+    scaled = scale * rewards
+    return np.clip(scaled, *bounds) if bounds else scaled
+
+
 def _assembled(
-    counts: Counts,
+    counts: SampleCounts,
     recipe: Recipe,
     name: str,
     notes: list[str],
@@ -210,7 +215,7 @@ def _assembled(
     per_pair = np.quantile(rates.log_odds(first, rng), QUANTILES, axis=0, method="nearest").T
     at_target = np.array([np.interp(per_pair, NODES, row) for row in target])
     return Forecast(
-        title=describe(counts),
+        title=str(counts),
         recipe=recipe,
         recipe_name=name,
         notes=(*notes, *counts.notes),

@@ -1,20 +1,24 @@
-"""From logs and tables of a base model's samples to how often each prompt was solved."""
+"""From logs and tables of a model's samples to how often each prompt was solved."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from kltarget import evidence
+from kltarget._core.rows import FileError, RowFile
 from kltarget._core.words import counted
+from kltarget.evidence._counts import read_counts
+from kltarget.evidence._log import Log, evident_threshold, log_of
 from kltarget.rollouts import read_rollouts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Counts:
+class SampleCounts:
     """How often each prompt was solved.
 
     Attributes:
@@ -31,14 +35,29 @@ class Counts:
     rewards: np.ndarray
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """How many prompts and samples there are."""
+        least, most = int(self.samples.min()), int(self.samples.max())
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return f"{counted(len(self.prompts), 'prompt')}, {each} samples each"
 
-def counts_of(samples: Any, threshold: float | None, columns: Any) -> Counts:
-    """The counts of a table of counts, or of a log whose rewards tell right from wrong."""
+
+def counts_of(
+    samples: Any, threshold: float | None, columns: Any = None, *, late: bool = False
+) -> SampleCounts:
+    """The counts of a table of counts, or of a log whose rewards tell right from wrong.
+
+    Args:
+        samples: such a table, rows of samples with rewards, or files of either.
+        threshold: the least reward of a right sample, where the rewards do not show it.
+        columns: other names of columns.
+        late: of a log with steps, take the last third of these instead of the first step.
+    """
     if _is_table(samples, columns):
         if threshold is not None:
             raise ValueError("threshold is of rewards: a table of counts says what was right")
-        frame = evidence.read_counts(samples, columns=columns)
-        return Counts(
+        frame = read_counts(samples, columns=columns)
+        return SampleCounts(
             tuple(map(str, frame["prompt"])),
             frame["correct"].to_numpy(),
             frame["samples"].to_numpy(),
@@ -48,33 +67,44 @@ def counts_of(samples: Any, threshold: float | None, columns: Any) -> Counts:
     frame = samples
     if isinstance(samples, (str, os.PathLike)) or not hasattr(samples, "columns"):
         frame = read_rollouts(samples, full_text=False, columns=columns)
-    return _counts_of_log(evidence.log_of(frame), frame, threshold)
+    return _counts_of_log(log_of(frame), frame, threshold, late)
 
 
 def _is_table(samples: Any, columns: Any) -> bool:
-    """Whether these are counts; of files by their first line."""
-    names = getattr(samples, "columns", None)
-    if names is None and isinstance(samples, (str, os.PathLike)) and os.path.isfile(samples):
-        with open(samples, encoding="utf-8", errors="replace") as file:
-            names = file.readline(100_000)
+    """Whether these are counts; of files by the names of their columns."""
+    names = getattr(samples, "columns", samples if isinstance(samples, Mapping) else None)
+    if isinstance(samples, (str, os.PathLike)) and os.path.isfile(samples):
+        names = _column_names(pathlib.Path(samples))
     if names is None:
         return False
     return all((columns or {}).get(x, x) in names for x in ("correct", "samples"))
 
 
-def _counts_of_log(log: evidence.Log, frame: Any, threshold: float | None) -> Counts:
+def _column_names(path: pathlib.Path) -> Collection[str]:
+    """As the header or the first row has them; nothing where neither can be read."""
+    file = RowFile(path, guess_delimiter=True)
+    try:
+        first = next(iter(file), None)
+    except FileError:
+        return ()
+    row = first[2] if first else {}
+    return file.columns or (row if isinstance(row, dict) else ())
+
+
+def _counts_of_log(log: Log, frame: Any, threshold: float | None, late: bool) -> SampleCounts:
     notes = [*frame.attrs.get("notes", ()), *log.notes]
-    chosen = np.ones(len(log), bool)
+    chosen = log.late if late else log.early
     if len(log.steps) > 1:
         # A policy in training is the base model before its first step alone.
-        chosen = log.time == 0
+        taken = "the last third" if late else "the first"
+        model = "the trained model" if late else "the base model"
         notes.append(
-            f"the first of {len(log.steps):,} logged steps is taken for the base model, "
+            f"{taken} of {len(log.steps):,} logged steps is taken for {model}, "
             f"{counted(int(chosen.sum()), 'sample')}"
         )
     values = np.unique(log.reward)
     if threshold is None:
-        threshold = evidence.evident_threshold(log)
+        threshold = evident_threshold(log)
         if threshold is None and len(values) == 1 and values[0] in (0.0, 1.0):
             threshold = 1.0
     if threshold is None:
@@ -96,19 +126,6 @@ def _counts_of_log(log: evidence.Log, frame: Any, threshold: float | None) -> Co
     correct = np.bincount(log.prompt[chosen & right], minlength=size)
     seen = samples > 0
     if not seen.all():
-        notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of the first step")
+        notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of these steps")
     names = tuple(name for name, some in zip(log.prompts, seen, strict=True) if some)
-    return Counts(names, correct[seen], samples[seen], rewards, tuple(notes))
-
-
-def shaped(rewards: np.ndarray, scale: float, bounds: tuple[float, float] | None) -> np.ndarray:
-    """Rewards as a recipe uses them."""
-    scaled = scale * rewards
-    return np.clip(scaled, *bounds) if bounds else scaled
-
-
-def describe(counts: Counts) -> str:
-    """How many prompts and samples there are."""
-    least, most = int(counts.samples.min()), int(counts.samples.max())
-    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    return f"{counted(len(counts.prompts), 'prompt')}, {each} samples each"
+    return SampleCounts(names, correct[seen], samples[seen], rewards, tuple(notes))
