@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         verification as verification,
     )
     from kltarget._core.status import Status
+    from kltarget.comparisons import compare
     from kltarget.diagnosis import diagnose
     from kltarget.divergences import (
         Alpha,
@@ -108,6 +109,7 @@ _ROOMS = {
         "Tsallis",
         "kl",
     ),
+    "comparisons": ("compare",),
     "evidence": (),
     "forecasts": ("forecast",),
     "frontier": (),
@@ -167,6 +169,7 @@ __all__ = [
     "TransformerPolicy",
     "Tsallis",
     "collapse_beta",
+    "compare",
     "coverage",
     "diagnose",
     "effective_modes",

@@ -30,7 +30,7 @@ FLOORS = (
     ("implied", "frontier"),
     ("sweeps", "verification", "rollouts"),
     ("evidence",),
-    ("diagnosis", "forecasts", "studies"),
+    ("comparisons", "diagnosis", "forecasts", "studies"),
     ("mixtures", "plot"),
     ("pages",),
     ("cli",),

@@ -772,7 +772,7 @@ def test_the_files_name_no_bound_that_is_not_tested():
 )
 def test_comparison_in_words(before, after, summary):
     same = recipes.preset(before).trainer == recipes.preset(after).trainer
-    found = recipes.compare(read(recipe(before)), read(recipe(after)), same_keys=same)
+    found = recipes.difference(read(recipe(before)), read(recipe(after)), same_keys=same)
     assert found.startswith(summary)
 
 
@@ -789,7 +789,7 @@ def test_comparison_in_words(before, after, summary):
 )
 def test_the_same_target_is_one_of_the_same_fields(before, after, beta, differ):
     readings = [read(recipe(name, beta=beta)) for name in (before, after)]
-    found = recipes.compare(*readings, same_keys=False)
+    found = recipes.difference(*readings, same_keys=False)
     if differ is None:
         assert found == "same target"
     else:

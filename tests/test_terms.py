@@ -540,7 +540,7 @@ def test_a_recipe_with_a_term_is_read():
     assert reading.family == "token-local target of 0.5 × χ²"
     assert "its mean derivative is the gradient of 0.5 × χ²" in reading.why
     other = recipes.read(Recipe("loss", quartic, "token", "mean", beta=0.1))
-    assert recipes.compare(reading, other) == "other target: 0.5 × χ² → divergence of quartic"
+    assert recipes.difference(reading, other) == "other target: 0.5 × χ² → divergence of quartic"
     clamped = recipes.read(Recipe("loss", clamped_k2, beta=0.1))
     assert "beyond |log ratio| = 3 nothing holds the policy" in clamped.why
 

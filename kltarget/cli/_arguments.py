@@ -53,6 +53,11 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0."""
+    return tuple(whole(part) for part in text.split(","))
+
+
 def beta_list(text: str) -> list[float]:
     """One β, a list of them, or log-spaced ones."""
     span = text.split(":")

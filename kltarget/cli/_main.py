@@ -17,6 +17,7 @@ from kltarget import tasks
 from kltarget._core.page import Lines, Page, Table
 from kltarget._core.words import wrapped
 from kltarget.cli import (
+    _compare_command,
     _diagnose_command,
     _explore_command,
     _forecast_command,
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         _verify_command,
         _recipe_command,
         _forecast_command,
+        _compare_command,
         _diagnose_command,
     ):
         command.add_to(commands)

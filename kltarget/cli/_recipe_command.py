@@ -229,7 +229,7 @@ def _beside(*rows: tuple[Side, Reading]) -> Page:
     differ = any(label.startswith("≠") for label, _, _ in table)
     same = older.preset.trainer == newer.preset.trainer and first.beta == second.beta
     same = same and older.config is newer.config is None
-    summary = recipes.compare(first, second, same_keys=same)
+    summary = recipes.difference(first, second, same_keys=same)
     caveats = filter(None, dict.fromkeys([older.preset.caveat, newer.preset.caveat]))
     return Page(
         [Table(table, "lll", gap=2)],

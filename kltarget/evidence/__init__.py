@@ -24,6 +24,7 @@ from kltarget.evidence._intervals import (
     mean_interval,
     median_interval,
     share_interval,
+    simultaneous_band,
     wilson_interval,
 )
 from kltarget.evidence._log import (
@@ -94,6 +95,7 @@ __all__ = [
     "reference_sums",
     "rewards_vary",
     "share_interval",
+    "simultaneous_band",
     "success_rates",
     "unseen_share",
     "wilson_interval",

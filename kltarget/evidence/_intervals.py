@@ -1,4 +1,4 @@
-"""Intervals of 95 % for means, medians and shares of independent values."""
+"""Intervals of 95 % for means, medians and shares of independent values, and for curves."""
 
 from __future__ import annotations
 
@@ -79,3 +79,27 @@ def median_interval(values: np.ndarray) -> tuple[float, Interval | None]:
     low, high = quantile_test(values).confidence_interval(LEVEL)
     interval = None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
     return float(np.median(values)), interval
+
+
+def simultaneous_band(draws: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """The narrowest band of order statistics that holds whole curves with ``level``.
+
+    Args:
+        draws: curves, ``[D, K]``.
+        level: the share of the curves that lie inside everywhere.
+
+    Returns:
+        Low, median and high at each place, ``[K, 3]``.
+
+    References:
+        Besag, Green, Higdon, Mengersen, "Bayesian computation and stochastic systems", Statistical
+        Science 10, 1995, Section 6.3.
+    """
+    size = len(draws)
+    ascending = np.sort(draws, axis=0)
+    ranks = draws.argsort(0).argsort(0)
+    # How far out a curve is where it is furthest out.
+    outermost = np.maximum(ranks, size - 1 - ranks).max(1)
+    high = int(np.quantile(outermost, level, method="higher"))
+    low = size - 1 - high
+    return np.stack([ascending[low], np.median(draws, axis=0), ascending[high]], axis=1)

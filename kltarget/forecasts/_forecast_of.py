@@ -14,7 +14,13 @@ from scipy.special import expit, log_expit
 from kltarget._core.checks import worded
 from kltarget.evidence import SampleCounts, counts_of, success_rates
 from kltarget.forecasts._forecast import QUANTILES, Forecast
-from kltarget.implied.success import NODES, require_forecast, target_log_odds
+from kltarget.implied.success import (
+    NODES,
+    of_base_model,
+    require_forecast,
+    shaped,
+    target_log_odds,
+)
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
@@ -95,7 +101,7 @@ def forecast(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
     require_forecast(recipe)
-    recipe, notes = _of_base_model(recipe)
+    recipe, notes = of_base_model(recipe)
     if not isinstance(k, Sequence) or not k:
         raise ValueError(f"k must be a sequence of integers, such as (1, 16), got {k!r}")
     for each in k:
@@ -108,7 +114,7 @@ def forecast(
     if threshold is not None and not np.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold}")
     counts = counts_of(samples, threshold, columns)
-    rewards = _shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
+    rewards = shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
     if not rewards[1] > rewards[0]:
         raise ValueError("reward_clip of the recipe leaves right and wrong samples the same reward")
     betas = _coefficients(recipe, rewards, beta)
@@ -129,31 +135,6 @@ def forecast(
     )
 
 
-def _of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe on a model whose reference is itself, at the temperature that it is sampled at."""
-    notes = []
-    if recipe.per_token:
-        notes.append(
-            "the KL acts on every token: the numbers are those of answers of one token, or that "
-            "part at one"
-        )
-    if recipe.moves_reference:
-        notes.append("the reference moves: the numbers are those of a run that ends before it does")
-    if recipe.temperature != 1:
-        notes.append(
-            f"samples and the trained policy are taken to be at the recipe's temperature, "
-            f"{recipe.temperature:g}"
-        )
-    if recipe.kl_target is not None:
-        notes.append(
-            f"a controller moves β to keep {recipe.kl_target:g} nats: choose(kl=…), --kl-budget, "
-            "says which β that is"
-        )
-    if recipe.log_ratio_clip is not None or recipe.kl_clip is not None:
-        notes.append("no clip of the KL's estimate is taken to be active")
-    return dataclasses.replace(recipe.without_motion, reward_weights=None), notes
-
-
 def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -> np.ndarray:
     if beta is None:
         unit = 1.0 if recipe.normalized else float(rewards[1] - rewards[0])
@@ -163,12 +144,6 @@ def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -
     if found.ndim != 1 or not found.size or not (np.isfinite(found) & (found > 0)).all():
         raise ValueError(f"beta must be numbers above 0, got {beta!r}")
     return found
-
-
-def _shaped(rewards: np.ndarray, scale: float, bounds: tuple[float, float] | None) -> np.ndarray:
-    """Rewards as a recipe uses them."""
-    scaled = scale * rewards
-    return np.clip(scaled, *bounds) if bounds else scaled
 
 
 def _assembled(

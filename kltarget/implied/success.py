@@ -7,6 +7,7 @@ For each s one p meets that; where several s belong to one p, the first on the w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -44,6 +45,37 @@ def require_forecast(recipe: Recipe) -> None:
         unknown = "dropped groups with a KL that is normalised with the reward"
     if unknown:
         raise ValueError(f"no forecast is known for {unknown}")
+
+
+def of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe on a model whose reference is itself, at the temperature that it is sampled at."""
+    notes = []
+    if recipe.per_token:
+        notes.append(
+            "the KL acts on every token: the numbers are those of answers of one token, or that "
+            "part at one"
+        )
+    if recipe.moves_reference:
+        notes.append("the reference moves: the numbers are those of a run that ends before it does")
+    if recipe.temperature != 1:
+        notes.append(
+            f"samples and the trained policy are taken to be at the recipe's temperature, "
+            f"{recipe.temperature:g}"
+        )
+    if recipe.kl_target is not None:
+        notes.append(
+            f"a controller moves β to keep {recipe.kl_target:g} nats: choose(kl=…), --kl-budget, "
+            "says which β that is"
+        )
+    if recipe.log_ratio_clip is not None or recipe.kl_clip is not None:
+        notes.append("no clip of the KL's estimate is taken to be active")
+    return dataclasses.replace(recipe.without_motion, reward_weights=None), notes
+
+
+def shaped(rewards: np.ndarray, scale: float, bounds: tuple[float, float] | None) -> np.ndarray:
+    """Rewards as a recipe uses them."""
+    scaled = scale * rewards
+    return np.clip(scaled, *bounds) if bounds else scaled
 
 
 def target_log_odds(recipe: Recipe, rewards: np.ndarray, beta: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pages: a diagnosis and a forecast as HTML, and the live explorer.
+"""Pages: diagnoses, forecasts and comparisons as HTML, and the live explorer.
 
 The explorer has sliders for β and its like, and redraws the exact target at every move.
 
@@ -8,6 +8,7 @@ it.
 
 from typing import TYPE_CHECKING, Any
 
+from kltarget.pages._comparison_html import comparison
 from kltarget.pages._diagnosis_page import diagnosis
 from kltarget.pages._explore import explore
 from kltarget.pages._explorer_page import page
@@ -16,7 +17,7 @@ from kltarget.pages._forecast_html import forecast
 if TYPE_CHECKING:
     from kltarget.pages._widget import Explorer, Scene
 
-__all__ = ["Explorer", "Scene", "diagnosis", "explore", "forecast", "page"]
+__all__ = ["Explorer", "Scene", "comparison", "diagnosis", "explore", "forecast", "page"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ set to a dark background, figures are dark as well:
 """
 
 from kltarget.plot._beta_path import beta_path, ratio
+from kltarget.plot._comparison_figure import comparison
 from kltarget.plot._density_figure import density
 from kltarget.plot._diagnosis_figures import answers, diagnosis
 from kltarget.plot._forecast_figure import forecast
@@ -37,6 +38,7 @@ __all__ = [
     "STYLE",
     "answers",
     "beta_path",
+    "comparison",
     "density",
     "diagnosis",
     "distances",

@@ -3,14 +3,14 @@
 ``recipe("trl-grpo==1.9.2")`` is what that version of a trainer does, ``presets()`` are all of them
 and ``table()`` lists them; ``preset(name)`` says where each number was read and which key of the
 trainer's configuration sets it. ``read(recipe)`` says what a recipe optimises, in words and
-formulas, and ``compare`` how the targets of two differ. ``divergence_of`` and
+formulas, and ``difference`` how the targets of two differ. ``divergence_of`` and
 ``divergence_of_loss`` read a term or a loss function of one's own, ``Weighted`` is such a term with
 the probability of its sample, and ``from_config`` reads a trainer's configuration file or command
 line.
 """
 
-from kltarget.recipes._comparison import compare
 from kltarget.recipes._critical import critical_beta
+from kltarget.recipes._difference import difference
 from kltarget.recipes._explanation import Explanation
 from kltarget.recipes._installed import Default, InstalledDefaults, installed
 from kltarget.recipes._losses import LossReading, divergence_of_loss
@@ -42,8 +42,8 @@ __all__ = [
     "Recipe",
     "TermReading",
     "Weighted",
-    "compare",
     "critical_beta",
+    "difference",
     "divergence_of",
     "divergence_of_loss",
     "explanation",

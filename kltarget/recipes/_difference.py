@@ -14,7 +14,7 @@ _DIRECTIONS = {"reverse": "reverse KL", "forward": "forward KL", "none": "no KL"
 _OFF_POLICY = ("clip", "clip_high", "ratio_level", "updates_per_batch")
 
 
-def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
+def difference(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
     """One sentence on how the targets of two recipes differ.
 
     Args:
@@ -28,7 +28,7 @@ def compare(before: Reading, after: Reading, *, same_keys: bool = False) -> str:
     Example:
         >>> from kltarget import recipes
         >>> older, newer = (recipes.read(recipes.recipe(f"tunix=={v}")) for v in ("0.1.6", "0.1.7"))
-        >>> recipes.compare(older, newer, same_keys=True)
+        >>> recipes.difference(older, newer, same_keys=True)
         'same YAML, other target: forward KL → no KL'
     """
     same = "same YAML, " if same_keys else ""

@@ -1,0 +1,317 @@
+"""``compare``: what changed between two checkpoints, and whether a target could have done it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.special import expit
+
+from kltarget._core.words import counted
+from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
+from kltarget.comparisons._shift_laws import families, shifts
+from kltarget.comparisons._moved import moved
+from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
+from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
+from kltarget.comparisons._shift_likelihood import PairCounts
+from kltarget.evidence import SampleCounts, counts_of, simultaneous_band, success_rates
+from kltarget.implied.success import NODES, of_base_model, require_forecast, shaped
+from kltarget.recipes import Recipe, recipe as recipe_of
+from kltarget.recipes._followed import in_words
+
+QUANTILES = (0.025, 0.5, 0.975)
+_EDGES = (0.0, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1.0)
+
+
+def compare(
+    before: Any,
+    after: Any,
+    recipe: Recipe | str | None = None,
+    *,
+    beta: float | None = None,
+    k: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    threshold: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    columns_after: Mapping[str, str] | None = None,
+    false_discovery_rate: float = 0.05,
+    num_draws: int = 1000,
+    key: Any = None,
+    name: str | None = None,
+) -> Comparison:
+    """What changed between two checkpoints, prompt by prompt, and which law of RL it follows.
+
+    The target of ``max E_π[r] − beta · D(π, π_ref)`` shifts the log-odds of every prompt's success
+    by a law of its own: a reverse KL all by ``Δr/beta``, a forward KL those of rare success most;
+    normalised by the group's σ, both extremes. A path of policy gradients that has not arrived
+    shifts rare and frequent success least. Counts before and after say which of these fits, by
+    prompts that were held out, beside a free curve.
+
+    Args:
+        before: of the model before, what :func:`kltarget.forecasts.forecast` takes: rows of samples
+            with rewards or a table with the columns ``prompt``, ``correct`` and ``samples``; of a
+            log with steps the first counts.
+        after: of the model after; of a log with steps the last third.
+        recipe: what the trainer did, or the name of a preset such as ``"trl-grpo==1.9.2"``.
+        beta: its coefficient; by default the recipe's. With it the comparison says how much of what
+            the target asks for was reached.
+        k: for which k pass@k is given; beyond the number of samples too, with what is not known.
+        threshold: the least reward of a right sample, where the rewards do not show it.
+        columns: other names of columns, ``{"correct": "base_correct"}``.
+        columns_after: of ``after``, where they differ from those of ``before``.
+        false_discovery_rate: the share of the prompts said to have moved that may not have.
+        num_draws: draws of the posterior behind each interval, 100 or more.
+        key: of these draws and of what is held out; by default ``jax.random.key(0)``.
+        name: what to call the recipe; by default the preset's name, or the recipe in words.
+
+    Returns:
+        pass@k of both, prompts that rose and fell, the shift over the success before, and how well
+        each law fits, with 95 % intervals.
+
+    Raises:
+        TypeError: a recipe that is none.
+        ValueError: samples that say nothing, values out of range, or a recipe that no target of
+            right and wrong is known for; the message names the argument.
+
+    Prompts are paired by name; those of one side alone are left out and reported. Without a pair
+    both are taken for samples of the same kind of prompts, and only pass@k is compared.
+
+    Example:
+        >>> from kltarget import tasks
+        >>> from kltarget.comparisons import compare
+        >>> counts = tasks.deepscaler()
+        >>> base, trained = {"correct": "base_correct"}, {"correct": "rl_correct"}
+        >>> found = compare(counts, counts, columns=base, columns_after=trained, num_draws=100)
+        >>> found.num_rose, found.num_fell, found.verdict
+        (304, 16, 'neither')
+
+    References:
+        Agresti and Hitchcock, "Bayesian inference for categorical data analysis", 2005 (Beta–
+        binomial models). Chen et al., "Evaluating Large Language Models Trained on Code", 2021,
+        arXiv 2107.03374 (pass@k). Vojnovic and Yun, "What is the Alignment Objective of GRPO?",
+        2025, arXiv 2502.18548 (the shift of a σ-normalised target).
+    """
+    used, recipe_name, notes = _recipe(recipe, name, beta)
+    ks = _whole(k)
+    if not 0 < false_discovery_rate < 1:
+        raise ValueError(
+            f"false_discovery_rate must be between 0 and 1, got {false_discovery_rate}"
+        )
+    if num_draws < 100:
+        raise ValueError(f"num_draws must be 100 or more, got {num_draws}")
+    first = counts_of(before, threshold, columns)
+    second = counts_of(
+        after, threshold, columns if columns_after is None else columns_after, late=True
+    )
+    notes += [f"before: {x}" for x in first.notes] + [f"after: {x}" for x in second.notes]
+    first, second, paired, pairing = _paired(first, second)
+    bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
+    rng = np.random.default_rng(bits[::-1])
+    log_odds = draws_of(first, num_draws, rng), draws_of(second, num_draws, rng)
+    passes = [pass_draws(x, np.array(ks)) for x in log_odds]
+    bands = pass_bands(*passes)
+    found = Comparison(
+        title=_title(first, second, paired),
+        paired=paired,
+        recipe=used,
+        recipe_name=recipe_name,
+        false_discovery_rate=float(false_discovery_rate),
+        notes=(*pairing, *notes),
+        verdict="unpaired",
+        k=ks,
+        pass_at_k={side: getattr(bands, side).tolist() for side in SIDES},
+        known=bands.known.tolist(),
+        never_solved=[float((x.correct == 0).mean()) for x in (first, second)],
+        prompts=[],
+        correct=[],
+        samples=[],
+        p_value=[],
+        moved=[],
+        shifts=None,
+        laws=[],
+        asked=_asked(used, first, log_odds[0], passes, ks),
+    )
+    if not paired:
+        return found
+    p_values, which = moved(first, second, false_discovery_rate)
+    laws, over = _laws(first, second, used, recipe_name, num_draws, rng)
+    return dataclasses.replace(
+        found,
+        verdict=_verdict(laws),
+        prompts=list(first.prompts),
+        correct=[first.correct.tolist(), second.correct.tolist()],
+        samples=[first.samples.tolist(), second.samples.tolist()],
+        p_value=p_values.tolist(),
+        moved=which.tolist(),
+        shifts=over,
+        laws=laws,
+    )
+
+
+def _recipe(
+    recipe: Recipe | str | None, name: str | None, beta: float | None
+) -> tuple[Recipe | None, str, list[str]]:
+    """The recipe on a base model, with its β."""
+    if recipe is None:
+        if beta is not None:
+            raise ValueError("beta is that of a recipe: give recipe=… too")
+        return None, "", []
+    if isinstance(recipe, str):
+        name = recipe if name is None else name
+        recipe = recipe_of(recipe)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a kltarget.recipes.Recipe or a name, got {recipe!r}")
+    if beta is not None and not (np.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be a finite number of 0 or more, got {beta}")
+    name = in_words(recipe) if name is None else name
+    beta = recipe.beta if beta is None else float(beta)
+    require_forecast(recipe)
+    used, notes = of_base_model(recipe)
+    return dataclasses.replace(used, beta=beta), name, notes
+
+
+def _whole(k: Sequence[int]) -> list[int]:
+    if not isinstance(k, Sequence) or not k:
+        raise ValueError(f"k must be a sequence of integers, such as (1, 16), got {k!r}")
+    for each in k:
+        if not isinstance(each, (int, np.integer)) or each < 1:
+            raise ValueError(f"k must be integers of 1 or more, got {each!r}")
+    return sorted({1, *map(int, k)})
+
+
+def _paired(
+    before: SampleCounts, after: SampleCounts
+) -> tuple[SampleCounts, SampleCounts, bool, list[str]]:
+    """Both with the prompts that they share, in one order; as they are where they share none."""
+    place = {name: i for i, name in enumerate(after.prompts)}
+    rows = [i for i, name in enumerate(before.prompts) if name in place]
+    if not rows:
+        note = (
+            "no prompt is in both: they are taken for samples of the same kind of prompts, and "
+            "nothing is said of single ones"
+        )
+        return before, after, False, [note]
+    columns = [place[before.prompts[i]] for i in rows]
+    alone = (len(before.prompts) - len(rows), len(after.prompts) - len(rows))
+    notes = [
+        f"{counted(number, 'prompt')} only {side}: left out"
+        for number, side in zip(alone, ("before", "after"), strict=True)
+        if number
+    ]
+    return _some(before, rows), _some(after, columns), True, notes
+
+
+def _some(counts: SampleCounts, rows: list[int]) -> SampleCounts:
+    return dataclasses.replace(
+        counts,
+        prompts=tuple(counts.prompts[i] for i in rows),
+        correct=counts.correct[rows],
+        samples=counts.samples[rows],
+    )
+
+
+def _title(before: SampleCounts, after: SampleCounts, paired: bool) -> str:
+    if not paired:
+        return f"{before} before; {after} after, unpaired"
+    if (before.samples == after.samples).all():
+        return f"{before}, before and after"
+    return f"{before} before and {str(after).partition(', ')[2]} after"
+
+
+def _laws(
+    before: SampleCounts,
+    after: SampleCounts,
+    recipe: Recipe | None,
+    name: str,
+    num_draws: int,
+    rng: np.random.Generator,
+) -> tuple[list[Law], Shifts]:
+    rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
+    pairs = PairCounts.of(rates, before, after)
+    fold = folds(len(before.prompts), rng)
+    free = fit_curve(pairs, fold)
+    shown = np.flatnonzero(np.abs(pairs.nodes) < 6.91)[::4]
+    laws = []
+    for family in families(before.rewards, recipe, name):
+        fit = fit_family(family, pairs, fold)
+        behind = free.held_out - fit.held_out
+        laws.append(
+            Law(
+                name=family.name,
+                title=family.title,
+                kind=family.kind,
+                symbol=family.symbol,
+                parameter=fit.parameter.tolist(),
+                scatter=fit.scatter,
+                behind=float(behind.sum()),
+                behind_error=float(behind.std() * np.sqrt(behind.size)),
+                curve=fit.shift[shown].tolist(),
+            )
+        )
+    return sorted(laws, key=lambda law: law.behind), _shifts(pairs, free, shown)
+
+
+def _shifts(pairs: PairCounts, free: CurveFit, shown: np.ndarray) -> Shifts:
+    success = expit(pairs.nodes)
+    shares, means = [], []
+    for low, high in itertools.pairwise(_EDGES):
+        weights = pairs.prior * ((success >= low) & (success < high))
+        shares.append(float(weights.sum()))
+        means.append(list(free.mean(weights / max(weights.sum(), 1e-300))))
+    weights = pairs.prior / pairs.prior.sum()
+    above, below = weights * (success >= 0.5), weights * (success < 0.5)
+    tilt = above / max(above.sum(), 1e-300) - below / max(below.sum(), 1e-300)
+    overall = free.mean(weights)
+    curve = free.basis @ free.knots
+    square = float(weights @ curve**2) + free.scatter**2
+    return Shifts(
+        success=success[shown].tolist(),
+        curve=[list(free.mean(row)) for row in np.eye(pairs.nodes.size)[shown]],
+        edges=list(_EDGES),
+        share=shares,
+        mean=means,
+        overall=list(overall),
+        tilt=list(free.mean(tilt)),
+        common=overall[0] ** 2 / square if square else 1.0,
+        scatter=free.scatter,
+    )
+
+
+def _verdict(laws: list[Law]) -> Verdict:
+    fitting = {law.kind for law in laws if not law.ruled_out}
+    if "none" in fitting:
+        return "unchanged"
+    if not fitting:
+        return "neither"
+    if "path" not in fitting:
+        return "target"
+    return "open" if len(fitting) > 1 else "path"
+
+
+def _asked(
+    recipe: Recipe | None,
+    before: SampleCounts,
+    log_odds: np.ndarray,
+    passes: list[np.ndarray],
+    k: list[int],
+) -> Asked | None:
+    """What the target at the recipe's own β would have, from the draws of what was before."""
+    if recipe is None or not recipe.beta:
+        return None
+    rewards = shaped(before.rewards, recipe.reward_scale, recipe.reward_bounds)
+    shift = shifts(recipe, rewards, np.array([recipe.beta]))[0]
+    possible = np.isfinite(log_odds)
+    moved_by = np.interp(np.where(possible, log_odds, 0.0), NODES, shift)
+    drawn = pass_draws(np.where(possible, log_odds + moved_by, -np.inf), np.array(k))
+    start, end, goal = passes[0][:, 0], passes[1][:, 0], drawn[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        covered = (end - start) / (goal - start)
+    return Asked(
+        beta=float(recipe.beta),
+        success=np.quantile(goal, QUANTILES).tolist(),
+        pass_at_k=simultaneous_band(drawn).tolist(),
+        covered=np.quantile(covered, QUANTILES).tolist(),
+    )

@@ -1,0 +1,28 @@
+"""Which prompts rose and which fell."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import false_discovery_control, fisher_exact
+
+from kltarget.evidence import SampleCounts
+
+
+def moved(before: SampleCounts, after: SampleCounts, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prompt the p-value of no change, and 1 where it rose, -1 where it fell, or 0.
+
+    p-values are those of Fisher's exact test; of the prompts that are said to have moved a share of
+    ``rate`` is expected not to have, by the procedure of Benjamini and Hochberg.
+
+    References:
+        Benjamini, Hochberg, "Controlling the False Discovery Rate", Journal of the Royal
+        Statistical Society B 57, 1995.
+    """
+    counts = np.stack([before.correct, before.samples, after.correct, after.samples])
+    different, index = np.unique(counts, axis=1, return_inverse=True)
+    tables = [[[a, m - a], [b, n - b]] for a, m, b, n in different.T.tolist()]
+    found = [fisher_exact(table)[1] for table in tables]  # pyright: ignore[reportIndexIssue]
+    p_values = np.minimum(np.array(found, float)[index.ravel()], 1.0)
+    up = after.correct / after.samples - before.correct / before.samples
+    sure = false_discovery_control(p_values) <= rate
+    return p_values, np.where(sure, np.sign(up), 0).astype(int)

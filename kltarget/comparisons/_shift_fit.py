@@ -1,0 +1,258 @@
+"""Which law of shifts the counts of two checkpoints follow, and what the shifts are if none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import minimize
+from scipy.special import logit
+
+from kltarget.comparisons._shift_laws import Family
+from kltarget.comparisons._shift_likelihood import FREEDOM, PairCounts
+from kltarget.implied.success import NODES
+
+SCALES = np.array([0.0, 0.12, 0.2, 0.33, 0.5, 0.75, 1.1, 1.6, 2.4])
+KNOTS = logit(np.array([0.003, 0.02, 0.08, 0.25, 0.5, 0.75, 0.92, 0.98, 0.997]))
+"""Log-odds between which the free curve is straight."""
+_FOLDS, _REFINED, _FINE, _PLACES = 10, 2, 9, 50_000
+# Between knots the shift changes by about one, and is of the order of five.
+_STEP, _LEVEL = 1.0, 5.0
+_CHANGE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FamilyFit:
+    """A law at its likeliest parameter.
+
+    Attributes:
+        parameter: quantiles 0.025, 0.5 and 0.975.
+        scale: of the scatter about the shift.
+        shift: at the median, at the nodes, ``[N]``.
+        held_out: log-likelihood of each prompt, fitted without it, ``[P]``.
+    """
+
+    parameter: np.ndarray
+    scale: float
+    shift: np.ndarray
+    held_out: np.ndarray
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation about the shift."""
+        return _deviation(self.scale)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CurveFit:
+    """Shifts that follow no law, as a curve through ``KNOTS``.
+
+    Attributes:
+        knots: the shifts there.
+        covariance: of these.
+        scale: of the scatter.
+        basis: what each knot adds at the nodes, ``[N, K]``.
+        held_out: log-likelihood of each prompt, fitted without it, ``[P]``.
+    """
+
+    knots: np.ndarray
+    covariance: np.ndarray
+    scale: float
+    basis: np.ndarray
+    held_out: np.ndarray
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation about the curve."""
+        return _deviation(self.scale)
+
+    def mean(self, weights: np.ndarray) -> tuple[float, float, float]:
+        """The mean shift under weights of the nodes, ``[N]``, with its 95 % interval."""
+        row = weights @ self.basis
+        middle, width = float(row @ self.knots), 1.96 * float(np.sqrt(row @ self.covariance @ row))
+        return middle, middle - width, middle + width
+
+
+def _deviation(scale: float) -> float:
+    return float(scale * np.sqrt(FREEDOM / (FREEDOM - 2)))
+
+
+def folds(num_prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """Which part of the prompts each is in."""
+    return rng.permutation(np.arange(num_prompts) % min(_FOLDS, num_prompts))
+
+
+def fit_family(family: Family, pairs: PairCounts, fold: np.ndarray) -> FamilyFit:
+    """The likeliest parameter and scatter: on a grid, then on a finer one about its best point."""
+    times = _times(pairs, fold)
+    parameters, scales, profile = family.parameters[::3], SCALES[::2], {}
+    for _ in range(_REFINED):
+        _, best, which = _grid(family, pairs, parameters, scales, times, profile)
+        parameters = _about(parameters, best)
+        scales = np.linspace(*_beside(scales, which), 5)
+    likely, best, which = _grid(family, pairs, parameters, scales, times, profile)
+    held_out = np.empty(fold.size)
+    for number, row in enumerate(times):
+        without = likely @ (times.sum(0) - row)
+        at = np.unravel_index(without.argmax(), without.shape)
+        inside = fold == number
+        held_out[inside] = likely[at][pairs.pair[inside]]
+    shift = _at(family, parameters[best : best + 1], pairs)[0]
+    return FamilyFit(_quantiles(profile), float(scales[which]), shift, held_out)
+
+
+def fit_curve(pairs: PairCounts, fold: np.ndarray) -> CurveFit:
+    """Of every scatter the likeliest curve, and of these the likeliest."""
+    basis, times = _hats(pairs.nodes), _times(pairs, fold)
+    fits: dict[int, tuple[float, np.ndarray]] = {}
+
+    def loss_at(which: int) -> float:
+        if which not in fits:
+            start = next(reversed(fits.values()))[1] if fits else np.zeros(KNOTS.size)
+            scattered = pairs.scattered(float(SCALES[which]))
+            fits[which] = _climb(pairs, basis, scattered, times.sum(0), start)
+        return fits[which][0]
+
+    best = _valley(loss_at, SCALES.size)
+    scale, knots = float(SCALES[best]), fits[best][1]
+    scattered = pairs.scattered(scale)
+    held_out = np.empty(fold.size)
+    for number, row in enumerate(times):
+        _, fitted = _climb(pairs, basis, scattered, times.sum(0) - row, knots)
+        inside = fold == number
+        each = pairs.log_likelihood(basis @ fitted, scattered)
+        held_out[inside] = each[pairs.pair[inside]]
+    covariance = np.linalg.inv(_curvature(pairs, basis, scattered, times.sum(0), knots))
+    return CurveFit(knots, covariance, scale, basis, held_out)
+
+
+def _grid(
+    family: Family,
+    pairs: PairCounts,
+    parameters: np.ndarray,
+    scales: np.ndarray,
+    times: np.ndarray,
+    profile: dict[float, float],
+) -> tuple[np.ndarray, int, int]:
+    """Log-likelihoods of the pairs, ``[T, S, Q]``, and where that of all prompts is highest.
+
+    The highest of each parameter goes into the profile.
+    """
+    found = np.empty((parameters.size, scales.size, pairs.rows.size))
+    shifts = _at(family, parameters, pairs)
+    for j, scale in enumerate(scales):
+        scattered = pairs.scattered(float(scale))
+        for i, shift in enumerate(shifts):
+            found[i, j] = pairs.log_likelihood(shift, scattered)
+    total = found @ times.sum(0)
+    profile.update(zip(parameters.tolist(), total.max(1).tolist(), strict=True))
+    best, which = np.unravel_index(int(total.argmax()), total.shape)
+    return found, int(best), int(which)
+
+
+def _at(family: Family, parameters: np.ndarray, pairs: PairCounts) -> np.ndarray:
+    """Shifts at the nodes of the counts, which are some of the tables'."""
+    return family.shifts(parameters)[:, np.searchsorted(NODES, pairs.nodes - 1e-6)]
+
+
+def _times(pairs: PairCounts, fold: np.ndarray) -> np.ndarray:
+    """How many prompts of each fold have each pair, ``[F, Q]``."""
+    size, width = int(fold.max()) + 1, pairs.rows.size
+    return np.bincount(fold * width + pairs.pair, minlength=size * width).reshape(size, width)
+
+
+def _about(parameters: np.ndarray, at: int) -> np.ndarray:
+    """A finer grid between the neighbours of one."""
+    if parameters.size == 1:
+        return parameters
+    return np.geomspace(*_beside(parameters, at), _FINE)
+
+
+def _beside(grid: np.ndarray, at: int) -> tuple[float, float]:
+    return float(grid[max(at - 1, 0)]), float(grid[min(at + 1, grid.size - 1)])
+
+
+def _quantiles(profile: dict[float, float]) -> np.ndarray:
+    """Of a parameter, flat in its logarithm before the counts were seen."""
+    if len(profile) < 2:
+        return np.full(3, np.nan)
+    parameters = np.array(sorted(profile))
+    heights = np.array([profile[x] for x in parameters])
+    places = np.linspace(np.log(parameters[0]), np.log(parameters[-1]), _PLACES)
+    density = np.exp(PchipInterpolator(np.log(parameters), heights - heights.max())(places))
+    mass = np.cumsum(density)
+    return np.exp(np.interp([0.025, 0.5, 0.975], mass / mass[-1], places))
+
+
+def _hats(nodes: np.ndarray) -> np.ndarray:
+    return np.stack([np.interp(nodes, KNOTS, row) for row in np.eye(KNOTS.size)], axis=1)
+
+
+def _climb(
+    pairs: PairCounts,
+    basis: np.ndarray,
+    scattered: np.ndarray,
+    times: np.ndarray,
+    start: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """The least loss from ``start`` on, and the shifts at the knots that have it."""
+    found = minimize(
+        lambda knots: _loss(pairs, basis, scattered, times, knots),
+        start,
+        jac=True,
+        method="L-BFGS-B",
+    )
+    return float(found.fun), found.x
+
+
+def _valley(height: Callable[[int], float], size: int) -> int:
+    """The index from which it rises either way."""
+    at = size // 2
+    while True:
+        lower = min((x for x in (at - 1, at + 1) if 0 <= x < size), key=height)
+        if height(lower) >= height(at):
+            return at
+        at = lower
+
+
+def _loss(
+    pairs: PairCounts,
+    basis: np.ndarray,
+    scattered: np.ndarray,
+    times: np.ndarray,
+    knots: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    likely, slope = pairs.slope(basis @ knots, scattered, times)
+    stiff = _PRECISION @ knots
+    return float(knots @ stiff) / 2 - likely, stiff - basis.T @ slope
+
+
+def _curvature(
+    pairs: PairCounts,
+    basis: np.ndarray,
+    scattered: np.ndarray,
+    times: np.ndarray,
+    knots: np.ndarray,
+) -> np.ndarray:
+    """Second derivatives of the loss, as differences of the first ones."""
+    rows = []
+    for change in _CHANGE * np.eye(KNOTS.size):
+        _, up = _loss(pairs, basis, scattered, times, knots + change)
+        _, down = _loss(pairs, basis, scattered, times, knots - change)
+        rows.append((up - down) / (2 * _CHANGE))
+    found = np.array(rows)
+    found = (found + found.T) / 2
+    # Where the likelihood bends the wrong way what was assumed of the curve alone holds it.
+    least, directions = np.linalg.eigh(found - _PRECISION)
+    return directions @ np.diag(np.maximum(least, 0)) @ directions.T + _PRECISION
+
+
+def _precision() -> np.ndarray:
+    steps = np.diff(np.eye(KNOTS.size), axis=0) / _STEP
+    level = np.full((1, KNOTS.size), 1 / KNOTS.size) / _LEVEL
+    return steps.T @ steps + level.T @ level
+
+
+_PRECISION = _precision()

@@ -1,0 +1,136 @@
+"""How likely pairs of counts are under a shift of log-odds, before against after.
+
+The log-odds before are those of the Beta distributions that the counts before suggest; those after
+are shifted, and scatter about the shift by Student's t with four degrees of freedom, for some
+prompts go their own way. Prompts that can't be solved stay so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy.special import betainc, betaln, expit, gammaln, log_expit
+from scipy.stats import t as student
+
+from kltarget.evidence import SampleCounts, SuccessRates
+from kltarget.implied.success import NODES
+
+FREEDOM = 4
+"""Degrees of freedom of the scatter, whose variance is twice its scale's square."""
+_REACH, _FINEST = 14.0, 0.7
+_LEAST = 1e-300
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairCounts:
+    """Prompts as pairs of counts, equal ones together.
+
+    Attributes:
+        nodes: log-odds, evenly spaced, ``[N]``.
+        prior: masses there of what can be solved, ``[N]``.
+        before: the prior times the likelihood of each different count before, ``[N, U]``.
+        after: likelihoods of each different count after, ``[N, V]``.
+        rows: which count before each pair has, ``[Q]``.
+        columns: which after, ``[Q]``.
+        never: the probability of each pair from prompts that can't be solved, ``[Q]``.
+        pair: of each prompt, ``[P]``.
+    """
+
+    nodes: np.ndarray
+    prior: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    never: np.ndarray
+    pair: np.ndarray
+
+    @classmethod
+    def of(cls, rates: SuccessRates, before: SampleCounts, after: SampleCounts) -> PairCounts:
+        """Of the same prompts twice."""
+        most = max(int(before.samples.max()), int(after.samples.max()))
+        # Every other node of the targets' tables; with many samples all of them.
+        every = 2 if most <= (2 * _FINEST / 0.1) ** 2 else 1
+        nodes = NODES[np.abs(NODES) <= _REACH + 1e-9][::every]
+        (first, rows), (second, columns) = _different(before), _different(after)
+        both, pair = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
+        prior, impossible = _prior(rates, nodes)
+        missed = (first[0][both[0]] == 0) & (second[0][both[1]] == 0)
+        return cls(
+            nodes,
+            prior,
+            prior[:, None] * _likelihood(nodes, *first),
+            _likelihood(nodes, *second),
+            both[0],
+            both[1],
+            impossible * missed,
+            pair.ravel(),
+        )
+
+    def scattered(self, scale: float) -> np.ndarray:
+        """Likelihoods of the counts after about each node, ``[N, V]``."""
+        if scale == 0:
+            return self.after
+        # One row of differences has them all: the nodes are evenly spaced.
+        size = self.nodes.size
+        apart = student.pdf((self.nodes[1] - self.nodes[0]) * np.arange(size) / scale, FREEDOM)
+        kernel = apart[np.abs(np.subtract.outer(np.arange(size), np.arange(size)))]
+        return kernel / kernel.sum(1, keepdims=True) @ self.after
+
+    def log_likelihood(self, shift: np.ndarray, scattered: np.ndarray) -> np.ndarray:
+        """Of each pair, with shifts at the nodes: ``[Q]``."""
+        low, above, _ = self._places(shift)
+        joint = self.before.T @ _between(scattered, low, above)
+        return np.log(np.maximum(joint[self.rows, self.columns] + self.never, _LEAST))
+
+    def slope(
+        self, shift: np.ndarray, scattered: np.ndarray, times: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Log-likelihood of ``times [Q]`` prompts of each pair, and its slope in the shifts."""
+        low, above, inside = self._places(shift)
+        joint = self.before.T @ _between(scattered, low, above)
+        likely = np.maximum(joint[self.rows, self.columns] + self.never, _LEAST)
+        weights = np.zeros_like(joint)
+        weights[self.rows, self.columns] = times / likely
+        rise = (scattered[low + 1] - scattered[low]) / (self.nodes[1] - self.nodes[0])
+        slope = inside * np.einsum("nu,nu->n", self.before @ weights, rise)
+        return float(np.log(likely) @ times), slope
+
+    def _places(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        spacing, last = self.nodes[1] - self.nodes[0], self.nodes.size - 1
+        raw = (self.nodes + shift - self.nodes[0]) / spacing
+        place = np.clip(raw, 0, last - 1e-9)
+        low = place.astype(int)
+        return low, place - low, raw == place
+
+
+def _between(table: np.ndarray, low: np.ndarray, above: np.ndarray) -> np.ndarray:
+    return table[low] * (1 - above)[:, None] + table[low + 1] * above[:, None]
+
+
+def _different(counts: SampleCounts) -> tuple[np.ndarray, np.ndarray]:
+    both = np.stack([counts.correct, counts.samples])
+    found, index = np.unique(both, axis=1, return_inverse=True)
+    return found, index.ravel()
+
+
+def _likelihood(nodes: np.ndarray, correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Binomial, ``[N, U]``."""
+    wrong = samples - correct
+    ways = gammaln(samples + 1) - gammaln(correct + 1) - gammaln(wrong + 1)
+    log_p = log_expit(nodes)[:, None] * correct + log_expit(-nodes)[:, None] * wrong
+    return np.exp(ways + log_p)
+
+
+def _prior(rates: SuccessRates, nodes: np.ndarray) -> tuple[np.ndarray, float]:
+    """Masses of log-odds at the nodes, and that of prompts which are never solved."""
+    a, b = rates.shapes[:, :1], rates.shapes[:, 1:]
+    density = np.exp(a * log_expit(nodes) + b * log_expit(-nodes) - betaln(a, b))
+    masses = density * (nodes[1] - nodes[0])
+    # What lies beyond the nodes is at the last ones.
+    masses[:, :1] += betainc(a, b, expit(nodes[0]))
+    masses[:, -1:] += betainc(b, a, expit(nodes[0]))
+    possible = 1 - rates.impossible
+    masses *= (possible / masses.sum(1))[:, None]
+    return masses.mean(0), float(rates.impossible.mean())
