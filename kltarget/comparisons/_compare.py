@@ -13,10 +13,10 @@ from scipy.special import expit
 
 from kltarget._core.words import counted
 from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
-from kltarget.comparisons._shift_laws import families, shifts
 from kltarget.comparisons._moved import moved
 from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
 from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
+from kltarget.comparisons._shift_laws import families, shifts
 from kltarget.comparisons._shift_likelihood import PairCounts
 from kltarget.evidence import SampleCounts, counts_of, simultaneous_band, success_rates
 from kltarget.implied.success import NODES, of_base_model, require_forecast, shaped
@@ -234,24 +234,34 @@ def _laws(
     fold = folds(len(before.prompts), rng)
     free = fit_curve(pairs, fold)
     shown = np.flatnonzero(np.abs(pairs.nodes) < 6.91)[::4]
-    laws = []
-    for family in families(before.rewards, recipe, name):
-        fit = fit_family(family, pairs, fold)
-        behind = free.held_out - fit.held_out
-        laws.append(
-            Law(
-                name=family.name,
-                title=family.title,
-                kind=family.kind,
-                symbol=family.symbol,
-                parameter=fit.parameter.tolist(),
-                scatter=fit.scatter,
-                behind=float(behind.sum()),
-                behind_error=float(behind.std() * np.sqrt(behind.size)),
-                curve=fit.shift[shown].tolist(),
-            )
+    known = families(before.rewards, recipe, name)
+    fits = [fit_family(family, pairs, fold) for family in known]
+    best = max([free.held_out, *(fit.held_out for fit in fits)], key=np.sum)
+    curve = free.basis @ free.knots
+    laws = [
+        Law(
+            *("free", "a free curve", "free", "", [np.nan] * 3),
+            scatter=free.scatter,
+            **_behind(best, free.held_out),
+            curve=curve[shown].tolist(),
         )
+    ]
+    laws += [
+        Law(
+            *(family.name, family.title, family.kind, family.symbol, fit.parameter.tolist()),
+            scatter=fit.scatter,
+            **_behind(best, fit.held_out),
+            curve=fit.shift[shown].tolist(),
+        )
+        for family, fit in zip(known, fits, strict=True)
+    ]
     return sorted(laws, key=lambda law: law.behind), _shifts(pairs, free, shown)
+
+
+def _behind(best: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    apart = best - other
+    error = float(apart.std() * np.sqrt(apart.size))
+    return {"behind": float(apart.sum()), "behind_error": error}
 
 
 def _shifts(pairs: PairCounts, free: CurveFit, shown: np.ndarray) -> Shifts:
@@ -281,7 +291,7 @@ def _shifts(pairs: PairCounts, free: CurveFit, shown: np.ndarray) -> Shifts:
 
 
 def _verdict(laws: list[Law]) -> Verdict:
-    fitting = {law.kind for law in laws if not law.ruled_out}
+    fitting = {law.kind for law in laws if not law.ruled_out} - {"free"}
     if "none" in fitting:
         return "unchanged"
     if not fitting:

@@ -28,15 +28,15 @@ class Law:
 
     Attributes:
         name: ``"none"``, ``"reverse"``, ``"forward"``, ``"reverse-std"``, ``"forward-std"``,
-            ``"recipe"``, ``"gradient"``, ``"gradient-std"`` or ``"maxrl"``.
+            ``"recipe"``, ``"gradient"``, ``"gradient-std"``, ``"maxrl"`` or ``"free"``.
         title: in words.
-        kind: ``"none"``, ``"target"``, ``"recipe"`` (the target of the recipe that was given) or
-            ``"path"``.
+        kind: ``"none"``, ``"target"``, ``"recipe"`` (the target of the recipe that was given),
+            ``"path"`` or ``"free"``: the curve of :class:`Shifts`, which follows no law.
         symbol: of its parameter: β of a target, the time τ of a path; nothing without one.
         parameter: quantiles 0.025, 0.5 and 0.975.
         scatter: standard deviation of the prompts' log-odds about the law.
         behind: nats of log-likelihood by which prompts that were held out fit it worse than the
-            free curve.
+            best one, the free curve among them.
         behind_error: standard error of that.
         curve: shifts at the base success rates of ``Shifts.success``.
     """
@@ -53,7 +53,7 @@ class Law:
 
     @property
     def ruled_out(self) -> bool:
-        """Whether the free curve is better by more than two standard errors."""
+        """Whether the best one is better by more than two standard errors."""
         return self.behind > 2 * self.behind_error
 
 
@@ -112,7 +112,7 @@ class Comparison(Record):
         recipe_name: its preset, or nothing.
         false_discovery_rate: of ``moved``.
         notes: what was left out or taken for granted.
-        verdict: ``"target"`` or ``"path"``: such laws alone fit as well as the free curve;
+        verdict: ``"target"`` or ``"path"``: such laws alone fit;
             ``"open"``: of both kinds some do; ``"neither"``: none does; ``"unchanged"``: no change
             does; ``"unpaired"``: nothing is known of single prompts.
         k: of pass@k, ``[K]``.
@@ -126,7 +126,7 @@ class Comparison(Record):
         p_value: of no change, ``[P]``.
         moved: 1 where a prompt rose, -1 where it fell, 0 where neither is known, ``[P]``.
         shifts: of the log-odds, None without pairs.
-        laws: how well each fits, the best first; empty without pairs.
+        laws: how well each and a free curve fit, the best first; empty without pairs.
         asked: what the recipe asks for, None without a recipe or without its β.
     """
 

@@ -71,7 +71,8 @@ def _where_known(data: Comparison) -> str:
 
 
 def _of_verdict(data: Comparison) -> str:
-    best, fits = data.laws[0], [x for x in data.laws if not x.ruled_out]
+    laws = [law for law in data.laws if law.kind != "free"]
+    best, fits = laws[0], [law for law in laws if not law.ruled_out]
     if data.verdict == "unchanged":
         return "No change at all fits the counts as well as any other law."
     if data.verdict == "neither":
@@ -80,13 +81,10 @@ def _of_verdict(data: Comparison) -> str:
             f"of these laws, {_named(best)}, is {_behind(best)} nats behind a free curve, held out."
         )
     if data.verdict == "target":
-        return f"The shifts are those of a target: {_several(fits)} fit as well as a free curve."
+        return f"The shifts are those of a target: {_several(fits)} fit best."
     if data.verdict == "path":
-        return (
-            f"The shifts are those of a path, not of a KL target: {_several(fits)} fit as well as "
-            "a free curve, and no target does."
-        )
-    return f"The counts leave open which law it was: {_several(fits)} fit as well as a free curve."
+        return f"The shifts are those of a path, not of a KL target: {_several(fits)} fit best."
+    return f"The counts leave open which law it was: {_several(fits)} fit best."
 
 
 def _several(laws: list[Any]) -> str:
@@ -157,7 +155,7 @@ def _of_shifts(data: Comparison) -> list[list[Block]]:
         for low, high, share, mean in edges
         if share > _FEW
     ]
-    laws = [["law", "parameter", "behind the free curve, nats", ""]]
+    laws = [["law", "parameter", "behind the best, nats", ""]]
     for law in data.laws:
         low, middle, high = (compact(float(f"{x:.2g}")) for x in law.parameter)
         value = f"{law.symbol} = {middle} ({low}–{high})" if law.symbol else ""

@@ -179,6 +179,8 @@ def _quantiles(profile: dict[float, float]) -> np.ndarray:
     if len(profile) < 2:
         return np.full(3, np.nan)
     parameters = np.array(sorted(profile))
+    # Finer grids end where coarser ones have a point, to rounding.
+    parameters = parameters[np.diff(parameters, prepend=0) > 1e-9 * parameters]
     heights = np.array([profile[x] for x in parameters])
     places = np.linspace(np.log(parameters[0]), np.log(parameters[-1]), _PLACES)
     density = np.exp(PchipInterpolator(np.log(parameters), heights - heights.max())(places))

@@ -100,7 +100,7 @@ def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     color = look.color(0)
     ax.plot(place[inside], middle, **{"color": color, "label": "what happened", **style})
     ax.fill_between(place[inside], below, above, color=color, alpha=0.2, linewidth=0)
-    laws = [law for law in data.laws if law.kind != "none"][:_SHOWN_LAWS]
+    laws = [law for law in data.laws if law.symbol][:_SHOWN_LAWS]
     for i, law in enumerate(laws, start=1):
         label = f"{law.title}, {law.symbol} = {law.parameter[1]:.2g}"
         curve = np.array(law.curve)[inside]
@@ -113,7 +113,7 @@ def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
         ylabel="shift of the log-odds",
         ylim=(min(float(below.min()), 0.0) - 0.1, 1.5 * top),
     )
-    ax.legend(loc="upper left", fontsize="small")
+    ax.legend(loc="upper left", fontsize="small", framealpha=0.9)
 
 
 def _rates(ax: Axes, which: str) -> None:
