@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from kltarget._core.words import counted
 from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
+from kltarget.comparisons._joint_draws import joint_draws
 from kltarget.comparisons._moved import moved
 from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
 from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
@@ -110,8 +111,13 @@ def compare(
     first, second, paired, pairing = _paired(first, second)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
-    log_odds = draws_of(first, num_draws, rng), draws_of(second, num_draws, rng)
-    passes = [pass_draws(x, np.array(ks)) for x in log_odds]
+    if not paired:
+        before_draws, after_draws = (draws_of(x, num_draws, rng) for x in (first, second))
+        fit = None
+    else:
+        fit = _fitted(first, second, num_draws, rng)
+        before_draws, after_draws = joint_draws(fit.pairs, fit.free, rng)
+    passes = [pass_draws(x, np.array(ks)) for x in (before_draws, after_draws)]
     bands = pass_bands(*passes)
     found = Comparison(
         title=_title(first, second, paired),
@@ -132,12 +138,12 @@ def compare(
         moved=[],
         shifts=None,
         laws=[],
-        asked=_asked(used, first, log_odds[0], passes, ks),
+        asked=_asked(used, first, before_draws, passes, ks),
     )
-    if not paired:
+    if fit is None:
         return found
     p_values, which = moved(first, second, false_discovery_rate)
-    laws, over = _laws(first, second, used, recipe_name, num_draws, rng)
+    laws, over = _laws(fit, first.rewards, used, recipe_name)
     return dataclasses.replace(
         found,
         verdict=_verdict(laws),
@@ -149,6 +155,24 @@ def compare(
         shifts=over,
         laws=laws,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Fit:
+    """The pairs, the part that each prompt is held out in, and the free curve."""
+
+    pairs: PairCounts
+    fold: np.ndarray
+    free: CurveFit
+
+
+def _fitted(
+    before: SampleCounts, after: SampleCounts, num_draws: int, rng: np.random.Generator
+) -> _Fit:
+    rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
+    pairs = PairCounts.of(rates, before, after)
+    fold = folds(len(before.prompts), rng)
+    return _Fit(pairs, fold, fit_curve(pairs, fold))
 
 
 def _recipe(
@@ -222,19 +246,11 @@ def _title(before: SampleCounts, after: SampleCounts, paired: bool) -> str:
 
 
 def _laws(
-    before: SampleCounts,
-    after: SampleCounts,
-    recipe: Recipe | None,
-    name: str,
-    num_draws: int,
-    rng: np.random.Generator,
+    fit: _Fit, rewards: np.ndarray, recipe: Recipe | None, name: str
 ) -> tuple[list[Law], Shifts]:
-    rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
-    pairs = PairCounts.of(rates, before, after)
-    fold = folds(len(before.prompts), rng)
-    free = fit_curve(pairs, fold)
+    pairs, fold, free = fit.pairs, fit.fold, fit.free
     shown = np.flatnonzero(np.abs(pairs.nodes) < 6.91)[::4]
-    known = families(before.rewards, recipe, name)
+    known = families(rewards, recipe, name)
     fits = [fit_family(family, pairs, fold) for family in known]
     best = max([free.held_out, *(fit.held_out for fit in fits)], key=np.sum)
     curve = free.basis @ free.knots

@@ -92,15 +92,16 @@ def fit_family(family: Family, pairs: PairCounts, fold: np.ndarray) -> FamilyFit
         _, best, which = _grid(family, pairs, parameters, scales, times, profile)
         parameters = _about(parameters, best)
         scales = np.linspace(*_beside(scales, which), 5)
-    likely, best, which = _grid(family, pairs, parameters, scales, times, profile)
+    likely, _, which = _grid(family, pairs, parameters, scales, times, profile)
     held_out = np.empty(fold.size)
     for number, row in enumerate(times):
         without = likely @ (times.sum(0) - row)
         at = np.unravel_index(without.argmax(), without.shape)
         inside = fold == number
         held_out[inside] = likely[at][pairs.pair[inside]]
-    shift = _at(family, parameters[best : best + 1], pairs)[0]
-    return FamilyFit(_quantiles(profile), float(scales[which]), shift, held_out)
+    quantiles = _quantiles(profile)
+    shift = _at(family, quantiles[1:2], pairs)[0]
+    return FamilyFit(quantiles, float(scales[which]), shift, held_out)
 
 
 def fit_curve(pairs: PairCounts, fold: np.ndarray) -> CurveFit:

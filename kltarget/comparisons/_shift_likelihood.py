@@ -8,6 +8,7 @@ prompts go their own way. Prompts that can't be solved stay so.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.special import betainc, betaln, expit, gammaln, log_expit
@@ -28,22 +29,24 @@ class PairCounts:
 
     Attributes:
         nodes: log-odds, evenly spaced, ``[N]``.
-        prior: masses there of what can be solved, ``[N]``.
-        before: the prior times the likelihood of each different count before, ``[N, U]``.
-        after: likelihoods of each different count after, ``[N, V]``.
+        priors: draws of masses there of what can be solved, ``[D, N]``.
+        impossible: draws of the mass of what can't, ``[D]``.
+        before: likelihoods of each different count before, ``[N, U]``.
+        after: of each different count after, ``[N, V]``.
         rows: which count before each pair has, ``[Q]``.
         columns: which after, ``[Q]``.
-        never: the probability of each pair from prompts that can't be solved, ``[Q]``.
+        missed: whether there is no right sample in a pair, ``[Q]``.
         pair: of each prompt, ``[P]``.
     """
 
     nodes: np.ndarray
-    prior: np.ndarray
+    priors: np.ndarray
+    impossible: np.ndarray
     before: np.ndarray
     after: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
-    never: np.ndarray
+    missed: np.ndarray
     pair: np.ndarray
 
     @classmethod
@@ -55,46 +58,68 @@ class PairCounts:
         nodes = NODES[np.abs(NODES) <= _REACH + 1e-9][::every]
         (first, rows), (second, columns) = _different(before), _different(after)
         both, pair = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
-        prior, impossible = _prior(rates, nodes)
-        missed = (first[0][both[0]] == 0) & (second[0][both[1]] == 0)
         return cls(
             nodes,
-            prior,
-            prior[:, None] * _likelihood(nodes, *first),
+            _priors(rates, nodes),
+            rates.impossible,
+            _likelihood(nodes, *first),
             _likelihood(nodes, *second),
             both[0],
             both[1],
-            impossible * missed,
+            (first[0][both[0]] == 0) & (second[0][both[1]] == 0),
             pair.ravel(),
         )
+
+    @functools.cached_property
+    def prior(self) -> np.ndarray:
+        """The mean of the priors, ``[N]``."""
+        return self.priors.mean(0)
+
+    @functools.cached_property
+    def _weighed(self) -> np.ndarray:
+        return self.prior[:, None] * self.before
+
+    @functools.cached_property
+    def _never(self) -> np.ndarray:
+        return self.impossible.mean() * self.missed
 
     def scattered(self, scale: float) -> np.ndarray:
         """Likelihoods of the counts after about each node, ``[N, V]``."""
         if scale == 0:
             return self.after
-        # One row of differences has them all: the nodes are evenly spaced.
+        return self.kernel(scale) @ self.after
+
+    def kernel(self, scale: float) -> np.ndarray:
+        """The scatter about each node, ``[N, N]``."""
         size = self.nodes.size
+        if scale == 0:
+            return np.eye(size)
+        # One row of differences has them all: the nodes are evenly spaced.
         apart = student.pdf((self.nodes[1] - self.nodes[0]) * np.arange(size) / scale, FREEDOM)
         kernel = apart[np.abs(np.subtract.outer(np.arange(size), np.arange(size)))]
-        return kernel / kernel.sum(1, keepdims=True) @ self.after
+        return kernel / kernel.sum(1, keepdims=True)
 
     def log_likelihood(self, shift: np.ndarray, scattered: np.ndarray) -> np.ndarray:
         """Of each pair, with shifts at the nodes: ``[Q]``."""
+        joint = self._weighed.T @ self.moved(shift, scattered)
+        return np.log(np.maximum(joint[self.rows, self.columns] + self._never, _LEAST))
+
+    def moved(self, shift: np.ndarray, scattered: np.ndarray) -> np.ndarray:
+        """Likelihoods of the counts after, of prompts at each node before, ``[N, V]``."""
         low, above, _ = self._places(shift)
-        joint = self.before.T @ _between(scattered, low, above)
-        return np.log(np.maximum(joint[self.rows, self.columns] + self.never, _LEAST))
+        return _between(scattered, low, above)
 
     def slope(
         self, shift: np.ndarray, scattered: np.ndarray, times: np.ndarray
     ) -> tuple[float, np.ndarray]:
         """Log-likelihood of ``times [Q]`` prompts of each pair, and its slope in the shifts."""
         low, above, inside = self._places(shift)
-        joint = self.before.T @ _between(scattered, low, above)
-        likely = np.maximum(joint[self.rows, self.columns] + self.never, _LEAST)
+        joint = self._weighed.T @ _between(scattered, low, above)
+        likely = np.maximum(joint[self.rows, self.columns] + self._never, _LEAST)
         weights = np.zeros_like(joint)
         weights[self.rows, self.columns] = times / likely
         rise = (scattered[low + 1] - scattered[low]) / (self.nodes[1] - self.nodes[0])
-        slope = inside * np.einsum("nu,nu->n", self.before @ weights, rise)
+        slope = inside * np.einsum("nu,nu->n", self._weighed @ weights, rise)
         return float(np.log(likely) @ times), slope
 
     def _places(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,14 +148,12 @@ def _likelihood(nodes: np.ndarray, correct: np.ndarray, samples: np.ndarray) -> 
     return np.exp(ways + log_p)
 
 
-def _prior(rates: SuccessRates, nodes: np.ndarray) -> tuple[np.ndarray, float]:
-    """Masses of log-odds at the nodes, and that of prompts which are never solved."""
+def _priors(rates: SuccessRates, nodes: np.ndarray) -> np.ndarray:
+    """Draws of the masses of log-odds at the nodes, ``[D, N]``."""
     a, b = rates.shapes[:, :1], rates.shapes[:, 1:]
     density = np.exp(a * log_expit(nodes) + b * log_expit(-nodes) - betaln(a, b))
     masses = density * (nodes[1] - nodes[0])
     # What lies beyond the nodes is at the last ones.
     masses[:, :1] += betainc(a, b, expit(nodes[0]))
     masses[:, -1:] += betainc(b, a, expit(nodes[0]))
-    possible = 1 - rates.impossible
-    masses *= (possible / masses.sum(1))[:, None]
-    return masses.mean(0), float(rates.impossible.mean())
+    return masses * ((1 - rates.impossible) / masses.sum(1))[:, None]

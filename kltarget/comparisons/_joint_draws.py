@@ -1,0 +1,58 @@
+"""Draws of each prompt's success before and after together.
+
+What became of a prompt says where it was and the other way about: one without a right sample after
+that had many before is not as hopeless as one that never had any. So the log-odds before are drawn
+given both counts, and those after given the log-odds before and the counts after, by the free
+curve of shifts and the scatter about it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kltarget.comparisons._shift_fit import CurveFit
+from kltarget.comparisons._shift_likelihood import PairCounts
+
+# Numbers of draws times prompts times nodes, and draws at the least.
+_MOST, _FEWEST = 3e8, 200
+
+
+def joint_draws(
+    pairs: PairCounts, free: CurveFit, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds before and after, ``[D, P]`` each, ``-inf`` of what can't be solved."""
+    kernel = pairs.kernel(free.scale)
+    scattered = kernel @ pairs.after
+    least = min(_FEWEST, len(pairs.priors))
+    number = int(np.clip(_MOST / kernel.shape[0] / pairs.pair.size, least, len(pairs.priors)))
+    knots = rng.multivariate_normal(free.knots, free.covariance, number)
+    spacing, size = pairs.nodes[1] - pairs.nodes[0], pairs.pair.size
+    before, after = np.empty((2, len(knots), size))
+    after_each = pairs.after.T[pairs.columns[pairs.pair]]
+    for row, (prior, impossible, each) in enumerate(
+        zip(pairs.priors[:number], pairs.impossible[:number], knots, strict=True)
+    ):
+        shift = free.basis @ each
+        moved = pairs.moved(shift, scattered)
+        likely = (prior[:, None] * pairs.before)[:, pairs.rows] * moved[:, pairs.columns]
+        summed = np.cumsum(likely, axis=0)
+        never = impossible * pairs.missed
+        share = never / np.maximum(never + summed[-1], 1e-300)
+        summed /= np.maximum(summed[-1], 1e-300)
+        start = _drawn(summed.T[pairs.pair], rng)
+        # Between two nodes one of them, each as often as it is near.
+        place = (pairs.nodes[start] + shift[start] - pairs.nodes[0]) / spacing
+        place = np.clip(np.floor(place + rng.uniform(size=size)), 0, pairs.nodes.size - 1)
+        ends = np.cumsum(kernel[place.astype(int)] * after_each, axis=1)
+        stop = _drawn(ends / np.maximum(ends[:, -1:], 1e-300), rng)
+        within = spacing * (rng.uniform(size=(2, size)) - 0.5)
+        hopeless = rng.uniform(size=size) < share[pairs.pair]
+        before[row] = np.where(hopeless, -np.inf, pairs.nodes[start] + within[0])
+        after[row] = np.where(hopeless, -np.inf, pairs.nodes[stop] + within[1])
+    return before, after
+
+
+def _drawn(summed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where cumulative masses ``[P, N]`` first exceed a uniform number."""
+    found = (summed < rng.uniform(size=(len(summed), 1))).sum(1)
+    return np.minimum(found, summed.shape[1] - 1)
