@@ -337,7 +337,7 @@ def test_the_recommended_beta_is_named_below_all_lines():
     found = forecast(table(np.array([2, 4, 6, 8]) * 10**5, 10**6), REVERSE)
     left, _ = plot.forecast(found).axes
     (word,) = left.texts
-    left.figure.draw_without_rendering()
+    left.get_figure(root=True).draw_without_rendering()
     top = left.transData.inverted().transform(word.get_window_extent())[1, 1]
     curves = [line for line in left.get_lines() if line.get_linestyle() in ("-", ":")]
     assert len(curves) == 6
