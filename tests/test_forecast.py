@@ -333,6 +333,17 @@ def test_the_figure_and_the_page():
     assert "No KL target lowers any prompt" in page.replace("&#x27;", "'")
 
 
+def test_the_recommended_beta_is_named_below_all_lines():
+    found = forecast(table(np.array([2, 4, 6, 8]) * 10**5, 10**6), REVERSE)
+    left, _ = plot.forecast(found).axes
+    (word,) = left.texts
+    left.get_figure(root=True).draw_without_rendering()
+    top = left.transData.inverted().transform(word.get_window_extent())[1, 1]
+    curves = [line for line in left.get_lines() if line.get_linestyle() in ("-", ":")]
+    assert len(curves) == 6
+    assert all(top < np.min(line.get_ydata()) for line in curves)
+
+
 def run(capsys, *arguments):
     code = cli.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()

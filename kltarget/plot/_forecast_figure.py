@@ -55,6 +55,8 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
         ax.plot(data.beta, middle, **{"color": color, "label": name, **style})
         ax.fill_between(data.beta, low, high, color=color, alpha=0.2, linewidth=0)
         ax.axhline(start[1], color=color, linestyle=":", linewidth=1)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.05 * (high - low), 1.02)
     chosen = data.recommended.beta
     if np.isfinite(chosen):
         ax.axvline(chosen, color=look.GREY, linestyle=look.DASHED, linewidth=1)
@@ -67,7 +69,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
             color=look.GREY,
             bbox={"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 1, "alpha": 0.8},
         )
-    ax.set(xscale="log", xlabel="β", ylabel="mean over the prompts", ylim=(None, 1.02))
+    ax.set(xscale="log", xlabel="β", ylabel="mean over the prompts")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
 
 
