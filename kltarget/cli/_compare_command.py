@@ -49,12 +49,19 @@ def add_to(commands: Any) -> None:
     add("--columns a=b,…", columns, columns_of)
     add("--columns-after a=b,…", "those of AFTER, where they differ", columns_of)
     rate = "of prompts said to have moved (default: 0.05)"
-    add("--false-discovery-rate RATE", rate, real, default=0.05)
+    add("--false-discovery-rate RATE", rate, _share, default=0.05)
     add = options_of(command.add_argument_group("output"))
     add("--json OUT", JSON, pathlib.Path)
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
     command.set_defaults(run=_compare)
+
+
+def _share(text: str) -> float:
+    value = real(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
 QUANTILES = (0.025, 0.5, 0.975)
+_ENOUGH, _SHOWN = 10, 6.91
 _EDGES = (0.0, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1.0)
 
 
@@ -249,7 +250,9 @@ def _laws(
     fit: _Fit, rewards: np.ndarray, recipe: Recipe | None, name: str
 ) -> tuple[list[Law], Shifts]:
     pairs, fold, free = fit.pairs, fit.fold, fit.free
-    shown = np.flatnonzero(np.abs(pairs.nodes) < 6.91)[::4]
+    # Success from 0.1 to 99.9 %, at steps that a curve looks smooth with.
+    inside = np.flatnonzero(np.abs(pairs.nodes) < _SHOWN)
+    shown = inside[:: max(1, inside.size // 50)]
     known = families(rewards, recipe, name)
     fits = [fit_family(family, pairs, fold) for family in known]
     best = max([free.held_out, *(fit.held_out for fit in fits)], key=np.sum)
@@ -276,7 +279,8 @@ def _laws(
 
 def _behind(best: np.ndarray, other: np.ndarray) -> dict[str, float]:
     apart = best - other
-    error = float(apart.std() * np.sqrt(apart.size))
+    # Of a few prompts the scatter says nothing.
+    error = float(apart.std() * np.sqrt(apart.size)) if apart.size >= _ENOUGH else np.inf
     return {"behind": float(apart.sum()), "behind_error": error}
 
 

@@ -53,8 +53,8 @@ class Law:
 
     @property
     def ruled_out(self) -> bool:
-        """Whether the best one is better by more than two standard errors."""
-        return self.behind > 2 * self.behind_error
+        """Whether the best one is better by more than two nats and two standard errors."""
+        return self.behind > max(2.0, 2 * self.behind_error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from scipy.special import log_expit
 from kltarget.evidence import SampleCounts, simultaneous_band, success_rates
 
 _MOST_AT_ONCE = 2_000_000
+# Less than this, half of a tenth of a point, is no difference.
+_LEAST = 5e-4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,5 +50,5 @@ def draws_of(counts: SampleCounts, num_draws: int, rng: np.random.Generator) -> 
 def pass_bands(before: np.ndarray, after: np.ndarray) -> PassBands:
     """Of independent draws of both, ``[D, K]`` each."""
     difference = simultaneous_band(after - before)
-    known = (difference[:, 0] > 0).astype(int) - (difference[:, 2] < 0)
+    known = (difference[:, 0] > _LEAST).astype(int) - (difference[:, 2] < -_LEAST)
     return PassBands(simultaneous_band(before), simultaneous_band(after), difference, known)

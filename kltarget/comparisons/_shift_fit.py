@@ -18,8 +18,8 @@ SCALES = np.array([0.0, 0.12, 0.2, 0.33, 0.5, 0.75, 1.1, 1.6, 2.4])
 KNOTS = logit(np.array([0.003, 0.02, 0.08, 0.25, 0.5, 0.75, 0.92, 0.98, 0.997]))
 """Log-odds between which the free curve is straight."""
 _FOLDS, _REFINED, _FINE, _PLACES = 10, 2, 9, 50_000
-# Between knots the shift changes by about one, and is of the order of five.
-_STEP, _LEVEL = 1.0, 5.0
+# Between knots the shift changes by about one; it, and the scatter, are of this order.
+_STEP, _LEVEL, _SCATTER = 1.0, 3.0, 1.0
 _CHANGE = 1e-3
 
 
@@ -114,7 +114,7 @@ def fit_curve(pairs: PairCounts, fold: np.ndarray) -> CurveFit:
             start = next(reversed(fits.values()))[1] if fits else np.zeros(KNOTS.size)
             scattered = pairs.scattered(float(SCALES[which]))
             fits[which] = _climb(pairs, basis, scattered, times.sum(0), start)
-        return fits[which][0]
+        return fits[which][0] + (SCALES[which] / _SCATTER) ** 2 / 2
 
     best = _valley(loss_at, SCALES.size)
     scale, knots = float(SCALES[best]), fits[best][1]
@@ -154,8 +154,8 @@ def _grid(
 
 
 def _at(family: Family, parameters: np.ndarray, pairs: PairCounts) -> np.ndarray:
-    """Shifts at the nodes of the counts, which are some of the tables'."""
-    return family.shifts(parameters)[:, np.searchsorted(NODES, pairs.nodes - 1e-6)]
+    """Shifts at the nodes of the counts, between those of the tables."""
+    return np.stack([np.interp(pairs.nodes, NODES, row) for row in family.shifts(parameters)])
 
 
 def _times(pairs: PairCounts, fold: np.ndarray) -> np.ndarray:

@@ -15,11 +15,10 @@ from scipy.special import betainc, betaln, expit, gammaln, log_expit
 from scipy.stats import t as student
 
 from kltarget.evidence import SampleCounts, SuccessRates
-from kltarget.implied.success import NODES
 
 FREEDOM = 4
 """Degrees of freedom of the scatter, whose variance is twice its scale's square."""
-_REACH, _FINEST = 14.0, 0.7
+_REACH, _COARSEST, _FINEST, _NARROW = 20.0, 0.1, 0.02, 1.4
 _LEAST = 1e-300
 
 
@@ -53,9 +52,9 @@ class PairCounts:
     def of(cls, rates: SuccessRates, before: SampleCounts, after: SampleCounts) -> PairCounts:
         """Of the same prompts twice."""
         most = max(int(before.samples.max()), int(after.samples.max()))
-        # Every other node of the targets' tables; with many samples all of them.
-        every = 2 if most <= (2 * _FINEST / 0.1) ** 2 else 1
-        nodes = NODES[np.abs(NODES) <= _REACH + 1e-9][::every]
+        # As fine as many samples tell success rates apart.
+        spacing = min(max(_NARROW / np.sqrt(most), _FINEST), _COARSEST)
+        nodes = np.linspace(-_REACH, _REACH, 2 * round(_REACH / spacing) + 1)
         (first, rows), (second, columns) = _different(before), _different(after)
         both, pair = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
         return cls(
