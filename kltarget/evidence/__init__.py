@@ -26,6 +26,7 @@ from kltarget.evidence._intervals import (
     share_interval,
     wilson_interval,
 )
+from kltarget.evidence._level_masses import LevelMasses, level_masses
 from kltarget.evidence._log import (
     Groups,
     Log,
@@ -63,6 +64,7 @@ __all__ = [
     "AdvantageRule",
     "Groups",
     "Interval",
+    "LevelMasses",
     "Log",
     "LoggedAdvantages",
     "Prompt",
@@ -80,6 +82,7 @@ __all__ = [
     "groups_of",
     "history",
     "informative_order",
+    "level_masses",
     "likely_law",
     "log_of",
     "mean_interval",
