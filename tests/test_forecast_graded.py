@@ -1,6 +1,9 @@
 """Forecasts from samples whose rewards have more than two levels."""
 
+import dataclasses
+import json
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -15,7 +18,10 @@ from kltarget.evidence import level_masses
 from kltarget.forecasts import forecast
 from kltarget.implied import implied_target, saturation_beta
 from kltarget.implied.levels import level_targets, saturation_betas
+from kltarget.policies import TabularPolicy
 from kltarget.recipes import Recipe
+from kltarget.rollouts import read_rollouts
+from kltarget.training import fine_tune
 
 LEVELS = np.array([0.0, 0.3, 0.7, 1.0])
 
@@ -253,3 +259,68 @@ def test_the_page_the_figure_and_the_command(capsys, tmp_path):
     for more, said in ([], "has a mean reward of 0.6"), (["--threshold", "0.7"], "pass@16, %"):
         assert cli.main(["forecast", str(samples), *options, *more]) == 0
         assert said in capsys.readouterr().out
+
+
+DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
+LONG_RUNS = {
+    "trl116_grpo_graded_noscale_k3_b02_long": 0.2,
+    "trl116_grpo_graded_noscale_k3_b03_long_logp": 0.3,
+}
+
+
+@pytest.mark.parametrize("run", LONG_RUNS)
+def test_the_first_step_of_a_real_run_tells_its_last(run):
+    """TRL's runs of 600 and 800 steps end where samples of their first step said they would."""
+    answers = json.loads((DATA / run / "truth.json").read_text())["exact"][0]["answers"]
+    reward = np.array([x["rewards"]["reward_graded_digit"] for x in answers])
+    base, final = (np.exp([x[f"{x_of}_logp"] for x in answers]) for x_of in ("ref", "final"))
+    recipe = Recipe("loss", "k3", "token", "mean", group_size=8)
+    beta = LONG_RUNS[run]
+    found = forecast(read_rollouts(DATA / run), recipe, beta=[beta / 2, beta, 2 * beta])
+    assert any("logged steps is taken for the base model" in note for note in found.notes)
+    truth = {"expected_reward": final @ reward, "kl": rel_entr(final, base).sum()}
+    for curve, value in truth.items():
+        half, (low, _, high), twice = found.curves[curve]
+        assert low < value < high
+        # It says so of this β alone.
+        assert half[0] > value > twice[2]
+    low, _, high = found.start["expected_reward"]
+    assert low < base @ reward < high < truth["expected_reward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rewards", [(0.0, 0.0, 1.0, 1.0), tuple(LEVELS)])
+@pytest.mark.parametrize(("name", "beta"), [("reverse", 0.4), ("forward", 0.3), ("groups", 0.3)])
+def test_training_ends_at_the_forecast(name, beta, rewards):
+    """The mean reward of 64 trained policies is that of the targets, for prompts that are known."""
+    rng = np.random.default_rng(3)
+    masses, reward = rng.dirichlet(np.ones(4), 64), np.array(rewards)
+    policy, trained = TabularPolicy(4, 1), []
+    for row in masses:
+        run = fine_tune(
+            policy,
+            policy.from_conditionals([np.log(row)[None]]),
+            reward,
+            dataclasses.replace(RECIPES[name], level="sequence"),
+            beta=beta,
+            learning_rate=0.05,
+            num_steps=1500,
+            gradient_tol=1e-4,
+        )
+        trained.append(np.exp(np.asarray(run.log_probs, np.float64)).reshape(-1) @ reward)
+    with np.errstate(divide="ignore"):
+        levels = np.unique(reward)
+        known = np.stack([masses[:, reward == x].sum(1) for x in levels], axis=1)
+    targets, _ = level_targets(RECIPES[name], levels, np.log(known), np.array([beta]))
+    target = np.exp(targets[0]) @ levels
+    np.testing.assert_allclose(trained, target, atol=2e-3)
+    np.testing.assert_allclose(np.mean(trained), target.mean(), atol=5e-4)
+    # And of samples in these proportions, so many that they leave nothing open.
+    number = 10**5
+    counts = np.round(known * number).astype(int)
+    if len(levels) == 2:
+        table = {"prompt": range(64), "correct": counts[:, 1], "samples": counts.sum(1)}
+        found = forecast(pd.DataFrame(table), RECIPES[name], beta=beta)
+    else:
+        found = forecast(many_of(known, 2000), RECIPES[name], beta=beta)
+    assert abs(found.curves["expected_reward"][0][1] - np.mean(trained)) < 3e-3

@@ -1,7 +1,7 @@
 """How likely each level of the reward is per prompt, from how often it was seen.
 
 From the best level down, each is reached or missed by what is left: a chain of success rates, whose
-posteriors are those of :mod:`._success_rates`, one per step. So every step has its own spread over
+posteriors are those of ``success_rates``, one per step. So every step has its own spread over
 the prompts and its own share of prompts that never get there.
 """
 
