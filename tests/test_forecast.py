@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import betaln, expit, log_expit, logit
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 import kltarget as kt
 from kltarget import cli, pages, plot
-from kltarget.evidence import success_rates
+from kltarget.evidence import SuccessRates, success_rates
 from kltarget.forecasts import Forecast, forecast
 from kltarget.implied import implied_target
 from kltarget.implied.success import NODES, target_log_odds
@@ -39,9 +39,17 @@ def table(correct, samples):
     return pd.DataFrame({"prompt": prompts, "correct": correct, "samples": samples})
 
 
-def simulated(n, prompts, seed, never=0.2):
+LAWS = {
+    "beta": lambda rng, size: rng.beta(0.4, 1.2, size),
+    "rare": lambda rng, size: expit(rng.normal(-3.5, 1.5, size)),
+    "wide": lambda rng, size: expit(rng.normal(0.0, 2.0, size)),
+}
+"""How success rates of prompts that can be solved are distributed."""
+
+
+def simulated(n, prompts, seed, never=0.2, law="beta"):
     rng = np.random.default_rng(seed)
-    p = np.where(rng.uniform(size=prompts) < never, 0.0, rng.beta(0.4, 1.2, prompts))
+    p = np.where(rng.uniform(size=prompts) < never, 0.0, LAWS[law](rng, prompts))
     return p, table(rng.binomial(n, p), np.full(prompts, n))
 
 
@@ -66,26 +74,59 @@ def test_rewards_of_other_sizes():
 
 
 def test_the_posterior_is_that_of_the_grid_by_hand():
-    # Two prompts, all of it summed up: shapes, the share of impossible ones, and p itself.
+    # Two prompts, all of it summed up: either law, the share of impossible ones, and p itself.
     correct, samples = np.array([0, 3]), np.array([4, 4])
     shapes, shares = np.geomspace(0.03, 20, 28), np.arange(20) * 0.05
     log_odds = np.linspace(-200, 200, 20_001)
-    total = zero = 0.0
+    laws, priors = [], []
     for a in shapes:
         for b in shapes:
             # Of the log-odds, where small shapes have no poles.
             density = np.exp(a * log_expit(log_odds) + b * log_expit(-log_odds) - betaln(a, b))
-            chances = (binom.pmf(c, 4, expit(log_odds)) for c in correct)
-            first, second = ((density * x).sum() * 0.02 for x in chances)
-            prior = (a + b) ** -2.5 * a * b
-            for w in shares:
-                weight = prior * (w + (1 - w) * first) * (1 - w) * second
-                total, zero = total + weight, zero + prior * w * (1 - w) * second
+            laws.append(density * 0.02)
+            priors.append((a + b) ** -2.5 * a * b)
+    weights = [np.array(priors) / np.sum(priors)]
+    means, deviations = np.linspace(-10, 6, 33), np.geomspace(0.2, 6, 14)
+    for mean in means:
+        laws.extend(norm.pdf(log_odds, mean, x) * 0.02 for x in deviations)
+    weights.append(np.full(33 * 14, 1 / (33 * 14)))
+    chances = np.array([binom.pmf(c, 4, expit(log_odds)) for c in correct])
+    first, second = chances @ np.array(laws).T
+    total = zero = normal = 0.0
+    for at, w in enumerate(shares):
+        prior = np.concatenate(weights) * (0.5 if at == 0 else 0.5 / 19)
+        never = prior * w * (1 - w) * second
+        weight = never + prior * (1 - w) ** 2 * first * second
+        total, zero = total + weight.sum(), zero + never.sum()
+        normal += weight[28 * 28 :].sum()
     rates = success_rates(correct, samples, num_draws=4000, rng=np.random.default_rng(0))
     drawn = rates.log_odds(np.arange(2), np.random.default_rng(1))
     assert not np.isneginf(drawn[:, 1]).any()
-    never = np.isneginf(drawn[:, 0]).mean()
-    assert abs(never - zero / total) < 5 * math.sqrt(0.25 / 4000)
+    spread = 5 * math.sqrt(0.25 / 4000)
+    assert abs(np.isneginf(drawn[:, 0]).mean() - zero / total) < spread
+    assert abs(np.isnan(rates.shapes[:, 0]).mean() - normal / total) < spread
+
+
+@pytest.mark.parametrize("normal", [(-2.0, 0.2), (1.0, 4.0)])
+def test_draws_of_normal_log_odds_are_those_of_their_density(normal):
+    correct, samples = np.array([1, 3, 8]), np.array([4, 4, 8])
+    rates = SuccessRates(
+        correct=correct,
+        samples=samples,
+        shapes=np.full((4000, 2), np.nan),
+        normals=np.tile(normal, (4000, 1)),
+        missed=np.zeros((4000, 0)),
+        sizes=np.zeros(0),
+        impossible=np.zeros(4000),
+    )
+    drawn = rates.log_odds(np.arange(3), np.random.default_rng(0))
+    log_odds = np.linspace(-40, 40, 8001)
+    for row, c, n in zip(drawn.T, correct, samples, strict=True):
+        density = norm.pdf(log_odds, *normal) * binom.pmf(c, n, expit(log_odds))
+        mean = density @ log_odds / density.sum()
+        deviation = math.sqrt(density @ (log_odds - mean) ** 2 / density.sum())
+        assert abs(row.mean() - mean) < 5 * deviation / math.sqrt(4000)
+        assert abs(row.std() / deviation - 1) < 0.1
 
 
 def test_many_samples_leave_nothing_open():
@@ -118,7 +159,7 @@ def test_what_no_target_does(name):
     data = found.dataset
     middle = data.sel(quantile=0.5)
     # Nobody's success falls, nor does pass@k; a larger β asks for less.
-    assert (data["prompt_success"] >= data["prompt_start"] - 1e-9).all()
+    assert (data["prompt_success"] >= data["prompt_start_success"] - 1e-9).all()
     assert (middle["pass_at_k"] >= middle["start_pass_at_k"] - 1e-9).all()
     for curve in ("success", "kl"):
         assert (np.diff(middle[curve]) <= 1e-9).all()
@@ -147,7 +188,8 @@ def shares_held(number, recipes):
     for seed in range(number):
         rng = np.random.default_rng(10_000 + seed)
         n, prompts = rng.choice([4, 8, 16, 64]), rng.choice([30, 100, 300, 1000])
-        p, counts = simulated(int(n), int(prompts), seed)
+        law, never = rng.choice(list(LAWS)), rng.choice([0.0, 0.2])
+        p, counts = simulated(int(n), int(prompts), seed, never, law)
         for row, recipe in enumerate(recipes):
             found = forecast(counts, recipe, beta=betas, k=[256], key=jax.random.key(seed))
             said = [found.curves["success"], found.curves["kl"], found.pass_at_k[0]]
@@ -211,7 +253,7 @@ def test_a_log_is_counted():
     assert -1 < low < middle < high < 3
     graded = forecast(rollouts([0.1, 0.7, 0.4, 0.9, 0.3]), REVERSE, beta=1.0, threshold=0.5)
     assert graded.correct == [2] * 4
-    assert any("rewards have 5 values" in note for note in graded.notes)
+    assert any("right: a reward of 0.5 or more" in note for note in graded.notes)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +300,9 @@ def test_samples_that_say_little(counts, said):
             "threshold is of rewards",
         ),
         (
-            lambda: forecast(rollouts([1.0] * 5, reward=np.linspace(0, 1, 20)), REVERSE),
+            lambda: forecast(rollouts([0.3] * 5), REVERSE),
             ValueError,
-            "threshold is needed",
+            "threshold is needed: all rewards are 0.3",
         ),
         (lambda: forecast(table([1], 4), REVERSE).choose(), ValueError, "choose by one of"),
         (lambda: forecast(table([1], 4), REVERSE).choose(kl=0), ValueError, "kl must be above 0"),

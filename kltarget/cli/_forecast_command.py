@@ -18,8 +18,8 @@ def add_to(commands: Any) -> None:
         "forecast",
         help="what training would ask for, from samples of the base model",
         description="Read samples of a base model with their rewards, or how often each prompt was "
-        "solved, and say what the target of a trainer's recipe does at each β: success, pass@k and "
-        "KL, with what so many samples leave open.",
+        "solved, and say what the target of a trainer's recipe does at each β: reward, success, "
+        "pass@k and KL, with what so many samples leave open.",
         epilog="examples: kltarget forecast samples.jsonl --trainer trl-grpo==1.9.2; kltarget "
         "forecast counts.csv --recipe place=loss,estimator=k3,baseline=mean --kl-budget 0.5 "
         "--html forecast.html. A table of counts has the columns prompt, correct, samples.",

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from scipy.special import expit
 
-from kltarget._core.words import counted
 from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
 from kltarget.comparisons._joint_draws import joint_draws
 from kltarget.comparisons._moved import moved
@@ -19,7 +18,8 @@ from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
 from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
 from kltarget.comparisons._shift_laws import families, shifts
 from kltarget.comparisons._shift_likelihood import PairCounts
-from kltarget.evidence import SampleCounts, counts_of, simultaneous_band, success_rates
+from kltarget.comparisons._sides import Side, paired, title
+from kltarget.evidence import counts_of, simultaneous_band, success_rates
 from kltarget.implied.success import NODES, of_base_model, require_forecast, shaped
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
@@ -104,15 +104,14 @@ def compare(
         )
     if num_draws < 100:
         raise ValueError(f"num_draws must be 100 or more, got {num_draws}")
-    first = counts_of(before, threshold, columns)
-    second = counts_of(
-        after, threshold, columns if columns_after is None else columns_after, late=True
-    )
+    second_columns = columns if columns_after is None else columns_after
+    first = Side.of(counts_of(before, threshold, columns))
+    second = Side.of(counts_of(after, threshold, second_columns, late=True))
     notes += [f"before: {x}" for x in first.notes] + [f"after: {x}" for x in second.notes]
-    first, second, paired, pairing = _paired(first, second)
+    first, second, has_pairs, pairing = paired(first, second)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
-    if not paired:
+    if not has_pairs:
         before_draws, after_draws = (draws_of(x, num_draws, rng) for x in (first, second))
         fit = None
     else:
@@ -121,8 +120,8 @@ def compare(
     passes = [pass_draws(x, np.array(ks)) for x in (before_draws, after_draws)]
     bands = pass_bands(*passes)
     found = Comparison(
-        title=_title(first, second, paired),
-        paired=paired,
+        title=title(first, second, has_pairs),
+        paired=has_pairs,
         recipe=used,
         recipe_name=recipe_name,
         false_discovery_rate=float(false_discovery_rate),
@@ -167,9 +166,7 @@ class _Fit:
     free: CurveFit
 
 
-def _fitted(
-    before: SampleCounts, after: SampleCounts, num_draws: int, rng: np.random.Generator
-) -> _Fit:
+def _fitted(before: Side, after: Side, num_draws: int, rng: np.random.Generator) -> _Fit:
     rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
     pairs = PairCounts.of(rates, before, after)
     fold = folds(len(before.prompts), rng)
@@ -207,45 +204,6 @@ def _whole(k: Sequence[int]) -> list[int]:
     return sorted({1, *map(int, k)})
 
 
-def _paired(
-    before: SampleCounts, after: SampleCounts
-) -> tuple[SampleCounts, SampleCounts, bool, list[str]]:
-    """Both with the prompts that they share, in one order; as they are where they share none."""
-    place = {name: i for i, name in enumerate(after.prompts)}
-    rows = [i for i, name in enumerate(before.prompts) if name in place]
-    if not rows:
-        note = (
-            "no prompt is in both: they are taken for samples of the same kind of prompts, and "
-            "nothing is said of single ones"
-        )
-        return before, after, False, [note]
-    columns = [place[before.prompts[i]] for i in rows]
-    alone = (len(before.prompts) - len(rows), len(after.prompts) - len(rows))
-    notes = [
-        f"{counted(number, 'prompt')} only {side}: left out"
-        for number, side in zip(alone, ("before", "after"), strict=True)
-        if number
-    ]
-    return _some(before, rows), _some(after, columns), True, notes
-
-
-def _some(counts: SampleCounts, rows: list[int]) -> SampleCounts:
-    return dataclasses.replace(
-        counts,
-        prompts=tuple(counts.prompts[i] for i in rows),
-        correct=counts.correct[rows],
-        samples=counts.samples[rows],
-    )
-
-
-def _title(before: SampleCounts, after: SampleCounts, paired: bool) -> str:
-    if not paired:
-        return f"{before} before; {after} after, unpaired"
-    if (before.samples == after.samples).all():
-        return f"{before}, before and after"
-    return f"{before} before and {str(after).partition(', ')[2]} after"
-
-
 def _laws(
     fit: _Fit, rewards: np.ndarray, recipe: Recipe | None, name: str
 ) -> tuple[list[Law], Shifts]:
@@ -256,13 +214,12 @@ def _laws(
     known = families(rewards, recipe, name)
     fits = [fit_family(family, pairs, fold) for family in known]
     best = max([free.held_out, *(fit.held_out for fit in fits)], key=np.sum)
-    curve = free.basis @ free.knots
     laws = [
         Law(
             *("free", "a free curve", "free", "", [np.nan] * 3),
             scatter=free.scatter,
             **_behind(best, free.held_out),
-            curve=curve[shown].tolist(),
+            curve=free.shift[shown].tolist(),
         )
     ]
     laws += [
@@ -295,8 +252,7 @@ def _shifts(pairs: PairCounts, free: CurveFit, shown: np.ndarray) -> Shifts:
     above, below = weights * (success >= 0.5), weights * (success < 0.5)
     tilt = above / max(above.sum(), 1e-300) - below / max(below.sum(), 1e-300)
     overall = free.mean(weights)
-    curve = free.basis @ free.knots
-    square = float(weights @ curve**2) + free.scatter**2
+    square = float(weights @ free.shift**2) + free.scatter**2
     return Shifts(
         success=success[shown].tolist(),
         curve=[list(free.mean(row)) for row in np.eye(pairs.nodes.size)[shown]],
@@ -323,7 +279,7 @@ def _verdict(laws: list[Law]) -> Verdict:
 
 def _asked(
     recipe: Recipe | None,
-    before: SampleCounts,
+    before: Side,
     log_odds: np.ndarray,
     passes: list[np.ndarray],
     k: list[int],

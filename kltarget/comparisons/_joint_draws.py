@@ -10,41 +10,55 @@ from __future__ import annotations
 
 import numpy as np
 
-from kltarget.comparisons._shift_fit import CurveFit
+from kltarget.comparisons._shift_fit import Curve, CurveFit
 from kltarget.comparisons._shift_likelihood import PairCounts
 
 # Numbers of draws times prompts times nodes, and draws at the least.
 _MOST, _FEWEST = 3e8, 200
+_LEAST = 1e-300
 
 
 def joint_draws(
     pairs: PairCounts, free: CurveFit, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-odds before and after, ``[D, P]`` each, ``-inf`` of what can't be solved."""
-    kernel = pairs.kernel(free.scale)
+    most, all_draws = _MOST / pairs.nodes.size / pairs.pair.size, len(pairs.priors)
+    number = int(np.clip(most, min(_FEWEST, all_draws), all_draws))
+    shares = [curve.weight for curve in free.curves]
+    times = rng.multinomial(number, np.array(shares) / sum(shares))
+    before, after = np.empty((2, number, pairs.pair.size))
+    end = 0
+    for curve, each in zip(free.curves, times.tolist(), strict=True):
+        rows = slice(end, end + each)
+        end += each
+        if each:
+            before[rows], after[rows] = _of_curve(pairs, free.basis, curve, rows, rng)
+    return before, after
+
+
+def _of_curve(
+    pairs: PairCounts, basis: np.ndarray, curve: Curve, rows: slice, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """With one scatter, and the priors of these draws."""
+    kernel = pairs.kernel(curve.scale)
     scattered = kernel @ pairs.after
-    least = min(_FEWEST, len(pairs.priors))
-    number = int(np.clip(_MOST / kernel.shape[0] / pairs.pair.size, least, len(pairs.priors)))
-    knots = rng.multivariate_normal(free.knots, free.covariance, number)
-    spacing, size = pairs.nodes[1] - pairs.nodes[0], pairs.pair.size
-    before, after = np.empty((2, len(knots), size))
     after_each = pairs.after.T[pairs.columns[pairs.pair]]
-    for row, (prior, impossible, each) in enumerate(
-        zip(pairs.priors[:number], pairs.impossible[:number], knots, strict=True)
-    ):
-        shift = free.basis @ each
+    spacing, size = pairs.nodes[1] - pairs.nodes[0], pairs.pair.size
+    priors, impossible = pairs.priors[rows], pairs.impossible[rows]
+    before, after = np.empty((2, len(priors), size))
+    for row, prior in enumerate(priors):
+        shift = basis @ rng.multivariate_normal(curve.knots, curve.covariance)
         moved = pairs.moved(shift, scattered)
         likely = (prior[:, None] * pairs.before)[:, pairs.rows] * moved[:, pairs.columns]
         summed = np.cumsum(likely, axis=0)
-        never = impossible * pairs.missed
-        share = never / np.maximum(never + summed[-1], 1e-300)
-        summed /= np.maximum(summed[-1], 1e-300)
-        start = _drawn(summed.T[pairs.pair], rng)
+        never = impossible[row] * pairs.missed
+        share = never / np.maximum(never + summed[-1], _LEAST)
+        start = _drawn((summed / np.maximum(summed[-1], _LEAST)).T[pairs.pair], rng)
         # Between two nodes one of them, each as often as it is near.
         place = (pairs.nodes[start] + shift[start] - pairs.nodes[0]) / spacing
         place = np.clip(np.floor(place + rng.uniform(size=size)), 0, pairs.nodes.size - 1)
         ends = np.cumsum(kernel[place.astype(int)] * after_each, axis=1)
-        stop = _drawn(ends / np.maximum(ends[:, -1:], 1e-300), rng)
+        stop = _drawn(ends / np.maximum(ends[:, -1:], _LEAST), rng)
         within = spacing * (rng.uniform(size=(2, size)) - 0.5)
         hopeless = rng.uniform(size=size) < share[pairs.pair]
         before[row] = np.where(hopeless, -np.inf, pairs.nodes[start] + within[0])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import false_discovery_control, fisher_exact
 
-from kltarget.evidence import SampleCounts
+from kltarget.comparisons._sides import Side
 
 
-def moved(before: SampleCounts, after: SampleCounts, rate: float) -> tuple[np.ndarray, np.ndarray]:
+def moved(before: Side, after: Side, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each prompt the p-value of no change, and 1 where it rose, -1 where it fell, or 0.
 
     p-values are those of Fisher's exact test; of the prompts that are said to have moved a share of

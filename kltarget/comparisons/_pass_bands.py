@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 from scipy.special import log_expit
 
-from kltarget.evidence import SampleCounts, simultaneous_band, success_rates
+from kltarget.comparisons._sides import Side
+from kltarget.evidence import simultaneous_band, success_rates
 
 _MOST_AT_ONCE = 2_000_000
 # Less than this, half of a tenth of a point, is no difference.
@@ -41,7 +42,7 @@ def pass_draws(log_odds: np.ndarray, k: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def draws_of(counts: SampleCounts, num_draws: int, rng: np.random.Generator) -> np.ndarray:
+def draws_of(counts: Side, num_draws: int, rng: np.random.Generator) -> np.ndarray:
     """Of the log-odds of each prompt, ``[D, P]``."""
     rates = success_rates(counts.correct, counts.samples, num_draws=num_draws, rng=rng)
     return rates.log_odds(np.arange(len(counts.prompts)), rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -46,32 +45,54 @@ class FamilyFit:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CurveFit:
-    """Shifts that follow no law, as a curve through ``KNOTS``.
+class Curve:
+    """A curve of shifts through ``KNOTS``, with one scatter about it.
 
     Attributes:
-        knots: the shifts there.
-        covariance: of these.
+        weight: the posterior probability of that scatter.
         scale: of the scatter.
+        knots: the shifts.
+        covariance: of these.
+    """
+
+    weight: float
+    scale: float
+    knots: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CurveFit:
+    """Shifts that follow no law.
+
+    Attributes:
+        curves: for each scatter that the counts allow, the likeliest first.
         basis: what each knot adds at the nodes, ``[N, K]``.
         held_out: log-likelihood of each prompt, fitted without it, ``[P]``.
     """
 
-    knots: np.ndarray
-    covariance: np.ndarray
-    scale: float
+    curves: tuple[Curve, ...]
     basis: np.ndarray
     held_out: np.ndarray
 
     @property
+    def shift(self) -> np.ndarray:
+        """The likeliest curve at the nodes, ``[N]``."""
+        return self.basis @ self.curves[0].knots
+
+    @property
     def scatter(self) -> float:
-        """Standard deviation about the curve."""
-        return _deviation(self.scale)
+        """Standard deviation about the likeliest curve."""
+        return _deviation(self.curves[0].scale)
 
     def mean(self, weights: np.ndarray) -> tuple[float, float, float]:
         """The mean shift under weights of the nodes, ``[N]``, with its 95 % interval."""
         row = weights @ self.basis
-        middle, width = float(row @ self.knots), 1.96 * float(np.sqrt(row @ self.covariance @ row))
+        means = np.array([row @ x.knots for x in self.curves])
+        variances = np.array([row @ x.covariance @ row for x in self.curves])
+        shares = np.array([x.weight for x in self.curves])
+        middle = float(shares @ means)
+        width = 1.96 * float(np.sqrt(shares @ (variances + (means - middle) ** 2)))
         return middle, middle - width, middle + width
 
 
@@ -105,28 +126,29 @@ def fit_family(family: Family, pairs: PairCounts, fold: np.ndarray) -> FamilyFit
 
 
 def fit_curve(pairs: PairCounts, fold: np.ndarray) -> CurveFit:
-    """Of every scatter the likeliest curve, and of these the likeliest."""
+    """The likeliest curve of every scatter, by how likely that is."""
     basis, times = _hats(pairs.nodes), _times(pairs, fold)
-    fits: dict[int, tuple[float, np.ndarray]] = {}
-
-    def loss_at(which: int) -> float:
-        if which not in fits:
-            start = next(reversed(fits.values()))[1] if fits else np.zeros(KNOTS.size)
-            scattered = pairs.scattered(float(SCALES[which]))
-            fits[which] = _climb(pairs, basis, scattered, times.sum(0), start)
-        return fits[which][0] + (SCALES[which] / _SCATTER) ** 2 / 2
-
-    best = _valley(loss_at, SCALES.size)
-    scale, knots = float(SCALES[best]), fits[best][1]
-    scattered = pairs.scattered(scale)
+    curves, knots = [], np.zeros(KNOTS.size)
+    for scale in SCALES.tolist():
+        scattered = pairs.scattered(scale)
+        loss, knots = _climb(pairs, basis, scattered, times.sum(0), knots)
+        precision = _curvature(pairs, basis, scattered, times.sum(0), knots)
+        # Laplace's evidence: all curves near by count.
+        log_weight = -loss - (scale / _SCATTER) ** 2 / 2 - np.linalg.slogdet(precision)[1] / 2
+        curves.append(Curve(log_weight, scale, knots, np.linalg.inv(precision)))
+    top = max(x.weight for x in curves)
+    total = sum(np.exp(x.weight - top) for x in curves)
+    curves = [dataclasses.replace(x, weight=np.exp(x.weight - top) / total) for x in curves]
+    curves = sorted(curves, key=lambda x: -x.weight)
+    best = curves[0]
+    scattered = pairs.scattered(best.scale)
     held_out = np.empty(fold.size)
     for number, row in enumerate(times):
-        _, fitted = _climb(pairs, basis, scattered, times.sum(0) - row, knots)
+        _, fitted = _climb(pairs, basis, scattered, times.sum(0) - row, best.knots)
         inside = fold == number
         each = pairs.log_likelihood(basis @ fitted, scattered)
         held_out[inside] = each[pairs.pair[inside]]
-    covariance = np.linalg.inv(_curvature(pairs, basis, scattered, times.sum(0), knots))
-    return CurveFit(knots, covariance, scale, basis, held_out)
+    return CurveFit(tuple(curves), basis, held_out)
 
 
 def _grid(
@@ -208,16 +230,6 @@ def _climb(
         method="L-BFGS-B",
     )
     return float(found.fun), found.x
-
-
-def _valley(height: Callable[[int], float], size: int) -> int:
-    """The index from which it rises either way."""
-    at = size // 2
-    while True:
-        lower = min((x for x in (at - 1, at + 1) if 0 <= x < size), key=height)
-        if height(lower) >= height(at):
-            return at
-        at = lower
 
 
 def _loss(

@@ -11,10 +11,11 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy.special import betainc, betaln, expit, gammaln, log_expit
+from scipy.special import gammaln, log_expit
 from scipy.stats import t as student
 
-from kltarget.evidence import SampleCounts, SuccessRates
+from kltarget.comparisons._sides import Side
+from kltarget.evidence import SuccessRates
 
 FREEDOM = 4
 """Degrees of freedom of the scatter, whose variance is twice its scale's square."""
@@ -49,7 +50,7 @@ class PairCounts:
     pair: np.ndarray
 
     @classmethod
-    def of(cls, rates: SuccessRates, before: SampleCounts, after: SampleCounts) -> PairCounts:
+    def of(cls, rates: SuccessRates, before: Side, after: Side) -> PairCounts:
         """Of the same prompts twice."""
         most = max(int(before.samples.max()), int(after.samples.max()))
         # As fine as many samples tell success rates apart.
@@ -59,7 +60,7 @@ class PairCounts:
         both, pair = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
         return cls(
             nodes,
-            _priors(rates, nodes),
+            rates.masses(nodes),
             rates.impossible,
             _likelihood(nodes, *first),
             _likelihood(nodes, *second),
@@ -133,7 +134,7 @@ def _between(table: np.ndarray, low: np.ndarray, above: np.ndarray) -> np.ndarra
     return table[low] * (1 - above)[:, None] + table[low + 1] * above[:, None]
 
 
-def _different(counts: SampleCounts) -> tuple[np.ndarray, np.ndarray]:
+def _different(counts: Side) -> tuple[np.ndarray, np.ndarray]:
     both = np.stack([counts.correct, counts.samples])
     found, index = np.unique(both, axis=1, return_inverse=True)
     return found, index.ravel()
@@ -145,14 +146,3 @@ def _likelihood(nodes: np.ndarray, correct: np.ndarray, samples: np.ndarray) -> 
     ways = gammaln(samples + 1) - gammaln(correct + 1) - gammaln(wrong + 1)
     log_p = log_expit(nodes)[:, None] * correct + log_expit(-nodes)[:, None] * wrong
     return np.exp(ways + log_p)
-
-
-def _priors(rates: SuccessRates, nodes: np.ndarray) -> np.ndarray:
-    """Draws of the masses of log-odds at the nodes, ``[D, N]``."""
-    a, b = rates.shapes[:, :1], rates.shapes[:, 1:]
-    density = np.exp(a * log_expit(nodes) + b * log_expit(-nodes) - betaln(a, b))
-    masses = density * (nodes[1] - nodes[0])
-    # What lies beyond the nodes is at the last ones.
-    masses[:, :1] += betainc(a, b, expit(nodes[0]))
-    masses[:, -1:] += betainc(b, a, expit(nodes[0]))
-    return masses * ((1 - rates.impossible) / masses.sum(1))[:, None]

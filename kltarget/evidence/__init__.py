@@ -27,6 +27,7 @@ from kltarget.evidence._intervals import (
     simultaneous_band,
     wilson_interval,
 )
+from kltarget.evidence._level_masses import LevelMasses, level_masses
 from kltarget.evidence._log import (
     Groups,
     Log,
@@ -64,6 +65,7 @@ __all__ = [
     "AdvantageRule",
     "Groups",
     "Interval",
+    "LevelMasses",
     "Log",
     "LoggedAdvantages",
     "Prompt",
@@ -81,6 +83,7 @@ __all__ = [
     "groups_of",
     "history",
     "informative_order",
+    "level_masses",
     "likely_law",
     "log_of",
     "mean_interval",

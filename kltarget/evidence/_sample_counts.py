@@ -1,4 +1,4 @@
-"""From logs and tables of a model's samples to how often each prompt was solved."""
+"""From logs and tables of a model's samples to how often each prompt got which reward."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ from kltarget.evidence._counts import read_counts
 from kltarget.evidence._log import Log, evident_threshold, log_of
 from kltarget.rollouts import read_rollouts
 
+_MOST_VALUES = 256
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleCounts:
-    """How often each prompt was solved.
+    """How often each prompt was solved, or got each of several rewards.
 
     Attributes:
         prompts: their names.
-        correct: right samples, ``[P]``.
+        correct: right samples, ``[P]``; of rewards that do not show what is right, None.
         samples: all samples, ``[P]``.
-        rewards: of a wrong and of a right sample, ``[2]``.
+        rewards: of a wrong and of a right sample, ``[2]``, or of several levels, ``[K]``.
         notes: what was left out or taken for granted.
+        levels: samples of each of more than two rewards, ``[P, K]``; None if there are two.
+        right: what share of each level's samples is right, ``[K]``; None where that is not known.
     """
 
     prompts: tuple[str, ...]
-    correct: np.ndarray
+    correct: np.ndarray | None
     samples: np.ndarray
     rewards: np.ndarray
     notes: tuple[str, ...]
+    levels: np.ndarray | None = None
+    right: np.ndarray | None = None
 
     def __str__(self) -> str:
         """How many prompts and samples there are."""
@@ -43,15 +49,21 @@ class SampleCounts:
 
 
 def counts_of(
-    samples: Any, threshold: float | None, columns: Any = None, *, late: bool = False
+    samples: Any,
+    threshold: float | None,
+    columns: Any = None,
+    *,
+    late: bool = False,
+    most_levels: int = 12,
 ) -> SampleCounts:
-    """The counts of a table of counts, or of a log whose rewards tell right from wrong.
+    """The counts of a table of counts, or of a log with rewards.
 
     Args:
         samples: such a table, rows of samples with rewards, or files of either.
         threshold: the least reward of a right sample, where the rewards do not show it.
         columns: other names of columns.
         late: of a log with steps, take the last third of these instead of the first step.
+        most_levels: of more different rewards those that lie closest are one.
     """
     if _is_table(samples, columns):
         if threshold is not None:
@@ -67,7 +79,7 @@ def counts_of(
     frame = samples
     if isinstance(samples, (str, os.PathLike)) or not hasattr(samples, "columns"):
         frame = read_rollouts(samples, full_text=False, columns=columns)
-    return _counts_of_log(log_of(frame), frame, threshold, late)
+    return _counts_of_log(log_of(frame), frame, threshold, late, most_levels)
 
 
 def _is_table(samples: Any, columns: Any) -> bool:
@@ -91,7 +103,9 @@ def _column_names(path: pathlib.Path) -> Collection[str]:
     return file.columns or (row if isinstance(row, dict) else ())
 
 
-def _counts_of_log(log: Log, frame: Any, threshold: float | None, late: bool) -> SampleCounts:
+def _counts_of_log(
+    log: Log, frame: Any, threshold: float | None, late: bool, most_levels: int
+) -> SampleCounts:
     notes = [*frame.attrs.get("notes", ()), *log.notes]
     chosen = log.late if late else log.early
     if len(log.steps) > 1:
@@ -107,25 +121,70 @@ def _counts_of_log(log: Log, frame: Any, threshold: float | None, late: bool) ->
         threshold = evident_threshold(log)
         if threshold is None and len(values) == 1 and values[0] in (0.0, 1.0):
             threshold = 1.0
-    if threshold is None:
-        raise ValueError(
-            "threshold is needed: rewards do not show which samples are right, pass threshold=1.0, "
-            "for instance, for the least reward of a right one"
-        )
-    right = log.reward >= threshold
-    rewards = np.array([0.0, 1.0])
-    if len(values) == 2:
-        rewards = values
-    elif len(values) > 2:
-        notes.append(
-            f"rewards have {len(values):,} values: right samples, of {threshold:g} or more, count "
-            "1 and all others 0"
-        )
     size = len(log.prompts)
     samples = np.bincount(log.prompt[chosen], minlength=size)
-    correct = np.bincount(log.prompt[chosen & right], minlength=size)
     seen = samples > 0
     if not seen.all():
         notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of these steps")
     names = tuple(name for name, some in zip(log.prompts, seen, strict=True) if some)
-    return SampleCounts(names, correct[seen], samples[seen], rewards, tuple(notes))
+    correct = None
+    if threshold is not None:
+        correct = np.bincount(log.prompt[chosen & (log.reward >= threshold)], minlength=size)[seen]
+    if len(values) > 2:
+        prompt = (np.cumsum(seen) - 1)[log.prompt[chosen]]
+        reward = log.reward[chosen]
+        rewards, level, widest = _levels(reward, most_levels)
+        cells = np.bincount(prompt * rewards.size + level, minlength=len(names) * rewards.size)
+        if widest > 0:
+            notes.append(
+                f"the {len(np.unique(reward)):,} rewards are gathered in "
+                f"{rewards.size} levels by their means; none is further than {widest:.2g} from its "
+                "level"
+            )
+        right = None
+        if threshold is not None:
+            # A level of gathered rewards may be right in part.
+            right = np.bincount(level, reward >= threshold) / np.bincount(level)
+            notes.append(
+                f"right: a reward of {threshold:g} or more; the recipe is taken to maximise the "
+                "rewards themselves"
+            )
+        levels = cells.reshape(len(names), -1)
+        return SampleCounts(names, correct, samples[seen], rewards, tuple(notes), levels, right)
+    if correct is None:
+        raise ValueError(
+            f"threshold is needed: all rewards are {values[0]:g}, pass threshold=1.0, for "
+            "instance, for the least reward of a right sample"
+        )
+    rewards = values if len(values) == 2 else np.array([0.0, 1.0])
+    return SampleCounts(names, correct, samples[seen], rewards, tuple(notes))
+
+
+def _levels(reward: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """At most so many rewards ``[K]``, which each is, ``[N]``, and the longest way to one."""
+    values, which, number = np.unique(reward, return_inverse=True, return_counts=True)
+    if len(values) <= most:
+        return values, which, 0.0
+    first = np.arange(len(values)) * min(_MOST_VALUES, len(values)) // len(values)
+    number = np.bincount(first, number)
+    level = _merged(np.bincount(first[which], reward) / number, number, most)[first[which]]
+    rewards = np.bincount(level, reward) / np.bincount(level)
+    return rewards, level, float(np.abs(reward - rewards[level]).max())
+
+
+def _merged(values: np.ndarray, number: np.ndarray, most: int) -> np.ndarray:
+    """Which of at most so many levels each ascending value is in: neighbours that lie closest.
+
+    Ward's criterion, by the root of how often values occur: rare ones at the ends are what small β
+    asks for.
+    """
+    weight, centre = np.sqrt(number.astype(float)), values.astype(float)
+    level = np.arange(len(values))
+    while len(centre) > most:
+        both = weight[:-1] + weight[1:]
+        at = int(np.argmin(weight[:-1] * weight[1:] / both * np.diff(centre) ** 2))
+        centre[at] = (weight[at : at + 2] * centre[at : at + 2]).sum() / both[at]
+        weight[at] = both[at]
+        centre, weight = np.delete(centre, at + 1), np.delete(weight, at + 1)
+        level = level - (level > at)
+    return level

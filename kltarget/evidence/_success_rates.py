@@ -1,8 +1,9 @@
 """How likely each prompt is solved, from how often it was: a posterior over all prompts at once.
 
-Success rates are 0 for a share of the prompts and Beta distributed among the others. The three
-hyper-parameters are integrated out on a grid, for a fitted prior is too sure of itself just where
-forecasts depend on it: at the prompts that were never solved.
+Success rates are 0 for a share of the prompts; among the others they are Beta distributed, or their
+log-odds are normal, whichever says the counts better. The hyper-parameters, and which of the two it
+is, are integrated out on a grid, for a fitted prior is too sure of itself just where forecasts
+depend on it: at the prompts that were never solved.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import dataclasses
 
 import numpy as np
 
+from kltarget.evidence._logit_normal import NORMALS, draw_log_odds, log_marginals, normal_masses
+
 _SHAPES = np.geomspace(0.03, 20.0, 28)
 _SHARES = np.arange(20) * 0.05
+# That every prompt can be solved is as likely beforehand as that some cannot.
+_OF_SHARES = np.append(0.5, np.full(19, 0.5 / 19))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,31 +27,57 @@ class SuccessRates:
     Attributes:
         correct: how many samples of each prompt are right, ``[P]``.
         samples: how many there are, ``[P]``.
-        shapes: draws of the two shapes of the Beta distribution, ``[D, 2]``.
+        shapes: draws of the two shapes of the Beta distribution, ``[D, 2]``; NaN where it is none.
+        normals: draws of the mean and standard deviation of normal log-odds, ``[D, 2]``, where it
+            is that.
+        missed: log-probability that a prompt which can be solved was not, of the ``sizes``,
+            ``[D, S]``.
+        sizes: numbers of samples of prompts without a right one, ascending, ``[S]``.
         impossible: draws of the share of prompts that are never solved, ``[D]``.
     """
 
     correct: np.ndarray
     samples: np.ndarray
     shapes: np.ndarray
+    normals: np.ndarray
+    missed: np.ndarray
+    sizes: np.ndarray
     impossible: np.ndarray
 
     def log_odds(self, which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draws of the log-odds of the prompts ``which [K]``, ``[D, K]``; ``-inf`` for never.
-
-        As logarithms of two Gamma variates, which small shapes would take to 0 or to 1.
-        """
-        right = self.correct[which][None] + self.shapes[:, :1]
-        wrong = (self.samples - self.correct)[which][None] + self.shapes[:, 1:]
-        found = _log_gamma(right, rng) - _log_gamma(wrong, rng)
-        never = self.correct[which] == 0
+        """Draws of the log-odds of the prompts ``which [K]``, ``[D, K]``; ``-inf`` for never."""
+        correct, samples = self.correct[which], self.samples[which]
+        normal = np.isnan(self.shapes[:, 0])
+        found = np.empty((len(normal), len(which)))
+        found[~normal] = _beta_log_odds(self.shapes[~normal], correct, samples, rng)
+        if normal.any():
+            found[normal] = draw_log_odds(self.normals[normal], correct, samples, rng)
+        never = correct == 0
         if never.any():
-            missed = np.exp(_log_missed(self.shapes, self.samples[which][never]))
+            missed = np.exp(self.missed[:, np.searchsorted(self.sizes, samples[never])])
             share = self.impossible[:, None]
             chance = share / (share + (1 - share) * missed)
             drawn = rng.uniform(size=chance.shape) < chance
             found[:, never] = np.where(drawn, -np.inf, found[:, never])
         return found
+
+    def masses(self, nodes: np.ndarray) -> np.ndarray:
+        """What prompts that can be solved have at evenly spaced log-odds ``[N]``: ``[D, N]``.
+
+        What lies beyond the nodes is at the last ones; rows sum to the share that can be solved.
+        """
+        from scipy.special import betainc, betaln, expit, log_expit
+
+        found = np.empty((len(self.impossible), len(nodes)))
+        normal = np.isnan(self.shapes[:, 0])
+        a, b = self.shapes[~normal, :1], self.shapes[~normal, 1:]
+        density = np.exp(a * log_expit(nodes) + b * log_expit(-nodes) - betaln(a, b))
+        beta = density * (nodes[1] - nodes[0])
+        beta[:, :1] += betainc(a, b, expit(nodes[0]))
+        beta[:, -1:] += betainc(b, a, expit(-nodes[-1]))
+        found[~normal] = beta
+        found[normal] = normal_masses(self.normals[normal], nodes)
+        return found * ((1 - self.impossible) / found.sum(1))[:, None]
 
 
 def success_rates(
@@ -56,45 +87,69 @@ def success_rates(
 
     Args:
         correct: how many samples of each prompt are right, ``[P]``.
-        samples: how many there are, ``[P]``, each 1 or more.
+        samples: how many there are, ``[P]``.
         num_draws: draws of the hyper-parameters.
         rng: the randomness.
     """
     pairs, times = np.unique(np.stack([correct, samples]), axis=1, return_counts=True)
-    log_posterior = _log_posterior(pairs[0], pairs[1], times)
-    weights = np.exp(log_posterior - log_posterior.max()).ravel()
-    drawn = rng.choice(weights.size, size=num_draws, p=weights / weights.sum())
-    first, second, share = np.unravel_index(drawn, log_posterior.shape)
-    shapes = np.stack([_SHAPES[first], _SHAPES[second]], axis=1)
-    return SuccessRates(correct, samples, shapes, _SHARES[share])
+    seen = pairs[0] > 0
+    sizes = pairs[1][~seen]
+    log_beta, log_normal = _beta_marginals(*pairs), log_marginals(*pairs)
+    log_marginal = np.concatenate([log_beta, log_normal])
+    prior = np.concatenate([_beta_prior(), np.full(len(log_normal), -np.log(len(log_normal)))])
+    log_posterior = prior[:, None] + np.log(_OF_SHARES)
+    log_posterior += _log_likelihood(log_marginal, seen, times)
+    weights = np.exp(log_posterior - log_posterior.max())
+    drawn = rng.choice(weights.size, size=num_draws, p=weights.ravel() / weights.sum())
+    law, share = np.unravel_index(drawn, weights.shape)
+    none = np.full((len(log_normal), 2), np.nan)
+    laws = np.concatenate([_BETAS, none]), np.concatenate([np.full(_BETAS.shape, np.nan), NORMALS])
+    return SuccessRates(
+        correct=correct,
+        samples=samples,
+        shapes=laws[0][law],
+        normals=laws[1][law],
+        missed=log_marginal[:, ~seen][law],
+        sizes=sizes,
+        impossible=_SHARES[share],
+    )
 
 
-def _log_posterior(correct: np.ndarray, samples: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Of the grid of shapes and shares ``[A, B, W]``, up to a constant."""
+_BETAS = np.stack(np.meshgrid(_SHAPES, _SHAPES, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _beta_marginals(correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Log-probabilities of pairs of counts, in one order of the samples, ``[H, U]``."""
     # A tenth of a second that importing the package does not pay.
     from scipy.special import betaln
 
-    a, b = _SHAPES[:, None, None], _SHAPES[None, :, None]
-    some = correct > 0
+    a, b = _BETAS[:, :1], _BETAS[:, 1:]
+    return betaln(a + correct, b + samples - correct) - betaln(a, b)
+
+
+def _beta_prior() -> np.ndarray:
+    """(a + b)^(−5/2) on the shapes, whose grid is one of their logarithms; as one law of two."""
+    total = _BETAS.sum(1)
+    log_prior = -2.5 * np.log(total) + np.log(_BETAS).sum(1)
+    return log_prior - np.logaddexp.reduce(log_prior)
+
+
+def _log_likelihood(log_marginal: np.ndarray, seen: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of all counts, by law and share of prompts that are never solved, ``[H, W]``."""
     with np.errstate(divide="ignore"):
         shares, others = np.log(_SHARES), np.log1p(-_SHARES)
-    seen = betaln(a + correct[some], b + (samples - correct)[some]) - betaln(a, b)
-    found = (seen @ times[some])[..., None] + times[some].sum() * others
-    for number, count in zip(samples[~some], times[~some], strict=True):
-        missed = betaln(a[..., 0], b[..., 0] + number) - betaln(a[..., 0], b[..., 0])
-        found = found + count * np.logaddexp(shares, others + missed[..., None])
-    # (a + b)^(−5/2) on the shapes, whose grid is one of their logarithms.
-    total = (a + b)[..., 0]
-    prior = -2.5 * np.log(total) + np.log(a[..., 0]) + np.log(b[..., 0])
-    return found + prior[..., None]
+    found = (log_marginal[:, seen] @ times[seen])[:, None] + times[seen].sum() * others
+    for missed, count in zip(log_marginal[:, ~seen].T, times[~seen], strict=True):
+        found = found + count * np.logaddexp(shares, others + missed[:, None])
+    return found
 
 
-def _log_missed(shapes: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Log-probability that a prompt which can be solved was not, ``[D, K]``."""
-    from scipy.special import betaln
-
-    a, b = shapes[:, :1], shapes[:, 1:]
-    return betaln(a, b + samples) - betaln(a, b)
+def _beta_log_odds(
+    shapes: np.ndarray, correct: np.ndarray, samples: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """As logarithms of two Gamma variates, which small shapes would take to 0 or to 1."""
+    right = _log_gamma(correct[None] + shapes[:, :1], rng)
+    return right - _log_gamma((samples - correct)[None] + shapes[:, 1:], rng)
 
 
 def _log_gamma(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:

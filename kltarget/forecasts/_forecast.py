@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kltarget._core.records import Record
+from kltarget.forecasts._draws import QUANTILES
 from kltarget.forecasts._forecast_page import forecast_page
 from kltarget.recipes import Recipe
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from kltarget._core.page import Figure, Page
 
-QUANTILES = (0.025, 0.5, 0.975)
 _GAIN = 0.9
 
 
@@ -49,26 +49,31 @@ class Forecast(Record):
         recipe_name: its preset, or nothing.
         notes: what was left out or taken for granted.
         beta: coefficients, ascending, ``[B]``.
-        k: of pass@k, ``[K]``.
+        k: of pass@k, ``[K]``; empty where rewards do not show what is right.
         rollouts_per_prompt: that a run draws, or None.
-        rewards: of a wrong and a right sample.
-        reward_span: their distance.
-        share_unsolved: of the prompts, those without a right sample.
-        curves: means over the prompts, quantiles ``[B, 3]`` each: ``success``; ``kl``, nats of
-            ``KL(π‖π_ref)`` a prompt; ``saturated``, the share of prompts with less than one wrong
-            answer in a million; ``success_without_unsolved``, where prompts without a right sample
-            are never solved; ``zero_std``, the share of groups with equal rewards; ``met``;
-            ``best_of_n``, the n whose best of n has the same KL, and ``best_of_n_success``.
+        rewards: of a wrong and a right sample, or of all levels, ascending, ``[L]``.
+        share_unsolved: of the prompts, those without a right sample; NaN where rewards do not show
+            what is right.
+        curves: means over the prompts, quantiles ``[B, 3]`` each: ``expected_reward``;
+            ``success``, where it is known what is right; ``kl``, nats of ``KL(π‖π_ref)`` a prompt;
+            ``saturated``, the share of prompts with less than one in a million of all but the best
+            answers; ``zero_std``, the share of groups with equal rewards; ``best_of_n``, the n
+            whose best of n has the same KL, and ``best_of_n_reward``. Of two rewards also
+            ``success_without_unsolved``, where prompts without a right sample are never solved,
+            ``best_of_n_success`` and ``met``; of several ``above_seen``, the mass of rewards
+            above all that a prompt's samples have.
         pass_at_k: quantiles, ``[K, B, 3]``.
         start: the same of the base model, ``[3]`` each.
         start_pass_at_k: ``[K, 3]``.
-        draws: of ``success`` and ``kl``, ``[D, B]``.
+        draws: of ``expected_reward`` and ``kl``, ``[D, B]``.
         prompts: names, ``[P]``.
-        correct: right samples, ``[P]``.
+        correct: right samples, ``[P]``; empty where rewards do not show what is right.
         samples: all samples, ``[P]``.
-        pair: which pair of counts each prompt has, ``[P]``.
-        pair_start: quantiles of the base model's success by pair, ``[U, 3]``.
-        pair_success: of the target's, ``[U, B, 3]``.
+        levels: samples of each of several rewards, ``[P, L]``; empty if there are two.
+        pattern: which of the different counts each prompt has, ``[P]``.
+        of_patterns: quantiles of prompts by their counts: ``start_expected_reward`` and
+            ``start_success`` of the base model, ``[U, 3]``, and ``expected_reward``, ``success``
+            and ``kl`` at the target, ``[U, B, 3]``; NaN where too few draws are of a prompt.
     """
 
     title: str
@@ -79,7 +84,6 @@ class Forecast(Record):
     k: list[int]
     rollouts_per_prompt: int | None
     rewards: list[float]
-    reward_span: float
     share_unsolved: float
     curves: dict[str, list[list[float]]]
     pass_at_k: list[list[list[float]]]
@@ -89,9 +93,14 @@ class Forecast(Record):
     prompts: list[str]
     correct: list[int]
     samples: list[int]
-    pair: list[int]
-    pair_start: list[list[float]]
-    pair_success: list[list[list[float]]]
+    levels: list[list[int]]
+    pattern: list[int]
+    of_patterns: dict[str, list[Any]]
+
+    @property
+    def graded(self) -> bool:
+        """Whether there are more than two rewards."""
+        return bool(self.levels)
 
     @functools.cached_property
     def dataset(self) -> xr.Dataset:
@@ -100,17 +109,22 @@ class Forecast(Record):
 
         over = ("beta", "quantile")
         variables: dict[str, Any] = {x: (over, np.array(y)) for x, y in self.curves.items()}
-        low, span = self.rewards[0], self.reward_span
-        variables["expected_reward"] = (over, low + span * np.array(self.curves["success"]))
-        variables["pass_at_k"] = (("k", *over), np.array(self.pass_at_k))
         variables |= {f"start_{x}": (("quantile",), np.array(y)) for x, y in self.start.items()}
-        variables["start_pass_at_k"] = (("k", "quantile"), np.array(self.start_pass_at_k))
-        pair = np.array(self.pair)
-        variables["prompt_start"] = (("prompt", "quantile"), np.array(self.pair_start)[pair])
-        variables["prompt_success"] = (("prompt", *over), np.array(self.pair_success)[pair])
-        variables["correct"] = (("prompt",), np.array(self.correct))
+        names: dict[str, Any] = {"beta": self.beta, "quantile": list(QUANTILES)}
+        if self.k:
+            names["k"] = self.k
+            variables["pass_at_k"] = (("k", *over), np.array(self.pass_at_k))
+            variables["start_pass_at_k"] = (("k", "quantile"), np.array(self.start_pass_at_k))
+        pattern = np.array(self.pattern)
+        for name, values in self.of_patterns.items():
+            axes = ("prompt", "quantile") if name.startswith("start") else ("prompt", *over)
+            variables[f"prompt_{name}"] = (axes, np.array(values)[pattern])
         variables["samples"] = (("prompt",), np.array(self.samples))
-        names = {"beta": self.beta, "k": self.k, "quantile": list(QUANTILES)}
+        if self.correct:
+            variables["correct"] = (("prompt",), np.array(self.correct))
+        if self.levels:
+            names["level"] = self.rewards
+            variables["samples_of_level"] = (("prompt", "level"), np.array(self.levels))
         return xr.Dataset(variables, {**names, "prompt": self.prompts}, {"title": self.title})
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -146,20 +160,20 @@ class Forecast(Record):
                 raise ValueError(f"kl must be above 0, got {kl}")
         else:
             assert expected_reward is not None
-            name, wanted = "success", (expected_reward - self.rewards[0]) / self.reward_span
-            if not 0 < wanted < 1:
+            name, wanted = "expected_reward", expected_reward
+            if not self.rewards[0] < wanted < self.rewards[-1]:
                 raise ValueError(
-                    f"expected_reward must be between {self.rewards[0]:g} and {self.rewards[1]:g}, "
-                    f"got {expected_reward}"
+                    f"expected_reward must be between {self.rewards[0]:g} and "
+                    f"{self.rewards[-1]:g}, got {expected_reward}"
                 )
         return self._where(np.array(self.draws[name]), np.full(len(self.draws[name]), wanted))
 
     @functools.cached_property
     def recommended(self) -> Choice:
-        """The largest β that buys nine tenths of the success that the smallest of the grid buys."""
-        success = np.array(self.draws["success"])
-        start = self.start["success"][1]
-        return self._where(success, start + _GAIN * (success[:, 0] - start))
+        """The largest β that buys nine tenths of the reward that the smallest of the grid buys."""
+        reward = np.array(self.draws["expected_reward"])
+        start = self.start["expected_reward"][1]
+        return self._where(reward, start + _GAIN * (reward[:, 0] - start))
 
     def _where(self, curves: np.ndarray, wanted: np.ndarray) -> Choice:
         """Where curves that fall as β grows, ``[D, B]``, have the values ``[D]``."""

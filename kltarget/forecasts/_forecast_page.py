@@ -33,40 +33,84 @@ def forecast_page(forecast: Forecast, figure: Figure | None = None) -> Page:
 
 
 def _in_short(forecast: Forecast) -> list[str]:
-    start, choice = forecast.start["success"], forecast.recommended
-    texts = [
-        f"The base model answers {_share(start)} of the samples right; "
-        f"{100 * forecast.share_unsolved:.0f} % of the prompts have no right sample."
-    ]
-    gain = forecast.curves["success"][0][1] - start[1]
-    if gain < 0.005:
-        texts.append("No β here asks for more than the base model does.")
-    elif len(forecast.beta) > 1 and not math.isnan(choice.beta):
-        at = int(np.argmin(np.abs(np.log(forecast.beta) - math.log(choice.beta))))
-        success, kl = forecast.curves["success"][at], forecast.curves["kl"][at]
+    texts = [_of_start(forecast), *_of_choice(forecast), *_of_unseen(forecast)]
+    if forecast.graded:
         texts.append(
-            f"β = {compact(_rounded(choice.beta))} ({compact(_rounded(choice.low))} to "
-            f"{compact(_rounded(choice.high))}) asks for nine tenths of the gain of the smallest "
-            f"β here: {_share(success)} right, at {kl[1]:.2g} nats of KL a prompt. A larger β asks "
-            "for less, a smaller one pays more KL for little."
+            "Answers of equal reward keep the reference's proportions at every β, and better ones "
+            "gain on worse ones; MARA (kltarget.mara) is what changes the former."
         )
-    least = forecast.curves["success"][0][1] - forecast.curves["success_without_unsolved"][0][1]
-    if least > 0.005:
+    else:
         texts.append(
-            f"At β = {compact(forecast.beta[0])}, {100 * least:.0f} % of all prompts are solved of "
-            "which no sample is right; of these the samples say next to nothing."
+            "No KL target lowers any prompt's success, so none lowers pass@k: a drop would be the "
+            "path's doing. Right answers of equal reward keep the reference's proportions at every "
+            "β; MARA (kltarget.mara) is what changes that."
         )
-    texts.append(
-        "No KL target lowers any prompt's success, so none lowers pass@k: a drop would be the "
-        "path's doing. Right answers of equal reward keep the reference's proportions at every β; "
-        "MARA (kltarget.mara) is what changes that."
-    )
     return texts
+
+
+def _of_start(forecast: Forecast) -> str:
+    text = ""
+    if forecast.graded:
+        levels = f"{len(forecast.rewards)} levels from {_plain(forecast.rewards[0])} to "
+        levels += _plain(forecast.rewards[-1])
+        reward = _numbers(forecast.start["expected_reward"], _digits(forecast))
+        text = f"The base model's samples earn {reward} on average, of rewards in {levels}."
+    if "success" in forecast.start:
+        text = f"{text} The" if text else "The"
+        text += (
+            f" base model answers {_share(forecast.start['success'])} of the samples right; "
+            f"{100 * forecast.share_unsolved:.0f} % of the prompts have no right sample."
+        )
+    return text
+
+
+def _of_choice(forecast: Forecast) -> list[str]:
+    start, choice = forecast.start["expected_reward"], forecast.recommended
+    gain = forecast.curves["expected_reward"][0][1] - start[1]
+    if gain < 0.005 * (forecast.rewards[-1] - forecast.rewards[0]):
+        return ["No β here asks for more than the base model does."]
+    if len(forecast.beta) < 2 or math.isnan(choice.beta):
+        return []
+    at = int(np.argmin(np.abs(np.log(forecast.beta) - math.log(choice.beta))))
+    kl = forecast.curves["kl"][at]
+    if forecast.graded:
+        reward = _numbers(forecast.curves["expected_reward"][at], _digits(forecast))
+        what = f"a mean reward of {reward}"
+    else:
+        what = f"{_share(forecast.curves['success'][at])} right"
+    return [
+        f"β = {compact(_rounded(choice.beta))} ({compact(_rounded(choice.low))} to "
+        f"{compact(_rounded(choice.high))}) asks for nine tenths of the gain of the smallest "
+        f"β here: {what}, at {kl[1]:.2g} nats of KL a prompt. A larger β asks "
+        "for less, a smaller one pays more KL for little."
+    ]
+
+
+def _of_unseen(forecast: Forecast) -> list[str]:
+    smallest = f"At β = {compact(forecast.beta[0])}"
+    if forecast.graded:
+        share = forecast.curves["above_seen"][0][1]
+        if share < 0.005:
+            return []
+        return [
+            f"{smallest}, {100 * share:.0f} % of the answers have a reward above those of all "
+            "samples of their prompt; of these the samples say next to nothing."
+        ]
+    solved = forecast.curves["success"][0][1]
+    least = solved - forecast.curves["success_without_unsolved"][0][1]
+    if least < 0.005:
+        return []
+    return [
+        f"{smallest}, {100 * least:.0f} % of all prompts are solved of "
+        "which no sample is right; of these the samples say next to nothing."
+    ]
 
 
 def _table(forecast: Forecast) -> Table:
     ks = _shown_k(forecast)
-    names = ["β", "success, %", *(f"pass@{forecast.k[i]}, %" for i in ks), "KL"]
+    names = ["β", *(["reward"] if forecast.graded else [])]
+    names += ["success, %"] if "success" in forecast.curves else []
+    names += [*(f"pass@{forecast.k[i]}, %" for i in ks), "KL"]
     names += ["met, %"] if "met" in forecast.curves else []
     names += ["σ = 0, %"] if "zero_std" in forecast.curves else []
     names += ["best of n"]
@@ -83,19 +127,20 @@ def _shown_k(forecast: Forecast) -> list[int]:
 
 def _row(forecast: Forecast, at: int | None, ks: list[int]) -> list[str]:
     """Of the base model without ``at``."""
-    if at is None:
-        row = ["base", _percent(forecast.start["success"])]
-        row += [_percent(forecast.start_pass_at_k[i]) for i in ks] + ["0"]
-        row += [""] if "met" in forecast.curves else []
-        row += [_percent(forecast.start["zero_std"])] if "zero_std" in forecast.curves else []
-        return [*row, "1"]
-    curves = {name: values[at] for name, values in forecast.curves.items()}
-    row = [compact(_rounded(forecast.beta[at])), _percent(curves["success"])]
-    row += [_percent(forecast.pass_at_k[i][at]) for i in ks]
-    row.append(f"{curves['kl'][1]:.2g} ({curves['kl'][0]:.2g}–{curves['kl'][2]:.2g})")
-    row += [_percent(curves[x]) for x in ("met", "zero_std") if x in curves]
-    n = curves["best_of_n"][1]
-    return [*row, "—" if math.isnan(n) else f"{n:,.0f}" if n > 10 else f"{n:.1f}"]
+    based = at is None
+    curves = forecast.start if based else {x: y[at] for x, y in forecast.curves.items()}
+    passes = forecast.start_pass_at_k if based else [x[at] for x in forecast.pass_at_k]
+    row = ["base" if based else compact(_rounded(forecast.beta[at]))]
+    row += [_numbers(curves["expected_reward"], _digits(forecast))] if forecast.graded else []
+    row += [_percent(curves["success"])] if "success" in curves else []
+    row += [_percent(passes[i]) for i in ks]
+    row.append("0" if based else "{1:.2g} ({0:.2g}–{2:.2g})".format(*curves["kl"]))
+    if "met" in forecast.curves:
+        row.append("" if based else _percent(curves["met"]))
+    row += [_percent(curves["zero_std"])] if "zero_std" in curves else []
+    n = 1.0 if based else curves["best_of_n"][1]
+    many = f"{n:,.0f}" if n > 10 else f"{n:.1f}"
+    return [*row, "1" if based else "—" if math.isnan(n) else many]
 
 
 def _shown(forecast: Forecast) -> list[int]:
@@ -120,8 +165,22 @@ def _legend(forecast: Forecast) -> list[str]:
 
 def _percent(quantiles: list[float]) -> str:
     low, middle, high = (100 * x for x in quantiles)
-    digits = 0 if high - low > 4 else 1
+    return _numbers([low, middle, high], 0 if high - low > 4 else 1)
+
+
+def _numbers(quantiles: list[float], digits: int) -> str:
+    low, middle, high = quantiles
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def _digits(forecast: Forecast) -> int:
+    """So many that rewards have three digits of their span."""
+    span = forecast.rewards[-1] - forecast.rewards[0]
+    return max(0, 2 - math.floor(math.log10(span)))
+
+
+def _plain(x: float) -> str:
+    return f"{x:.4g}"
 
 
 def _share(quantiles: list[float]) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def forecast(data: Forecast, **style: Any) -> Figure:
     """Draws what a forecast says: success and pass@k over β, and success over KL.
 
+    Of rewards of several levels it is the expected reward instead of the success.
+
     Args:
         data: what :func:`kltarget.forecasts.forecast` returned.
         **style: properties of the lines.
@@ -45,10 +47,13 @@ def forecast(data: Forecast, **style: Any) -> Figure:
 
 def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     look.dress(ax)
-    lines = [("success", data.curves["success"], data.start["success"])]
-    passes = zip(data.k, data.pass_at_k, data.start_pass_at_k, strict=True)
-    several = [(f"pass@{k}", at, start) for k, at, start in passes if k > 1]
-    lines += several if len(several) < 3 else [several[len(several) // 2 - 1], several[-1]]
+    what = "reward" if data.graded else "success"
+    main = "expected_reward" if data.graded else "success"
+    lines = [(what, data.curves[main], data.start[main])]
+    if not data.graded:
+        passes = zip(data.k, data.pass_at_k, data.start_pass_at_k, strict=True)
+        several = [(f"pass@{k}", at, start) for k, at, start in passes if k > 1]
+        lines += several if len(several) < 3 else [several[len(several) // 2 - 1], several[-1]]
     for i, (name, curve, start) in enumerate(lines):
         low, middle, high = np.array(curve).T
         color = look.color(i)
@@ -56,7 +61,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
         ax.fill_between(data.beta, low, high, color=color, alpha=0.2, linewidth=0)
         ax.axhline(start[1], color=color, linestyle=":", linewidth=1)
     low, high = ax.get_ylim()
-    ax.set_ylim(low - 0.05 * (high - low), 1.02)
+    ax.set_ylim(low - 0.05 * (high - low), None if data.graded else 1.02)
     chosen = data.recommended.beta
     if np.isfinite(chosen):
         ax.axvline(chosen, color=look.GREY, linestyle=look.DASHED, linewidth=1)
@@ -75,11 +80,14 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
 
 def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     look.dress(ax)
-    kl, success = np.array(data.curves["kl"])[:, 1], np.array(data.curves["success"])
+    kind = "reward" if data.graded else "success"
+    kl = np.array(data.curves["kl"])[:, 1]
+    gained = np.array(data.curves["expected_reward" if data.graded else "success"])
     color = look.color(0)
-    ax.plot(kl, success[:, 1], **{"color": color, "label": "targets", **style})
-    ax.fill_between(kl, success[:, 0], success[:, 2], color=color, alpha=0.2, linewidth=0)
-    best = np.array(data.curves["best_of_n_success"])[:, 1]
+    ax.plot(kl, gained[:, 1], **{"color": color, "label": "targets", **style})
+    ax.fill_between(kl, gained[:, 0], gained[:, 2], color=color, alpha=0.2, linewidth=0)
+    best = np.array(data.curves[f"best_of_n_{kind}"])[:, 1]
     ax.plot(kl, best, color=look.color(3), linestyle=look.DASHED, label="best of n")
-    ax.set(xlabel="KL(π‖π_ref), nats a prompt", ylabel="success", ylim=(None, 1.02))
+    top = None if data.graded else 1.02
+    ax.set(xlabel="KL(π‖π_ref), nats a prompt", ylabel=kind, ylim=(None, top))
     ax.legend(loc="lower right")

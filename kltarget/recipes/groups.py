@@ -19,6 +19,7 @@ from kltarget.recipes._recipe import Recipe
 MOST_GROUPS = 200_000
 NUM_SAMPLES = 2**15
 _MOST_COUNTS = 2**23
+_NEVER = -1e4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,9 +150,9 @@ class Groups(Advantages):
         if self.counts is not None:
             advantage, kept = self._table
             with np.errstate(divide="ignore"):
-                logs = np.log(masses)[..., None, :]
-            weighed = np.where(self.counts > 0, self.counts * np.where(self.counts, logs, 0), 0)
-            return np.exp(self._log_arrangements + weighed.sum(-1)), advantage, kept
+                # What never occurs is a number here, for it may occur 0 times.
+                logs = np.maximum(np.log(masses), _NEVER)
+            return np.exp(self._log_arrangements + logs @ self.counts.T), advantage, kept
         assert self.uniforms is not None
         number, several = len(self.uniforms), len(self.levels)
         drawn = np.searchsorted(np.cumsum(masses), self.uniforms)

@@ -1,0 +1,62 @@
+"""What forecasts make of draws: quantiles, and the best of n samples of the same KL."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (0.025, 0.5, 0.975)
+TRIES = np.geomspace(1.0, 1e6, 121)
+"""Numbers of samples of which the best is taken."""
+_KNOWN = 0.95
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What the posterior of a base model says of the targets.
+
+    Attributes:
+        curves: draws of means over the prompts, ``[D, B]`` each.
+        start: the same of the base model, ``[D]`` each.
+        passes: draws of pass@k, ``[K, D, B]``; empty where it is not known what is right.
+        start_passes: of the base model's, ``[K, D]``.
+        patterns: which prompts have equal counts, ``[P]``.
+        of_patterns: quantiles of each of these, ``[U, 3]`` and ``[U, B, 3]``.
+        notes: what was taken for granted.
+    """
+
+    curves: dict[str, np.ndarray]
+    start: dict[str, np.ndarray]
+    passes: np.ndarray
+    start_passes: np.ndarray
+    patterns: np.ndarray
+    of_patterns: dict[str, list[Any]]
+    notes: list[str]
+
+
+def quantiles(draws: np.ndarray) -> list[list[float]]:
+    """``[D, B]`` as ``[B, 3]``; NaN where some draws have no number."""
+    known = np.isfinite(draws).mean(0) > _KNOWN
+    found = np.nanquantile(np.where(known, draws, 0.0), QUANTILES, axis=0)
+    return np.where(known, found, np.nan).T.tolist()
+
+
+def best_of_n(
+    kl: np.ndarray, tries: np.ndarray, spent: np.ndarray, won: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n whose best of n samples has the KL of each target, and what it wins, ``[D, B]``.
+
+    Args:
+        kl: of the targets, ``[D, B]``.
+        tries: numbers of samples, ``[N]``.
+        spent: the KL of their best, ``[D, N]``.
+        won: their success or reward, ``[D, N]``.
+    """
+    log_tries = np.log(tries)
+    pairs = zip(kl, spent, strict=True)
+    number = np.array([np.interp(x, y, log_tries, right=np.nan) for x, y in pairs])
+    pairs = zip(number, won, strict=True)
+    gained = np.array([np.interp(x, log_tries, y) for x, y in pairs])
+    return np.exp(number), np.where(np.isnan(number), np.nan, gained)

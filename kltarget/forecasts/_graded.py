@@ -1,0 +1,222 @@
+"""Forecasts for rewards of several levels: targets of drawn masses, prompt by prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from kltarget.evidence import SampleCounts, level_masses
+from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
+from kltarget.implied.levels import by_groups, level_targets
+from kltarget.recipes import Recipe
+
+_ENOUGH_ROWS, _FEWEST_ROWS = 1000, 20
+_FEWEST_DRAWS, _FEWEST_PROMPTS = 100, 30
+_SURE = 1e-6
+_AT_ONCE = 2**21
+_NUMBERS = TRIES[::3]
+# Nanoseconds of a level at one coefficient, by how its target is found; a few seconds in all.
+_PLAIN, _DEVIATING, _BISECTED = 200, 800, 15_000
+_ROUNDS, _OTHERS = 5, 25
+_TIME = 8e9
+
+
+def most_levels(recipe: Recipe) -> int:
+    """How many levels of the reward a forecast tells apart."""
+    if not by_groups(recipe) or recipe.group_size is None:
+        return 12
+    # As many as leave a few hundred possible groups.
+    return 6 if recipe.group_size <= 8 else 4 if recipe.group_size <= 16 else 3
+
+
+def graded(
+    counts: SampleCounts,
+    recipe: Recipe,
+    rewards: np.ndarray,
+    beta: np.ndarray,
+    k: tuple[int, ...],
+    num_draws: int,
+    rng: np.random.Generator,
+) -> Found:
+    """Forecasts from samples of each level.
+
+    Args:
+        counts: with ``levels``.
+        recipe: what the trainer does, on the base model.
+        rewards: of the levels as the recipe uses them, ``[K]``.
+        beta: coefficients, ascending, ``[B]``.
+        k: of pass@k.
+        num_draws: at most so many draws.
+        rng: the randomness.
+    """
+    levels = counts.levels
+    assert levels is not None
+    size = len(levels)
+    num_draws, some = _affordable(recipe, rewards.size, beta.size, size, num_draws)
+    log_masses = level_masses(levels, num_draws=num_draws, rng=rng).log_masses(np.arange(size), rng)
+    masses = np.exp(log_masses)
+    chosen = _spread_out(masses @ counts.rewards, some, rng)
+    rows = log_masses[np.arange(num_draws)[:, None], chosen].reshape(-1, rewards.size)
+    known = () if counts.right is None else k
+    reads = _Reads(counts.rewards, counts.right, recipe.group_size, known)
+    above = _above_seen(levels)[chosen].reshape(rows.shape)
+    found = _over_parts(reads, recipe, rewards, beta, rows, above)
+    each = {x: np.moveaxis(y.reshape(-1, num_draws, some), 0, 2) for x, y in found.items()}
+    curves = {x: y.mean(1) for x, y in each.items()}
+    passes = np.array([curves.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws, beta.size)
+    spent, won = _best_of(rows, counts.rewards, num_draws)
+    curves["best_of_n"], curves["best_of_n_reward"] = best_of_n(curves["kl"], _NUMBERS, spent, won)
+    start = {x: y.mean(1) for x, y in reads.of(masses).items()}
+    start_passes = np.array([start.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws)
+    _, first, patterns = np.unique(levels, axis=0, return_index=True, return_inverse=True)
+    patterns = patterns.ravel()
+    of_patterns = {
+        f"start_{x}": np.quantile(reads.of(masses[:, first])[x], QUANTILES, axis=0).T.tolist()
+        for x in ("expected_reward", *(["success"] if reads.right is not None else []))
+    }
+    own = patterns[chosen]
+    for name in ("expected_reward", "kl", *(["success"] if reads.right is not None else [])):
+        of_patterns[name] = _by_pattern(each[name], own, len(first))
+    return Found(curves, start, passes, start_passes, patterns, of_patterns, _notes(some, size))
+
+
+def _notes(some: int, size: int) -> list[str]:
+    if some == size:
+        return []
+    return [
+        f"{some:,} of the {size:,} prompts, others in each draw, stand for all: with this recipe "
+        "all would take long"
+    ]
+
+
+def _affordable(
+    recipe: Recipe, levels: int, betas: int, prompts: int, wanted: int
+) -> tuple[int, int]:
+    """How many draws are taken, and of how many prompts in each."""
+    bisected = recipe.aim == "other" or recipe.zero_std == "drop"
+    unit = _BISECTED if bisected else _DEVIATING if recipe.normalized else _PLAIN
+    each = unit * levels
+    if by_groups(recipe):
+        others, size = 1, recipe.group_size or 1
+        for i in range(1, levels):
+            others = others * (size - 1 + i) // i
+        each = _ROUNDS * ((_BISECTED if bisected else _PLAIN) * levels + _OTHERS * others)
+    rows = _TIME / (each * betas)
+    draws = int(np.clip(rows / prompts, min(_FEWEST_DRAWS, wanted), wanted))
+    return draws, int(np.clip(rows / draws, min(_FEWEST_PROMPTS, prompts), prompts))
+
+
+def _spread_out(reward: np.ndarray, some: int, rng: np.random.Generator) -> np.ndarray:
+    """Prompts of each draw, ``[D, S]``: all, or evenly spaced ones in the order of their reward.
+
+    Evenly spaced from a random start, each has the same chance, and their mean is next to that of
+    all.
+    """
+    draws, size = reward.shape
+    if some == size:
+        return np.broadcast_to(np.arange(size), reward.shape)
+    at = (np.arange(some) + rng.uniform(size=(draws, 1))) * size / some
+    return np.take_along_axis(np.argsort(reward, axis=1), at.astype(int), axis=1)
+
+
+def _above_seen(levels: np.ndarray) -> np.ndarray:
+    """Which levels are better than all that a prompt's samples show, ``[P, K]``."""
+    size = levels.shape[1]
+    best = size - 1 - (levels[:, ::-1] > 0).argmax(1)
+    return np.arange(size) > best[:, None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reads:
+    """What is read off masses of levels.
+
+    Attributes:
+        rewards: as they are logged, ``[K]``.
+        right: what share of each level is right, or None.
+        group_size: of a run's groups, or None.
+        k: of pass@k, if it is known what is right.
+    """
+
+    rewards: np.ndarray
+    right: np.ndarray | None
+    group_size: int | None
+    k: tuple[int, ...]
+
+    def of(self, masses: np.ndarray) -> dict[str, np.ndarray]:
+        """Of masses ``[..., K]``, numbers ``[...]``."""
+        found = {"expected_reward": masses @ self.rewards}
+        if self.group_size is not None:
+            found["zero_std"] = (masses**self.group_size).sum(-1)
+        if self.right is not None:
+            success = found["success"] = np.minimum(masses @ self.right, 1.0)
+            with np.errstate(divide="ignore"):
+                missed = np.log1p(-success)
+            found |= {f"pass@{k}": -np.expm1(k * missed) for k in self.k}
+        return found
+
+
+def _over_parts(
+    reads: _Reads,
+    recipe: Recipe,
+    rewards: np.ndarray,
+    beta: np.ndarray,
+    rows: np.ndarray,
+    above: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What is read off the targets of log-masses ``[R, K]``, ``[B, R]`` each."""
+    number = max(1, _AT_ONCE // (beta.size * rewards.size))
+    parts = []
+    for i in range(0, len(rows), number):
+        log_ref, unseen = rows[i : i + number], above[i : i + number]
+        log_probs, _ = level_targets(recipe, rewards, log_ref, beta)
+        probs = np.exp(log_probs)
+        found = reads.of(probs)
+        some = probs > 0
+        log_ratio = np.where(some, log_probs, 0.0) - np.where(some, log_ref, 0.0)
+        found["kl"] = (probs * log_ratio).sum(-1)
+        best = np.where(log_ref > -np.inf, rewards, -np.inf)
+        short = best < best.max(1, keepdims=True)
+        several = (short & (log_ref > -np.inf)).any(1)
+        found["saturated"] = ((probs * short).sum(-1) < _SURE) & several
+        found["above_seen"] = (probs * unseen).sum(-1)
+        parts.append(found)
+    return {x: np.concatenate([part[x] for part in parts], 1) for x in parts[0]}
+
+
+def _best_of(
+    rows: np.ndarray, rewards: np.ndarray, num_draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL and reward of the best of each number of samples, means over the prompts, ``[D, N]``.
+
+    With ties broken in proportion to the reference a level has ``F^n − F₋^n``, F being the mass up
+    to it and F₋ that below.
+    """
+    masses = np.exp(rows)
+    better = np.concatenate([masses[:, ::-1].cumsum(1)[:, ::-1][:, 1:], 0 * masses[:, :1]], axis=1)
+    with np.errstate(divide="ignore"):
+        log_up_to = np.log1p(-np.minimum(better, 1.0))
+    spent, won = [], []
+    for n in _NUMBERS:
+        up_to = np.exp(n * log_up_to)
+        taken = np.diff(up_to, axis=1, prepend=0.0)
+        taken[:, -1] = -np.expm1(n * log_up_to[:, -2])
+        taken = np.where(masses > 0, np.maximum(taken, 0.0), 0.0)
+        some = taken > 0
+        log_ratio = np.log(np.where(some, taken, 1.0)) - np.where(some, rows, 0.0)
+        spent.append((taken * log_ratio).sum(1).reshape(num_draws, -1).mean(1))
+        won.append((taken @ rewards).reshape(num_draws, -1).mean(1))
+    return np.array(spent).T, np.array(won).T
+
+
+def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> list:
+    """Quantiles ``[U, B, 3]`` of draws ``[D, S, B]``; NaN where a pattern has few of them."""
+    order = np.argsort(own, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(own.ravel(), minlength=number))
+    flat = draws.reshape(-1, draws.shape[-1])
+    found = np.full((number, draws.shape[-1], 3), np.nan)
+    for at, rows in enumerate(np.split(order, ends[:-1])):
+        if rows.size >= _FEWEST_ROWS:
+            rows = rows[:: -(-rows.size // _ENOUGH_ROWS)]
+            found[at] = np.quantile(flat[rows], QUANTILES, axis=0).T
+    return found.round(6).tolist()
