@@ -1,5 +1,6 @@
 """Comparisons: what counts before and after say of what changed, and which law it followed."""
 
+import itertools
 import json
 
 import numpy as np
@@ -426,3 +427,61 @@ def test_the_shipped_counts(capsys):
     code, text, _ = run(capsys, "compare", "deepscaler", "--k", "1,16,128")
     assert code == 0
     assert "304 prompts rose and 16 fell" in text
+
+
+def answered(laws, samples, rng):
+    """Rollouts whose right answers follow a law per prompt; every third is wrong."""
+    rows = []
+    for i, law in enumerate(laws):
+        right = rng.choice(len(law), size=samples, p=law)
+        rows += [(f"p{i}", f"right {x}", 1.0) for x in right]
+        rows += [(f"p{i}", f"wrong {x}", 0.0) for x in range(samples // 2)]
+    frame = pd.DataFrame(rows, columns=["prompt", "answer", "reward"])
+    frame["completion"] = frame["answer"]
+    return frame.assign(step=0, group_id=0, logp=None, ref_logp=None)
+
+
+def test_kept_answers():
+    rng = np.random.default_rng(0)
+    laws = [rng.dirichlet(np.ones(6)) for _ in range(30)]
+    same = compare(answered(laws, 24, rng), answered(laws, 12, rng), num_draws=100, k=(1,))
+    low, _, high = same.answers.kept
+    assert low < 1 < high
+    assert (same.answers.prompts, same.answers.samples) == (30, 12)
+    fewer = [np.eye(6)[law.argmax()] * 0.8 + 0.2 * law for law in laws]
+    lost = compare(answered(laws, 24, rng), answered(fewer, 24, rng), num_draws=100, k=(1,))
+    assert lost.answers.kept[2] < 0.9
+    assert "so the path lost the rest" in " ".join(str(lost).split())
+    assert Comparison.from_dict(lost.to_dict()).answers == lost.answers
+
+
+def test_different_answers_are_counted_at_equal_numbers():
+    """Beside all ways to draw three of five."""
+    five, three = ["a", "a", "b", "c", "c"], ["a", "b", "b"]
+    wanted = np.mean([len(set(x)) for x in itertools.combinations(five, 3)])
+    sides = [
+        pd.concat(
+            [
+                rollouts([1] * len(x) + [0], prompts=1).assign(answer=[*x, "z"], prompt=f"{i}")
+                for i in range(5)
+            ]
+        )
+        for x in (five, three)
+    ]
+    found = compare(*sides, num_draws=100, k=(1,))
+    np.testing.assert_allclose(found.answers.before, wanted)
+    np.testing.assert_allclose(found.answers.after, 2)
+    assert found.answers.samples == 3
+
+
+def test_counts_say_nothing_of_answers(small):
+    assert small.answers is None
+
+
+def test_two_runs_are_compared_by_their_last_steps():
+    one = pd.concat([rollouts([0, 0, 0, 0], 0), rollouts([0, 0, 1, 1], 1)], ignore_index=True)
+    two = pd.concat([rollouts([0, 0, 0, 0], 0), rollouts([0, 1, 1, 1], 1)], ignore_index=True)
+    found = compare(one, two, steps=("last", "last"), num_draws=100, k=(1,))
+    assert found.correct == [[2, 2, 2], [3, 3, 3]]
+    with pytest.raises(ValueError, match="steps must be two of 'first' and 'last'"):
+        compare(one, two, steps=("first", "middle"))

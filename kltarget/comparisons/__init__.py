@@ -6,5 +6,6 @@ of pass@k, and which law of RL the shift of the log-odds follows: a target's, a 
 
 from kltarget.comparisons._compare import compare
 from kltarget.comparisons._comparison import Asked, Comparison, Law, Shifts
+from kltarget.comparisons._kept_answers import KeptAnswers
 
-__all__ = ["Asked", "Comparison", "Law", "Shifts", "compare"]
+__all__ = ["Asked", "Comparison", "KeptAnswers", "Law", "Shifts", "compare"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,16 +13,20 @@ from scipy.special import expit
 
 from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
 from kltarget.comparisons._joint_draws import joint_draws
+from kltarget.comparisons._kept_answers import KeptAnswers, kept_answers, right_answers
 from kltarget.comparisons._moved import moved
 from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
 from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
 from kltarget.comparisons._shift_laws import families, shifts
 from kltarget.comparisons._shift_likelihood import PairCounts
 from kltarget.comparisons._sides import Side, paired, title
-from kltarget.evidence import counts_of, simultaneous_band, success_rates
+from kltarget.evidence import counts_of, is_counts, simultaneous_band, success_rates
 from kltarget.implied.success import NODES, of_base_model, require_forecast, shaped
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
+from kltarget.rollouts import read_rollouts
+
+Steps = Literal["first", "last"]
 
 QUANTILES = (0.025, 0.5, 0.975)
 _ENOUGH, _SHOWN = 10, 6.91
@@ -39,6 +43,7 @@ def compare(
     threshold: float | None = None,
     columns: Mapping[str, str] | None = None,
     columns_after: Mapping[str, str] | None = None,
+    steps: tuple[Steps, Steps] = ("first", "last"),
     false_discovery_rate: float = 0.05,
     num_draws: int = 1000,
     key: Any = None,
@@ -54,9 +59,8 @@ def compare(
 
     Args:
         before: of the model before, what :func:`kltarget.forecasts.forecast` takes: rows of samples
-            with rewards or a table with the columns ``prompt``, ``correct`` and ``samples``; of a
-            log with steps the first counts.
-        after: of the model after; of a log with steps the last third.
+            with rewards or a table with the columns ``prompt``, ``correct`` and ``samples``.
+        after: of the model after.
         recipe: what the trainer did, or the name of a preset such as ``"trl-grpo==1.9.2"``.
         beta: its coefficient; by default the recipe's. With it the comparison says how much of what
             the target asks for was reached.
@@ -64,6 +68,8 @@ def compare(
         threshold: the least reward of a right sample, where the rewards do not show it.
         columns: other names of columns, ``{"correct": "base_correct"}``.
         columns_after: of ``after``, where they differ from those of ``before``.
+        steps: which of a log's steps count, of ``before`` and of ``after``: the first, or the last
+            third; ``("last", "last")`` compares what two runs came to.
         false_discovery_rate: the share of the prompts said to have moved that may not have.
         num_draws: draws of the posterior behind each interval, 100 or more.
         key: of these draws and of what is held out; by default ``jax.random.key(0)``.
@@ -102,11 +108,15 @@ def compare(
         raise ValueError(
             f"false_discovery_rate must be between 0 and 1, got {false_discovery_rate}"
         )
+    if len(steps) != 2 or not {*steps} <= {"first", "last"}:
+        raise ValueError(f"steps must be two of 'first' and 'last', got {steps!r}")
     if num_draws < 100:
         raise ValueError(f"num_draws must be 100 or more, got {num_draws}")
     second_columns = columns if columns_after is None else columns_after
-    first = Side.of(counts_of(before, threshold, columns))
-    second = Side.of(counts_of(after, threshold, second_columns, late=True))
+    late = steps[0] == "last", steps[1] == "last"
+    frames = _loaded(before, columns), _loaded(after, second_columns)
+    first = Side.of(counts_of(frames[0], threshold, columns, late=late[0]))
+    second = Side.of(counts_of(frames[1], threshold, second_columns, late=late[1]))
     notes += [f"before: {x}" for x in first.notes] + [f"after: {x}" for x in second.notes]
     first, second, has_pairs, pairing = paired(first, second)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
@@ -138,6 +148,7 @@ def compare(
         moved=[],
         shifts=None,
         laws=[],
+        answers=None,
         asked=_asked(used, first, before_draws, passes, ks),
     )
     if fit is None:
@@ -154,6 +165,7 @@ def compare(
         moved=which.tolist(),
         shifts=over,
         laws=laws,
+        answers=_answers(frames, threshold, late, columns, second_columns),
     )
 
 
@@ -171,6 +183,28 @@ def _fitted(before: Side, after: Side, num_draws: int, rng: np.random.Generator)
     pairs = PairCounts.of(rates, before, after)
     fold = folds(len(before.prompts), rng)
     return _Fit(pairs, fold, fit_curve(pairs, fold))
+
+
+def _loaded(samples: Any, columns: Mapping[str, str] | None) -> Any:
+    """Files of rollouts as rows; everything else as it is."""
+    if is_counts(samples, columns) or hasattr(samples, "columns"):
+        return samples
+    return read_rollouts(samples, full_text=False, columns=columns)
+
+
+def _answers(
+    frames: tuple[Any, Any],
+    threshold: float | None,
+    late: tuple[bool, bool],
+    *columns: Mapping[str, str] | None,
+) -> KeptAnswers | None:
+    if any(is_counts(x, y) for x, y in zip(frames, columns, strict=True)):
+        return None
+    before, after = (
+        right_answers(frame, threshold, late=which)
+        for frame, which in zip(frames, late, strict=True)
+    )
+    return kept_answers(before, after)
 
 
 def _recipe(

@@ -10,6 +10,7 @@ import numpy as np
 
 from kltarget._core.records import Record
 from kltarget.comparisons._comparison_page import comparison_page
+from kltarget.comparisons._kept_answers import KeptAnswers
 from kltarget.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Comparison(Record):
         moved: 1 where a prompt rose, -1 where it fell, 0 where neither is known, ``[P]``.
         shifts: of the log-odds, None without pairs.
         laws: how well each and a free curve fit, the best first; empty without pairs.
+        answers: different right answers before and after, None where counts alone are known.
         asked: what the recipe asks for, None without a recipe or without its β.
     """
 
@@ -148,6 +150,7 @@ class Comparison(Record):
     moved: list[int]
     shifts: Shifts | None
     laws: list[Law]
+    answers: KeptAnswers | None
     asked: Asked | None
 
     @property

@@ -52,6 +52,8 @@ def _in_short(data: Comparison) -> list[str]:
     texts.append(_of_verdict(data))
     if data.verdict not in ("unchanged",):
         texts += _of_tilt(data)
+    if data.answers is not None:
+        texts.append(_of_answers(data.answers))
     if data.asked is not None:
         texts.append(_of_asked(data))
     return texts
@@ -119,6 +121,18 @@ def _of_tilt(data: Comparison) -> list[str]:
         "a reverse KL."
     )
     return texts
+
+
+def _of_answers(answers: Any) -> str:
+    low, middle, high = (100 * x for x in answers.kept)
+    text = (
+        f"Among {answers.samples:.3g} right samples of a prompt there were {answers.before:.3g} "
+        f"different answers before and {answers.after:.3g} after: {middle:.0f} % "
+        f"({low:.0f}–{high:.0f})"
+    )
+    if high < 100:
+        return text + ". A KL target keeps all of them, so the path lost the rest."
+    return text + ", as a KL target keeps them." if low <= 100 else text + "."
 
 
 def _of_asked(data: Comparison) -> str:

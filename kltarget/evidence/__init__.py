@@ -53,7 +53,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
     reference_sums,
 )
-from kltarget.evidence._sample_counts import SampleCounts, counts_of
+from kltarget.evidence._sample_counts import SampleCounts, counts_of, is_counts
 from kltarget.evidence._success_rates import SuccessRates, success_rates
 from kltarget.evidence._trees import TokenTree
 
@@ -83,6 +83,7 @@ __all__ = [
     "groups_of",
     "history",
     "informative_order",
+    "is_counts",
     "level_masses",
     "likely_law",
     "log_of",

@@ -65,7 +65,7 @@ def counts_of(
         late: of a log with steps, take the last third of these instead of the first step.
         most_levels: of more different rewards those that lie closest are one.
     """
-    if _is_table(samples, columns):
+    if is_counts(samples, columns):
         if threshold is not None:
             raise ValueError("threshold is of rewards: a table of counts says what was right")
         frame = read_counts(samples, columns=columns)
@@ -82,7 +82,7 @@ def counts_of(
     return _counts_of_log(log_of(frame), frame, threshold, late, most_levels)
 
 
-def _is_table(samples: Any, columns: Any) -> bool:
+def is_counts(samples: Any, columns: Any) -> bool:
     """Whether these are counts; of files by the names of their columns."""
     names = getattr(samples, "columns", samples if isinstance(samples, Mapping) else None)
     if isinstance(samples, (str, os.PathLike)) and os.path.isfile(samples):
