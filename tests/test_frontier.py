@@ -238,7 +238,7 @@ def tokens(m, p=0.3):
     return ones, np.array(binomial) + ones * math.log(p) + (m - ones) * math.log1p(-p)
 
 
-@pytest.mark.quick_only("memoryless-bon-100", others="broad")
+@pytest.mark.broad
 @pytest.mark.parametrize("name", reference_ids("memoryless-bon"))
 def test_best_of_n_of_long_sequences_comes_close_to_the_tilt(name):
     inputs, expected = reference(name)["inputs"], reference(name)["expected"]
