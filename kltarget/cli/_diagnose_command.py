@@ -127,7 +127,11 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OPTIONS = {"num_generations": "--group-size", "reward_weights": "--reward-weights"}
+_OPTIONS = {
+    "num_generations": "--group-size",
+    "reward_weights": "--reward-weights",
+    "against": "compare them by --against",
+}
 """The options that are called otherwise than Python's arguments."""
 
 
