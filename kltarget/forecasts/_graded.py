@@ -12,13 +12,14 @@ from kltarget.implied.levels import by_groups, level_targets
 from kltarget.recipes import Recipe
 
 _ENOUGH_ROWS, _FEWEST_ROWS = 1000, 20
-_FEWEST_DRAWS, _FEWEST_PROMPTS = 100, 30
+_FEWEST_DRAWS, _MOST_DRAWS, _FEWEST_PROMPTS = 100, 250, 30
 _SURE = 1e-6
 _AT_ONCE = 2**21
 _NUMBERS = TRIES[::3]
 # Nanoseconds of a level at one coefficient, by how its target is found; a few seconds in all.
 _PLAIN, _DEVIATING, _BISECTED = 200, 800, 15_000
 _ROUNDS, _OTHERS = 5, 25
+_DRAWN = 5000
 _TIME = 8e9
 
 
@@ -54,10 +55,9 @@ def graded(
     assert levels is not None
     size = len(levels)
     num_draws, some = _affordable(recipe, rewards.size, beta.size, size, num_draws)
-    log_masses = level_masses(levels, num_draws=num_draws, rng=rng).log_masses(np.arange(size), rng)
-    masses = np.exp(log_masses)
-    chosen = _spread_out(masses @ counts.rewards, some, rng)
-    rows = log_masses[np.arange(num_draws)[:, None], chosen].reshape(-1, rewards.size)
+    chosen = _spread_out(levels @ counts.rewards / levels.sum(1), num_draws, some, rng)
+    drawn = level_masses(levels, num_draws=num_draws, rng=rng).log_masses(chosen, rng)
+    rows = drawn.reshape(-1, rewards.size)
     known = () if counts.right is None else k
     reads = _Reads(counts.rewards, counts.right, recipe.group_size, known)
     above = _above_seen(levels)[chosen].reshape(rows.shape)
@@ -67,17 +67,19 @@ def graded(
     passes = np.array([curves.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws, beta.size)
     spent, won = _best_of(rows, counts.rewards, num_draws)
     curves["best_of_n"], curves["best_of_n_reward"] = best_of_n(curves["kl"], _NUMBERS, spent, won)
+    masses = np.exp(drawn)
     start = {x: y.mean(1) for x, y in reads.of(masses).items()}
     start_passes = np.array([start.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws)
     _, first, patterns = np.unique(levels, axis=0, return_index=True, return_inverse=True)
     patterns = patterns.ravel()
-    of_patterns = {
-        f"start_{x}": np.quantile(reads.of(masses[:, first])[x], QUANTILES, axis=0).T.tolist()
-        for x in ("expected_reward", *(["success"] if reads.right is not None else []))
-    }
-    own = patterns[chosen]
-    for name in ("expected_reward", "kl", *(["success"] if reads.right is not None else [])):
+    own, of_patterns = patterns[chosen], {}
+    names = ["expected_reward", *(["success"] if reads.right is not None else [])]
+    for name, base in reads.of(masses).items():
+        if name in names:
+            of_patterns[f"start_{name}"] = _by_pattern(base[..., None], own, len(first))[:, 0]
+    for name in (*names, "kl"):
         of_patterns[name] = _by_pattern(each[name], own, len(first))
+    of_patterns = {name: values.tolist() for name, values in of_patterns.items()}
     return Found(curves, start, passes, start_passes, patterns, of_patterns, _notes(some, size))
 
 
@@ -102,22 +104,25 @@ def _affordable(
         for i in range(1, levels):
             others = others * (size - 1 + i) // i
         each = _ROUNDS * ((_BISECTED if bisected else _PLAIN) * levels + _OTHERS * others)
-    rows = _TIME / (each * betas)
+    rows = _TIME / (each * betas + _DRAWN * (levels - 1))
+    wanted = min(wanted, _MOST_DRAWS)
     draws = int(np.clip(rows / prompts, min(_FEWEST_DRAWS, wanted), wanted))
     return draws, int(np.clip(rows / draws, min(_FEWEST_PROMPTS, prompts), prompts))
 
 
-def _spread_out(reward: np.ndarray, some: int, rng: np.random.Generator) -> np.ndarray:
+def _spread_out(reward: np.ndarray, draws: int, some: int, rng: np.random.Generator) -> np.ndarray:
     """Prompts of each draw, ``[D, S]``: all, or evenly spaced ones in the order of their reward.
 
     Evenly spaced from a random start, each has the same chance, and their mean is next to that of
     all.
     """
-    draws, size = reward.shape
+    size = len(reward)
     if some == size:
-        return np.broadcast_to(np.arange(size), reward.shape)
+        return np.broadcast_to(np.arange(size), (draws, size))
+    # Of equal rewards the order is drawn, or it would be that of the table.
+    order = np.array([np.lexsort((rng.uniform(size=size), reward)) for _ in range(draws)])
     at = (np.arange(some) + rng.uniform(size=(draws, 1))) * size / some
-    return np.take_along_axis(np.argsort(reward, axis=1), at.astype(int), axis=1)
+    return np.take_along_axis(order, at.astype(int), axis=1)
 
 
 def _above_seen(levels: np.ndarray) -> np.ndarray:
@@ -209,7 +214,7 @@ def _best_of(
     return np.array(spent).T, np.array(won).T
 
 
-def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> list:
+def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> np.ndarray:
     """Quantiles ``[U, B, 3]`` of draws ``[D, S, B]``; NaN where a pattern has few of them."""
     order = np.argsort(own, axis=None, kind="stable")
     ends = np.cumsum(np.bincount(own.ravel(), minlength=number))
@@ -219,4 +224,4 @@ def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> list:
         if rows.size >= _FEWEST_ROWS:
             rows = rows[:: -(-rows.size // _ENOUGH_ROWS)]
             found[at] = np.quantile(flat[rows], QUANTILES, axis=0).T
-    return found.round(6).tolist()
+    return found.round(6)
