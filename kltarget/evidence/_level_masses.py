@@ -28,7 +28,7 @@ _COMMON = np.array([0.0, 0.3, 0.6, 0.85, 0.96])
 """What share of a step's variance is common to all steps."""
 _MANY = 25
 """Of so many right and wrong samples the law over the prompts no longer matters."""
-_LEAST = 1e-300
+_LEAST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,15 +84,15 @@ class LevelMasses:
         rng: np.random.Generator,
     ) -> tuple[int, np.ndarray]:
         """How much is common to the steps, and which ease each chosen prompt has."""
-        log_joint = np.zeros((len(_COMMON), len(times), len(_EASE)))
+        log_joint = np.zeros((len(_COMMON), len(times), len(_EASE)), np.float32)
         for step, law in zip(steps, laws, strict=True):
             given = np.concatenate([_given(law, common) for common in _COMMON], axis=1)
             chance = step.chance(draw, given).reshape(-1, len(_COMMON), len(_EASE))
             log_joint += np.log(np.maximum(chance, _LEAST))[step.pair].swapaxes(0, 1)
-        log_joint -= _EASE**2 / 2
+        log_joint -= (_EASE**2 / 2).astype(np.float32)
         top = log_joint.max(-1, keepdims=True)
         weights = np.exp(log_joint - top).cumsum(-1)
-        log_evidence = (np.log(weights[..., -1]) + top[..., 0]) @ times
+        log_evidence = (np.log(weights[..., -1]) + top[..., 0]).astype(float) @ times
         evidence = np.exp(log_evidence - log_evidence.max()).cumsum()
         common = int(np.searchsorted(evidence, rng.uniform() * evidence[-1]))
         upto = weights[common][chosen]
@@ -145,7 +145,7 @@ class _Step:
             shares=np.maximum(np.diff(upto, axis=1, prepend=0.0, append=1.0), 0.0),
             of_draw=of_draw.ravel(),
             pair=pair.ravel(),
-            likelihood=np.exp(log_likelihood - top[:, None]),
+            likelihood=np.exp(log_likelihood - top[:, None]).astype(np.float32),
             pairs=pairs,
         )
 
@@ -188,7 +188,7 @@ def _given(law: np.ndarray, common: float) -> np.ndarray:
     apart = (place - np.sqrt(common) * _EASE) ** 2 / (2 * (1 - common))
     log_weight = place**2 / 2 - apart
     weight = law[:, None] * np.exp(log_weight - log_weight.max(0))
-    return weight / weight.sum(0)
+    return (weight / weight.sum(0)).astype(np.float32)
 
 
 def level_masses(counts: np.ndarray, *, num_draws: int, rng: np.random.Generator) -> LevelMasses:

@@ -31,6 +31,7 @@ class SampleCounts:
         notes: what was left out or taken for granted.
         levels: samples of each of more than two rewards, ``[P, K]``; None if there are two.
         right: what share of each level's samples is right, ``[K]``; None where that is not known.
+        tokens: of the samples on average, NaN where that is not logged.
     """
 
     prompts: tuple[str, ...]
@@ -40,6 +41,15 @@ class SampleCounts:
     notes: tuple[str, ...]
     levels: np.ndarray | None = None
     right: np.ndarray | None = None
+    tokens: float = np.nan
+
+    @property
+    def by_level(self) -> np.ndarray:
+        """Samples of each reward, also where there are two, ``[P, K]``."""
+        if self.levels is not None:
+            return self.levels
+        assert self.correct is not None
+        return np.stack([self.samples - self.correct, self.correct], axis=1)
 
     def __str__(self) -> str:
         """How many prompts and samples there are."""
@@ -127,6 +137,8 @@ def _counts_of_log(
     if not seen.all():
         notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of these steps")
     names = tuple(name for name, some in zip(log.prompts, seen, strict=True) if some)
+    number = log.tokens.number[chosen]
+    tokens = float(number.mean()) if np.isfinite(number).all() else np.nan
     correct = None
     if threshold is not None:
         correct = np.bincount(log.prompt[chosen & (log.reward >= threshold)], minlength=size)[seen]
@@ -150,14 +162,16 @@ def _counts_of_log(
                 "rewards themselves"
             )
         levels = cells.reshape(len(names), -1)
-        return SampleCounts(names, correct, samples[seen], rewards, tuple(notes), levels, right)
+        found = (names, correct, samples[seen], rewards, tuple(notes), levels, right)
+        return SampleCounts(*found, tokens=tokens)
     if correct is None:
         raise ValueError(
             f"threshold is needed: all rewards are {values[0]:g}, pass threshold=1.0, for "
             "instance, for the least reward of a right sample"
         )
     rewards = values if len(values) == 2 else np.array([0.0, 1.0])
-    return SampleCounts(names, correct, samples[seen], rewards, tuple(notes))
+    found = (names, correct, samples[seen], rewards, tuple(notes))
+    return SampleCounts(*found, tokens=tokens)
 
 
 def _levels(reward: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:

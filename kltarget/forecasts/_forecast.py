@@ -70,10 +70,15 @@ class Forecast(Record):
         correct: right samples, ``[P]``; empty where rewards do not show what is right.
         samples: all samples, ``[P]``.
         levels: samples of each of several rewards, ``[P, L]``; empty if there are two.
+        effective_samples: of each prompt's samples on average the effective number that the target
+            rests on, ``(Σw)²/Σw²`` of the weights that it gives them, ``[B]``.
+        tokens: of a sample on average, NaN where that is not logged.
         pattern: which of the different counts each prompt has, ``[P]``.
         of_patterns: quantiles of prompts by their counts: ``start_expected_reward`` and
-            ``start_success`` of the base model, ``[U, 3]``, and ``expected_reward``, ``success``
-            and ``kl`` at the target, ``[U, B, 3]``; NaN where too few draws are of a prompt.
+            ``start_success`` of the base model and, where rewards are divided by their deviation,
+            ``saturation_beta``, ``[U, 3]``; ``expected_reward``, ``success``, ``kl`` and
+            ``effective_beta`` at the target, ``[U, B, 3]``; NaN where too few draws are of a
+            prompt.
     """
 
     title: str
@@ -94,6 +99,8 @@ class Forecast(Record):
     correct: list[int]
     samples: list[int]
     levels: list[list[int]]
+    effective_samples: list[float]
+    tokens: float
     pattern: list[int]
     of_patterns: dict[str, list[Any]]
 
@@ -117,8 +124,12 @@ class Forecast(Record):
             variables["start_pass_at_k"] = (("k", "quantile"), np.array(self.start_pass_at_k))
         pattern = np.array(self.pattern)
         for name, values in self.of_patterns.items():
-            axes = ("prompt", "quantile") if name.startswith("start") else ("prompt", *over)
-            variables[f"prompt_{name}"] = (axes, np.array(values)[pattern])
+            found = np.array(values)[pattern]
+            axes = ("prompt", "quantile") if found.ndim == 2 else ("prompt", *over)
+            variables[f"prompt_{name}"] = (axes, found)
+        variables["effective_samples"] = (("beta",), np.array(self.effective_samples))
+        if not np.isnan(self.tokens):
+            variables["kl_per_token"] = (over, np.array(self.curves["kl"]) / self.tokens)
         variables["samples"] = (("prompt",), np.array(self.samples))
         if self.correct:
             variables["correct"] = (("prompt",), np.array(self.correct))

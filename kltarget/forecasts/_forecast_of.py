@@ -14,6 +14,7 @@ from kltarget._core.checks import worded
 from kltarget.evidence import counts_of
 from kltarget.forecasts._binary import binary
 from kltarget.forecasts._draws import QUANTILES, quantiles
+from kltarget.forecasts._effective_samples import effective_samples
 from kltarget.forecasts._forecast import Forecast
 from kltarget.forecasts._graded import graded, most_levels
 from kltarget.implied.success import require_forecast
@@ -148,6 +149,8 @@ def forecast(
         correct=[] if correct is None else correct.tolist(),
         samples=counts.samples.tolist(),
         levels=[] if counts.levels is None else counts.levels.tolist(),
+        effective_samples=effective_samples(counts, recipe, rewards, betas),
+        tokens=counts.tokens,
         pattern=found.patterns.tolist(),
         of_patterns=found.of_patterns,
     )

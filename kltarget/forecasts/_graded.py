@@ -8,7 +8,7 @@ import numpy as np
 
 from kltarget.evidence import SampleCounts, level_masses
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
-from kltarget.implied.levels import by_groups, level_targets
+from kltarget.implied.levels import by_groups, has_saturation, level_targets, saturation_betas
 from kltarget.recipes import Recipe
 
 _ENOUGH_ROWS, _FEWEST_ROWS = 1000, 20
@@ -63,7 +63,7 @@ def graded(
     above = _above_seen(levels)[chosen].reshape(rows.shape)
     found = _over_parts(reads, recipe, rewards, beta, rows, above)
     each = {x: np.moveaxis(y.reshape(-1, num_draws, some), 0, 2) for x, y in found.items()}
-    curves = {x: y.mean(1) for x, y in each.items()}
+    curves = {x: y.mean(1) for x, y in each.items() if x != "effective_beta"}
     passes = np.array([curves.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws, beta.size)
     spent, won = _best_of(rows, counts.rewards, num_draws)
     curves["best_of_n"], curves["best_of_n_reward"] = best_of_n(curves["kl"], _NUMBERS, spent, won)
@@ -77,8 +77,11 @@ def graded(
     for name, base in reads.of(masses).items():
         if name in names:
             of_patterns[f"start_{name}"] = _by_pattern(base[..., None], own, len(first))[:, 0]
-    for name in (*names, "kl"):
+    for name in (*names, "kl", "effective_beta"):
         of_patterns[name] = _by_pattern(each[name], own, len(first))
+    if has_saturation(recipe):
+        least = saturation_betas(recipe, rewards, rows).reshape(num_draws, some, 1)
+        of_patterns["saturation_beta"] = _by_pattern(least, own, len(first))[:, 0]
     of_patterns = {name: values.tolist() for name, values in of_patterns.items()}
     return Found(curves, start, passes, start_passes, patterns, of_patterns, _notes(some, size))
 
@@ -174,9 +177,9 @@ def _over_parts(
     parts = []
     for i in range(0, len(rows), number):
         log_ref, unseen = rows[i : i + number], above[i : i + number]
-        log_probs, _ = level_targets(recipe, rewards, log_ref, beta)
+        log_probs, held = level_targets(recipe, rewards, log_ref, beta)
         probs = np.exp(log_probs)
-        found = reads.of(probs)
+        found = reads.of(probs) | {"effective_beta": held}
         some = probs > 0
         log_ratio = np.where(some, log_probs, 0.0) - np.where(some, log_ref, 0.0)
         found["kl"] = (probs * log_ratio).sum(-1)
@@ -223,5 +226,5 @@ def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> np.ndarray:
     for at, rows in enumerate(np.split(order, ends[:-1])):
         if rows.size >= _FEWEST_ROWS:
             rows = rows[:: -(-rows.size // _ENOUGH_ROWS)]
-            found[at] = np.quantile(flat[rows], QUANTILES, axis=0).T
+            found[at] = np.nanquantile(flat[rows], QUANTILES, axis=0).T
     return found.round(6)
