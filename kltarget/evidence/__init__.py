@@ -10,6 +10,7 @@ knows a recipe or judges a run.
 """
 
 from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
+from kltarget.evidence._answer_numbers import AnswerCounts, effective_number, number_of_answers
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._entropy import (
     chance_of_seeing,
@@ -62,6 +63,7 @@ __all__ = [
     "LEVEL",
     "AdvantageFit",
     "AdvantageRule",
+    "AnswerCounts",
     "Groups",
     "Interval",
     "LevelMasses",
@@ -76,6 +78,7 @@ __all__ = [
     "chance_of_seeing",
     "counts_of",
     "disagreements",
+    "effective_number",
     "entropy_of_counts",
     "entropy_of_seen",
     "evident_threshold",
@@ -88,6 +91,7 @@ __all__ = [
     "mean_interval",
     "median_interval",
     "num_right",
+    "number_of_answers",
     "padded",
     "pass_at",
     "policy_sums",

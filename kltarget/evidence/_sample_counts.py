@@ -12,6 +12,7 @@ import numpy as np
 
 from kltarget._core.rows import FileError, RowFile
 from kltarget._core.words import counted
+from kltarget.evidence._answer_numbers import AnswerCounts
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._log import Log, evident_threshold, log_of
 from kltarget.rollouts import read_rollouts
@@ -32,6 +33,7 @@ class SampleCounts:
         levels: samples of each of more than two rewards, ``[P, K]``; None if there are two.
         right: what share of each level's samples is right, ``[K]``; None where that is not known.
         tokens: of the samples on average, NaN where that is not logged.
+        answers: how often each was given; None where that is not known.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +44,7 @@ class SampleCounts:
     levels: np.ndarray | None = None
     right: np.ndarray | None = None
     tokens: float = np.nan
+    answers: AnswerCounts | None = None
 
     @property
     def by_level(self) -> np.ndarray:
@@ -137,13 +140,13 @@ def _counts_of_log(
     if not seen.all():
         notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of these steps")
     names = tuple(name for name, some in zip(log.prompts, seen, strict=True) if some)
+    prompt = (np.cumsum(seen) - 1)[log.prompt[chosen]]
     number = log.tokens.number[chosen]
     tokens = float(number.mean()) if np.isfinite(number).all() else np.nan
     correct = None
     if threshold is not None:
         correct = np.bincount(log.prompt[chosen & (log.reward >= threshold)], minlength=size)[seen]
     if len(values) > 2:
-        prompt = (np.cumsum(seen) - 1)[log.prompt[chosen]]
         reward = log.reward[chosen]
         rewards, level, widest = _levels(reward, most_levels)
         cells = np.bincount(prompt * rewards.size + level, minlength=len(names) * rewards.size)
@@ -163,7 +166,8 @@ def _counts_of_log(
             )
         levels = cells.reshape(len(names), -1)
         found = (names, correct, samples[seen], rewards, tuple(notes), levels, right)
-        return SampleCounts(*found, tokens=tokens)
+        answers = _answers(log.answer[chosen], prompt, level)
+        return SampleCounts(*found, tokens=tokens, answers=answers)
     if correct is None:
         raise ValueError(
             f"threshold is needed: all rewards are {values[0]:g}, pass threshold=1.0, for "
@@ -171,7 +175,16 @@ def _counts_of_log(
         )
     rewards = values if len(values) == 2 else np.array([0.0, 1.0])
     found = (names, correct, samples[seen], rewards, tuple(notes))
-    return SampleCounts(*found, tokens=tokens)
+    right = (log.reward[chosen] >= threshold).astype(int)
+    answers = _answers(log.answer[chosen], prompt, right)
+    return SampleCounts(*found, tokens=tokens, answers=answers)
+
+
+def _answers(answer: np.ndarray, prompt: np.ndarray, level: np.ndarray) -> AnswerCounts:
+    """Of each answer and reward, for an answer may be rewarded in several ways."""
+    rows = np.stack([prompt, level, answer])
+    different, count = np.unique(rows, axis=1, return_counts=True)
+    return AnswerCounts(different[0], different[1], count)
 
 
 def _levels(reward: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:

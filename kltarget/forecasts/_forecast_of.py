@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from kltarget._core.checks import worded
 from kltarget.evidence import counts_of
+from kltarget.forecasts._effective_answers import right_answers
 from kltarget.forecasts._binary import binary
 from kltarget.forecasts._draws import QUANTILES, quantiles
 from kltarget.forecasts._effective_samples import effective_samples
@@ -22,6 +23,7 @@ from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
 _GRID = np.geomspace(0.01, 10.0, 41)
+_CHOSEN = ("expected_reward", "kl", "effective_answers")
 
 
 def forecast(
@@ -144,7 +146,9 @@ def forecast(
         pass_at_k=[quantiles(x) for x in found.passes],
         start={x: np.quantile(y, QUANTILES, axis=0).tolist() for x, y in found.start.items()},
         start_pass_at_k=[np.quantile(x, QUANTILES).tolist() for x in found.start_passes],
-        draws={x: found.curves[x].astype(np.float32).tolist() for x in ("expected_reward", "kl")},
+        draws={x: y.astype(np.float32).tolist() for x, y in found.curves.items() if x in _CHOSEN},
+        start_answers=found.start.get("effective_answers", np.empty(0)).tolist(),
+        right_answers=right_answers(counts, rng),
         prompts=list(counts.prompts),
         correct=[] if correct is None else correct.tolist(),
         samples=counts.samples.tolist(),

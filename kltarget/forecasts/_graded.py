@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from kltarget.evidence import SampleCounts, level_masses
+from kltarget.forecasts._effective_answers import effective_answers, entropies
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
 from kltarget.implied.levels import by_groups, has_saturation, level_targets, saturation_betas
 from kltarget.recipes import Recipe
@@ -60,8 +61,11 @@ def graded(
     rows = drawn.reshape(-1, rewards.size)
     known = () if counts.right is None else k
     reads = _Reads(counts.rewards, counts.right, recipe.group_size, known)
-    above = _above_seen(levels)[chosen].reshape(rows.shape)
-    found = _over_parts(reads, recipe, rewards, beta, rows, above)
+    shown = {"above": _above_seen(levels)}
+    if counts.answers is not None:
+        shown["within"] = entropies(counts.answers, *levels.shape)
+    shown = {name: values[chosen].reshape(rows.shape) for name, values in shown.items()}
+    found = _over_parts(reads, recipe, rewards, beta, rows, shown)
     each = {x: np.moveaxis(y.reshape(-1, num_draws, some), 0, 2) for x, y in found.items()}
     curves = {x: y.mean(1) for x, y in each.items() if x != "effective_beta"}
     passes = np.array([curves.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws, beta.size)
@@ -69,6 +73,9 @@ def graded(
     curves["best_of_n"], curves["best_of_n_reward"] = best_of_n(curves["kl"], _NUMBERS, spent, won)
     masses = np.exp(drawn)
     start = {x: y.mean(1) for x, y in reads.of(masses).items()}
+    if "within" in shown:
+        of_base = effective_answers(rows, shown["within"])
+        start["effective_answers"] = of_base.reshape(num_draws, some).mean(1)
     start_passes = np.array([start.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws)
     _, first, patterns = np.unique(levels, axis=0, return_index=True, return_inverse=True)
     patterns = patterns.ravel()
@@ -170,13 +177,13 @@ def _over_parts(
     rewards: np.ndarray,
     beta: np.ndarray,
     rows: np.ndarray,
-    above: np.ndarray,
+    shown: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """What is read off the targets of log-masses ``[R, K]``, ``[B, R]`` each."""
     number = max(1, _AT_ONCE // (beta.size * rewards.size))
     parts = []
     for i in range(0, len(rows), number):
-        log_ref, unseen = rows[i : i + number], above[i : i + number]
+        log_ref = rows[i : i + number]
         log_probs, held = level_targets(recipe, rewards, log_ref, beta)
         probs = np.exp(log_probs)
         found = reads.of(probs) | {"effective_beta": held}
@@ -187,7 +194,10 @@ def _over_parts(
         short = best < best.max(1, keepdims=True)
         several = (short & (log_ref > -np.inf)).any(1)
         found["saturated"] = ((probs * short).sum(-1) < _SURE) & several
-        found["above_seen"] = (probs * unseen).sum(-1)
+        found["above_seen"] = (probs * shown["above"][i : i + number]).sum(-1)
+        if "within" in shown:
+            within = shown["within"][i : i + number]
+            found["effective_answers"] = effective_answers(log_probs, within)
         parts.append(found)
     return {x: np.concatenate([part[x] for part in parts], 1) for x in parts[0]}
 

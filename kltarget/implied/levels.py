@@ -202,8 +202,8 @@ def _between(
     ends: tuple[np.ndarray, np.ndarray], heights: tuple[np.ndarray, np.ndarray], wanted: np.ndarray
 ) -> np.ndarray:
     """Where a straight line has a height; at the first end where it is flat."""
-    fall = heights[0] - heights[1]
     with np.errstate(divide="ignore", invalid="ignore"):
+        fall = heights[0] - heights[1]
         part = np.where(fall > 0, (heights[0] - wanted) / fall, 0.0)
     return ends[0] + (ends[1] - ends[0]) * np.clip(np.nan_to_num(part), 0.0, 1.0)
 
