@@ -39,6 +39,7 @@ def add_to(commands: Any) -> None:
     add("--rollouts N", "that a run draws of a prompt in all", whole, dest="rollouts_per_prompt")
     add("--kl-budget NATS", "say which β has this mean KL a prompt", finite)
     add("--reward R", "say which β has this mean reward", real)
+    add("--keep-answers SHARE", "say which β keeps this share of the effective answers", finite)
     add("--threshold τ", "right: reward τ or more (default: as the rewards show)", real)
     add(
         "--columns a=b,…",
@@ -80,17 +81,24 @@ def _forecast(arguments: argparse.Namespace) -> int:
 
 def _asked(found: Any, arguments: argparse.Namespace) -> str:
     """Which β has what was asked for."""
-    if arguments.kl_budget is None and arguments.reward is None:
+    asked = {"kl": arguments.kl_budget, "expected_reward": arguments.reward}
+    asked["keep_answers"] = arguments.keep_answers
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
         return ""
-    if arguments.kl_budget is not None and arguments.reward is not None:
-        raise InputError("--kl-budget and --reward: choose one of them")
-    if arguments.kl_budget is not None:
-        choice = found.choose(kl=arguments.kl_budget)
-        what = f"a mean KL of {arguments.kl_budget:g} nats a prompt"
-    else:
-        choice = found.choose(expected_reward=arguments.reward)
-        what = f"a mean reward of {arguments.reward:g}"
+    if len(asked) > 1:
+        options = {"kl": "--kl-budget", "expected_reward": "--reward"}
+        names = [options.get(name, "--keep-answers") for name in asked]
+        raise InputError(f"{' and '.join(names)}: choose one of them")
+    choice = found.choose(**asked)
+    ((name, value),) = asked.items()
+    what = {
+        "kl": f"has a mean KL of {value:g} nats a prompt",
+        "expected_reward": f"has a mean reward of {value:g}",
+        "keep_answers": f"keeps {100 * value:g} % of the effective answers",
+    }[name]
     if choice.beta != choice.beta:
-        return f"\nNo β between {found.beta[0]:g} and {found.beta[-1]:g} has {what}."
+        reason = f": {choice.reason}" if choice.reason else ""
+        return f"\nNo β between {found.beta[0]:g} and {found.beta[-1]:g} {what}{reason}."
     low, middle, high = (compact(float(f"{x:.3g}")) for x in (choice.low, choice.beta, choice.high))
-    return f"\nβ = {middle} ({low} to {high}) has {what}."
+    return f"\nβ = {middle} ({low} to {high}) {what}."

@@ -13,18 +13,17 @@ from scipy.special import expit
 
 from kltarget.comparisons._comparison import SIDES, Asked, Comparison, Law, Shifts, Verdict
 from kltarget.comparisons._joint_draws import joint_draws
-from kltarget.comparisons._kept_answers import KeptAnswers, kept_answers, right_answers
+from kltarget.comparisons._kept_answers import kept_answers
 from kltarget.comparisons._moved import moved
 from kltarget.comparisons._pass_bands import draws_of, pass_bands, pass_draws
 from kltarget.comparisons._shift_fit import CurveFit, fit_curve, fit_family, folds
 from kltarget.comparisons._shift_laws import families, shifts
 from kltarget.comparisons._shift_likelihood import PairCounts
 from kltarget.comparisons._sides import Side, paired, title
-from kltarget.evidence import counts_of, is_counts, simultaneous_band, success_rates
+from kltarget.evidence import counts_of, simultaneous_band, success_rates
 from kltarget.implied.success import NODES, of_base_model, require_forecast, shaped
 from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
-from kltarget.rollouts import read_rollouts
 
 Steps = Literal["first", "last"]
 
@@ -117,9 +116,8 @@ def compare(
         raise ValueError(f"num_draws must be 100 or more, got {num_draws}")
     second_columns = columns if columns_after is None else columns_after
     late = steps[0] == "last", steps[1] == "last"
-    frames = _loaded(before, columns), _loaded(after, second_columns)
-    first = Side.of(counts_of(frames[0], threshold, columns, late=late[0]))
-    second = Side.of(counts_of(frames[1], threshold, second_columns, late=late[1]))
+    first = Side.of(counts_of(before, threshold, columns, late=late[0]))
+    second = Side.of(counts_of(after, threshold, second_columns, late=late[1]))
     for side, label in ((first, labels[0]), (second, labels[1])):
         notes += [f"{label}: {x}" for x in side.notes]
     first, second, has_pairs, pairing = paired(first, second, labels)
@@ -171,7 +169,7 @@ def compare(
         moved=which.tolist(),
         shifts=over,
         laws=laws,
-        answers=_answers(frames, threshold, late, columns, second_columns),
+        answers=kept_answers(first, second),
     )
 
 
@@ -189,28 +187,6 @@ def _fitted(before: Side, after: Side, num_draws: int, rng: np.random.Generator)
     pairs = PairCounts.of(rates, before, after)
     fold = folds(len(before.prompts), rng)
     return _Fit(pairs, fold, fit_curve(pairs, fold))
-
-
-def _loaded(samples: Any, columns: Mapping[str, str] | None) -> Any:
-    """Files of rollouts as rows; everything else as it is."""
-    if is_counts(samples, columns) or hasattr(samples, "columns"):
-        return samples
-    return read_rollouts(samples, full_text=False, columns=columns)
-
-
-def _answers(
-    frames: tuple[Any, Any],
-    threshold: float | None,
-    late: tuple[bool, bool],
-    *columns: Mapping[str, str] | None,
-) -> KeptAnswers | None:
-    if any(is_counts(x, y) for x, y in zip(frames, columns, strict=True)):
-        return None
-    before, after = (
-        right_answers(frame, threshold, late=which)
-        for frame, which in zip(frames, late, strict=True)
-    )
-    return kept_answers(before, after)
 
 
 def _recipe(

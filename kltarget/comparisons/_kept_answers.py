@@ -7,12 +7,12 @@ samples show as many different answers as so many did before. What is missing, t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
 
-from kltarget.evidence import evident_threshold, log_of, mean_interval
+from kltarget.comparisons._sides import Side
+from kltarget.evidence import mean_interval
 
 _FEWEST = 5
 
@@ -36,33 +36,13 @@ class KeptAnswers:
     kept: list[float]
 
 
-def right_answers(
-    frame: Any, threshold: float | None, *, late: bool = False
-) -> dict[str, np.ndarray]:
-    """How often each right answer of each prompt was given."""
-    log = log_of(frame)
-    threshold = evident_threshold(log) if threshold is None else threshold
-    if threshold is None:
-        return {}
-    chosen = (log.late if late else log.early) & (log.reward >= threshold)
-    times = np.bincount(log.answer[chosen], minlength=len(log.answer_names))
-    seen = np.flatnonzero(times)
-    if not seen.size:
-        return {}
-    order = seen[np.argsort(log.answer_prompt[seen], kind="stable")]
-    prompts, first = np.unique(log.answer_prompt[order], return_index=True)
-    parts = np.split(times[order], first[1:])
-    return {log.prompts[i]: part for i, part in zip(prompts, parts, strict=True)}
-
-
-def kept_answers(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> KeptAnswers | None:
-    """Of prompts that have right answers on both sides; None where there are too few."""
+def kept_answers(before: Side, after: Side) -> KeptAnswers | None:
+    """Of prompts that have right answers on both sides; None where too few have."""
     rows = []
-    for name in before:
-        if name in after:
-            size = int(min(before[name].sum(), after[name].sum()))
-            if size > 1:
-                rows.append((size, _distinct(before[name], size), _distinct(after[name], size)))
+    for first, second in zip(before.answers or (), after.answers or (), strict=False):
+        size = int(min(first.sum(), second.sum()))
+        if size > 1:
+            rows.append((size, _distinct(first, size), _distinct(second, size)))
     if len(rows) < _FEWEST:
         return None
     sizes, first, second = np.array(rows, float).T

@@ -8,7 +8,7 @@ import numpy as np
 
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import counted
-from kltarget.evidence import SampleCounts
+from kltarget.evidence import AnswerCounts, SampleCounts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Side:
         samples: all samples, ``[P]``.
         rewards: of a wrong and of a right sample, ``[2]``.
         notes: what was left out or taken for granted.
+        answers: how often each right answer of a prompt was given, ``[P]`` arrays; None of counts.
     """
 
     prompts: tuple[str, ...]
@@ -28,6 +29,7 @@ class Side:
     samples: np.ndarray
     rewards: np.ndarray
     notes: tuple[str, ...]
+    answers: tuple[np.ndarray, ...] | None = None
 
     @classmethod
     def of(cls, counts: SampleCounts) -> Side:
@@ -42,7 +44,11 @@ class Side:
         if counts.levels is not None:
             rewards = np.array([0.0, 1.0])
             notes = (*notes, "laws are those of reward 1 for right and 0 for wrong samples")
-        return cls(counts.prompts, counts.correct, counts.samples, rewards, notes)
+        answers = None
+        if counts.answers is not None:
+            is_right = np.array([0, 1]) if counts.right is None else counts.right
+            answers = _right_answers(counts.answers, is_right > 0.5, len(counts.prompts))
+        return cls(counts.prompts, counts.correct, counts.samples, rewards, notes, answers)
 
     def some(self, rows: list[int]) -> Side:
         """These prompts, in this order."""
@@ -51,12 +57,23 @@ class Side:
             prompts=tuple(self.prompts[i] for i in rows),
             correct=self.correct[rows],
             samples=self.samples[rows],
+            answers=self.answers and tuple(self.answers[i] for i in rows),
         )
 
     def __str__(self) -> str:
         least, most = int(self.samples.min()), int(self.samples.max())
         each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         return f"{counted(len(self.prompts), 'prompt')}, {each} samples each"
+
+
+def _right_answers(
+    answers: AnswerCounts, is_right: np.ndarray, num_prompts: int
+) -> tuple[np.ndarray, ...]:
+    chosen = is_right[answers.level]
+    prompt, count = answers.prompt[chosen], answers.count[chosen]
+    order = np.argsort(prompt, kind="stable")
+    ends = np.cumsum(np.bincount(prompt, minlength=num_prompts))[:-1]
+    return tuple(np.split(count[order], ends))
 
 
 def paired(

@@ -10,6 +10,7 @@ knows a recipe or judges a run.
 """
 
 from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
+from kltarget.evidence._answer_numbers import AnswerCounts, effective_number, number_of_answers
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._entropy import (
     chance_of_seeing,
@@ -53,7 +54,7 @@ from kltarget.evidence._prompts import (
     reference_kind,
     reference_sums,
 )
-from kltarget.evidence._sample_counts import SampleCounts, counts_of, is_counts
+from kltarget.evidence._sample_counts import SampleCounts, counts_of
 from kltarget.evidence._success_rates import SuccessRates, success_rates
 from kltarget.evidence._trees import TokenTree
 
@@ -63,6 +64,7 @@ __all__ = [
     "LEVEL",
     "AdvantageFit",
     "AdvantageRule",
+    "AnswerCounts",
     "Groups",
     "Interval",
     "LevelMasses",
@@ -77,19 +79,20 @@ __all__ = [
     "chance_of_seeing",
     "counts_of",
     "disagreements",
+    "effective_number",
     "entropy_of_counts",
     "entropy_of_seen",
     "evident_threshold",
     "groups_of",
     "history",
     "informative_order",
-    "is_counts",
     "level_masses",
     "likely_law",
     "log_of",
     "mean_interval",
     "median_interval",
     "num_right",
+    "number_of_answers",
     "padded",
     "pass_at",
     "policy_sums",

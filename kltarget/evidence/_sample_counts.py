@@ -12,6 +12,7 @@ import numpy as np
 
 from kltarget._core.rows import FileError, RowFile
 from kltarget._core.words import counted
+from kltarget.evidence._answer_numbers import AnswerCounts
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._log import Log, evident_threshold, log_of
 from kltarget.rollouts import read_rollouts
@@ -31,6 +32,8 @@ class SampleCounts:
         notes: what was left out or taken for granted.
         levels: samples of each of more than two rewards, ``[P, K]``; None if there are two.
         right: what share of each level's samples is right, ``[K]``; None where that is not known.
+        tokens: of the samples on average, NaN where that is not logged.
+        answers: how often each was given; None where that is not known.
     """
 
     prompts: tuple[str, ...]
@@ -40,6 +43,16 @@ class SampleCounts:
     notes: tuple[str, ...]
     levels: np.ndarray | None = None
     right: np.ndarray | None = None
+    tokens: float = np.nan
+    answers: AnswerCounts | None = None
+
+    @property
+    def by_level(self) -> np.ndarray:
+        """Samples of each reward, also where there are two, ``[P, K]``."""
+        if self.levels is not None:
+            return self.levels
+        assert self.correct is not None
+        return np.stack([self.samples - self.correct, self.correct], axis=1)
 
     def __str__(self) -> str:
         """How many prompts and samples there are."""
@@ -65,7 +78,7 @@ def counts_of(
         late: of a log with steps, take the last third of these instead of the first step.
         most_levels: of more different rewards those that lie closest are one.
     """
-    if is_counts(samples, columns):
+    if _is_table(samples, columns):
         if threshold is not None:
             raise ValueError("threshold is of rewards: a table of counts says what was right")
         frame = read_counts(samples, columns=columns)
@@ -82,7 +95,7 @@ def counts_of(
     return _counts_of_log(log_of(frame), frame, threshold, late, most_levels)
 
 
-def is_counts(samples: Any, columns: Any) -> bool:
+def _is_table(samples: Any, columns: Any) -> bool:
     """Whether these are counts; of files by the names of their columns."""
     names = getattr(samples, "columns", samples if isinstance(samples, Mapping) else None)
     if isinstance(samples, (str, os.PathLike)) and os.path.isfile(samples):
@@ -127,11 +140,13 @@ def _counts_of_log(
     if not seen.all():
         notes.append(f"{counted(int((~seen).sum()), 'prompt')} without a sample of these steps")
     names = tuple(name for name, some in zip(log.prompts, seen, strict=True) if some)
+    prompt = (np.cumsum(seen) - 1)[log.prompt[chosen]]
+    number = log.tokens.number[chosen]
+    tokens = float(number.mean()) if np.isfinite(number).all() else np.nan
     correct = None
     if threshold is not None:
         correct = np.bincount(log.prompt[chosen & (log.reward >= threshold)], minlength=size)[seen]
     if len(values) > 2:
-        prompt = (np.cumsum(seen) - 1)[log.prompt[chosen]]
         reward = log.reward[chosen]
         rewards, level, widest = _levels(reward, most_levels)
         cells = np.bincount(prompt * rewards.size + level, minlength=len(names) * rewards.size)
@@ -145,19 +160,28 @@ def _counts_of_log(
         if threshold is not None:
             # A level of gathered rewards may be right in part.
             right = np.bincount(level, reward >= threshold) / np.bincount(level)
-            notes.append(
-                f"right: a reward of {threshold:g} or more; the recipe is taken to maximise the "
-                "rewards themselves"
-            )
+            notes.append(f"right: a reward of {threshold:g} or more")
         levels = cells.reshape(len(names), -1)
-        return SampleCounts(names, correct, samples[seen], rewards, tuple(notes), levels, right)
+        found = (names, correct, samples[seen], rewards, tuple(notes), levels, right)
+        answers = _answers(log.answer[chosen], prompt, level)
+        return SampleCounts(*found, tokens=tokens, answers=answers)
     if correct is None:
         raise ValueError(
             f"threshold is needed: all rewards are {values[0]:g}, pass threshold=1.0, for "
             "instance, for the least reward of a right sample"
         )
     rewards = values if len(values) == 2 else np.array([0.0, 1.0])
-    return SampleCounts(names, correct, samples[seen], rewards, tuple(notes))
+    found = (names, correct, samples[seen], rewards, tuple(notes))
+    right = (log.reward[chosen] >= threshold).astype(int)
+    answers = _answers(log.answer[chosen], prompt, right)
+    return SampleCounts(*found, tokens=tokens, answers=answers)
+
+
+def _answers(answer: np.ndarray, prompt: np.ndarray, level: np.ndarray) -> AnswerCounts:
+    """Of each answer and reward, for an answer may be rewarded in several ways."""
+    rows = np.stack([prompt, level, answer])
+    different, count = np.unique(rows, axis=1, return_counts=True)
+    return AnswerCounts(different[0], different[1], count)
 
 
 def _levels(reward: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -16,7 +16,8 @@ from kltarget.evidence._logit_normal import NORMALS, draw_log_odds, log_marginal
 
 _SHAPES = np.geomspace(0.03, 20.0, 28)
 _SHARES = np.arange(20) * 0.05
-# That every prompt can be solved is as likely beforehand as that some cannot.
+# That every prompt can be solved is as likely beforehand as that some cannot: it lies at the end of
+# all shares, and no interval would hold it that gave it no more than the rest.
 _OF_SHARES = np.append(0.5, np.full(19, 0.5 / 19))
 
 

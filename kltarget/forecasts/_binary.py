@@ -9,12 +9,14 @@ from scipy.special import expit, log_expit
 
 from kltarget.evidence import SampleCounts, success_rates
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
-from kltarget.implied.success import NODES, target_log_odds
+from kltarget.implied.levels import has_saturation, saturation_betas
+from kltarget.implied.success import NODES, effective_betas, target_log_odds
 from kltarget.recipes import Recipe
 
 _SURE = np.log(1e-6)
 _SPACING = NODES[1] - NODES[0]
 _MOST = 2**24
+_COARSE = NODES[::20]
 
 
 def binary(
@@ -77,7 +79,13 @@ def binary(
     own = {"start_success": expit(middle), "success": np.moveaxis(expit(at_target), 0, 1)}
     own["start_expected_reward"] = low + span * own["start_success"]
     own["expected_reward"] = low + span * own["success"]
-    own["kl"] = _kl_of(each[: max(_MOST // (len(first) * beta.size), 100)], kl)
+    few = each[: max(_MOST // (len(first) * beta.size), 100)]
+    own["kl"] = _of_draws(few, kl)
+    own["effective_beta"] = _of_draws(few, effective_betas(recipe, rewards, target))
+    if has_saturation(recipe):
+        masses = np.stack([log_expit(-_COARSE), log_expit(_COARSE)], axis=1)
+        least = np.interp(NODES, _COARSE, saturation_betas(recipe, rewards, masses))
+        own["saturation_beta"] = _of_draws(few, least[None])[:, 0]
     return Found(
         curves=curves,
         start=start,
@@ -89,9 +97,9 @@ def binary(
     )
 
 
-def _kl_of(log_odds: np.ndarray, kl: np.ndarray) -> np.ndarray:
-    """Quantiles ``[U, B, 3]`` of the KL of draws ``[D, U]``."""
-    each = np.array([np.interp(log_odds, NODES, row) for row in kl])
+def _of_draws(log_odds: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Quantiles ``[U, B, 3]`` of what a table over ``NODES`` has at draws ``[D, U]``."""
+    each = np.array([np.interp(log_odds, NODES, row) for row in table])
     return np.moveaxis(np.quantile(each, QUANTILES, axis=1), 0, 2).swapaxes(0, 1)
 
 

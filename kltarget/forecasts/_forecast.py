@@ -31,12 +31,14 @@ class Choice:
         low: its 2.5 % quantile.
         high: its 97.5 % quantile.
         reached: the share of the draws in which a β of the grid does it.
+        reason: why there is no such β, or nothing.
     """
 
     beta: float
     low: float
     high: float
     reached: float
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,19 +63,30 @@ class Forecast(Record):
             whose best of n has the same KL, and ``best_of_n_reward``. Of two rewards also
             ``success_without_unsolved``, where prompts without a right sample are never solved,
             ``best_of_n_success`` and ``met``; of several ``above_seen``, the mass of rewards
-            above all that a prompt's samples have.
+            above all that a prompt's samples have, and ``effective_answers``, ``e^H`` of the
+            answers, where a log has them.
         pass_at_k: quantiles, ``[K, B, 3]``.
         start: the same of the base model, ``[3]`` each.
         start_pass_at_k: ``[K, 3]``.
-        draws: of ``expected_reward`` and ``kl``, ``[D, B]``.
+        draws: of ``expected_reward``, ``kl`` and ``effective_answers``, ``[D, B]``.
+        start_answers: draws of the base model's effective answers, ``[D]``, or empty.
+        right_answers: how many right answers a prompt has, low, estimate and high, means over the
+            prompts with two right samples or more: ``number``, seen and unseen, by Chao's
+            estimator, and ``effective``, ``e^H``. Of one reward they are the same at every β.
+            Empty where that is not known.
         prompts: names, ``[P]``.
         correct: right samples, ``[P]``; empty where rewards do not show what is right.
         samples: all samples, ``[P]``.
         levels: samples of each of several rewards, ``[P, L]``; empty if there are two.
+        effective_samples: of each prompt's samples on average the effective number that the target
+            rests on, ``(Σw)²/Σw²`` of the weights that it gives them, ``[B]``.
+        tokens: of a sample on average, NaN where that is not logged.
         pattern: which of the different counts each prompt has, ``[P]``.
         of_patterns: quantiles of prompts by their counts: ``start_expected_reward`` and
-            ``start_success`` of the base model, ``[U, 3]``, and ``expected_reward``, ``success``
-            and ``kl`` at the target, ``[U, B, 3]``; NaN where too few draws are of a prompt.
+            ``start_success`` of the base model and, where rewards are divided by their deviation,
+            ``saturation_beta``, ``[U, 3]``; ``expected_reward``, ``success``, ``kl`` and
+            ``effective_beta`` at the target, ``[U, B, 3]``; NaN where too few draws are of a
+            prompt.
     """
 
     title: str
@@ -90,10 +103,14 @@ class Forecast(Record):
     start: dict[str, list[float]]
     start_pass_at_k: list[list[float]]
     draws: dict[str, list[list[float]]]
+    start_answers: list[float]
+    right_answers: dict[str, list[float]]
     prompts: list[str]
     correct: list[int]
     samples: list[int]
     levels: list[list[int]]
+    effective_samples: list[float]
+    tokens: float
     pattern: list[int]
     of_patterns: dict[str, list[Any]]
 
@@ -117,8 +134,15 @@ class Forecast(Record):
             variables["start_pass_at_k"] = (("k", "quantile"), np.array(self.start_pass_at_k))
         pattern = np.array(self.pattern)
         for name, values in self.of_patterns.items():
-            axes = ("prompt", "quantile") if name.startswith("start") else ("prompt", *over)
-            variables[f"prompt_{name}"] = (axes, np.array(values)[pattern])
+            found = np.array(values)[pattern]
+            axes = ("prompt", "quantile") if found.ndim == 2 else ("prompt", *over)
+            variables[f"prompt_{name}"] = (axes, found)
+        for name, values in self.right_answers.items():
+            # Low, estimate and high: those of the quantiles.
+            variables[f"right_answers_{name}"] = (("quantile",), np.array(values))
+        variables["effective_samples"] = (("beta",), np.array(self.effective_samples))
+        if not np.isnan(self.tokens):
+            variables["kl_per_token"] = (over, np.array(self.curves["kl"]) / self.tokens)
         variables["samples"] = (("prompt",), np.array(self.samples))
         if self.correct:
             variables["correct"] = (("prompt",), np.array(self.correct))
@@ -139,21 +163,34 @@ class Forecast(Record):
             columns |= {name: middle, f"{name}_low": low, f"{name}_high": high}
         return pd.DataFrame(columns)
 
-    def choose(self, *, kl: float | None = None, expected_reward: float | None = None) -> Choice:
-        """The β with a mean KL, or a mean reward, over the prompts.
+    def choose(
+        self,
+        *,
+        kl: float | None = None,
+        expected_reward: float | None = None,
+        keep_answers: float | None = None,
+    ) -> Choice:
+        """The β with a mean KL, a mean reward or a mean number of answers over the prompts.
 
         Args:
             kl: nats of ``KL(π‖π_ref)`` a prompt.
             expected_reward: in the units of the reward.
+            keep_answers: which share of the base model's effective number of answers is kept; of
+                two rewards, of its right answers.
 
         Returns:
-            The β, between those of the grid by its logarithm, with its interval.
+            The β, between those of the grid by its logarithm, with its interval; NaN where no β
+            does it, with the reason.
 
         Raises:
-            ValueError: not one of the two, or a value out of range.
+            ValueError: not one of the three, a value out of range, or samples without answers.
         """
-        if (kl is None) == (expected_reward is None):
-            raise ValueError("choose by one of kl=… and expected_reward=…")
+        if sum(x is not None for x in (kl, expected_reward, keep_answers)) != 1:
+            raise ValueError(
+                "choose by one of kl=…, expected_reward=… and keep_answers=…, and by one alone"
+            )
+        if keep_answers is not None:
+            return self._keeping(keep_answers)
         if kl is not None:
             name, wanted = "kl", kl
             if not kl > 0:
@@ -174,6 +211,27 @@ class Forecast(Record):
         reward = np.array(self.draws["expected_reward"])
         start = self.start["expected_reward"][1]
         return self._where(reward, start + _GAIN * (reward[:, 0] - start))
+
+    def _keeping(self, share: float) -> Choice:
+        if not share > 0:
+            raise ValueError(f"keep_answers must be above 0, got {share}")
+        proportions = "answers of equal reward keep the reference's proportions"
+        if not self.graded:
+            if not self.right_answers:
+                raise ValueError("keep_answers needs samples with answers, two right ones a prompt")
+            reason = f"right {proportions} at every β"
+            if share <= 1:
+                reason = f"every β keeps them all: {reason}"
+            return Choice(np.nan, np.nan, np.nan, 0.0, reason)
+        if not self.start_answers:
+            raise ValueError("keep_answers needs samples with answers, which these have not")
+        # From the largest β down, the first at which so many are left.
+        left = np.minimum.accumulate(np.array(self.draws["effective_answers"])[:, ::-1], axis=1)
+        found = self._where(-left[:, ::-1], -share * np.array(self.start_answers))
+        if not np.isnan(found.beta):
+            return found
+        reason = f"better answers gain on worse ones at every β, and {proportions}"
+        return dataclasses.replace(found, reason=reason)
 
     def _where(self, curves: np.ndarray, wanted: np.ndarray) -> Choice:
         """Where curves that fall as β grows, ``[D, B]``, have the values ``[D]``."""

@@ -13,6 +13,8 @@ from kltarget._core.checks import worded
 from kltarget.evidence import counts_of
 from kltarget.forecasts._binary import binary
 from kltarget.forecasts._draws import QUANTILES, quantiles
+from kltarget.forecasts._effective_answers import right_answers
+from kltarget.forecasts._effective_samples import effective_samples
 from kltarget.forecasts._forecast import Forecast
 from kltarget.forecasts._graded import graded, most_levels
 from kltarget.implied.success import of_base_model, require_forecast, shaped
@@ -20,6 +22,7 @@ from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
 _GRID = np.geomspace(0.01, 10.0, 41)
+_CHOSEN = ("expected_reward", "kl", "effective_answers")
 
 
 def forecast(
@@ -114,6 +117,8 @@ def forecast(
     rewards = shaped(counts.rewards, recipe.reward_scale, recipe.reward_bounds)
     if not rewards[-1] > rewards[0]:
         raise ValueError("reward_clip of the recipe leaves all samples the same reward")
+    if counts.right is not None:
+        notes.append("the recipe is taken to maximise the rewards themselves, right or wrong")
     betas = _coefficients(recipe, rewards, beta)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
@@ -142,11 +147,15 @@ def forecast(
         pass_at_k=[quantiles(x) for x in found.passes],
         start={x: np.quantile(y, QUANTILES, axis=0).tolist() for x, y in found.start.items()},
         start_pass_at_k=[np.quantile(x, QUANTILES).tolist() for x in found.start_passes],
-        draws={x: found.curves[x].astype(np.float32).tolist() for x in ("expected_reward", "kl")},
+        draws={x: y.astype(np.float32).tolist() for x, y in found.curves.items() if x in _CHOSEN},
+        start_answers=found.start.get("effective_answers", np.empty(0)).tolist(),
+        right_answers=right_answers(counts, rng),
         prompts=list(counts.prompts),
         correct=[] if correct is None else correct.tolist(),
         samples=counts.samples.tolist(),
         levels=[] if counts.levels is None else counts.levels.tolist(),
+        effective_samples=effective_samples(counts, recipe, rewards, betas),
+        tokens=counts.tokens,
         pattern=found.patterns.tolist(),
         of_patterns=found.of_patterns,
     )

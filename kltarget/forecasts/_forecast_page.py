@@ -14,6 +14,8 @@ Forecast = Any
 """What has a page is made with this module, and not known to it."""
 
 _MOST_ROWS = 9
+_FEW = 10
+_KEPT = 0.9
 
 
 def forecast_page(forecast: Forecast, figure: Figure | None = None) -> Page:
@@ -34,6 +36,7 @@ def forecast_page(forecast: Forecast, figure: Figure | None = None) -> Page:
 
 def _in_short(forecast: Forecast) -> list[str]:
     texts = [_of_start(forecast), *_of_choice(forecast), *_of_unseen(forecast)]
+    texts += [*_of_weights(forecast), *_of_deviations(forecast), *_of_answers(forecast)]
     if forecast.graded:
         texts.append(
             "Answers of equal reward keep the reference's proportions at every β, and better ones "
@@ -106,6 +109,94 @@ def _of_unseen(forecast: Forecast) -> list[str]:
     ]
 
 
+def _of_weights(forecast: Forecast) -> list[str]:
+    """Where the target rests on few of the samples."""
+    sizes = np.array(forecast.effective_samples)
+    few = np.flatnonzero(sizes < _FEW)
+    if not few.size:
+        return []
+    samples = float(np.mean(forecast.samples))
+    where = f"At β = {compact(_rounded(forecast.beta[few[0]]))}"
+    text = (
+        f"{where} the target rests on {sizes[few[0]]:.1f} of the {samples:.0f} samples a prompt on "
+        "average (the effective sample size of its weights), which is few"
+    )
+    enough = np.flatnonzero(sizes >= _FEW)
+    if not enough.size:
+        return [f"{text}; more samples a prompt would say more."]
+    least = compact(_rounded(forecast.beta[enough[0]]))
+    return [f"{text}; from β = {least} on it rests on {_FEW} or more."]
+
+
+def _of_answers(forecast: Forecast) -> list[str]:
+    """How many answers there are, and what becomes of them."""
+    texts = []
+    if forecast.right_answers:
+        number, effective = (forecast.right_answers[x] for x in ("number", "effective"))
+        text = (
+            f"A prompt has {_numbers(effective, 1)} right answers in effect, and "
+            f"{_numbers(number, 1)} different ones, seen and unseen"
+        )
+        if forecast.graded:
+            texts.append(f"{text}, by the base model's samples.")
+        else:
+            texts.append(
+                f"{text}: no β makes them more even, for right answers of equal reward keep the "
+                "reference's proportions, and MARA does."
+            )
+    if forecast.start_answers:
+        start, least = (x["effective_answers"] for x in (forecast.start, _at_first(forecast)))
+        kept = forecast.choose(keep_answers=_KEPT)
+        texts.append(
+            f"The base model gives {_numbers(start, 1)} different answers in effect, the target at "
+            f"β = {compact(forecast.beta[0])} {_numbers(least, 1)}. {_of_kept(kept)}"
+        )
+    return texts
+
+
+def _at_first(forecast: Forecast) -> dict[str, list[float]]:
+    return {name: values[0] for name, values in forecast.curves.items()}
+
+
+def _of_kept(kept: Any) -> str:
+    if math.isnan(kept.beta):
+        return f"No β here keeps nine tenths of the answers and MARA does: {kept.reason}."
+    low, middle, high = (compact(_rounded(x)) for x in (kept.low, kept.beta, kept.high))
+    return f"β = {middle} ({low} to {high}) keeps nine tenths of them."
+
+
+def _of_deviations(forecast: Forecast) -> list[str]:
+    """What division by a deviation makes of β, prompt by prompt."""
+    least = forecast.of_patterns.get("saturation_beta")
+    beta = forecast.recommended.beta
+    if least is None or math.isnan(beta):
+        return []
+    at = int(np.argmin(np.abs(np.log(forecast.beta) - math.log(beta))))
+    effective = np.array(forecast.of_patterns["effective_beta"])[forecast.pattern, at, 1]
+    if not np.isfinite(effective).any():
+        return []
+    low, middle, high = (compact(_rounded(x)) for x in np.nanquantile(effective, (0.1, 0.5, 0.9)))
+    text = (
+        f"Rewards are divided by their deviation, which differs from prompt to prompt: at β = "
+        f"{compact(_rounded(forecast.beta[at]))} the effective β of the median prompt is {middle}, "
+        f"and {low} to {high} of the middle four fifths."
+    )
+    if middle == high == "0":
+        text = (
+            f"Rewards are divided by their deviation: at β = "
+            f"{compact(_rounded(forecast.beta[at]))} certainty has left most prompts none, and "
+            "nothing holds them."
+        )
+    critical = np.array(least)[forecast.pattern, 1]
+    if forecast.recipe.group_size is None and np.nanmax(critical, initial=0.0) > 0:
+        share = float(np.nanmean(forecast.beta[at] < critical))
+        text += (
+            f" For {100 * share:.0f} % of the prompts that β is below the saturation β, under "
+            "which nothing short of certainty is held."
+        )
+    return [text]
+
+
 def _table(forecast: Forecast) -> Table:
     ks = _shown_k(forecast)
     names = ["β", *(["reward"] if forecast.graded else [])]
@@ -150,6 +241,12 @@ def _shown(forecast: Forecast) -> list[int]:
 
 def _legend(forecast: Forecast) -> list[str]:
     texts = ["KL: nats of KL(π‖π_ref) a prompt; best of n: the n whose best of n has the same KL."]
+    if not math.isnan(forecast.tokens):
+        per_token = f"{forecast.tokens:.4g} tokens"
+        texts.append(
+            f"A sample has {per_token} on average: KL a token is the number here divided by that, "
+            "as long as the target's answers are as long."
+        )
     if "met" in forecast.curves:
         number = counted(forecast.rollouts_per_prompt or 0, "rollout")
         texts.append(

@@ -8,17 +8,19 @@ import numpy as np
 
 from kltarget.evidence import SampleCounts, level_masses
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
-from kltarget.implied.levels import by_groups, level_targets
+from kltarget.forecasts._effective_answers import effective_answers, entropies
+from kltarget.implied.levels import by_groups, has_saturation, level_targets, saturation_betas
 from kltarget.recipes import Recipe
 
 _ENOUGH_ROWS, _FEWEST_ROWS = 1000, 20
-_FEWEST_DRAWS, _FEWEST_PROMPTS = 100, 30
+_FEWEST_DRAWS, _MOST_DRAWS, _FEWEST_PROMPTS = 100, 250, 30
 _SURE = 1e-6
 _AT_ONCE = 2**21
 _NUMBERS = TRIES[::3]
 # Nanoseconds of a level at one coefficient, by how its target is found; a few seconds in all.
 _PLAIN, _DEVIATING, _BISECTED = 200, 800, 15_000
 _ROUNDS, _OTHERS = 5, 25
+_DRAWN = 5000
 _TIME = 8e9
 
 
@@ -54,30 +56,40 @@ def graded(
     assert levels is not None
     size = len(levels)
     num_draws, some = _affordable(recipe, rewards.size, beta.size, size, num_draws)
-    log_masses = level_masses(levels, num_draws=num_draws, rng=rng).log_masses(np.arange(size), rng)
-    masses = np.exp(log_masses)
-    chosen = _spread_out(masses @ counts.rewards, some, rng)
-    rows = log_masses[np.arange(num_draws)[:, None], chosen].reshape(-1, rewards.size)
+    chosen = _spread_out(levels @ counts.rewards / levels.sum(1), num_draws, some, rng)
+    drawn = level_masses(levels, num_draws=num_draws, rng=rng).log_masses(chosen, rng)
+    rows = drawn.reshape(-1, rewards.size)
     known = () if counts.right is None else k
     reads = _Reads(counts.rewards, counts.right, recipe.group_size, known)
-    above = _above_seen(levels)[chosen].reshape(rows.shape)
-    found = _over_parts(reads, recipe, rewards, beta, rows, above)
+    shown = {"above": _above_seen(levels)}
+    if counts.answers is not None:
+        shown["within"] = entropies(counts.answers, *levels.shape)
+    shown = {name: values[chosen].reshape(rows.shape) for name, values in shown.items()}
+    found = _over_parts(reads, recipe, rewards, beta, rows, shown)
     each = {x: np.moveaxis(y.reshape(-1, num_draws, some), 0, 2) for x, y in found.items()}
-    curves = {x: y.mean(1) for x, y in each.items()}
+    curves = {x: y.mean(1) for x, y in each.items() if x != "effective_beta"}
     passes = np.array([curves.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws, beta.size)
     spent, won = _best_of(rows, counts.rewards, num_draws)
     curves["best_of_n"], curves["best_of_n_reward"] = best_of_n(curves["kl"], _NUMBERS, spent, won)
+    masses = np.exp(drawn)
     start = {x: y.mean(1) for x, y in reads.of(masses).items()}
+    if "within" in shown:
+        of_base = effective_answers(rows, shown["within"])
+        start["effective_answers"] = of_base.reshape(num_draws, some).mean(1)
     start_passes = np.array([start.pop(f"pass@{x}") for x in reads.k]).reshape(-1, num_draws)
     _, first, patterns = np.unique(levels, axis=0, return_index=True, return_inverse=True)
     patterns = patterns.ravel()
-    of_patterns = {
-        f"start_{x}": np.quantile(reads.of(masses[:, first])[x], QUANTILES, axis=0).T.tolist()
-        for x in ("expected_reward", *(["success"] if reads.right is not None else []))
-    }
-    own = patterns[chosen]
-    for name in ("expected_reward", "kl", *(["success"] if reads.right is not None else [])):
+    own, of_patterns = patterns[chosen], {}
+    names = ["expected_reward", *(["success"] if reads.right is not None else [])]
+    for name, base in reads.of(masses).items():
+        if name in names:
+            of_patterns[f"start_{name}"] = _by_pattern(base[..., None], own, len(first))[:, 0]
+    for name in (*names, "kl", "effective_beta"):
         of_patterns[name] = _by_pattern(each[name], own, len(first))
+    if has_saturation(recipe):
+        least = saturation_betas(recipe, rewards, rows).reshape(num_draws, some, 1)
+        of_patterns["saturation_beta"] = _by_pattern(least, own, len(first))[:, 0]
+    of_patterns = {name: values.tolist() for name, values in of_patterns.items()}
     return Found(curves, start, passes, start_passes, patterns, of_patterns, _notes(some, size))
 
 
@@ -102,22 +114,25 @@ def _affordable(
         for i in range(1, levels):
             others = others * (size - 1 + i) // i
         each = _ROUNDS * ((_BISECTED if bisected else _PLAIN) * levels + _OTHERS * others)
-    rows = _TIME / (each * betas)
+    rows = _TIME / (each * betas + _DRAWN * (levels - 1))
+    wanted = min(wanted, _MOST_DRAWS)
     draws = int(np.clip(rows / prompts, min(_FEWEST_DRAWS, wanted), wanted))
     return draws, int(np.clip(rows / draws, min(_FEWEST_PROMPTS, prompts), prompts))
 
 
-def _spread_out(reward: np.ndarray, some: int, rng: np.random.Generator) -> np.ndarray:
+def _spread_out(reward: np.ndarray, draws: int, some: int, rng: np.random.Generator) -> np.ndarray:
     """Prompts of each draw, ``[D, S]``: all, or evenly spaced ones in the order of their reward.
 
     Evenly spaced from a random start, each has the same chance, and their mean is next to that of
     all.
     """
-    draws, size = reward.shape
+    size = len(reward)
     if some == size:
-        return np.broadcast_to(np.arange(size), reward.shape)
+        return np.broadcast_to(np.arange(size), (draws, size))
+    # Of equal rewards the order is drawn, or it would be that of the table.
+    order = np.array([np.lexsort((rng.uniform(size=size), reward)) for _ in range(draws)])
     at = (np.arange(some) + rng.uniform(size=(draws, 1))) * size / some
-    return np.take_along_axis(np.argsort(reward, axis=1), at.astype(int), axis=1)
+    return np.take_along_axis(order, at.astype(int), axis=1)
 
 
 def _above_seen(levels: np.ndarray) -> np.ndarray:
@@ -162,16 +177,16 @@ def _over_parts(
     rewards: np.ndarray,
     beta: np.ndarray,
     rows: np.ndarray,
-    above: np.ndarray,
+    shown: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """What is read off the targets of log-masses ``[R, K]``, ``[B, R]`` each."""
     number = max(1, _AT_ONCE // (beta.size * rewards.size))
     parts = []
     for i in range(0, len(rows), number):
-        log_ref, unseen = rows[i : i + number], above[i : i + number]
-        log_probs, _ = level_targets(recipe, rewards, log_ref, beta)
+        log_ref = rows[i : i + number]
+        log_probs, held = level_targets(recipe, rewards, log_ref, beta)
         probs = np.exp(log_probs)
-        found = reads.of(probs)
+        found = reads.of(probs) | {"effective_beta": held}
         some = probs > 0
         log_ratio = np.where(some, log_probs, 0.0) - np.where(some, log_ref, 0.0)
         found["kl"] = (probs * log_ratio).sum(-1)
@@ -179,7 +194,10 @@ def _over_parts(
         short = best < best.max(1, keepdims=True)
         several = (short & (log_ref > -np.inf)).any(1)
         found["saturated"] = ((probs * short).sum(-1) < _SURE) & several
-        found["above_seen"] = (probs * unseen).sum(-1)
+        found["above_seen"] = (probs * shown["above"][i : i + number]).sum(-1)
+        if "within" in shown:
+            within = shown["within"][i : i + number]
+            found["effective_answers"] = effective_answers(log_probs, within)
         parts.append(found)
     return {x: np.concatenate([part[x] for part in parts], 1) for x in parts[0]}
 
@@ -209,7 +227,7 @@ def _best_of(
     return np.array(spent).T, np.array(won).T
 
 
-def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> list:
+def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> np.ndarray:
     """Quantiles ``[U, B, 3]`` of draws ``[D, S, B]``; NaN where a pattern has few of them."""
     order = np.argsort(own, axis=None, kind="stable")
     ends = np.cumsum(np.bincount(own.ravel(), minlength=number))
@@ -218,5 +236,5 @@ def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> list:
     for at, rows in enumerate(np.split(order, ends[:-1])):
         if rows.size >= _FEWEST_ROWS:
             rows = rows[:: -(-rows.size // _ENOUGH_ROWS)]
-            found[at] = np.quantile(flat[rows], QUANTILES, axis=0).T
-    return found.round(6).tolist()
+            found[at] = np.nanquantile(flat[rows], QUANTILES, axis=0).T
+    return found.round(6)

@@ -71,14 +71,19 @@ def by_groups(recipe: Recipe) -> bool:
     return (recipe.depends_on_groups or recipe.by_masses) and not recipe.charged_before
 
 
+def has_saturation(recipe: Recipe) -> bool:
+    """Whether rewards are divided by nothing but a deviation, with the regulariser outside."""
+    deviates = recipe.normalized and recipe.normalize not in ("none", "group-mean")
+    return deviates and not recipe.by_masses
+
+
 def saturation_betas(recipe: Recipe, rewards: np.ndarray, log_masses: np.ndarray) -> np.ndarray:
     """Coefficients below which rewards normalised in large groups saturate, ``[R]``.
 
     As :func:`kltarget.implied.saturation_beta` has it, of prompts by their levels' masses; NaN for
     recipes without such a coefficient, and for prompts of one level.
     """
-    deviates = recipe.normalized and recipe.normalize not in ("none", "group-mean")
-    if not deviates or recipe.by_masses:
+    if not has_saturation(recipe):
         return np.full(len(log_masses), np.nan)
     rule = rule_of(recipe)
     several = (log_masses > -np.inf).sum(1) > 1
@@ -197,8 +202,8 @@ def _between(
     ends: tuple[np.ndarray, np.ndarray], heights: tuple[np.ndarray, np.ndarray], wanted: np.ndarray
 ) -> np.ndarray:
     """Where a straight line has a height; at the first end where it is flat."""
-    fall = heights[0] - heights[1]
     with np.errstate(divide="ignore", invalid="ignore"):
+        fall = heights[0] - heights[1]
         part = np.where(fall > 0, (heights[0] - wanted) / fall, 0.0)
     return ends[0] + (ends[1] - ends[0]) * np.clip(np.nan_to_num(part), 0.0, 1.0)
 

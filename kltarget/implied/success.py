@@ -89,6 +89,23 @@ def target_log_odds(recipe: Recipe, rewards: np.ndarray, beta: np.ndarray) -> np
     return _tabulated(recipe, tuple(rewards.tolist()), tuple(beta.tolist()))
 
 
+def effective_betas(recipe: Recipe, rewards: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The coefficients in units of the rewards that have these targets, ``[B, N]``.
+
+    0 where nothing but certainty is left, NaN at references that are certain themselves.
+
+    Args:
+        recipe: what the trainer does.
+        rewards: of a wrong and a right answer as the recipe uses them, ``[2]``.
+        target: what ``target_log_odds`` returned, ``[B, N]``.
+    """
+    rule = rule_of(recipe)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        right = _pull(rule, log_expit(target) - log_expit(NODES))
+        wrong = _pull(rule, log_expit(-target) - log_expit(-NODES))
+        return (rewards[1] - rewards[0]) / (right - wrong)
+
+
 @functools.lru_cache(maxsize=16)
 def _tabulated(
     recipe: Recipe, wrong_and_right: tuple[float, ...], betas: tuple[float, ...]
