@@ -38,6 +38,22 @@ SLOW_EXAMPLES = (
 )
 """Public names whose docstrings take several seconds: an example cannot carry a mark."""
 
+BROAD_EXAMPLES = (
+    "kltarget.divergences.TermDivergence",
+    "kltarget.frontier.beta_for",
+    "kltarget.mixtures.existence_beta",
+    "kltarget.mixtures.mode_flip_beta",
+    "kltarget.mixtures.solve_on_samples",
+    "kltarget.plot.ratio",
+    "kltarget.plot.training",
+    "kltarget.recipes.divergence_of_loss",
+    "kltarget.studies.forgetting_path",
+    "kltarget.training.estimators.surrogate",
+    "kltarget.training.f_dpg",
+    "kltarget.training.fit",
+)
+"""Those whose docstrings take more than a second, and which quick tests call anyway."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Has XLA compile quickly rather than well, unless benchmarks are timed or flags ask for it."""
@@ -61,13 +77,14 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the slow examples of the library's docstrings, each of which must exist."""
+    """Marks the examples of the library's docstrings that take longer; each of them must exist."""
     examples = {x.name: x for x in items if isinstance(x, pytest.DoctestItem)}
     files = {x.path for x in examples.values()}
-    for public in SLOW_EXAMPLES if examples else ():
+    marked = [(x, "slow") for x in SLOW_EXAMPLES] + [(x, "broad") for x in BROAD_EXAMPLES]
+    for public, mark in marked if examples else ():
         shown = pkgutil.resolve_name(public)
         name = f"{shown.__module__}.{shown.__qualname__}"
         if name in examples:
-            examples[name].add_marker("slow")
+            examples[name].add_marker(mark)
         elif Path(inspect.getfile(shown)) in files and not any("::" in x for x in config.args):
-            raise pytest.UsageError(f"SLOW_EXAMPLES: the docstring of {public} has no example")
+            raise pytest.UsageError(f"conftest.py: the docstring of {public} has no example")

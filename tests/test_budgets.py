@@ -169,6 +169,7 @@ def test_a_budget_may_need_a_smaller_coefficient_than_there_is():
         beta_for(problem(kt.ForwardKL()), forward_kl=5000.0)
 
 
+@pytest.mark.broad
 def test_total_variation_jumps_over_most_budgets():
     with pytest.raises(ValueError, match=r"KL\(π‖π_ref\) jumps between .* at β = 0\.9"):
         beta_for(problem(kt.TotalVariation()), kl=0.1)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -485,3 +486,44 @@ def test_two_runs_are_compared_by_their_last_steps():
     assert found.correct == [[2, 2, 2], [3, 3, 3]]
     with pytest.raises(ValueError, match="steps must be two of 'first' and 'last'"):
         compare(one, two, steps=("first", "middle"))
+
+
+RUNS = pathlib.Path(__file__).parent / "data" / "rollouts"
+
+
+@pytest.mark.broad
+def test_two_runs_side_by_side(capsys, tmp_path):
+    names = ("trl116_grpo_digit_b004", "trl116_grpo_digit_b0")
+    one, other = (str(RUNS / name) for name in names)
+    given = ["--trainer", "trl-grpo==1.9.2", "--beta", "0.04"]
+    json_file, page = str(tmp_path / "two.json"), str(tmp_path / "two.html")
+    code, text, err = run(capsys, "diagnose", one, "--against", other, *given)
+    assert (code, err) == (0, "")
+    both = [run(capsys, "diagnose", x, *given)[1] for x in (one, other)]
+    for found in both:
+        # The first statement of each run's own page.
+        short = found[found.index("• ") + 2 :].splitlines()[0][:40].lower()
+        assert short in text.lower()
+    assert "No KL target" not in text
+    assert "ruled out" not in text
+    files = ["--json", json_file, "--html", page, "--plot", str(tmp_path / "two.png")]
+    code, _, _ = run(capsys, "diagnose", one, "--against", other, *given, *files)
+    assert code == 0
+    content = json.loads(pathlib.Path(json_file).read_text("utf-8"))
+    last = Comparison.from_dict(content["comparison"])
+    assert (last.labels, last.from_base) == (("A", "B"), False)
+    assert content["A"]["title"] != content["B"]["title"]
+    assert "data:image/png" in pathlib.Path(page).read_text("utf-8")
+
+
+@pytest.mark.broad
+def test_runs_whose_rewards_do_not_show_what_is_right(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        rows = pd.concat([rollouts(rng.uniform(size=8), step) for step in (1, 2, 3)])
+        rows.drop(columns=["group_id", "logp", "ref_logp"]).to_csv(tmp_path / f"{name}.csv")
+    given = ["--recipe", "place=loss,estimator=k3,baseline=mean,group_size=8", "--beta", "0.1"]
+    paths = [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
+    code, text, _ = run(capsys, "diagnose", paths[0], "--against", paths[1], *given)
+    assert code == 0
+    assert "Not compared: threshold is needed" in text

@@ -78,6 +78,11 @@ def values(target):
     return target.log_probs, target.multiplier, best, target.expected_reward
 
 
+def drawn_best(best):
+    numbers = best.log_probs, best.kl, best.kl_bound, best.expected_reward, best.win_rate
+    return *numbers, best.log_prob(2), best.expectation(MODES)
+
+
 PROBLEM = (REWARD, LOG_REF, BETA)
 POLICIES = (LOG_POLICY, LOG_REF)
 MISFIT = (np.zeros(4), np.zeros(3))
@@ -383,7 +388,7 @@ CONTRACTS: dict[str, Contract] = {
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
     ),
     "best_of_n": Contract(
-        lambda r, q: tuple(jax.tree.leaves(frontier.best_of_n(r, q, 4.0))),
+        lambda r, q: drawn_best(frontier.best_of_n(r, q, 4.0)),
         (REWARD, LOG_REF),
         (Bad(lambda: frontier.best_of_n(*PROBLEM[:2], 0.5), ValueError, "n must be"),),
     ),

@@ -686,7 +686,7 @@ def test_the_table_of_prompts(short):
 def test_html(graded):
     page = pages.diagnosis(graded)
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
     for words in ("In short", "“digit:”", "the log follows the forward KL", "Assumptions"):
         assert words in page

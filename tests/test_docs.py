@@ -1,9 +1,11 @@
 """The documentation names everything that is public, and its examples run."""
 
+import ast
 import doctest
 import functools
 import importlib
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -99,6 +101,66 @@ def exists(scope, path):
     except AttributeError:
         return False
     return hasattr(scope, last) or last in getattr(scope, "__dataclass_fields__", ())
+
+
+CODE = re.compile(r":[\w:.+-]+:`[^`]+`|``.+?``")
+
+
+def described(tree):
+    """Line and docstring of each property, and of each name that a text below it describes."""
+    for node in ast.walk(tree):
+        for x in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(x, ast.FunctionDef):
+                by = {ast.unparse(decorator).rpartition(".")[2] for decorator in x.decorator_list}
+                if by & {"property", "cached_property", "abstractproperty"}:
+                    yield x.lineno, ast.get_docstring(x) or ""
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for named, text in itertools.pairwise(node.body):
+                assigned = isinstance(named, ast.Assign | ast.AnnAssign)
+                if assigned and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    yield text.lineno, str(text.value.value)
+
+
+def read_as_types(source):
+    """Lines of properties and attributes whose docstring Sphinx would read as 'type: text'."""
+    for line, text in described(ast.parse(source)):
+        if ":" in CODE.sub("", text.partition("\n")[0]):
+            yield line
+
+
+def test_attributes_are_described_without_a_colon():
+    for path in sorted((ROOT / "kltarget").rglob("*.py")):
+        lines = list(read_as_types(path.read_text(encoding="utf-8")))
+        assert not lines, f"{path.relative_to(ROOT)}:{lines[0]}: the first line has a colon"
+
+
+def test_what_is_read_as_a_type():
+    source = '''
+class A:
+    """Any: class."""
+
+    count: int
+    """How many: at most two."""
+
+    @property
+    def here(self):
+        """At one moment: now."""
+
+    @functools.cached_property
+    def there(self):
+        """Elsewhere.
+
+        For instance: there.
+        """
+
+    @property
+    def code(self):
+        """The :class:`A` of ``x[1:]``."""
+
+    def method(self):
+        """Does: something."""
+'''
+    assert sorted(read_as_types(source)) == [6, 9]
 
 
 def test_docstrings_refer_to_what_exists():

@@ -58,7 +58,14 @@ TERMS = {
     huber: (huber_generator, huber_conjugate),
     dead_zone: (dead_generator, dead_conjugate),
 }
-both = pytest.mark.parametrize("term", TERMS, ids=lambda x: x.__name__)
+
+
+cases = pytest.mark.parametrize("term", TERMS, ids=lambda x: x.__name__)
+
+
+def both(test):
+    """Both terms, of which one is quick: each compiles programs of its own."""
+    return pytest.mark.quick_only("huber", others="broad")(cases(test))
 
 
 def least_bound(term, reward, ref, beta):
@@ -177,6 +184,7 @@ def test_mass_between_two_pieces_may_lie_on_either():
     assert not solved(huber, reward, ref, 0.45).status & kt.Status.NOT_UNIQUE
 
 
+@pytest.mark.broad
 def test_the_smooth_do_not_tie():
     for term in (lambda x: x**4 / 4, lambda x: jax.nn.softplus(x) - x / 2):
         target = solved(term, np.ones(5), REF, 0.3)
@@ -206,7 +214,8 @@ def test_derivatives_where_the_ties_stay_ties(term):
     np.testing.assert_allclose(backward, got[0], atol=32 * EPS)
 
 
-@both
+@pytest.mark.quick_only("sequence-huber", "token-huber", others="broad")
+@cases
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_implied_targets_agree(term, level):
     reward, beta, *_ = TIED[term]

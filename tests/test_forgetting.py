@@ -51,6 +51,7 @@ def test_overlaps_at_the_start():
     np.testing.assert_allclose(fine, exact, rtol=1e-5)
 
 
+@pytest.mark.broad
 def test_overlaps_with_a_whole_density():
     mixture = GaussianMixture(
         np.log(np.array([0.2, 0.3, 0.5], DTYPE)),

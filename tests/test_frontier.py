@@ -59,6 +59,9 @@ def test_best_of_n_is_what_all_tuples_give(n):
     np.testing.assert_allclose(best.probs, probs, rtol=256 * eps(FLOAT))
     np.testing.assert_allclose(best.win_rate, wins, rtol=256 * eps(FLOAT))
     np.testing.assert_allclose(best.expected_reward, probs @ reward, rtol=256 * eps(FLOAT))
+    np.testing.assert_allclose(np.exp(best.log_prob([3, 0])), probs[[3, 0]], rtol=256 * eps(FLOAT))
+    lengths = np.array([[3.0, 1.0], [7.0, 0.0], [2.0, 5.0], [9.0, 1.0], [4.0, 2.0]])
+    np.testing.assert_allclose(best.expectation(lengths), probs @ lengths, rtol=256 * eps(FLOAT))
 
 
 def test_best_of_n_against_draws():
@@ -66,8 +69,30 @@ def test_best_of_n_against_draws():
     draws = jax.random.categorical(jax.random.key(3), log_ref, shape=(40_000, 6))
     picked = jnp.take_along_axis(draws, jnp.argmax(reward[draws], -1)[:, None], -1)[:, 0]
     shares = np.bincount(np.asarray(picked), minlength=5) / 40_000
-    probs = np.asarray(best_of_n(reward, log_ref, 6).probs)
-    assert (np.abs(shares - probs) <= 5 * np.sqrt(probs * (1 - probs) / 40_000)).all()
+    best = best_of_n(reward, log_ref, 6)
+    probs = np.asarray(best.probs)
+    error = np.sqrt(probs * (1 - probs) / 40_000)
+    assert (np.abs(shares - probs) <= 5 * error).all()
+    drawn = best.sample(key=jax.random.key(4), num_samples=40_000)
+    own = np.bincount(np.asarray(drawn), minlength=5) / 40_000
+    assert (np.abs(own - shares) <= 5 * np.sqrt(2) * error).all()
+
+
+def test_best_of_n_answers_what_targets_do():
+    log_ref, reward = log(P5[0]), np.array(P5[1], FLOAT)
+    best = best_of_n(reward, log_ref, np.array([1.0, 4.0, 9.0], FLOAT))
+    assert best.log_prob(np.array([[0], [4]])).shape == (2, 3)
+    assert np.isnan(best.log_prob(5)).all()
+    assert best.sample(key=jax.random.key(0), num_samples=7).shape == (7, 3)
+    lengths = np.arange(10, dtype=FLOAT).reshape(5, 2)
+    mean = best.expectation(lengths)
+    assert (mean.shape, mean.dtype) == ((3, 2), FLOAT)
+    np.testing.assert_array_equal(best.expectation(lambda i: jnp.asarray(lengths)[i]), mean)
+    np.testing.assert_allclose(mean[0], P5[0] @ lengths, rtol=1e-5)  # of one draw
+    np.testing.assert_array_equal(best.divergence_value, best.kl)
+    assert best.status.tolist() == [0, 0, 0]
+    assert best.raise_if_failed() is best
+    assert not hasattr(best, "value")
 
 
 def exact_best_of_n(reward, log_ref, n):
@@ -195,6 +220,10 @@ def test_rows_that_are_refused():
     finite = np.isfinite(best.log_probs).all(-1)
     assert finite.tolist() == [[False, False], [True, False]]
     assert (np.isnan(best.kl) == ~finite).all()
+    draws, rewards = kt.Status.INVALID_N, kt.Status.INVALID_REWARD
+    assert best.status.tolist() == [[draws, draws | rewards], [0, rewards]]
+    with pytest.raises(ValueError, match=r"best_of_n failed at index \(0, 0\): INVALID_N \(3 of 4"):
+        best.raise_if_failed()
 
 
 # long sequences of independent tokens
@@ -209,7 +238,7 @@ def tokens(m, p=0.3):
     return ones, np.array(binomial) + ones * math.log(p) + (m - ones) * math.log1p(-p)
 
 
-@pytest.mark.quick_only("memoryless-bon-100", others="broad")
+@pytest.mark.broad
 @pytest.mark.parametrize("name", reference_ids("memoryless-bon"))
 def test_best_of_n_of_long_sequences_comes_close_to_the_tilt(name):
     inputs, expected = reference(name)["inputs"], reference(name)["expected"]

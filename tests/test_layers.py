@@ -91,6 +91,7 @@ def test_soft_values_sum_over_all_paths():
         np.testing.assert_allclose(jnp.exp(log_policy).sum(-1), 1, rtol=64 * eps(DTYPE))
 
 
+@pytest.mark.broad
 def test_greatest_values_are_those_of_the_best_path():
     layers, leaves = dag(1)
     values, _ = backward(layers, leaves, greedy)

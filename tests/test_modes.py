@@ -603,6 +603,7 @@ def test_odds_of_forward_kl_are_polynomial():
     assert_reference("odds-poly", odds, "odds", FLOAT, ulps=1024)
 
 
+@pytest.mark.broad
 def test_small_beta_limits():
     for name, divergence in (
         ("limit-small-beta-a0.5", kt.Alpha(0.5)),

@@ -171,6 +171,43 @@ def test_two_runs_are_not_pooled(tmp_path):
         read_rollouts(whole)
 
 
+def test_runs_that_begin_at_the_same_step_and_differ(tmp_path):
+    both = "a and .*b are two runs, which both begin at step 1"
+    # Every second step, and every fifth: few of them are the same.
+    often = run_of(tmp_path / "x", "a", steps=(1, 2, 4, 6, 8, 10))
+    seldom = run_of(tmp_path / "x", "b", steps=(1, 5, 15, 20), prompts="cd")
+    with pytest.raises(RolloutError, match=f"{both} and log other ones: take one of them, or read"):
+        read_rollouts([often, seldom])
+    # Ranks have the same steps, and other prompts; but groups of one size,
+    folders = [run_of(tmp_path / "y", "a"), run_of(tmp_path / "y", "b", prompts="cd", size=8)]
+    with pytest.raises(RolloutError, match=f"{both}, one in groups of 4, the other of 8: take"):
+        read_rollouts(folders)
+    # and no configuration of their own.
+    folders = [run_of(tmp_path / "z", "a"), run_of(tmp_path / "z", "b", prompts="cd")]
+    for name, beta in (("a", 0.1), ("b", 0.1)):
+        (tmp_path / "z" / name / "config.yaml").write_text(f"beta: {beta}")
+    assert len(read_rollouts(folders)) == 64
+    (tmp_path / "z" / "b" / "config.yaml").write_text("beta: 0.4")
+    with pytest.raises(RolloutError, match=f"{both}, each with a config.yaml of its own: take"):
+        read_rollouts(folders)
+
+
+def test_two_runs_of_trl_are_not_pooled(capsys):
+    rollouts = CASES.parent / "rollouts"
+    digit, graded = (
+        str(rollouts / name)
+        for name in ("trl116_grpo_digit_b004_logp", "trl116_grpo_graded_noscale_k3_b03_long_logp")
+    )
+    assert cli.main(["diagnose", digit, graded, "--trainer", "trl-grpo", "--beta", "0.1"]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    (line,) = printed.err.splitlines()
+    assert f"{digit} and {graded} are two runs, which both begin at step 1" in line
+    assert f"take one of them, or compare them by --against {graded} (parts" in line
+    with pytest.raises(RolloutError, match="take one of them, or read them one by one"):
+        read_rollouts([digit, graded])
+
+
 def test_parts_of_one_run_are(tmp_path):
     # Ranks see other prompts at the same steps, or are called what they are.
     parts = [run_of(tmp_path / "x", "r0"), run_of(tmp_path / "x", "r1", prompts="cd")]

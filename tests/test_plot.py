@@ -70,6 +70,7 @@ def test_a_task_shows_reference_and_reward():
     assert _legend(ax) == ["reference"]
 
 
+@pytest.mark.quick_only("13", "100", others="broad")
 @pytest.mark.parametrize("size", [13, 100, 3000])
 def test_many_outcomes_are_ranked_by_reference_mass(size):
     task = _graded(size)

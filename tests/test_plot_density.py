@@ -75,6 +75,7 @@ def test_what_cannot_be_drawn_is_named():
         plot.forgetting({})
 
 
+@pytest.mark.broad
 def test_forgetting_is_drawn_against_learning():
     task = studies.forgetting()
     rates = np.array([0.15, 0.01])
@@ -89,6 +90,7 @@ def test_forgetting_is_drawn_against_learning():
     np.testing.assert_allclose(ax.lines[2].get_ydata(), paths["two"].loss[1])
 
 
+@pytest.mark.broad
 def test_a_target_on_a_grid_can_be_drawn():
     p = on_line()
     target = mixtures.solve_on_grid(p, peak(), 0.5, error_tol=1e-3)

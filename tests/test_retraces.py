@@ -44,6 +44,7 @@ def solved(divergence, beta, reward=REWARD):
     )
 
 
+@pytest.mark.quick_only("divergence0", "divergence1", others="broad")
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.ChiSquared()])
 def test_solve_compiles_once_per_shape(divergence):
     solved(divergence, [0.3, 1.0])

@@ -468,6 +468,7 @@ def test_only_the_last_tokens_may_count():
     close(gradient(pair), np.asarray(target.probs, np.float64) @ np.array(counts))
 
 
+@pytest.mark.broad
 def test_rewards_per_prefix_end_with_the_sequence():
     log_ref, _, given = hand_made_ending()
     rewards = per_prefix(ENDING, 15, 3)
@@ -569,6 +570,7 @@ def test_token_local_targets_by_brute_force(name):
 ONE = kt.SequenceSpace(4, 1)
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("reverse KL")
 @pytest.mark.parametrize("divergence", [*KLS.values(), kt.TotalVariation()], ids=lambda d: d.name)
 def test_one_token_is_solve(divergence):

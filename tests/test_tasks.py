@@ -10,11 +10,17 @@ import kltarget as kt
 from kltarget import tasks
 
 LARGE = ("words-4", "brackets", "primes")
+LATER = ("arithmetic-24",)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in tasks.names()],
+    [
+        pytest.param(
+            n, marks=[pytest.mark.slow] * (n in LARGE) + [pytest.mark.broad] * (n in LATER)
+        )
+        for n in tasks.names()
+    ],
 )
 def test_every_task_is_a_normalised_problem(name):
     task = tasks.load(name)

@@ -152,6 +152,7 @@ def test_corpora_by_hand():
     assert 0.2 < probs[spec.right()].sum() < 0.21
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("words-3")
 @pytest.mark.parametrize("name", ALL)
 def test_the_reference_is_the_trained_policy(name):

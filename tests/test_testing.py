@@ -39,6 +39,7 @@ def train(objective, steps, rate):
     return jax.nn.log_softmax(logits)
 
 
+@pytest.mark.broad
 def test_a_trained_policy_is_optimal_once_it_has_converged():
     objective = kt.Objective(REWARD, LOG_REF, 0.5, kt.ForwardKL())
     assert_optimal(train(objective, 300, 2.0), objective, tol=1e-4)

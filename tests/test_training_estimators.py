@@ -193,6 +193,7 @@ def later_update(recipe):
     return np.asarray(jax.grad(total)(jnp.asarray(now, DTYPE))), drawn, now, log_ref, reward
 
 
+@pytest.mark.quick_only("token", others="broad")
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_a_charge_is_that_of_the_policy_that_drew_the_sample(level):
     recipe = Recipe("reward", "k1", level, "mean", "group-std", ddof=1)

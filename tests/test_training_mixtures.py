@@ -290,6 +290,7 @@ def test_two_gaussians_reach_the_target_either_way():
         assert run.gap < (1e-6 if X64 else 1e-2)
 
 
+@pytest.mark.broad
 def test_the_tilted_mixture_is_reached():
     slope, beta = 0.3, 0.5
     weights, means, stds = np.array([0.7, 0.3]), np.array([-2.0, 2.0]), np.array([0.8, 0.6])

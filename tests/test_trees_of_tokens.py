@@ -163,6 +163,7 @@ def logged(tmp_path, columns, seed=3):
 RUN_RECIPE = recipes.recipe("trl-grpo==1.16.0", normalize="none", beta=0.2)
 
 
+@pytest.mark.broad
 def test_the_true_distance_of_a_run_over_two_tokens(tmp_path):
     """Over whole answers it would be called 0.25 away, with a ratio of 2.51 : 1 at every β."""
     path, exact = logged(tmp_path, ["token_ids", "ref_token_logps"])
@@ -197,6 +198,7 @@ def test_flips_along_a_tree_are_where_the_target_is_level(tmp_path):
         assert shares[flip["better"]] == pytest.approx(shares[flip["worse"]], rel=1e-3)
 
 
+@pytest.mark.broad
 @pytest.mark.quick_only("columns1")
 @pytest.mark.parametrize("columns", [[], ["num_tokens"], ["token_ids"], ["ref_token_logps"]])
 def test_without_tokens_nothing_is_said_of_targets(tmp_path, columns):

@@ -10,19 +10,22 @@ from typing import Literal
 from kltarget._core.words import display_width, page_width, short, words_of, wrapped
 
 STYLE = """
-.kltarget { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; color: #222; }
+.kltarget { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem;
+  color: light-dark(#222, #e6e6e6); }
 .kltarget h1 { font-size: 1.35rem; margin: 0 0 .2rem; }
 .kltarget h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 .kltarget p { margin: .3rem 0; }
 .kltarget ul { padding-left: 1.2rem; margin: .3rem 0; }
 .kltarget li { margin: .3rem 0; }
-.kltarget .short { background: #f1f5fa; border-left: 4px solid #0072b2; padding: .5rem 1rem; }
+.kltarget .short { padding: .5rem 1rem; border-left: 4px solid light-dark(#0072b2, #4da3db);
+  background: light-dark(#f1f5fa, #1f242d); }
 .kltarget .short li { margin-left: 1rem; }
 .kltarget .labelled { list-style: none; }
-.kltarget .refused { color: #a33d00; }
-.kltarget .faint { color: #777; font-size: .87em; }
+.kltarget .refused { color: light-dark(#a33d00, #f0955e); }
+.kltarget .faint { color: light-dark(#6b6b6b, #a8adb5); font-size: .87em; }
 .kltarget table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-.kltarget th { color: #555; font-weight: 600; border-bottom: 1px solid #bbb; }
+.kltarget th { color: light-dark(#555, #c8ccd2); font-weight: 600;
+  border-bottom: 1px solid light-dark(#bbb, #5d636c); }
 .kltarget th, .kltarget td { padding: .15rem .8rem; }
 .kltarget td[style*="right"] { white-space: nowrap; }
 .kltarget .wide { overflow-x: auto; }
@@ -216,17 +219,20 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture, which text leaves out."""
+    """A picture, which text leaves out, and its variant for dark pages."""
 
     source: str
     description: str
+    dark: str
 
     def lines(self, width: int) -> list[str]:
         return []
 
     def html(self) -> str:
-        source, description = html.escape(self.source), html.escape(self.description)
-        return f'<div class="wide"><img alt="{description}" src="{source}"></div>'
+        source, dark = html.escape(self.source), html.escape(self.dark)
+        variant = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        image = f'<img alt="{html.escape(self.description)}" src="{source}">'
+        return f'<div class="wide"><picture>{variant}{image}</picture></div>'
 
 
 Block = Heading | Paragraph | Lines | Quotation | Bullets | Table | Figure

@@ -54,6 +54,8 @@ class Status(enum.IntFlag):
     """The reward outgrows what the regulariser charges, and the objective has no maximum."""
     INFEASIBLE = 8192
     """No distribution on the reference's support has the moments that are asked for."""
+    INVALID_N = 16384
+    """A number of draws is not 1 or more and finite."""
 
 
 FAILURES = int(
@@ -64,6 +66,7 @@ FAILURES = int(
     | Status.EMPTY_SUPPORT
     | Status.UNBOUNDED
     | Status.INFEASIBLE
+    | Status.INVALID_N
 )
 
 IN_WORDS = {
@@ -81,6 +84,7 @@ IN_WORDS = {
     Status.UNBOUNDED: "the reward outgrows what the regulariser charges",
     Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
     Status.INFEASIBLE: "no distribution on the reference's support has these moments",
+    Status.INVALID_N: "a number of draws is not 1 or more and finite",
 }
 
 

@@ -12,7 +12,7 @@ import unicodedata
 _MOST_MARKS = 16
 
 DEFAULT_WIDTH = 96
-"""Columns of a page where no terminal says how many it has: in files, pipes and notebooks."""
+"""Columns of a page in files, pipes and notebooks, where no terminal says how many it has."""
 
 _LEAST_WIDTH = 40
 _BREAKS = ("/,;", "\\:.-_=&?|")

@@ -55,6 +55,8 @@ def add_to(commands: Any) -> None:
         help="take the first logged step as a sample of the reference",
     )
     add("--max-prompts N", "how many prompts get targets (default: 200)", whole, default=200)
+    against = "another run of this recipe: both side by side, and what they came to"
+    add("--against PATH", against, pathlib.Path)
     add = options_of(diagnose.add_argument_group("reading"))
     add("--group-size G", "rollouts of a group", whole, dest="num_generations")
     add(
@@ -125,7 +127,11 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OPTIONS = {"num_generations": "--group-size", "reward_weights": "--reward-weights"}
+_OPTIONS = {
+    "num_generations": "--group-size",
+    "reward_weights": "--reward-weights",
+    "against": "compare them by --against",
+}
 """The options that are called otherwise than Python's arguments."""
 
 
@@ -138,6 +144,7 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
 
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget import pages, plot
+    from kltarget.cli._two_runs import TwoRuns
     from kltarget.diagnosis import diagnose
     from kltarget.rollouts import read_rollouts
 
@@ -150,16 +157,21 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
             reading |= {"full_text": False, "progress": sys.stderr.isatty()}
             frame = read_rollouts(arguments.paths, **reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
+            other = None
+            if arguments.against is not None:
+                second = read_rollouts([arguments.against], **reading)
+                runs = found, diagnose(second, used, beta=beta, name=name, **options)
+                other = TwoRuns.of(runs, (frame, second), arguments.threshold)
         except ArgumentError as error:
             option = _OPTIONS.get(error.argument, f"--{error.argument}")
             text = error.with_option(option) if error.argument else str(error)
             raise InputError(text) from None
     outputs = [arguments.json, arguments.html]
     line = ["", "─" * page_width()] if again else []
-    say([*line, *str(found).splitlines()], unless=outputs)
+    say([*line, *str(other or found).splitlines()], unless=outputs)
     wrote = write(
-        (arguments.json, found.to_json),
-        (arguments.html, lambda: pages.diagnosis(found)),
-        (arguments.plot, lambda: plot.diagnosis(found)),
+        (arguments.json, (other or found).to_json),
+        (arguments.html, other.to_html if other else lambda: pages.diagnosis(found)),
+        (arguments.plot, other.figure if other else lambda: plot.diagnosis(found)),
     )
     say(["", *wrote] if wrote else [], unless=outputs)

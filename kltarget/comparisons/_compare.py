@@ -44,6 +44,7 @@ def compare(
     columns: Mapping[str, str] | None = None,
     columns_after: Mapping[str, str] | None = None,
     steps: tuple[Steps, Steps] = ("first", "last"),
+    labels: tuple[str, str] = ("before", "after"),
     false_discovery_rate: float = 0.05,
     num_draws: int = 1000,
     key: Any = None,
@@ -69,7 +70,9 @@ def compare(
         columns: other names of columns, ``{"correct": "base_correct"}``.
         columns_after: of ``after``, where they differ from those of ``before``.
         steps: which of a log's steps count, of ``before`` and of ``after``: the first, or the last
-            third; ``("last", "last")`` compares what two runs came to.
+            third. With ``("last", "last")``, what two runs came to, nothing is said of laws and
+            targets: neither is the base model of the other.
+        labels: what to call the two sides.
         false_discovery_rate: the share of the prompts said to have moved that may not have.
         num_draws: draws of the posterior behind each interval, 100 or more.
         key: of these draws and of what is held out; by default ``jax.random.key(0)``.
@@ -117,8 +120,9 @@ def compare(
     frames = _loaded(before, columns), _loaded(after, second_columns)
     first = Side.of(counts_of(frames[0], threshold, columns, late=late[0]))
     second = Side.of(counts_of(frames[1], threshold, second_columns, late=late[1]))
-    notes += [f"before: {x}" for x in first.notes] + [f"after: {x}" for x in second.notes]
-    first, second, has_pairs, pairing = paired(first, second)
+    for side, label in ((first, labels[0]), (second, labels[1])):
+        notes += [f"{label}: {x}" for x in side.notes]
+    first, second, has_pairs, pairing = paired(first, second, labels)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
     if not has_pairs:
@@ -130,7 +134,9 @@ def compare(
     passes = [pass_draws(x, np.array(ks)) for x in (before_draws, after_draws)]
     bands = pass_bands(*passes)
     found = Comparison(
-        title=title(first, second, has_pairs),
+        title=title(first, second, has_pairs, labels),
+        labels=(str(labels[0]), str(labels[1])),
+        from_base=not late[0],
         paired=has_pairs,
         recipe=used,
         recipe_name=recipe_name,
@@ -149,7 +155,7 @@ def compare(
         shifts=None,
         laws=[],
         answers=None,
-        asked=_asked(used, first, before_draws, passes, ks),
+        asked=None if late[0] else _asked(used, first, before_draws, passes, ks),
     )
     if fit is None:
         return found

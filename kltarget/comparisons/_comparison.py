@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kltarget._core.records import Record
-from kltarget.comparisons._comparison_page import comparison_page
+from kltarget.comparisons._comparison_page import comparison_page, comparison_parts
 from kltarget.comparisons._kept_answers import KeptAnswers
 from kltarget.recipes import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     import xarray as xr
 
-    from kltarget._core.page import Figure, Page
+    from kltarget._core.page import Block, Figure, Page
 
 Verdict = Literal["unchanged", "target", "path", "open", "neither", "unpaired"]
 SIDES = ("before", "after", "difference")
@@ -108,6 +110,8 @@ class Comparison(Record):
 
     Attributes:
         title: how many prompts and samples there were.
+        labels: of the two sides.
+        from_base: whether the first is the base model of the second.
         paired: whether both have the same prompts.
         recipe: what the trainer did, or None.
         recipe_name: its preset, or nothing.
@@ -133,6 +137,8 @@ class Comparison(Record):
     """
 
     title: str
+    labels: tuple[str, str]
+    from_base: bool
     paired: bool
     recipe: Recipe | None
     recipe_name: str
@@ -205,6 +211,10 @@ class Comparison(Record):
     def page(self, figure: Figure | None = None) -> Page:
         """Everything in words and tables, around a figure perhaps."""
         return comparison_page(self, figure)
+
+    def parts(self, figure: Figure | None = None) -> list[Sequence[Block]]:
+        """The page without its title, as parts of another."""
+        return comparison_parts(self, figure)
 
     def __str__(self) -> str:
         return self.page().to_text()

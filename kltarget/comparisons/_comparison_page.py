@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,17 @@ _FEW = 0.005
 
 def comparison_page(data: Comparison, figure: Figure | None = None) -> Page:
     """What to know first, pass@k, shifts and laws, and which prompts moved."""
-    page = Page()
-    page.add(Heading(f"kltarget compare · {data.title}", 1))
+    page = Page([Heading(f"kltarget compare · {data.title}", 1)])
     if data.recipe_name:
         page.add(Paragraph(f"recipe: {data.recipe_name}"))
+    for part in comparison_parts(data, figure):
+        page.add(*part)
+    return page
+
+
+def comparison_parts(data: Comparison, figure: Figure | None = None) -> list[Sequence[Block]]:
+    """What a page of its own and one of two runs both say."""
+    page = Page()
     page.add(Heading("In short"), Bullets([Item("• ", x) for x in _in_short(data)], "short"))
     if figure is not None:
         page.add(figure)
@@ -31,29 +39,32 @@ def comparison_page(data: Comparison, figure: Figure | None = None) -> Page:
             page.add(*part)
     if data.notes:
         page.add(Heading("Mind"), Bullets([Item("• ", x) for x in data.notes]))
-    return page
+    return page.parts
 
 
 def _in_short(data: Comparison) -> list[str]:
     before, after, change = (data.pass_at_k[x][0] for x in ("before", "after", "difference"))
+    first, second = data.labels
     texts = [
-        f"Success went from {100 * before[1]:.1f} % to {100 * after[1]:.1f} %, "
-        f"by {_points(change)} points."
+        f"Success: {100 * before[1]:.1f} % {first}, {100 * after[1]:.1f} % {second}, "
+        f"{_points(change)} points."
     ]
     texts += [_where_known(data)]
     if data.shifts is None:
         return texts
     texts.append(
-        f"{counted(data.num_rose, 'prompt')} rose and {data.num_fell:,} fell, at a false-discovery "
-        f"rate of {100 * data.false_discovery_rate:g} %."
+        f"{counted(data.num_rose, 'prompt')} rose and {data.num_fell:,} fell from {first} to "
+        f"{second}, at a false-discovery rate of {100 * data.false_discovery_rate:g} %."
     )
+    if not data.from_base:
+        return texts + ([_of_answers(data)] if data.answers is not None else [])
     if data.num_fell:
         texts[-1] += " No KL target lowers any prompt's success: the path of training did that."
     texts.append(_of_verdict(data))
-    if data.verdict not in ("unchanged",):
+    if data.verdict != "unchanged":
         texts += _of_tilt(data)
     if data.answers is not None:
-        texts.append(_of_answers(data.answers))
+        texts.append(_of_answers(data))
     if data.asked is not None:
         texts.append(_of_asked(data))
     return texts
@@ -123,13 +134,16 @@ def _of_tilt(data: Comparison) -> list[str]:
     return texts
 
 
-def _of_answers(answers: Any) -> str:
+def _of_answers(data: Comparison) -> str:
+    answers, (first, second) = data.answers, data.labels
     low, middle, high = (100 * x for x in answers.kept)
     text = (
         f"Among {answers.samples:.3g} right samples of a prompt there were {answers.before:.3g} "
-        f"different answers before and {answers.after:.3g} after: {middle:.0f} % "
+        f"different answers {first} and {answers.after:.3g} {second}: {middle:.0f} % "
         f"({low:.0f}–{high:.0f})"
     )
+    if not data.from_base:
+        return text + "."
     if high < 100:
         return text + ". A KL target keeps all of them, so the path lost the rest."
     return text + ", as a KL target keeps them." if low <= 100 else text + "."
@@ -149,7 +163,8 @@ def _of_asked(data: Comparison) -> str:
 
 
 def _passes(data: Comparison) -> Table:
-    names = ["k", "before, %", "after, %", "after − before", "known"]
+    first, second = data.labels
+    names = ["k", f"{first}, %", f"{second}, %", f"{second} − {first}", "known"]
     rows = []
     for i, k in enumerate(data.k):
         before, after, change = (data.pass_at_k[x][i] for x in ("before", "after", "difference"))
@@ -161,14 +176,17 @@ def _passes(data: Comparison) -> Table:
 
 
 def _of_shifts(data: Comparison) -> list[list[Block]]:
-    shifts = data.shifts
-    rows = [["success before, %", "prompts, %", "shift of log-odds"]]
+    shifts, (first, _) = data.shifts, data.labels
+    rows = [[f"success {first}, %", "prompts, %", "shift of log-odds"]]
     edges = zip(shifts.edges[:-1], shifts.edges[1:], shifts.share, shifts.mean, strict=True)
     rows += [
         [f"{100 * low:g}–{100 * high:g}", f"{100 * share:.0f}", _interval(mean)]
         for low, high, share, mean in edges
         if share > _FEW
     ]
+    table = [Heading("By how much the log-odds of success shifted"), Table(rows, "lrr")]
+    if not data.from_base:
+        return [table]
     laws = [["law", "parameter", "behind the best, nats", ""]]
     for law in data.laws:
         low, middle, high = (compact(float(f"{x:.2g}")) for x in law.parameter)
@@ -180,7 +198,7 @@ def _of_shifts(data: Comparison) -> list[list[Block]]:
         "standard errors."
     )
     return [
-        [Heading("By how much the log-odds of success shifted"), Table(rows, "lrr")],
+        table,
         [Heading("Which law that is"), Table(laws, "lrrl"), Paragraph(legend, faint=True)],
     ]
 
@@ -189,7 +207,7 @@ def _of_prompts(data: Comparison) -> list[list[Block]]:
     fell = [i for i, x in enumerate(data.moved) if x < 0]
     if fell:
         fell.sort(key=lambda i: data.p_value[i])
-        rows = [["prompt", "before", "after", "p"]]
+        rows = [["prompt", *data.labels, "p"]]
         rows += [_prompt(data, i) for i in fell[:_MOST_PROMPTS]]
         more = f", the first {_MOST_PROMPTS} of {len(fell)}" if len(fell) > _MOST_PROMPTS else ""
         return [[Heading(f"Prompts that fell{more}"), Table(rows, "lrrr")]]

@@ -26,25 +26,42 @@ def joint_draws(
     number = int(np.clip(most, min(_FEWEST, all_draws), all_draws))
     shares = [curve.weight for curve in free.curves]
     times = rng.multinomial(number, np.array(shares) / sum(shares))
+    chosen = rng.choice(all_draws, size=number, p=_given_after(pairs, free))
     before, after = np.empty((2, number, pairs.pair.size))
     end = 0
     for curve, each in zip(free.curves, times.tolist(), strict=True):
         rows = slice(end, end + each)
         end += each
         if each:
-            before[rows], after[rows] = _of_curve(pairs, free.basis, curve, rows, rng)
+            which = chosen[rows]
+            before[rows], after[rows] = _of_curve(pairs, free.basis, curve, which, rng)
     return before, after
 
 
+def _given_after(pairs: PairCounts, free: CurveFit) -> np.ndarray:
+    """Probabilities of the priors, which the counts before chose, given those after too."""
+    moved = pairs.moved(free.shift, pairs.scattered(free.curves[0].scale))
+    times = np.bincount(pairs.pair)
+    both = pairs.before[:, pairs.rows] * moved[:, pairs.columns]
+    unsolved = pairs.before_missed
+    log_ratio = np.log(
+        np.maximum(pairs.priors @ both + pairs.impossible[:, None] * pairs.missed, _LEAST)
+    )
+    alone = pairs.priors @ pairs.before[:, pairs.rows] + pairs.impossible[:, None] * unsolved
+    log_ratio = (log_ratio - np.log(np.maximum(alone, _LEAST))) @ times
+    weights = np.exp(log_ratio - log_ratio.max())
+    return weights / weights.sum()
+
+
 def _of_curve(
-    pairs: PairCounts, basis: np.ndarray, curve: Curve, rows: slice, rng: np.random.Generator
+    pairs: PairCounts, basis: np.ndarray, curve: Curve, which: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """With one scatter, and the priors of these draws."""
     kernel = pairs.kernel(curve.scale)
     scattered = kernel @ pairs.after
     after_each = pairs.after.T[pairs.columns[pairs.pair]]
     spacing, size = pairs.nodes[1] - pairs.nodes[0], pairs.pair.size
-    priors, impossible = pairs.priors[rows], pairs.impossible[rows]
+    priors, impossible = pairs.priors[which], pairs.impossible[which]
     before, after = np.empty((2, len(priors), size))
     for row, prior in enumerate(priors):
         shift = basis @ rng.multivariate_normal(curve.knots, curve.covariance)

@@ -35,7 +35,8 @@ class PairCounts:
         after: of each different count after, ``[N, V]``.
         rows: which count before each pair has, ``[Q]``.
         columns: which after, ``[Q]``.
-        missed: whether there is no right sample in a pair, ``[Q]``.
+        before_missed: whether there is no right sample before, ``[Q]``.
+        missed: whether there is none in a pair, ``[Q]``.
         pair: of each prompt, ``[P]``.
     """
 
@@ -46,6 +47,7 @@ class PairCounts:
     after: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
+    before_missed: np.ndarray
     missed: np.ndarray
     pair: np.ndarray
 
@@ -66,6 +68,7 @@ class PairCounts:
             _likelihood(nodes, *second),
             both[0],
             both[1],
+            first[0][both[0]] == 0,
             (first[0][both[0]] == 0) & (second[0][both[1]] == 0),
             pair.ravel(),
         )

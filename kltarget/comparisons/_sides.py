@@ -57,7 +57,9 @@ class Side:
         return f"{counted(len(self.prompts), 'prompt')}, {each} samples each"
 
 
-def paired(before: Side, after: Side) -> tuple[Side, Side, bool, list[str]]:
+def paired(
+    before: Side, after: Side, labels: tuple[str, str]
+) -> tuple[Side, Side, bool, list[str]]:
     """Both with the prompts that they share, in one order; as they are where they share none."""
     place = {name: i for i, name in enumerate(after.prompts)}
     rows = [i for i, name in enumerate(before.prompts) if name in place]
@@ -71,15 +73,17 @@ def paired(before: Side, after: Side) -> tuple[Side, Side, bool, list[str]]:
     alone = (len(before.prompts) - len(rows), len(after.prompts) - len(rows))
     notes = [
         f"{counted(number, 'prompt')} only {side}: left out"
-        for number, side in zip(alone, ("before", "after"), strict=True)
+        for number, side in zip(alone, labels, strict=True)
         if number
     ]
     return before.some(rows), after.some(columns), True, notes
 
 
-def title(before: Side, after: Side, paired: bool) -> str:
+def title(before: Side, after: Side, paired: bool, labels: tuple[str, str]) -> str:
+    """How many prompts and samples there are."""
+    first, second = labels
     if not paired:
-        return f"{before} before; {after} after, unpaired"
+        return f"{before} {first}; {after} {second}, unpaired"
     if (before.samples == after.samples).all():
-        return f"{before}, before and after"
-    return f"{before} before and {str(after).partition(', ')[2]} after"
+        return f"{before}, {first} and {second}"
+    return f"{before} {first} and {str(after).partition(', ')[2]} {second}"

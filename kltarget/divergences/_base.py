@@ -94,7 +94,7 @@ class Divergence(abc.ABC):
     @property
     @abc.abstractmethod
     def slope_at_infinity(self) -> Array:
-        """``f′(∞) = lim f(u)/u``: what a unit of probability costs where the reference has none."""
+        """``f′(∞) = lim f(u)/u``, the cost of a unit of probability where the reference is 0."""
 
     def __call__(self, log_policy: ArrayLike, log_ref: ArrayLike) -> Float[Array, "*batch"]:
         """The divergence of a policy from a reference, in nats.

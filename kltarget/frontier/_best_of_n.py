@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kltarget._core.checks import float_arguments, raise_first, worded
 from kltarget._core.numerics import (
@@ -19,14 +21,18 @@ from kltarget._core.numerics import (
     working_dtype,
 )
 from kltarget._core.pytrees import pytree
+from kltarget._core.status import FAILURES, Status, flag, raise_if_failed
 from kltarget.divergences import ReverseKL
 from kltarget.objectives import Objective
 from kltarget.targets import reference_limit
+from kltarget.targets._protocol import OverOutcomes
 
 
 @pytree
-class BestOfN:
+class BestOfN(OverOutcomes):
     """What :func:`best_of_n` returns: the distribution and what it costs and wins.
+
+    It maximises no objective and so is no target, but answers what targets do, except ``value``.
 
     Attributes:
         log_probs: log q, shape ``[*batch, A]``; ``-inf`` where the reference is 0.
@@ -35,6 +41,7 @@ class BestOfN:
         expected_reward: ``E_q[reward]`` in reward units, shape ``[*batch]``.
         win_rate: the probability that its reward is higher than that of one draw from the
             reference, ties counted ½, shape ``[*batch]``; at most ``n/(n + 1)``.
+        status: :class:`~kltarget.Status` bits, shape ``[*batch]``; 0 where there is nothing to say.
     """
 
     log_probs: Float[Array, "*batch A"]
@@ -42,11 +49,21 @@ class BestOfN:
     kl_bound: Float[Array, "*batch"]
     expected_reward: Float[Array, "*batch"]
     win_rate: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
 
     @property
-    def probs(self) -> Float[Array, "*batch A"]:
-        """The probabilities q, shape ``[*batch, A]``."""
-        return jnp.exp(self.log_probs)
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """The same as ``kl``, shape ``[*batch]``."""
+        return self.kl
+
+    def raise_if_failed(self) -> Self:
+        """This distribution, or an error naming the first failed row.
+
+        Raises:
+            ValueError: a row's status has a failure bit.
+        """
+        raise_if_failed(self.status, "best_of_n")
+        return self
 
 
 def best_of_n(reward: ArrayLike, log_ref: ArrayLike, n: ArrayLike) -> BestOfN:
@@ -67,13 +84,14 @@ def best_of_n(reward: ArrayLike, log_ref: ArrayLike, n: ArrayLike) -> BestOfN:
         n: number of draws, a real number of 1 or more, whose shape broadcasts against ``*batch``.
 
     Returns:
-        The distribution, its KL and the KL's bound, its expected reward and its win rate.
+        The distribution, its KL and the KL's bound, its expected reward and its win rate. As a
+        target does, it answers ``log_prob``, ``sample`` and ``expectation``.
 
     Raises:
         TypeError: complex numbers.
         ValueError: shapes that do not fit; outside a trace an ``n`` below 1 or not finite, and
             whatever :class:`kltarget.Objective` refuses of a reward and a reference. Under a trace
-            these rows are NaN.
+            these rows are NaN, and ``status`` says why.
 
     An outcome of reward ``-inf`` is the worst there is and not forbidden: it comes out if all draws
     are such, and the expected reward is ``-inf`` then. Differentiable in ``log_ref``, among
@@ -89,6 +107,8 @@ def best_of_n(reward: ArrayLike, log_ref: ArrayLike, n: ArrayLike) -> BestOfN:
         ['0.0256', '0.2754', '0.4780', '0.2056', '0.0154']
         >>> print(f"{best.kl:.4f} of at most {best.kl_bound:.4f} nats, wins {best.win_rate:.4f}")
         0.5901 of at most 0.6363 nats, wins 0.7835
+        >>> print(f"{best.expectation(reward):.4f} as {best.expected_reward:.4f}")
+        0.8079 as 0.8079
 
     References:
         Beirami et al., "Theoretical guarantees on the best-of-n alignment policy", 2024, arXiv
@@ -113,7 +133,8 @@ def best_of_n(reward: ArrayLike, log_ref: ArrayLike, n: ArrayLike) -> BestOfN:
 def _best_of_n(objective: Objective, n: Array) -> BestOfN:
     own, dtype = objective.reward.dtype, working_dtype(objective.reward.dtype)
     # Of rows that are refused everything is NaN, and so is what it is carried into.
-    failed = jnp.isnan(reference_limit(objective).log_probs[..., :1])
+    reference = reference_limit(objective)
+    failed = jnp.isnan(reference.log_probs[..., :1])
     batch = jnp.broadcast_shapes(n.shape, objective.batch_shape)
     shape = (*batch, objective.num_outcomes)
     draws = jnp.broadcast_to(n.astype(dtype), batch)[..., None]
@@ -139,7 +160,9 @@ def _best_of_n(objective: Objective, n: Array) -> BestOfN:
     refused = jnp.broadcast_to(failed[..., 0], batch) | jnp.isnan(flat)
     numbers = {name: select(~refused, x, jnp.nan).astype(own) for name, x in found.items()}
     log_probs = select(~refused[..., None] & (probs == probs), log_probs, jnp.nan)
-    return BestOfN(log_probs=log_probs.astype(own), **numbers)
+    status = jnp.broadcast_to(reference.status & FAILURES, batch)
+    status |= flag(jnp.isnan(flat), Status.INVALID_N)
+    return BestOfN(log_probs=log_probs.astype(own), **numbers, status=status)
 
 
 def _masses(reward: Array, log_ref: Array) -> tuple[Array, Array, Array]:

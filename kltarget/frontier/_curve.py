@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 _NUM_POINTS = 61
 _MOST_DRAWS = 1e12
 _OTHERS = ("mara", "best-of-n", "temperature")
+_MEASURES = ("expected_reward", "kl", "forward_kl", "entropy", "effective_modes", "success")
 _VARIABLES = {
     "expected_reward": ("expected reward", "reward"),
     "kl": ("KL(π‖π_ref)", "nats"),
@@ -125,15 +124,7 @@ def curve(
         blocks = tuple(map(jnp.asarray, mode_blocks(task.modes)))
         for family in chosen:
             values = points[family.parameter]
-            found = _measure(
-                family.divergence or ReverseKL(),
-                *constants,
-                blocks,
-                jnp.asarray(values),
-                parameter=family.parameter,
-                threshold=family.threshold,
-            )
-            row = {name: np.asarray(x) for name, x in found.items()} | {"parameter": values}
+            row = _measured(family, values, *constants, blocks) | {"parameter": values}
             rows.append({name: _padded(x, length) for name, x in row.items()})
     axes = ("family", "point")
     table = {name: (axes, np.stack([row[name] for row in rows])) for name in rows[0]}
@@ -194,37 +185,59 @@ def _padded(x: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([x, np.full(length - x.size, np.nan)])
 
 
-@functools.partial(jax.jit, static_argnames=("parameter", "threshold"))
-def _measure(
-    divergence: Divergence,
-    reward: Array,
-    log_ref: Array,
-    blocks: tuple[Array, ...],
-    values: Array,
-    *,
-    parameter: str,
-    threshold: float | None,
-) -> dict[str, Any]:
-    """What a family earns and pays at each value of its parameter, one after the other."""
+def _measured(
+    family: _Family, values: np.ndarray, reward: Array, log_ref: Array, blocks: tuple[Array, ...]
+) -> dict[str, np.ndarray]:
+    """What a family earns and pays at each value of its parameter, one after the other.
 
-    def policy(x: Array) -> Array:
-        if parameter == "n":
-            return best_of_n(reward, log_ref, x).log_probs
-        if parameter == "temperature":
-            return normalize(log_ref / x)
-        objective = Objective(reward, log_ref, x, divergence)
-        return solve(objective if threshold is None else mara(objective, threshold)).log_probs
+    All families are measured by one program, and MARA's targets are those of reverse KL: compiling
+    is what a first call waits for.
+    """
+    divergence = family.divergence or ReverseKL()
+    rows = []
+    for x in values:
+        if family.parameter == "n":
+            log_probs = _best(reward, log_ref, x)
+        elif family.parameter == "temperature":
+            log_probs = _tempered(log_ref, x)
+        elif family.threshold is None:
+            log_probs = _target(divergence, reward, log_ref, x)
+        else:
+            paid = _augmented(reward, log_ref, x, family.threshold)
+            log_probs = _target(divergence, paid, log_ref, x)
+        rows.append(_measures(log_probs, reward, log_ref, blocks))
+    return dict(zip(_MEASURES, np.array(jax.device_get(rows)).T, strict=True))
 
-    def measures(x: Array) -> dict[str, Array]:
-        log_probs = policy(x)
-        log_mass = log_mass_of_blocks(log_probs, blocks)
-        return {
-            "expected_reward": safe_exp_product(reward, log_probs).sum(-1),
-            "kl": ReverseKL()._total(log_probs, log_ref),
-            "forward_kl": ForwardKL()._total(log_probs, log_ref),
-            "entropy": entropy(log_probs),
-            "effective_modes": effective_modes(log_mass),
-            "success": jnp.exp(log_mass).sum(-1),
-        }
 
-    return lax.map(measures, values)
+@jax.jit
+def _best(reward: Array, log_ref: Array, n: ArrayLike) -> Array:
+    return best_of_n(reward, log_ref, n).log_probs
+
+
+@jax.jit
+def _tempered(log_ref: Array, temperature: ArrayLike) -> Array:
+    return normalize(log_ref / temperature)
+
+
+@jax.jit
+def _target(divergence: Divergence, reward: Array, log_ref: Array, beta: ArrayLike) -> Array:
+    return solve(Objective(reward, log_ref, beta, divergence)).log_probs
+
+
+@jax.jit
+def _augmented(reward: Array, log_ref: Array, beta: ArrayLike, threshold: ArrayLike) -> Array:
+    return mara(Objective(reward, log_ref, beta), threshold).reward
+
+
+@jax.jit
+def _measures(log_probs: Array, reward: Array, log_ref: Array, blocks: tuple[Array, ...]) -> Array:
+    log_mass = log_mass_of_blocks(log_probs, blocks)
+    found = {
+        "expected_reward": safe_exp_product(reward, log_probs).sum(-1),
+        "kl": ReverseKL()._total(log_probs, log_ref),
+        "forward_kl": ForwardKL()._total(log_probs, log_ref),
+        "entropy": entropy(log_probs),
+        "effective_modes": effective_modes(log_mass),
+        "success": jnp.exp(log_mass).sum(-1),
+    }
+    return jnp.stack([found[name] for name in _MEASURES])

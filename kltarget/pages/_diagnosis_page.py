@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def diagnosis(diagnosis: Diagnosis) -> str:
     """A diagnosis as one HTML page with its figure, which needs no file beside it.
 
+    The page is light or dark as its reader's screen is.
+
     Args:
         diagnosis: what :func:`kltarget.diagnose` returned.
 
@@ -22,7 +24,7 @@ def diagnosis(diagnosis: Diagnosis) -> str:
     """
     return page_with(
         "kltarget diagnose",
-        plot.diagnosis(diagnosis),
+        lambda: plot.diagnosis(diagnosis),
         "shares of the answers beside the target, and the target over β",
         diagnosis.page,
     )

@@ -7,19 +7,34 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from kltarget import plot
 from kltarget._core.page import STYLE, Figure, Page
 
+_BODY = "body { margin: clamp(.8rem, 4vw, 2rem); background: light-dark(#fff, #16181d); }"
 
-def page_with(title: str, drawn: Any, alternative: str, page: Callable[[Figure], Page]) -> str:
-    """HTML of a page that is made around a drawn figure."""
-    written = io.BytesIO()
-    drawn.savefig(written, format="png", dpi=160)
-    data = base64.b64encode(written.getvalue()).decode()
-    figure = Figure(f"data:image/png;base64,{data}", alternative)
+
+def page_with(
+    title: str, draw: Callable[[], Any], alternative: str, page: Callable[[Figure], Page]
+) -> str:
+    """HTML of a page that is made around a figure, as light or dark as its reader's screen.
+
+    The figure is drawn twice, whatever style is in force.
+    """
+    figure = Figure(_drawn(draw, plot.STYLE), alternative, dark=_drawn(draw, plot.DARK))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>{title}</title>"
-        f"<style>body {{ margin: clamp(.8rem, 4vw, 2rem); }}{STYLE}</style></head>"
+        f"<style>{_BODY}{STYLE}</style></head>"
         f"<body>{page(figure).to_html()}</body></html>\n"
     )
+
+
+def _drawn(draw: Callable[[], Any], style: Any) -> str:
+    import matplotlib.style
+
+    written = io.BytesIO()
+    with matplotlib.style.context([style, {"savefig.facecolor": "auto"}]):
+        draw().savefig(written, format="png", dpi=160)
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"

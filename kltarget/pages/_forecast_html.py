@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def forecast(forecast: Forecast) -> str:
     """A forecast as one HTML page with its figure, which needs no file beside it.
 
+    The page is light or dark as its reader's screen is.
+
     Args:
         forecast: what :func:`kltarget.forecasts.forecast` returned.
 
@@ -22,7 +24,7 @@ def forecast(forecast: Forecast) -> str:
     """
     return page_with(
         "kltarget forecast",
-        plot.forecast(forecast),
+        lambda: plot.forecast(forecast),
         "success and pass@k over β, and success over KL beside that of the best of n",
         forecast.page,
     )

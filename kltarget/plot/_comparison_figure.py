@@ -54,7 +54,8 @@ def comparison(data: Comparison, **style: Any) -> Figure:
 
 def _passes(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     look.dress(ax)
-    lines = [(name, data.pass_at_k[name], "-") for name in ("before", "after")]
+    sides = zip(data.labels, ("before", "after"), strict=True)
+    lines = [(label, data.pass_at_k[side], "-") for label, side in sides]
     if data.asked is not None:
         lines.append(("asked for", data.asked.pass_at_k, ":"))
     for i, (name, band, dashes) in enumerate(lines):
@@ -85,7 +86,8 @@ def _prompts(ax: Axes, data: Comparison) -> None:
     ax.plot(ends, ends, color=look.GREY, linewidth=1, linestyle=look.DASHED)
     _rates(ax, "x")
     _rates(ax, "y")
-    ax.set(xlabel="success before", ylabel="success after")
+    first, second = data.labels
+    ax.set(xlabel=f"success {first}", ylabel=f"success {second}")
     ax.legend(loc="lower right")
 
 
@@ -100,7 +102,7 @@ def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     color = look.color(0)
     ax.plot(place[inside], middle, **{"color": color, "label": "what happened", **style})
     ax.fill_between(place[inside], below, above, color=color, alpha=0.2, linewidth=0)
-    laws = [law for law in data.laws if law.symbol][:_SHOWN_LAWS]
+    laws = [law for law in data.laws if law.symbol and data.from_base][:_SHOWN_LAWS]
     for i, law in enumerate(laws, start=1):
         label = f"{law.title}, {law.symbol} = {law.parameter[1]:.2g}"
         curve = np.array(law.curve)[inside]
@@ -109,7 +111,7 @@ def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     _rates(ax, "x")
     top = float(max(above.max(), 0.5))
     ax.set(
-        xlabel="success before",
+        xlabel=f"success {data.labels[0]}",
         ylabel="shift of the log-odds",
         ylim=(min(float(below.min()), 0.0) - 0.1, 1.5 * top),
     )

@@ -36,7 +36,7 @@ class Sequential(abc.ABC):
 
     @property
     def max_size(self) -> int:
-        """The largest of ``sizes``: the number of tokens that layers read and score."""
+        """The largest of ``sizes``, the number of tokens that layers read and score."""
         return max(self.sizes)
 
     @abc.abstractmethod

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 Gradient = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Of ``(logp, ref_logp, old_logp, advantages, mask)``: the derivative by ``logp``."""
+"""The derivative by ``logp``, of ``(logp, ref_logp, old_logp, advantages, mask)``."""
 
 _STATE = "two calls with the same input differ: the loss keeps a state or draws at random"
 _FULL = np.ones((3, 4))

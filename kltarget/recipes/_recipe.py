@@ -14,7 +14,7 @@ from kltarget.recipes._terms import TermReading, read_term, swapped_k3
 from kltarget.recipes._weighted import Weighted
 
 Aim = Literal["reverse", "forward", "total variation", "other", "none"]
-"""What a regulariser's expected gradient is that of: a direction of the KL, for most."""
+"""What a regulariser's expected gradient is that of, for most a direction of the KL."""
 
 Estimator = Literal[
     "k1", "k2", "k3", "weighted-k1", "weighted-k3", "swapped-k3", "absolute", "abs", "sampler"

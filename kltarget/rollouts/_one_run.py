@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from kltarget._core.words import counted, quoted
 from kltarget.rollouts._frame import SAID
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import some
+from kltarget.rollouts._two_runs import check_parts, shared_folder
 
 _SPLITS = frozenset({"split", "data_split", "subset", "partition"})
 _KINDS = frozenset({"kind", "mode", "phase", "stage"})
@@ -36,9 +36,6 @@ _VALIDATION = frozenset({"val", "validation", "eval", "evals", "evaluation", "va
 _TESTED = _VALIDATION | {"test", "testing"}
 _HELD_OUT = _TESTED | {"valid", "dev", "heldout", "holdout"}
 _TRAINING = frozenset({"train", "training"})
-# What parts of one run are called, that log the same steps.
-_RANK = re.compile(r"(?i)(?<![a-z])(rank|shard|part|worker|proc(ess)?|gpu|node|device|dp|replica)")
-_MOST_UNITS = 40
 _MOST_RUNS = 50
 
 
@@ -156,19 +153,13 @@ def _says_validation(role: str, entry: Any) -> bool | None:
 def files_of_validation(files: Iterable[pathlib.Path]) -> set[pathlib.Path]:
     """The files that their names, or those of folders, say are of validation."""
     files = list(files)
-    shared = _shared(files)
+    shared = shared_folder(files)
     found = set()
     for path in files:
         inner = os.path.relpath(path.absolute(), shared).removesuffix(".gz").lower()
         if not _VALIDATION.isdisjoint(re.split(r"[^a-z]+", inner)):
             found.add(path)
     return found
-
-
-def _shared(files: list[pathlib.Path]) -> str:
-    """The folder that all files are in."""
-    folders = [str(path.absolute().parent) for path in files]
-    return os.path.commonpath(folders)
 
 
 def note_of_validation(origin: Origin, left: int, rows: int) -> str:
@@ -209,33 +200,11 @@ def check_one_run(frame: Any, runs: list[Run], where: str) -> None:
     """Refuses a frame that holds several runs.
 
     They are told by a column that names them, by steps of a file that go back to the beginning, or
-    by folders and files that have the same prompts at the same steps, where most steps of one are
-    steps of the other. Other prompts at the same steps are those of another rank; few steps in
-    common those of a run that was resumed.
+    by folders and files of which each is a run of its own.
     """
     _check_named(frame, runs, where)
     _check_steps(frame)
-    if frame["step"].isna().any() or len(frame["source"].cat.categories) < 2:
-        return
-    units = _units(frame)
-    names, unit = np.unique(units, return_inverse=True)
-    if not 1 < len(names) <= _MOST_UNITS or all(_RANK.search(name) for name in names):
-        return
-    step, source = frame["step"].to_numpy(np.int64), frame["source"].cat.codes.to_numpy()
-    cells = np.unique(np.stack([unit[source], step, frame["prompt_id"]]), axis=1)
-    held = [cells[1:, cells[0] == code] for code in range(len(names))]
-    for i, j in itertools.combinations(range(len(names)), 2):
-        steps = [np.unique(held[k][0]) for k in (i, j)]
-        both = np.intersect1d(steps[0], steps[1])
-        if 2 * len(both) <= min(map(len, steps)):
-            continue
-        asked = [set(zip(*held[k][:, np.isin(held[k][0], both)], strict=True)) for k in (i, j)]
-        if 2 * len(asked[0] & asked[1]) >= min(map(len, asked)):
-            which = f"step {both[0]:,}" if len(both) == 1 else f"steps {both[0]:,} to {both[-1]:,}"
-            raise RolloutError(
-                f"{names[i]} and {names[j]} are two runs, which have the same prompts at {which}: "
-                "read them one by one (parts of one run are told by names such as rank_0, rank_1)"
-            )
+    check_parts(frame)
 
 
 def _check_named(frame: Any, runs: list[Run], where: str) -> None:
@@ -330,25 +299,6 @@ def _check_steps(frame: Any) -> None:
             f"{both[0]:,}, with the same prompts: part it there (or, if steps are counted anew in "
             "each epoch, count them on)"
         )
-
-
-def _units(frame: Any) -> list[str]:
-    """What each file is a part of: a folder below the shared one, or itself if it has steps."""
-    files = [pathlib.Path(x) for x in frame["source"].cat.categories]
-    shared = _shared(files)
-    pairs = frame[["source", "step"]].drop_duplicates()
-    several: Any = pairs["source"].value_counts(sort=False).to_numpy() > 1
-    units = []
-    for path, own in zip(files, several, strict=True):
-        inner = pathlib.Path(os.path.relpath(path.absolute(), shared))
-        alone = len(inner.parts) == 1
-        units.append(str(path) if alone and own else shared if alone else _top(path, inner))
-    return units
-
-
-def _top(path: pathlib.Path, inner: pathlib.Path) -> str:
-    """The folder of a file that is directly below the shared one, as the path spells it."""
-    return str(path.parents[len(inner.parts) - 2])
 
 
 def other_steps(frame: Any, named: Mapping[str, int]) -> str:

@@ -139,10 +139,12 @@ def read_rollouts(
     ``is_train``, or where no column says by the names of files and folders, are left out with a
     note if there are others. Two runs are an error: those that a column such as ``run_id`` names,
     or ``seed`` or ``model`` where the same prompts have each value at the same steps; one after
-    the other in a file, if steps go back to the beginning; and folders or files that have the same
-    prompts at the same steps, if more than half of the steps of one are steps of the other. Files
-    with other prompts at the same steps are ranks or shards of one run, those with few steps in
-    common a run that was resumed, and both are read as one; so are folders whose names say that
+    the other in a file, if steps go back to the beginning; folders or files that have the same
+    prompts at the same steps, if more than half of the steps of one are steps of the other; and
+    those that begin at the same step but log other ones, have groups of other sizes or a
+    configuration of their own (``trainer_state.json``, ``config.yaml``, …) that differs. Otherwise
+    files with other prompts at the same steps are ranks or shards of one run, those with few steps
+    in common a run that was resumed, and both are read as one; so are folders whose names say that
     they are parts (``rank_0``, ``shard-1``). What stands twice in a file, row for row, counts once.
 
     Example:

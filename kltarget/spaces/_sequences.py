@@ -22,7 +22,7 @@ from kltarget._core.numerics import log_sum_exp, widest, working_dtype
 from kltarget.spaces._layers import Branches
 
 MAX_SEQUENCES = 10**8
-"""More sequences are not enumerated: a target holds a dozen arrays of this many floats at once."""
+"""More sequences are not enumerated, as a target holds a dozen arrays of so many floats at once."""
 
 
 @jax.tree_util.register_static

@@ -66,7 +66,7 @@ class Grid:
 
     @property
     def parts(self) -> list[tuple[int, slice]]:
-        """What is computed at a time: the number of a divergence and some of its rows."""
+        """What is computed at a time, as the number of a divergence and some of its rows."""
         starts = range(0, self.num_rows, self.chunk_rows)
         return [
             (d, slice(start, min(start + self.chunk_rows, self.num_rows)))

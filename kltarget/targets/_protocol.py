@@ -76,36 +76,15 @@ class Optimum(Distribution):
         """The maximum J* in reward units, shape ``[*batch]``."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DiscreteTarget(Distribution):
-    """A policy over a list of outcomes, with the objective it belongs to.
+class OverOutcomes:
+    """What log-probabilities of a list of outcomes answer, whatever they are those of."""
 
-    Attributes:
-        objective: reward, reference, beta and divergence.
-        log_probs: log π, shape ``[*batch, A]``; ``-inf`` where exactly 0.
-        multiplier: λ in reward units, shape ``[*batch]``.
-        status: :class:`Status` bits, shape ``[*batch]``.
-    """
-
-    objective: Objective
     log_probs: Float[Array, "*batch A"]
-    multiplier: Float[Array, "*batch"]
-    status: Int[Array, "*batch"]
 
     @property
     def probs(self) -> Float[Array, "*batch A"]:
         """The probabilities π, shape ``[*batch, A]``."""
         return jnp.exp(self.log_probs)
-
-    @property
-    def expected_reward(self) -> Float[Array, "*batch"]:
-        """``E_π[reward]`` in reward units, shape ``[*batch]``."""
-        return _expected_reward(self.objective, self.log_probs)
-
-    @property
-    def divergence_value(self) -> Float[Array, "*batch"]:
-        """``D(π, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
-        return _divergence_value(self.objective, self.log_probs)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of outcomes.
@@ -168,6 +147,33 @@ class DiscreteTarget(Distribution):
         """
         shape = (num_samples, *self.log_probs.shape[:-1])
         return jax.random.categorical(key, self.log_probs, axis=-1, shape=shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiscreteTarget(OverOutcomes, Distribution):
+    """A policy over a list of outcomes, with the objective it belongs to.
+
+    Attributes:
+        objective: reward, reference, beta and divergence.
+        log_probs: log π, shape ``[*batch, A]``; ``-inf`` where exactly 0.
+        multiplier: λ in reward units, shape ``[*batch]``.
+        status: :class:`Status` bits, shape ``[*batch]``.
+    """
+
+    objective: Objective
+    log_probs: Float[Array, "*batch A"]
+    multiplier: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+    @property
+    def expected_reward(self) -> Float[Array, "*batch"]:
+        """``E_π[reward]`` in reward units, shape ``[*batch]``."""
+        return _expected_reward(self.objective, self.log_probs)
+
+    @property
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """``D(π, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
+        return _divergence_value(self.objective, self.log_probs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

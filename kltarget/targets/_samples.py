@@ -58,7 +58,7 @@ class SampleTarget(Optimum):
 
     @property
     def effective_sample_size(self) -> Float[Array, "*batch"]:
-        """``(Σw)²/Σw²`` of the samples' weights: how many equal ones would be worth as much.
+        """``(Σw)²/Σw²`` of the samples' weights, the number of equal ones that are worth as much.
 
         A size of a few says that standard errors cannot be trusted either: the samples do not
         reach the target.

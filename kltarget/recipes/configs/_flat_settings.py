@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def open(self) -> bool:
-        """Whether the value comes from outside: a variable that nothing given sets."""
+        """Whether the value comes from outside, from a variable that nothing given sets."""
         values = self.value if isinstance(self.value, (list, tuple)) else [self.value]
         return any(isinstance(x, str) and ("$" in x or "`" in x) for x in values)
 

@@ -22,7 +22,7 @@ The integrands are analytic for imaginary parts of log t below π/2: the rule's 
 _LEFT = 40.0
 """Nats after which what falls like ``t^k`` has vanished, times k."""
 _RIGHT = {4: 70.0, 8: 220.0}
-"""Nats of log t beyond the scale of Q, by bytes of the float type: how small τ can be."""
+"""Nats of log t beyond the scale of Q, by bytes of the float type, which say how small τ can be."""
 
 
 class Frame:
