@@ -442,6 +442,13 @@ def answered(laws, samples, rng):
     return frame.assign(step=0, group_id=0, logp=None, ref_logp=None)
 
 
+def test_no_right_answer_at_all():
+    log = pd.concat([rollouts([0, 1], 0), rollouts([0, 0], 1)], ignore_index=True)
+    found = compare(log, log, num_draws=100, k=(1,))
+    assert found.correct == [[1, 1, 1], [0, 0, 0]]
+    assert found.answers is None
+
+
 def test_kept_answers():
     rng = np.random.default_rng(0)
     laws = [rng.dirichlet(np.ones(6)) for _ in range(30)]
@@ -520,10 +527,11 @@ def test_two_runs_side_by_side(capsys, tmp_path):
 def test_runs_whose_rewards_do_not_show_what_is_right(capsys, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
-        rows = pd.concat([rollouts(rng.uniform(size=8), step) for step in (1, 2, 3)])
+        rows = pd.concat([GRADED.assign(step=step) for step in (1, 2, 3)])
+        rows["reward"] = rng.uniform(size=len(rows))
         rows.drop(columns=["group_id", "logp", "ref_logp"]).to_csv(tmp_path / f"{name}.csv")
     given = ["--recipe", "place=loss,estimator=k3,baseline=mean,group_size=8", "--beta", "0.1"]
     paths = [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
     code, text, _ = run(capsys, "diagnose", paths[0], "--against", paths[1], *given)
     assert code == 0
-    assert "Not compared: threshold is needed" in text
+    assert "Not compared: --threshold is needed" in text

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole_numbers
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
@@ -79,7 +80,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         if arguments.trainer or arguments.recipe or arguments.config:
             used, beta, name = recipe_of_options(arguments, arguments.beta)
             options["beta"] = beta
-        found = compare(before, after, used, name=name, **options)
+        try:
+            found = compare(before, after, used, name=name, **options)
+        except ArgumentError as error:
+            raise InputError(error.with_option(f"--{error.argument}")) from None
     say(str(found).splitlines(), unless=outputs)
     wrote = write(
         (arguments.json, found.to_json),

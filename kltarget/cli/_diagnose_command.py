@@ -144,7 +144,7 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
 
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget import pages, plot
-    from kltarget.cli._two_runs import TwoRuns
+    from kltarget.cli._side_by_side import TwoRuns
     from kltarget.diagnosis import diagnose
     from kltarget.rollouts import read_rollouts
 

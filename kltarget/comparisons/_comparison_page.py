@@ -52,9 +52,10 @@ def _in_short(data: Comparison) -> list[str]:
     texts += [_where_known(data)]
     if data.shifts is None:
         return texts
+    where = "" if data.from_base else f" from {first} to {second}"
     texts.append(
-        f"{counted(data.num_rose, 'prompt')} rose and {data.num_fell:,} fell from {first} to "
-        f"{second}, at a false-discovery rate of {100 * data.false_discovery_rate:g} %."
+        f"{counted(data.num_rose, 'prompt')} rose and {data.num_fell:,} fell{where}, at a "
+        f"false-discovery rate of {100 * data.false_discovery_rate:g} %."
     )
     if not data.from_base:
         return texts + ([_of_answers(data)] if data.answers is not None else [])
@@ -119,12 +120,12 @@ def _of_tilt(data: Comparison) -> list[str]:
     if low > 0:
         texts.append(
             "Prompts of low success moved least: those below one half shifted by "
-            f"{_interval(shifts.tilt)} less in log-odds than those above."
+            f"{_plain(shifts.tilt)} less in log-odds than those above."
         )
     elif high < 0:
         texts.append(
             "Prompts of low success moved most: those below one half shifted by "
-            f"{_interval([-x for x in (shifts.tilt[0], high, low)])} more in log-odds."
+            f"{_plain([-x for x in (shifts.tilt[0], high, low)])} more in log-odds."
         )
     texts.append(
         f"The mean shift is {_interval(shifts.overall)} in log-odds; {100 * shifts.common:.0f} % "
@@ -226,6 +227,11 @@ def _behind(law: Any) -> str:
 def _interval(values: list[float]) -> str:
     middle, low, high = values
     return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _plain(values: list[float]) -> str:
+    middle, low, high = values
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _percent(band: list[float]) -> str:

@@ -47,6 +47,8 @@ def right_answers(
     chosen = (log.late if late else log.early) & (log.reward >= threshold)
     times = np.bincount(log.answer[chosen], minlength=len(log.answer_names))
     seen = np.flatnonzero(times)
+    if not seen.size:
+        return {}
     order = seen[np.argsort(log.answer_prompt[seen], kind="stable")]
     prompts, first = np.unique(log.answer_prompt[order], return_index=True)
     parts = np.split(times[order], first[1:])

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from kltarget._core.checks import ArgumentError
 from kltarget._core.words import counted
 from kltarget.evidence import SampleCounts
 
@@ -32,9 +33,10 @@ class Side:
     def of(cls, counts: SampleCounts) -> Side:
         """Of rewards of several levels those of a wrong and a right sample are 0 and 1."""
         if counts.correct is None:
-            raise ValueError(
-                "threshold is needed: rewards do not show which samples are right, pass "
-                "threshold=1.0, for instance, for the least reward of a right one"
+            raise ArgumentError(
+                "{} is needed: rewards do not show which samples are right; give the least reward "
+                "of a right one",
+                "threshold",
             )
         rewards, notes = counts.rewards, counts.notes
         if counts.levels is not None:

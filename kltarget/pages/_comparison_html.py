@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def comparison(comparison: Comparison) -> str:
     """A comparison of two checkpoints as one HTML page with its figure, without files beside it.
 
+    The page is light or dark as its reader's screen is.
+
     Args:
         comparison: what :func:`kltarget.comparisons.compare` returned.
 
@@ -22,7 +24,7 @@ def comparison(comparison: Comparison) -> str:
     """
     return page_with(
         "kltarget compare",
-        plot.comparison(comparison),
+        lambda: plot.comparison(comparison),
         "pass@k before and after, each prompt's success, and the shift of the log-odds",
         comparison.page,
     )

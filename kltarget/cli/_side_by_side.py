@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget._core.page import Bullets, Heading, Item, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.words import number
@@ -41,8 +42,8 @@ class TwoRuns:
         """Of diagnoses and the logs that they are of."""
         try:
             last = compare(*logs, steps=("last", "last"), labels=_NAMES, threshold=threshold)
-        except ValueError as error:
-            return cls(runs, None, str(error))
+        except ArgumentError as error:
+            return cls(runs, None, error.with_option(f"--{error.argument}"))
         return cls(runs, last, "")
 
     def page(self, figure: page.Figure | None = None) -> Page:
@@ -76,7 +77,7 @@ class TwoRuns:
         from kltarget.pages._figure_page import page_with
 
         what = "pass@k of both runs, prompts, and shifts of their log-odds"
-        return page_with("kltarget diagnose · two runs", self.figure(), what, self.page)
+        return page_with("kltarget diagnose · two runs", self.figure, what, self.page)
 
     def figure(self) -> Figure:
         """That of the comparison, or of the first run."""
