@@ -286,7 +286,7 @@ def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
             names.update(example.globs)
 
 
-@pytest.mark.parametrize("name", of_kinds("command", slow=("README",)))
+@pytest.mark.parametrize("name", of_kinds("command", slow=("README", "compare")))
 def test_commands_of_a_page_say_what_it_shows(name, tmp_path, monkeypatch, capsys):
     # Rollouts and counts that a checkout has.
     (tmp_path / "tests").symlink_to(ROOT / "tests")
