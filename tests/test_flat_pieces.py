@@ -146,6 +146,7 @@ def test_outcomes_on_a_flat_piece_keep_the_proportions_of_the_reference(term):
     np.testing.assert_allclose(kt.solve(scaled).probs, target.probs, rtol=64 * EPS)
 
 
+@pytest.mark.broad
 @both
 def test_whatever_they_take_is_as_good(term):
     reward, beta, flat, *_ = TIED[term]
@@ -159,6 +160,7 @@ def test_whatever_they_take_is_as_good(term):
     assert float(target.gap(np.log(away))) > 1e-5
 
 
+@pytest.mark.broad
 @both
 def test_one_outcome_alone_is_unique(term):
     reward, beta, flat, best, mass = TIED[term]

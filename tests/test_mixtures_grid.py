@@ -424,7 +424,10 @@ DEGENERATE = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[pytest.mark.slow] if "narrow" in x else []) for x in DEGENERATE],
+    [
+        pytest.param(x, marks=[pytest.mark.slow if "narrow" in x else pytest.mark.broad])
+        for x in DEGENERATE
+    ],
 )
 def test_degenerate_mixtures(name):
     weights, means, variances = DEGENERATE[name]

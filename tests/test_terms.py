@@ -124,7 +124,7 @@ def test_targets_of_the_bank(case, term):
     np.testing.assert_allclose(target.probs, row["expected"]["pi"], atol=1e-9 + 8 * EPS)
 
 
-@pytest.mark.quick_only("mixed", "huber", others="broad")
+@pytest.mark.quick_only("mixed", others="broad")
 @terms
 def test_targets_are_where_the_slopes_are_level(term):
     slope, low, high, reach = TERMS[term]
