@@ -75,6 +75,7 @@ def published():
 def test_the_published_run_is_no_target(published):
     """What the data say, counted and binned without this code."""
     assert (published.num_rose, published.num_fell) == (304, 16)
+    assert published.fell_alone == 14
     assert published.verdict == "neither"
     assert all(law.ruled_out for law in published.laws if law.kind in ("target", "recipe"))
     # Prompts of low success moved least.
@@ -118,6 +119,12 @@ def test_prompts_that_moved():
     assert found.moved == moved.tolist()
     assert found.num_rose == (moved > 0).sum()
     assert found.num_fell == (moved < 0).sum()
+    falls = [
+        fisher_exact([[a, 32 - a], [b, 16 - b]], "greater")[1]
+        for a, b in zip(before, after, strict=True)
+    ]
+    order = np.sort(falls) <= 0.05 * np.arange(1, 61) / 60
+    assert found.fell_alone == (np.flatnonzero(order)[-1] + 1 if order.any() else 0)
 
 
 def test_bands_hold_whole_curves():

@@ -150,6 +150,7 @@ def compare(
         samples=[],
         p_value=[],
         moved=[],
+        fell_alone=0,
         shifts=None,
         laws=[],
         answers=None,
@@ -157,7 +158,7 @@ def compare(
     )
     if fit is None:
         return found
-    p_values, which = moved(first, second, false_discovery_rate)
+    p_values, which, fell_alone = moved(first, second, false_discovery_rate)
     laws, over = _laws(fit, first.rewards, used, recipe_name)
     return dataclasses.replace(
         found,
@@ -167,6 +168,7 @@ def compare(
         samples=[first.samples.tolist(), second.samples.tolist()],
         p_value=p_values.tolist(),
         moved=which.tolist(),
+        fell_alone=fell_alone,
         shifts=over,
         laws=laws,
         answers=kept_answers(first, second),

@@ -130,6 +130,8 @@ class Comparison(Record):
         samples: all samples before and after, ``[2, P]``.
         p_value: of no change, ``[P]``.
         moved: 1 where a prompt rose, -1 where it fell, 0 where neither is known, ``[P]``.
+        fell_alone: how many fell where falls alone are tested at this rate: few falls among many
+            rises may all be the false ones of both.
         shifts: of the log-odds, None without pairs.
         laws: how well each and a free curve fit, the best first; empty without pairs.
         answers: different right answers before and after, None where counts alone are known.
@@ -154,6 +156,7 @@ class Comparison(Record):
     samples: list[list[int]]
     p_value: list[float]
     moved: list[int]
+    fell_alone: int
     shifts: Shifts | None
     laws: list[Law]
     answers: KeptAnswers | None

@@ -60,7 +60,10 @@ def _in_short(data: Comparison) -> list[str]:
     if not data.from_base:
         return texts + ([_of_answers(data)] if data.answers is not None else [])
     if data.num_fell:
-        texts[-1] += " No KL target lowers any prompt's success: the path of training did that."
+        texts[-1] += (
+            f" Tested by themselves, {data.fell_alone:,} fell. No KL target lowers any prompt's "
+            "success: the path of training did that."
+        )
     texts.append(_of_verdict(data))
     if data.verdict != "unchanged":
         texts += _of_tilt(data)
