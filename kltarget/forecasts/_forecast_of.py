@@ -12,9 +12,9 @@ from jax.typing import ArrayLike
 
 from kltarget._core.checks import worded
 from kltarget.evidence import counts_of
-from kltarget.forecasts._effective_answers import right_answers
 from kltarget.forecasts._binary import binary
 from kltarget.forecasts._draws import QUANTILES, quantiles
+from kltarget.forecasts._effective_answers import right_answers
 from kltarget.forecasts._effective_samples import effective_samples
 from kltarget.forecasts._forecast import Forecast
 from kltarget.forecasts._graded import graded, most_levels

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from kltarget.evidence import SampleCounts, level_masses
-from kltarget.forecasts._effective_answers import effective_answers, entropies
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
+from kltarget.forecasts._effective_answers import effective_answers, entropies
 from kltarget.implied.levels import by_groups, has_saturation, level_targets, saturation_betas
 from kltarget.recipes import Recipe
 
