@@ -10,7 +10,7 @@ import numpy as np
 from kltarget.evidence._entropy import entropy_of_counts, likely_law
 
 _NORMAL = 1.959963984540054
-_REPEATS = 60
+_REPEATS, _FEWEST_REPEATS, _MOST = 60, 8, 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,5 +75,7 @@ def effective_number(counts: np.ndarray, rng: np.random.Generator) -> tuple[floa
         rng: the randomness.
     """
     found = math.exp(float(entropy_of_counts(counts)[0]))
-    again = rng.multinomial(int(counts.sum()), likely_law(counts), size=_REPEATS)
+    law = likely_law(counts)
+    repeats = int(np.clip(_MOST // len(law), _FEWEST_REPEATS, _REPEATS))
+    again = rng.multinomial(int(counts.sum()), law / law.sum(), size=repeats)
     return found, float(np.exp(entropy_of_counts(again)).std(ddof=1))

@@ -177,11 +177,14 @@ def _counts_of_log(
     return SampleCounts(*found, tokens=tokens, answers=answers)
 
 
-def _answers(answer: np.ndarray, prompt: np.ndarray, level: np.ndarray) -> AnswerCounts:
-    """Of each answer and reward, for an answer may be rewarded in several ways."""
+def _answers(answer: np.ndarray, prompt: np.ndarray, level: np.ndarray) -> AnswerCounts | None:
+    """Of each answer and reward, for an answer may be rewarded in several ways.
+
+    Where none recurs, nothing can be said of how many there are.
+    """
     rows = np.stack([prompt, level, answer])
     different, count = np.unique(rows, axis=1, return_counts=True)
-    return AnswerCounts(different[0], different[1], count)
+    return AnswerCounts(different[0], different[1], count) if count.max() > 1 else None
 
 
 def _levels(reward: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:
