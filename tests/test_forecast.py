@@ -413,3 +413,17 @@ def test_the_command(capsys, tmp_path):
     )
     assert code == 2
     assert "no forecast is known for k1 in place='loss'" in err
+
+
+@pytest.mark.parametrize("clumped", [False, True])
+def test_success_rates_in_clumps_are_noted(clumped):
+    """Of ten data sets each: rates of two kinds of prompts, or Beta distributed ones."""
+    noted = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        p = np.where(rng.uniform(size=300) < 0.5, 0.02, 0.7) if clumped else rng.beta(0.4, 1.2, 300)
+        counts = rng.binomial(16, p * (rng.uniform(size=300) > 0.2))
+        rates = success_rates(counts, np.full(300, 16), num_draws=200, rng=rng)
+        noted += bool(rates.notes(rng))
+        assert 0 <= rates.misfit(rng) <= 1
+    assert noted >= 8 if clumped else noted <= 1

@@ -128,6 +128,7 @@ def compare(
         fit = None
     else:
         fit = _fitted(first, second, num_draws, rng)
+        notes += fit.notes
         before_draws, after_draws = joint_draws(fit.pairs, fit.free, rng)
     passes = [pass_draws(x, np.array(ks)) for x in (before_draws, after_draws)]
     bands = pass_bands(*passes)
@@ -177,18 +178,19 @@ def compare(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Fit:
-    """The pairs, the part that each prompt is held out in, and the free curve."""
+    """The pairs, the part that each prompt is held out in, the free curve, and what to mind."""
 
     pairs: PairCounts
     fold: np.ndarray
     free: CurveFit
+    notes: list[str]
 
 
 def _fitted(before: Side, after: Side, num_draws: int, rng: np.random.Generator) -> _Fit:
     rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
     pairs = PairCounts.of(rates, before, after)
     fold = folds(len(before.prompts), rng)
-    return _Fit(pairs, fold, fit_curve(pairs, fold))
+    return _Fit(pairs, fold, fit_curve(pairs, fold), rates.notes(rng))
 
 
 def _recipe(

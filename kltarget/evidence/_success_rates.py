@@ -15,10 +15,11 @@ import numpy as np
 from kltarget.evidence._logit_normal import NORMALS, draw_log_odds, log_marginals, normal_masses
 
 _SHAPES = np.geomspace(0.03, 20.0, 28)
-_SHARES = np.arange(20) * 0.05
+_SHARES = np.arange(48) * 0.02
+_REPLICATES, _SURPRISING = 400, 0.01
 # That every prompt can be solved is as likely beforehand as that some cannot: it lies at the end of
 # all shares, and no interval would hold it that gave it no more than the rest.
-_OF_SHARES = np.append(0.5, np.full(19, 0.5 / 19))
+_OF_SHARES = np.append(0.5, np.full(_SHARES.size - 1, 0.5 / (_SHARES.size - 1)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,6 +80,45 @@ class SuccessRates:
         found[~normal] = beta
         found[normal] = normal_masses(self.normals[normal], nodes)
         return found * ((1 - self.impossible) / found.sum(1))[:, None]
+
+    def misfit(self, rng: np.random.Generator) -> float:
+        """How likely counts as far from the posterior's as these are under it: near 0 for misfits.
+
+        Far in how many prompts have no right sample, all, or each tenth in between.
+
+        References:
+            Gelman, Meng, Stern, "Posterior predictive assessment of model fitness via realized
+            discrepancies", Statistica Sinica 6, 1996.
+        """
+        rows = rng.choice(len(self.impossible), size=_REPLICATES)
+        again = np.array([_histogram(self._replicate(row, rng), self.samples) for row in rows])
+        middle = again.mean(0)
+        distances = ((again - middle) ** 2 / (middle + 1)).sum(1)
+        seen = _histogram(self.correct, self.samples)
+        return float((distances >= ((seen - middle) ** 2 / (middle + 1)).sum()).mean())
+
+    def notes(self, rng: np.random.Generator) -> list[str]:
+        """What readers of numbers that rest on these draws should mind."""
+        if self.misfit(rng) >= _SURPRISING:
+            return []
+        return [
+            "success rates lie in clumps, as neither a Beta distribution nor normal log-odds do: "
+            "numbers at small β and pass@k at large k may be further off than their intervals say; "
+            "take kinds of prompts apart"
+        ]
+
+    def _replicate(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """Counts of as many prompts, by one draw of the hyper-parameters."""
+        from scipy.special import expit
+
+        size = len(self.samples)
+        if np.isnan(self.shapes[row, 0]):
+            mean, deviation = self.normals[row]
+            success = expit(mean + deviation * rng.normal(size=size))
+        else:
+            success = rng.beta(*self.shapes[row], size=size)
+        solvable = rng.uniform(size=size) >= self.impossible[row]
+        return rng.binomial(self.samples, success * solvable)
 
 
 def success_rates(
@@ -143,6 +183,13 @@ def _log_likelihood(log_marginal: np.ndarray, seen: np.ndarray, times: np.ndarra
     for missed, count in zip(log_marginal[:, ~seen].T, times[~seen], strict=True):
         found = found + count * np.logaddexp(shares, others + missed[:, None])
     return found
+
+
+def _histogram(correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """How many prompts have no right sample, some by tenths, or all: 12 numbers."""
+    inside = np.clip(correct * 10 // np.maximum(samples, 1), 0, 9) + 1
+    places = np.where(correct == 0, 0, np.where(correct == samples, 11, inside))
+    return np.bincount(places, minlength=12).astype(float)
 
 
 def _beta_log_odds(

@@ -93,7 +93,7 @@ def binary(
         start_passes=np.array([weights.mean(-np.expm1(each * log_expit(-NODES))) for each in k]),
         patterns=pattern.ravel(),
         of_patterns={name: values.tolist() for name, values in own.items()},
-        notes=[],
+        notes=rates.notes(rng),
     )
 
 
