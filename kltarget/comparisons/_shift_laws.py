@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from kltarget.implied.success import NODES, shaped, target_log_odds
 from kltarget.recipes import Recipe
@@ -47,14 +48,12 @@ class Family:
         """At parameters between those of the grid, ``[S, N]``."""
         if self.parameters.size == 1:
             return self.table
-        # In 1/β the shift of a reverse KL is straight.
-        known, wanted = self.parameters, parameters
-        if self.symbol == "β":
-            known, wanted = -1 / known, -1 / wanted
-        place = np.interp(wanted, known, np.arange(known.size))
-        low = np.minimum(place.astype(int), known.size - 2)
-        above = (place - low)[:, None]
-        return self.table[low] * (1 - above) + self.table[low + 1] * above
+        low, high = self.parameters[[0, -1]]
+        return self._between(np.log(np.clip(parameters, low, high)))
+
+    @functools.cached_property
+    def _between(self) -> PchipInterpolator:
+        return PchipInterpolator(np.log(self.parameters), self.table)
 
 
 def families(rewards: np.ndarray, recipe: Recipe | None, name: str) -> list[Family]:
