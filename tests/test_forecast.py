@@ -76,29 +76,33 @@ def test_rewards_of_other_sizes():
 def test_the_posterior_is_that_of_the_grid_by_hand():
     # Two prompts, all of it summed up: either law, the share of impossible ones, and p itself.
     correct, samples = np.array([0, 3]), np.array([4, 4])
-    shapes, shares = np.geomspace(0.03, 20, 28), np.arange(20) * 0.05
-    log_odds = np.linspace(-200, 200, 20_001)
+    log_odds = np.linspace(-150, 150, 15_001)
     laws, priors = [], []
-    for a in shapes:
-        for b in shapes:
+    for mean in expit(np.linspace(-7, 7, 31)):
+        for strength in np.geomspace(0.05, 1e4, 27):
+            a, b = mean * strength, (1 - mean) * strength
             # Of the log-odds, where small shapes have no poles.
             density = np.exp(a * log_expit(log_odds) + b * log_expit(-log_odds) - betaln(a, b))
-            laws.append(density * 0.02)
-            priors.append((a + b) ** -2.5 * a * b)
+            laws.append(density / density.sum())
+            # Of the mean's log-odds and the strength's logarithm.
+            priors.append((a + b) ** -2.5 * strength**2 * mean * (1 - mean))
+    num_beta = len(laws)
     weights = [np.array(priors) / np.sum(priors)]
-    means, deviations = np.linspace(-10, 6, 33), np.geomspace(0.2, 6, 14)
-    for mean in means:
-        laws.extend(norm.pdf(log_odds, mean, x) * 0.02 for x in deviations)
-    weights.append(np.full(33 * 14, 1 / (33 * 14)))
+    for mean in np.linspace(-10, 6, 33):
+        for deviation in np.geomspace(0.1, 6, 15):
+            density = norm.pdf(log_odds, mean, deviation)
+            laws.append(density / density.sum())
+    weights.append(np.full(33 * 15, 1 / (33 * 15)))
     chances = np.array([binom.pmf(c, 4, expit(log_odds)) for c in correct])
     first, second = chances @ np.array(laws).T
     total = zero = normal = 0.0
-    for at, w in enumerate(shares):
-        prior = np.concatenate(weights) * (0.5 if at == 0 else 0.5 / 19)
+    shares = [(0.0, 0.5), *((0.95 * (i + 0.5) / 50, 0.5 / 50) for i in range(50))]
+    for w, of_share in shares:
+        prior = np.concatenate(weights) * of_share
         never = prior * w * (1 - w) * second
         weight = never + prior * (1 - w) ** 2 * first * second
         total, zero = total + weight.sum(), zero + never.sum()
-        normal += weight[28 * 28 :].sum()
+        normal += weight[num_beta:].sum()
     rates = success_rates(correct, samples, num_draws=4000, rng=np.random.default_rng(0))
     drawn = rates.log_odds(np.arange(2), np.random.default_rng(1))
     assert not np.isneginf(drawn[:, 1]).any()

@@ -9,18 +9,13 @@ import numpy as np
 
 _NODES = np.linspace(-30.0, 20.0, 501)
 _SPACING = _NODES[1] - _NODES[0]
-_MEANS = np.linspace(-10.0, 6.0, 33)
-_DEVIATIONS = np.geomspace(0.2, 6.0, 14)
-
-NORMALS = np.stack(np.meshgrid(_MEANS, _DEVIATIONS, indexing="ij"), axis=-1).reshape(-1, 2)
-"""Means and standard deviations of the log-odds, ``[H, 2]``."""
 
 
-def log_marginals(correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
+def log_marginals(normals: np.ndarray, correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Log-probabilities of pairs of counts, in one order of the samples, ``[H, U]``."""
     log_likelihood = _log_likelihood(correct, samples)
     top = log_likelihood.max(1)
-    found = normal_masses(NORMALS) @ np.exp(log_likelihood - top[:, None]).T
+    found = normal_masses(normals) @ np.exp(log_likelihood - top[:, None]).T
     with np.errstate(divide="ignore"):
         return np.log(found) + top
 

@@ -12,14 +12,12 @@ import dataclasses
 
 import numpy as np
 
-from kltarget.evidence._logit_normal import NORMALS, draw_log_odds, log_marginals, normal_masses
+from kltarget.evidence._logit_normal import draw_log_odds, log_marginals, normal_masses
 
-_SHAPES = np.geomspace(0.03, 20.0, 28)
-_SHARES = np.arange(48) * 0.02
 _REPLICATES, _SURPRISING = 400, 0.01
-# That every prompt can be solved is as likely beforehand as that some cannot: it lies at the end of
-# all shares, and no interval would hold it that gave it no more than the rest.
-_OF_SHARES = np.append(0.5, np.full(_SHARES.size - 1, 0.5 / (_SHARES.size - 1)))
+# A grid is made anew about where the posterior is until its points lie as close as that is wide.
+_ROUNDS, _WIDE, _CLOSE, _POINTS = 5, 4.0, 1.0, 21
+_MOST_IMPOSSIBLE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,55 +131,174 @@ def success_rates(
         rng: the randomness.
     """
     pairs, times = np.unique(np.stack([correct, samples]), axis=1, return_counts=True)
-    seen = pairs[0] > 0
-    sizes = pairs[1][~seen]
-    log_beta, log_normal = _beta_marginals(*pairs), log_marginals(*pairs)
-    log_marginal = np.concatenate([log_beta, log_normal])
-    prior = np.concatenate([_beta_prior(), np.full(len(log_normal), -np.log(len(log_normal)))])
-    log_posterior = prior[:, None] + np.log(_OF_SHARES)
-    log_posterior += _log_likelihood(log_marginal, seen, times)
-    weights = np.exp(log_posterior - log_posterior.max())
-    drawn = rng.choice(weights.size, size=num_draws, p=weights.ravel() / weights.sum())
-    law, share = np.unravel_index(drawn, weights.shape)
-    none = np.full((len(log_normal), 2), np.nan)
-    laws = np.concatenate([_BETAS, none]), np.concatenate([np.full(_BETAS.shape, np.nan), NORMALS])
+    found = [_posterior(kind, pairs, times) for kind in (_BetaLaw(), _NormalLaw())]
+    log_weights = np.concatenate([x.log_weights.ravel() for x in found])
+    weights = np.exp(log_weights - log_weights.max())
+    drawn = rng.choice(weights.size, size=num_draws, p=weights / weights.sum())
+    beta, normal = found
+    is_normal = drawn >= beta.log_weights.size
+    shapes, normals = np.full((2, num_draws, 2), np.nan)
+    unsolved = pairs[0] == 0
+    missed = np.empty((num_draws, int(unsolved.sum())))
+    impossible = np.empty(num_draws)
+    for each, rows, first, laws in (
+        (beta, ~is_normal, 0, shapes),
+        (normal, is_normal, beta.log_weights.size, normals),
+    ):
+        law, share = np.unravel_index(drawn[rows] - first, each.log_weights.shape)
+        laws[rows] = each.laws[law]
+        missed[rows] = each.log_marginal[law][:, unsolved]
+        impossible[rows] = each.shares[share]
     return SuccessRates(
         correct=correct,
         samples=samples,
-        shapes=laws[0][law],
-        normals=laws[1][law],
-        missed=log_marginal[:, ~seen][law],
-        sizes=sizes,
-        impossible=_SHARES[share],
+        shapes=shapes,
+        normals=normals,
+        missed=missed,
+        sizes=pairs[1][unsolved],
+        impossible=impossible,
     )
 
 
-_BETAS = np.stack(np.meshgrid(_SHAPES, _SHAPES, indexing="ij"), axis=-1).reshape(-1, 2)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Posterior:
+    """On a grid of laws of one kind and shares of prompts that are never solved.
+
+    Attributes:
+        laws: parameters, ``[H, 2]``.
+        shares: ``[W]``.
+        log_marginal: log-probabilities of the different counts, ``[H, U]``.
+        log_weights: of the posterior, up to a constant of all kinds, ``[H, W]``.
+    """
+
+    laws: np.ndarray
+    shares: np.ndarray
+    log_marginal: np.ndarray
+    log_weights: np.ndarray
 
 
-def _beta_marginals(correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Log-probabilities of pairs of counts, in one order of the samples, ``[H, U]``."""
-    # A tenth of a second that importing the package does not pay.
-    from scipy.special import betaln
+def _posterior(kind: _BetaLaw | _NormalLaw, pairs: np.ndarray, times: np.ndarray) -> _Posterior:
+    """On a grid that is as fine as the posterior is narrow."""
+    axes = [np.linspace(low, high, num) for low, high, num in kind.ranges]
+    shares = np.linspace(0, _MOST_IMPOSSIBLE, 39)
+    total = np.logaddexp.reduce(_log_prior(kind, axes).ravel())
+    found = _on_grid(kind, axes, shares, total, pairs, times)
+    for _ in range(_ROUNDS):
+        weights = np.exp(found.log_weights - found.log_weights.max())
+        by_law = weights.sum(1).reshape(axes[0].size, axes[1].size)
+        closer = [_about(x, y) for x, y in zip(axes, (by_law.sum(1), by_law.sum(0)), strict=True)]
+        some = _about(shares[1:], weights[:, 1:].sum(0), low=1e-4)
+        if all(x is None for x in (*closer, some)):
+            break
+        ranges = zip(axes, closer, kind.ranges, strict=True)
+        axes = [x if y is None else np.unique(np.clip(y, *z[:2])) for x, y, z in ranges]
+        shares = shares if some is None else np.append(0.0, np.unique(np.minimum(some, 0.99)))
+        found = _on_grid(kind, axes, shares, total, pairs, times)
+    return found
 
-    a, b = _BETAS[:, :1], _BETAS[:, 1:]
-    return betaln(a + correct, b + samples - correct) - betaln(a, b)
+
+def _on_grid(
+    kind: _BetaLaw | _NormalLaw,
+    axes: list[np.ndarray],
+    shares: np.ndarray,
+    log_total: float,
+    pairs: np.ndarray,
+    times: np.ndarray,
+) -> _Posterior:
+    """With ``log_total`` the logarithm of the prior's sum over all laws of the kind."""
+    laws = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    log_marginal = kind.log_marginals(laws, *pairs)
+    log_weights = _log_prior(kind, axes).reshape(-1, 1) - log_total + _log_of_shares(shares)
+    log_weights = log_weights + _log_likelihood(log_marginal, pairs[0] > 0, times, shares)
+    return _Posterior(kind.parameters(laws), shares, log_marginal, log_weights)
 
 
-def _beta_prior() -> np.ndarray:
-    """(a + b)^(−5/2) on the shapes, whose grid is one of their logarithms; as one law of two."""
-    total = _BETAS.sum(1)
-    log_prior = -2.5 * np.log(total) + np.log(_BETAS).sum(1)
-    return log_prior - np.logaddexp.reduce(log_prior)
+def _about(axis: np.ndarray, weights: np.ndarray, low: float = -np.inf) -> np.ndarray | None:
+    """A finer axis about where the weights are; None where it is fine enough."""
+    if axis.size < 2 or not weights.sum() > 0:
+        return None
+    spacing = float(np.diff(axis).max())
+    share = weights / weights.sum()
+    middle = float(share @ axis)
+    width = float(np.sqrt(share @ (axis - middle) ** 2))
+    if width > _CLOSE * spacing:
+        return None
+    reach = _WIDE * max(width, spacing / 2)
+    return np.linspace(max(middle - reach, low), middle + reach, _POINTS)
 
 
-def _log_likelihood(log_marginal: np.ndarray, seen: np.ndarray, times: np.ndarray) -> np.ndarray:
+def _log_prior(kind: _BetaLaw | _NormalLaw, axes: list[np.ndarray]) -> np.ndarray:
+    """Of the cells of a grid, up to a constant of the kind: density times size."""
+    sizes = np.multiply.outer(*(np.gradient(x) for x in axes))
+    return kind.log_density(*np.meshgrid(*axes, indexing="ij")) + np.log(sizes)
+
+
+def _log_of_shares(shares: np.ndarray) -> np.ndarray:
+    """That every prompt can be solved is as likely beforehand as that some cannot.
+
+    It lies at the end of all shares, and no interval would hold it that gave it no more than the
+    rest.
+    """
+    sizes = np.gradient(shares[1:]) if shares.size > 2 else np.ones(shares.size - 1)
+    return np.log(0.5) + np.append(0.0, np.log(sizes / _MOST_IMPOSSIBLE))
+
+
+class _BetaLaw:
+    """Beta distributions by the log-odds of their mean and the logarithm of their strength a + b.
+
+    Beforehand (a + b)^(−5/2) on the shapes.
+    """
+
+    ranges = ((-7.0, 7.0, 29), (float(np.log(0.05)), float(np.log(1e4)), 25))
+
+    def parameters(self, laws: np.ndarray) -> np.ndarray:
+        """The two shapes."""
+        mean, strength = 1 / (1 + np.exp(-laws[:, 0])), np.exp(laws[:, 1])
+        return np.stack([mean * strength, (1 - mean) * strength], axis=1)
+
+    def log_density(self, mean: np.ndarray, strength: np.ndarray) -> np.ndarray:
+        """``da db`` is ``s² m (1 − m)`` times that of the two axes."""
+        return -strength / 2 - np.logaddexp(0, mean) - np.logaddexp(0, -mean)
+
+    def log_marginals(
+        self, laws: np.ndarray, correct: np.ndarray, samples: np.ndarray
+    ) -> np.ndarray:
+        """Log-probabilities of pairs of counts, in one order of the samples, ``[H, U]``."""
+        # A tenth of a second that importing the package does not pay.
+        from scipy.special import betaln
+
+        a, b = self.parameters(laws).T[..., None]
+        return betaln(a + correct, b + samples - correct) - betaln(a, b)
+
+
+class _NormalLaw:
+    """Normal log-odds by their mean and the logarithm of their deviation, flat in both."""
+
+    ranges = ((-10.0, 6.0, 33), (float(np.log(0.1)), float(np.log(6.0)), 14))
+
+    def parameters(self, laws: np.ndarray) -> np.ndarray:
+        """Mean and deviation."""
+        return np.stack([laws[:, 0], np.exp(laws[:, 1])], axis=1)
+
+    def log_density(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+        return np.zeros_like(mean + deviation)
+
+    def log_marginals(
+        self, laws: np.ndarray, correct: np.ndarray, samples: np.ndarray
+    ) -> np.ndarray:
+        """As of :class:`_BetaLaw`."""
+        return log_marginals(self.parameters(laws), correct, samples)
+
+
+def _log_likelihood(
+    log_marginal: np.ndarray, seen: np.ndarray, times: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
     """Of all counts, by law and share of prompts that are never solved, ``[H, W]``."""
     with np.errstate(divide="ignore"):
-        shares, others = np.log(_SHARES), np.log1p(-_SHARES)
+        some, others = np.log(shares), np.log1p(-shares)
     found = (log_marginal[:, seen] @ times[seen])[:, None] + times[seen].sum() * others
     for missed, count in zip(log_marginal[:, ~seen].T, times[~seen], strict=True):
-        found = found + count * np.logaddexp(shares, others + missed[:, None])
+        found = found + count * np.logaddexp(some, others + missed[:, None])
     return found
 
 
