@@ -195,7 +195,7 @@ def test_nothing_changed():
     found = compare(before, after, num_draws=100, k=(1, 8))
     assert found.verdict == "unchanged"
     assert found.num_rose + found.num_fell <= 1
-    assert "No change at all fits" in str(found)
+    assert "No change is known" in str(found)
 
 
 @pytest.mark.slow
@@ -542,3 +542,22 @@ def test_runs_whose_rewards_do_not_show_what_is_right(capsys, tmp_path):
     code, text, _ = run(capsys, "diagnose", paths[0], "--against", paths[1], *given)
     assert code == 0
     assert "Not compared: --threshold is needed" in text
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("clumped", [False, True])
+def test_alike_and_clumped_prompts_rule_no_true_law_out(clumped):
+    """At the exact target of a reverse KL at β = 1."""
+    verdicts = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        hard = rng.uniform(size=300) < 0.5
+        p = rng.beta(20, 46, 300)
+        p = np.where(hard, rng.beta(2, 60, 300), rng.beta(30, 3, 300)) if clumped else p
+        counts = [rng.binomial(32, x) for x in (p, expit(logit(p) + 1))]
+        found = compare(*(table(c, 32) for c in counts), num_draws=200, k=(1,))
+        low, _, high = found.pass_at_k["before"][0]
+        assert low < counts[0].mean() / 32 < high
+        verdicts.append(found.verdict)
+        assert any("clumps" in x for x in found.notes) == clumped
+    assert set(verdicts) <= {"target", "open"}

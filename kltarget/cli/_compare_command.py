@@ -107,7 +107,8 @@ def _sides(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[Any,
         return tasks.deepscaler(), tasks.deepscaler()
     if arguments.columns_after is None:
         raise InputError(
-            "AFTER: give a second file, or say which columns of this one are those after: "
+            "AFTER: give a second file; of a log with steps the same again, for its first step and "
+            "its last ones; of a table with both counts say which columns are those after: "
             "--columns correct=base_correct --columns-after correct=rl_correct"
         )
     return before, before

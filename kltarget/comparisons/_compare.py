@@ -163,7 +163,7 @@ def compare(
     laws, over = _laws(fit, first.rewards, used, recipe_name)
     return dataclasses.replace(
         found,
-        verdict=_verdict(laws),
+        verdict=_verdict(laws, bool(which.any() or bands.known.any()), clumped=bool(fit.notes)),
         prompts=list(first.prompts),
         correct=[first.correct.tolist(), second.correct.tolist()],
         samples=[first.samples.tolist(), second.samples.tolist()],
@@ -188,9 +188,10 @@ class _Fit:
 
 def _fitted(before: Side, after: Side, num_draws: int, rng: np.random.Generator) -> _Fit:
     rates = success_rates(before.correct, before.samples, num_draws=num_draws, rng=rng)
-    pairs = PairCounts.of(rates, before, after)
+    notes = rates.notes(rng)
+    pairs = PairCounts.of(rates, before, after, bool(notes), rng)
     fold = folds(len(before.prompts), rng)
-    return _Fit(pairs, fold, fit_curve(pairs, fold), rates.notes(rng))
+    return _Fit(pairs, fold, fit_curve(pairs, fold), notes)
 
 
 def _recipe(
@@ -286,12 +287,13 @@ def _shifts(pairs: PairCounts, free: CurveFit, shown: np.ndarray) -> Shifts:
     )
 
 
-def _verdict(laws: list[Law]) -> Verdict:
+def _verdict(laws: list[Law], changed: bool, *, clumped: bool) -> Verdict:
     fitting = {law.kind for law in laws if not law.ruled_out} - {"free"}
     if "none" in fitting:
-        return "unchanged"
+        return "open" if changed else "unchanged"
     if not fitting:
-        return "neither"
+        # What is far from a law may be far from the histogram that stands for the clumps alone.
+        return "open" if clumped else "neither"
     if "path" not in fitting:
         return "target"
     return "open" if len(fitting) > 1 else "path"

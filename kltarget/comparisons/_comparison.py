@@ -118,8 +118,9 @@ class Comparison(Record):
         false_discovery_rate: of ``moved``.
         notes: what was left out or taken for granted.
         verdict: ``"target"`` or ``"path"``: such laws alone fit;
-            ``"open"``: of both kinds some do; ``"neither"``: none does; ``"unchanged"``: no change
-            does; ``"unpaired"``: nothing is known of single prompts.
+            ``"open"``: of both kinds some do, or the prompts are too few or too clumped to tell;
+            ``"neither"``: none does; ``"unchanged"``: no change does, and none is known;
+            ``"unpaired"``: nothing is known of single prompts.
         k: of pass@k, ``[K]``.
         pass_at_k: bands of ``"before"``, ``"after"`` and ``"difference"``, ``[K, 3]`` each, which
             hold at all k at once with 95 %.

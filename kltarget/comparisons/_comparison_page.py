@@ -91,7 +91,7 @@ def _of_verdict(data: Comparison) -> str:
     laws = [law for law in data.laws if law.kind != "free"]
     best, fits = laws[0], [law for law in laws if not law.ruled_out]
     if data.verdict == "unchanged":
-        return "No change at all fits the counts as well as any other law."
+        return "No change is known: that nothing changed fits the counts as well as any law does."
     if data.verdict == "neither":
         return (
             "Neither a KL target nor a path of policy gradients shifts prompts like this: the best "
@@ -101,6 +101,13 @@ def _of_verdict(data: Comparison) -> str:
         return f"The shifts are those of a target: {_several(fits)} fit best."
     if data.verdict == "path":
         return f"The shifts are those of a path, not of a KL target: {_several(fits)} fit best."
+    if not fits:
+        return (
+            "Success rates lie in clumps, so which law it was is left open: compare kinds of "
+            "prompts apart."
+        )
+    if any(law.kind == "none" for law in fits):
+        return "These prompts are too few, or their samples, to tell one law from another."
     return f"The counts leave open which law it was: {_several(fits)} fit best."
 
 
@@ -188,6 +195,8 @@ def _of_shifts(data: Comparison) -> list[list[Block]]:
         for low, high, share, mean in edges
         if share > _FEW
     ]
+    never = 1 - sum(shifts.share)
+    rows += [["never", f"{100 * never:.0f}", ""]] if never > _FEW else []
     table = [Heading("By how much the log-odds of success shifted"), Table(rows, "lrr")]
     if not data.from_base:
         return [table]
@@ -224,12 +233,19 @@ def _prompt(data: Comparison, i: int) -> list[str]:
 
 
 def _behind(law: Any) -> str:
+    if not np.isfinite(law.behind_error):
+        return f"{law.behind:.1f}"
     return f"{law.behind:.1f} ± {law.behind_error:.1f}"
 
 
 def _interval(values: list[float]) -> str:
-    middle, low, high = values
+    middle, low, high = (_rounded(x, 2) for x in values)
     return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _rounded(x: float, digits: int) -> float:
+    """Without a minus before 0."""
+    return round(x, digits) + 0.0
 
 
 def _plain(values: list[float]) -> str:
@@ -243,7 +259,7 @@ def _percent(band: list[float]) -> str:
 
 
 def _points(band: list[float]) -> str:
-    low, middle, high = (100 * x for x in band)
+    low, middle, high = (_rounded(100 * x, 1) for x in band)
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 

@@ -21,6 +21,8 @@ FREEDOM = 4
 """Degrees of freedom of the scatter, whose variance is twice its scale's square."""
 _REACH, _COARSEST, _FINEST, _NARROW = 20.0, 0.1, 0.02, 1.4
 _LEAST = 1e-300
+# Prompts that follow the laws, added to those of a histogram, and steps towards it.
+_MORE, _STEPS = 10.0, 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,19 +54,31 @@ class PairCounts:
     pair: np.ndarray
 
     @classmethod
-    def of(cls, rates: SuccessRates, before: Side, after: Side) -> PairCounts:
-        """Of the same prompts twice."""
+    def of(
+        cls,
+        rates: SuccessRates,
+        before: Side,
+        after: Side,
+        clumped: bool,
+        rng: np.random.Generator,
+    ) -> PairCounts:
+        """Of the same prompts twice; of clumped ones the prior is a histogram, not a law."""
         most = max(int(before.samples.max()), int(after.samples.max()))
         # As fine as many samples tell success rates apart.
         spacing = min(max(_NARROW / np.sqrt(most), _FINEST), _COARSEST)
         nodes = np.linspace(-_REACH, _REACH, 2 * round(_REACH / spacing) + 1)
         (first, rows), (second, columns) = _different(before), _different(after)
         both, pair = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
+        priors, impossible = rates.masses(nodes), rates.impossible
+        seen = _likelihood(nodes, *first)
+        if clumped:
+            times = np.bincount(rows)
+            priors, impossible = _histograms(priors, impossible, seen, first[0] == 0, times, rng)
         return cls(
             nodes,
-            rates.masses(nodes),
-            rates.impossible,
-            _likelihood(nodes, *first),
+            priors,
+            impossible,
+            seen,
             _likelihood(nodes, *second),
             both[0],
             both[1],
@@ -131,6 +145,30 @@ class PairCounts:
         place = np.clip(raw, 0, last - 1e-9)
         low = place.astype(int)
         return low, place - low, raw == place
+
+
+def _histograms(
+    priors: np.ndarray,
+    impossible: np.ndarray,
+    likelihood: np.ndarray,
+    missed: np.ndarray,
+    times: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of the masses about what fits the counts best, near the laws' mean where they are few.
+
+    Expectation and maximization, with some prompts more that follow the laws.
+    """
+    start = np.append(priors.mean(0), impossible.mean())
+    chances = np.vstack([likelihood, missed])
+    masses, size = start, times.sum() + _MORE
+    for _ in range(_STEPS):
+        share = masses[:, None] * chances
+        share /= np.maximum(share.sum(0), _LEAST)
+        masses = (share @ times + _MORE * start) / size
+    drawn = rng.gamma(np.maximum(masses * size, _LEAST), size=(len(priors), masses.size))
+    drawn /= drawn.sum(1, keepdims=True)
+    return drawn[:, :-1], drawn[:, -1]
 
 
 def _between(table: np.ndarray, low: np.ndarray, above: np.ndarray) -> np.ndarray:
