@@ -431,3 +431,13 @@ def test_success_rates_in_clumps_are_noted(clumped):
         noted += bool(rates.notes(rng))
         assert 0 <= rates.misfit(rng) <= 1
     assert noted >= 8 if clumped else noted <= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_prompts_that_are_always_right_have_no_saturation():
+    """At any β: the reference itself is at an end."""
+    counts = table([128, 60], [128, 128])
+    found = forecast(counts, Recipe("loss", "k3", baseline="mean", normalize="group-std"), beta=1.0)
+    low, middle, high = found.dataset["prompt_saturation_beta"].values[0]
+    assert 0 < low <= middle <= high
+    assert not np.isnan(high)

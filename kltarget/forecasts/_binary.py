@@ -100,7 +100,9 @@ def binary(
 def _of_draws(log_odds: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Quantiles ``[U, B, 3]`` of what a table over ``NODES`` has at draws ``[D, U]``."""
     each = np.array([np.interp(log_odds, NODES, row) for row in table])
-    return np.moveaxis(np.quantile(each, QUANTILES, axis=1), 0, 2).swapaxes(0, 1)
+    # Nearest ones, for there is no number between a finite and an infinite one.
+    found = np.quantile(each, QUANTILES, axis=1, method="nearest")
+    return np.moveaxis(found, 0, 2).swapaxes(0, 1)
 
 
 def _kl(target: np.ndarray) -> np.ndarray:
