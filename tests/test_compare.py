@@ -169,13 +169,13 @@ def test_a_law_is_found(law, parameter):
 @pytest.mark.parametrize(("law", "parameter"), LAWS)
 def test_laws_are_found_again_and_again(law, parameter):
     held = ruled_out = 0
-    for seed in range(12):
+    for seed in range(8):
         found = compare(*simulated(law, parameter, seed, scatter=0.0), num_draws=200, k=(1,))
         fitted = next(x for x in found.laws if x.name == law)
         held += fitted.parameter[0] <= parameter <= fitted.parameter[2]
         ruled_out += fitted.ruled_out
-    # Of twelve intervals of 95 % nine or more hold in 99.98 of a hundred cases.
-    assert held >= 9
+    # Of eight intervals of 95 % six or more hold in 99.4 of a hundred cases.
+    assert held >= 6
     assert ruled_out <= 1
 
 
