@@ -228,6 +228,40 @@ def test_a_beta_is_chosen():
     assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
 
 
+@pytest.mark.parametrize("beta", [[0.01, 10.0], 1.0, [0.2, 0.7, 3.0]])
+def test_what_is_chosen_does_not_hang_on_the_grid(beta):
+    counts = table([40, 100, 160], 200)
+    usual, found = (forecast(counts, REVERSE, beta=x) for x in (None, beta))
+    assert found.recommended == usual.recommended
+    for wanted in ({"kl": 0.3}, {"expected_reward": 0.7}):
+        assert found.choose(**wanted) == usual.choose(**wanted)
+    assert found.draws_beta == usual.beta
+    assert "of the gain of β = 0.01" in " ".join(str(found).split())
+    p = np.array([0.2, 0.5, 0.8])
+    choice = found.choose(kl=0.3).beta
+    target = expit(logit(p) + 1 / choice)
+    kl = target * np.log(target / p) + (1 - target) * np.log((1 - target) / (1 - p))
+    assert abs(kl.mean() / 0.3 - 1) < 0.08
+    assert abs(found.at(choice)["kl"][1] / 0.3 - 1) < 0.03
+    assert abs(found.at(choice)["expected_reward"][1] - target.mean()) < 0.03
+
+
+def test_a_grid_that_goes_beyond_is_searched_to_its_ends():
+    p = np.array([0.2, 0.5, 0.8])
+    counts = table((p * 10**6).astype(int), 10**6)
+    assert math.isnan(forecast(counts, REVERSE).choose(kl=1e-5).beta)
+    found = forecast(counts, REVERSE, beta=[2.0, 1000.0])
+    # At large β it is the variance of the reward over twice the square of β.
+    at = math.sqrt((p * (1 - p)).mean() / 2e-5)
+    assert abs(found.choose(kl=1e-5).beta / at - 1) < 0.01
+    assert found.recommended == forecast(counts, REVERSE).recommended
+    assert found.draws_beta[-1] == pytest.approx(1000.0)
+    tiny = forecast(counts, REVERSE, beta=1e-200)
+    assert len(tiny.draws_beta) < 120
+    with pytest.raises(ValueError, match=r"beta must be between 0\.01 and 1000, got 2000"):
+        found.at(2000)
+
+
 def rollouts(rewards, prompts=4, steps=1, **columns):
     rows = [
         {"prompt": f"p{i}", "completion": f"c{j}", "reward": r, "step": step, "group_id": i}

@@ -92,7 +92,7 @@ def binary(
         passes=np.array([weights.mean(-np.expm1(each * log_wrong)) for each in k]),
         start_passes=np.array([weights.mean(-np.expm1(each * log_expit(-NODES))) for each in k]),
         patterns=pattern.ravel(),
-        of_patterns={name: values.tolist() for name, values in own.items()},
+        of_patterns=own,
         notes=rates.notes(rng),
     )
 
