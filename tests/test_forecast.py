@@ -228,6 +228,34 @@ def test_a_beta_is_chosen():
     assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
 
 
+def test_without_a_right_sample_nothing_is_recommended():
+    found = forecast(table([0] * 20, 8), REVERSE)
+    for choice in (found.recommended, found.choose(kl=0.1), found.choose(expected_reward=0.3)):
+        assert math.isnan(choice.beta)
+        assert math.isnan(choice.low)
+        assert choice.reason.startswith("no sample is right")
+    text = " ".join(str(found).split())
+    assert "No β is recommended: no sample is right" in text
+    assert "nine tenths" not in text
+    low, middle, high = (100 * x for x in found.curves["success_of_unsolved"][0])
+    assert high - low > 30
+    assert f"At β = 0.01, {middle:.0f} % ({low:.0f}–{high:.0f}) of all prompts are solved" in text
+    # Nor is a β marked in the figure.
+    assert not plot.forecast(found).axes[0].texts
+
+
+def test_what_unsolved_prompts_add_is_what_is_left_out_without_them():
+    found = forecast(table([0, 0, 0, 1, 3], 8), REVERSE, beta=[0.05, 0.5], key=jax.random.key(1))
+    curves = {name: np.array(x) for name, x in found.curves.items()}
+    low, _, high = curves["success_of_unsolved"].T
+    assert (low >= 0).all()
+    # Three prompts of five at most.
+    assert (high <= 0.6 + 1e-9).all()
+    assert (high > low).all()
+    with_all = curves["success_without_unsolved"][:, 1] + curves["success_of_unsolved"][:, 1]
+    np.testing.assert_allclose(with_all, curves["success"][:, 1], atol=0.05)
+
+
 @pytest.mark.parametrize("beta", [[0.01, 10.0], 1.0, [0.2, 0.7, 3.0]])
 def test_what_is_chosen_does_not_hang_on_the_grid(beta):
     counts = table([40, 100, 160], 200)

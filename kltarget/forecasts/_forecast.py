@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kltarget._core.page import Figure, Page
 
 _GAIN = 0.9
+_NOTHING_KNOWN = "no sample is right, so that nothing says how likely right ones are"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Forecast(Record):
             answers; ``zero_std``, the share of groups with equal rewards; ``best_of_n``, the n
             whose best of n has the same KL, and ``best_of_n_reward``. Of two rewards also
             ``success_without_unsolved``, where prompts without a right sample are never solved,
-            ``best_of_n_success`` and ``met``; of several ``above_seen``, the mass of rewards
-            above all that a prompt's samples have, and ``effective_answers``, ``e^H`` of the
-            answers, where a log has them.
+            ``success_of_unsolved``, what these add, ``best_of_n_success`` and ``met``; of several
+            ``above_seen``, the mass of rewards above all that a prompt's samples have, and
+            ``effective_answers``, ``e^H`` of the answers, where a log has them.
         pass_at_k: quantiles, ``[K, B, 3]``.
         start: the same of the base model, ``[3]`` each.
         start_pass_at_k: ``[K, 3]``.
@@ -212,7 +213,10 @@ class Forecast(Record):
 
     @functools.cached_property
     def recommended(self) -> Choice:
-        """The largest β that buys nine tenths of the reward that ``smallest_beta`` buys."""
+        """The largest β that buys nine tenths of the reward that ``smallest_beta`` buys.
+
+        NaN, with the reason, where no sample is right.
+        """
         start = self.start["expected_reward"][1]
         most = self._draws_at("expected_reward", self.smallest_beta)
         wanted = start + _GAIN * (most - start)
@@ -259,7 +263,9 @@ class Forecast(Record):
         return dataclasses.replace(found, reason=reason)
 
     def _where(self, curves: np.ndarray, wanted: np.ndarray) -> Choice:
-        """Where curves that fall as β grows, ``[D, B]``, have the values ``[D]``."""
+        """Where curves that fall as β grows, ``[D, C]``, have the values ``[D]``."""
+        if not self.graded and not any(self.correct):
+            return Choice(np.nan, np.nan, np.nan, 0.0, _NOTHING_KNOWN)
         log_beta = np.log(self.draws_beta)
         found = np.array(
             [

@@ -72,6 +72,8 @@ def _of_choice(forecast: Forecast) -> list[str]:
     low, span = forecast.rewards[0], forecast.rewards[-1] - forecast.rewards[0]
     most = forecast.at(forecast.smallest_beta)["expected_reward"]
     smallest = f"β = {compact(_rounded(forecast.smallest_beta))}"
+    if choice.reason:
+        return [f"No β is recommended: {choice.reason}."]
     if most[1] - start[1] < 0.005 * span:
         return [f"Not even {smallest} asks for more than the base model does."]
     if math.isnan(choice.beta):
@@ -92,19 +94,18 @@ def _of_choice(forecast: Forecast) -> list[str]:
 def _of_unseen(forecast: Forecast) -> list[str]:
     smallest = f"At β = {compact(forecast.beta[0])}"
     if forecast.graded:
-        share = forecast.curves["above_seen"][0][1]
-        if share < 0.005:
+        share = forecast.curves["above_seen"][0]
+        if share[2] < 0.005:
             return []
         return [
-            f"{smallest}, {100 * share:.0f} % of the answers have a reward above those of all "
+            f"{smallest}, {_share(share)} of the answers have a reward above those of all "
             "samples of their prompt; of these the samples say next to nothing."
         ]
-    solved = forecast.curves["success"][0][1]
-    least = solved - forecast.curves["success_without_unsolved"][0][1]
-    if least < 0.005:
+    share = forecast.curves["success_of_unsolved"][0]
+    if share[2] < 0.005:
         return []
     return [
-        f"{smallest}, {100 * least:.0f} % of all prompts are solved of "
+        f"{smallest}, {_share(share)} of all prompts are solved of "
         "which no sample is right; of these the samples say next to nothing."
     ]
 
