@@ -76,8 +76,10 @@ class Forecast(Record):
         start_answers: draws of the base model's effective answers, ``[D]``, or empty.
         right_answers: how many right answers a prompt has, low, estimate and high, means over the
             prompts with two right samples or more: ``number``, seen and unseen, by Chao's
-            estimator, and ``effective``, ``e^H``. Of one reward they are the same at every β.
-            Empty where that is not known.
+            estimator, its high end NaN where no prompt has two right answers that were seen just
+            once; and ``effective``, ``e^H``. Of one reward they are the same at every β. With them
+            ``missed``, quantiles over the prompts of the share below which a right answer is
+            missed with probability 5 % or more. Empty where that is not known.
         prompts: names, ``[P]``.
         correct: right samples, ``[P]``; empty where rewards do not show what is right.
         samples: all samples, ``[P]``.

@@ -133,17 +133,11 @@ def _of_answers(forecast: Forecast) -> list[str]:
     """How many answers there are, and what becomes of them."""
     texts = []
     if forecast.right_answers:
-        number, effective = (forecast.right_answers[x] for x in ("number", "effective"))
-        text = (
-            f"A prompt has {_numbers(effective, 1)} right answers in effect, and "
-            f"{_numbers(number, 1)} different ones, seen and unseen"
-        )
-        if forecast.graded:
-            texts.append(f"{text}, by the base model's samples.")
-        else:
-            texts.append(
-                f"{text}: no β makes them more even, for right answers of equal reward keep the "
-                "reference's proportions, and MARA does."
+        texts.append(_of_right(forecast.right_answers))
+        if not forecast.graded:
+            texts[-1] += (
+                " No β makes them more even, for right answers of equal reward keep the "
+                "reference's proportions; MARA does."
             )
     if forecast.start_answers:
         start, least = (x["effective_answers"] for x in (forecast.start, _at_first(forecast)))
@@ -153,6 +147,23 @@ def _of_answers(forecast: Forecast) -> list[str]:
             f"β = {compact(forecast.beta[0])} {_numbers(least, 1)}. {_of_kept(forecast, kept)}"
         )
     return texts
+
+
+def _of_right(answers: dict[str, list[float]]) -> str:
+    """No interval stands where the samples say nothing of what they have not shown."""
+    number, effective = answers["number"], answers["effective"]
+    missed = f"{100 * answers['missed'][1]:.2g} %"
+    what = f"a further one with a share below {missed} of a prompt's right ones"
+    if math.isnan(number[2]):
+        return (
+            f"A prompt shows {number[1]:.1f} different right answers, {effective[1]:.1f} in "
+            f"effect; how many more there are is not known: {what} is missed with probability "
+            "5 % or more."
+        )
+    return (
+        f"A prompt has {_numbers(effective, 1)} right answers in effect, and {_numbers(number, 1)} "
+        f"different ones, seen and unseen; {what} is missed with probability 5 % or more."
+    )
 
 
 def _at_first(forecast: Forecast) -> dict[str, list[float]]:
