@@ -1,5 +1,6 @@
 """What a forecast says of answers, tokens, samples and coefficients, prompt by prompt."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ from test_forecast import GROUPS, RECIPES, REVERSE, table
 from test_forecast_graded import log_of
 
 from kltarget import cli
-from kltarget.evidence import effective_number, number_of_answers
+from kltarget.evidence import effective_number, missed_share, number_of_answers
 from kltarget.forecasts import Forecast, forecast
 from kltarget.implied import effective_beta, implied_target
 from kltarget.recipes import Recipe, critical_beta
@@ -49,16 +50,26 @@ def test_answers_of_several_rewards():
     low, middle, high = found.right_answers["effective"]
     assert low <= middle <= high
     assert abs(middle - in_effect(np.array([0.6, 0.4]))) < 0.01
-    assert found.right_answers["number"] == [2.0, 2.0, 2.0]
+    low, middle, high = found.right_answers["number"]
+    assert (low, middle) == (2.0, 2.0)
+    assert np.isnan(high)
     never = found.choose(keep_answers=1.1)
     assert np.isnan(never.beta)
     assert "equal reward keep the reference's proportions" in never.reason
 
 
 def test_where_no_beta_keeps_the_answers_the_page_says_so():
-    found = forecast(answered(200), REVERSE, beta=[0.02, 0.05, 0.1])
+    every = forecast(answered(200), REVERSE, beta=[0.02, 0.05, 0.1])
+    # What is chosen does not hang on which β are shown.
+    assert every.choose(keep_answers=0.9) == forecast(answered(200), REVERSE).choose(
+        keep_answers=0.9
+    )
+    few = {name: np.array(x)[:, :9].tolist() for name, x in every.draws.items()}
+    found = dataclasses.replace(every, draws=few, draws_beta=every.draws_beta[:9])
+    assert found.draws_beta[-1] < 0.05
     text = " ".join(str(found).split())
-    assert "No β here keeps nine tenths of the answers and MARA does: better answers" in text
+    assert "No β between 0.01 and 0.04 keeps nine tenths of these, wrong ones included" in text
+    assert "MARA (kltarget.mara) evens out those with a reward of its threshold or more" in text
     assert found.choose(keep_answers=0.9).reached == 0
     kept = " ".join(str(forecast(answered(200), REVERSE)).split())
     assert "keeps nine tenths of them" in kept
@@ -70,7 +81,7 @@ def test_answers_of_right_and_wrong():
     choice = found.choose(keep_answers=0.9)
     assert np.isnan(choice.beta)
     assert choice.reason.startswith("every β keeps them all")
-    assert "no β makes them more even" in " ".join(str(found).split())
+    assert "No β makes them more even" in " ".join(str(found).split())
     again = Forecast.from_dict(json.loads(found.to_json()))
     assert again.right_answers == found.right_answers
 
@@ -89,7 +100,44 @@ def test_numbers_of_answers_by_hand():
     assert abs(middle - (4 + 10 / 11 / 2)) < 1e-12
     # Its variance is 0.4545 + 0.9298 + 0.0517, so that the interval has a factor of 16.8.
     assert (low, high) == (4, 12)
-    assert number_of_answers(np.array([5, 3])) == (2.0, 2.0, 2.0)
+    # Where none, or one alone, was seen just once, nothing says how many were not seen.
+    for counts in ([5, 3], [5, 1]):
+        low, middle, high = number_of_answers(np.array(counts))
+        assert (low, middle) == (2.0, 2.0)
+        assert np.isnan(high)
+
+
+def test_the_rule_of_three():
+    for size in (2, 8, 100):
+        assert abs((1 - missed_share(size)) ** size - 0.05) < 1e-12
+    assert abs(missed_share(1000) * 1000 - 3) < 0.01
+
+
+def right_ones(*counts):
+    """A log of right answers of these counts a prompt, and a wrong one each."""
+    log = log_of([np.repeat([1.0, 0.0], [sum(x), 1]) for x in counts])
+    named = [np.repeat([*"abcdefgh"[: len(x)], "z"], [*x, 1]) for x in counts]
+    return log.assign(answer=np.concatenate(named))
+
+
+def test_what_was_not_seen_is_not_said_to_be_none():
+    found = forecast(right_ones([4], [2, 2]), REVERSE)
+    assert np.isnan(found.right_answers["number"][2])
+    text = " ".join(str(found).split())
+    assert "A prompt shows 1.5 different right answers, 1.5 in effect" in text
+    # 1 − 0.05^(1/4).
+    assert "a further one with a share below 53 % of a prompt's right ones is missed" in text
+    assert "(1.5–1.5)" not in text
+    again = Forecast.from_dict(json.loads(found.to_json()))
+    assert str(again) == str(found)
+
+
+@pytest.mark.parametrize("counts", [[[1, 1, 1]], [[1, 1, 3], [2]], [[6, 5, 5], [4, 4]]])
+def test_no_more_answers_in_effect_than_there_are(counts):
+    answers = forecast(right_ones(*counts, [2, 1]), REVERSE).right_answers
+    for number, effective in zip(answers["number"], answers["effective"], strict=True):
+        most = answers["number"][1] if np.isnan(number) else number
+        assert effective <= most + 1e-9
 
 
 def test_numbers_of_answers_hold_the_truth():

@@ -10,7 +10,12 @@ knows a recipe or judges a run.
 """
 
 from kltarget.evidence._advantage_rules import AdvantageFit, AdvantageRule, LoggedAdvantages
-from kltarget.evidence._answer_numbers import AnswerCounts, effective_number, number_of_answers
+from kltarget.evidence._answer_numbers import (
+    AnswerCounts,
+    effective_number,
+    missed_share,
+    number_of_answers,
+)
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._entropy import (
     chance_of_seeing,
@@ -91,6 +96,7 @@ __all__ = [
     "log_of",
     "mean_interval",
     "median_interval",
+    "missed_share",
     "num_right",
     "number_of_answers",
     "padded",

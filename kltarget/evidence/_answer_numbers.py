@@ -10,6 +10,7 @@ import numpy as np
 from kltarget.evidence._entropy import entropy_of_counts, likely_law
 
 _NORMAL = 1.959963984540054
+_MISSED = 0.05
 _REPEATS, _FEWEST_REPEATS, _MOST = 60, 8, 2**20
 
 
@@ -39,7 +40,8 @@ def number_of_answers(counts: np.ndarray) -> tuple[float, float, float]:
     """How many answers a law has that counts like these were drawn from: low, estimate, high.
 
     Chao's estimator in its bias-corrected form and his log-normal interval. It is a lower bound
-    where some answers are too rare to be drawn at all.
+    where some answers are too rare to be drawn at all. Where fewer than two answers were seen just
+    once it adds none to those seen, and there is no upper end: NaN. See :func:`missed_share`.
 
     Args:
         counts: of each seen answer, above 0.
@@ -53,7 +55,7 @@ def number_of_answers(counts: np.ndarray) -> tuple[float, float, float]:
     shrunk = (size - 1) / size
     unseen = shrunk * once * (once - 1) / (2 * (twice + 1))
     if unseen <= 0:
-        return float(seen), float(seen), float(seen)
+        return float(seen), float(seen), math.nan
     variance = (
         shrunk * once * (once - 1) / (2 * (twice + 1))
         + shrunk**2 * once * (2 * once - 1) ** 2 / (4 * (twice + 1) ** 2)
@@ -62,6 +64,17 @@ def number_of_answers(counts: np.ndarray) -> tuple[float, float, float]:
     spread = math.exp(_NORMAL * math.sqrt(math.log1p(variance / unseen**2)))
     # Numbers are whole: where all were seen, a part of one more would leave that out.
     return math.floor(seen + unseen / spread), seen + unseen, math.ceil(seen + unseen * spread)
+
+
+def missed_share(size: float) -> float:
+    """The share below which an answer is missed by so many samples with probability 5 % or more.
+
+    About 3 over their number, the rule of three.
+
+    Args:
+        size: samples, 1 or more.
+    """
+    return -math.expm1(math.log(_MISSED) / size)
 
 
 def effective_number(counts: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

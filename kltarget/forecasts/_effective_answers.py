@@ -9,8 +9,10 @@ from kltarget.evidence import (
     SampleCounts,
     effective_number,
     entropy_of_counts,
+    missed_share,
     number_of_answers,
 )
+from kltarget.forecasts._draws import QUANTILES
 
 _NORMAL = 1.959963984540054
 _FEWEST = 2
@@ -21,7 +23,9 @@ def right_answers(counts: SampleCounts, rng: np.random.Generator) -> dict[str, l
 
     Means over the prompts with two right samples or more; empty where there are none, or where it
     is not known what is right. Of one reward they are the same for the base model and at every
-    target.
+    target. Where no prompt says how many it has not shown, the high end of the number is NaN; the
+    effective number of those seen is never above it. ``missed`` has quantiles over the prompts of
+    the share below which a right answer is missed with probability 5 % or more.
     """
     answers = counts.answers
     if answers is None or counts.correct is None:
@@ -36,13 +40,18 @@ def right_answers(counts: SampleCounts, rng: np.random.Generator) -> dict[str, l
     value, error = np.array([effective_number(x, rng) for x in laws]).T
     # There are at least as many as there are in effect.
     value = np.minimum(value, middle)
+    open_ended = bool(np.isnan(high).all())
+    high = np.where(np.isnan(high), middle, high)
     spread = _NORMAL * float(np.sqrt((error**2).sum())) / len(laws)
     # Errors of different prompts are independent: their squares add up.
     below, above = (float(np.sqrt(((x - middle) ** 2).sum())) / len(laws) for x in (low, high))
     number, effective = float(middle.mean()), float(value.mean())
+    most = min(effective + spread, number + above)
+    missed = np.quantile([missed_share(x.sum()) for x in laws], QUANTILES)
     return {
-        "number": [number - below, number, number + above],
-        "effective": [max(effective - spread, 1.0), effective, effective + spread],
+        "number": [number - below, number, np.nan if open_ended else number + above],
+        "effective": [max(effective - spread, 1.0), effective, most],
+        "missed": missed.tolist(),
     }
 
 
