@@ -243,6 +243,7 @@ def test_what_is_not_said_is_not_there():
         (log_of([[-1, 0.5, 1.0]]), {"recipe": RECIPES["mean as divisor"]}, "rewards must be 0 or"),
         (log_of([[2, 3, 4]]), {"recipe": Recipe(reward_clip=1.0)}, "all samples the same reward"),
         (log_of([[np.nan] * 3]), {}, "the rollouts have no rewards"),
+        (log_of([[np.inf] * 3]), {}, "the rollouts have no finite rewards"),
     ],
 )
 def test_bad_input_is_named(log, options, message):
