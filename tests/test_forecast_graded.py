@@ -173,7 +173,7 @@ def test_the_best_of_n_of_levels_is_that_of_drawing():
     masses = np.array([[0.5, 0.3, 0.15, 0.05]])
     found = forecast(many_of(masses), REVERSE)
     number = np.array(found.curves["best_of_n"])[:, 1]
-    at = int(np.argmin(np.abs(number - 4)))
+    at = int(np.nanargmin(np.abs(number - 4)))
     n = number[at]
     up_to = masses[0].cumsum() ** n
     taken = np.diff(up_to, prepend=0)
