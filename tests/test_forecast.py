@@ -232,6 +232,33 @@ def test_a_beta_is_chosen():
     assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
 
 
+def test_no_n_is_named_where_its_kl_is_the_most_there_is():
+    found = forecast(table([1, 4, 8, 3], 8), RECIPES["swapped k3"])
+    number = np.array(found.curves["best_of_n"])
+    # At β = 0.01 all samples are right; so they are at the best of any large n.
+    assert np.isnan(number[0]).all()
+    assert np.isnan(found.curves["best_of_n_success"][0]).all()
+    assert np.nanmax(number) < 9e5
+    assert np.isfinite(number[-1]).all()
+    text = str(found)
+    assert "1,000,000" not in text
+    assert "— where no n up to a million has it, or every large one" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("reverse", True), ("charged", True), ("groups", False), ("forward", False)]
+)
+def test_targets_that_are_not_the_best_at_their_kl_are_said(name, best):
+    p = np.array([0.02, 0.3, 0.7, 0.95])
+    found = forecast(table((p * 10**6).astype(int), 10**6), RECIPES[name])
+    text = " ".join(str(found).split())
+    assert ("Best of n may earn more at equal KL" in text) == (not best)
+    best_of_n = np.array(found.curves["best_of_n_success"])[:, 1]
+    known = np.isfinite(best_of_n)
+    more = best_of_n[known] - np.array(found.curves["success"])[known, 1]
+    assert (more.max() < 1e-3) == best
+
+
 def test_without_a_right_sample_nothing_is_recommended():
     found = forecast(table([0] * 20, 8), REVERSE)
     for choice in (found.recommended, found.choose(kl=0.1), found.choose(expected_reward=0.3)):
@@ -479,6 +506,23 @@ def test_the_command(capsys, tmp_path):
     )
     assert code == 2
     assert "no forecast is known for k1 in place='loss'" in err
+
+
+def test_the_command_says_what_a_table_of_counts_needs(capsys, tmp_path):
+    file = tmp_path / "counts.csv"
+    file.write_text("task,n_correct,n\na,0,4\nb,0,4\n")
+    command = ["forecast", file, "--recipe", "place=reward,estimator=k1", "--kl-budget", "0.1"]
+    code, _, err = run(capsys, *command)
+    assert code == 2
+    assert "name those of a file of your own by --columns prompt=…" in err
+    assert "; of a table of counts they are prompt, correct and samples" in err
+    with pytest.raises(ValueError, match="of a table of counts they are prompt, correct"):
+        forecast(file, REVERSE)
+    named = "prompt=task,correct=n_correct,samples=n"
+    code, out, err = run(capsys, *command, "--columns", named)
+    assert (code, err) == (0, "")
+    # All of them are wrong.
+    assert "Which β has a mean KL of 0.1 nats a prompt is not known: no sample is right" in out
 
 
 @pytest.mark.parametrize("clumped", [False, True])

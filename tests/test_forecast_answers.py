@@ -83,7 +83,7 @@ def test_answers_of_right_and_wrong():
     assert choice.reason.startswith("every β keeps them all")
     assert "No β makes them more even" in " ".join(str(found).split())
     again = Forecast.from_dict(json.loads(found.to_json()))
-    assert again.right_answers == found.right_answers
+    assert again.to_json() == found.to_json()
 
 
 def test_where_no_answer_recurs_nothing_is_said_of_answers():
@@ -174,6 +174,9 @@ def test_samples_that_the_target_rests_on():
     size = weights.sum(1) ** 2 / (weights**2).sum(1)
     np.testing.assert_allclose(found.effective_samples, (size + 4) / 2, rtol=1e-6)
     assert "the target rests on 3.0 of the 6 samples a prompt" in " ".join(str(found).split())
+    # Where all samples are right each counts: eight are all there are.
+    for correct in ([8, 8], [8, 0]):
+        assert "the target rests on" not in str(forecast(table(correct, 8), REVERSE))
     many = forecast(table([300, 400], 800), REVERSE, beta=betas)
     assert "the target rests on" not in str(many)
 

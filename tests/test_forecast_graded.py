@@ -173,7 +173,7 @@ def test_the_best_of_n_of_levels_is_that_of_drawing():
     masses = np.array([[0.5, 0.3, 0.15, 0.05]])
     found = forecast(many_of(masses), REVERSE)
     number = np.array(found.curves["best_of_n"])[:, 1]
-    at = int(np.argmin(np.abs(number - 4)))
+    at = int(np.nanargmin(np.abs(number - 4)))
     n = number[at]
     up_to = masses[0].cumsum() ** n
     taken = np.diff(up_to, prepend=0)
@@ -243,6 +243,7 @@ def test_what_is_not_said_is_not_there():
         (log_of([[-1, 0.5, 1.0]]), {"recipe": RECIPES["mean as divisor"]}, "rewards must be 0 or"),
         (log_of([[2, 3, 4]]), {"recipe": Recipe(reward_clip=1.0)}, "all samples the same reward"),
         (log_of([[np.nan] * 3]), {}, "the rollouts have no rewards"),
+        (log_of([[np.inf] * 3]), {}, "the rollouts have no finite rewards"),
     ],
 )
 def test_bad_input_is_named(log, options, message):

@@ -39,6 +39,11 @@ class ArgumentError(ValueError):
         super().__init__(message.replace("{}", python, 1) if argument else message)
         self.argument, self._message, self._value = argument, message, value
 
+    def add(self, more: str) -> None:
+        """Says more at the end of the message."""
+        self.args = (f"{self.args[0]}{more}",)
+        self._message += more
+
     def with_option(self, option: str) -> str:
         """The message for a command line, where an option sets the argument."""
         given = option if self._value is None else f"{option} {self._value}"

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget._core.words import compact
 from kltarget.cli._arguments import beta_list, chosen, finite, options_of, real, whole
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
@@ -67,7 +68,11 @@ def _forecast(arguments: argparse.Namespace) -> int:
     paths = arguments.paths[0] if len(arguments.paths) == 1 else arguments.paths
     with input_errors():
         used, _, name = recipe_of_options(arguments)
-        found = forecast(paths, used, name=name, **options)
+        try:
+            found = forecast(paths, used, name=name, **options)
+        except ArgumentError as error:
+            text = error.with_option(f"--{error.argument}") if error.argument else str(error)
+            raise InputError(text) from None
         asked = [_asked(found, arguments)]
     say([*str(found).splitlines(), *filter(None, asked)], unless=outputs)
     wrote = write(

@@ -132,7 +132,8 @@ def log_of(frame: pd.DataFrame) -> Log:
             raise RolloutError("there are no rollouts")
         numbers = frame.attrs.get("numbers", ())
         if not numbers:
-            raise RolloutError("the rollouts have no rewards")
+            none = bool(np.isnan(frame["reward"].to_numpy(np.float64)).all())
+            raise RolloutError(f"the rollouts have no {'' if none else 'finite '}rewards")
         first, seen = numbers[0], ", ".join(map(repr, numbers))
         why = f"the rollouts have no rewards; if one of the numbers {seen} is one, say so by {{}}"
         given = f"reward={first}", f"columns={{'reward': {first!r}}}"

@@ -15,7 +15,7 @@ from kltarget._core.words import counted
 from kltarget.evidence._answer_numbers import AnswerCounts
 from kltarget.evidence._counts import read_counts
 from kltarget.evidence._log import Log, evident_threshold, log_of
-from kltarget.rollouts import read_rollouts
+from kltarget.rollouts import RolloutError, read_rollouts
 
 _MOST_VALUES = 256
 
@@ -91,7 +91,12 @@ def counts_of(
         )
     frame = samples
     if isinstance(samples, (str, os.PathLike)) or not hasattr(samples, "columns"):
-        frame = read_rollouts(samples, full_text=False, columns=columns)
+        try:
+            frame = read_rollouts(samples, full_text=False, columns=columns)
+        except RolloutError as error:
+            if error.argument == "columns":
+                error.add("; of a table of counts they are prompt, correct and samples")
+            raise
     return _counts_of_log(log_of(frame), frame, threshold, late, most_levels)
 
 

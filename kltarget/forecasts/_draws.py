@@ -10,6 +10,7 @@ QUANTILES = (0.025, 0.5, 0.975)
 TRIES = np.geomspace(1.0, 1e6, 121)
 """Numbers of samples of which the best is taken."""
 _KNOWN = 0.95
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +61,9 @@ def best_of_n(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The n whose best of n samples has the KL of each target, and what it wins, ``[D, B]``.
 
+    NaN where a million samples have less, or where that KL is the most that any n has: from there
+    on it says nothing of n.
+
     Args:
         kl: of the targets, ``[D, B]``.
         tries: numbers of samples, ``[N]``.
@@ -69,6 +73,7 @@ def best_of_n(
     log_tries = np.log(tries)
     pairs = zip(kl, spent, strict=True)
     number = np.array([np.interp(x, y, log_tries, right=np.nan) for x, y in pairs])
+    number = np.where(kl >= spent[:, -1:] * (1 - _ROUNDING), np.nan, number)
     pairs = zip(number, won, strict=True)
     gained = np.array([np.interp(x, log_tries, y) for x, y in pairs])
     return np.exp(number), np.where(np.isnan(number), np.nan, gained)

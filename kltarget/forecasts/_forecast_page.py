@@ -14,7 +14,7 @@ Forecast = Any
 """What has a page is made with this module, and not known to it."""
 
 _MOST_ROWS = 9
-_FEW = 10
+_FEW, _ALL = 10, 0.95
 _KEPT = 0.9
 
 
@@ -113,10 +113,10 @@ def _of_unseen(forecast: Forecast) -> list[str]:
 def _of_weights(forecast: Forecast) -> list[str]:
     """Where the target rests on few of the samples."""
     sizes = np.array(forecast.effective_samples)
-    few = np.flatnonzero(sizes < _FEW)
+    samples = float(np.mean(forecast.samples))
+    few = np.flatnonzero((sizes < _FEW) & (sizes < _ALL * samples))
     if not few.size:
         return []
-    samples = float(np.mean(forecast.samples))
     where = f"At β = {compact(_rounded(forecast.beta[few[0]]))}"
     text = (
         f"{where} the target rests on {sizes[few[0]]:.1f} of the {samples:.0f} samples a prompt on "
@@ -259,7 +259,16 @@ def _shown(forecast: Forecast) -> list[int]:
 
 
 def _legend(forecast: Forecast) -> list[str]:
-    texts = ["KL: nats of KL(π‖π_ref) a prompt; best of n: the n whose best of n has the same KL."]
+    best = "best of n: the n whose best of n has the same KL"
+    if not all(math.isfinite(forecast.curves["best_of_n"][at][1]) for at in _shown(forecast)):
+        best += ", — where no n up to a million has it, or every large one"
+    texts = [f"KL: nats of KL(π‖π_ref) a prompt; {best}."]
+    if forecast.recipe.normalized or forecast.recipe.aim != "reverse":
+        which = "a σ-normalised target" if forecast.recipe.normalized else "this recipe's target"
+        texts.append(
+            f"Best of n may earn more at equal KL: {which} is not the best at its KL; only a "
+            "reverse-KL target of rewards that are not normalised is."
+        )
     if not math.isnan(forecast.tokens):
         per_token = f"{forecast.tokens:.4g} tokens"
         texts.append(

@@ -52,8 +52,8 @@ def of_base_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
     notes = []
     if recipe.per_token:
         notes.append(
-            "the KL acts on every token: the numbers are those of answers of one token, or that "
-            "part at one"
+            "the KL acts on every token, but the numbers take each answer as one choice: they are "
+            "exact where answers differ in one token alone, and approximate elsewhere"
         )
     if recipe.moves_reference:
         notes.append("the reference moves: the numbers are those of a run that ends before it does")
