@@ -232,6 +232,68 @@ def test_a_beta_is_chosen():
     assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
 
 
+def test_without_a_right_sample_nothing_is_recommended():
+    found = forecast(table([0] * 20, 8), REVERSE)
+    for choice in (found.recommended, found.choose(kl=0.1), found.choose(expected_reward=0.3)):
+        assert math.isnan(choice.beta)
+        assert math.isnan(choice.low)
+        assert choice.reason.startswith("no sample is right")
+    text = " ".join(str(found).split())
+    assert "No β is recommended: no sample is right" in text
+    assert "nine tenths" not in text
+    low, middle, high = (100 * x for x in found.curves["success_of_unsolved"][0])
+    assert high - low > 30
+    assert f"At β = 0.01, {middle:.0f} % ({low:.0f}–{high:.0f}) of all prompts are solved" in text
+    # Nor is a β marked in the figure.
+    assert not plot.forecast(found).axes[0].texts
+
+
+def test_what_unsolved_prompts_add_is_what_is_left_out_without_them():
+    found = forecast(table([0, 0, 0, 1, 3], 8), REVERSE, beta=[0.05, 0.5], key=jax.random.key(1))
+    curves = {name: np.array(x) for name, x in found.curves.items()}
+    low, _, high = curves["success_of_unsolved"].T
+    assert (low >= 0).all()
+    # Three prompts of five at most.
+    assert (high <= 0.6 + 1e-9).all()
+    assert (high > low).all()
+    with_all = curves["success_without_unsolved"][:, 1] + curves["success_of_unsolved"][:, 1]
+    np.testing.assert_allclose(with_all, curves["success"][:, 1], atol=0.05)
+
+
+@pytest.mark.parametrize("beta", [[0.01, 10.0], 1.0, [0.2, 0.7, 3.0]])
+def test_what_is_chosen_does_not_hang_on_the_grid(beta):
+    counts = table([40, 100, 160], 200)
+    usual, found = (forecast(counts, REVERSE, beta=x) for x in (None, beta))
+    assert found.recommended == usual.recommended
+    for wanted in ({"kl": 0.3}, {"expected_reward": 0.7}):
+        assert found.choose(**wanted) == usual.choose(**wanted)
+    assert found.draws_beta == usual.beta
+    assert "of the gain of β = 0.01" in " ".join(str(found).split())
+    p = np.array([0.2, 0.5, 0.8])
+    choice = found.choose(kl=0.3).beta
+    target = expit(logit(p) + 1 / choice)
+    kl = target * np.log(target / p) + (1 - target) * np.log((1 - target) / (1 - p))
+    assert abs(kl.mean() / 0.3 - 1) < 0.08
+    assert abs(found.at(choice)["kl"][1] / 0.3 - 1) < 0.03
+    assert abs(found.at(choice)["expected_reward"][1] - target.mean()) < 0.03
+
+
+def test_a_grid_that_goes_beyond_is_searched_to_its_ends():
+    p = np.array([0.2, 0.5, 0.8])
+    counts = table((p * 10**6).astype(int), 10**6)
+    assert math.isnan(forecast(counts, REVERSE).choose(kl=1e-5).beta)
+    found = forecast(counts, REVERSE, beta=[2.0, 1000.0])
+    # At large β it is the variance of the reward over twice the square of β.
+    at = math.sqrt((p * (1 - p)).mean() / 2e-5)
+    assert abs(found.choose(kl=1e-5).beta / at - 1) < 0.01
+    assert found.recommended == forecast(counts, REVERSE).recommended
+    assert found.draws_beta[-1] == pytest.approx(1000.0)
+    tiny = forecast(counts, REVERSE, beta=1e-200)
+    assert len(tiny.draws_beta) < 120
+    with pytest.raises(ValueError, match=r"beta must be between 0\.01 and 1000, got 2000"):
+        found.at(2000)
+
+
 def rollouts(rewards, prompts=4, steps=1, **columns):
     rows = [
         {"prompt": f"p{i}", "completion": f"c{j}", "reward": r, "step": step, "group_id": i}

@@ -99,6 +99,7 @@ def _asked(found: Any, arguments: argparse.Namespace) -> str:
     }[name]
     if choice.beta != choice.beta:
         reason = f": {choice.reason}" if choice.reason else ""
-        return f"\nNo β between {found.beta[0]:g} and {found.beta[-1]:g} {what}{reason}."
+        low, high = found.draws_beta[0], found.draws_beta[-1]
+        return f"\nNo β between {low:g} and {high:g} {what}{reason}."
     low, middle, high = (compact(float(f"{x:.3g}")) for x in (choice.low, choice.beta, choice.high))
     return f"\nβ = {middle} ({low} to {high}) {what}."

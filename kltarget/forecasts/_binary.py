@@ -46,8 +46,10 @@ def binary(
     target = target_log_odds(recipe, rewards, beta)
     rates = success_rates(correct, counts.samples, num_draws=num_draws, rng=rng)
     size = len(counts.prompts)
-    weights = _Weights.of(rates.log_odds(np.arange(size), rng))
-    of_others = _Weights.of(rates.log_odds(np.flatnonzero(correct > 0), rng), size)
+    log_odds = rates.log_odds(np.arange(size), rng)
+    weights = _Weights.of(log_odds)
+    of_others = _Weights.of(log_odds[:, correct > 0], size)
+    of_unsolved = _Weights.of(log_odds[:, correct == 0], size)
     log_right, log_wrong = log_expit(target), log_expit(-target)
     success, kl = np.exp(log_right), _kl(target)
     curves = {
@@ -55,6 +57,7 @@ def binary(
         "kl": weights.mean(kl),
         "saturated": weights.mean((log_wrong < _SURE).astype(float)),
         "success_without_unsolved": of_others.mean(success),
+        "success_of_unsolved": of_unsolved.mean(success),
     }
     groups = recipe.group_size
     start = {"success": weights.mean(expit(NODES))}
@@ -92,7 +95,7 @@ def binary(
         passes=np.array([weights.mean(-np.expm1(each * log_wrong)) for each in k]),
         start_passes=np.array([weights.mean(-np.expm1(each * log_expit(-NODES))) for each in k]),
         patterns=pattern.ravel(),
-        of_patterns={name: values.tolist() for name, values in own.items()},
+        of_patterns=own,
         notes=rates.notes(rng),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +31,21 @@ class Found:
     passes: np.ndarray
     start_passes: np.ndarray
     patterns: np.ndarray
-    of_patterns: dict[str, list[Any]]
+    of_patterns: dict[str, np.ndarray]
     notes: list[str]
+
+    def at(self, which: np.ndarray) -> Found:
+        """The same at some of the coefficients alone."""
+        of_patterns = {
+            name: values if values.ndim == 2 else values[:, which]
+            for name, values in self.of_patterns.items()
+        }
+        return dataclasses.replace(
+            self,
+            curves={name: values[:, which] for name, values in self.curves.items()},
+            passes=self.passes[..., which],
+            of_patterns=of_patterns,
+        )
 
 
 def quantiles(draws: np.ndarray) -> list[list[float]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kltarget._core.page import Figure, Page
 
 _GAIN = 0.9
+_NOTHING_KNOWN = "no sample is right, so that nothing says how likely right ones are"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Choice:
         beta: the median, NaN where fewer than half of the draws have such a β.
         low: its 2.5 % quantile.
         high: its 97.5 % quantile.
-        reached: the share of the draws in which a β of the grid does it.
+        reached: the share of the draws in which a β of ``draws_beta`` does it.
         reason: why there is no such β, or nothing.
     """
 
@@ -62,13 +63,16 @@ class Forecast(Record):
             answers; ``zero_std``, the share of groups with equal rewards; ``best_of_n``, the n
             whose best of n has the same KL, and ``best_of_n_reward``. Of two rewards also
             ``success_without_unsolved``, where prompts without a right sample are never solved,
-            ``best_of_n_success`` and ``met``; of several ``above_seen``, the mass of rewards
-            above all that a prompt's samples have, and ``effective_answers``, ``e^H`` of the
-            answers, where a log has them.
+            ``success_of_unsolved``, what these add, ``best_of_n_success`` and ``met``; of several
+            ``above_seen``, the mass of rewards above all that a prompt's samples have, and
+            ``effective_answers``, ``e^H`` of the answers, where a log has them.
         pass_at_k: quantiles, ``[K, B, 3]``.
         start: the same of the base model, ``[3]`` each.
         start_pass_at_k: ``[K, 3]``.
-        draws: of ``expected_reward``, ``kl`` and ``effective_answers``, ``[D, B]``.
+        draws: of ``expected_reward``, ``kl`` and ``effective_answers``, ``[D, C]``.
+        draws_beta: their coefficients, ascending, ``[C]``, among which a β is chosen whatever
+            ``beta`` is: 41 usual ones, and more where ``beta`` goes beyond them.
+        smallest_beta: of the usual ones; ``recommended`` compares with its gain.
         start_answers: draws of the base model's effective answers, ``[D]``, or empty.
         right_answers: how many right answers a prompt has, low, estimate and high, means over the
             prompts with two right samples or more: ``number``, seen and unseen, by Chao's
@@ -103,6 +107,8 @@ class Forecast(Record):
     start: dict[str, list[float]]
     start_pass_at_k: list[list[float]]
     draws: dict[str, list[list[float]]]
+    draws_beta: list[float]
+    smallest_beta: float
     start_answers: list[float]
     right_answers: dict[str, list[float]]
     prompts: list[str]
@@ -179,8 +185,8 @@ class Forecast(Record):
                 two rewards, of its right answers.
 
         Returns:
-            The β, between those of the grid by its logarithm, with its interval; NaN where no β
-            does it, with the reason.
+            The β, between those of ``draws_beta`` by its logarithm, with its interval; NaN where
+            none of their range does it, with the reason.
 
         Raises:
             ValueError: not one of the three, a value out of range, or samples without answers.
@@ -207,10 +213,33 @@ class Forecast(Record):
 
     @functools.cached_property
     def recommended(self) -> Choice:
-        """The largest β that buys nine tenths of the reward that the smallest of the grid buys."""
-        reward = np.array(self.draws["expected_reward"])
+        """The largest β that buys nine tenths of the reward that ``smallest_beta`` buys.
+
+        NaN, with the reason, where no sample is right.
+        """
         start = self.start["expected_reward"][1]
-        return self._where(reward, start + _GAIN * (reward[:, 0] - start))
+        most = self._draws_at("expected_reward", self.smallest_beta)
+        wanted = start + _GAIN * (most - start)
+        return self._where(np.array(self.draws["expected_reward"]), wanted)
+
+    def at(self, beta: float) -> dict[str, list[float]]:
+        """Quantiles of the curves in ``draws`` at any β of their range, ``[3]`` each.
+
+        Args:
+            beta: the coefficient.
+
+        Raises:
+            ValueError: a β beyond ``draws_beta``.
+        """
+        low, high = self.draws_beta[0], self.draws_beta[-1]
+        if not low <= beta <= high:
+            raise ValueError(f"beta must be between {low:g} and {high:g}, got {beta}")
+        return {x: np.quantile(self._draws_at(x, beta), QUANTILES).tolist() for x in self.draws}
+
+    def _draws_at(self, name: str, beta: float) -> np.ndarray:
+        """Draws ``[D]`` of a curve, between its coefficients by their logarithms."""
+        at = np.log(self.draws_beta)
+        return np.array([np.interp(np.log(beta), at, row) for row in self.draws[name]])
 
     def _keeping(self, share: float) -> Choice:
         if not share > 0:
@@ -234,8 +263,10 @@ class Forecast(Record):
         return dataclasses.replace(found, reason=reason)
 
     def _where(self, curves: np.ndarray, wanted: np.ndarray) -> Choice:
-        """Where curves that fall as β grows, ``[D, B]``, have the values ``[D]``."""
-        log_beta = np.log(self.beta)
+        """Where curves that fall as β grows, ``[D, C]``, have the values ``[D]``."""
+        if not self.graded and not any(self.correct):
+            return Choice(np.nan, np.nan, np.nan, 0.0, _NOTHING_KNOWN)
+        log_beta = np.log(self.draws_beta)
         found = np.array(
             [
                 np.interp(x, row[::-1], log_beta[::-1], left=np.nan, right=np.nan)

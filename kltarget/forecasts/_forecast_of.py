@@ -22,6 +22,7 @@ from kltarget.recipes import Recipe, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 
 _GRID = np.geomspace(0.01, 10.0, 41)
+_RATIO, _MOST_BEYOND = _GRID[1] / _GRID[0], 60
 _CHOSEN = ("expected_reward", "kl", "effective_answers")
 
 
@@ -54,8 +55,9 @@ def forecast(
             reads; of a log with steps the first counts. Or a table with the columns ``prompt``,
             ``correct`` and ``samples``.
         recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``.
-        beta: coefficients, above 0, in the trainer's units; by default 41 from 0.01 to 10 times the
-            distance of the two rewards.
+        beta: coefficients to show, above 0, in the trainer's units; by default 41 from 0.01 to 10
+            times the distance of the two rewards. Whatever they are, a β is chosen among those of
+            the default and as far beyond as these reach.
         k: for which k pass@k is given; beyond the number of samples too, with what is not known.
         rollouts_per_prompt: how many rollouts of a prompt a run draws in all. One that meets no
             right answer learns nothing: ``met`` is the success that such a run can come to.
@@ -119,19 +121,25 @@ def forecast(
         raise ValueError("reward_clip of the recipe leaves all samples the same reward")
     if counts.right is not None:
         notes.append("the recipe is taken to maximise the rewards themselves, right or wrong")
-    betas = _coefficients(recipe, rewards, beta)
+    usual = _GRID * (1.0 if recipe.normalized else float(rewards[-1] - rewards[0]))
+    betas = usual if beta is None else _coefficients(beta)
+    # What is chosen must not hang on which β are shown.
+    inner = _around(usual, betas[0], betas[-1])
+    every = np.union1d(inner, betas)
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
     ks = tuple(int(x) for x in k)
     if counts.levels is None:
-        found = binary(counts, recipe, rewards, betas, ks, rollouts_per_prompt, num_draws, rng)
+        found = binary(counts, recipe, rewards, every, ks, rollouts_per_prompt, num_draws, rng)
     elif rollouts_per_prompt is not None:
         raise ValueError(
             "rollouts_per_prompt is of right and wrong samples, but the rewards have "
             f"{rewards.size} levels: leave it out"
         )
     else:
-        found = graded(counts, recipe, rewards, betas, ks, num_draws, rng)
+        found = graded(counts, recipe, rewards, every, ks, num_draws, rng)
+    draws = found.at(np.searchsorted(every, inner)).curves
+    found = found.at(np.searchsorted(every, betas))
     correct = counts.correct
     return Forecast(
         title=str(counts),
@@ -147,7 +155,9 @@ def forecast(
         pass_at_k=[quantiles(x) for x in found.passes],
         start={x: np.quantile(y, QUANTILES, axis=0).tolist() for x, y in found.start.items()},
         start_pass_at_k=[np.quantile(x, QUANTILES).tolist() for x in found.start_passes],
-        draws={x: y.astype(np.float32).tolist() for x, y in found.curves.items() if x in _CHOSEN},
+        draws={x: y.astype(np.float32).tolist() for x, y in draws.items() if x in _CHOSEN},
+        draws_beta=inner.tolist(),
+        smallest_beta=float(usual[0]),
         start_answers=found.start.get("effective_answers", np.empty(0)).tolist(),
         right_answers=right_answers(counts, rng),
         prompts=list(counts.prompts),
@@ -157,16 +167,25 @@ def forecast(
         effective_samples=effective_samples(counts, recipe, rewards, betas),
         tokens=counts.tokens,
         pattern=found.patterns.tolist(),
-        of_patterns=found.of_patterns,
+        of_patterns={name: values.tolist() for name, values in found.of_patterns.items()},
     )
 
 
-def _coefficients(recipe: Recipe, rewards: np.ndarray, beta: ArrayLike | None) -> np.ndarray:
-    if beta is None:
-        unit = 1.0 if recipe.normalized else float(rewards[-1] - rewards[0])
-        return _GRID * unit
+def _coefficients(beta: ArrayLike) -> np.ndarray:
     with worded(f"beta must be numbers above 0, got {beta!r}"):
         found = np.unique(np.asarray(beta, np.float64))
     if found.ndim != 1 or not found.size or not (np.isfinite(found) & (found > 0)).all():
         raise ValueError(f"beta must be numbers above 0, got {beta!r}")
     return found
+
+
+def _around(usual: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The usual coefficients and, where these ends lie beyond, on to them in steps like theirs."""
+    below = [_steps(low, usual[0])[:-1]] if low < usual[0] else []
+    above = [_steps(usual[-1], high)[1:]] if high > usual[-1] else []
+    return np.concatenate([*below, usual, *above])
+
+
+def _steps(low: float, high: float) -> np.ndarray:
+    number = int(np.ceil(np.log(high / low) / np.log(_RATIO))) + 1
+    return np.geomspace(low, high, min(number, _MOST_BEYOND))

@@ -69,22 +69,24 @@ def _of_start(forecast: Forecast) -> str:
 
 def _of_choice(forecast: Forecast) -> list[str]:
     start, choice = forecast.start["expected_reward"], forecast.recommended
-    gain = forecast.curves["expected_reward"][0][1] - start[1]
-    if gain < 0.005 * (forecast.rewards[-1] - forecast.rewards[0]):
-        return ["No β here asks for more than the base model does."]
-    if len(forecast.beta) < 2 or math.isnan(choice.beta):
+    low, span = forecast.rewards[0], forecast.rewards[-1] - forecast.rewards[0]
+    most = forecast.at(forecast.smallest_beta)["expected_reward"]
+    smallest = f"β = {compact(_rounded(forecast.smallest_beta))}"
+    if choice.reason:
+        return [f"No β is recommended: {choice.reason}."]
+    if most[1] - start[1] < 0.005 * span:
+        return [f"Not even {smallest} asks for more than the base model does."]
+    if math.isnan(choice.beta):
         return []
-    at = int(np.argmin(np.abs(np.log(forecast.beta) - math.log(choice.beta))))
-    kl = forecast.curves["kl"][at]
+    at = forecast.at(choice.beta)
     if forecast.graded:
-        reward = _numbers(forecast.curves["expected_reward"][at], _digits(forecast))
-        what = f"a mean reward of {reward}"
+        what = f"a mean reward of {_numbers(at['expected_reward'], _digits(forecast))}"
     else:
-        what = f"{_share(forecast.curves['success'][at])} right"
+        what = f"{_share([(x - low) / span for x in at['expected_reward']])} right"
     return [
         f"β = {compact(_rounded(choice.beta))} ({compact(_rounded(choice.low))} to "
-        f"{compact(_rounded(choice.high))}) asks for nine tenths of the gain of the smallest "
-        f"β here: {what}, at {kl[1]:.2g} nats of KL a prompt. A larger β asks "
+        f"{compact(_rounded(choice.high))}) asks for nine tenths of the gain of {smallest}: "
+        f"{what}, at {at['kl'][1]:.2g} nats of KL a prompt. A larger β asks "
         "for less, a smaller one pays more KL for little."
     ]
 
@@ -92,19 +94,18 @@ def _of_choice(forecast: Forecast) -> list[str]:
 def _of_unseen(forecast: Forecast) -> list[str]:
     smallest = f"At β = {compact(forecast.beta[0])}"
     if forecast.graded:
-        share = forecast.curves["above_seen"][0][1]
-        if share < 0.005:
+        share = forecast.curves["above_seen"][0]
+        if share[2] < 0.005:
             return []
         return [
-            f"{smallest}, {100 * share:.0f} % of the answers have a reward above those of all "
+            f"{smallest}, {_share(share)} of the answers have a reward above those of all "
             "samples of their prompt; of these the samples say next to nothing."
         ]
-    solved = forecast.curves["success"][0][1]
-    least = solved - forecast.curves["success_without_unsolved"][0][1]
-    if least < 0.005:
+    share = forecast.curves["success_of_unsolved"][0]
+    if share[2] < 0.005:
         return []
     return [
-        f"{smallest}, {100 * least:.0f} % of all prompts are solved of "
+        f"{smallest}, {_share(share)} of all prompts are solved of "
         "which no sample is right; of these the samples say next to nothing."
     ]
 
@@ -149,7 +150,7 @@ def _of_answers(forecast: Forecast) -> list[str]:
         kept = forecast.choose(keep_answers=_KEPT)
         texts.append(
             f"The base model gives {_numbers(start, 1)} different answers in effect, the target at "
-            f"β = {compact(forecast.beta[0])} {_numbers(least, 1)}. {_of_kept(kept)}"
+            f"β = {compact(forecast.beta[0])} {_numbers(least, 1)}. {_of_kept(forecast, kept)}"
         )
     return texts
 
@@ -158,9 +159,16 @@ def _at_first(forecast: Forecast) -> dict[str, list[float]]:
     return {name: values[0] for name, values in forecast.curves.items()}
 
 
-def _of_kept(kept: Any) -> str:
+def _of_kept(forecast: Forecast, kept: Any) -> str:
     if math.isnan(kept.beta):
-        return f"No β here keeps nine tenths of the answers and MARA does: {kept.reason}."
+        low, high = (
+            compact(_rounded(x)) for x in (forecast.draws_beta[0], forecast.draws_beta[-1])
+        )
+        return (
+            f"No β between {low} and {high} keeps nine tenths of these, wrong ones included: "
+            f"{kept.reason}. MARA (kltarget.mara) evens out those with a reward of its threshold "
+            "or more, and no others."
+        )
     low, middle, high = (compact(_rounded(x)) for x in (kept.low, kept.beta, kept.high))
     return f"β = {middle} ({low} to {high}) keeps nine tenths of them."
 

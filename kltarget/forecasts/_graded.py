@@ -89,7 +89,6 @@ def graded(
     if has_saturation(recipe):
         least = saturation_betas(recipe, rewards, rows).reshape(num_draws, some, 1)
         of_patterns["saturation_beta"] = _by_pattern(least, own, len(first))[:, 0]
-    of_patterns = {name: values.tolist() for name, values in of_patterns.items()}
     return Found(curves, start, passes, start_passes, patterns, of_patterns, _notes(some, size))
 
 

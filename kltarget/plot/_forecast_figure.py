@@ -63,7 +63,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05 * (high - low), None if data.graded else 1.02)
     chosen = data.recommended.beta
-    if np.isfinite(chosen):
+    if data.beta[0] <= chosen <= data.beta[-1]:
         ax.axvline(chosen, color=look.GREY, linestyle=look.DASHED, linewidth=1)
         ax.annotate(
             "recommended",
