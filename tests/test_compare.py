@@ -169,13 +169,13 @@ def test_a_law_is_found(law, parameter):
 @pytest.mark.parametrize(("law", "parameter"), LAWS)
 def test_laws_are_found_again_and_again(law, parameter):
     held = ruled_out = 0
-    for seed in range(8):
+    for seed in range(5):
         found = compare(*simulated(law, parameter, seed, scatter=0.0), num_draws=200, k=(1,))
         fitted = next(x for x in found.laws if x.name == law)
         held += fitted.parameter[0] <= parameter <= fitted.parameter[2]
         ruled_out += fitted.ruled_out
-    # Of eight intervals of 95 % six or more hold in 99.4 of a hundred cases.
-    assert held >= 6
+    # Of five intervals of 95 % three or more hold in 99.9 of a hundred cases.
+    assert held >= 3
     assert ruled_out <= 1
 
 
@@ -218,6 +218,7 @@ def test_bands_of_the_difference_hold():
     assert held >= 33
 
 
+@pytest.mark.broad
 def test_what_the_recipe_asks_for():
     """With so many samples that nothing is open: log-odds shifted by 1/β."""
     rng = np.random.default_rng(5)

@@ -208,7 +208,7 @@ def shares_held(number, recipes):
 @pytest.mark.slow
 def test_intervals_hold_the_truth():
     """In 92 % of two hundred data sets, which take minutes: as many as are asked for."""
-    number = int(os.environ.get("KLTARGET_DATA_SETS", "24"))
+    number = int(os.environ.get("KLTARGET_DATA_SETS", "16"))
     held = shares_held(number, [REVERSE, FORWARD, GROUPS])
     # Of 27 numbers that each hold with a chance of 0.92, one falls below this in a thousand runs.
     least = 0.92 if number >= 200 else binom.ppf(1e-3 / 27, number, 0.92) / number
@@ -232,6 +232,7 @@ def test_a_beta_is_chosen():
     assert abs((at - p.mean()) / (smallest - p.mean()) - 0.9) < 5e-3
 
 
+@pytest.mark.broad
 def test_no_n_is_named_where_its_kl_is_the_most_there_is():
     found = forecast(table([1, 4, 8, 3], 8), RECIPES["swapped k3"])
     number = np.array(found.curves["best_of_n"])
@@ -287,6 +288,7 @@ def test_what_unsolved_prompts_add_is_what_is_left_out_without_them():
     np.testing.assert_allclose(with_all, curves["success"][:, 1], atol=0.05)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("beta", [[0.01, 10.0], 1.0, [0.2, 0.7, 3.0]])
 def test_what_is_chosen_does_not_hang_on_the_grid(beta):
     counts = table([40, 100, 160], 200)
@@ -305,6 +307,7 @@ def test_what_is_chosen_does_not_hang_on_the_grid(beta):
     assert abs(found.at(choice)["expected_reward"][1] - target.mean()) < 0.03
 
 
+@pytest.mark.broad
 def test_a_grid_that_goes_beyond_is_searched_to_its_ends():
     p = np.array([0.2, 0.5, 0.8])
     counts = table((p * 10**6).astype(int), 10**6)
@@ -525,6 +528,7 @@ def test_the_command_says_what_a_table_of_counts_needs(capsys, tmp_path):
     assert "Which β has a mean KL of 0.1 nats a prompt is not known: no sample is right" in out
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("clumped", [False, True])
 def test_success_rates_in_clumps_are_noted(clumped):
     """Of ten data sets each: rates of two kinds of prompts, or Beta distributed ones."""

@@ -201,6 +201,7 @@ def test_effective_betas_by_prompt(name):
         np.testing.assert_allclose(critical, critical_beta(p), rtol=1e-2)
 
 
+@pytest.mark.broad
 def test_what_deviations_make_of_beta_is_said():
     counts, betas = table([2, 6, 12, 16, 8, 1], 20), np.geomspace(0.05, 5, 9)
     text = " ".join(str(forecast(counts, GROUPS, beta=betas)).split())
