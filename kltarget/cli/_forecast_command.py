@@ -8,7 +8,15 @@ from typing import Any
 
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import compact
-from kltarget.cli._arguments import beta_list, chosen, finite, options_of, real, whole
+from kltarget.cli._arguments import (
+    beta_list,
+    chosen,
+    finite,
+    options_of,
+    real,
+    whole,
+    whole_numbers,
+)
 from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
 from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
 
@@ -36,7 +44,7 @@ def add_to(commands: Any) -> None:
     add = options_of(command)
     add("--beta β", "0.1, a list 0.01,0.1,1, or log-spaced FROM:TO:COUNT", beta_list)
     ks = (1, 4, 16, 64, 256)
-    add("--k k,…", "of pass@k (default: 1,4,16,64,256)", _numbers, default=ks)
+    add("--k k,…", "of pass@k (default: 1,4,16,64,256)", whole_numbers, default=ks)
     add("--rollouts N", "that a run draws of a prompt in all", whole, dest="rollouts_per_prompt")
     add("--kl-budget NATS", "say which β has this mean KL a prompt", finite)
     add("--reward R", "say which β has this mean reward", real)
@@ -52,10 +60,6 @@ def add_to(commands: Any) -> None:
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
     command.set_defaults(run=_forecast)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(whole(part) for part in text.split(","))
 
 
 def _forecast(arguments: argparse.Namespace) -> int:

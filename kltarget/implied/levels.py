@@ -204,8 +204,10 @@ def _between(
     """Where a straight line has a height; at the first end where it is flat."""
     with np.errstate(divide="ignore", invalid="ignore"):
         fall = heights[0] - heights[1]
-        part = np.where(fall > 0, (heights[0] - wanted) / fall, 0.0)
-    return ends[0] + (ends[1] - ends[0]) * np.clip(np.nan_to_num(part), 0.0, 1.0)
+        # From an infinite height a line is all at the first end too.
+        sloped = (fall > 0) & np.isfinite(fall)
+        part = np.where(sloped, (heights[0] - wanted) / fall, 0.0)
+    return ends[0] + (ends[1] - ends[0]) * np.clip(part, 0.0, 1.0)
 
 
 def _followed(
