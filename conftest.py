@@ -1,6 +1,7 @@
 """Configuration shared by the tests, the doctests and the benchmarks."""
 
 import gc
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -88,3 +89,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             examples[name].add_marker(mark)
         elif Path(inspect.getfile(shown)) in files and not any("::" in x for x in config.args):
             raise pytest.UsageError(f"conftest.py: the docstring of {public} has no example")
+
+
+NEEDED_BY: dict[str, tuple[str, ...]] = {}
+"""Files of the library that cannot be imported without a package of an extra, by that package."""
+
+collect_ignore = [
+    str(Path(__file__).parent / file)
+    for package, files in NEEDED_BY.items()
+    if importlib.util.find_spec(package) is None
+    for file in files
+]

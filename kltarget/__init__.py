@@ -93,6 +93,7 @@ if TYPE_CHECKING:
 # Loaded when first used, so that a program pays for the rooms that it enters.
 _ROOMS = {
     "_core.status": ("Status",),
+    "adapters": (),
     "diagnosis": ("diagnose",),
     "divergences": (
         "Alpha",

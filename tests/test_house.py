@@ -31,7 +31,7 @@ FLOORS = (
     ("sweeps", "verification", "rollouts"),
     ("evidence",),
     ("comparisons", "diagnosis", "forecasts", "studies"),
-    ("mixtures", "plot"),
+    ("mixtures", "plot", "adapters"),
     ("pages",),
     ("cli",),
 )

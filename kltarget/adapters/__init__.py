@@ -1,0 +1,8 @@
+"""Real trainers and language models: what the library says, put to work where they run.
+
+Each part needs the packages that it adapts, which extras install: ``kltarget[trl]`` for TRL's
+trainers, ``kltarget[lm]`` for log-probabilities of a language model. Nothing but the command line
+imports this room, and it imports those packages only where they are used.
+"""
+
+__all__ = []
