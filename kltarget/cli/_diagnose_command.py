@@ -37,7 +37,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=pathlib.Path,
         metavar="PATH",
-        help="files or folders of rollouts, - for standard input",
+        help="files or folders of rollouts, - for standard input; or of curves, such as "
+        "trainer_state.json, where no rollouts were kept",
     )
     add_recipe(diagnose)
     add("--beta β", "the trainer's coefficient, 0 or more", _coefficient)
@@ -131,6 +132,7 @@ _OPTIONS = {
     "num_generations": "--group-size",
     "reward_weights": "--reward-weights",
     "against": "compare them by --against",
+    "run": "--only run=…",
 }
 """The options that are called otherwise than Python's arguments."""
 
@@ -142,11 +144,21 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
+def _read(paths: list[pathlib.Path], reading: dict[str, Any]) -> Any:
+    """The rollouts, or the curves where no rollouts were kept."""
+    from kltarget.rollouts import are_scalars, read_rollouts, read_scalars
+
+    columns = {x: y for x, y in (reading.get("columns") or {}).items() if isinstance(y, str)}
+    if reading.get("format", "auto") == "auto" and are_scalars(paths, columns=columns):
+        only = reading.get("only") or {}
+        return read_scalars(paths, columns=columns, run=only.get("run"))
+    return read_rollouts(paths, **reading)
+
+
 def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     from kltarget import pages, plot
     from kltarget.cli._side_by_side import TwoRuns
     from kltarget.diagnosis import diagnose
-    from kltarget.rollouts import read_rollouts
 
     reading = chosen(arguments, "format", "columns", "answer", "num_generations", "reward_weights")
     reading |= chosen(arguments, "only", "skip_bad")
@@ -155,11 +167,11 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
         try:
             used, beta, name = recipe_of_options(arguments, arguments.beta)
             reading |= {"full_text": False, "progress": sys.stderr.isatty()}
-            frame = read_rollouts(arguments.paths, **reading)
+            frame = _read(arguments.paths, reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
             other = None
             if arguments.against is not None:
-                second = read_rollouts([arguments.against], **reading)
+                second = _read([arguments.against], reading)
                 runs = found, diagnose(second, used, beta=beta, name=name, **options)
                 other = TwoRuns.of(runs, (frame, second), arguments.threshold)
         except ArgumentError as error:

@@ -18,7 +18,9 @@ from kltarget._core.page import Lines, Page, Table
 from kltarget._core.words import wrapped
 from kltarget.cli import (
     _compare_command,
+    _demo_command,
     _diagnose_command,
+    _doctor_command,
     _explore_command,
     _forecast_command,
     _prefer_command,
@@ -108,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         "Pages are as wide as COLUMNS says, or the terminal; 96 columns where there is none.",
     )
     parser.add_argument("--version", action=_Version)
+    # A demonstration runs other commands.
+    parser.set_defaults(main=main)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     listing = commands.add_parser(
@@ -125,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         _forecast_command,
         _compare_command,
         _diagnose_command,
+        _demo_command,
+        _doctor_command,
     ):
         command.add_to(commands)
     return parser

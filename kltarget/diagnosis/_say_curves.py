@@ -61,6 +61,9 @@ class Curves:
         if not known.any():
             return math.nan, math.nan, None
         mean, interval = evidence.mean_interval(curve[self.late & known])
+        # No curve of these but the reward goes below 0.
+        if interval is not None and name != "reward":
+            interval = max(interval[0], 0.0), interval[1]
         return float(curve[known][0]), mean, interval
 
     @property
@@ -70,8 +73,8 @@ class Curves:
         if not mean.size or mean.min() < 0 or mean.max() > 1:
             return False
         most = np.sqrt(np.clip(self.reward * (1 - self.reward), 0, None))
-        wide = self.reward_deviation > most + 0.05
-        return not wide[np.isfinite(self.reward_deviation)].any()
+        wide = np.nan_to_num(self.reward_deviation) > np.nan_to_num(most) + 0.05
+        return not bool(wide.any())
 
 
 def curve_statements(curves: Curves, recipe: Recipe | None) -> list[Statement]:
@@ -91,7 +94,7 @@ def _direction(recipe: Recipe) -> Statement:
 def _acting(curves: Curves, recipe: Recipe | None) -> Statement:
     """Whether there is a KL term, as far as a curve can say."""
     known = curves.kl[np.isfinite(curves.kl)]
-    held = recipe is None or (recipe.beta > 0 and recipe.divergence is not None)
+    held = recipe is None or (bool(recipe.beta) and recipe.divergence is not None)
     if not known.size:
         text = "no KL to a reference is logged"
         more = ": trainers log one where a reference is loaded, so nothing may hold this policy"
@@ -140,7 +143,9 @@ def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
     spent = curves.ends("kl")[1]
     if not spent > _NOTHING or math.isnan(begin):
         return []
-    bounds = None if interval is None else tuple((x - begin) / spent for x in interval)
+    bounds = None
+    if interval is not None:
+        bounds = (interval[0] - begin) / spent, (interval[1] - begin) / spent
     price = (end - begin) / spent
     size = int(np.isfinite(curves.kl).sum())
     text = f"a nat of KL bought {number(price, 3)} of mean reward"
@@ -171,7 +176,7 @@ def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
 
 def _acting_beta(recipe: Recipe) -> float | None:
     """The coefficient in units of the reward, if it is one number for all prompts."""
-    if recipe.beta == 0 or recipe.divergence is None or recipe.entropy_bonus or recipe.teacher:
+    if not recipe.beta or recipe.divergence is None or recipe.entropy_bonus or recipe.teacher:
         return None
     factor = recipe.effective_factor()
     return None if factor is None else float(recipe.beta * factor)
@@ -181,7 +186,7 @@ def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     """Where the recipe would end if every prompt were as hard as the mean one."""
     begin, end, _ = curves.ends("reward")
     spent = curves.ends("kl")[1]
-    if recipe.beta == 0 or not curves.bounded or not 0 < begin < 1:
+    if not recipe.beta or not curves.bounded or not 0 < begin < 1:
         return []
     try:
         success.require_forecast(recipe)
@@ -209,7 +214,7 @@ def _entropy(curves: Curves) -> list[Statement]:
     if math.isnan(begin) or begin <= 0:
         return []
     left = end / begin
-    bounds = None if interval is None else tuple(max(x, 0.0) / begin for x in interval)
+    bounds = None if interval is None else (interval[0] / begin, interval[1] / begin)
     text = f"the entropy of a token went from {number(begin, 3)} to {number(end, 3)} nats"
     more = f", {number(left, 3)} times as much: what became of different answers it does not say"
     size = int(np.isfinite(curves.entropy).sum())
@@ -227,7 +232,7 @@ def _equal_groups(curves: Curves) -> list[Statement]:
         return []
     size = int(np.isfinite(curves.zero_std[curves.late]).sum())
     text = f"{100 * late:.3g} % of the groups in the last third have equal rewards (σ = 0)"
-    bounds = None if interval is None else tuple(float(x) for x in np.clip(interval, 0, 1))
+    bounds = None if interval is None else (interval[0], min(interval[1], 1.0))
     return [
         Statement(
             "zero_std_groups", text, ": their rewards teach nothing", late, bounds, (), size,

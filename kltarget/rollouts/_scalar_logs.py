@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kltarget._core.words import counted
 from kltarget.rollouts._rollout import RolloutError
-from kltarget.rollouts._scalar_files import ScalarFile, scalar_file
+from kltarget.rollouts._scalar_files import Logged, ScalarFile, scalar_file
 from kltarget.rollouts._scalar_names import NAMES, STEP_NAMES, found_among, kl_is_of_answers
 from kltarget.rollouts._select import listed, some
 
@@ -88,8 +88,6 @@ def read_scalars(
         0     1     0.2  0.0
         1     2     0.5  0.1
     """
-    import pandas as pd
-
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     called = dict(columns or {})
     for name in called:
@@ -98,49 +96,73 @@ def read_scalars(
     kinds = {path: kind for path, (kind, _) in _kinds(given, called).items() if kind is not None}
     if not kinds:
         raise RolloutError(f"{some(given)}: no curves of a run: no step with a reward or a KL")
-    formats = {kind.format for kind in kinds.values()}
+    where, formats = some(kinds), {kind.format for kind in kinds.values()}
     logged = [x for path, kind in kinds.items() for x in kind.read(path)]
+    records, of_several = _one_run(logged, run, called, where)
+    found, steps = _names(records, called, where)
+    frame = _frame(records, found, steps)
+    if not len(frame):
+        raise RolloutError(f"{where}: no step with a number")
+    listing = ", ".join(f"{name} from {theirs!r}" for name, theirs in found.items())
+    notes = [f"format {', '.join(sorted(formats))!r}: {counted(len(kinds), 'file')}", listing]
+    per = "answer" if kl_is_of_answers(found.get("kl", "")) else "token"
+    notes += [of_several] if of_several else []
+    frame.attrs = {"format": "+".join(sorted(formats)), "kl_per": per, "notes": notes}
+    return frame
+
+
+def _one_run(
+    logged: list[Logged], run: str | None, called: Mapping[str, str], where: str
+) -> tuple[list[Mapping[str, Any]], str]:
+    """The entries of one run, and what to say if there are others."""
     runs = list(dict.fromkeys(x.run for x in logged if found_among(list(x.entries), called)))
+    known = some([repr(x) for x in runs])
     if run is None and len(runs) > 1:
         raise RolloutError(
-            f"{some(kinds)}: {len(runs)} runs, {some([repr(x) for x in runs])}: give {{}}",
-            "run",
-            python="one of them as run",
+            f"{where}: {len(runs)} runs, {known}: give {{}}", "run", python="one of them as run"
         )
     if run is not None and run not in runs:
-        raise RolloutError(f"{{}} is none of {some([repr(x) for x in runs])}", "run", run)
-    records = [x.entries for x in logged if x.run == (runs[0] if run is None and runs else run)]
-    every = dict.fromkeys(name for entries in records for name in entries)
-    found = found_among(list(every), called)
+        raise RolloutError(f"{{}} is none of {known}", "run", run)
+    only = run if run is not None else next(iter(runs), None)
+    remark = f"run {run!r} of {len(runs)}" if run is not None and len(runs) > 1 else ""
+    return [x.entries for x in logged if only in (None, x.run)], remark
+
+
+def _names(
+    records: list[Mapping[str, Any]], called: Mapping[str, str], where: str
+) -> tuple[dict[str, str], str]:
+    """What the files call our columns, and the steps."""
+    every = list(dict.fromkeys(name for entries in records for name in entries))
+    found = found_among(every, called)
     steps = next((name for name in reversed(STEP_NAMES) if name in every), None)
     missing = [name for name in found.values() if name not in every]
+    listed = some(every, _LISTED)
     if missing:
-        raise RolloutError(
-            f"{{}}: nothing is called {missing[0]!r}; there are {some(list(every)[:_LISTED])}",
-            "columns",
-        )
+        raise RolloutError(f"{{}}: nothing is called {missing[0]!r}, only {listed}", "columns")
     if not found or steps is None:
         raise RolloutError(
-            f"{some(kinds)}: nothing is called as trainers call a reward or a KL, only "
-            f"{some(list(every)[:_LISTED])}: give {{}}",
+            f"{where}: nothing is called as trainers call a reward or a KL, only {listed}: "
+            "give {}",
             "columns",
             python="columns={'reward': …, 'kl': …}",
         )
-    raw = pd.DataFrame([{name: x.get(name) for name in (steps, *found.values())} for x in records])
-    table = pd.DataFrame({ours: _numbers(raw[name]) for ours, name in found.items()})
-    table.insert(0, "step", _numbers(raw[steps]))
+    return found, steps
+
+
+def _frame(records: list[Mapping[str, Any]], found: Mapping[str, str], steps: str) -> Any:
+    import pandas as pd
+
+    def numbers(name: str) -> Any:
+        return pd.to_numeric(pd.Series([x.get(name) for x in records]), errors="coerce")
+
+    table: Any = pd.DataFrame(
+        {ours: numbers(theirs) for ours, theirs in found.items()}, dtype=float
+    )
+    table.insert(0, "step", numbers(steps))
     kept = table["step"].notna() & table[list(found)].notna().any(axis=1)
-    # Of a step that is logged twice, a run that was resumed, the later entries count.
-    table = table[kept].groupby("step", as_index=False).last()
-    if not len(table):
-        raise RolloutError(f"{some(kinds)}: no step with a number")
-    frame = table.reindex(columns=["step", *NAMES]).astype({"step": int})
-    listing = ", ".join(f"{name} from {called!r}" for name, called in found.items())
-    notes = [f"format {', '.join(sorted(formats))!r}: {counted(len(kinds), 'file')}", listing]
-    notes += [f"run {run!r} of {len(runs)}"] if run is not None and len(runs) > 1 else []
-    per = "answer" if kl_is_of_answers(found.get("kl", "")) else "token"
-    frame.attrs = {"format": "+".join(sorted(formats)), "notes": notes, "kl_per": per}
-    return frame
+    # Of a step that is logged twice, as by a run that was resumed, the later entries count.
+    last = table[kept].groupby("step", as_index=False).last()
+    return last.reindex(columns=["step", *NAMES]).astype({"step": int})
 
 
 def _kinds(
@@ -152,9 +174,3 @@ def _kinds(
 def _may_be(path: pathlib.Path) -> bool:
     """Whether a file of a folder could be one of rollouts."""
     return path.suffix in (".parquet", ".jsonl", ".csv", ".tsv", ".eval", ".arrow", ".gz")
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    import pandas as pd
-
-    return pd.to_numeric(column, errors="coerce")

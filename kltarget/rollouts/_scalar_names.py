@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-STEP_NAMES = ("_step", "step", "Step", "global_step", "trainer/global_step", "training/global_step")
-"""Of steps, in order of preference: where an exporter counts its own, the trainer's come later."""
+STEP_NAMES = (
+    *("_step", "step", "Step", "global_step"),
+    *("train/global_step", "trainer/global_step", "training/global_step"),
+)
+"""Names of steps, of which the last that is there counts, for a tracker has a count of its own."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "reward": ("reward", "critic/score/mean", "critic/rewards/mean", "objective/scores"),
