@@ -12,8 +12,17 @@ from typing import Any
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
-from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import (
+    JSON,
+    InputError,
+    Stopped,
+    check_outputs,
+    input_errors,
+    say,
+    write,
+)
 from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
+from kltarget.cli._watched_page import WatchedPage
 
 _coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
 _seconds = functools.partial(finite, what="a number of seconds above 0")
@@ -29,7 +38,8 @@ def add_to(commands: Any) -> None:
         "holds: rewards alone, with the reference's log-probabilities, or with the policy's too.",
         epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
-        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
+        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input, 130 "
+        "interrupted, as --watch is in the end.",
     )
     add = options_of(diagnose)
     diagnose.add_argument(
@@ -81,7 +91,9 @@ def add_to(commands: Any) -> None:
     add("--json OUT", JSON, pathlib.Path)
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
-    watch = "look again so often and print anew when files have changed; Ctrl-C ends"
+    watch = (
+        "look again so often and print anew when files have changed; a page reloads; Ctrl-C ends"
+    )
     add("--watch SECONDS", watch, _seconds)
     diagnose.set_defaults(run=run_diagnose)
 
@@ -110,21 +122,20 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     if arguments.watch is None:
         _once(arguments)
         return 0
-    seen = None
+    seen, page = None, WatchedPage(arguments.html, arguments.watch)
     try:
         while True:
             state = _state(arguments.paths)
             if state != seen:
                 try:
-                    _once(arguments, again=seen is not None)
+                    _once(arguments, again=seen is not None, page=page)
                 except InputError as error:
                     # A run that has just begun has written nothing yet, or half a file.
                     say([f"waiting: {error}"])
             seen = state
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
-        say(["", "stopped"])
-    return 0
+        raise Stopped(page.left()) from None
 
 
 _OPTIONS = {
@@ -142,7 +153,9 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
-def _once(arguments: argparse.Namespace, again: bool = False) -> None:
+def _once(
+    arguments: argparse.Namespace, again: bool = False, page: WatchedPage | None = None
+) -> None:
     from kltarget import pages, plot
     from kltarget.cli._side_by_side import TwoRuns
     from kltarget.diagnosis import diagnose
@@ -169,9 +182,10 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     outputs = [arguments.json, arguments.html]
     line = ["", "─" * page_width()] if again else []
     say([*line, *str(other or found).splitlines()], unless=outputs)
+    html = other.to_html if other else lambda: pages.diagnosis(found)
     wrote = write(
         (arguments.json, (other or found).to_json),
-        (arguments.html, other.to_html if other else lambda: pages.diagnosis(found)),
+        (arguments.html, html if page is None else lambda: page.of(html())),
         (arguments.plot, other.figure if other else lambda: plot.diagnosis(found)),
     )
     say(["", *wrote] if wrote else [], unless=outputs)
