@@ -23,6 +23,7 @@ from kltarget.cli import (
     _forecast_command,
     _prefer_command,
     _recipe_command,
+    _score_command,
     _solve_command,
     _sweep_command,
     _verify_command,
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         _forecast_command,
         _compare_command,
         _diagnose_command,
+        _score_command,
     ):
         command.add_to(commands)
     return parser
