@@ -28,7 +28,7 @@ def tokenizer(chat: bool = False):
     return made
 
 
-def model(seed: int = 0, scale: float = 0.3):
+def model(seed: int = 0, scale: float = 0.3, rope_theta: float = 10_000.0):
     """A Llama of two layers with weights that are large enough to matter."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,6 +46,7 @@ def model(seed: int = 0, scale: float = 0.3):
         eos_token_id=1,
         bos_token_id=3,
         initializer_range=scale,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
     )
     return LlamaForCausalLM(config).eval()
 
