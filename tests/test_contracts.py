@@ -665,6 +665,7 @@ NOT_OF_ARRAYS = {
 
 
 ROOMS = (
+    "adapters",
     "divergences",
     "frontier",
     "implied",
