@@ -157,14 +157,23 @@ def test_the_distance_is_zero_at_the_target_and_the_spread_elsewhere(estimator):
     assert trainer["distance"] == pytest.approx(0, abs=1e-6)
     assert trainer["entropy"] == pytest.approx(-target.mean())
     assert trainer["kl"] == pytest.approx((target - log_ref).mean())
-    # Three answers a nat up: the deviation of half ones and half zeros is a half.
+    # Three answers a nat up: the deviation of three ones and three zeros.
     away = target + 1.0 * (np.arange(6) < 3)
     trainer.batch(prompts, texts, logp=away.tolist(), ref_logp=log_ref.tolist())
     if estimator == "k2":
-        assert trainer["distance"] == pytest.approx(0.5)
+        assert trainer["distance"] == pytest.approx(np.std([0, 0, 0, 1, 1, 1], ddof=1))
     else:
         # Another multiplier fits better, which moves the target's own log-ratios too.
         assert trainer["distance"] > 0.3
+
+
+def test_a_group_that_says_one_thing_has_no_distance():
+    trainer = Trainer(watch(right, RLOO))
+    logps = {"logp": [-0.1] * 4 + [-1.0, -2.0, -1.0, -2.0], "ref_logp": [-5.0] * 4 + [-1.5] * 4}
+    trainer.batch(TWO, ["a!"] * 4 + ["b", "c", "b", "c"], **logps)
+    assert trainer["distance"] == pytest.approx(np.std([0.5, -0.5, 0.5, -0.5], ddof=1))
+    trainer.batch(TWO[:4], ["a!"] * 4, logp=[-0.1] * 4, ref_logp=[-5.0] * 4)
+    assert "kltarget/distance" not in trainer.metrics
 
 
 def test_per_token_terms_have_a_distance_for_single_tokens_alone():

@@ -22,6 +22,7 @@ class Batch:
 
     Attributes:
         reward: total reward, NaN where none was given.
+        text: completions.
         answer: texts, or None where there is no answer.
         logp: log-probabilities of whole completions by the policy, or None.
         ref_logp: the same by the reference.
@@ -29,6 +30,7 @@ class Batch:
     """
 
     reward: np.ndarray
+    text: np.ndarray
     answer: np.ndarray
     logp: np.ndarray | None
     ref_logp: np.ndarray | None
@@ -129,7 +131,9 @@ def policy_metrics(batch: Batch, recipe: Recipe, beta: float) -> dict[str, float
     if not np.isfinite(ratio).all():
         return metrics
     metrics["kl"] = float(ratio.mean())
-    apart = distances(ratio, batch.reward, recipe, beta, batch.single)
+    # A group that says one thing is as far from every target as from none.
+    several = np.array([len(set(row)) > 1 for row in batch.text])
+    apart = distances(ratio[several], batch.reward[several], recipe, beta, batch.single)
     if apart is not None and len(apart):
         metrics["distance"] = float(apart.mean())
     return metrics
@@ -162,8 +166,8 @@ def distances(
     cost = np.where(np.isnan(effective), 1.0, effective)[:, None]
     gain = (reward - reward.max(1, keepdims=True)) / cost
     if recipe.aim == "reverse":
-        return (ratio - gain).std(1)
-    return (ratio + np.log(_multiplier(gain, ratio) - gain)).std(1)
+        return (ratio - gain).std(1, ddof=1)
+    return (ratio + np.log(_multiplier(gain, ratio) - gain)).std(1, ddof=1)
 
 
 def _multiplier(gain: np.ndarray, ratio: np.ndarray) -> np.ndarray:

@@ -55,8 +55,10 @@ def watch(
     ``distance``                      from what is asked for, in nats, where they are: the standard
                                       deviation within a group of ``log π/π_ref − log π*/π_ref``,
                                       which for the reverse KL is ``log π/π_ref − r/β``; 0 at the
-                                      target. Left out where the target's log-ratio is no function
-                                      of the reward: per-token terms of several tokens
+                                      target. It sees what is sampled: groups that say one thing do
+                                      not count, and what is no longer said is not missed. Left out
+                                      where the target's log-ratio is no function of the reward, as
+                                      for per-token terms of several tokens
     ``collapse_alarm``                1 if ``right_pairs_differ`` or ``entropy`` has fallen below
                                       ``alarm_share`` of its early level, else 0
     ``missing_rewards``               completions that no function gave a reward
@@ -289,7 +291,7 @@ class _Run:
         answers = np.array([self.rule(x) for x in texts], object)
         ids = called.get("completion_ids")
         batch = numbers.Batch(
-            *(numbers.in_groups(x, self.size) for x in (total, answers)),
+            *(numbers.in_groups(x, self.size) for x in (total, np.array(texts, object), answers)),
             *(self._log_probs(called.get(name)) for name in ("logp", "ref_logp")),
             single=ids is not None and all(len(x) == 1 for x in ids),
         )
