@@ -298,6 +298,31 @@ def test_pickled_weights_are_never_loaded(folder, tmp_path, capsys):
 
 
 @real
+def test_an_adapter_is_a_model_too(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    import safetensors.torch
+    import torch
+    import transformers
+
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(loaded, config)
+    for name, model in (("adapter", adapted), ("merged", None)):
+        (model or adapted.merge_and_unload()).save_pretrained(tmp_path / name)
+        tiny_llama.tokenizer().save_pretrained(tmp_path / name)
+    frame = pd.DataFrame(ROWS)
+    found = score(frame, tmp_path / "adapter", role="policy")["logp"]
+    merged = score(frame, tmp_path / "merged", role="policy")["logp"]
+    np.testing.assert_allclose(found, merged, atol=1e-4)
+    assert np.abs(found - score(frame, folder)["ref_logp"]).max() > 0.1
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"pickles alone \(adapter_model.bin\)"):
+        score(frame, tmp_path / "adapter")
+
+
+@real
 def test_a_model_that_is_nowhere_is_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
