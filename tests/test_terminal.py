@@ -186,6 +186,7 @@ def test_ctrl_c_is_one_line_and_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "kltarget: interrupted\n"
 
 
+@pytest.mark.broad
 def test_ctrl_c_names_what_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(kt.plot, "beta_path", interrupt)
     monkeypatch.setattr(kt.plot, "target", interrupt)

@@ -13,7 +13,7 @@ from kltarget.cli._interrupts import LINE, interrupt, leave, swallowed
 
 
 def command() -> int:
-    """The program ``kltarget``: :func:`main` in a process of its own."""
+    """The program ``kltarget``: :func:`kltarget.cli.main` in a process of its own."""
     # A shell that runs the command in the background has it ignore Ctrl-C.
     listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not listens:

@@ -84,8 +84,7 @@ def score(
         tokens came about, and what was left out and why.
 
     Raises:
-        ArgumentError: a ``ValueError``: the model cannot be loaded, or no row can be scored; one
-            line.
+        ValueError: the model cannot be loaded, or no row can be scored; one line.
         ImportError: ``kltarget[lm]`` is not installed.
 
     Example:
@@ -159,8 +158,8 @@ def score_files(
         What was assumed, left out and resumed, in lines.
 
     Raises:
-        ArgumentError: as :func:`score`, or a file that is none of these.
-        RolloutError: a log that cannot be read.
+        ValueError: as :func:`score`, or a file that is none of these.
+        kltarget.rollouts.RolloutError: a log that cannot be read.
         ImportError: ``kltarget[lm]`` is not installed, or pyarrow for Parquet.
 
     Example:
