@@ -36,3 +36,7 @@ def __getattr__(name: str) -> Any:
     if name == "main":
         return importlib.import_module("kltarget.cli._main").main
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "main"]
