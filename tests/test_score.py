@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -246,6 +247,28 @@ def test_a_killed_call_goes_on(folder, tmp_path):
 
 
 @real
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_log_is_never_in_memory_as_a_whole(folder, tmp_path, kind):
+    log, out = tmp_path / f"log.{kind}", tmp_path / f"out.{kind}"
+    rows = [{**ROWS[i % 4], "junk": f"{i}" + "x" * 20_000} for i in range(6000)]
+    if kind == "jsonl":
+        written(log, rows)
+    else:
+        pd.DataFrame(rows).to_parquet(log)
+    del rows
+    score(pd.DataFrame(ROWS), folder)  # what is loaded once
+    tracemalloc.start()
+    try:
+        score_files(log, folder, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A hundred and twenty megabytes of text; Parquet is read a thousand rows at a time.
+    assert peak < 60e6
+    assert out.stat().st_size > 6000 * (20_000 if kind == "jsonl" else 10)
+
+
+@real
 def test_another_calls_scores_are_not_gone_on_with(folder, tmp_path):
     log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"
     kept = tmp_path / ".out.jsonl.scores"
@@ -336,6 +359,30 @@ def test_a_model_that_is_nowhere_is_one_line(tmp_path, capsys, monkeypatch):
         assert err.count("\n") == 1
         assert err.startswith(f"kltarget: --model {model} ")
     assert "cannot be loaded from this folder" in err
+
+
+@real
+def test_a_file_of_weights_that_breaks_off_is_one_line(tmp_path, capsys):
+    broken = tiny_llama.saved(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    capsys.readouterr()
+    line = ["score", written(tmp_path / "log.jsonl"), "--model", broken, "--out"]
+    assert cli.main([str(x) for x in (*line, tmp_path / "out.jsonl")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"--model {broken} cannot be loaded from this folder" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@real
+def test_dtypes_and_devices(folder):
+    frame = pd.DataFrame(ROWS)
+    whole = score(frame, folder)["ref_logp"]
+    narrow = score(frame, folder, dtype="bfloat16")["ref_logp"]
+    assert 0 < np.abs(narrow - whole).max() < 0.5
+    with pytest.raises(ValueError, match="device='no-such-device' cannot be used"):
+        score(frame, folder, device="no-such-device")
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

@@ -62,14 +62,16 @@ class LanguageModel:
                     use_safetensors=True,
                     trust_remote_code=False,
                 )
-            except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+            except Exception as error:
+                # Each part of a model is read by another library, with errors of its own.
                 raise ArgumentError(_why_not(model, error), "model", model) from None
         try:
             self.model = loaded.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             why = f"{{}} cannot be used: {str(error).splitlines()[0]}"
             raise ArgumentError(why, "device", self.device) from None
-        self.longest = getattr(loaded.config, "max_position_embeddings", None)
+        texts = loaded.config.get_text_config()
+        self.longest = getattr(texts, "max_position_embeddings", None)
         self.vocabulary = loaded.get_input_embeddings().weight.shape[0]
         self._keeps = "logits_to_keep" in inspect.signature(loaded.forward).parameters
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ Role = Literal["reference", "policy"]
 
 COLUMN_OF: dict[str, str] = {"reference": "ref_logp", "policy": "logp"}
 _AT_ONCE = 4096
-"""Rows in memory, among which those of like lengths are put together."""
+"""Rows whose tokens are in memory, among which those of like lengths are put together."""
 
 
 def score(
@@ -294,26 +293,32 @@ class _Scorer:
         advance: Callable[[int], Any],
     ) -> None:
         """Scores what is not done, a few thousand rows after the other."""
-        for some_rows in _parts(rows):
-            made: list[tuple[int, Scored]] = []
-            unused: list[int] = []
-            for number, where, row in some_rows:
-                try:
-                    one = self._sequence(row)
-                except BadRow as error:
-                    self.unused += 1
-                    self.first = self.first or f"{where}: {error}"
-                    unused.append(number)
-                    continue
+        made: list[tuple[int, Scored]] = []
+        for number, where, row in rows:
+            # Rows themselves are dropped: what is beside their tokens may be long.
+            try:
+                one = self._sequence(row)
+            except BadRow as error:
+                self.unused += 1
+                self.first = self.first or f"{where}: {error}"
+                if number not in done:
+                    keep([number], [None])
+                    advance(1)
+                continue
+            if number not in done:
                 made.append((number, one))
-            if unused := [x for x in unused if x not in done]:
-                keep(unused, [None] * len(unused))
-                advance(len(unused))
-            made = [(number, one) for number, one in made if number not in done]
-            for batch in self.model.batches(made, self.options.tokens_per_batch):
-                sums = self.model.log_probs([x for _, x in batch], self.options.temperature)
-                keep([number for number, _ in batch], list(sums))
-                advance(len(batch))
+            if len(made) == _AT_ONCE:
+                self._compute(made, keep, advance)
+                made = []
+        self._compute(made, keep, advance)
+
+    def _compute(
+        self, made: list[tuple[int, Scored]], keep: Callable[..., None], advance: Callable[..., Any]
+    ) -> None:
+        for batch in self.model.batches(made, self.options.tokens_per_batch):
+            sums = self.model.log_probs([x for _, x in batch], self.options.temperature)
+            keep([number for number, _ in batch], list(sums))
+            advance(len(batch))
 
     def _sequence(self, row: Row) -> Scored:
         one = self.tokens(row)
@@ -333,9 +338,3 @@ class _Scorer:
             rows = counted(self.unused, "row")
             notes.append(f"{rows} without a {self.options.column}, the first: {self.first}")
         return notes
-
-
-def _parts(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    rest = iter(rows)
-    while part := list(itertools.islice(rest, _AT_ONCE)):
-        yield part

@@ -13,7 +13,7 @@ from kltarget._core.rows import Row, kind_of
 from kltarget.rollouts._log_files import Reading, rows_of
 
 KINDS = (".parquet", ".jsonl")
-_BATCH = 8192
+_BATCH = 1024
 
 
 def rows_of_all(
