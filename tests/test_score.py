@@ -297,6 +297,19 @@ def test_rows_that_cannot_be_scored_are_named_and_kept(folder, tmp_path):
 
 
 @real
+def test_frames_of_rollouts_and_texts_that_are_abridged(folder, tmp_path):
+    rows = [*ROWS, {**ROWS[0], "completion": "a " * 30 + "0" * 1000}]
+    log = written(tmp_path / "log.jsonl", rows)
+    found = score(kt.read_rollouts(log), folder)
+    expected = score(pd.DataFrame(ROWS), folder)["ref_logp"]
+    np.testing.assert_allclose(found["ref_logp"][:4], expected, atol=1e-5)
+    assert found["ref_logp"].notna().all()
+    short = score(kt.read_rollouts(log, full_text=False), folder)
+    assert short["ref_logp"].isna().tolist() == [False] * 4 + [True]
+    assert "the text is abridged" in short.attrs["notes"][-1]
+
+
+@real
 def test_pickled_weights_are_never_loaded(folder, tmp_path, capsys):
     import torch
     import transformers

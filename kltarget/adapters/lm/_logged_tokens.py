@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,8 @@ PROMPT_IDS = ("prompt_ids", "prompt_token_ids", "prompt_tokens", "input_ids")
 _MASKS = ("token_loss_mask", "loss_mask")
 _REASONS = ("finish_reason", "stop_reason")
 _CUT = ("truncated", "is_truncated")
+# What frames of rollouts have in place of the middle of a long text.
+_ABRIDGED = re.compile(r" … [\d,]+ characters, [0-9a-f]{16} … ")
 _OF_LENGTH = ("length", "max_tokens", "max_length", "max_new_tokens")
 
 
@@ -132,6 +135,8 @@ class LoggedTokens:
             entry = assistant_text(entry)
         if not isinstance(entry, str):
             raise BadRow(f"column {column!r}: the completion is no text")
+        if _ABRIDGED.search(entry):
+            raise BadRow(f"column {column!r}: the text is abridged: read_rollouts(full_text=True)")
         self.how["text"] += 1
         ids = list(self.tokenizer(entry, add_special_tokens=False)["input_ids"])
         return [*ids, self.tokenizer.eos_token_id] if self._ends(row, ids) else ids
