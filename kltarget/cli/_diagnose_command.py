@@ -38,8 +38,7 @@ def add_to(commands: Any) -> None:
         "holds: rewards alone, with the reference's log-probabilities, or with the policy's too.",
         epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
-        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input, 130 "
-        "interrupted, as --watch is in the end.",
+        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
     )
     add = options_of(diagnose)
     diagnose.add_argument(
@@ -89,11 +88,13 @@ def add_to(commands: Any) -> None:
     add("--skip-bad", "skip rows that cannot be read")
     add = options_of(diagnose.add_argument_group("output"))
     add("--json OUT", JSON, pathlib.Path)
-    add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
-    add("--plot OUT.png", "draw the figure", pathlib.Path)
-    watch = (
-        "look again so often and print anew when files have changed; a page reloads; Ctrl-C ends"
+    add(
+        "--html OUT.html",
+        "write one page with the figure in it; it reloads with --watch",
+        pathlib.Path,
     )
+    add("--plot OUT.png", "draw the figure", pathlib.Path)
+    watch = "look again so often and print anew when files have changed; Ctrl-C ends"
     add("--watch SECONDS", watch, _seconds)
     diagnose.set_defaults(run=run_diagnose)
 
@@ -136,6 +137,8 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
         raise Stopped(page.left()) from None
+    finally:
+        page.left()
 
 
 _OPTIONS = {

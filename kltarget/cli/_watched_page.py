@@ -55,7 +55,7 @@ class WatchedPage:
     ) -> None:
         self.path = None if is_stdout(path) else path
         self.seconds, self.clock = seconds, clock
-        self.html, self.read = "", ""
+        self.html = self.read = self.stays = ""
 
     def of(self, html: str) -> str:
         """The page, which says when the files were read and loads itself again."""
@@ -69,12 +69,15 @@ class WatchedPage:
         return self._with(said).replace("</head>", f"{reload}</head>", 1)
 
     def left(self) -> str:
-        """Writes the page as it stays, and says so in a few words; nothing if there is none."""
+        """Writes the page as it stays, once, and says so in a few words; nothing without one."""
         if self.path is None or not self.html:
             return ""
+        if self.stays:
+            return self.stays
         with open_whole(self.path) as file:
             file.write(self._with(f"Files read at {self.read}; no longer watched."))
-        return f"{self.path} is as of {self.read}"
+        self.stays = f"{self.path} is as of {self.read}"
+        return self.stays
 
     def _with(self, said: str) -> str:
         line = f'<p style="opacity: .75; font: .82rem system-ui, sans-serif">{said}</p>'
