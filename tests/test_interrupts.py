@@ -118,6 +118,8 @@ COMMANDS = {
     "watch": (*DIAGNOSE, "--watch", "0.1", "--html", "page.html"),
     "explore": ("explore", "one-two", "--html", "page.html"),
     "recipe": ("recipe", "trl-grpo", "--compare", "trl-rloo"),
+    "loss": ("recipe", "--loss", f"{DATA / 'losses' / 'exchanged_arguments.py'}:loss"),
+    "prefer": ("prefer", "pairs.csv", "--reference", "answers.csv", "--beta", "0.1,1"),
 }
 
 
@@ -126,6 +128,8 @@ COMMANDS = {
 def test_at_random_moments(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(name)
+    pathlib.Path("pairs.csv").write_text("chosen,rejected\na,b\nb,c\na,c\nc,a\n")
+    pathlib.Path("answers.csv").write_text("outcome,probability\na,0.2\nb,0.3\nc,0.5\n")
     for _ in range(4):
         process = started("no.such.module", *COMMANDS[name])
         process.stdout.readline()
