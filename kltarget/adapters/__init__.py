@@ -2,7 +2,10 @@
 
 Each part needs the packages that it adapts, which extras install: ``kltarget[trl]`` for TRL's
 trainers, ``kltarget[lm]`` for log-probabilities of a language model. Nothing but the command line
-imports this room, and it imports those packages only where they are used.
+imports this room, and it imports those packages only where they are used. ``policy_of`` makes a
+model of JAX a policy.
 """
 
-__all__ = []
+from kltarget.adapters._policy_of import policy_of
+
+__all__ = ["policy_of"]
