@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from kltarget._core.words import display_width, page_width, short, words_of, wrapped
 
@@ -235,7 +235,12 @@ class Figure:
         return f'<div class="wide"><picture>{variant}{image}</picture></div>'
 
 
-Block = Heading | Paragraph | Lines | Quotation | Bullets | Table | Figure
+class Block(Protocol):
+    """A part of a page, as lines of text and as HTML."""
+
+    def lines(self, width: int) -> list[str]: ...
+
+    def html(self) -> str: ...
 
 
 class Page:

@@ -16,7 +16,7 @@ from kltarget._core.words import counted, number, ratio, short, singular
 from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
-_SHARES = {"zero_std_groups"}
+_SHARES = {"zero_std_groups", "kept"}
 
 
 @dataclasses.dataclass(frozen=True)
