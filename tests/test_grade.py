@@ -169,7 +169,8 @@ def test_causes(recipe, beta, cause):
     ("frame", "why"),
     [
         (drawn(ALONE, 0, steps=1, known=False), "one logged step"),
-        (drawn(MASS, 0, prompts=1, steps=2, of=1, known=False), "leave it open"),
+        (drawn(MASS, 0, prompts=1, steps=2, of=1, known=False), "too few right completions"),
+        (drawn(NARROW, 1, prompts=1, steps=2, of=4, known=False), "leave it open"),
         (drawn(np.array([0.9, 0.1, 0, 0, 0]), 0, reward=np.array([1.0, 0, 0, 0, 0])), "no prompt"),
         (drawn(ALONE, 0).assign(reward=1.0), "which answers are right"),
     ],
@@ -440,6 +441,20 @@ def test_the_curves_end_at_the_target():
     right = law[:3].sum()
     assert ends["zero_std"] == pytest.approx(right**8 + (1 - right) ** 8)
     assert graded(drawn(ALONE, 0), REVERSE, 0.0).asymptotes == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_every_interval_stands_behind_its_own_number(known):
+    found = [graded(drawn(law, 1, known=known)) for law in (MASS, NARROW, ALONE)]
+    statements = [x for one in found for x in one.statements if x.interval is not None]
+    assert len(statements) > 12
+    for statement in statements:
+        letters = dict.fromkeys(statement.assumptions, "a")
+        assert "95 %" not in statement.evidence(letters)
+        before, _ = statement.told.split(" [95 %: ")
+        share = statement.name in ("kept", "zero_std_groups")
+        said = float(before.removesuffix(" %").split()[-1]) / (100 if share else 1)
+        assert said == pytest.approx(statement.value, rel=0.01)
 
 
 def test_files_given_twice_are_read_once():

@@ -116,7 +116,7 @@ def grading_of(
         return Grading("unknown", "unknown", "which answers are right is not known", None)
     targets = [None if aim.status & Status.NO_TARGET else aim.log_target for aim in aims]
     known = [aim.prompt for aim in aims] or list(prompts)
-    laws = laws_of(case.log, known, targets or [None] * len(known), case.threshold)
+    laws = laws_of(known, targets or [None] * len(known), case.threshold)
     kept = kept_by_reference(laws, rng)
     if kept is None or kept.before < LEAST:
         right = case.log.reward >= case.threshold
@@ -134,7 +134,7 @@ def _grade(case: Case, kept: Kept | None) -> tuple[str, str]:
             return "unknown", "no prompt shows two different right answers"
         if case.log.num_times < 2:
             return "unknown", "there is one logged step, and no reference to compare it with"
-        return "unknown", "too few prompts recur with right answers"
+        return "unknown", "too few right completions of prompts that recur"
     if kept.before < LEAST:
         return "unknown", "hardly two right answers differed before, so there is little to lose"
     if kept.share <= HELD and kept.chance < LEVEL:

@@ -14,6 +14,8 @@ from kltarget.evidence import Interval, Log, Prompt
 EARLY = 0.1
 # Of many prompts those of most rollouts are compared.
 _MOST_PROMPTS = 200
+# Of fewer rollouts, early ones or late ones, a share of this is noise.
+_LEAST_ROLLOUTS = 12
 _DRAWS = 999
 _Z = 1.959963984540054
 
@@ -57,28 +59,28 @@ class Law:
         prompt: the prompt.
         reference: shares of its right answers, ``[K]``.
         target: the same of the target; None without one.
+        right: the reference's mass of all of them.
         late: late rollouts of each, ``[K]``.
-        early: the same of the first steps.
     """
 
     prompt: Prompt
     reference: np.ndarray
     target: np.ndarray | None
+    right: float
     late: np.ndarray
-    early: np.ndarray
 
 
 def early_rows(log: Log) -> np.ndarray:
     """The rows of the first steps, none of which is late."""
-    first = min(max(1, math.ceil(EARLY * log.num_times)), log.late_from)
+    first = min(max(1, int(EARLY * log.num_times)), log.late_from)
     return log.time < first
 
 
 def laws_of(
-    log: Log, prompts: Sequence[Prompt], targets: Sequence[np.ndarray | None], threshold: float
+    prompts: Sequence[Prompt], targets: Sequence[np.ndarray | None], threshold: float
 ) -> list[Law]:
     """The laws of prompts with two or more right answers, in the order of their texts."""
-    early, laws = early_rows(log), []
+    laws = []
     pairs = sorted(zip(prompts, targets, strict=True), key=lambda pair: pair[0].text)
     for prompt, target in pairs:
         right = prompt.right(threshold) & ~prompt.unknown[:-1]
@@ -87,15 +89,13 @@ def laws_of(
         # The order of answers in a log says nothing.
         chosen = np.flatnonzero(right)
         chosen = chosen[np.argsort(-prompt.log_ref[chosen], kind="stable")]
-        rows = early & (log.prompt == prompt.code)
-        counts = np.bincount(log.answer[rows], minlength=len(log.answer_prompt))
         laws.append(
             Law(
                 prompt,
                 _shares(prompt.log_ref[chosen]),
                 None if target is None else _shares(target[chosen]),
+                float(np.exp(prompt.log_ref[chosen]).sum()),
                 prompt.late_counts[:-1][chosen],
-                counts[prompt.answers[chosen]],
             )
         )
     return laws
@@ -106,12 +106,20 @@ def kept_by_reference(laws: Sequence[Law], rng: np.random.Generator) -> Kept | N
     known = [law for law in laws if law.prompt.known == "logged" and law.late.sum() > 1]
     if not known:
         return None
+    if sum(law.late.sum() for law in known) < _LEAST_ROLLOUTS:
+        return None
     before = float(np.mean([_differ(law.reference) for law in known]))
+    most = float(np.mean([_with_unseen(law) for law in known]))
     now, variance = _mean_of_counts([law.late for law in known])
     chance = _chance([(law.late, law.reference) for law in known], now, rng)
     rollouts = int(sum(law.late.sum() for law in known))
-    found = _kept(before, 0.0, now, variance, chance, "reference", len(known), rollouts)
-    return None if found is None else _beside_target(found, known, rng)
+    if not before > 0:
+        return None
+    low, high = _ratio_interval(now, variance, before, 0.0)
+    # What was not seen may be right too, and then more differed before.
+    interval = low * before / most, high
+    found = Kept(before, now, now / before, interval, chance, "reference", len(known), rollouts)
+    return _beside_target(found, known, rng)
 
 
 def kept_since_start(
@@ -134,15 +142,19 @@ def kept_since_start(
         own = own[(early[own] > 0) | (late[own] > 0)]
         own = own[np.lexsort((late[own], early[own]))]
         pairs.append((early[own], late[own]))
-    if not pairs:
+    smaller = min(sum(x[k].sum() for x in pairs) for k in (0, 1)) if pairs else 0
+    if smaller < _LEAST_ROLLOUTS:
         return None
     before, of_before = _mean_of_counts([pair[0] for pair in pairs])
     now, of_now = _mean_of_counts([pair[1] for pair in pairs])
     chance = _chance_of_labels(pairs, now - before, rng)
     rollouts = int(sum(pair[1].sum() for pair in pairs))
-    found = _kept(before, of_before, now, of_now, chance, "first steps", len(pairs), rollouts)
+    if not before > 0:
+        return None
+    interval = _ratio_interval(now, of_now, before, of_before)
+    found = Kept(before, now, now / before, interval, chance, "first steps", len(pairs), rollouts)
     known = [law for law in laws if law.late.sum() > 1]
-    return found if found is None or not known else _beside_target(found, known, rng)
+    return _beside_target(found, known, rng) if known else found
 
 
 def _beside_target(found: Kept, laws: Sequence[Law], rng: np.random.Generator) -> Kept:
@@ -161,22 +173,24 @@ def _beside_target(found: Kept, laws: Sequence[Law], rng: np.random.Generator) -
     )
 
 
-def _kept(
-    before: float,
-    of_before: float,
-    now: float,
-    of_now: float,
-    chance: float,
-    source: str,
-    prompts: int,
-    rollouts: int,
-) -> Kept | None:
-    if not before > 0:
-        return None
-    share = now / before
-    spread = _Z * math.sqrt(of_now + share**2 * of_before) / before
-    interval = max(share - spread, 0.0), share + spread
-    return Kept(before, now, share, interval, chance, source, prompts, rollouts)
+def _ratio_interval(now: float, of_now: float, before: float, of_before: float) -> Interval:
+    """Fieller's interval of ``now/before`` by their variances, from 0 on; its end may be infinite.
+
+    It holds the K for which ``now − K·before`` is not further from 0 than its own deviation says.
+    """
+    a, b, c = before**2 - _Z**2 * of_before, now * before, now**2 - _Z**2 * of_now
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    if a <= 0:
+        low = (b - root) / a if a < 0 and c > 0 else 0.0
+        return min(max(low, 0.0), now / before), math.inf
+    return max((b - root) / a, 0.0), (b + root) / a
+
+
+def _with_unseen(law: Law) -> float:
+    """How often two right answers differ by the reference if the unseen are one of them."""
+    unseen = float(np.exp(law.prompt.log_ref[-1]))
+    share = unseen / (unseen + law.right) if unseen > 0 else 0.0
+    return float(1 - (1 - share) ** 2 * (law.reference**2).sum() - share**2)
 
 
 def _shares(log_mass: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class Statement:
         assert self.interval is not None
         low, high = self.interval
         if self.name in _SHARES:
-            return f"95 %: {100 * low:.3g} to {100 * high:.3g} %"
+            return f"95 %: {number(100 * low, 3)} to {number(100 * high, 3)} %"
         return f"95 %: {number(low, 3)} to {number(high, 3)}"
 
     def _place(self) -> int | None:
