@@ -227,6 +227,35 @@ def test_runs_that_held_raise_few_alarms(known, prompts):
         assert alarms(law, known, range(40), **options).mean() <= 0.05
 
 
+def once_each(frame):
+    """The same with prompts that never come back."""
+    return frame.assign(prompt=frame["prompt"] + " of step " + frame["step"].astype(str))
+
+
+@pytest.mark.parametrize(("law", "grade"), [(MASS, "held"), (ALONE, "collapsed")])
+def test_prompts_that_do_not_recur(law, grade):
+    found = graded(once_each(drawn(law, 0, known=False, prompts=20)), None, None)
+    assert found.grade == grade
+    assert any("prompts of the first and of the last" in x for x in found["kept"].assumptions)
+    few = graded(once_each(drawn(law, 0, known=False, prompts=4)), None, None)
+    assert few.grade == "unknown"
+
+
+@pytest.mark.slow
+def test_groups_alone_are_graded_as_they_should_be():
+    truth, found = differ(NARROW[:3]) / differ(MASS[:3]), []
+    for key in range(200):
+        frame = once_each(drawn(NARROW, key, known=False, prompts=16, steps=6, of=1))
+        low, high = graded(frame, None, None)["kept"].interval
+        found.append(low <= truth <= high)
+    assert np.mean(found) >= 0.92
+    false = [
+        graded(once_each(drawn(MASS, key, known=False, prompts=16, steps=6, of=1)), None, None)
+        for key in range(40)
+    ]
+    assert sum(x.grade in ("narrowing", "collapsed") for x in false) <= 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_collapses_are_found(known):

@@ -120,7 +120,8 @@ def diagnose(
     1 % had nothing been lost; what keeps more, and by its interval surely more than 25 %, has held;
     the rest is unknown. The cause is the target if that keeps as little by the same bounds, the
     path if the run keeps less than its target does with a chance below 1 %, or that nothing in the
-    recipe regularises. Where right answers are too few, prompts have several and nothing
+    recipe regularises. Where no prompt recurs, groups of the first and of the last steps are
+    compared. Where right answers are too few, prompts have several and nothing
     regularises, all answers are compared, for a collapse alone.
 
     Where the KL acts on every token (``recipe.per_token``) and completions part after their first

@@ -11,7 +11,14 @@ import numpy as np
 from kltarget._core.status import Status
 from kltarget._core.words import counted, number
 from kltarget.diagnosis._aims import Aim
-from kltarget.diagnosis._kept import EARLY, Kept, kept_by_reference, kept_since_start, laws_of
+from kltarget.diagnosis._kept import (
+    EARLY,
+    Kept,
+    kept_between_groups,
+    kept_by_reference,
+    kept_since_start,
+    laws_of,
+)
 from kltarget.diagnosis._say_rewards import BY_RULE, INDEPENDENT, Case
 from kltarget.diagnosis._statement import Statement
 from kltarget.evidence import Prompt, num_right
@@ -35,6 +42,7 @@ CAUSES = {
 
 COLLAPSED, HELD = 0.25, 0.75
 """A run that keeps no more than the first share is collapsed, above the second it has held."""
+ALIKE = "prompts of the first and of the last steps are alike, as few recur"
 LEVEL = 0.01
 """How unlikely a loss must be, had nothing been lost."""
 LEAST = 0.02
@@ -120,7 +128,8 @@ def grading_of(
     kept = kept_by_reference(laws, rng)
     if kept is None or kept.before < LEAST:
         right = case.log.reward >= case.threshold
-        kept = kept_since_start(case.log, right, laws, rng) or kept
+        since = kept_since_start(case.log, right, laws, rng)
+        kept = since or kept_between_groups(case.log, right) or kept
     grade, why = _grade(case, kept)
     found = Grading(grade, None, why, kept)
     if grade == "unknown":
@@ -202,6 +211,8 @@ def told_of(found: Grading) -> tuple[str, ...]:
     )
     if found.whole:
         here += " All answers are compared, as right ones are too few and nothing acts on them."
+    if not kept.recurring:
+        here += " Prompts hardly recur: groups of the first and of the last steps are compared."
     return rule, cause, here
 
 
@@ -218,6 +229,7 @@ def kept_statement(found: Grading) -> list[Statement]:
     text += "of the reference" if kept.source == "reference" else "in the first steps"
     if kept.of_target is not None:
         text += f", {number(kept.of_target, 3)} of the target"
-    numbers = kept.share, kept.interval, (INDEPENDENT, BY_RULE), kept.rollouts
+    by = (INDEPENDENT, BY_RULE) if kept.recurring else (INDEPENDENT, BY_RULE, ALIKE)
+    numbers = kept.share, kept.interval, by, kept.rollouts
     tier = 2 if kept.source == "reference" else 1
     return [Statement("kept", text, "", *numbers, "late rollouts", tier=tier)]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import t as student
 
 from kltarget.evidence import Interval, Log, Prompt
 
@@ -16,6 +17,7 @@ EARLY = 0.1
 _MOST_PROMPTS = 200
 # Of fewer rollouts, early ones or late ones, a share of this is noise.
 _LEAST_ROLLOUTS = 12
+_LEAST_GROUPS = 10
 _DRAWS = 999
 _Z = 1.959963984540054
 
@@ -36,6 +38,7 @@ class Kept:
         of_target: the chance by the target, over the same prompts; None without one.
         reference_share: ``of_target`` over the same by the law that the target is of.
         beyond: how likely so few would be had the run got to its target; None without one.
+        recurring: whether the same prompts were compared; otherwise groups of whatever prompts.
     """
 
     before: float
@@ -49,6 +52,7 @@ class Kept:
     of_target: float | None = None
     reference_share: float | None = None
     beyond: float | None = None
+    recurring: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,6 +159,32 @@ def kept_since_start(
     found = Kept(before, now, now / before, interval, chance, "first steps", len(pairs), rollouts)
     known = [law for law in laws if law.late.sum() > 1]
     return _beside_target(found, known, rng) if known else found
+
+
+def kept_between_groups(log: Log, chosen: np.ndarray) -> Kept | None:
+    """What is left of the first steps' answers, of the chosen rows alone, group by group.
+
+    For prompts that do not recur: those of the first and of the last steps are taken to be alike.
+    """
+    found = []
+    for rows in (early_rows(log) & chosen, log.late & chosen):
+        pairs = np.stack([log.group[rows], log.answer[rows]])
+        group, count = np.unique(pairs, axis=1, return_counts=True)
+        _, owner = np.unique(group[0], return_inverse=True)
+        size = np.bincount(owner, count)
+        same = np.bincount(owner, count * (count - 1.0))
+        found.append((1 - same / np.maximum(size * (size - 1), 1))[size > 1])
+    early, late = found
+    if min(early.size, late.size) < _LEAST_GROUPS or not early.mean() > 0:
+        return None
+    before, now = float(early.mean()), float(late.mean())
+    # So many groups cannot all have been alike by more than this.
+    spread = [max(x.var(ddof=1), x.mean() / x.size, 1 / x.size**2) / x.size for x in found]
+    chance = float(student.cdf((now - before) / math.sqrt(sum(spread)), min(map(len, found)) - 1))
+    interval = _ratio_interval(now, spread[1], before, spread[0])
+    numbers = before, now, now / before, interval, chance, "first steps"
+    prompts = len(np.unique(log.prompt[log.late & chosen]))
+    return Kept(*numbers, prompts, int((log.late & chosen).sum()), recurring=False)
 
 
 def _beside_target(found: Kept, laws: Sequence[Law], rng: np.random.Generator) -> Kept:
