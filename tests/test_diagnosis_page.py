@@ -4,6 +4,7 @@ import html.parser
 import json
 import pathlib
 import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -169,6 +170,16 @@ def test_exit_codes_for_ci(capsys):
     code, _, err = run(capsys, *narrowing, "--fail-on", "held")
     assert code == 2
     assert "--fail-on" in err
+
+
+def test_watching_ends_where_it_fails(capsys, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", stop)
+    watch = ("diagnose", SHORT, "--watch", "1", "--fail-on")
+    assert run(capsys, *watch, "narrowing")[0] == 1
+    assert run(capsys, *watch, "collapsed")[1].endswith("stopped\n")
 
 
 @pytest.mark.usefixtures("undrawn")

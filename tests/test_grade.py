@@ -417,6 +417,47 @@ def test_how_to_give_the_recipe(format, name):
     assert "--trainer, --config or --recipe" in unknown.text
 
 
+def test_the_recipe_that_the_log_shows_comes_first():
+    frame = drawn(ALONE, 0).assign(num_tokens=1.0)
+    mean = frame.groupby("group_id")["reward"].transform("mean")
+    deviation = frame.groupby("group_id")["reward"].transform("std")
+    undivided = frame.assign(advantage=frame["reward"] - mean)
+    action = graded(undivided, TRL, 0.2).actions[0]
+    assert (action.key, action.value) == ("--recipe", "normalize=none")
+    divided = frame.assign(advantage=(frame["reward"] - mean) / (deviation + 1e-4))
+    assert "--recipe" not in {x.key for x in graded(divided, TRL, 0.2).actions}
+
+
+def test_a_controlled_coefficient_is_not_raised():
+    reward = np.array([1.0, 0.9, 0.9, 0.0, 0.0])
+    frame = drawn(target_of(REVERSE, 0.02, reward), 0, reward=reward)
+    steered = Recipe("reward", "k1", kl_target=6.0)
+    keys = {x.key for x in graded(frame, steered, 0.02, threshold=0.9).actions}
+    assert "kl_target" in keys
+    assert "beta" not in keys
+
+
+def test_what_no_target_is_known_of():
+    for recipe in (Recipe("reward", "absolute"), Recipe("reward", "k1", teacher=0.2)):
+        (action,) = graded(drawn(ALONE, 0, known=False), recipe, 0.2).actions
+        assert action.text == "look at the path of training"
+
+
+@pytest.mark.parametrize(
+    ("rule", "form"),
+    [
+        ("boxed", "so {i}: \\boxed{{{a}}}, I think {i}"),
+        ("answer", "<answer>{a}</answer> by way {i}"),
+        ("number", "way {i} gives {a}"),
+    ],
+)
+def test_a_rule_that_would_tell_answers_apart(rule, form):
+    frame = drawn(ALONE, 0, known=False)
+    text = [form.format(i=i * 1000, a=a[1:]) for i, a in enumerate(frame["answer"])]
+    found = graded(frame.assign(completion=text, answer=text))
+    assert (found.actions[0].key, found.actions[0].value) == ("--answer", rule)
+
+
 def test_without_a_recipe_nothing_is_said_of_one():
     found = graded(drawn(ALONE, 0), None, None)
     assert found.recipe is None

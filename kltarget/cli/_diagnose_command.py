@@ -85,7 +85,7 @@ def add_to(commands: Any) -> None:
     add("--json OUT", JSON, pathlib.Path)
     add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
     add("--plot OUT.png", "draw the figure", pathlib.Path)
-    fail = "exit with code 1 if the run is collapsed; narrowing: or narrowing (of PATH alone)"
+    fail = "end with code 1 if the run is collapsed; narrowing: or narrowing (of PATH alone)"
     add("--fail-on GRADE", fail, _grade)
     watch = "look again so often and print anew when files have changed; Ctrl-C ends"
     add("--watch SECONDS", watch, _seconds)
@@ -127,7 +127,8 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
             state = _state(arguments.paths)
             if state != seen:
                 try:
-                    _once(arguments, again=seen is not None)
+                    if _code(arguments, _once(arguments, again=seen is not None)):
+                        return 1
                 except InputError as error:
                     # A run that has just begun has written nothing yet, or half a file.
                     say([f"waiting: {error}"])

@@ -51,6 +51,8 @@ class Advice:
         preset: of the trainer, if it was named.
         format: of the files, if it is known.
         rule: the rule that would tell answers apart, if there is one.
+        shown: fields of the recipe that the logged advantages have otherwise.
+        steered: whether a controller moves β, so that what it is set to says little.
     """
 
     case: Case
@@ -60,6 +62,8 @@ class Advice:
     preset: Preset | None
     format: str | None
     rule: str | None
+    shown: Mapping[str, str | int]
+    steered: bool
 
     @property
     def lost(self) -> bool:
@@ -82,7 +86,7 @@ class Advice:
 
 def actions_of(advice: Advice) -> tuple[Action, ...]:
     """One to three actions, the first one first."""
-    rules = (_read, _recipe, _regulariser, _beta, _division, _path, _mara, _log)
+    rules = (_read, _recipe, _contradicted, _regulariser, _beta, _division, _path, _mara, _log)
     found: dict[str, Action] = {}
     for rule in rules:
         for action in rule(advice):
@@ -127,6 +131,15 @@ def _recipe(advice: Advice) -> Iterator[Action]:
     yield Action(text, "--trainer", name, why)
 
 
+def _contradicted(advice: Advice) -> Iterator[Action]:
+    """The recipe that the log shows, where it is another."""
+    if not advice.shown:
+        return
+    fields = ",".join(f"{name}={value}" for name, value in advice.shown.items())
+    why = "the logged advantages contradict the recipe, and all other numbers are of the one given"
+    yield Action(f"give the recipe that the log shows: --recipe {fields}", "--recipe", fields, why)
+
+
 def _regulariser(advice: Advice) -> Iterator[Action]:
     """A regulariser where none acts."""
     case, recipe = advice.case, advice.case.recipe
@@ -138,7 +151,7 @@ def _regulariser(advice: Advice) -> Iterator[Action]:
     elif recipe.aim == "none":
         why = f"{recipe.estimator_name} in the {recipe.place} has no mean gradient: β does nothing"
         yield advice.set("estimator", _spelled(advice, _ACTING), why)
-    if case.beta > 0:
+    if case.beta > 0 or advice.steered:
         return
     key, _ = advice.setting("beta", 1.0)
     found = None
@@ -160,6 +173,11 @@ def _beta(advice: Advice) -> Iterator[Action]:
     """A larger β where the target asks for the loss."""
     case = advice.case
     if not advice.lost or advice.grading.cause != "target":
+        return
+    if advice.steered:
+        key, _ = advice.setting("kl_target", 1.0)
+        why = "a controller moves β until the KL is that far: the less of it, the more is kept"
+        yield Action(f"lower {key}", key, None, why)
         return
     found = keeping_beta(case.recipe, advice.aims, case.beta, case.threshold)
     if found is None:
@@ -253,6 +271,10 @@ def _log(advice: Advice) -> Iterator[Action]:
             why = "the KL acts on every token, so there is a target at each prefix"
             yield Action(text, "ref_token_logps", None, why)
         return
+    recipe = case.recipe
+    if recipe.teacher or recipe.combine != "sum" or recipe.charged_without_divergence:
+        # There is no target, whatever is logged.
+        return
     why = "they give the target, the β at which answers change places, and the cause of a loss"
     name, text = advice.preset.name if advice.preset is not None else "", ""
     if name.startswith("verl") or (not name and advice.format == "verl"):
@@ -279,7 +301,11 @@ def _on_its_way(advice: Advice) -> Action:
         return Action("train longer", "", None, why)
     if grading.grade == "held":
         return Action("nothing to change", "", None, "right answers are kept")
-    return Action("nothing that is known to help", "", None, "the recipe's target keeps no more")
+    if grading.cause == "unknown" and advice.aims and grading.kept is not None:
+        why = "whether the target or the path lost right answers, so few cannot tell"
+        return Action("log more rollouts", "", None, why)
+    why = "no target of this recipe is known that keeps more"
+    return Action("look at the path of training", "", None, why)
 
 
 def _is_far(advice: Advice) -> bool:

@@ -176,6 +176,7 @@ def diagnose(
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
         frame = read_rollouts(rollouts, full_text=False)  # pyright: ignore[reportArgumentType]
     log = evidence.log_of(frame)
+    steered = recipe.kl_target is not None
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
     default = []
@@ -207,7 +208,7 @@ def diagnose(
         alone, rule = own_answers(case, frame)
         statements = reward_statements(case, answers_recur=not alone)
         statements += alone or [right_answers(case, right, late)]
-        checked, fitting = advantage_statement(case, keys) if told else (None, ())
+        checked, fitting, shown = advantage_statement(case, keys) if told else (None, (), {})
         notes += fitting
         if checked is not None:
             statements.insert(0 if checked.warning else len(statements), checked)
@@ -227,7 +228,8 @@ def diagnose(
         statements += kept_statement(grading)
         named = {statement.name: statement for statement in reversed(statements)}
         written = frame.attrs.get("format")
-        actions = actions_of(Advice(case, grading, aims, named, known, written, rule))
+        advice = Advice(case, grading, aims, named, known, written, rule, shown, steered)
+        actions = actions_of(advice)
     group_size, of_groups = _counting(groups.size, recipe)
     size = {
         "rollouts": len(log),
