@@ -208,7 +208,7 @@ def test_rewards_alone_refuse_what_they_cannot_say():
     flip = found["flip_beta"]
     assert flip.refused
     assert flip.value is None
-    for what in ("ref_logp", "ref_per_token_logps", "verl", "--reference-from-first-step"):
+    for what in ("ref_logp", "LogProbsGRPOTrainer", "verl", "--reference-from-first-step"):
         assert what in flip.text
     assert found.featured.target is None
     assert found.featured.flips == ()

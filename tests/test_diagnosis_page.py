@@ -179,7 +179,8 @@ def test_watching_ends_where_it_fails(capsys, monkeypatch):
     monkeypatch.setattr(time, "sleep", stop)
     watch = ("diagnose", SHORT, "--watch", "1", "--fail-on")
     assert run(capsys, *watch, "narrowing")[0] == 1
-    assert run(capsys, *watch, "collapsed")[1].endswith("stopped\n")
+    # What is not as bad goes on until it is interrupted.
+    assert run(capsys, *watch, "collapsed")[0] != 1
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -94,6 +94,7 @@ def test_real_runs(log, recipe, beta, grade, cause):
     assert 1 <= len(found.actions) <= 3
 
 
+@pytest.mark.broad
 def test_the_reference_of_a_real_run_is_what_it_is_graded_by():
     found = diagnose(GRADED, Recipe("loss", "k3", "token", "mean"), beta=0.3)
     answers = json.loads((GRADED / "truth.json").read_text())["exact"][0]["answers"]
@@ -181,6 +182,11 @@ def test_too_little_to_grade(frame, why):
     assert why in found.headline
 
 
+def test_one_right_answer_cannot_be_lost():
+    frame = drawn(np.array([0.9, 0.1, 0, 0, 0]), 0, reward=np.array([1.0, 0, 0, 0, 0]))
+    assert [x.text for x in graded(frame).actions] == ["nothing to change"]
+
+
 def test_completions_that_never_recur_are_not_graded():
     frame = drawn(ALONE, 0, known=False)
     frame["completion"] = [f"so {i}: \\boxed{{{a}}}" for i, a in enumerate(frame["answer"])]
@@ -254,6 +260,21 @@ def test_groups_alone_are_graded_as_they_should_be():
         for key in range(40)
     ]
     assert sum(x.grade in ("narrowing", "collapsed") for x in false) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [{"prompts": 4, "steps": 2, "of": 1}, {"steps": 3, "of": 1}])
+def test_small_logs_without_a_regulariser_raise_few_alarms(size):
+    """One right answer is rare from the start; all answers become few as they become right."""
+    mass = np.array([0.3, 0.02, 0.02, 0.33, 0.33])
+    law = np.append(mass[:3], [0.005, 0.005])
+    found = [
+        graded(drawn(law, key, mass=mass, start=mass, known=False, **size), REVERSE, 0.0).grade
+        for key in range(40)
+    ]
+    assert sum(grade in ("narrowing", "collapsed") for grade in found) <= 2
+    found = [graded(drawn(ALONE, key, known=False, **size), REVERSE, 0.0) for key in range(40)]
+    assert {x.grade for x in found} <= {"collapsed", "unknown", "narrowing"}
 
 
 @pytest.mark.slow
@@ -332,7 +353,7 @@ def test_the_division_is_left_where_it_moves_nothing():
     ("recipe", "key", "value"),
     [
         (Recipe("loss", "k2", baseline="mean"), "kltarget.adapters.mara_rewards", None),
-        (Recipe("reward", "k1"), "kltarget.adapters.mara_rewards", None),
+        pytest.param(REVERSE, "kltarget.adapters.mara_rewards", None, marks=pytest.mark.broad),
         (Recipe("loss", "k3", baseline="mean"), "estimator", "k2"),
         ("trl-rloo", "kltarget.adapters.trl.MaraRLOOTrainer", None),
         ("trl-grpo==1.9.2", "use_bias_correction_kl", "true"),
@@ -373,7 +394,7 @@ def test_mara_makes_what_collapsed_even():
     [
         (TRL, "trl", "kltarget.adapters.trl.LogProbsGRPOTrainer"),
         ("verl-grpo", "verl", "ref_log_prob"),
-        (REVERSE, "verl", "ref_log_prob"),
+        pytest.param(REVERSE, "verl", "ref_log_prob", marks=pytest.mark.broad),
         (REVERSE, "generic", "kltarget score"),
         ("trl-rloo", "trl", "kltarget score"),
     ],
@@ -527,6 +548,7 @@ def test_every_interval_stands_behind_its_own_number(known):
         assert said == pytest.approx(statement.value, rel=0.01)
 
 
+@pytest.mark.broad
 def test_files_given_twice_are_read_once():
     found = diagnose([SHORT, SHORT], TRL, beta=0.04, num_bootstrap=20)
     once = diagnose(SHORT, TRL, beta=0.04, num_bootstrap=20)

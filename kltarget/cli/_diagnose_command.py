@@ -200,9 +200,10 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> str:
     line = ["", "─" * page_width()] if again else []
     say([*line, *str(other or found).splitlines()], unless=outputs)
     told = {"path": ", ".join(map(str, arguments.paths)), "command": arguments.command_line}
+    html = other.to_html if other else lambda: pages.diagnosis(found, frame, **told)
     wrote = write(
         (arguments.json, (other or found).to_json),
-        (arguments.html, other.to_html if other else lambda: pages.diagnosis(found, frame, **told)),
+        (arguments.html, html),
         (arguments.plot, other.figure if other else lambda: plot.diagnosis(found)),
     )
     say(["", *wrote] if wrote else [], unless=outputs)

@@ -291,6 +291,9 @@ def _log(advice: Advice) -> Iterator[Action]:
 
 def _on_its_way(advice: Advice) -> Action:
     grading = advice.grading
+    if grading.single:
+        why = "prompts have next to one right answer each, so there are none to keep apart"
+        return Action("nothing to change", "", None, why)
     if grading.grade == "unknown":
         why = "with more rollouts of prompts that recur, the loss of right answers can be told"
         return Action("log more rollouts", "", None, why)

@@ -121,8 +121,9 @@ def diagnose(
     the rest is unknown. The cause is the target if that keeps as little by the same bounds, the
     path if the run keeps less than its target does with a chance below 1 %, or that nothing in the
     recipe regularises. Where no prompt recurs, groups of the first and of the last steps are
-    compared. Where right answers are too few, prompts have several and nothing
-    regularises, all answers are compared, for a collapse alone.
+    compared. Where right answers are too few, but such a loss of them has a chance below 15 %,
+    where prompts have several and nothing regularises, all answers are compared, for a collapse
+    alone.
 
     Where the KL acts on every token (``recipe.per_token``) and completions part after their first
     token, each prefix has a target of its own: it is computed along the tree of the seen tokens if
@@ -177,6 +178,7 @@ def diagnose(
         frame = read_rollouts(rollouts, full_text=False)  # pyright: ignore[reportArgumentType]
     log = evidence.log_of(frame)
     steered = recipe.kl_target is not None
+    evidence.reference_kind(log, reference)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
     default = []

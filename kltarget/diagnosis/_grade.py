@@ -45,6 +45,8 @@ COLLAPSED, HELD = 0.25, 0.75
 ALIKE = "prompts of the first and of the last steps are alike, as few recur"
 LEVEL = 0.01
 """How unlikely a loss must be, had nothing been lost."""
+HINT = 0.15
+"""All answers may decide where right ones alone are so unlikely, though not below ``LEVEL``."""
 LEAST = 0.02
 """Two right answers that differ less often than this before leave nothing to lose."""
 
@@ -66,6 +68,7 @@ class Grading:
         why: why no grade can be given, or a remark.
         kept: how different right answers still are; None where that is not known.
         whole: whether ``kept`` is of all answers, right or not.
+        single: whether there is next to one right answer of each prompt, so that none can be lost.
     """
 
     grade: str
@@ -73,6 +76,7 @@ class Grading:
     why: str
     kept: Kept | None
     whole: bool = False
+    single: bool = False
 
     @property
     def headline(self) -> str:
@@ -131,9 +135,10 @@ def grading_of(
         since = kept_since_start(case.log, right, laws, rng)
         kept = since or kept_between_groups(case.log, right) or kept
     grade, why = _grade(case, kept)
-    found = Grading(grade, None, why, kept)
+    single = kept.before < LEAST if kept else not (num_right(case.log, case.threshold) > 1).any()
+    found = Grading(grade, None, why, kept, single=single)
     if grade == "unknown":
-        found = _by_all_answers(case, rng) or found
+        found = _by_all_answers(case, kept, rng) or found
     return dataclasses.replace(found, cause=_cause(case, found))
 
 
@@ -154,12 +159,14 @@ def _grade(case: Case, kept: Kept | None) -> tuple[str, str]:
     return "unknown", f"{rollouts} of {counted(kept.prompts, 'prompt')} leave it open"
 
 
-def _by_all_answers(case: Case, rng: np.random.Generator) -> Grading | None:
+def _by_all_answers(case: Case, of_right: Kept | None, rng: np.random.Generator) -> Grading | None:
     """A collapse of all answers, right or not, where right ones are too few and nothing acts.
 
     Where a regulariser acts, or prompts have one right answer each, answers become fewer as they
-    become right, which is no collapse.
+    become right, which is no collapse. Nor is there one where right answers do not look lost.
     """
+    if of_right is None or of_right.share > COLLAPSED or of_right.chance >= HINT:
+        return None
     right = num_right(case.log, case.threshold)
     several = 2 * int((right > 1).sum()) > len(right)
     if not case.told or not unregularised(case.recipe, case.beta) or not several:
@@ -210,7 +217,10 @@ def told_of(found: Grading) -> tuple[str, ...]:
         f"{number(kept.now, 3)} now; had nothing been lost, the chance of so few is {chance}."
     )
     if found.whole:
-        here += " All answers are compared, as right ones are too few and nothing acts on them."
+        here += (
+            f" All answers are compared: right ones alone are too few, though such a loss of them "
+            f"would have a chance below {100 * HINT:g} %, and nothing regularises."
+        )
     if not kept.recurring:
         here += " Prompts hardly recur: groups of the first and of the last steps are compared."
     return rule, cause, here

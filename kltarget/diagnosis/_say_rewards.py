@@ -29,10 +29,9 @@ SEVERAL_TOKENS = (
     "prefix, and the log does not say how likely the reference makes each token"
 )
 HOW_TO_LOG = (
-    "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
-    "subclass whose _generate_and_score_completions writes ref_per_token_logps; verl: add "
-    "ref_log_prob to the dumped fields; any trainer: score the completions again with the base "
-    "model at the rollout temperature)"
+    "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: "
+    "kltarget.adapters.trl.LogProbsGRPOTrainer; verl: add ref_log_prob to the dumped fields; any "
+    "trainer: kltarget score LOG --model BASE, at the rollout temperature)"
 )
 
 
