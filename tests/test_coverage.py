@@ -210,7 +210,7 @@ def truth_of(statement, scenario, truth, frame, found):
 def kept_of(scenario, truth, frame, right):
     """Of how right answers differ, over prompts with two right rollouts lately.
 
-    Before them stand two right answers, by the reference, or two right rollouts of the first step.
+    Before them stand two right answers, by the reference, or two right rollouts of the first steps.
     """
     seen = frame[frame.reward >= 1]
     enough = seen[seen.step >= scenario.late_from].groupby("prompt").size() > 1
@@ -218,7 +218,8 @@ def kept_of(scenario, truth, frame, right):
         before, many = truth.log_ref, seen.groupby("prompt").answer.nunique() > 1
     else:
         before = truth.log_ref if scenario.first_step else truth.policy
-        many = seen[seen.step == 0].groupby("prompt").size() > 1
+        early = max(1, scenario.steps // 10)
+        many = seen[seen.step < early].groupby("prompt").size() > 1
     chosen = [int(x[1:]) for x in many[many].index.intersection(enough[enough].index)]
     then, now = (
         np.mean([1 - (np.exp(normal(law[i][right[i]])) ** 2).sum() for i in chosen])
