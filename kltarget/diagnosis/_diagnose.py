@@ -19,13 +19,13 @@ from kltarget._core.words import counted
 from kltarget.diagnosis._actions import Advice, actions_of
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of, statable
 from kltarget.diagnosis._asymptotes import asymptotes
-from kltarget.diagnosis._collapse_steps import collapse_steps
 from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
 from kltarget.diagnosis._grade import grading_of, kept_statement
+from kltarget.diagnosis._log_in_a_line import counting, title_of
 from kltarget.diagnosis._own_answers import own_answers
-from kltarget.diagnosis._say_modes import modes_of
+from kltarget.diagnosis._prompt_columns import columns_of
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -232,7 +232,7 @@ def diagnose(
         written = frame.attrs.get("format")
         advice = Advice(case, grading, aims, named, known, written, rule, shown, steered)
         actions = actions_of(advice)
-    group_size, of_groups = _counting(groups.size, recipe)
+    group_size, of_groups = counting(groups.size, recipe)
     size = {
         "rollouts": len(log),
         "prompts": len(log.prompts),
@@ -242,7 +242,7 @@ def diagnose(
         "analysed": len(aims),
     }
     return Diagnosis(
-        title=_title(log, size, written, of_groups),
+        title=title_of(log, size, written, of_groups),
         recipe=recipe if told else None,
         recipe_name=name,
         beta=float(beta) if told else None,
@@ -253,7 +253,7 @@ def diagnose(
         statements=tuple(statements),
         history=_without_answers(evidence.history(log, groups), alone),
         featured=featured,
-        prompts=_columns(case, aims, right, late),
+        prompts=columns_of(case, aims, right, late),
         grade=grading.grade,
         cause=grading.cause,
         headline=grading.headline,
@@ -480,63 +480,6 @@ def _without_answers(
     """The history without numbers of answers, where each completion is its own."""
     unknown = {name: [math.nan] * len(history[name]) for name in ("entropy", "differ") if alone}
     return history | unknown
-
-
-def _counting(sizes: np.ndarray, recipe: Recipe) -> tuple[int, str]:
-    """The size of groups that counts, and what to say of it."""
-    usual = int(np.bincount(sizes).argmax())
-    if usual == sizes.max():
-        return usual, f"{usual}"
-    size = recipe.group_size or int(np.median(sizes))
-    return size, f"{sizes.min()} to {sizes.max()} ({size} counts)"
-
-
-def _title(log: evidence.Log, size: dict[str, int], format: str | None, of: str) -> str:
-    steps = ""
-    if len(log.steps):
-        which = f"{log.steps[0]:,} to {log.steps[-1]:,}"
-        which = which if len(log.steps) > 1 else f"step {log.steps[0]:,}"
-        steps = f", {counted(len(log.steps), 'logged step')}, {which}"
-    written = f"{format}: " if format else ""
-    return (
-        f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
-        f"in {counted(size['groups'], 'group')} of {of}{steps}"
-    )
-
-
-def _columns(
-    case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray
-) -> dict[str, list[Any]]:
-    """A number per prompt and column."""
-    log, groups = case.log, case.groups
-    size = len(log.prompts)
-    number = np.bincount(log.prompt, minlength=size)
-    per, several = np.bincount(groups.prompt, minlength=size), groups.size > 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        columns: dict[str, Any] = {
-            "prompt": list(log.prompts),
-            "rollouts": number,
-            "groups": per,
-            "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
-            "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
-            "zero_std_share": np.bincount(groups.prompt, groups.equal & several, size)
-            / np.bincount(groups.prompt, several, size),
-            "pass@1": np.full(size, np.nan)
-            if math.isinf(case.threshold)
-            else np.bincount(groups.prompt, groups.right / groups.size, size) / per,
-            "right_answers": right,
-            "late_right_answers": late,
-            "collapse_step": collapse_steps(log, case.threshold),
-        }
-    names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
-    extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
-    for aim in aims:
-        modes = *aim.modes(case.threshold), modes_of(case, aim)
-        numbers = (aim.effective_beta, *modes, aim.prompt.seen_mass)
-        for column, number_of in zip(extra.values(), numbers, strict=True):
-            column[aim.prompt.code] = number_of
-    columns |= extra
-    return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 
 __all__ = ["RolloutError", "Statement", "diagnose"]
