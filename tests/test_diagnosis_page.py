@@ -96,6 +96,8 @@ def test_all_prompts_with_their_completions():
     assert {f"{x:.9g}" for x in values} <= set(numbers)
     assert len(tags.of("pre")) == 10 * 6
     assert "step 10, reward" in page
+    # A long word breaks in what is folded as well.
+    assert ".kltarget summary { overflow-wrap: anywhere; }" in page
     # Without the rollouts there are the numbers alone.
     alone = Tags(pages.diagnosis(found))
     assert not alone.of("a")

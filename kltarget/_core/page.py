@@ -29,7 +29,8 @@ STYLE = """
 .kltarget th, .kltarget td { padding: .15rem .8rem; }
 .kltarget td[style*="right"] { white-space: nowrap; }
 .kltarget .wide { overflow-x: auto; }
-.kltarget p, .kltarget li, .kltarget h1, .kltarget h2, .kltarget summary { overflow-wrap: anywhere; }
+.kltarget p, .kltarget li, .kltarget h1, .kltarget h2 { overflow-wrap: anywhere; }
+.kltarget summary { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
 @media (max-width: 44rem) {
   .kltarget img { max-width: none; width: 44rem; }
