@@ -26,7 +26,7 @@ from kltarget.recipes import Recipe
 LEAST, NUMBER = 0.92, 200
 PLAIN = Recipe()
 GRPO = Recipe("loss", "weighted-k3", "token", "mean", normalize="group-std", ddof=1, epsilon=1e-4)
-REWARDS = ("zero_std_groups", "pass@1", "pass@k", "diversity")
+REWARDS = ("zero_std_groups", "pass@1", "pass@k", "diversity", "kept")
 # Every name of a statement: those with intervals, which the simulations below must cover, and
 # those that never have one.
 WITH = {*REWARDS, "effective_beta", "expected_reward", "reference_ratio", "flip_beta"}
@@ -91,7 +91,12 @@ SCENARIOS = {
         first_step=True,
         beta=0.3,
     ),
-    "one prompt": Scenario(*(1, 4, 4, 12, (0.0, 1.0), FIRST_STEP), logged=(), first_step=True),
+    # Of one group at the first step no share of what it shows is told.
+    "one prompt": Scenario(
+        *(1, 4, 4, 12, (0.0, 1.0), tuple(x for x in FIRST_STEP if x != "kept")),
+        logged=(),
+        first_step=True,
+    ),
     "normalised": Scenario(
         *(4, 8, 6, 9, (0.0, 0.5, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
     ),
@@ -188,6 +193,8 @@ def truth_of(statement, scenario, truth, frame, found):
             problem = kt.Objective(truth.reward[prompt], truth.log_ref[prompt], 1.0)
             flip = float(kt.flip_beta(problem, i, j))
         return math.inf if math.isnan(flip) else flip
+    if name == "kept":
+        return kept_of(scenario, truth, frame, right)
     # Prompts of which two right answers were seen, and one lately.
     seen = frame[frame.reward >= 1]
     number = seen.groupby("prompt").answer.nunique()
@@ -198,6 +205,27 @@ def truth_of(statement, scenario, truth, frame, found):
         for law in (truth.policy, truth.target)
     )
     return float((target - now).mean() if name == "path" else np.exp(now).mean())
+
+
+def kept_of(scenario, truth, frame, right):
+    """Of how right answers differ, over prompts with two right rollouts lately.
+
+    Before them stand two right answers, by the reference, or two right rollouts of the first steps.
+    """
+    seen = frame[frame.reward >= 1]
+    enough = seen[seen.step >= scenario.late_from].groupby("prompt").size() > 1
+    if scenario.logged:
+        before, many = truth.log_ref, seen.groupby("prompt").answer.nunique() > 1
+    else:
+        before = truth.log_ref if scenario.first_step else truth.policy
+        early = max(1, scenario.steps // 10)
+        many = seen[seen.step < early].groupby("prompt").size() > 1
+    chosen = [int(x[1:]) for x in many[many].index.intersection(enough[enough].index)]
+    then, now = (
+        np.mean([1 - (np.exp(normal(law[i][right[i]])) ** 2).sum() for i in chosen])
+        for law in (before, truth.policy)
+    )
+    return float(now / then)
 
 
 def entropy(log_masses):

@@ -13,6 +13,7 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 import kltarget as kt
+from kltarget import pages, plot
 from kltarget.cli import main
 from kltarget.diagnosis import Diagnosis, diagnose
 from kltarget.recipes import Recipe, recipe
@@ -150,6 +151,14 @@ def test_a_real_run_and_its_page(tmp_path):
     assert "weakest evidence" in page
     assert "From curves alone" in page
     assert "nan" not in page
+    assert found.grade == "unknown"
+    assert [x.key for x in found.actions] == ["log_completions"]
+    # A run of several prompts, of which the mean one stands for all: no more than that is said.
+    assert found.asymptotes["reward"] == found["asked_for"].value
+    html = pages.diagnosis(found)
+    assert html.count("<img") == 1
+    assert "no answers" not in html
+    assert len(plot.diagnosis(found).axes) == 4
     found.save(tmp_path / "found.json")
     assert str(Diagnosis.load(tmp_path / "found.json")) == page
 
@@ -162,3 +171,16 @@ def test_beside_rollouts_curves_are_shown_and_not_compared(capsys):
     page = " ".join(capsys.readouterr().out.split())
     assert "curves have no prompts" in page
     assert "β = 0: nothing holds the policy" in page
+
+
+def test_without_a_recipe_curves_say_how_to_give_it():
+    state = LOGS / "trl116_grpo_digit_b004_logp" / "trainer_state.json"
+    found = diagnose(state)
+    assert found.recipe is None
+    assert found.beta is None
+    assert [x.key for x in found.actions] == ["--trainer", "log_completions"]
+    assert "asked_for" not in found
+    assert "direction" not in found
+    assert "recipe: not given" in str(found)
+    unheld = diagnose(state, recipe("trl-grpo"), beta=0.0)
+    assert [x.key for x in unheld.actions] == ["beta", "log_completions"]

@@ -208,7 +208,7 @@ def test_rewards_alone_refuse_what_they_cannot_say():
     flip = found["flip_beta"]
     assert flip.refused
     assert flip.value is None
-    for what in ("ref_logp", "ref_per_token_logps", "verl", "--reference-from-first-step"):
+    for what in ("ref_logp", "LogProbsGRPOTrainer", "verl", "--reference-from-first-step"):
         assert what in flip.text
     assert found.featured.target is None
     assert found.featured.flips == ()
@@ -231,7 +231,8 @@ def test_without_a_regulariser_the_path_decides():
     assert "end on the likeliest of them alone, “2”" in found["favoured"].text
     assert found.featured.target is None
     assert "flip_beta" not in found
-    assert plot.diagnosis(found).axes[1].texts[0].get_text() == "β = 0: no target"
+    # Where there is no target, no panel is empty.
+    assert len(plot.diagnosis(found).axes) == 1
 
 
 def test_a_short_run_is_called_one(short):
@@ -686,7 +687,8 @@ def test_the_table_of_prompts(short):
 def test_html(graded):
     page = pages.diagnosis(graded)
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count("data:image/png;base64,") == 2
+    # Two figures, each for light and for dark pages.
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page.replace("http-equiv", "")
     for words in ("In short", "“digit:”", "the log follows the forward KL", "Assumptions"):
         assert words in page
@@ -694,7 +696,7 @@ def test_html(graded):
     frame = sampled("reverse", 0.4, 0)
     frame["prompt"] = "<script>alert(1)</script>"
     found = diagnose(frame[frame["group_id"] < 4], Recipe("reward", "k1"), beta=0.4)
-    assert "<script>" not in pages.diagnosis(found)
+    assert "<script>alert" not in pages.diagnosis(found)
 
 
 def test_the_figure(graded):
@@ -779,7 +781,7 @@ def test_bad_options(options, error, words):
     with pytest.raises(error, match=words):
         diagnose(sampled("reverse", 0.4, 0, steps=1), Recipe("reward", "k1"), **options)
     with pytest.raises(TypeError, match="recipe"):
-        diagnose(sampled("reverse", 0.4, 0, steps=1), None, beta=0.1)
+        diagnose(sampled("reverse", 0.4, 0, steps=1), 3, beta=0.1)
 
 
 def run(capsys, *arguments):
@@ -795,7 +797,8 @@ def test_the_command(capsys, tmp_path):
         *(capsys, "diagnose", GRADED, "--recipe", AS_OPTION, "--beta", "0.3", *options)
     )
     assert (code, err) == (0, "")
-    assert out.startswith("kltarget diagnose · trl-logp: 1,120 rollouts of 1 prompt")
+    assert out.startswith("Held: right answers are about as different as they were.\n  1. Nothing")
+    assert "\nkltarget diagnose · trl-logp: 1,120 rollouts of 1 prompt" in out
     assert f"wrote {tmp_path / 'report.html'}" in out
     found = Diagnosis.load(tmp_path / "found.json")
     assert str(found) in out
@@ -915,7 +918,7 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
     page = tmp_path / "page.html"
     code, out, err = run(capsys, *watching(GRADED), "--html", page)
     assert code == 130
-    assert out.startswith("kltarget diagnose ·")
+    assert "\nkltarget diagnose ·" in out
     assert re.fullmatch(rf"kltarget: interrupted: {re.escape(str(page))} is as of [-:\d ]+\n", err)
     text = page.read_text("utf-8")
     assert "no longer watched" in text

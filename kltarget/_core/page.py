@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from kltarget._core.words import display_width, page_width, short, words_of, wrapped
 
@@ -30,6 +30,7 @@ STYLE = """
 .kltarget td[style*="right"] { white-space: nowrap; }
 .kltarget .wide { overflow-x: auto; }
 .kltarget p, .kltarget li, .kltarget h1, .kltarget h2 { overflow-wrap: anywhere; }
+.kltarget summary { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
 @media (max-width: 44rem) {
   .kltarget img { max-width: none; width: 44rem; }
@@ -235,7 +236,12 @@ class Figure:
         return f'<div class="wide"><picture>{variant}{image}</picture></div>'
 
 
-Block = Heading | Paragraph | Lines | Quotation | Bullets | Table | Figure
+class Block(Protocol):
+    """A part of a page, as lines of text and as HTML."""
+
+    def lines(self, width: int) -> list[str]: ...
+
+    def html(self) -> str: ...
 
 
 class Page:

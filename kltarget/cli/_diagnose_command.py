@@ -7,7 +7,7 @@ import functools
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
@@ -24,6 +24,9 @@ from kltarget.cli._output import (
 from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
 from kltarget.cli._watched_page import WatchedPage
 
+if TYPE_CHECKING:
+    from kltarget.recipes import Recipe
+
 _coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
 _seconds = functools.partial(finite, what="a number of seconds above 0")
 
@@ -38,7 +41,8 @@ def add_to(commands: Any) -> None:
         "holds: rewards alone, with the reference's log-probabilities, or with the policy's too.",
         epilog="examples: kltarget diagnose completions/ --trainer trl-grpo==1.9.2 --beta 0.04; "
         "kltarget diagnose rollouts.parquet --recipe place=loss,estimator=k3,baseline=mean "
-        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 2 bad input.",
+        "--beta 0.3 --answer number --html report.html. Exit codes: 0 fine, 1 graded as --fail-on "
+        "says, 2 bad input.",
     )
     add = options_of(diagnose)
     diagnose.add_argument(
@@ -95,9 +99,17 @@ def add_to(commands: Any) -> None:
         pathlib.Path,
     )
     add("--plot OUT.png", "draw the figure", pathlib.Path)
+    fail = "end with code 1 if the run is collapsed; narrowing: or narrowing (of PATH alone)"
+    add("--fail-on GRADE", fail, _grade)
     watch = "look again so often and print anew when files have changed; Ctrl-C ends"
     add("--watch SECONDS", watch, _seconds)
     diagnose.set_defaults(run=run_diagnose)
+
+
+def _grade(text: str) -> str:
+    if text not in _FAILING:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_FAILING)}")
+    return text
 
 
 def _entries(text: str) -> dict[str, str]:
@@ -122,15 +134,15 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     outputs = [arguments.json, arguments.html]
     check_outputs(outputs, arguments.paths, figure=arguments.plot, what="a file of rollouts")
     if arguments.watch is None:
-        _once(arguments)
-        return 0
+        return _code(arguments, _once(arguments))
     seen, page = None, WatchedPage(arguments.html, arguments.watch)
     try:
         while True:
             state = _state(arguments.paths)
             if state != seen:
                 try:
-                    _once(arguments, again=seen is not None, page=page)
+                    if _code(arguments, _once(arguments, again=seen is not None, page=page)):
+                        return 1
                 except InputError as error:
                     # A run that has just begun has written nothing yet, or half a file.
                     say([f"waiting: {error}"])
@@ -140,6 +152,15 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
         raise Stopped(page.left()) from None
     finally:
         page.left()
+
+
+_FAILING = {"collapsed": ("collapsed",), "narrowing": ("collapsed", "narrowing")}
+"""What ``--fail-on`` takes, and the grades that each is about."""
+
+
+def _code(arguments: argparse.Namespace, grade: str) -> int:
+    """The exit code of a run of this grade."""
+    return int(grade in _FAILING.get(arguments.fail_on, ()))
 
 
 _OPTIONS = {
@@ -169,9 +190,18 @@ def _read(paths: list[pathlib.Path], reading: dict[str, Any]) -> Any:
     return read_rollouts(paths, **reading)
 
 
+def _recipe(arguments: argparse.Namespace) -> tuple[Recipe | None, float | None, str | None]:
+    """What the trainer does, its β and its name; nothing where nothing of it was given."""
+    given = arguments.trainer or arguments.recipe or arguments.config
+    if not given and arguments.beta is None:
+        return None, None, None
+    return recipe_of_options(arguments, arguments.beta)
+
+
 def _once(
     arguments: argparse.Namespace, again: bool = False, page: WatchedPage | None = None
-) -> None:
+) -> str:
+    """Diagnoses, prints and writes; the grade of the first run."""
     from kltarget import pages, plot
     from kltarget.cli._side_by_side import TwoRuns
     from kltarget.diagnosis import diagnose
@@ -181,7 +211,7 @@ def _once(
     options = chosen(arguments, "reference", "threshold", "max_prompts")
     with input_errors():
         try:
-            used, beta, name = recipe_of_options(arguments, arguments.beta)
+            used, beta, name = _recipe(arguments)
             reading |= {"full_text": False, "progress": sys.stderr.isatty()}
             frame = _read(arguments.paths, reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
@@ -197,10 +227,12 @@ def _once(
     outputs = [arguments.json, arguments.html]
     line = ["", "─" * page_width()] if again else []
     say([*line, *str(other or found).splitlines()], unless=outputs)
-    html = other.to_html if other else lambda: pages.diagnosis(found)
+    told = {"path": ", ".join(map(str, arguments.paths)), "command": arguments.command_line}
+    html = other.to_html if other else lambda: pages.diagnosis(found, frame, **told)
     wrote = write(
         (arguments.json, (other or found).to_json),
         (arguments.html, html if page is None else lambda: page.of(html())),
         (arguments.plot, other.figure if other else lambda: plot.diagnosis(found)),
     )
     say(["", *wrote] if wrote else [], unless=outputs)
+    return found.grade

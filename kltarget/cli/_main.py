@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     written.clear()
     try:
         arguments = _parser().parse_args(argv)
+        # A page may say by which command it was made.
+        given = sys.argv[1:] if argv is None else argv
+        arguments.command_line = shlex.join(["kltarget", *given])
         with with_standard_input(arguments):
             return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too

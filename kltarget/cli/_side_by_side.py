@@ -10,7 +10,7 @@ from kltarget._core.page import Bullets, Heading, Item, Page, Paragraph, Table
 from kltarget._core.records import json_text
 from kltarget._core.words import number
 from kltarget.comparisons import Comparison, compare
-from kltarget.diagnosis import Diagnosis
+from kltarget.diagnosis import CAUSES, Diagnosis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +53,12 @@ class TwoRuns:
         page = Page([Heading("kltarget diagnose · two runs", 1)])
         for name, run in zip(_NAMES, self.runs, strict=True):
             page.add(
-                Heading(f"{name} · {run.title}"),
-                Paragraph(f"recipe: {run.recipe_name}; β = {run.beta:g}", faint=True),
+                Heading(f"{name} · {run.headline}"),
+                Bullets(
+                    [Item(f"  {i}. ", str(x)) for i, x in enumerate(run.actions, 1)], "labelled"
+                ),
+                Paragraph(run.title, faint=True),
+                Paragraph(run.recipe_line, faint=True),
                 Bullets([Item("  • ", f"{text}.") for text in run.verdict]),
             )
         page.add(Heading("The numbers of both"), self._numbers())
@@ -88,7 +92,9 @@ class TwoRuns:
         return plot.diagnosis(self.runs[0]) if self.last is None else plot.comparison(self.last)
 
     def _numbers(self) -> Table:
-        rows = [["", *_NAMES]]
+        rows = [["", *_NAMES], ["grade", *(run.grade for run in self.runs)]]
+        causes = [CAUSES[run.cause] if run.cause else "" for run in self.runs]
+        rows += [["cause", *(cause or "—" for cause in causes)]] if any(causes) else []
         names = dict.fromkeys(x.name for run in self.runs for x in run.statements)
         for name in names:
             found = [[x for x in run.statements if x.name == name] for run in self.runs]

@@ -156,7 +156,7 @@ def flips_of(
         return ()
     if scale is None:
         betas = np.geomspace(*searched(recipe, prompt), 13)
-        rows = _targets(recipe, prompt, betas)
+        rows = targets_over(recipe, prompt, betas)
         levels = [_search(recipe, prompt, betas, rows, pair) for pair in pairs]
         found: list[Any] = [(np.nan, level, None, np.nan) for level in levels]
     else:
@@ -227,7 +227,7 @@ def _search(
         return np.nan
 
     def leads(log_beta: float) -> float:
-        row = _targets(recipe, prompt, np.exp([log_beta]))[0]
+        row = targets_over(recipe, prompt, np.exp([log_beta]))[0]
         # Two answers may both have vanished.
         return 0.0 if row[i] == row[j] else float(row[i] - row[j])
 
@@ -236,7 +236,7 @@ def _search(
     return float(np.exp(root))
 
 
-def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
+def targets_over(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
     """Log-probabilities at every β, NaN where no target is found."""
     reward, log_ref = padded([prompt.reward], [prompt.log_ref])
     try:
@@ -248,7 +248,7 @@ def _targets(recipe: Recipe, prompt: Prompt, betas: np.ndarray) -> np.ndarray:
     except ValueError:
         if len(betas) == 1:
             return np.full((1, len(prompt.names)), np.nan)
-        return np.concatenate([_targets(recipe, prompt, betas[[k]]) for k in range(len(betas))])
+        return np.concatenate([targets_over(recipe, prompt, betas[[k]]) for k in range(len(betas))])
     return np.asarray(log_probs)[:, : len(prompt.names)]
 
 
@@ -257,7 +257,7 @@ def shares_over_beta(recipe: Recipe, prompt: Prompt, beta: float) -> tuple[np.nd
     if beta == 0:
         return np.empty(0), np.empty((0, len(prompt.names)))
     betas = np.geomspace(beta / 100, beta * 100, _NUM_BETAS)
-    return betas, np.exp(_targets(recipe, prompt, betas))
+    return betas, np.exp(targets_over(recipe, prompt, betas))
 
 
 def mara_rewards(recipe: Recipe, aim: Aim) -> np.ndarray | None:

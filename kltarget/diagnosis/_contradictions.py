@@ -43,7 +43,7 @@ _DIVIDES = {
 
 def advantage_statement(
     case: Case, keys: Mapping[str, str]
-) -> tuple[Statement | None, tuple[str, ...]]:
+) -> tuple[Statement | None, tuple[str, ...], dict[str, str | int]]:
     """What the logged advantages say of the recipe.
 
     Args:
@@ -57,33 +57,33 @@ def advantage_statement(
     recipe, rewards = case.recipe, _returns(case)
     told = rewards is not None and bool(np.isfinite(case.log.advantage).any())
     if rewards is None or not told or recipe.by_masses:
-        return None, ()
+        return None, (), {}
     logged = LoggedAdvantages(case.log, rewards, recipe.group_size)
     if logged.num_groups < _LEAST_GROUPS:
-        return None, ()
+        return None, (), {}
     given = _rule_of(recipe)
     fit = logged.fit(given)
     if fit is not None and fit.exact:
-        return None, (f"the logged advantages fit the recipe, {_in_groups(fit)}",)
+        return None, (f"the logged advantages fit the recipe, {_in_groups(fit)}",), {}
     other = _other_fit(logged, given)
     if fit is not None and (other is None or not other.exact):
         if fit.steps:
             how = "the logged advantages fit the recipe but for a constant of each step"
-            return None, (f"{how}, {_in_groups(fit)}",)
-        return _contradiction(case, logged, fit, keys), ()
+            return None, (f"{how}, {_in_groups(fit)}",), {}
+        return _contradiction(case, logged, fit, keys)
     cut = None if other is not None and other.exact else logged.fit(given, clipped=True)
     if cut is not None:
         how = f"the logged advantages fit the recipe but for a clip, {_in_groups(cut)}"
-        return None, (how,)
+        return None, (how,), {}
     if other is None:
         other = _other_fit(logged, given, clipped=True)
     if other is not None:
-        return _contradiction(case, logged, other, keys), ()
+        return _contradiction(case, logged, other, keys)
     turned = _reversed(case, rewards, given)
     if turned is not None:
-        return turned, ()
+        return turned, (), {}
     if case.recipe.place == "reward" and case.beta > 0:
-        return _without_kl(case), ()
+        return _without_kl(case), (), {}
     text = (
         "the logged advantages are not what the recipe makes of the rewards, nor what another "
         f"baseline or divisor would ({counted(logged.num_groups, 'group')} compared)"
@@ -92,7 +92,7 @@ def advantage_statement(
         "; rewards that are shaped or normalised one by one, a penalty that is not logged, several "
         "turns, or groups that lost rows can be why"
     )
-    return Statement("advantages", text, detail, unit="groups"), ()
+    return Statement("advantages", text, detail, unit="groups"), (), {}
 
 
 def _returns(case: Case) -> np.ndarray | None:
@@ -147,7 +147,7 @@ def _other_fit(
 
 def _contradiction(
     case: Case, logged: LoggedAdvantages, fit: AdvantageFit, keys: Mapping[str, str]
-) -> Statement:
+) -> tuple[Statement, tuple[str, ...], dict[str, str | int]]:
     recipe, rule = case.recipe, fit.rule
     given = _rule_of(recipe)
     fields = ("baseline", "normalize", "ddof")
@@ -185,11 +185,12 @@ def _contradiction(
     )
     detail = ". All other numbers are of the recipe that was given"
     detail += f"; that of the log has {settings}" if settings else ""
-    return Statement(
+    told = Statement(
         *("advantages", text + said, detail, value, interval, (SOURCE, INDEPENDENT), number_of),
         unit="groups",
         warning=True,
     )
+    return told, (), {name: getattr(rule, name) for name in changed}
 
 
 def _effective(case: Case, logged: LoggedAdvantages, fit: AdvantageFit) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,13 +16,17 @@ from kltarget import evidence
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
+from kltarget.diagnosis._actions import Advice, actions_of
 from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of, statable
+from kltarget.diagnosis._asymptotes import asymptotes
 from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
+from kltarget.diagnosis._grade import grading_of, kept_statement
+from kltarget.diagnosis._log_in_a_line import counting, title_of
 from kltarget.diagnosis._of_curves import diagnosis_of_curves, is_of_curves
 from kltarget.diagnosis._own_answers import own_answers
-from kltarget.diagnosis._say_modes import modes_of
+from kltarget.diagnosis._prompt_columns import columns_of
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -34,7 +38,7 @@ from kltarget.diagnosis._say_rewards import (
 from kltarget.diagnosis._say_run import run_statements
 from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
-from kltarget.recipes import Recipe, preset, recipe as recipe_of
+from kltarget.recipes import Preset, Recipe, preset, recipe as recipe_of
 from kltarget.recipes._followed import in_words
 from kltarget.rollouts import RolloutError, are_scalars, read_rollouts, read_scalars
 
@@ -50,7 +54,7 @@ Path = str | os.PathLike[str]
 
 def diagnose(
     rollouts: pd.DataFrame | Path | Iterable[Path],
-    recipe: Recipe | str,
+    recipe: Recipe | str | None = None,
     *,
     beta: float | None = None,
     reference: str | None = None,
@@ -83,11 +87,12 @@ def diagnose(
     Args:
         rollouts: what :func:`kltarget.rollouts.read_rollouts` returned, or
             :func:`kltarget.rollouts.read_scalars`, or paths for either.
-        recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``.
-            Its ``group_size`` is replaced by that of the log where all groups are of one size;
-            where they differ, the recipe's is kept or, if it has none, their median is taken. Its
-            scale and clip of rewards are left out where the log's rewards have them already
-            (``attrs["shaped"]`` of the rollouts).
+        recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``;
+            without one there is no target, and no cause of what was lost. Its ``group_size`` is
+            replaced by that of the log where all groups are of one size; where they differ, the
+            recipe's is kept or, if it has none, their median is taken. Its scale and clip of
+            rewards are left out where the log's rewards have them already (``attrs["shaped"]`` of
+            the rollouts).
         beta: coefficient of the regulariser as the trainer is given it, in units of its normalised
             reward per nat; by default the recipe's. 0 is a run without regulariser.
         reference: ``"first-step"`` takes the rollouts of the first logged step as samples of the
@@ -106,13 +111,24 @@ def diagnose(
         name: what to call the recipe; by default the preset's name, or the recipe in words.
 
     Returns:
-        Statements, each with its value, interval, assumption and sample size, and the numbers of
-        every prompt. The last third of the logged steps is "now".
+        A grade, a cause and what to do; statements, each with its value, interval, assumption and
+        sample size; the numbers of every prompt. The last third of the logged steps is "now".
 
     Raises:
         RolloutError: a log without rows, rewards or, where it is needed, steps.
-        ValueError: no beta, or a negative one; an unknown ``reference``.
+        ValueError: no beta, a negative one, or one without a recipe; an unknown ``reference``.
         TypeError: a recipe that is none.
+
+    A run is graded by the chance that two right completions of a prompt differ, now against the
+    reference (where its log-probabilities are logged) or the first tenth of the steps: what keeps
+    at most 25 % of it is collapsed, at most 75 % narrowing, if so small a share has a chance below
+    1 % had nothing been lost; what keeps more, and by its interval surely more than 25 %, has held;
+    the rest is unknown. The cause is the target if that keeps as little by the same bounds, the
+    path if the run keeps less than its target does with a chance below 1 %, or that nothing in the
+    recipe regularises. Where no prompt recurs, groups of the first and of the last steps are
+    compared. Where right answers are too few, but such a loss of them has a chance below 15 %,
+    where prompts have several and nothing regularises, all answers are compared, for a collapse
+    alone.
 
     Where the KL acts on every token (``recipe.per_token``) and completions part after their first
     token, each prefix has a target of its own: it is computed along the tree of the seen tokens if
@@ -140,8 +156,16 @@ def diagnose(
         arXiv 2510.20817 (targets, ratios, MARA). Chen et al., "Evaluating Large Language Models
         Trained on Code", 2021, arXiv 2107.03374 (pass@k).
     """
+    told = recipe is not None
+    if recipe is None:
+        if beta is not None:
+            why = "beta says nothing without what the trainer does: give {}"
+            raise ArgumentError(why, "recipe", "place=loss,estimator=k3", "recipe='trl-grpo'")
+        # The plainest there is, of which nothing is said.
+        recipe, beta, name = Recipe("none"), 0.0, ""
     unsaid = beta is None and (isinstance(recipe, str) or name is not None)
-    keys, caveat = _preset_of(recipe if isinstance(recipe, str) else name or "")
+    known = _preset_of(recipe if isinstance(recipe, str) else name or "")
+    keys, caveat = (known.keys, known.caveat) if known is not None else ({}, "")
     recipe, words = _recipe(recipe, beta)
     name = words if name is None else name
     beta = recipe.beta if beta is None else beta
@@ -158,15 +182,19 @@ def diagnose(
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
         paths: Any = rollouts
         frame = read_scalars(paths) if are_scalars(paths) else read_rollouts(paths, full_text=False)
+    default = []
+    if unsaid:
+        default = [
+            f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
+        ]
     if is_of_curves(frame):
-        told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
-        used = dataclasses.replace(recipe, beta=float(beta))
-        return diagnosis_of_curves(frame, used, name, [*([told] if unsaid else []), *caveat])
+        used = dataclasses.replace(recipe, beta=float(beta)) if told else None
+        return diagnosis_of_curves(frame, used, name, [*default, *([caveat] if caveat else [])])
     log = evidence.log_of(frame)
+    steered = recipe.kl_target is not None
+    evidence.reference_kind(log, reference)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)
-    told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
-    default = [told] if unsaid else []
     log, dubious = _possible(log)
     if threshold is None:
         threshold = evidence.evident_threshold(log)
@@ -176,20 +204,22 @@ def diagnose(
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
     # NumPy's generator takes the low word first.
     rng = np.random.default_rng(np.asarray(bits).ravel()[::-1])
-    case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap)
+    case = Case(log, groups, recipe, float(beta), threshold, rng, num_bootstrap, told)
+    # Of their own, so that no interval depends on how a run is graded.
+    draws = np.random.default_rng([*np.asarray(bits).ravel()[::-1].tolist(), 1])
     notes = [*frame.attrs.get("notes", ()), *log.notes, *dubious, *notes, *shaping]
-    notes = [*default, *caveat, *notes]
+    notes = [*default, *([caveat] if caveat else []), *notes]
     with double_precision():
-        aims, unknown, refused = _aims(case, reference, max_prompts)
+        aims, unknown, refused = _aims(case, reference, max_prompts) if told else ([], [], None)
         notes += unknown
         if evidence.rewards_vary(log):
             notes.append(_VARYING)
         right = evidence.num_right(log, threshold)
         late = evidence.num_right(log, threshold, late=True)
-        alone = own_answers(case, frame)
+        alone, rule = own_answers(case, frame)
         statements = reward_statements(case, answers_recur=not alone)
         statements += alone or [right_answers(case, right, late)]
-        checked, fitting = advantage_statement(case, keys)
+        checked, fitting, shown = advantage_statement(case, keys) if told else (None, (), {})
         notes += fitting
         if checked is not None:
             statements.insert(0 if checked.warning else len(statements), checked)
@@ -205,19 +235,26 @@ def diagnose(
             statements.append(refused or refusal(case))
             first = evidence.informative_order(log, threshold)[:1]
             featured = featured_of(case, evidence.prompts_of(log, first, "none")[0], None)
+        grading = grading_of(case, aims, _with_reference(case, max_prompts), draws, bool(alone))
+        statements += kept_statement(grading)
+        named = {statement.name: statement for statement in reversed(statements)}
+        written = frame.attrs.get("format")
+        advice = Advice(case, grading, aims, named, known, written, rule, shown, steered)
+        actions = actions_of(advice)
+    group_size, of_groups = counting(groups.size, recipe)
     size = {
         "rollouts": len(log),
         "prompts": len(log.prompts),
         "groups": len(groups.size),
         "steps": len(log.steps),
-        "group_size": _counting(groups.size, recipe)[0],
+        "group_size": group_size,
         "analysed": len(aims),
     }
     return Diagnosis(
-        title=_title(log, size, frame.attrs.get("format"), _counting(groups.size, recipe)[1]),
-        recipe=recipe,
+        title=title_of(log, size, written, of_groups),
+        recipe=recipe if told else None,
         recipe_name=name,
-        beta=float(beta),
+        beta=float(beta) if told else None,
         tier=tier,
         size=size,
         notes=tuple(notes),
@@ -225,7 +262,13 @@ def diagnose(
         statements=tuple(statements),
         history=_without_answers(evidence.history(log, groups), alone),
         featured=featured,
-        prompts=_columns(case, aims, right, late),
+        prompts=columns_of(case, aims, right, late),
+        grade=grading.grade,
+        cause=grading.cause,
+        headline=grading.headline,
+        actions=actions,
+        grading=grading.told,
+        asymptotes=asymptotes(aims, group_size),
     )
 
 
@@ -237,13 +280,20 @@ def _recipe(recipe: Recipe | str, beta: float | None) -> tuple[Recipe, str]:
     return recipe, in_words(recipe)
 
 
-def _preset_of(name: str) -> tuple[Mapping[str, str], list[str]]:
-    """The keys and the caveat of a preset, if the name begins with that of one."""
+def _preset_of(name: str) -> Preset | None:
+    """The preset whose name begins the name of a recipe."""
     try:
-        found = preset(name.split(" with ")[0])
+        return preset(name.split(" with ")[0].split(" of ")[0])
     except ValueError:
-        return {}, []
-    return found.keys, [found.caveat] if found.caveat else []
+        return None
+
+
+def _with_reference(case: Case, most: int) -> list[evidence.Prompt]:
+    """Prompts whose reference is logged, where there is no recipe and hence no target."""
+    if case.told or not np.isfinite(case.log.ref_logp).any() or _excess(case.log) is not None:
+        return []
+    order = evidence.informative_order(case.log, case.threshold)[:most]
+    return evidence.prompts_of(case.log, order, "logged")
 
 
 def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:
@@ -439,62 +489,6 @@ def _without_answers(
     """The history without numbers of answers, where each completion is its own."""
     unknown = {name: [math.nan] * len(history[name]) for name in ("entropy", "differ") if alone}
     return history | unknown
-
-
-def _counting(sizes: np.ndarray, recipe: Recipe) -> tuple[int, str]:
-    """The size of groups that counts, and what to say of it."""
-    usual = int(np.bincount(sizes).argmax())
-    if usual == sizes.max():
-        return usual, f"{usual}"
-    size = recipe.group_size or int(np.median(sizes))
-    return size, f"{sizes.min()} to {sizes.max()} ({size} counts)"
-
-
-def _title(log: evidence.Log, size: dict[str, int], format: str | None, of: str) -> str:
-    steps = ""
-    if len(log.steps):
-        which = f"{log.steps[0]:,} to {log.steps[-1]:,}"
-        which = which if len(log.steps) > 1 else f"step {log.steps[0]:,}"
-        steps = f", {counted(len(log.steps), 'logged step')}, {which}"
-    written = f"{format}: " if format else ""
-    return (
-        f"{written}{counted(size['rollouts'], 'rollout')} of {counted(size['prompts'], 'prompt')} "
-        f"in {counted(size['groups'], 'group')} of {of}{steps}"
-    )
-
-
-def _columns(
-    case: Case, aims: list[Aim], right: np.ndarray, late: np.ndarray
-) -> dict[str, list[Any]]:
-    """A number per prompt and column."""
-    log, groups = case.log, case.groups
-    size = len(log.prompts)
-    number = np.bincount(log.prompt, minlength=size)
-    per, several = np.bincount(groups.prompt, minlength=size), groups.size > 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        columns: dict[str, Any] = {
-            "prompt": list(log.prompts),
-            "rollouts": number,
-            "groups": per,
-            "mean_reward": np.bincount(log.prompt, log.reward, size) / number,
-            "deviation": np.bincount(groups.prompt, groups.deviation, size) / per,
-            "zero_std_share": np.bincount(groups.prompt, groups.equal & several, size)
-            / np.bincount(groups.prompt, several, size),
-            "pass@1": np.full(size, np.nan)
-            if math.isinf(case.threshold)
-            else np.bincount(groups.prompt, groups.right / groups.size, size) / per,
-            "right_answers": right,
-            "late_right_answers": late,
-        }
-    names = ("effective_beta", "reference_modes", "target_modes", "modes_now")
-    extra = {name: np.full(size, np.nan) for name in (*names, "seen_reference_mass")}
-    for aim in aims:
-        modes = *aim.modes(case.threshold), modes_of(case, aim)
-        numbers = (aim.effective_beta, *modes, aim.prompt.seen_mass)
-        for column, number_of in zip(extra.values(), numbers, strict=True):
-            column[aim.prompt.code] = number_of
-    columns |= extra
-    return {name: x if isinstance(x, list) else x.tolist() for name, x in columns.items()}
 
 
 __all__ = ["RolloutError", "Statement", "diagnose"]

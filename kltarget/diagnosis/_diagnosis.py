@@ -20,6 +20,7 @@ from kltarget._core.page import (
 )
 from kltarget._core.records import Record
 from kltarget._core.words import number
+from kltarget.diagnosis._action import Action
 from kltarget.diagnosis._statement import Featured, Statement
 from kltarget.recipes import Recipe
 
@@ -49,9 +50,10 @@ class Diagnosis(Record):
 
     Attributes:
         title: the log in a line.
-        recipe: what the trainer does, as it was given or completed from the log.
+        recipe: what the trainer does, as it was given or completed from the log; None if it was not
+            given.
         recipe_name: name of the preset, or the recipe in words.
-        beta: the trainer's coefficient.
+        beta: the trainer's coefficient; None without a recipe.
         tier: 1 if the log has rewards alone, 2 with log-probabilities of the reference, 3 also with
             those of the policy; 0 if there are no rollouts, but curves.
         size: numbers of ``rollouts``, ``prompts``, ``groups`` and logged ``steps``, the
@@ -65,6 +67,15 @@ class Diagnosis(Record):
             the ``kl`` of an answer and the ``token_entropy`` in place of what is of answers.
         featured: the most informative prompt; None if no target could be computed.
         prompts: columns of :meth:`to_dataframe`, an entry per prompt.
+        grade: ``"held"``, ``"narrowing"``, ``"collapsed"`` or ``"unknown"``.
+        cause: of what was lost: ``"target"`` (asked for by the target), ``"path"`` (made by the
+            path), ``"unregularised"`` (not regularised at all), ``"unknown"`` (cannot tell); None
+            where the run has held.
+        headline: grade and cause in a sentence.
+        actions: one to three things to do, an :class:`Action` each.
+        grading: how the grade was found, in sentences.
+        asymptotes: where the curves of ``history`` end at the target, means over the analysed
+            prompts; empty without targets.
 
     Example:
         >>> import pandas as pd
@@ -90,9 +101,9 @@ class Diagnosis(Record):
     """
 
     title: str
-    recipe: Recipe
+    recipe: Recipe | None
     recipe_name: str
-    beta: float
+    beta: float | None
     tier: int
     size: dict[str, int]
     notes: tuple[str, ...]
@@ -101,6 +112,12 @@ class Diagnosis(Record):
     history: dict[str, list[float]]
     featured: Featured | None
     prompts: dict[str, list[Any]]
+    grade: str = "unknown"
+    cause: str | None = None
+    headline: str = ""
+    actions: tuple[Action, ...] = ()
+    grading: tuple[str, ...] = ()
+    asymptotes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Statement:
         """The first statement of this name."""
@@ -121,10 +138,9 @@ class Diagnosis(Record):
 
     def page(self, *figures: Figure) -> Page:
         """The whole as headings, lists and tables, with figures after its first lines."""
-        groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
-        recipe = f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
-        title = Heading(f"kltarget diagnose · {self.title}", 1)
-        page = Page([title, Paragraph(recipe, faint=True)])
+        log = Paragraph(f"kltarget diagnose · {self.title}", faint=True)
+        page = Page([Heading(self.headline, 1), *self.to_do()])
+        page.add(log, Paragraph(self.recipe_line, faint=True))
         in_short = [Item("  • ", sentence_of(text)) for text in self.verdict]
         page.add(Heading("In short"), Bullets(in_short, "short"), *figures)
         if len(self.history["step"]) > 1:
@@ -148,9 +164,24 @@ class Diagnosis(Record):
         if letters:
             items = [Item(f"  {letter}  ", text) for text, letter in letters.items()]
             page.add(Heading("Assumptions"), Bullets(items, "labelled"))
+        if self.grading:
+            page.add(Heading("How this was graded"), *map(Paragraph, self.grading))
         if self.notes:
             page.add(Heading("Notes"), Bullets([Item("  - ", note) for note in self.notes]))
         return page
+
+    @property
+    def recipe_line(self) -> str:
+        """What the trainer does, in a line."""
+        if self.recipe is None:
+            return "recipe: not given"
+        groups = f", groups of {self.recipe.group_size}" if self.recipe.group_size else ""
+        return f"recipe: {self.recipe_name}{groups}; β = {self.beta:g}"
+
+    def to_do(self) -> list[Bullets]:
+        """The actions as a part of a page."""
+        items = [Item(f"  {i}. ", str(action)) for i, action in enumerate(self.actions, 1)]
+        return [Bullets(items, "labelled")] if items else []
 
     def _add_featured(self, page: Page, featured: Featured) -> None:
         which = "the prompt" if self.size["prompts"] == 1 else "the most informative prompt"

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kltarget._core.words import counted
+from kltarget.diagnosis._action import Action
 from kltarget.diagnosis._diagnosis import Diagnosis
+from kltarget.diagnosis._grade import headline_of
 from kltarget.diagnosis._say_curves import Curves, curve_statements
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 _BINS = 12
 _SHOWN = {"reward": "reward", "kl": "kl", "entropy": "token_entropy", "zero_std": "zero_std"}
+_TARGETS = {"asked_for": "reward"}
+_ROLLOUTS = {
+    "trainer-state": ("log_completions", "true"),
+    "verl": ("trainer.rollout_data_dir", "FOLDER"),
+}
+"""The setting that keeps rollouts, by what wrote the curves."""
 _SHORT = {"kl_term", "kl_budget", "price", "asked_for", "token_entropy"}
 WEAKEST = (
     "curves are means over prompts, the weakest evidence: they say neither which answers were kept "
@@ -26,17 +34,20 @@ WEAKEST = (
 
 
 def diagnosis_of_curves(
-    frame: pd.DataFrame, recipe: Recipe, name: str, remarks: list[str]
+    frame: pd.DataFrame, recipe: Recipe | None, name: str, remarks: list[str]
 ) -> Diagnosis:
-    """What curves say of a run and its recipe, whose β is known."""
+    """What curves say of a run, and of its recipe, whose β is known, if it was given."""
     curves = curves_of(frame)
     statements = curve_statements(curves, recipe)
+    found = {
+        _TARGETS[x.name]: x.value for x in statements if x.name in _TARGETS and x.value is not None
+    }
     sizes = ("rollouts", "prompts", "groups", "group_size", "analysed")
     return Diagnosis(
         title=_title(curves, frame.attrs.get("format", "table")),
         recipe=recipe,
         recipe_name=name,
-        beta=float(recipe.beta or 0.0),
+        beta=None if recipe is None else float(recipe.beta or 0.0),
         tier=0,
         size={**dict.fromkeys(sizes, 0), "steps": int(curves.step.size)},
         notes=(*remarks, *frame.attrs.get("notes", ())),
@@ -45,7 +56,34 @@ def diagnosis_of_curves(
         history=_history(curves),
         featured=None,
         prompts={"prompt": []},
+        cause="unknown",
+        headline=headline_of("unknown", "unknown", "curves show no answers"),
+        actions=_actions(frame.attrs.get("format", ""), recipe, statements),
+        asymptotes=found,
     )
+
+
+def _actions(format: str, recipe: Recipe | None, statements: list[Statement]) -> tuple[Action, ...]:
+    """What would tell more, and what the curves ask for."""
+    found = []
+    if recipe is None:
+        text = "say what the trainer does: --trainer, --config or --recipe (see kltarget recipe)"
+        why = "without it there is no β that the curves could fit"
+        found.append(Action(text, "--trainer", None, why))
+    elif not recipe.beta or recipe.divergence is None:
+        why = (
+            "nothing in the recipe holds the policy to a reference; kltarget forecast, on samples "
+        )
+        found.append(Action("set a KL term and its β above 0", "beta", None, f"{why}says how far"))
+    elif any(x.name == "kl_term" and x.warning for x in statements):
+        why = "no KL is logged although the recipe charges one"
+        found.append(Action("see that the run loaded a reference", "", None, why))
+    key, value = _ROLLOUTS.get(format, ("", None))
+    text = (
+        f"log rollouts: set {key}: {value}" if key else "log rollouts: prompt, completion, reward"
+    )
+    why = "they show which answers were kept, which curves cannot"
+    return (*found, Action(text, key, value, why))
 
 
 def is_of_curves(frame: pd.DataFrame) -> bool:
@@ -85,9 +123,9 @@ def _title(curves: Curves, format: str) -> str:
     return f"{format}: curves of {steps}, {first:,} to {last:,}, and no rollouts"
 
 
-def _verdict(statements: list[Statement], recipe: Recipe) -> tuple[str, ...]:
+def _verdict(statements: list[Statement], recipe: Recipe | None) -> tuple[str, ...]:
     """The page in a few sentences; warnings first."""
-    unheld = not recipe.beta or recipe.divergence is None
+    unheld = recipe is not None and (not recipe.beta or recipe.divergence is None)
     told = [x for x in statements if x.name in _SHORT or x.warning]
     told += [x for x in statements if x.name == "direction" and unheld]
     told = sorted(told, key=lambda x: not x.warning)

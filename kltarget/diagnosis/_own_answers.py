@@ -30,13 +30,13 @@ _CALLED = {
 }
 
 
-def own_answers(case: Case, frame: pd.DataFrame) -> list[Statement]:
-    """That each completion is its own answer, if it is, and which rule tells fewer apart."""
+def own_answers(case: Case, frame: pd.DataFrame) -> tuple[list[Statement], str | None]:
+    """That each completion is its own answer, if it is, and the rule that tells fewer apart."""
     log = case.log
     several = np.bincount(log.prompt)[log.prompt] > 1
     total, different = int(several.sum()), len(np.unique(log.answer[several]))
     if total < _LEAST or different < _ALONE * total:
-        return []
+        return [], None
     text = (
         f"each completion is its own answer, {different:,} of {total:,}: how diverse answers are, "
         "and which the target prefers, this does not show"
@@ -49,7 +49,9 @@ def own_answers(case: Case, frame: pd.DataFrame) -> list[Statement]:
         spelled = f"--answer {name!r}" if ":" in name else f"--answer {name}"
         detail = f"; read by answer={name!r} ({spelled}){_CALLED[name]} {of:,} of them would be "
         detail += f"{left:,} different answers"
-    return [Statement("answers", text, detail, different / total, None, (), total, warning=True)]
+    evidence = different / total, None, (), total
+    said = Statement("answers", text, detail, *evidence, warning=True)
+    return [said], None if rule is None else rule[0]
 
 
 def _helping(frame: Any) -> tuple[str, int, int] | None:

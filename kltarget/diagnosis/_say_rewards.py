@@ -29,10 +29,9 @@ SEVERAL_TOKENS = (
     "prefix, and the log does not say how likely the reference makes each token"
 )
 HOW_TO_LOG = (
-    "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: a "
-    "subclass whose _generate_and_score_completions writes ref_per_token_logps; verl: add "
-    "ref_log_prob to the dumped fields; any trainer: score the completions again with the base "
-    "model at the rollout temperature)"
+    "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: "
+    "kltarget.adapters.trl.LogProbsGRPOTrainer; verl: add ref_log_prob to the dumped fields; any "
+    "trainer: kltarget score LOG --model BASE, at the rollout temperature)"
 )
 
 
@@ -47,6 +46,8 @@ class Case:
     threshold: float
     rng: np.random.Generator
     number: int
+    told: bool = True
+    """Whether the recipe was given; where not, nothing is said of one."""
 
     @property
     def late(self) -> np.ndarray:
@@ -56,8 +57,10 @@ class Case:
 
 def reward_statements(case: Case, answers_recur: bool = True) -> list[Statement]:
     headline, detail = aimed_at(case.recipe)
+    by = (SOURCE, ON_POLICY)
+    direction = Statement("direction", headline, detail, assumptions=by, unit="recipe")
     return [
-        Statement("direction", headline, detail, assumptions=(SOURCE, ON_POLICY), unit="recipe"),
+        *([direction] if case.told else []),
         _equal_groups(case),
         *_coefficient(case),
         *_passes(case),
@@ -85,7 +88,8 @@ def _equal_groups(case: Case) -> Statement:
         what = "they teach nothing"
     late = share(equal / total)
     few = f", {equal:,} of {total:,}," if total < _FEW else ""
-    text = f"{late} of the groups in {case.log.late_span}{few} have equal rewards (σ = 0): {what}"
+    text = f"{late} of the groups in {case.log.late_span}{few} have equal rewards (σ = 0)"
+    text += f": {what}" if case.told else ""
     detail = ""
     if total < several.sum():
         detail = f"; over the whole log {share(case.groups.equal[several].mean())}"
@@ -286,6 +290,10 @@ def refusal(case: Case, excess: tuple[float, str] | None = None) -> Statement:
         )
         detail = "; is it the mean over tokens, not their sum, or another base than e?"
         return Statement("flip_beta", text, f"{detail} Log {HOW_TO_LOG}", unit="", refused=True)
+    if not case.told:
+        text = "no flip β and no target: what the trainer does was not said"
+        detail = ", recipe=… (--trainer, --config or --recipe)"
+        return Statement("flip_beta", text, detail, unit="", refused=True)
     text = (
         "no flip β and no target: which of two answers is ahead at which β depends on how likely "
         "the reference makes them, and the log does not say"

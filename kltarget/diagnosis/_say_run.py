@@ -229,10 +229,9 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         f"{number(target, 3)} by the target, {number(now, 3)} now: the target takes "
         f"{number(by_target, 2)}, "
     )
+    text += f"the path {number(by_path, 2)} nats"
     if interval is not None and low <= 0 <= high:
-        text += "whether the path takes any cannot be told from so few rollouts"
-    else:
-        text += f"the path {number(by_path, 2)} nats"
+        text += ", perhaps none: so few rollouts cannot tell"
     evidence = by_path, interval, assumptions(case, aims[0].prompt), len(known), "prompts"
     return [Statement("path", text, "", *evidence, tier=3)]
 

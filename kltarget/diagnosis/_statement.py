@@ -16,7 +16,7 @@ from kltarget._core.words import counted, number, ratio, short, singular
 from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
-_SHARES = {"zero_std_groups"}
+_SHARES = {"zero_std_groups", "kept"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Statement:
         assert self.interval is not None
         low, high = self.interval
         if self.name in _SHARES:
-            return f"95 %: {100 * low:.3g} to {100 * high:.3g} %"
+            return f"95 %: {number(100 * low, 3)} to {number(100 * high, 3)} %"
         return f"95 %: {number(low, 3)} to {number(high, 3)}"
 
     def _place(self) -> int | None:

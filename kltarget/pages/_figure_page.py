@@ -16,18 +16,24 @@ _BODY = "body { margin: clamp(.8rem, 4vw, 2rem); background: light-dark(#fff, #1
 def page_with(
     title: str, draw: Callable[[], Any], alternative: str, page: Callable[[Figure], Page]
 ) -> str:
-    """HTML of a page that is made around a figure, as light or dark as its reader's screen.
+    """HTML of a page that is made around a figure, as light or dark as its reader's screen."""
+    return html_of(title, page(drawn_twice(draw, alternative)))
 
-    The figure is drawn twice, whatever style is in force.
-    """
-    figure = Figure(_drawn(draw, plot.STYLE), alternative, dark=_drawn(draw, plot.DARK))
+
+def drawn_twice(draw: Callable[[], Any], alternative: str) -> Figure:
+    """A figure, drawn for light and for dark pages whatever style is in force."""
+    return Figure(_drawn(draw, plot.STYLE), alternative, dark=_drawn(draw, plot.DARK))
+
+
+def html_of(title: str, page: Page, style: str = "") -> str:
+    """HTML of a page of its own."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{title}</title>"
-        f"<style>{_BODY}{STYLE}</style></head>"
-        f"<body>{page(figure).to_html()}</body></html>\n"
+        f"<style>{_BODY}{STYLE}{style}</style></head>"
+        f"<body>{page.to_html()}</body></html>\n"
     )
 
 

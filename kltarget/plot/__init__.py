@@ -21,6 +21,7 @@ from kltarget.plot._diagnosis_figures import answers, diagnosis
 from kltarget.plot._forecast_figure import forecast
 from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._frontier_figure import frontier
+from kltarget.plot._history_figure import history
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep_figures import phase
@@ -45,6 +46,7 @@ __all__ = [
     "forecast",
     "forgetting",
     "frontier",
+    "history",
     "phase",
     "predicted_vs_reached",
     "ratio",

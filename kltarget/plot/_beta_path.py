@@ -129,9 +129,12 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
     with look.drawing(ax) as ax:
         ax.set_title("the recipe's target over β", color=look.ink())
         ax.set_xlabel("β of the trainer")
-        if featured is None or not featured.betas:
-            why = "β = 0: no target" if diagnosis.beta == 0 else "no target without ref_logp"
-            if featured is not None and featured.reference is not None and diagnosis.beta > 0:
+        beta = diagnosis.beta
+        if featured is None or not featured.betas or beta is None:
+            why = "β = 0: no target" if beta == 0 else "no target without ref_logp"
+            if beta is None:
+                why = "no target without a recipe"
+            elif featured is not None and featured.reference is not None and beta > 0:
                 why = "this recipe has no target"
             ax.text(0.5, 0.5, why, ha="center", transform=ax.transAxes, color=look.GREY)
             ax.set(xticks=[], yticks=[])
@@ -140,9 +143,9 @@ def _of_diagnosis(diagnosis: Diagnosis, top: int, ax: Axes | None, style: dict[s
         low, high = path.beta[[0, -1]]
         inside = [flip for flip in featured.flips if low < flip["beta"] < high]
         flips = [(float(x["beta"]), featured.names.index(x["better"])) for x in inside]
-        ax.axvline(diagnosis.beta, color=look.ink(), lw=1.4, zorder=4)
+        ax.axvline(beta, color=look.ink(), lw=1.4, zorder=4)
         at_top = {"xycoords": ("data", "axes fraction"), "va": "top"}
-        look.note(ax, f"configured {diagnosis.beta:g}", (diagnosis.beta, 1.0), (4, -2), **at_top)
+        look.note(ax, f"configured {beta:g}", (beta, 1.0), (4, -2), **at_top)
         _lines(ax, path, chosen, flips, style)
         ax.set_ylabel("probability in the target")
         look.legend_beside(ax)

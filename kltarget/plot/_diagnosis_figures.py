@@ -8,6 +8,7 @@ import numpy as np
 
 from kltarget.plot import _style as look
 from kltarget.plot._beta_path import beta_path
+from kltarget.plot._history_figure import history
 from kltarget.plot._paths import likeliest_first
 
 if TYPE_CHECKING:
@@ -71,15 +72,26 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
 
 
 def diagnosis(diagnosis: Diagnosis) -> Figure:
-    """The featured prompt's shares beside its target, and the target over β.
+    """The featured prompt's shares beside its target and, if it has one, the target over β.
+
+    Where there are curves and no rollouts, it is :func:`history`.
 
     Args:
         diagnosis: what :func:`kltarget.diagnose` returned.
     """
+    if diagnosis.tier == 0 and (curves := history(diagnosis)) is not None:
+        return curves
+    has_target = diagnosis.featured is not None and bool(diagnosis.featured.betas)
+    title = diagnosis.recipe_name
+    if diagnosis.beta is not None:
+        title += f", β = {diagnosis.beta:g}"
     with look.in_style():
         figure = look.new_figure(figsize=(12.0, 4.2))
-        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
+        if has_target:
+            left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
+            beta_path(diagnosis, ax=right)
+        else:
+            left = figure.subplots()
         answers(diagnosis, ax=left)
-        beta_path(diagnosis, ax=right)
-        figure.suptitle(f"{diagnosis.recipe_name}, β = {diagnosis.beta:g}", x=0.01, ha="left")
+        figure.suptitle(title, x=0.01, ha="left")
     return figure
