@@ -5,13 +5,31 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_FILE_OF: dict[str, str] = {}
+if TYPE_CHECKING:
+    from kltarget.adapters.trl._log_prob_trainers import (
+        LogProbs as LogProbs,
+        LogProbsGRPOTrainer as LogProbsGRPOTrainer,
+        LogProbsRLOOTrainer as LogProbsRLOOTrainer,
+    )
+    from kltarget.adapters.trl._mara_trainers import (
+        MaraGRPOTrainer as MaraGRPOTrainer,
+        MaraRLOOTrainer as MaraRLOOTrainer,
+    )
+
+_FILE_OF = {
+    "LogProbs": "_log_prob_trainers",
+    "LogProbsGRPOTrainer": "_log_prob_trainers",
+    "LogProbsRLOOTrainer": "_log_prob_trainers",
+    "MaraGRPOTrainer": "_mara_trainers",
+    "MaraRLOOTrainer": "_mara_trainers",
+}
 """The file of each name; those in ``_NEEDS_TRL`` cannot be imported without TRL."""
 
-_NEEDS_TRL: set[str] = set()
+_NEEDS_TRL = {"_log_prob_trainers", "_mara_trainers"}
 
+# Names that can be imported without TRL; the others are in `__dir__`.
 __all__ = []
 
 
