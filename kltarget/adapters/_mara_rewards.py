@@ -88,6 +88,8 @@ def mara_rewards(
     wide = dtype if str(dtype).removeprefix("torch.") in _WIDE else xp.float32
     reward, log_ref = _cast(rewards, wide), _cast(ref_logps, wide)
     beta = _checked(beta, anchor, reward, log_ref, xp)
+    if 0 in reward.shape:
+        return _cast(reward, dtype)
     good = (reward > -math.inf) & (log_ref > -math.inf)
     good = good & (reward >= _bar(threshold, reward, good, wide, xp))
     if groups is None:
@@ -182,13 +184,13 @@ def _rows(groups: Any, shape: Any) -> tuple[np.ndarray, np.ndarray]:
     members: dict[Any, list[int]] = {}
     for i, label in enumerate(labels):
         members.setdefault(label, []).append(i)
-    width = max(map(len, members.values()), default=0)
+    width = max(map(len, members.values()))
     back = np.empty(len(labels), np.int64)
     for row, group in enumerate(members.values()):
         back[group] = row * width + np.arange(len(group))
     # An answer that stands in a row more than once moves no maximum.
     rows = [group + group[:1] * (width - len(group)) for group in members.values()]
-    return np.array(rows, np.int64).reshape(-1, width), back
+    return np.array(rows, np.int64), back
 
 
 def _augmented(reward: Any, log_ref: Any, good: Any, beta: float, anchor: str, xp: Any) -> Any:
