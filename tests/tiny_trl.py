@@ -22,12 +22,13 @@ def tokenizer(count):
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END)
 
 
-def save_reference(path, tables):
+def save_reference(path, tables, end=NEVER):
     """Writes a model whose next word has the given probabilities after each prefix.
 
     Args:
         path: a folder.
         tables: log-probabilities ``[count]`` by prefix, a tuple of words' numbers.
+        end: log-probability of the token that ends an answer, not normalised.
     """
     count = len(next(iter(tables.values())))
     torch.manual_seed(0)
@@ -49,6 +50,7 @@ def save_reference(path, tables):
         hidden = torch.stack([model.model(x).last_hidden_state[0, -1] for x in ids]).double()
         wanted = np.full((len(tables), count + 3), NEVER)
         wanted[:, 3:] = list(tables.values())
+        wanted[:, 1] = end
         head = torch.linalg.lstsq(hidden, torch.tensor(wanted)).solution.T
         model.lm_head.weight.copy_(head.float())
     model.save_pretrained(path)

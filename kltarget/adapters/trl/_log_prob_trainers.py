@@ -16,7 +16,9 @@ class LogProbs(LogProbsOfBatches):
 
     Two columns, ``logp`` under the policy that drew the answer and ``ref_logp`` under the
     reference: sums over the tokens of the answer that the trainer counts, the one that ends it
-    among them, in nats and at the temperature of the rollouts. With ``log_completions=True`` GRPO
+    among them, in nats and at the temperature of the rollouts; and the tokens with the reference's
+    log-probability of each, ``token_ids`` and ``ref_token_logps``, on which the targets of a KL
+    that acts token by token rest. With ``log_completions=True`` GRPO
     writes the table to ``completions/*.parquet``, of which :func:`kltarget.read_rollouts` then
     reads all that :func:`kltarget.diagnose` can use; RLOO writes no file, and its table is in W&B
     or trackio. Reward functions get the same two as arguments of these names, beside the columns
@@ -35,7 +37,7 @@ class LogProbs(LogProbsOfBatches):
     ``mask_truncated_completions``, has NaN.
     """
 
-    policy_always = True
+    policy_always = every_token = True
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         batch = super()._generate_and_score_completions(inputs)

@@ -37,6 +37,11 @@ class _Pass:
     logps: Any
 
     @property
+    def answers(self) -> Any:
+        """The tokens of the answers."""
+        return self.ids[:, -self.num_tokens :]
+
+    @property
     def counted(self) -> Any:
         """Which tokens of the answers count."""
         return self.mask[:, -self.num_tokens :]
@@ -55,6 +60,9 @@ class LogProbsOfBatches(_Trainer):
 
     policy_always = False
     """Whether the policy is asked too where TRL does not."""
+
+    every_token = False
+    """Whether the table has the tokens too, with the reference's log-probability of each."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_tools(kwargs)
@@ -119,6 +127,11 @@ class LogProbsOfBatches(_Trainer):
                 f"trl {self.trl_version} computed no reference log-probabilities before the rewards"
             )
         reference = passes.pop() if has_reference else None
+        if reference is not None and self.every_token:
+            self._log_completion_extra("token_ids", _listed(reference.answers, reference.counted))
+            self._log_completion_extra(
+                "ref_token_logps", _listed(reference.logps.float(), reference.counted)
+            )
         policy = passes[0] if passes else None
         if policy is None and reference is not None and self.policy_always:
             policy = self._asked_again(reference)
@@ -140,3 +153,7 @@ def summed(logps: Any, counted: Any) -> Any:
     """Sums over the tokens that the trainer counts; NaN for an answer of which it counts none."""
     total = (logps.float() * counted).sum(1)
     return torch.where(counted.sum(1) > 0, total, torch.full_like(total, torch.nan))
+
+
+def _listed(rows: Any, counted: Any) -> list[list[Any]]:
+    return [row[keep].tolist() for row, keep in zip(rows, counted.bool(), strict=True)]
