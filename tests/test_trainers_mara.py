@@ -4,7 +4,6 @@ Run with ``pytest -m trainers``; each run takes seconds on one core.
 """
 
 import importlib.metadata
-import importlib.util
 import math
 
 import numpy as np
@@ -12,24 +11,20 @@ import pytest
 
 import kltarget as kt
 from kltarget import adapters
+from kltarget.adapters import trl as adapted
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("default")]
 
-if any(importlib.util.find_spec(name) is None for name in ("torch", "trl")):
-    pytest.skip("TRL is not installed", allow_module_level=True)
-
-import tiny_trl as tiny
-import torch
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-
-from kltarget.adapters import trl as adapted
+torch = pytest.importorskip("torch")
+trl = pytest.importorskip("trl")
+tiny = pytest.importorskip("tiny_trl")
 
 BETA, GROUP = 0.2, 8
 TRAINERS = {
     ("rloo", True): adapted.MaraRLOOTrainer,
-    ("rloo", False): RLOOTrainer,
+    ("rloo", False): trl.RLOOTrainer,
     ("grpo", True): adapted.MaraGRPOTrainer,
-    ("grpo", False): GRPOTrainer,
+    ("grpo", False): trl.GRPOTrainer,
 }
 
 
@@ -52,7 +47,7 @@ def settings(folder, algorithm="rloo", **changes):
     }
     if algorithm == "grpo":
         common["scale_rewards"] = "none"
-    config = RLOOConfig if algorithm == "rloo" else GRPOConfig
+    config = trl.RLOOConfig if algorithm == "rloo" else trl.GRPOConfig
     return config(**(common | changes))
 
 
@@ -106,7 +101,8 @@ def target_of(task, algorithm, mara):
 def trained(folder, task, algorithm, mara, *, steps=150, **changes):
     tiny.save_reference(folder / "model", task.tables)
     trainer = TRAINERS[algorithm, mara](
-        model=str(folder / "model"),
+        model=tiny.loaded(folder / "model"),
+        processing_class=tiny.tokenizer(task.count),
         reward_funcs=tiny.judge(task.reward, task.length),
         args=settings(
             folder, algorithm, max_completion_length=task.length, max_steps=steps, **changes
