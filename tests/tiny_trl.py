@@ -4,12 +4,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PROMPT, PAD, END = ":", "<pad>", "<end>"
 NEVER = -14.0
@@ -60,18 +55,6 @@ def save_reference(path, tables, end=NEVER):
         model.lm_head.weight.copy_(head.float())
     model.save_pretrained(path)
     tokenizer(count).save_pretrained(path)
-
-
-def loaded(path):
-    """The model, of which only the last layer learns: steps of a policy that is linear in it.
-
-    With all layers a model so small can jump onto one wrong answer, from which nothing leads back:
-    all rewards are equal there.
-    """
-    model = AutoModelForCausalLM.from_pretrained(path)
-    model.requires_grad_(False)
-    model.lm_head.requires_grad_(True)
-    return model
 
 
 def log_policy(model, count, length):
