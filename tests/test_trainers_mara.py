@@ -4,7 +4,11 @@ Run with ``pytest -m trainers``; each run takes seconds on one core.
 """
 
 import importlib.metadata
+import json
 import math
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -197,6 +201,56 @@ def few_steps(folder, trainer, algorithm, reward_funcs, **changes):
     return made
 
 
+def on_one_of_two(folder):
+    """What each of two processes does: three groups of answers, the second on both of them."""
+    seen = []
+
+    def reward(prompts, completion_ids, ref_logp, **_):
+        rewards = [float(len(ids) > 1) for ids in completion_ids]
+        seen.append((prompts, rewards, ref_logp))
+        return rewards
+
+    args = settings(
+        folder,
+        max_completion_length=3,
+        max_steps=1,
+        per_device_train_batch_size=12,
+        logging_steps=1,
+    )
+    trainer = adapted.MaraRLOOTrainer(
+        model=str(folder / "model"),
+        reward_funcs=reward,
+        args=args,
+        train_dataset=tiny.prompts(3, ["w0", ":", "w1"]),
+        threshold=1.0,
+    )
+    trainer.train()
+    rank = trainer.accelerator.process_index
+    (folder / f"{rank}.json").write_text(json.dumps([seen[0], trainer.state.log_history[0]]))
+
+
+def test_processes_share_their_anchors(tmp_path):
+    tiny.save_reference(tmp_path / "model", with_endings(), end=-1.0)
+    (tmp_path / "each.py").write_text(
+        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+        "import pathlib, test_trainers_mara\n"
+        f"test_trainers_mara.on_one_of_two(pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*launch, str(tmp_path / "each.py")], check=True, timeout=300)
+    ranks = [json.loads((tmp_path / f"{k}.json").read_text()) for k in (0, 1)]
+    prompts, rewards, ref_logps = (ranks[0][0][k] + ranks[1][0][k] for k in range(3))
+    assert len(rewards) == 24
+    lifts = []
+    for k in range(0, 24, GROUP):
+        assert len(set(prompts[k : k + GROUP])) == 1
+        group = slice(k, k + GROUP)
+        lifts += lift_by_hand(rewards[group], ref_logps[group], BETA, 1.0)
+    assert len(set(prompts)) == 3
+    assert ranks[0][1]["rewards/mara/mean"] == pytest.approx(np.mean(lifts), abs=1e-5)
+    assert np.mean(lifts) > 0
+
+
 def length_reward(completion_ids, **_):
     return [len(ids) / 3 for ids in completion_ids]
 
@@ -262,6 +316,30 @@ def test_completions_with_log_probs_prove_where_a_run_stands(tmp_path):
         assert math.exp(by_answer[word]) == pytest.approx(mass, rel=1e-3)
 
 
+def test_a_log_has_the_rewards_and_what_was_added(tmp_path):
+    options = {"log_completions": True, "num_completions_to_print": 0, "logging_steps": 1}
+    tiny.save_reference(tmp_path / "model", RIGHT_OR_WRONG.tables)
+    both = type("Both", (adapted.LogProbs, adapted.MaraGRPOTrainer), {})
+    both(
+        model=str(tmp_path / "model"),
+        reward_funcs=tiny.judge(RIGHT_OR_WRONG.reward, 1),
+        args=settings(tmp_path, "grpo", max_steps=3, **options),
+        train_dataset=tiny.prompts(64),
+        threshold=1.0,
+    ).train()
+    folder = tmp_path / "run" / "completions"
+    judged = kt.read_rollouts(folder, columns={"reward": "judged"})
+    asked = kt.read_rollouts(folder)
+    # By hand: β 8/7 log 15 more for the rare one of two right answers.
+    for word, plain, lift in (("w0", 1, 0), ("w1", 1, 0.2 * 8 / 7 * math.log(15)), ("w2", 0, 0)):
+        rewards = asked.loc[asked["completion"] == word, "reward"]
+        np.testing.assert_allclose(rewards, plain + lift, rtol=1e-3)
+        assert set(judged.loc[judged["completion"] == word, "reward"]) == {plain}
+    # The advantages are those of the whole: the diagnosis finds no contradiction.
+    recipe = kt.recipe("trl-grpo==1.16.0", beta=BETA, group_size=GROUP, normalize="none")
+    assert any("advantages fit the recipe" in note for note in kt.diagnose(asked, recipe).notes)
+
+
 def lift_by_hand(reward, ref_logp, acting, threshold):
     """The augmentation of answers to one prompt, from its definition."""
     good = [k for k, r in enumerate(reward) if r >= threshold]
@@ -319,6 +397,27 @@ def test_the_augmentation_is_a_reward_of_its_own(tmp_path, algorithm, acting):
     parts = 2 * evaluated["eval_rewards/first/mean"]
     assert evaluated["eval_reward"] <= parts + 1.0 + 1e-6
     assert trainer.args.reward_weights == [2.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_answers_that_are_cut_off_and_masked_are_not_lifted(tmp_path, algorithm):
+    seen = []
+
+    def reward(completion_ids, ref_logp, **_):
+        seen.append((completion_ids, ref_logp))
+        return [1.0] * len(completion_ids)
+
+    maker = adapted.MaraRLOOTrainer if algorithm == "rloo" else adapted.MaraGRPOTrainer
+    trainer = few_steps(tmp_path, maker, algorithm, reward, mask_truncated_completions=True)
+    cut = [[ids[-1] != 1 for ids in answers] for answers, _ in seen]
+    assert 0 < sum(cut[0]) < 16
+    for (_, ref_logp), is_cut in zip(seen, cut, strict=True):
+        np.testing.assert_array_equal(np.isnan(ref_logp), is_cut)
+    acting = BETA if algorithm == "rloo" else BETA * GROUP / (GROUP - 1)
+    whole = [p for p, is_cut in zip(seen[0][1], cut[0], strict=True) if not is_cut]
+    lifts = lift_by_hand([1.0] * len(whole), whole, acting, 1.0)
+    logged = trainer.state.log_history[0]["rewards/mara/mean"]
+    assert logged == pytest.approx(sum(lifts) / 16, abs=1e-5)
 
 
 def test_the_best_so_far_is_remembered(tmp_path):

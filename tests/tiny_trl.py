@@ -73,8 +73,8 @@ def log_policy(model, count, length):
     return total.double().numpy()
 
 
-def prompts(number):
-    return Dataset.from_dict({"prompt": [PROMPT] * number})
+def prompts(number, texts=(PROMPT,)):
+    return Dataset.from_dict({"prompt": [texts[k % len(texts)] for k in range(number)]})
 
 
 def judge(rewards, length):
