@@ -623,6 +623,7 @@ NOT_OF_ARRAYS = {
     "Recipe": "choices, as data",
     "LossReading": "what divergence_of_loss returns",
     "TermReading": "what read_term returns",
+    "policy_of": "a model of another library as a policy",
     "Weighted": "a function, as data",
     "RewardSum": "what adding rewards returns",
     "Run": "what trainers return",

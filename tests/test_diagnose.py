@@ -898,8 +898,8 @@ def test_watching_a_folder(capsys, tmp_path, monkeypatch):
             (tmp_path / f"{step}.jsonl").write_text(rows % step)
 
     monkeypatch.setattr(time, "sleep", arrives)
-    code, out, _ = run(capsys, *watching(tmp_path))
-    assert code == 0
+    code, out, err = run(capsys, *watching(tmp_path))
+    assert (code, err) == (130, "kltarget: interrupted\n")
     assert out.startswith("waiting: ")
     assert "1 logged step, step 1" in out
     assert "2 logged steps, 1 to 2" in out
@@ -912,10 +912,37 @@ def test_ctrl_c_ends_watching(capsys, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", stop)
-    code, out, _ = run(capsys, *watching(GRADED))
-    assert code == 0
+    page = tmp_path / "page.html"
+    code, out, err = run(capsys, *watching(GRADED), "--html", page)
+    assert code == 130
     assert out.startswith("kltarget diagnose ·")
-    assert out.endswith("stopped\n")
+    assert re.fullmatch(rf"kltarget: interrupted: {re.escape(str(page))} is as of [-:\d ]+\n", err)
+    text = page.read_text("utf-8")
+    assert "no longer watched" in text
+    assert "location.reload" not in text
+    assert "http-equiv" not in text
+
+
+def test_a_watched_page_loads_itself_again(tmp_path, monkeypatch):
+    page, seen = tmp_path / "page.html", []
+
+    def look(seconds):
+        seen.append(page.read_text("utf-8"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", look)
+    assert cli.main([str(x) for x in (*watching(GRADED), "--html", page)]) == 130
+    (text,) = seen
+    # Not more often than every two seconds, though files are looked at a hundred times as often.
+    assert text.count("location.reload(), 2000") + text.count("}, 2000);") == 1
+    assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in text
+    assert re.search(r"Files read at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; looked at again", text)
+    assert text.index("location.reload") < text.index("</head>") < text.index("Files read at")
+    # What stays is the same page without that.
+    said = re.compile(r'<p style="opacity[^>]*>Files read at .*?</p>')
+    stays = said.sub("", page.read_text("utf-8"))
+    cut = re.sub(r"<script>.*?</noscript>\n", "", said.sub("", text), count=1, flags=re.DOTALL)
+    assert stays == cut
 
 
 @pytest.mark.slow

@@ -171,3 +171,23 @@ def test_tests_and_benchmarks_import_nothing_private():
                     if parts[0] == "kltarget" and any(x.startswith("_") for x in parts[1:]):
                         private.append(f"{path.name}:{node.lineno} {'.'.join(parts)}")
     assert not private, "\n".join(private)
+
+
+def test_nothing_is_unpickled():
+    """Opening a pickle runs what is in it; logs and models come from anywhere."""
+    openers = {"pickle", "dill", "cloudpickle", "joblib", "read_pickle"}
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = set()
+            if isinstance(node, ast.Import):
+                names = {x.name.split(".")[0] for x in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]}
+            elif isinstance(node, ast.Attribute):
+                names = {node.attr}
+                loads = node.attr == "load" and isinstance(node.value, ast.Name)
+                assert not (loads and node.value.id == "torch"), f"{path}: torch.load"
+            elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, f"{path}: allow_pickle"
+            assert not names & openers, f"{path}: {names & openers}"

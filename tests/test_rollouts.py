@@ -913,3 +913,20 @@ def test_long_files_are_streamed(tmp_path, extension):
     assert rollouts["group_id"].tolist() == (rows // 8).tolist()
     assert rollouts["sample_id"].tolist() == (rows % 8).tolist()
     assert rollouts["prompt"].nunique() == 1000
+
+
+def test_scores_of_a_model_are_read_in_any_trainers_log(tmp_path):
+    """Columns that were added to verl's, which spells its own otherwise."""
+    path = tmp_path / "1.jsonl"
+    row = {"input": "a?", "output": "b", "score": 1.0, "step": 1, "uid": "a_0_0"}
+    rows = [
+        {**row, "ref_logp": -2.5, "logp": -1.5},
+        {**row, "uid": "a_1_0", "ref_log_prob": [-1.0, -2.0], "ref_logp": -2.5},
+        {**row, "uid": "a_2_0", "ref_logp": None},
+    ]
+    path.write_text("".join(json.dumps(x) + "\n" for x in rows))
+    frame = read_rollouts(path)
+    assert frame.attrs["format"] == "verl"
+    # What the trainer says itself comes first.
+    np.testing.assert_allclose(frame["ref_logp"], [-2.5, -3.0, np.nan])
+    np.testing.assert_allclose(frame["logp"], [-1.5, np.nan, np.nan])

@@ -186,6 +186,39 @@ def test_ctrl_c_is_one_line_and_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "kltarget: interrupted\n"
 
 
+@pytest.mark.broad
+def test_ctrl_c_names_what_is_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(kt.plot, "beta_path", interrupt)
+    monkeypatch.setattr(kt.plot, "target", interrupt)
+    made = tmp_path / "t.json"
+    line = ["solve", "one-two", "--beta", "0.1", "--json", str(made)]
+    assert cli.main([*line, "--plot", str(tmp_path / "t.png")]) == 130
+    assert capsys.readouterr().err == f"kltarget: interrupted: wrote {made}\n"
+    # Of another call of the command.
+    monkeypatch.setattr(kt.targets, "solve", interrupt)
+    assert cli.main(line) == 130
+    assert capsys.readouterr().err == "kltarget: interrupted\n"
+
+
+def test_ctrl_c_keeps_a_sweep_that_is_computed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "phase_boundaries", interrupt)
+    out = tmp_path / "s.nc"
+    assert cli.main(["sweep", "one-two", "--beta", "0.1,1", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith(f"kltarget: interrupted: wrote {out}\n")
+    assert sweeps.load(out).sizes["beta"] == 2
+
+
+@pytest.mark.broad
+def test_ctrl_c_keeps_a_report_whose_figure_is_drawn(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(kt.plot, "verification", interrupt)
+    line = ["verify", "one-two", "--policies", "tabular", "--beta", "0.3", "--seeds", "1"]
+    assert cli.main([*line, "--out", str(tmp_path)]) == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"kltarget: interrupted: the report is in {tmp_path}"
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["passed"]
+    assert sorted(os.listdir(tmp_path)) == ["report.csv", "report.json"]
+
+
 class Watched(io.StringIO):
     """A terminal whose user presses Ctrl-C, once, as soon as something stands there."""
 

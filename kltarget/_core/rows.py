@@ -33,7 +33,7 @@ _KINDS = {
 }
 _PACKED = ".gz"
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_BATCH = 16384
+_BATCH = 1024
 
 
 class FileError(ValueError):

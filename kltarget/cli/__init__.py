@@ -18,6 +18,25 @@ Logarithms are natural. JSON has no infinities: they are the strings ``"inf"`` a
 ``"nan"`` stands where a solution failed. Equal inputs give equal bytes.
 """
 
-from kltarget.cli._main import command, main
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kltarget.cli._entry_point import command
+
+if TYPE_CHECKING:
+    from kltarget.cli._main import main
 
 __all__ = ["command", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    # The program is ready for Ctrl-C before it imports anything that takes time.
+    if name == "main":
+        return importlib.import_module("kltarget.cli._main").main
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "main"]

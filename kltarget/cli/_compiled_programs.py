@@ -36,6 +36,11 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def kept_in() -> str | None:
+    """The folder that compiled programs are kept in, if they are."""
+    return jax.config.values["jax_compilation_cache_dir"]
+
+
 def _user_cache() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")

@@ -12,8 +12,17 @@ from typing import Any
 from kltarget._core.checks import ArgumentError
 from kltarget._core.words import page_width
 from kltarget.cli._arguments import chosen, finite, options_of, real, whole
-from kltarget.cli._output import JSON, InputError, check_outputs, input_errors, say, write
+from kltarget.cli._output import (
+    JSON,
+    InputError,
+    Stopped,
+    check_outputs,
+    input_errors,
+    say,
+    write,
+)
 from kltarget.cli._recipe_options import add_recipe, columns_of, recipe_of_options
+from kltarget.cli._watched_page import WatchedPage
 
 _coefficient = functools.partial(finite, what="a finite number of 0 or more", zero=True)
 _seconds = functools.partial(finite, what="a number of seconds above 0")
@@ -37,7 +46,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=pathlib.Path,
         metavar="PATH",
-        help="files or folders of rollouts, - for standard input",
+        help="files or folders of rollouts, - for standard input; or of curves, such as "
+        "trainer_state.json, where no rollouts were kept",
     )
     add_recipe(diagnose)
     add("--beta β", "the trainer's coefficient, 0 or more", _coefficient)
@@ -79,7 +89,11 @@ def add_to(commands: Any) -> None:
     add("--skip-bad", "skip rows that cannot be read")
     add = options_of(diagnose.add_argument_group("output"))
     add("--json OUT", JSON, pathlib.Path)
-    add("--html OUT.html", "write one page with the figure in it", pathlib.Path)
+    add(
+        "--html OUT.html",
+        "write one page with the figure in it; it reloads with --watch",
+        pathlib.Path,
+    )
     add("--plot OUT.png", "draw the figure", pathlib.Path)
     watch = "look again so often and print anew when files have changed; Ctrl-C ends"
     add("--watch SECONDS", watch, _seconds)
@@ -110,27 +124,29 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     if arguments.watch is None:
         _once(arguments)
         return 0
-    seen = None
+    seen, page = None, WatchedPage(arguments.html, arguments.watch)
     try:
         while True:
             state = _state(arguments.paths)
             if state != seen:
                 try:
-                    _once(arguments, again=seen is not None)
+                    _once(arguments, again=seen is not None, page=page)
                 except InputError as error:
                     # A run that has just begun has written nothing yet, or half a file.
                     say([f"waiting: {error}"])
             seen = state
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
-        say(["", "stopped"])
-    return 0
+        raise Stopped(page.left()) from None
+    finally:
+        page.left()
 
 
 _OPTIONS = {
     "num_generations": "--group-size",
     "reward_weights": "--reward-weights",
     "against": "compare them by --against",
+    "run": "--only run=…",
 }
 """The options that are called otherwise than Python's arguments."""
 
@@ -142,11 +158,23 @@ def _state(paths: list[pathlib.Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
-def _once(arguments: argparse.Namespace, again: bool = False) -> None:
+def _read(paths: list[pathlib.Path], reading: dict[str, Any]) -> Any:
+    """The rollouts, or the curves where no rollouts were kept."""
+    from kltarget.rollouts import are_scalars, read_rollouts, read_scalars
+
+    columns = {x: y for x, y in (reading.get("columns") or {}).items() if isinstance(y, str)}
+    if reading.get("format", "auto") == "auto" and are_scalars(paths, columns=columns):
+        only = reading.get("only") or {}
+        return read_scalars(paths, columns=columns, run=only.get("run"))
+    return read_rollouts(paths, **reading)
+
+
+def _once(
+    arguments: argparse.Namespace, again: bool = False, page: WatchedPage | None = None
+) -> None:
     from kltarget import pages, plot
     from kltarget.cli._side_by_side import TwoRuns
     from kltarget.diagnosis import diagnose
-    from kltarget.rollouts import read_rollouts
 
     reading = chosen(arguments, "format", "columns", "answer", "num_generations", "reward_weights")
     reading |= chosen(arguments, "only", "skip_bad")
@@ -155,11 +183,11 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
         try:
             used, beta, name = recipe_of_options(arguments, arguments.beta)
             reading |= {"full_text": False, "progress": sys.stderr.isatty()}
-            frame = read_rollouts(arguments.paths, **reading)
+            frame = _read(arguments.paths, reading)
             found = diagnose(frame, used, beta=beta, name=name, **options)
             other = None
             if arguments.against is not None:
-                second = read_rollouts([arguments.against], **reading)
+                second = _read([arguments.against], reading)
                 runs = found, diagnose(second, used, beta=beta, name=name, **options)
                 other = TwoRuns.of(runs, (frame, second), arguments.threshold)
         except ArgumentError as error:
@@ -169,9 +197,10 @@ def _once(arguments: argparse.Namespace, again: bool = False) -> None:
     outputs = [arguments.json, arguments.html]
     line = ["", "─" * page_width()] if again else []
     say([*line, *str(other or found).splitlines()], unless=outputs)
+    html = other.to_html if other else lambda: pages.diagnosis(found)
     wrote = write(
         (arguments.json, (other or found).to_json),
-        (arguments.html, other.to_html if other else lambda: pages.diagnosis(found)),
+        (arguments.html, html if page is None else lambda: page.of(html())),
         (arguments.plot, other.figure if other else lambda: plot.diagnosis(found)),
     )
     say(["", *wrote] if wrote else [], unless=outputs)

@@ -38,7 +38,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=pathlib.Path,
         metavar="PATH",
-        help="files or folders of samples, or one table of counts",
+        help="files or folders of samples, one table of counts, or deepscaler: 1,060 prompts, "
+        "each solved so often of 128 times",
     )
     add_recipe(command)
     add = options_of(command)
@@ -69,7 +70,12 @@ def _forecast(arguments: argparse.Namespace) -> int:
     outputs = [arguments.json, arguments.html]
     check_outputs(outputs, arguments.paths, figure=arguments.plot, what="a file of samples")
     options = chosen(arguments, "beta", "k", "rollouts_per_prompt", "threshold", "columns")
-    paths = arguments.paths[0] if len(arguments.paths) == 1 else arguments.paths
+    paths: Any = arguments.paths[0] if len(arguments.paths) == 1 else arguments.paths
+    if str(paths) == "deepscaler" and not paths.exists():
+        from kltarget import tasks
+
+        counts = tasks.deepscaler().rename(columns={"base_correct": "correct"})
+        paths = counts[["prompt", "correct", "samples"]]
     with input_errors():
         used, _, name = recipe_of_options(arguments)
         try:

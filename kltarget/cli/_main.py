@@ -18,17 +18,20 @@ from kltarget._core.page import Lines, Page, Table
 from kltarget._core.words import wrapped
 from kltarget.cli import (
     _compare_command,
+    _demo_command,
     _diagnose_command,
+    _doctor_command,
     _explore_command,
     _forecast_command,
     _prefer_command,
     _recipe_command,
+    _score_command,
     _solve_command,
     _sweep_command,
     _verify_command,
 )
-from kltarget.cli._compiled_programs import keep_compiled_programs
-from kltarget.cli._output import InputError, Stopped, say
+from kltarget.cli._interrupts import LINE, pressed
+from kltarget.cli._output import InputError, Stopped, say, written
 from kltarget.cli._standard_input import with_standard_input
 
 
@@ -47,32 +50,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logger.level
     # JAX remarks on accelerators that it finds and cannot use; here that is noise.
     logger.setLevel(logging.ERROR)
+    written.clear()
     try:
         arguments = _parser().parse_args(argv)
         with with_standard_input(arguments):
             return arguments.run(arguments)
     except SystemExit as stop:  # --help and --version end here, bad options too
         return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop)
     except InputError as error:
+        if pressed():
+            return _interrupted(error)
         print(f"kltarget: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        kept = f": {stop}" if isinstance(stop, Stopped) and stop.args else ""
-        print(f"kltarget: interrupted{kept}", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader, such as ``head``, has gone; without this Python complains when it flushes at
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # Libraries make other errors of Ctrl-C, such as that an import failed.
+        if pressed():
+            return _interrupted(error)
+        raise
     finally:
         logger.setLevel(level)
 
 
-def command() -> int:
-    """The program ``kltarget``: :func:`main` in a process of its own."""
-    keep_compiled_programs()
-    return main()
+def _interrupted(stop: BaseException) -> int:
+    """Says so, with what is kept, in one line."""
+    kept = str(stop) if isinstance(stop, Stopped) else ""
+    if not kept and written:
+        kept = f"wrote {', '.join(written)}"
+    print(f"{LINE}: {kept}" if kept else LINE, file=sys.stderr)
+    return 130
 
 
 class _Help(argparse.HelpFormatter):
@@ -108,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         "Pages are as wide as COLUMNS says, or the terminal; 96 columns where there is none.",
     )
     parser.add_argument("--version", action=_Version)
+    # A demonstration runs other commands.
+    parser.set_defaults(main=main)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     listing = commands.add_parser(
@@ -125,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         _forecast_command,
         _compare_command,
         _diagnose_command,
+        _score_command,
+        _demo_command,
+        _doctor_command,
     ):
         command.add_to(commands)
     return parser

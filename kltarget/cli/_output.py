@@ -24,6 +24,9 @@ _PLAIN = str.maketrans(_LETTERS | _LINES | _SIGNS)
 
 _GLYPH = re.compile(r"Glyph (\d+) ")
 
+written: list[str] = []
+"""Files that this call of the command has finished."""
+
 JSON = "write everything as JSON; -: print that instead"
 """The help of ``--json``."""
 
@@ -128,6 +131,7 @@ def write(*outputs: tuple[pathlib.Path | None, Callable[[], Any]]) -> list[str]:
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
         lines.append(f"wrote {path}")
+        written.append(str(path))
     return lines
 
 

@@ -40,6 +40,8 @@ class TwoRuns:
         cls, runs: tuple[Diagnosis, Diagnosis], logs: tuple[Any, Any], threshold: float | None
     ) -> TwoRuns:
         """Of diagnoses and the logs that they are of."""
+        if any(run.tier == 0 for run in runs):
+            return cls(runs, None, "curves have no prompts, whose successes could be compared")
         try:
             last = compare(*logs, steps=("last", "last"), labels=_NAMES, threshold=threshold)
         except ArgumentError as error:

@@ -14,7 +14,15 @@ import numpy as np
 from kltarget._core.page import Lines, Page
 from kltarget._core.status import FAILURES
 from kltarget.cli._arguments import beta_list, chosen, options_of, real, whole
-from kltarget.cli._output import InputError, Stopped, check_outputs, input_errors, say, write
+from kltarget.cli._output import (
+    InputError,
+    Stopped,
+    check_outputs,
+    input_errors,
+    say,
+    write,
+    written,
+)
 from kltarget.cli._problem_options import add_columns, add_problem, checked_divergence, load_problem
 from kltarget.divergences.names import EXAMPLES
 from kltarget.tasks import Task
@@ -97,6 +105,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     task, read = load_problem(arguments)
     began = time.monotonic()
     settings = chosen(arguments, *_AXES, "k", "log_probs")
+    data = None
     try:
         with input_errors(arguments.problem):
             data = sweeps.sweep(task, **settings, folder=arguments.parts, progress=True)
@@ -105,17 +114,27 @@ def _sweep(arguments: argparse.Namespace) -> int:
         kept = "--parts FOLDER keeps what is finished"
         if arguments.parts is not None:
             kept = f"finished parts are in {arguments.parts}, the same command goes on from there"
+        if data is not None:
+            _save(data, arguments.out)
+            kept = f"wrote {arguments.out}"
         raise Stopped(kept) from None
     took = time.monotonic() - began
-    try:
-        sweeps.save(data, arguments.out)
-    except OSError as error:
-        raise InputError(f"{arguments.out}: {error.strerror or error}") from None
+    _save(data, arguments.out)
     wrote = write((arguments.plot, lambda: plot.phase(data, boundaries=boundaries[0]).figure))
     report = [*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)]
     say(Page([Lines(report)]))
     say([f"wrote {arguments.out}", *wrote])
     return int(bool((data.status.values & FAILURES).any()))
+
+
+def _save(data: xarray.Dataset, path: pathlib.Path) -> None:
+    from kltarget import sweeps
+
+    try:
+        sweeps.save(data, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    written.append(str(path))
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -101,8 +101,13 @@ def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: b
             raise Stopped from None
         write(*_outputs(interrupt.report, contents))
         raise Stopped(f"the runs that were finished are in {folder}") from None
-    say(["", *str(report).splitlines(), ""])
-    write(*_outputs(report, contents))
+    try:
+        say(["", *str(report).splitlines(), ""])
+        write(*_outputs(report, contents))
+    except KeyboardInterrupt:
+        # All but the figure takes no time.
+        write(*_outputs(report, contents)[:2])
+        raise Stopped(f"the report is in {folder}") from None
     took = f"({time.monotonic() - began:.0f} s)"
     say([f"wrote {', '.join(map(str, contents))} {took}", *([""] if skip else [])])
     return int(not report.passed)

@@ -20,6 +20,7 @@ from kltarget.diagnosis._aims import Aim, affordable, aims_of, flips_of, statabl
 from kltarget.diagnosis._contradictions import advantage_statement
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._featured import featured_of, verdict_of
+from kltarget.diagnosis._of_curves import diagnosis_of_curves, is_of_curves
 from kltarget.diagnosis._own_answers import own_answers
 from kltarget.diagnosis._say_modes import modes_of
 from kltarget.diagnosis._say_rewards import (
@@ -35,7 +36,7 @@ from kltarget.diagnosis._say_targets import target_statements
 from kltarget.diagnosis._statement import Statement
 from kltarget.recipes import Recipe, preset, recipe as recipe_of
 from kltarget.recipes._followed import in_words
-from kltarget.rollouts import RolloutError, read_rollouts
+from kltarget.rollouts import RolloutError, are_scalars, read_rollouts, read_scalars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +77,12 @@ def diagnose(
        that of the forward KL; which line fits, its β, and how much diversity the target costs and
        how much the path to it.
 
+    Where no rollouts were kept, the run's curves are the weakest evidence: whether a KL is logged,
+    what it bought, and whether that fits the recipe's β.
+
     Args:
-        rollouts: what :func:`kltarget.rollouts.read_rollouts` returned, or paths for it.
+        rollouts: what :func:`kltarget.rollouts.read_rollouts` returned, or
+            :func:`kltarget.rollouts.read_scalars`, or paths for either.
         recipe: what the trainer does, or the name of a preset such as ``"trl-grpo==1.9.2"``.
             Its ``group_size`` is replaced by that of the log where all groups are of one size;
             where they differ, the recipe's is kept or, if it has none, their median is taken. Its
@@ -151,7 +156,12 @@ def diagnose(
         raise ValueError(f"num_bootstrap must be 2 or more, got {num_bootstrap}")
     frame: Any = rollouts
     if isinstance(rollouts, (str, os.PathLike)) or not hasattr(rollouts, "columns"):
-        frame = read_rollouts(rollouts, full_text=False)  # pyright: ignore[reportArgumentType]
+        paths: Any = rollouts
+        frame = read_scalars(paths) if are_scalars(paths) else read_rollouts(paths, full_text=False)
+    if is_of_curves(frame):
+        told = f"β = {beta:g} is the default of {name}: give beta (--beta) if the run set another"
+        used = dataclasses.replace(recipe, beta=float(beta))
+        return diagnosis_of_curves(frame, used, name, [*([told] if unsaid else []), *caveat])
     log = evidence.log_of(frame)
     recipe, notes = _completed(recipe, log, beta)
     recipe, shaping = _unshaped(recipe, frame)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TIERS = {
+    0: "From curves alone, the weakest evidence",
     1: "From the rewards",
     2: "From the reference's log-probabilities",
     3: "From the policy's log-probabilities",
@@ -34,6 +35,8 @@ _TIERS = {
 _BARS = "▁▂▃▄▅▆▇█"
 _LEGENDS = {
     "reward": "mean reward",
+    "kl": "KL to the reference, nats",
+    "token_entropy": "entropy of a token, nats",
     "entropy": "answer entropy, nats",
     "differ": "two answers differ",
     "zero_std": "groups with σ = 0",
@@ -50,7 +53,7 @@ class Diagnosis(Record):
         recipe_name: name of the preset, or the recipe in words.
         beta: the trainer's coefficient.
         tier: 1 if the log has rewards alone, 2 with log-probabilities of the reference, 3 also with
-            those of the policy.
+            those of the policy; 0 if there are no rollouts, but curves.
         size: numbers of ``rollouts``, ``prompts``, ``groups`` and logged ``steps``, the
             ``group_size``, and how many prompts were ``analysed`` in full.
         notes: what was guessed or left out while reading and on the way.
@@ -58,7 +61,8 @@ class Diagnosis(Record):
         statements: a :class:`Statement` each.
         history: along the steps, in at most a dozen bins: the first ``step`` of each and its last,
             ``until``, mean ``reward``, ``entropy`` of the answers in nats, the chance that two
-            completions of a group ``differ``, and the share of groups with ``zero_std``.
+            completions of a group ``differ``, and the share of groups with ``zero_std``; of curves
+            the ``kl`` of an answer and the ``token_entropy`` in place of what is of answers.
         featured: the most informative prompt; None if no target could be computed.
         prompts: columns of :meth:`to_dataframe`, an entry per prompt.
 
@@ -157,7 +161,7 @@ class Diagnosis(Record):
         first, last = self.history["step"][0], self.history["until"][-1]
         rows = [("along the steps", f"{first:,.0f}", "…", f"{last:,.0f}")]
         for name, legend in _LEGENDS.items():
-            values = self.history[name]
+            values = self.history.get(name, [])
             finite = [x for x in values if math.isfinite(x)]
             if not finite:
                 continue

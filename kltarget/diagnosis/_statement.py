@@ -32,8 +32,8 @@ class Statement:
         assumptions: what it takes for granted, a phrase each.
         sample_size: how many ``unit`` it rests on.
         unit: what was counted.
-        tier: what the log had to hold: 1 rewards, 2 also the reference's log-probabilities, 3 also
-            those of the policy.
+        tier: what the log had to hold: 0 curves, 1 rewards, 2 also the reference's
+            log-probabilities, 3 also those of the policy.
         refused: whether it only says what is missing.
         warning: whether it says that the run is not where it should be.
     """

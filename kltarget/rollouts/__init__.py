@@ -76,6 +76,14 @@ run does not have::
 from kltarget.rollouts._answers import answer_rule
 from kltarget.rollouts._read import read_rollouts
 from kltarget.rollouts._rollout import RolloutError
+from kltarget.rollouts._scalar_logs import are_scalars, read_scalars
 from kltarget.rollouts._select import FORMAT_NAMES
 
-__all__ = ["FORMAT_NAMES", "RolloutError", "answer_rule", "read_rollouts"]
+__all__ = [
+    "FORMAT_NAMES",
+    "RolloutError",
+    "answer_rule",
+    "are_scalars",
+    "read_rollouts",
+    "read_scalars",
+]

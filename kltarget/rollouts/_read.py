@@ -31,7 +31,7 @@ from kltarget.rollouts._one_run import (
 )
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
-from kltarget.rollouts._rollout import BadRow, RolloutError, UnusedRow
+from kltarget.rollouts._rollout import BadRow, Rollout, RolloutError, UnusedRow
 from kltarget.rollouts._select import Path, listed, metric_asked, select, some
 from kltarget.rollouts.formats._evaluation import Metric
 from kltarget.rollouts.formats._format import Format
@@ -356,7 +356,7 @@ def _gather(
             continue
         for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
             try:
-                rollout = format.read(row, path)
+                rollout = _with_scores(format.read(row, path), row)
                 rollout.check()
             except BadRow as error:
                 reading.bad(path, where, str(error))
@@ -390,6 +390,15 @@ def _gather(
         metric.check(path)
         reading.metrics |= dict.fromkeys(metric.notes())
         reading.models.setdefault(metric.model, path)
+
+
+def _with_scores(rollout: Rollout, row: Row) -> Rollout:
+    """With what a model was asked later: the columns that ``kltarget score`` writes."""
+    for name in ("ref_logp", "logp"):
+        entry = row.get(name)
+        if isinstance(entry, float) and math.isnan(getattr(rollout, name)):
+            setattr(rollout, name, entry)
+    return rollout
 
 
 def _rows(

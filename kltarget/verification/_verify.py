@@ -222,11 +222,12 @@ def verify(
                     )
                     runs += judge.verified(name, recipe, seed, run)
                     shown.update(beta.size * reward_scale.size)
+            shown.set_postfix_str("")
+            return report(runs)
         except KeyboardInterrupt:
-            stopped = Check("all runs were made", False, f"stopped after {len(runs)} of {count}")
+            made = f"stopped after {len(runs)} of {count}"
+            stopped = Check("all runs were made", len(runs) == count, made)
             raise Interrupted(report(runs, stopped) if runs else None) from None
-        shown.set_postfix_str("")
-    return report(runs)
 
 
 def _of(setting: Any, name: str, default: Any) -> Any:

@@ -1,8 +1,11 @@
-"""TRL's trainers: rewards that keep every right answer, log-probabilities in the log, live metrics.
+"""TRL's trainers: rewards that keep every right answer, log-probabilities in the log, live numbers.
 
-``watch`` needs no more than TRL's signature of reward functions; the trainers need TRL itself,
-``pip install "kltarget[trl]"``, and are imported when they are first used.
+``watch`` needs nothing but the trainer that calls the reward functions, and never starts JAX's
+devices, whose memory is the trainer's. The trainers need TRL itself, ``pip install
+"kltarget[trl]"``, and are imported when they are first used.
 """
+
+from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
         MaraGRPOTrainer as MaraGRPOTrainer,
         MaraRLOOTrainer as MaraRLOOTrainer,
     )
+    from kltarget.adapters.trl._watch import watch
 
 _FILE_OF = {
     "LogProbs": "_log_prob_trainers",
@@ -24,13 +28,14 @@ _FILE_OF = {
     "LogProbsRLOOTrainer": "_log_prob_trainers",
     "MaraGRPOTrainer": "_mara_trainers",
     "MaraRLOOTrainer": "_mara_trainers",
+    "watch": "_watch",
 }
 """The file of each name; those in ``_NEEDS_TRL`` cannot be imported without TRL."""
 
 _NEEDS_TRL = {"_log_prob_trainers", "_mara_trainers"}
 
-# Names that can be imported without TRL; the others are in `__dir__`.
-__all__ = []
+# What can be imported without TRL; the other names are in `__dir__`.
+__all__ = ["watch"]
 
 
 def __getattr__(name: str) -> Any:
