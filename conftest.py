@@ -91,8 +91,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"conftest.py: the docstring of {public} has no example")
 
 
-NEEDED_BY: dict[str, tuple[str, ...]] = {}
-"""Files of the library that cannot be imported without a package of an extra, by that package."""
+NEEDED_BY: dict[str, tuple[str, ...]] = {
+    "trl": (
+        "kltarget/adapters/trl/_log_prob_trainers.py",
+        "kltarget/adapters/trl/_log_probs_of_batches.py",
+        "kltarget/adapters/trl/_mara_trainers.py",
+        "tests/tiny_trl.py",
+    ),
+}
+"""Files that cannot be imported without a package of an extra, by that package."""
 
 collect_ignore = [
     str(Path(__file__).parent / file)

@@ -48,6 +48,8 @@ myst_heading_anchors = 3
 # Docstrings state shapes and units themselves.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+# Classes of trainers are shown without the packages that they extend.
+autodoc_mock_imports = ["accelerate", "torch", "trl"]
 autodoc_preserve_defaults = True
 napoleon_attr_annotations = False
 napoleon_use_ivar = True

@@ -24,7 +24,16 @@ import pytest
 from oracles import DTYPES, INF, eps
 
 import kltarget as kt
-from kltarget import frontier, implied, mixtures, policies, targets, tasks, training
+from kltarget import (
+    adapters,
+    frontier,
+    implied,
+    mixtures,
+    policies,
+    targets,
+    tasks,
+    training,
+)
 from kltarget.divergences import Scaled, TermDivergence
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
@@ -444,6 +453,16 @@ CONTRACTS: dict[str, Contract] = {
         (np.array([3.0, 7.0]),),
         (Bad(lambda: kt.modes.pass_at_k_from_counts(3, 20, 21), ValueError, "k"),),
         differentiable=False,
+    ),
+    "mara_rewards": Contract(
+        lambda reward, log_ref: adapters.mara_rewards(reward, log_ref, 0.25, 0.4),
+        (REWARD, LOG_REF),
+        (
+            Bad(lambda: adapters.mara_rewards(REWARD, LOG_REF, 0.0, 0.4), ValueError, "beta"),
+            Bad(
+                lambda: adapters.mara_rewards(REWARD, LOG_REF[0], 0.1, 0.4), ValueError, "ref_logps"
+            ),
+        ),
     ),
     "mara": target_contract(
         lambda *problem: kt.mara(REVERSE(*problem), 0.4).reward,

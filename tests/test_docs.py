@@ -72,8 +72,19 @@ def documented():
     return names
 
 
+def wants_a_package(name):
+    """Whether a name of `adapters` is of a class that extends one of a package not installed."""
+    if not name.startswith("kltarget.adapters."):
+        return False
+    try:
+        resolve(name)
+    except ImportError as error:
+        return "pip install" in str(error)
+    return False
+
+
 def test_every_public_name_is_in_the_reference():
-    shown = documented()
+    shown = {name for name in documented() if not wants_a_package(name)}
     objects = {(name.rsplit(".", 1)[-1], id(resolve(name))) for name in shown}
     missing = [
         f"{module}.{name}"
@@ -170,7 +181,13 @@ def test_docstrings_refer_to_what_exists():
         if file.stem == "__main__":
             continue
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        module = importlib.import_module(name.removesuffix(".__init__"))
+        try:
+            module = importlib.import_module(name.removesuffix(".__init__"))
+        except ModuleNotFoundError as error:
+            # A file that extends another package's classes.
+            if "adapters" not in file.parts or error.name.startswith("kltarget"):
+                raise
+            continue
         classes = [x for x in vars(module).values() if isinstance(x, type)]
         for reference in re.findall(r":(?:func|class|meth|attr|mod):`~?([\w.]+)", file.read_text()):
             path = reference.split(".")
