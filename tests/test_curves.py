@@ -157,7 +157,7 @@ def test_a_real_run_and_its_page(tmp_path):
     assert found.asymptotes["reward"] == found["asked_for"].value
     html = pages.diagnosis(found)
     assert html.count("<img") == 1
-    assert "no answers" not in html
+    assert "All prompts" not in html
     assert len(plot.diagnosis(found).axes) == 4
     found.save(tmp_path / "found.json")
     assert str(Diagnosis.load(tmp_path / "found.json")) == page

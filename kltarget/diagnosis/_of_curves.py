@@ -71,17 +71,15 @@ def _actions(format: str, recipe: Recipe | None, statements: list[Statement]) ->
         why = "without it there is no β that the curves could fit"
         found.append(Action(text, "--trainer", None, why))
     elif not recipe.beta or recipe.divergence is None:
-        why = (
-            "nothing in the recipe holds the policy to a reference; kltarget forecast, on samples "
-        )
-        found.append(Action("set a KL term and its β above 0", "beta", None, f"{why}says how far"))
+        why = "nothing in the recipe holds the policy to a reference"
+        text = "set a KL term and its β above 0; kltarget forecast, on samples of the base model, "
+        found.append(Action(f"{text}says how far", "beta", None, why))
     elif any(x.name == "kl_term" and x.warning for x in statements):
         why = "no KL is logged although the recipe charges one"
         found.append(Action("see that the run loaded a reference", "", None, why))
     key, value = _ROLLOUTS.get(format, ("", None))
-    text = (
-        f"log rollouts: set {key}: {value}" if key else "log rollouts: prompt, completion, reward"
-    )
+    how = f"set {key}: {value}" if key else "prompt, completion, reward and step of each"
+    text = f"log rollouts: {how}"
     why = "they show which answers were kept, which curves cannot"
     return (*found, Action(text, key, value, why))
 
