@@ -33,6 +33,8 @@ WITH = {*REWARDS, "effective_beta", "expected_reward", "reference_ratio", "flip_
 WITH |= {"effective_modes", "path", "implied_beta"}
 WITHOUT = {"direction", "right_answers", "reference", "favoured", "mara", "family", "distance"}
 WITHOUT |= {"advantages", "answers"}
+# Of curves, whose steps follow from each other.
+WITHOUT |= {"kl_term", "kl_budget", "price", "asked_for", "token_entropy", "lengths", "controller"}
 
 
 @dataclasses.dataclass(frozen=True)

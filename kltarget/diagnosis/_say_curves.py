@@ -8,7 +8,6 @@ import math
 import numpy as np
 from scipy.special import expit, rel_entr
 
-from kltarget import evidence
 from kltarget._core.words import number
 from kltarget.diagnosis._say_rewards import SOURCE
 from kltarget.diagnosis._statement import Statement
@@ -54,17 +53,15 @@ class Curves:
         first, last = self.step[0], self.step[-1]
         return self.step >= last - (last - first) / 3
 
-    def ends(self, name: str) -> tuple[float, float, evidence.Interval | None]:
-        """Where a curve begins, its mean over the last third, and that mean's interval."""
+    def ends(self, name: str) -> tuple[float, float]:
+        """Where a curve begins, and its mean over the last third.
+
+        Steps of a run follow from each other, so that their scatter gives no interval.
+        """
         curve = getattr(self, name)
         known = np.isfinite(curve)
-        if not known.any():
-            return math.nan, math.nan, None
-        mean, interval = evidence.mean_interval(curve[self.late & known])
-        # No curve of these but the reward goes below 0.
-        if interval is not None and name != "reward":
-            interval = max(interval[0], 0.0), interval[1]
-        return float(curve[known][0]), mean, interval
+        late = curve[self.late & known]
+        return float(curve[known][0]) if known.any() else math.nan, mean_of(late)
 
     @property
     def bounded(self) -> bool:
@@ -75,6 +72,11 @@ class Curves:
         most = np.sqrt(np.clip(self.reward * (1 - self.reward), 0, None))
         wide = np.nan_to_num(self.reward_deviation) > np.nan_to_num(most) + 0.05
         return not bool(wide.any())
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if values.size else math.nan
 
 
 def curve_statements(curves: Curves, recipe: Recipe | None) -> list[Statement]:
@@ -104,16 +106,16 @@ def _acting(curves: Curves, recipe: Recipe | None) -> Statement:
     if np.abs(known).max() < _NOTHING:
         text = "the logged KL is 0 throughout: the policy has not left its reference"
         return Statement("kl_term", text, tier=0, sample_size=known.size, unit="steps")
-    _, late, interval = curves.ends("kl")
+    _, late = curves.ends("kl")
     text = f"the KL to the reference comes to {number(late, 3)} nats an answer in the last third"
     more = "" if held else ", which is only watched: the recipe charges nothing for it"
     by = (OF_TOKENS,) if curves.of_tokens else ()
-    return Statement("kl_term", text, more, late, interval, by, known.size, "steps", tier=0)
+    return Statement("kl_term", text, more, late, None, by, known.size, "steps", tier=0)
 
 
 def _budget(curves: Curves) -> list[Statement]:
     """What the KL bought, beside the least that such a rise takes."""
-    begin, end, _ = curves.ends("reward")
+    begin, end = curves.ends("reward")
     spent = curves.ends("kl")[1]
     if not curves.bounded or not spent > _NOTHING or not end > begin:
         return []
@@ -139,20 +141,17 @@ def _budget(curves: Curves) -> list[Statement]:
 
 def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
     """Whether the run gained more than it was charged."""
-    begin, end, interval = curves.ends("reward")
+    begin, end = curves.ends("reward")
     spent = curves.ends("kl")[1]
     if not spent > _NOTHING or math.isnan(begin):
         return []
-    bounds = None
-    if interval is not None:
-        bounds = (interval[0] - begin) / spent, (interval[1] - begin) / spent
     price = (end - begin) / spent
     size = int(np.isfinite(curves.kl).sum())
     text = f"a nat of KL bought {number(price, 3)} of mean reward"
     fixed = {"sample_size": size, "unit": "steps", "tier": 0}
     beta = None if recipe is None else _acting_beta(recipe)
     if recipe is None or beta is None:
-        said = Statement("price", text, "", price, bounds, (BEGINNING,), **fixed)
+        said = Statement("price", text, "", price, None, (BEGINNING,), **fixed)
         return [said]
     charged = f"it is charged {number(beta, 3)}, the effective β"
     by = (BEGINNING, SOURCE)
@@ -162,16 +161,18 @@ def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
             if recipe.aim == "forward"
             else f"; {charged}, but for another divergence"
         )
-        return [Statement("price", text, more, price, bounds, by, **fixed)]
-    most = price if bounds is None else bounds[1]
-    if most < beta:
+        return [Statement("price", text, more, price, None, by, **fixed)]
+    # The first step is one draw of what scatters as much later on.
+    late = curves.reward[curves.late & np.isfinite(curves.reward)]
+    doubt = 2 * float(late.std(ddof=1)) * math.sqrt(1 + 1 / late.size) if late.size > 1 else 0.0
+    if price + doubt / spent < beta:
         more = (
             f" and {charged}: by its own objective the run is worse off than it began, so the KL "
             "term does not act as this recipe says, or the run has left its target again"
         )
-        return [Statement("price", text, more, price, bounds, by, warning=True, **fixed)]
+        return [Statement("price", text, more, price, None, by, warning=True, **fixed)]
     more = f"; {charged}: reward less charge rose, as it does on the way to the target and there"
-    return [Statement("price", text, more, price, bounds, by, **fixed)]
+    return [Statement("price", text, more, price, None, by, **fixed)]
 
 
 def _acting_beta(recipe: Recipe) -> float | None:
@@ -184,7 +185,7 @@ def _acting_beta(recipe: Recipe) -> float | None:
 
 def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     """Where the recipe would end if every prompt were as hard as the mean one."""
-    begin, end, _ = curves.ends("reward")
+    begin, end = curves.ends("reward")
     spent = curves.ends("kl")[1]
     if not recipe.beta or not curves.bounded or not 0 < begin < 1:
         return []
@@ -210,39 +211,37 @@ def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
 
 
 def _entropy(curves: Curves) -> list[Statement]:
-    begin, end, interval = curves.ends("entropy")
+    begin, end = curves.ends("entropy")
     if math.isnan(begin) or begin <= 0:
         return []
     left = end / begin
-    bounds = None if interval is None else (interval[0] / begin, interval[1] / begin)
     text = f"the entropy of a token went from {number(begin, 3)} to {number(end, 3)} nats"
     more = f", {number(left, 3)} times as much: what became of different answers it does not say"
     size = int(np.isfinite(curves.entropy).sum())
     return [
         Statement(
-            "token_entropy", text, more, left, bounds, (BEGINNING,), size, "steps", tier=0,
+            "token_entropy", text, more, left, None, (BEGINNING,), size, "steps", tier=0,
             warning=left < COLLAPSED,
         )
     ]  # fmt: skip
 
 
 def _equal_groups(curves: Curves) -> list[Statement]:
-    _, late, interval = curves.ends("zero_std")
+    _, late = curves.ends("zero_std")
     if math.isnan(late):
         return []
     size = int(np.isfinite(curves.zero_std[curves.late]).sum())
     text = f"{100 * late:.3g} % of the groups in the last third have equal rewards (σ = 0)"
-    bounds = None if interval is None else (interval[0], min(interval[1], 1.0))
     return [
         Statement(
-            "zero_std_groups", text, ": their rewards teach nothing", late, bounds, (), size,
+            "zero_std_groups", text, ": their rewards teach nothing", late, None, (), size,
             "steps", tier=0, warning=late > 0.5,
         )
     ]  # fmt: skip
 
 
 def _lengths(curves: Curves) -> list[Statement]:
-    begin, end, _ = curves.ends("length")
+    begin, end = curves.ends("length")
     if math.isnan(begin) or begin <= 0 or abs(end / begin - 1) < 0.1:
         return []
     size = int(np.isfinite(curves.length).sum())

@@ -17,7 +17,8 @@ def exchanged_k3(
 
     ``−E[(π/π_old)·A − ½ k]`` with ``k = e^ℓ − 1 − ℓ`` and ``ℓ = log π/π_ref``, where k3 is
     ``e^−ℓ − 1 + ℓ``. Under samples of the policy the mean derivative of k is that of
-    ``½ χ²(π‖π_ref)``, whose target is linear in the reward and drops outcomes altogether.
+    ``½ χ²(π‖π_ref)``, whose target is linear in the reward and drops outcomes altogether. With the
+    coefficient ½ of the loss that is a quarter.
 
     Args:
         logp: log-probabilities of the sampled tokens by the policy.
@@ -34,7 +35,7 @@ def exchanged_k3(
     Example:
         >>> from kltarget import recipes, studies
         >>> print(recipes.divergence_of_loss(studies.exchanged_k3).term)
-        χ²(π‖π_ref)/2
+        0.25 × χ²
 
     References:
         RLinf, up to 0.3.0, calls ``kl_penalty(ref_logprobs, logprobs)`` in its FSDP actor, where
