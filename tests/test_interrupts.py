@@ -130,7 +130,7 @@ def test_at_random_moments(name, tmp_path, monkeypatch):
     rng = random.Random(name)
     pathlib.Path("pairs.csv").write_text("chosen,rejected\na,b\nb,c\na,c\nc,a\n")
     pathlib.Path("answers.csv").write_text("outcome,probability\na,0.2\nb,0.3\nc,0.5\n")
-    for _ in range(4):
+    for _ in range(2):
         process = started("no.such.module", *COMMANDS[name])
         process.stdout.readline()
         time.sleep(rng.uniform(0, 5 if name == "watch" else 3))
