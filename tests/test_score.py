@@ -16,6 +16,7 @@ import tiny_llama
 import kltarget as kt
 from kltarget import cli
 from kltarget.adapters.lm import score, score_files
+from kltarget.adapters.lm._language_model import LanguageModel
 
 real = pytest.mark.trainers
 pytestmark = pytest.mark.filterwarnings("default")
@@ -279,6 +280,30 @@ def test_another_calls_scores_are_not_gone_on_with(folder, tmp_path):
 
 
 @real
+@pytest.mark.parametrize("changed", ["weights", "temperature", "nothing"])
+def test_only_the_same_call_goes_on(changed, tmp_path, monkeypatch):
+    log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"
+    model = tiny_llama.saved(tmp_path / "model")
+    whole = LanguageModel.log_probs
+    left = iter([whole])
+
+    def interrupted(*arguments):
+        return next(left, lambda *_: signal.raise_signal(signal.SIGINT))(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "log_probs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score_files(log, model, out, tokens_per_batch=1)
+    if changed == "weights":
+        tiny_llama.saved(model, seed=1)
+    at = {"temperature": 2.0 if changed == "temperature" else 1.0}
+    notes = score_files(log, model, out, **at)
+    assert ("1 row scored before this call" in notes) == (changed == "nothing")
+    expected = score(pd.DataFrame(ROWS), model, **at)["ref_logp"]
+    np.testing.assert_allclose(pd.read_json(out, lines=True)["ref_logp"], expected, atol=1e-5)
+
+
+@real
 def test_rows_that_cannot_be_scored_are_named_and_kept(folder, tmp_path):
     rows = [*ROWS, {"prompt": "a", "completion": "b", "completion_ids": [10**6]},
             {"prompt": "", "completion": "b"}]  # fmt: skip
@@ -371,7 +396,21 @@ def test_a_model_that_is_nowhere_is_one_line(tmp_path, capsys, monkeypatch):
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert err.startswith(f"kltarget: --model {model} ")
-    assert "cannot be loaded from this folder" in err
+    assert "cannot be loaded from this folder: it has no config.json" in err
+
+
+@real
+def test_a_tokenizer_that_is_nowhere_is_not_the_models_fault(folder, tmp_path, capsys):
+    log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"
+    line = ["score", log, "--model", folder, "--tokenizer", tmp_path / "none", "--out", out]
+    assert cli.main([str(x) for x in line]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith(f"kltarget: --tokenizer {tmp_path / 'none'}: ")
+    bare, transformers = tmp_path / "bare", pytest.importorskip("transformers")
+    transformers.LlamaForCausalLM.from_pretrained(folder).save_pretrained(bare)
+    with pytest.raises(ValueError, match="tokenizer cannot be loaded; give the tokenizer's own"):
+        score(pd.DataFrame(ROWS), bare)
 
 
 @real

@@ -261,8 +261,14 @@ class _Options:
             del chosen[name]
         if self.chat_template is not None:
             chosen["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
-        status = [(str(path), path.stat()) for path in files]
-        return chosen | {"files": [[path, x.st_size, x.st_mtime_ns] for path, x in status]}
+        # A checkpoint may have been written anew to the same folder.
+        weights = sorted(pathlib.Path(self.model).glob("*.safetensors"))
+        return chosen | {"files": _states(files), "weights": _states(weights)}
+
+
+def _states(files: Iterable[pathlib.Path]) -> list[list[Any]]:
+    found = [(str(path), path.stat()) for path in files]
+    return [[path, x.st_size, x.st_mtime_ns] for path, x in found]
 
 
 class _Scorer:
