@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -71,7 +72,8 @@ def watch(
         recipe: what the trainer does.
         beta: the trainer's coefficient, in units of the (normalised) reward per nat; the recipe's
             by default.
-        group_size: completions per prompt, G; the recipe's by default.
+        group_size: completions per prompt, G, which the effective β depends on; the recipe's by
+            default.
         answer: what tells answers apart, as :func:`kltarget.rollouts.read_rollouts` takes it.
         threshold: a completion is right if its total reward is this or more; by default the best
             total so far.
@@ -131,16 +133,20 @@ def watch(
     coefficient = recipe.beta if beta is None else beta
     if coefficient is None or not (math.isfinite(coefficient) and coefficient >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {coefficient}")
-    if size is None or size < 1:
+    if not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"group_size must be a whole number of 1 or more, got {size}")
+    if threshold is not None and (isinstance(threshold, str) or math.isnan(threshold)):
+        raise ValueError(
+            f"threshold must be a reward, or None for the best total so far, got {threshold!r}"
+        )
     if not 0 < alarm_share < 1:
         raise ValueError(f"alarm_share must be between 0 and 1, got {alarm_share}")
     if alarm_window < 1:
         raise ValueError(f"alarm_window must be 1 or more, got {alarm_window}")
     run = _Run(
-        recipe,
+        _with_group_size(recipe, int(size)),
         float(coefficient),
-        size,
+        int(size),
         answer_rule(answer)[1],
         threshold,
         [weights[i] for i in functions],
@@ -149,6 +155,15 @@ def watch(
     for place, i in enumerate(functions):
         given[i] = _watched(given[i], place, run)
     return given[0] if single else given
+
+
+def _with_group_size(recipe: Recipe, size: int) -> Recipe:
+    """The recipe of a run with groups of that size, where it has a number for them."""
+    try:
+        return dataclasses.replace(recipe, group_size=size)
+    except ValueError:
+        # Groups of one have neither a deviation nor a baseline.
+        return recipe
 
 
 def is_function(reward_func: Any) -> bool:
