@@ -1,6 +1,7 @@
 """Log-probabilities of logged completions by a tiny language model, against sums by hand."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -98,15 +99,19 @@ def test_logged_tokens_come_before_texts(folder):
         {"prompt": "?", "completion": "?", "prompt_ids": [4, 5], "completion_ids": [5, 6, END]},
         {"prompt": "?", "completion": "?", "token_ids": [[4, 5, 5, 6, END]],
          "token_loss_mask": [[0, 0, 1, 0, 1]]},
+        {"prompt": "a b", "completion": "?", "completion_ids": [5, 5, 6, END],
+         "loss_mask": [1, 0, 0, 1]},
     ]  # fmt: skip
     found = score(pd.DataFrame(rows), folder)
     whole = by_hand(folder, [4, 5], [5, 6, END])
     # The token that is masked out is read, but not counted.
     apart = by_hand(folder, [4, 5], [5]) + by_hand(folder, [4, 5, 5, 6], [END])
-    np.testing.assert_allclose(found["ref_logp"], [whole, whole, apart], atol=1e-5)
+    np.testing.assert_allclose(found["ref_logp"][:3], [whole, whole, apart], atol=1e-5)
+    late = by_hand(folder, [4, 5], [5]) + by_hand(folder, [4, 5, 5, 5, 6], [END])
+    assert found["ref_logp"][3] == pytest.approx(late, abs=1e-5)
     assert found.attrs["notes"][:2] == [
         "tokens and mask as logged in 1 row",
-        "completions by their logged tokens in 2 rows",
+        "completions by their logged tokens in 3 rows",
     ]
 
 
@@ -306,17 +311,20 @@ def test_only_the_same_call_goes_on(changed, tmp_path, monkeypatch):
 @real
 def test_rows_that_cannot_be_scored_are_named_and_kept(folder, tmp_path):
     rows = [*ROWS, {"prompt": "a", "completion": "b", "completion_ids": [10**6]},
-            {"prompt": "", "completion": "b"}]  # fmt: skip
+            {"prompt": "", "completion": "b"},
+            {"prompt": "a", "completion": "b", "completion_ids": [4, math.nan]},
+            {"prompt": "a", "completion": "b", "completion_ids": [4, 5], "loss_mask": [0, 0]},
+            {"prompt": "a", "completion": "", "truncated": True}]  # fmt: skip
     log, out = written(tmp_path / "log.jsonl", rows), tmp_path / "out.jsonl"
     with open(log, "a") as file:
         file.write('{"prompt": "a", "comp\n')
     notes = score_files(log, folder, out)
     said = " ".join(notes)
-    assert "2 rows without a ref_logp, the first" in said
+    assert "5 rows without a ref_logp, the first" in said
     assert "a token is none of the model's" in said
     assert "1 bad row skipped" in said
     read = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["ref_logp"] is None for row in read] == [False] * 4 + [True] * 2
+    assert [row["ref_logp"] is None for row in read] == [False] * 4 + [True] * 5
     with pytest.raises(ValueError, match="no row can be scored, the first"):
         score(pd.DataFrame(rows[5:]), folder)
 
