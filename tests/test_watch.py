@@ -131,8 +131,9 @@ def test_effective_beta_of_a_recipe_that_divides_by_the_deviation():
     trainer = Trainer(watch(right, recipe, beta=0.3))
     trainer.batch(TWO, TEXTS)
     expected = 0.3 * 4 / 3 * (np.std([1, 1, 1, 0], ddof=1) + 1e-4)
-    # It is the groups that the trainer makes that count.
-    other = Trainer(watch(right, kt.recipe("trl-grpo"), beta=0.3, group_size=4))
+    # It is the groups that the trainer makes that count, and the policy that draws them.
+    preset = kt.recipe("trl-grpo", temperature=0.5)
+    other = Trainer(watch(right, preset, beta=0.3, group_size=4))
     other.batch(TWO, TEXTS)
     assert other["effective_beta_p50"] == pytest.approx(expected)
     # The group of equal rewards has none.

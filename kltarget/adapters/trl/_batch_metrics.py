@@ -157,8 +157,7 @@ def distances(
         log-ratio is no function of the reward, as for per-token terms of completions of several
         tokens.
     """
-    # Log-probabilities are at the temperature of training, and so is what is asked of them.
-    effective = effective_betas(reward, dataclasses.replace(recipe, temperature=1.0), beta)
+    effective = effective_betas(reward, recipe, beta)
     by_tokens = recipe.per_token or recipe.kl_length not in (None, recipe.length)
     known = recipe.aim in ("reverse", "forward") and recipe.reference == "fixed"
     if effective is None or not known or (by_tokens and not single):

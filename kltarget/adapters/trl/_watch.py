@@ -44,8 +44,8 @@ def watch(
     ``kltarget/…``
     ================================  ==============================================================
     ``zero_std_groups``               the share of groups whose functions gave equal rewards (σ = 0)
-    ``effective_beta_p10``, ``p50``,  β in units of the reward per nat: quantiles over the groups
-    ``p90``                           with σ > 0, by the recipe
+    ``effective_beta_p10``, ``p50``,  β in units of the reward per nat, at the temperature of the
+    ``p90``                           rollouts: quantiles over the groups with σ > 0, by the recipe
     ``distinct_right``                right answers that differ, per group with a right answer
     ``right_pairs_differ``            the chance that two right rollouts of a group differ in their
                                       answer; other than ``distinct_right`` it does not grow with
@@ -144,7 +144,7 @@ def watch(
     if alarm_window < 1:
         raise ValueError(f"alarm_window must be 1 or more, got {alarm_window}")
     run = _Run(
-        _with_group_size(recipe, int(size)),
+        _as_seen(recipe, int(size)),
         float(coefficient),
         int(size),
         answer_rule(answer)[1],
@@ -157,8 +157,12 @@ def watch(
     return given[0] if single else given
 
 
-def _with_group_size(recipe: Recipe, size: int) -> Recipe:
-    """The recipe of a run with groups of that size, where it has a number for them."""
+def _as_seen(recipe: Recipe, size: int) -> Recipe:
+    """The recipe of groups of that size, in terms of the policy that draws the rollouts.
+
+    That is at the temperature of training, and so is the β that a diagnosis of the log names.
+    """
+    recipe = dataclasses.replace(recipe, temperature=1.0)
     try:
         return dataclasses.replace(recipe, group_size=size)
     except ValueError:
