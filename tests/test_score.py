@@ -285,6 +285,44 @@ def test_another_calls_scores_are_not_gone_on_with(folder, tmp_path):
 
 
 @real
+def test_templates_that_cannot_be_used(chatty, tmp_path, capsys):
+    odd = [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": x, "completion": "b", "reward": 1.0} for x in (CHAT, odd)]
+    log, out, template = written(tmp_path / "log.jsonl", rows), tmp_path / "o.jsonl", tmp_path / "t"
+    template.write_text(
+        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user first') }}{% endif %}a"
+    )
+    notes = score_files(log, chatty, out, chat_template=str(template))
+    assert "1 row without a ref_logp" in notes[-1]
+    assert "the chat template does not take the prompt: a user first" in notes[-1]
+    template.write_text("a\n{% for")
+    line = ["score", log, "--model", chatty, "--chat-template", template, "--out", out]
+    assert cli.main([str(x) for x in line]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kltarget: --chat-template: line 2 of the template: ")
+    assert err.count("\n") == 1
+
+
+@real
+def test_entries_that_parquet_cannot_hold(folder, tmp_path, capsys):
+    rows = [{**ROWS[0], "extra": {"a": 1}}, {**ROWS[1], "extra": "b"}]
+    log, out = written(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+    assert cli.main(["score", str(log), "--model", str(folder), "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"kltarget: --out {out}: a column has entries of several kinds")
+    assert "write a .jsonl file" in err
+    assert not out.exists()
+
+
+def test_what_is_written_is_no_part_of_the_log(tmp_path, capsys):
+    written(tmp_path / "log.jsonl")
+    line = ["score", str(tmp_path), "--model", "base/", "--out", str(tmp_path / "out.jsonl")]
+    assert cli.main(line) == 2
+    assert "is in a folder of the log" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+@real
 @pytest.mark.parametrize("changed", ["weights", "temperature", "nothing"])
 def test_only_the_same_call_goes_on(changed, tmp_path, monkeypatch):
     log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"

@@ -122,14 +122,23 @@ class LoggedTokens:
                 "the trainer's, or none to take their texts",
                 "chat_template",
             )
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        try:
+            made = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )
+        except TemplateSyntaxError as error:
+            why = f"{{}}: line {error.lineno} of the template: {error.message}"
+            raise ArgumentError(why, "chat_template") from None
+        except (TemplateError, TypeError) as error:
+            # Templates raise at chats that are not as they want them, such as in their roles.
+            raise BadRow(f"the chat template does not take the prompt: {error}") from None
         self.how["chat"] += 1
-        made = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-        )
         return list(made["input_ids"])
 
     def _completion(self, row: Row) -> list[int]:

@@ -175,6 +175,12 @@ def score_files(
     if out.suffix not in KINDS:
         raise ArgumentError("{}: its name must end in .parquet or .jsonl", "out", str(out))
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if any(out.resolve().is_relative_to(x) for x in map(_folder, given) if x is not None):
+        raise ArgumentError(
+            "{} is in a folder of the log, of which it would be a part: write elsewhere",
+            "out",
+            str(out),
+        )
     reading = Reading(skip_bad=True)
     files, ignored = select(listed(given), "auto", {}, reading, some(given))
     if any(of.samples is not None for of in files.values()):
@@ -202,6 +208,11 @@ def score_files(
 def _numbered(files: Iterable[pathlib.Path]) -> Iterator[tuple[int, str, Row]]:
     for number, (path, where, row) in enumerate(rows_of_all(files)):
         yield number, f"{path}: {where}", row
+
+
+def _folder(given: Path) -> pathlib.Path | None:
+    path = pathlib.Path(given)
+    return path.resolve() if path.is_dir() else None
 
 
 def _template(given: str | None) -> str | None:
