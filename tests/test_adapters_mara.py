@@ -14,7 +14,6 @@ from oracles import DTYPES, INF, eps
 
 import kltarget as kt
 from kltarget.adapters import mara_rewards, trl
-from kltarget.adapters.trl._mara_settings import threshold_of
 
 KINDS = [np.asarray, jnp.asarray]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["numpy", "jax"])
@@ -174,15 +173,6 @@ def test_bad_input_is_named(change, error, message):
     arguments = {"rewards": np.ones(3), "ref_logps": -np.ones(3), "beta": 0.1, "threshold": 1.0}
     with pytest.raises(error, match=message):
         mara_rewards(**(arguments | change))
-
-
-@pytest.mark.parametrize("threshold", ["most", None, math.nan, INF, [1.0]])
-def test_thresholds_of_trainers_are_rewards(threshold):
-    """Whatever else would raise in the middle of a run, or never lift anything."""
-    assert threshold_of(np.float32(0.5)) == 0.5
-    assert threshold_of("best") == -INF
-    with pytest.raises(ValueError, match="threshold must be a reward or 'best', got"):
-        threshold_of(threshold)
 
 
 def test_the_trainers_say_what_they_need(monkeypatch):
