@@ -367,6 +367,8 @@ def test_rows_that_cannot_be_scored_are_named_and_kept(folder, tmp_path):
     assert "1 bad row skipped" in said
     read = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["ref_logp"] is None for row in read] == [False] * 4 + [True] * 5
+    with pytest.raises(ValueError, match=r"'x' is not in the log; .*, --columns completion=…"):
+        score(pd.DataFrame(rows), folder, columns={"completion": "x"})
     with pytest.raises(ValueError, match="no row can be scored, the first"):
         score(pd.DataFrame(rows[5:]), folder)
 

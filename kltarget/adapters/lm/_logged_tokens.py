@@ -96,7 +96,8 @@ class LoggedTokens:
         column = self.columns.get(role) or usual.first_called(row, known)
         if column is None or column not in row:
             given = f"{column!r}" if column else f"no column of {role}s"
-            raise BadRow(f"{given} is not in the log: columns={{'{role}': …}} names it")
+            how = f"columns={{'{role}': …}}, --columns {role}=…"
+            raise BadRow(f"{given} is not in the log; say which column it is: {how}")
         return column, row[column]
 
     def _prompt(self, row: Row) -> list[int]:
