@@ -138,6 +138,8 @@ def test_whole_numbers_lists_and_narrow_floats():
     narrow = mara_rewards(jnp.array(T3[0], jnp.bfloat16), jnp.asarray(ref_logps), 0.1, 1)
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, jnp.asarray(want).astype(jnp.bfloat16))
+    some = mara_rewards([None, 1, 1], ref_logps[[2, 0, 1]], 0.1, 1)
+    np.testing.assert_allclose(some, want[[2, 0, 1]] + [math.nan, 0, 0], rtol=1e-6)
     empty = mara_rewards(np.empty(0), np.empty(0), 0.1, 1.0, groups=[])
     assert empty.shape == (0,)
 
@@ -160,6 +162,7 @@ def test_it_can_be_compiled():
         ({"threshold": np.ones(2)}, ValueError, r"threshold has shape \(2,\) and rewards \(3,\)"),
         ({"anchor": "rarest"}, ValueError, "anchor must be 'reference' or 'best'"),
         ({"groups": "ab"}, ValueError, "groups has 2 entries"),
+        ({"groups": [["a"], ["a"], ["b"]]}, TypeError, "groups: a list is not hashable"),
         ({"rewards": np.ones(4)}, ValueError, r"ref_logps has shape \(3,\) and rewards \(4,\)"),
         ({"rewards": np.array([1, INF, 0])}, ValueError, "rewards must not be"),
         ({"ref_logps": np.ones(3)}, ValueError, "ref_logps must be log-probabilities"),

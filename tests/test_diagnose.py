@@ -334,7 +334,9 @@ def test_long_completions_are_weighed():
     frame["logp"] = np.nan
     found = diagnose(frame, Recipe("reward", "k1"), beta=0.4)
     assert found.tier == 1
-    assert any("less than half of the reference's mass" in note for note in found.notes)
+    # It is not for want of what is logged already.
+    assert "less than half of the reference's mass" in found["flip_beta"].text
+    assert "score" not in found["flip_beta"].text
 
 
 def test_rewards_that_are_logged_scaled_are_not_scaled_again():

@@ -1,6 +1,8 @@
 """Log-probabilities of logged completions by a tiny language model, against sums by hand."""
 
+import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -97,15 +99,19 @@ def test_logged_tokens_come_before_texts(folder):
         {"prompt": "?", "completion": "?", "prompt_ids": [4, 5], "completion_ids": [5, 6, END]},
         {"prompt": "?", "completion": "?", "token_ids": [[4, 5, 5, 6, END]],
          "token_loss_mask": [[0, 0, 1, 0, 1]]},
+        {"prompt": "a b", "completion": "?", "completion_ids": [5, 5, 6, END],
+         "loss_mask": [1, 0, 0, 1]},
     ]  # fmt: skip
     found = score(pd.DataFrame(rows), folder)
     whole = by_hand(folder, [4, 5], [5, 6, END])
     # The token that is masked out is read, but not counted.
     apart = by_hand(folder, [4, 5], [5]) + by_hand(folder, [4, 5, 5, 6], [END])
-    np.testing.assert_allclose(found["ref_logp"], [whole, whole, apart], atol=1e-5)
+    np.testing.assert_allclose(found["ref_logp"][:3], [whole, whole, apart], atol=1e-5)
+    late = by_hand(folder, [4, 5], [5]) + by_hand(folder, [4, 5, 5, 5, 6], [END])
+    assert found["ref_logp"][3] == pytest.approx(late, abs=1e-5)
     assert found.attrs["notes"][:2] == [
         "tokens and mask as logged in 1 row",
-        "completions by their logged tokens in 2 rows",
+        "completions by their logged tokens in 3 rows",
     ]
 
 
@@ -279,19 +285,90 @@ def test_another_calls_scores_are_not_gone_on_with(folder, tmp_path):
 
 
 @real
+def test_templates_that_cannot_be_used(chatty, tmp_path, capsys):
+    odd = [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": x, "completion": "b", "reward": 1.0} for x in (CHAT, odd)]
+    log, out, template = written(tmp_path / "log.jsonl", rows), tmp_path / "o.jsonl", tmp_path / "t"
+    template.write_text(
+        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user first') }}{% endif %}a"
+    )
+    notes = score_files(log, chatty, out, chat_template=str(template))
+    assert "1 row without a ref_logp" in notes[-1]
+    assert "the chat template does not take the prompt: a user first" in notes[-1]
+    template.write_text("a\n{% for")
+    line = ["score", log, "--model", chatty, "--chat-template", template, "--out", out]
+    assert cli.main([str(x) for x in line]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kltarget: --chat-template: line 2 of the template: ")
+    assert err.count("\n") == 1
+
+
+@real
+def test_entries_that_parquet_cannot_hold(folder, tmp_path, capsys):
+    rows = [{**ROWS[0], "extra": {"a": 1}}, {**ROWS[1], "extra": "b"}]
+    log, out = written(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+    assert cli.main(["score", str(log), "--model", str(folder), "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"kltarget: --out {out}: a column has entries of several kinds")
+    assert "write a .jsonl file" in err
+    assert not out.exists()
+
+
+def test_what_is_written_is_no_part_of_the_log(tmp_path, capsys):
+    written(tmp_path / "log.jsonl")
+    line = ["score", str(tmp_path), "--model", "base/", "--out", str(tmp_path / "out.jsonl")]
+    assert cli.main(line) == 2
+    assert "is in a folder of the log" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+@real
+@pytest.mark.parametrize("changed", ["weights", "temperature", "nothing"])
+def test_only_the_same_call_goes_on(changed, tmp_path, monkeypatch):
+    log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"
+    model = tiny_llama.saved(tmp_path / "model")
+    llama = pytest.importorskip("transformers").LlamaForCausalLM
+    left = iter([llama.forward])
+
+    @functools.wraps(llama.forward)
+    def interrupted(*arguments, **options):
+        forward = next(left, None)
+        if forward is None:
+            raise KeyboardInterrupt
+        return forward(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score_files(log, model, out, tokens_per_batch=1)
+    if changed == "weights":
+        tiny_llama.saved(model, seed=1)
+    at = {"temperature": 2.0 if changed == "temperature" else 1.0}
+    notes = score_files(log, model, out, **at)
+    assert ("1 row scored before this call" in notes) == (changed == "nothing")
+    expected = score(pd.DataFrame(ROWS), model, **at)["ref_logp"]
+    np.testing.assert_allclose(pd.read_json(out, lines=True)["ref_logp"], expected, atol=1e-5)
+
+
+@real
 def test_rows_that_cannot_be_scored_are_named_and_kept(folder, tmp_path):
     rows = [*ROWS, {"prompt": "a", "completion": "b", "completion_ids": [10**6]},
-            {"prompt": "", "completion": "b"}]  # fmt: skip
+            {"prompt": "", "completion": "b"},
+            {"prompt": "a", "completion": "b", "completion_ids": [4, math.nan]},
+            {"prompt": "a", "completion": "b", "completion_ids": [4, 5], "loss_mask": [0, 0]},
+            {"prompt": "a", "completion": "", "truncated": True}]  # fmt: skip
     log, out = written(tmp_path / "log.jsonl", rows), tmp_path / "out.jsonl"
     with open(log, "a") as file:
         file.write('{"prompt": "a", "comp\n')
     notes = score_files(log, folder, out)
     said = " ".join(notes)
-    assert "2 rows without a ref_logp, the first" in said
+    assert "5 rows without a ref_logp, the first" in said
     assert "a token is none of the model's" in said
     assert "1 bad row skipped" in said
     read = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["ref_logp"] is None for row in read] == [False] * 4 + [True] * 2
+    assert [row["ref_logp"] is None for row in read] == [False] * 4 + [True] * 5
+    with pytest.raises(ValueError, match=r"'x' is not in the log; .*, --columns completion=…"):
+        score(pd.DataFrame(rows), folder, columns={"completion": "x"})
     with pytest.raises(ValueError, match="no row can be scored, the first"):
         score(pd.DataFrame(rows[5:]), folder)
 
@@ -371,7 +448,21 @@ def test_a_model_that_is_nowhere_is_one_line(tmp_path, capsys, monkeypatch):
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert err.startswith(f"kltarget: --model {model} ")
-    assert "cannot be loaded from this folder" in err
+    assert "cannot be loaded from this folder: it has no config.json" in err
+
+
+@real
+def test_a_tokenizer_that_is_nowhere_is_not_the_models_fault(folder, tmp_path, capsys):
+    log, out = written(tmp_path / "log.jsonl"), tmp_path / "out.jsonl"
+    line = ["score", log, "--model", folder, "--tokenizer", tmp_path / "none", "--out", out]
+    assert cli.main([str(x) for x in line]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith(f"kltarget: --tokenizer {tmp_path / 'none'}: ")
+    bare, transformers = tmp_path / "bare", pytest.importorskip("transformers")
+    transformers.LlamaForCausalLM.from_pretrained(folder).save_pretrained(bare)
+    with pytest.raises(ValueError, match="tokenizer cannot be loaded; give the tokenizer's own"):
+        score(pd.DataFrame(ROWS), bare)
 
 
 @real

@@ -312,6 +312,40 @@ def test_what_is_unseen_behind_a_token_stays_there(tmp_path, names):
     assert target == pytest.approx(expected, rel=1e-5)
 
 
+def of_two_tokens(tmp_path, change=lambda probs: probs):
+    """The diagnosis of a log in which all of four answers of two tokens were seen."""
+    ids, second = [[1, 1], [1, 2], [2, 1], [2, 2]], [0.3, 0.7, 0.6, 0.4]
+    token_probs = [[0.2 if i[0] == 1 else 0.8, p] for i, p in zip(ids, second, strict=True)]
+    logged = [np.log(change(np.float32(x))).tolist() for x in token_probs]
+    columns = {"token_ids": ids, "ref_token_logps": logged}
+    rows = rows_of(["1 1", "1 2", "2 1", "2 2"], [0.06, 0.14, 0.48, 0.32], **columns)
+    for row in rows:
+        row["reward"] = float(row["completion"][0] == row["completion"][2])
+    return diagnosed(tmp_path, rows)
+
+
+@pytest.mark.parametrize("missing", [4e-6, -4e-6])
+def test_log_probabilities_of_tokens_may_be_rounded(tmp_path, missing):
+    found = of_two_tokens(tmp_path, lambda probs: probs * np.float32(1 - missing))
+    assert not [note for note in found.notes if "no target" in note]
+    # By hand, as above, with an effective β of 0.2 · 8/7.
+    beta = 0.2 * 8 / 7
+    best = np.exp(1 / beta)
+    right = np.array([0.3 * best, 0.4 * best]) / (np.array([0.3, 0.4]) * best + [0.7, 0.6])
+    first = np.array([0.2, 0.8]) * np.exp(right / beta)
+    first /= first.sum()
+    shares = dict(zip(found.featured.names, found.featured.target, strict=True))
+    assert shares["1 1"] == pytest.approx(first[0] * right[0], rel=1e-3)
+    assert shares["2 2"] == pytest.approx(first[1] * right[1], rel=1e-3)
+
+
+def test_log_probabilities_of_tokens_that_are_none_are_refused(tmp_path):
+    found = of_two_tokens(tmp_path, lambda probs: np.minimum(probs * np.float32(1.2), 1))
+    assert found["flip_beta"].refused
+    assert "add up to more than 1" in found["flip_beta"].text
+    assert any("1 prompt left out" in note for note in found.notes)
+
+
 def test_prompts_of_equal_rewards_take_their_bounds_from_the_log(tmp_path):
     rows = rows_of(["1", "2", "3"], [0.2, 0.3, 0.5])
     for i, row in enumerate(rows):

@@ -131,6 +131,11 @@ def test_effective_beta_of_a_recipe_that_divides_by_the_deviation():
     trainer = Trainer(watch(right, recipe, beta=0.3))
     trainer.batch(TWO, TEXTS)
     expected = 0.3 * 4 / 3 * (np.std([1, 1, 1, 0], ddof=1) + 1e-4)
+    # It is the groups that the trainer makes that count, and the policy that draws them.
+    preset = kt.recipe("trl-grpo", temperature=0.5)
+    other = Trainer(watch(right, preset, beta=0.3, group_size=4))
+    other.batch(TWO, TEXTS)
+    assert other["effective_beta_p50"] == pytest.approx(expected)
     # The group of equal rewards has none.
     assert [trainer[f"effective_beta_p{p}"] for p in (10, 90)] == pytest.approx([expected] * 2)
     nothing = Trainer(watch(right, recipe, beta=0.0))
@@ -206,6 +211,23 @@ def test_missing_rewards_are_counted_and_passed_on():
     nobody = Trainer(watch([judged, judged], RLOO))
     nobody.batch(["p"] * 4, ["?"] * 4)
     assert nobody["missing_rewards"] == 4
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+def test_infinite_rewards_say_nothing_of_their_group(infinite):
+    rewards = [infinite, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    recipe = kt.Recipe("loss", "k2", "sequence", "mean", "group-std", group_size=4)
+    at = {"beta": 0.3, "threshold": 1.0}
+    trainer = Trainer(watch(lambda **kwargs: rewards, recipe, **at))
+    log_probs = {"logp": [-1.0, -2.0] * 4, "ref_logp": [-1.5] * 8}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.batch(TWO, TEXTS, **log_probs)
+    alone = Trainer(watch(lambda **kwargs: rewards[4:], recipe, **at))
+    alone.batch(TWO[4:], TEXTS[4:], **{name: x[4:] for name, x in log_probs.items()})
+    for name in ("effective_beta_p50", "distance"):
+        assert math.isfinite(trainer[name])
+        assert trainer[name] == alone[name]
 
 
 def test_a_function_that_raises_behaves_as_without():
@@ -287,6 +309,9 @@ def test_models_are_passed_on_and_named():
     [
         ({"beta": -1.0}, "beta must be"),
         ({"group_size": -2}, "group_size must be"),
+        ({"group_size": 2.5}, "group_size must be"),
+        ({"threshold": "best"}, "threshold must be"),
+        ({"threshold": math.nan}, "threshold must be"),
         ({"reward_weights": [1.0, 2.0]}, "one for each of the 1 reward functions"),
         ({"alarm_share": 1.5}, "alarm_share must be"),
         ({"alarm_window": 0}, "alarm_window must be"),

@@ -37,7 +37,7 @@ def mara_rewards(
 
     Args:
         rewards: of the answers, in reward units. Shape ``[..., G]``: G answers to one prompt in
-            each row, or ``[N]`` with ``groups``. NaN where there is none.
+            each row, or ``[N]`` with ``groups``. NaN, or None in a list, where there is none.
         ref_logps: log-probability of each whole answer under the reference, the sum over its
             tokens in nats, of the same shape and kind. NaN where it is not known.
         beta: coefficient of the KL, in reward units per nat.
@@ -57,7 +57,7 @@ def mara_rewards(
         become floats. Judge the policy by the original ones.
 
     Raises:
-        TypeError: ``rewards`` and ``ref_logps`` of two kinds.
+        TypeError: ``rewards`` and ``ref_logps`` of two kinds, groups that are not hashable.
         ValueError: shapes that do not fit, a beta that is not positive, an unknown threshold or
             anchor, an infinite reward, a positive log-probability. The last two are not looked for
             under a JAX trace.
@@ -110,7 +110,8 @@ def _alike(rewards: Any, ref_logps: Any) -> tuple[Any, Any, Any]:
             f"{type(ref_logps).__name__}"
         )
     where = {"device": first.device} if xp.__name__ == "torch" else {}
-    arrays = [x if hasattr(x, "dtype") else xp.asarray(x, **where) for x in (rewards, ref_logps)]
+    given = (_without_none(x) for x in (rewards, ref_logps))
+    arrays = [x if hasattr(x, "dtype") else xp.asarray(x, **where) for x in given]
     if arrays[0].shape != arrays[1].shape or not len(arrays[0].shape):
         raise ValueError(
             f"ref_logps has shape {tuple(arrays[1].shape)} and rewards {tuple(arrays[0].shape)}: "
@@ -119,6 +120,13 @@ def _alike(rewards: Any, ref_logps: Any) -> tuple[Any, Any, Any]:
     if "float" not in str(arrays[1].dtype):
         arrays[1] = _cast(arrays[1], xp.float32)
     return arrays[0], arrays[1], xp
+
+
+def _without_none(x: Any) -> Any:
+    """Lists with NaN in place of None, which is what reward functions give that judge not all."""
+    if isinstance(x, list | tuple):
+        return [_without_none(y) for y in x]
+    return math.nan if x is None else x
 
 
 def _functions_of(x: Any) -> Any:
@@ -183,7 +191,13 @@ def _rows(groups: Any, shape: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     members: dict[Any, list[int]] = {}
     for i, label in enumerate(labels):
-        members.setdefault(label, []).append(i)
+        try:
+            members.setdefault(label, []).append(i)
+        except TypeError:
+            raise TypeError(
+                f"groups: a {type(label).__name__} is not hashable; name each prompt by its text "
+                "or its number"
+            ) from None
     width = max(map(len, members.values()))
     back = np.empty(len(labels), np.int64)
     for row, group in enumerate(members.values()):

@@ -30,6 +30,8 @@ from kltarget.diagnosis._prompt_columns import columns_of
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
+    impossible_tokens,
+    little_seen,
     refusal,
     reward_statements,
     right_answers,
@@ -444,14 +446,20 @@ def _aims(
         )
     order = evidence.informative_order(log, case.threshold)
     prompts = evidence.prompts_of(log, order[~impossible[order]][:most], kind)
+    if not prompts and kind == "logged":
+        return [], notes, little_seen()
     if not prompts:
-        notes.append(
-            "the seen completions hold less than half of the reference's mass, and too few have "
-            "both log-probabilities to weigh them: no targets over answers"
-            if kind == "logged"
-            else "no prompt of the first step is among the most informative ones"
-        )
+        notes.append("no prompt of the first step is among the most informative ones")
         return [], notes, None
+    if case.recipe.per_token and not all(prompt.tokens_possible for prompt in prompts):
+        some = [prompt for prompt in prompts if prompt.tokens_possible]
+        notes.append(
+            f"{counted(len(prompts) - len(some), 'prompt')} left out of the targets: "
+            "exp(ref_token_logps) of the different tokens after a prefix adds up to more than 1"
+        )
+        if not some:
+            return [], notes, impossible_tokens()
+        prompts = some
     if not all(statable(case.recipe, prompt) for prompt in prompts):
         some = [prompt for prompt in prompts if statable(case.recipe, prompt)]
         if not some:

@@ -30,7 +30,7 @@ SEVERAL_TOKENS = (
 )
 HOW_TO_LOG = (
     "ref_logp, the sum of the reference's token log-probabilities of each completion (TRL: "
-    "kltarget.adapters.trl.LogProbsGRPOTrainer; verl: add ref_log_prob to the dumped fields; any "
+    "kltarget.adapters.trl.LogProbsGRPOTrainer; verl: dump ref_log_prob and old_log_probs; any "
     "trainer: kltarget score LOG --model BASE, at the rollout temperature)"
 )
 
@@ -302,6 +302,26 @@ def refusal(case: Case, excess: tuple[float, str] | None = None) -> Statement:
     if len(case.log.steps) and case.log.steps[0] <= 1:
         options = "reference='first-step', --reference-from-first-step"
         detail += f"; or take the first logged step as a sample of the reference: {options}"
+    return Statement("flip_beta", text, detail, unit="", refused=True)
+
+
+def little_seen() -> Statement:
+    """Why logged probabilities of few completions say nothing of a target."""
+    text = (
+        "no flip β and no target: the completions that were seen hold less than half of the "
+        "reference's mass, and too few have both log-probabilities to weigh them"
+    )
+    detail = "; more rollouts of each prompt, or logp beside ref_logp, would give one"
+    return Statement("flip_beta", text, detail, unit="", refused=True)
+
+
+def impossible_tokens() -> Statement:
+    """Why logged probabilities of tokens that add up to more than 1 say nothing of a target."""
+    text = (
+        "no flip β and no target: the logged ref_token_logps cannot be log-probabilities of single "
+        "tokens: those of the different tokens after a prefix add up to more than 1"
+    )
+    detail = "; are they the same tokens as token_ids, and the reference's at one temperature?"
     return Statement("flip_beta", text, detail, unit="", refused=True)
 
 

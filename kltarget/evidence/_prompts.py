@@ -48,6 +48,8 @@ class Prompt:
         reward_varies: whether one answer was rewarded differently.
         at_once: whether completions are known to part at their first token.
         tree: of their tokens, where they part later and the log has the reference of each token.
+        tokens_possible: whether the logged probabilities of the tokens after no prefix add up to
+            more than 1; where they do there is no tree.
     """
 
     code: int
@@ -67,6 +69,7 @@ class Prompt:
     reward_varies: bool
     at_once: bool
     tree: TokenTree | None
+    tokens_possible: bool
 
     def right(self, threshold: float) -> np.ndarray:
         """Which seen answers are right and possible, ``[A − 1]``."""
@@ -129,12 +132,14 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         unknown[:-1] = np.bincount(place[~np.isnan(log.ref_logp[rows])], minlength=size) == 0
     seen = float(np.nansum(np.exp(log_ref[:-1])))
     at_once, tree = part_at_once(log.tokens, log.completion, rows, seen), None
+    tokens_possible = True
     if known == "logged":
         tree = tree_of(log.tokens, rows, place, size)
     if tree is not None:
         # What is known of tokens outweighs what texts suggest.
         at_once = tree.space.length == 1
-        tree = None if at_once else tree
+        tokens_possible = at_once or tree.largest_sum <= IMPOSSIBLE
+        tree = None if at_once or not tokens_possible else tree
     log_now = _now(log, rows, place, size)
     exact = log_now is not None
     if log_now is None:
@@ -158,6 +163,7 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
         reward_varies=bool(varies),
         at_once=at_once,
         tree=tree,
+        tokens_possible=tokens_possible,
     )
 
 

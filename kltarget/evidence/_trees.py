@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # More prefixes take too long, and completions that long never recur.
 _MOST_TOKENS = 50_000
-# What rounding leaves of a sum of probabilities.
+# What rounding, of logarithms in float32, leaves of a sum of probabilities or adds to it.
 _ROUNDING = 1e-5
 _NEARLY_ALL = 0.999
 _STEP = 16
@@ -88,11 +88,14 @@ class TokenTree:
         space: the completions, and for what else may follow a prefix one sequence that ends there.
         log_ref: log-probabilities of these sequences by the reference, ``[S]``.
         outcome: which of the prompt's outcomes each is, the last for what was not seen, ``[S]``.
+        largest_sum: what the logged probabilities of the tokens after a prefix add up to, where
+            that is the most; more than 1 by more than rounding is impossible.
     """
 
     space: PrefixTree
     log_ref: np.ndarray
     outcome: np.ndarray
+    largest_sum: float
 
     def over_outcomes(self, log_probs: np.ndarray, size: int) -> np.ndarray:
         """Log-probabilities of the ``size`` outcomes from those of sequences, ``[..., S]``."""
@@ -124,14 +127,18 @@ def tree_of(tokens: Tokens, rows: np.ndarray, place: np.ndarray, size: int) -> T
     below: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for prefix in chance:
         below.setdefault(prefix[:-1], []).append(prefix)
+    largest_sum = 0.0
     with np.errstate(divide="ignore"):
         log_prob: dict[tuple[Any, ...], float] = {(): 0.0}
         found = list(ends.items())
         # Prefixes were met in the order of their lengths along each sequence.
         for prefix, children in sorted(below.items(), key=lambda item: len(item[0])):
             seen = sum(chance[child] for child in children)
+            largest_sum = max(largest_sum, seen)
+            # Logged numbers are rounded: those of all that can follow are made to add up to 1.
+            whole = seen if seen >= 1 - _ROUNDING else 1.0
             for child in children:
-                log_prob[child] = log_prob[prefix] + float(np.log(chance[child] / max(seen, 1.0)))
+                log_prob[child] = log_prob[prefix] + float(np.log(chance[child] / whole))
             if seen < 1 - _ROUNDING:
                 rest = (*prefix, None)
                 log_prob[rest] = log_prob[prefix] + float(np.log1p(-seen))
@@ -142,4 +149,4 @@ def tree_of(tokens: Tokens, rows: np.ndarray, place: np.ndarray, size: int) -> T
         found.append(((("padding", i),), size))
     sequences, outcome = zip(*found, strict=True)
     log_ref = np.array([log_prob[sequence] for sequence in sequences])
-    return TokenTree(PrefixTree(sequences), log_ref, np.array(outcome))
+    return TokenTree(PrefixTree(sequences), log_ref, np.array(outcome), largest_sum)

@@ -47,6 +47,7 @@ class LanguageModel:
             ) from None
         self.torch = torch
         _check_folder(model)
+        whose = ("model", model) if tokenizer is None else ("tokenizer", tokenizer)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
             dtype = "float32" if self.device == "cpu" else "bfloat16"
@@ -54,8 +55,11 @@ class LanguageModel:
         with _quiet(transformers):
             try:
                 self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    tokenizer or model, trust_remote_code=False
+                    whose[1], trust_remote_code=False
                 )
+            except Exception as error:
+                raise ArgumentError(_no_tokenizer(*whose, error), *whose) from None
+            try:
                 loaded = transformers.AutoModelForCausalLM.from_pretrained(
                     model,
                     dtype=getattr(torch, dtype),
@@ -134,6 +138,13 @@ def _check_folder(model: str) -> None:
     folder = pathlib.Path(model)
     if not folder.is_dir():
         return
+    if not any((folder / f"{name}config.json").exists() for name in ("", "adapter_")):
+        raise ArgumentError(
+            "{} cannot be loaded from this folder: it has no config.json, as those have that "
+            "save_pretrained wrote, such as the checkpoints of a run",
+            "model",
+            model,
+        )
     # Weights of an adapter are read by another library, which would take pickles.
     for name in ("", "adapter_"):
         configured = (folder / f"{name}config.json").exists()
@@ -149,9 +160,21 @@ def _check_folder(model: str) -> None:
             )
 
 
+def _first_line(error: Exception) -> str:
+    return next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
+
+
+def _no_tokenizer(argument: str, source: str, error: Exception) -> str:
+    """In a line, why a tokenizer cannot be loaded."""
+    if argument == "model" and not pathlib.Path(source).is_dir():
+        return _why_not(source, error)
+    mend = "; give the tokenizer's own folder, tokenizer=…" if argument == "model" else ""
+    return f"{{}}: its tokenizer cannot be loaded{mend} ({_first_line(error)})"
+
+
 def _why_not(model: str, error: Exception) -> str:
     """In a line, why a model cannot be loaded."""
-    first = next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
+    first = _first_line(error)
     if pathlib.Path(model).is_dir():
         return f"{{}} cannot be loaded from this folder: {first}"
     return (

@@ -70,27 +70,34 @@ class LoggedTokens:
         """
         ids = _ids(row, COMPLETION_IDS)
         mask = _ids(row, _MASKS)
-        if ids is not None and mask is not None and len(mask) == len(ids):
+        if ids is None or mask is None or len(mask) != len(ids):
+            mask = None
+        elif not mask[0]:
             self.how["masked"] += 1
             return self._checked(ids, [bool(x) for x in mask])
+        # A first token that counts is the completion's: the prompt is not among them.
         before = _ids(row, PROMPT_IDS) if ids is not None else None
         prompt = before if before is not None else self._prompt(row)
         if ids is not None:
             self.how["ids"] += 1
         else:
             ids = self._completion(row)
-        return self._checked([*prompt, *ids], [False] * len(prompt) + [True] * len(ids))
+        counts = [True] * len(ids) if mask is None else [bool(x) for x in mask]
+        return self._checked([*prompt, *ids], [False] * len(prompt) + counts)
 
     def _checked(self, tokens: list[int], counts: list[bool]) -> Scored:
         if counts and counts[0]:
             raise BadRow("the prompt has no tokens, so that nothing says how likely the first is")
+        if not any(counts):
+            raise BadRow("no token of the completion counts")
         return Scored(tokens, counts)
 
     def _entry(self, row: Row, role: str, known: Sequence[str]) -> tuple[str, Any]:
         column = self.columns.get(role) or usual.first_called(row, known)
         if column is None or column not in row:
             given = f"{column!r}" if column else f"no column of {role}s"
-            raise BadRow(f"{given} is not in the log: columns={{'{role}': …}} names it")
+            how = f"columns={{'{role}': …}}, --columns {role}=…"
+            raise BadRow(f"{given} is not in the log; say which column it is: {how}")
         return column, row[column]
 
     def _prompt(self, row: Row) -> list[int]:
@@ -116,14 +123,23 @@ class LoggedTokens:
                 "the trainer's, or none to take their texts",
                 "chat_template",
             )
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        try:
+            made = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )
+        except TemplateSyntaxError as error:
+            why = f"{{}}: line {error.lineno} of the template: {error.message}"
+            raise ArgumentError(why, "chat_template") from None
+        except (TemplateError, TypeError) as error:
+            # Templates raise at chats that are not as they want them, such as in their roles.
+            raise BadRow(f"the chat template does not take the prompt: {error}") from None
         self.how["chat"] += 1
-        made = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-        )
         return list(made["input_ids"])
 
     def _completion(self, row: Row) -> list[int]:
@@ -192,6 +208,8 @@ def _ids(row: Row, names: Sequence[str]) -> list[int] | None:
         if isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], list):
             entry = entry[0]
         if isinstance(entry, list) and entry and all(isinstance(x, int | float) for x in entry):
+            if not all(float(x).is_integer() for x in entry):
+                raise BadRow(f"column {name!r}: not all of it are whole numbers")
             return [int(x) for x in entry]
     return None
 

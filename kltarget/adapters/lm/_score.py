@@ -175,6 +175,12 @@ def score_files(
     if out.suffix not in KINDS:
         raise ArgumentError("{}: its name must end in .parquet or .jsonl", "out", str(out))
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if any(out.resolve().is_relative_to(x) for x in map(_folder, given) if x is not None):
+        raise ArgumentError(
+            "{} is in a folder of the log, of which it would be a part: write elsewhere",
+            "out",
+            str(out),
+        )
     reading = Reading(skip_bad=True)
     files, ignored = select(listed(given), "auto", {}, reading, some(given))
     if any(of.samples is not None for of in files.values()):
@@ -202,6 +208,11 @@ def score_files(
 def _numbered(files: Iterable[pathlib.Path]) -> Iterator[tuple[int, str, Row]]:
     for number, (path, where, row) in enumerate(rows_of_all(files)):
         yield number, f"{path}: {where}", row
+
+
+def _folder(given: Path) -> pathlib.Path | None:
+    path = pathlib.Path(given)
+    return path.resolve() if path.is_dir() else None
 
 
 def _template(given: str | None) -> str | None:
@@ -261,8 +272,14 @@ class _Options:
             del chosen[name]
         if self.chat_template is not None:
             chosen["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
-        status = [(str(path), path.stat()) for path in files]
-        return chosen | {"files": [[path, x.st_size, x.st_mtime_ns] for path, x in status]}
+        # A checkpoint may have been written anew to the same folder.
+        weights = sorted(pathlib.Path(self.model).glob("*.safetensors"))
+        return chosen | {"files": _states(files), "weights": _states(weights)}
+
+
+def _states(files: Iterable[pathlib.Path]) -> list[list[Any]]:
+    found = [(str(path), path.stat()) for path in files]
+    return [[path, x.st_size, x.st_mtime_ns] for path, x in found]
 
 
 class _Scorer:

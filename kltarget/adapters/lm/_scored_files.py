@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kltarget._core.checks import ArgumentError
 from kltarget._core.files import open_whole, replacing
 from kltarget._core.rows import Row, kind_of
 from kltarget.rollouts._log_files import Reading, rows_of
@@ -52,7 +53,16 @@ def write_scored(
             rows = list(_scored(files, steps, scores, column))
             names = dict.fromkeys(name for row in rows for name in row)
             table = {name: [row.get(name) for row in rows] for name in names}
-            pyarrow.parquet.write_table(pyarrow.table(table), part)
+            try:
+                made = pyarrow.table(table)
+            except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+                raise ArgumentError(
+                    f"{{}}: a column has entries of several kinds, which Parquet cannot hold: "
+                    f"write a .jsonl file ({error})",
+                    "out",
+                    str(out),
+                ) from None
+            pyarrow.parquet.write_table(made, part)
 
 
 def _scored(

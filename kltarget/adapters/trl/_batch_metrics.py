@@ -78,10 +78,15 @@ def effective_betas(reward: np.ndarray, recipe: Recipe, beta: float) -> np.ndarr
 
 
 def _deviation(rewards: np.ndarray, ddof: int) -> float:
-    """Standard deviation of what is there; equal rewards have one of exactly 0."""
+    """Standard deviation of what is there; equal rewards have one of exactly 0.
+
+    NaN where a reward is infinite.
+    """
     present = rewards[~np.isnan(rewards)]
     if present.size < 2:
         return 0.0
+    if np.isinf(present).any():
+        return math.nan
     # Distances from one of them: a mean of equal numbers need not be that number.
     return float((present - present.flat[0]).std(ddof=min(ddof, present.size - 1)))
 
@@ -148,16 +153,16 @@ def distances(
     tell, π*'s normalisation, does not count.
 
     Returns:
-        One number for each group with all rewards; None where the target's log-ratio is no function
-        of the reward, as for per-token terms of completions of several tokens.
+        One number for each group whose rewards are all there and finite; None where the target's
+        log-ratio is no function of the reward, as for per-token terms of completions of several
+        tokens.
     """
-    # Log-probabilities are at the temperature of training, and so is what is asked of them.
-    effective = effective_betas(reward, dataclasses.replace(recipe, temperature=1.0), beta)
+    effective = effective_betas(reward, recipe, beta)
     by_tokens = recipe.per_token or recipe.kl_length not in (None, recipe.length)
     known = recipe.aim in ("reverse", "forward") and recipe.reference == "fixed"
     if effective is None or not known or (by_tokens and not single):
         return None
-    whole = ~np.isnan(reward).any(1)
+    whole = np.isfinite(reward).all(1)
     ratio, reward, effective = ratio[whole], reward[whole], effective[whole]
     if recipe.reward_bounds is not None:
         low, high = (x / recipe.reward_scale for x in recipe.reward_bounds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +37,15 @@ def recipe_for_mara(config: Mapping[str, Any], trainer: str) -> Recipe:
     if obstacle := mara_obstacle(fair):
         raise ValueError(f"{_key_of(fair)} keeps MARA from its target: {obstacle}")
     return recipe
+
+
+def threshold_of(threshold: Any) -> float:
+    """The number that a threshold is, ``-inf`` for that of the best so far."""
+    if isinstance(threshold, str) and threshold == "best":
+        return -math.inf
+    if not isinstance(threshold, numbers.Real) or not math.isfinite(threshold):
+        raise ValueError(f"threshold must be a reward or 'best', got {threshold!r}")
+    return float(threshold)
 
 
 def acting_beta(recipe: Recipe) -> float:

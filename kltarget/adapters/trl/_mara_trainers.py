@@ -13,7 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer  # pyright: ignore[reportMissingImports
 
 from kltarget.adapters._mara_rewards import mara_rewards
 from kltarget.adapters.trl._log_probs_of_batches import LogProbsOfBatches, require_tested_trl
-from kltarget.adapters.trl._mara_settings import acting_beta, recipe_for_mara
+from kltarget.adapters.trl._mara_settings import acting_beta, recipe_for_mara, threshold_of
 
 
 class Mara(LogProbsOfBatches):
@@ -35,12 +35,10 @@ class Mara(LogProbsOfBatches):
         if args is None or reward_funcs is None:
             missing = "args" if args is None else "reward_funcs"
             raise ValueError(f"{trainer} needs {missing}: it has no defaults of its own")
-        if isinstance(threshold, str) and threshold != "best":
-            raise ValueError(f"threshold must be a reward or 'best', got {threshold!r}")
+        self.threshold = threshold_of(threshold)
         self.recipe = recipe_for_mara(args.to_dict(), f"{self.preset}=={require_tested_trl()}")
         self.acting_beta = acting_beta(self.recipe)
-        self.threshold = -math.inf if threshold == "best" else float(threshold)
-        self._best_so_far = threshold == "best"
+        self._best_so_far = self.threshold == -math.inf
         if self.recipe.per_token and args.max_completion_length > 1:
             warnings.warn(
                 f"{trainer}: the KL of GRPO acts token by token, so answers of several tokens are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -43,8 +44,8 @@ def watch(
     ``kltarget/…``
     ================================  ==============================================================
     ``zero_std_groups``               the share of groups whose functions gave equal rewards (σ = 0)
-    ``effective_beta_p10``, ``p50``,  β in units of the reward per nat: quantiles over the groups
-    ``p90``                           with σ > 0, by the recipe
+    ``effective_beta_p10``, ``p50``,  β in units of the reward per nat, at the temperature of the
+    ``p90``                           rollouts: quantiles over the groups with σ > 0, by the recipe
     ``distinct_right``                right answers that differ, per group with a right answer
     ``right_pairs_differ``            the chance that two right rollouts of a group differ in their
                                       answer; other than ``distinct_right`` it does not grow with
@@ -71,7 +72,8 @@ def watch(
         recipe: what the trainer does.
         beta: the trainer's coefficient, in units of the (normalised) reward per nat; the recipe's
             by default.
-        group_size: completions per prompt, G; the recipe's by default.
+        group_size: completions per prompt, G, which the effective β depends on; the recipe's by
+            default.
         answer: what tells answers apart, as :func:`kltarget.rollouts.read_rollouts` takes it.
         threshold: a completion is right if its total reward is this or more; by default the best
             total so far.
@@ -131,16 +133,20 @@ def watch(
     coefficient = recipe.beta if beta is None else beta
     if coefficient is None or not (math.isfinite(coefficient) and coefficient >= 0):
         raise ValueError(f"beta must be a finite number of 0 or more, got {coefficient}")
-    if size is None or size < 1:
+    if not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"group_size must be a whole number of 1 or more, got {size}")
+    if threshold is not None and (isinstance(threshold, str) or math.isnan(threshold)):
+        raise ValueError(
+            f"threshold must be a reward, or None for the best total so far, got {threshold!r}"
+        )
     if not 0 < alarm_share < 1:
         raise ValueError(f"alarm_share must be between 0 and 1, got {alarm_share}")
     if alarm_window < 1:
         raise ValueError(f"alarm_window must be 1 or more, got {alarm_window}")
     run = _Run(
-        recipe,
+        _as_seen(recipe, int(size)),
         float(coefficient),
-        size,
+        int(size),
         answer_rule(answer)[1],
         threshold,
         [weights[i] for i in functions],
@@ -149,6 +155,19 @@ def watch(
     for place, i in enumerate(functions):
         given[i] = _watched(given[i], place, run)
     return given[0] if single else given
+
+
+def _as_seen(recipe: Recipe, size: int) -> Recipe:
+    """The recipe of groups of that size, in terms of the policy that draws the rollouts.
+
+    That is at the temperature of training, and so is the β that a diagnosis of the log names.
+    """
+    recipe = dataclasses.replace(recipe, temperature=1.0)
+    try:
+        return dataclasses.replace(recipe, group_size=size)
+    except ValueError:
+        # Groups of one have neither a deviation nor a baseline.
+        return recipe
 
 
 def is_function(reward_func: Any) -> bool:
