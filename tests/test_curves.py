@@ -89,6 +89,14 @@ def test_a_reference_that_moves_shows_in_the_budget():
     assert "a reference that moves" in found["kl_budget"].text
 
 
+def test_a_kl_that_scatters_is_not_called_too_small():
+    # The same least of 1.76 nats, of which the mean KL of 1.2 falls short by less than its noise.
+    kl = [0, *[0.2, 3.0, 0.4] * 3]
+    found = diagnose(curves(reward=[0.1, *[0.9] * 9], kl=kl), REVERSE, beta=0.1)
+    assert found["kl_budget"].value < 0.8
+    assert not found["kl_budget"].warning
+
+
 @pytest.mark.parametrize("name", ["trl-rloo", "trl-grpo==1.9.2", "trl-grpo"])
 def test_what_is_asked_for_is_the_implied_target_of_the_mean_prompt(name):
     used = recipe(name, beta=0.5, group_size=8)
@@ -96,6 +104,7 @@ def test_what_is_asked_for_is_the_implied_target_of_the_mean_prompt(name):
     exact = kt.implied_target(used, np.array([1.0, 0.0]), np.log(np.array([p, 1 - p])))
     found = diagnose(curves(reward=[p, 0.6, 0.6, 0.6], kl=[0, 0.2, 0.2, 0.2]), used)
     assert found["asked_for"].value == pytest.approx(float(exact.probs[0]), abs=2e-3)
+    assert found["asked_for"].headline.startswith("were every prompt as hard as the mean one")
 
 
 def test_the_kl_of_a_token_is_multiplied_by_the_length():

@@ -12,7 +12,7 @@ from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis._action import Action
 from kltarget.diagnosis._aims import Aim, mara_rewards
-from kltarget.diagnosis._grade import Grading
+from kltarget.diagnosis._grade import Grading, unregularised
 from kltarget.diagnosis._keeping_beta import keeping_beta
 from kltarget.diagnosis._say_rewards import Case, coefficients
 from kltarget.diagnosis._statement import Statement
@@ -69,6 +69,11 @@ class Advice:
     def lost(self) -> bool:
         return self.grading.grade in ("narrowing", "collapsed")
 
+    @property
+    def unregularised(self) -> bool:
+        """Whether the recipe is known to hold the policy to nothing."""
+        return self.case.told and unregularised(self.case.recipe, self.case.beta)
+
     def setting(self, field: str, value: float | str) -> tuple[str, float | str]:
         """The key and the value of the trainer, or of the recipe."""
         if self.preset is None:
@@ -86,7 +91,8 @@ class Advice:
 
 def actions_of(advice: Advice) -> tuple[Action, ...]:
     """One to three actions, the first one first."""
-    rules = (_read, _recipe, _contradicted, _regulariser, _beta, _division, _path, _mara, _log)
+    first = (_read, _recipe, _contradicted, _regulariser, _failing)
+    rules = (*first, _beta, _division, _path, _mara, _log)
     found: dict[str, Action] = {}
     for rule in rules:
         for action in rule(advice):
@@ -143,7 +149,9 @@ def _contradicted(advice: Advice) -> Iterator[Action]:
 def _regulariser(advice: Advice) -> Iterator[Action]:
     """A regulariser where none acts."""
     case, recipe = advice.case, advice.case.recipe
-    if not advice.lost or advice.grading.cause != "unregularised":
+    # A β that was set and does nothing is a mistake, whatever became of the run.
+    idle = advice.unregularised and case.beta > 0 and recipe.aim == "none"
+    if not idle and not (advice.lost and advice.grading.cause == "unregularised"):
         return
     if recipe.place == "none":
         why = "the recipe has no KL, so nothing holds the policy to the reference"
@@ -223,11 +231,22 @@ def _path(advice: Advice) -> Iterator[Action]:
         why += "back"
         yield Action("train longer", "", None, why)
         return
+    why = "the target keeps more right answers than the run: large steps from few samples lost them"
+    yield _smaller_steps(advice, why)
+
+
+def _failing(advice: Advice) -> Iterator[Action]:
+    """Smaller steps where right answers went altogether."""
+    if advice.grading.failing:
+        why = "right completions became few, which no target asks for if these are its rewards"
+        yield _smaller_steps(advice, why)
+
+
+def _smaller_steps(advice: Advice, why: str) -> Action:
     name = advice.preset.name if advice.preset is not None else ""
     key = "actor_rollout_ref.actor.optim.lr" if name.startswith("verl") else "learning_rate"
     text = f"take smaller steps: a lower {key}, larger groups, from an earlier checkpoint"
-    why = "the target keeps more right answers than the run: large steps from few samples lost them"
-    yield Action(text, key, None, why)
+    return Action(text, key, None, why)
 
 
 def _mara(advice: Advice) -> Iterator[Action]:
@@ -276,6 +295,8 @@ def _log(advice: Advice) -> Iterator[Action]:
         # There is no target, whatever is logged.
         return
     why = "they give the target, the β at which answers change places, and the cause of a loss"
+    if advice.unregularised:
+        why = "they tell whether right answers were lost, and from which β on a target keeps them"
     name, text = advice.preset.name if advice.preset is not None else "", ""
     if name.startswith("verl") or (not name and advice.format == "verl"):
         key = "ref_log_prob"

@@ -114,7 +114,7 @@ def _acting(curves: Curves, recipe: Recipe | None) -> Statement:
 def _budget(curves: Curves) -> list[Statement]:
     """What the KL bought, beside the least that such a rise takes."""
     begin, end, _ = curves.ends("reward")
-    spent = curves.ends("kl")[1]
+    _, spent, of_spent = curves.ends("kl")
     if not curves.bounded or not spent > _NOTHING or not end > begin:
         return []
     # Whatever a channel makes of answers cannot tell two policies better apart than they do: here
@@ -126,7 +126,7 @@ def _budget(curves: Curves) -> list[Statement]:
     by = (BEGINNING, BOUNDED, *((OF_TOKENS,) if curves.of_tokens else ()))
     size = int(np.isfinite(curves.kl).sum())
     ratio, fixed = spent / least, {"sample_size": size, "unit": "steps", "tier": 0}
-    if ratio < _SHORT:
+    if (spent if of_spent is None else max(of_spent)) < _SHORT * least:
         text = f"{rise} takes {number(least, 3)} nats or more, and {number(spent, 3)} are logged"
         more = (
             ": the logged KL is not that to the policy of the first step (a reference that moves, "
@@ -201,7 +201,8 @@ def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     odds = success.target_log_odds(plain, rewards, np.array([recipe.beta]))[0]
     asked = float(expit(np.interp(math.log(begin / (1 - begin)), success.NODES, odds)))
     nats = float(rel_entr(asked, begin) + rel_entr(1 - asked, 1 - begin))
-    text = f"the target of β = {recipe.beta:g} has a mean reward of {number(asked, 3)}"
+    text = "were every prompt as hard as the mean one, "
+    text += f"the target of β = {recipe.beta:g} would have a mean reward of {number(asked, 3)}"
     text += f", {number(nats, 3)} nats from the reference"
     more = f"; the run has {number(end, 3)}"
     more += f" at {number(spent, 3)} nats" if spent > _NOTHING else ""
