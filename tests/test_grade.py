@@ -539,6 +539,13 @@ def test_without_a_recipe_nothing_is_said_of_one():
 def test_smaller_steps_or_more_of_them():
     collapsed = graded(drawn(ALONE, 0), Recipe("loss", "k2"), 0.3).actions
     assert any(x.key == "learning_rate" for x in collapsed)
+    # Whose key is not known is not given another trainer's.
+    (smaller,) = (
+        x
+        for x in graded(drawn(ALONE, 0).assign(num_tokens=1.0), "skyrl", 0.3).actions
+        if x.text.startswith("take smaller steps")
+    )
+    assert (smaller.key, "a lower learning rate," in smaller.text) == ("", True)
     frame = drawn(NARROW, 0)
     law = np.log(NARROW)
     frame["logp"] = [law[int(a[1:])] for a in frame["answer"]]

@@ -36,6 +36,11 @@ _PRESETS = {
     "tunix": "tunix",
 }
 """The preset that is likeliest where a format is known."""
+_RATES = {
+    "verl": "actor_rollout_ref.actor.optim.lr",
+    **dict.fromkeys(("trl", "unsloth", "ms-swift", "open-instruct"), "learning_rate"),
+}
+"""What the learning rate is called, by how a preset's name begins."""
 _SEEN = {"boxed": "\\boxed was", "answer": "<answer> tags were", "number": "numbers were"}
 
 
@@ -112,12 +117,7 @@ def _read(advice: Advice) -> Iterator[Action]:
         else:
             spelled = f"'{rule}'" if ":" in rule else rule
             text = f"add --answer {spelled}"
-            seen = {
-                "boxed": "\\boxed was",
-                "answer": "<answer> tags were",
-                "number": "numbers were",
-            }
-            what = seen.get(rule, "a word that recurs was")
+            what = _SEEN.get(rule, "a word that recurs was")
             why = f"every completion is its own answer, and {what} seen in most"
         yield Action(text, "--answer", rule, why)
     elif math.isinf(advice.case.threshold):
@@ -243,9 +243,10 @@ def _failing(advice: Advice) -> Iterator[Action]:
 
 
 def _smaller_steps(advice: Advice, why: str) -> Action:
-    name = advice.preset.name if advice.preset is not None else ""
-    key = "actor_rollout_ref.actor.optim.lr" if name.startswith("verl") else "learning_rate"
-    text = f"take smaller steps: a lower {key}, larger groups, from an earlier checkpoint"
+    name = advice.preset.name if advice.preset is not None else "trl"
+    key = next((key for start, key in _RATES.items() if name.startswith(start)), "")
+    lower = f"a lower {key or 'learning rate'}"
+    text = f"take smaller steps: {lower}, larger groups, from an earlier checkpoint"
     return Action(text, key, None, why)
 
 
