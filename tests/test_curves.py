@@ -82,6 +82,16 @@ def test_a_run_that_paid_more_than_it_gained_is_told():
     assert not diagnose(frame, Recipe("loss", "k3"), beta=charged)["price"].warning
 
 
+def test_a_first_step_that_scatters_is_no_loss():
+    # From 0.5 to 0.53 at 1.5 nats for a coefficient of 0.05: less by no more than the scatter.
+    late = [0.43, 0.63] * 6
+    found = diagnose(curves(reward=[0.5, *late], kl=[0, *[1.5] * 12]), REVERSE, beta=0.05)
+    assert found["price"].value < 0.05
+    assert not found["price"].warning
+    still = diagnose(curves(reward=[0.5, *[0.53] * 12], kl=[0, *[1.5] * 12]), REVERSE, beta=0.05)
+    assert still["price"].warning
+
+
 def test_a_reference_that_moves_shows_in_the_budget():
     # From 10 to 90 % success takes 1.76 nats; against a reference that follows 0.1 are logged.
     found = diagnose(curves(reward=[0.1, 0.5, 0.9, 0.9], kl=[0, 0.1, 0.1, 0.1]), REVERSE, beta=0.1)
@@ -147,6 +157,13 @@ def test_entropy_groups_lengths_and_a_controller():
     assert found["controller"].value == pytest.approx(0.3)
     assert all(x.tier == 0 for x in found.statements)
     assert found.tier == 0
+
+
+def test_one_step_and_an_entropy_that_stays():
+    found = diagnose(curves(reward=[0.3], kl=[0.0]), REVERSE, beta=0.1)
+    assert "1 logged step, step " in found.title
+    still = diagnose(curves(reward=[0.2, 0.3, 0.4], entropy=[1.0] * 3), REVERSE, beta=0.1)
+    assert still["token_entropy"].text == "the entropy of a token is where it began, at 1 nats"
 
 
 def test_a_real_run_and_its_page(tmp_path):

@@ -118,7 +118,8 @@ def _title(curves: Curves, format: str) -> str:
     """The curves in a line."""
     first, last = int(curves.step[0]), int(curves.step[-1])
     steps = counted(curves.step.size, "logged step")
-    return f"{format}: curves of {steps}, {first:,} to {last:,}, and no rollouts"
+    which = f"{first:,} to {last:,}" if first < last else f"step {last:,}"
+    return f"{format}: curves of {steps}, {which}, and no rollouts"
 
 
 def _verdict(statements: list[Statement], recipe: Recipe | None) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ ALIKE = "every prompt is as hard as the mean one, and rewards are 0 or 1"
 OF_TOKENS = "an answer's KL is the mean per token times the mean number of tokens"
 # Smaller estimates of a KL are rounding.
 _NOTHING = 1e-6
+_Z = 1.96
 # So much less than what a rise of the reward takes is no accident of the estimate.
 _SHORT = 0.8
 
@@ -65,6 +66,16 @@ class Curves:
         if interval is not None and name != "reward":
             interval = max(interval[0], 0.0), interval[1]
         return float(curve[known][0]), mean, interval
+
+    @property
+    def scatter(self) -> float:
+        """The deviation of single steps' mean rewards, about a line through the last third."""
+        known = self.late & np.isfinite(self.reward)
+        if known.sum() < 3:
+            return 0.0
+        step, reward = self.step[known], self.reward[known]
+        line = np.polyval(np.polyfit(step - step[0], reward, 1), step - step[0])
+        return float(np.sqrt(((reward - line) ** 2).sum() / (known.sum() - 2)))
 
     @property
     def bounded(self) -> bool:
@@ -140,7 +151,7 @@ def _budget(curves: Curves) -> list[Statement]:
 def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
     """Whether the run gained more than it was charged."""
     begin, end, interval = curves.ends("reward")
-    spent = curves.ends("kl")[1]
+    _, spent, of_spent = curves.ends("kl")
     if not spent > _NOTHING or math.isnan(begin):
         return []
     bounds = None
@@ -163,8 +174,9 @@ def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
             else f"; {charged}, but for another divergence"
         )
         return [Statement("price", text, more, price, bounds, by, **fixed)]
-    most = price if bounds is None else bounds[1]
-    if most < beta:
+    # The mean of the first step scatters as those of the last ones do, and the KL may be less.
+    gained = end - begin if interval is None else interval[1] - begin + _Z * curves.scatter
+    if gained < beta * (spent if of_spent is None else of_spent[0]):
         more = (
             f" and {charged}: by its own objective the run is worse off than it began, so the KL "
             "term does not act as this recipe says, or the run has left its target again"
@@ -218,6 +230,8 @@ def _entropy(curves: Curves) -> list[Statement]:
     bounds = None if interval is None else (interval[0] / begin, interval[1] / begin)
     text = f"the entropy of a token went from {number(begin, 3)} to {number(end, 3)} nats"
     more = f", {number(left, 3)} times as much: what became of different answers it does not say"
+    if number(begin, 3) == number(end, 3):
+        text, more = f"the entropy of a token is where it began, at {number(end, 3)} nats", ""
     size = int(np.isfinite(curves.entropy).sum())
     return [
         Statement(

@@ -48,6 +48,9 @@ def scalar_file(path: pathlib.Path, given: Mapping[str, str]) -> ScalarFile | No
     columns = _columns(path)
     if first_called(columns, _TEXTS) is not None:
         return None
+    if "log_history" in columns:
+        # A trainer's state under another name.
+        return ScalarFile("trainer-state", _trainer_state)
     if {"step", "data"} == set(columns):
         return ScalarFile("verl", _nested)
     if _RUN in columns and "metrics" in columns:
