@@ -451,6 +451,17 @@ def test_right_completions_that_became_few():
     assert "fell" not in found.headline
 
 
+def test_a_run_that_learned_nothing_trains_on():
+    still = graded(drawn(MASS, 0), REVERSE, 0.1)
+    assert (still.grade, [x.text for x in still.actions]) == ("held", ["train longer"])
+    assert still.actions[0].why.endswith("where the target has 1")
+    arrived = graded(drawn(target_of(REVERSE, 0.1), 0), REVERSE, 0.1)
+    assert [x.text for x in arrived.actions] == ["nothing to change"]
+    # Where the target is next to the reference there is no way to go.
+    heavy = graded(drawn(MASS, 0), REVERSE, 20.0)
+    assert [x.text for x in heavy.actions] == ["nothing to change"]
+
+
 def test_two_rollouts_do_not_show_that_there_is_one_right_answer():
     few = drawn(np.array([0.9, 0.1, 0, 0, 0]), 0, reward=np.array([1.0, 0, 0, 0, 0]), prompts=1)
     assert [x.text for x in graded(few.iloc[:6]).actions] == ["log more rollouts"]

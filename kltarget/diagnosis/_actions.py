@@ -23,6 +23,8 @@ from kltarget.recipes.configs._spelling import setting_of
 _MOST = 3
 # The range of rewards is so many times the effective β or more: the KL hardly weighs.
 _OUTWEIGHED = 20
+# A smaller share of the range of rewards is not worth more training.
+_NOTICED = 0.05
 # Regularisers that have a gradient, the reverse KL's first.
 _ACTING = ("weighted-k3", "weighted-k1", "k2", "k3")
 _REVERSE = _ACTING[:3]
@@ -325,6 +327,10 @@ def _on_its_way(advice: Advice) -> Action:
         why = f"right answers are kept, and the run is {far} away from its target (TV)"
         return Action("train longer", "", None, why)
     if grading.grade == "held":
+        behind = _behind(advice)
+        if behind:
+            why = f"right answers are kept, and the mean reward is {behind}"
+            return Action("train longer", "", None, why)
         return Action("nothing to change", "", None, "right answers are kept")
     if grading.cause == "unknown" and advice.aims and grading.kept is not None:
         why = "whether the target or the path lost right answers, so few cannot tell"
@@ -335,6 +341,24 @@ def _on_its_way(advice: Advice) -> Action:
 
 def _is_far(advice: Advice) -> bool:
     return "distance" in advice.named and advice.named["distance"].warning
+
+
+def _behind(advice: Advice) -> str:
+    """That less than half of what the target gains is gained yet; empty where more is."""
+    reward = advice.named.get("expected_reward")
+    if reward is None or reward.interval is None or reward.value is None:
+        return ""
+    if any(aim.status & Status.NO_TARGET for aim in advice.aims):
+        return ""
+    reference, target = (
+        float(np.mean([np.exp(law(aim)) @ aim.prompt.reward for aim in advice.aims]))
+        for law in (lambda aim: aim.prompt.log_ref, lambda aim: aim.log_target)
+    )
+    # A target that is the reference is no way off.
+    least = _NOTICED * float(np.ptp(advice.case.log.reward))
+    if target - reference < least or reward.interval[1] > (reference + target) / 2:
+        return ""
+    return f"{number(reward.value, 3)} where the target has {number(target, 3)}"
 
 
 def _several_best(case: Case, aim: Aim) -> bool:
