@@ -107,6 +107,13 @@ def test_a_kl_that_scatters_is_not_called_too_small():
     assert not found["kl_budget"].warning
 
 
+def test_a_rise_within_the_scatter_takes_nothing():
+    late = [0.45, 0.65] * 6
+    found = diagnose(curves(reward=[0.45, *late], kl=[0, *[0.005] * 12]), REVERSE, beta=0.1)
+    assert found["kl_budget"].value < 0.8
+    assert not found["kl_budget"].warning
+
+
 @pytest.mark.parametrize("name", ["trl-rloo", "trl-grpo==1.9.2", "trl-grpo"])
 def test_what_is_asked_for_is_the_implied_target_of_the_mean_prompt(name):
     used = recipe(name, beta=0.5, group_size=8)
@@ -122,6 +129,21 @@ def test_the_kl_of_a_token_is_multiplied_by_the_length():
     whole = curves(reward=[0.2, 0.5, 0.5], kl=[0, 1.0, 1.0])
     found = [diagnose(x, REVERSE, beta=0.1)["kl_budget"].value for x in (long, whole)]
     assert found[0] == pytest.approx(found[1])
+
+
+def test_without_a_length_the_kl_of_a_token_is_not_that_of_an_answer():
+    short = curves(reward=[0.2, 0.5, 0.5, 0.5], kl=[0, 0.01, 0.01, 0.01], kl_per="token")
+    found = diagnose(short, REVERSE, beta=0.1)
+    assert "nats a token" in found["kl_term"].headline
+    assert "no length of answers is logged" in found["kl_term"].text
+    assert "kl_budget" not in found
+    assert "price" not in found
+    assert " nats" not in found["asked_for"].detail
+    # A step without a length has no KL of answers.
+    some = curves(
+        reward=[0.2, 0.5, 0.5], kl=[0, 0.01, 0.02], length=[9, math.nan, 100.0], kl_per="token"
+    )
+    assert diagnose(some, REVERSE, beta=0.1)["kl_term"].value == pytest.approx(2)
 
 
 def test_rewards_that_are_not_between_0_and_1_have_no_least():

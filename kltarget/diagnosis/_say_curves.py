@@ -35,9 +35,10 @@ class Curves:
     """The curves of a run by their names, and its recipe.
 
     Attributes:
-        kl: of a whole answer, in nats.
+        kl: of a whole answer, in nats; of a token where how long answers are is not known.
         late: the last third of the logged steps.
         of_tokens: whether the KL was a mean over tokens, times the length of answers.
+        whole: whether the KL is that of whole answers.
     """
 
     step: np.ndarray
@@ -49,6 +50,7 @@ class Curves:
     length: np.ndarray
     beta: np.ndarray
     of_tokens: bool
+    whole: bool = True
 
     @property
     def late(self) -> np.ndarray:
@@ -116,43 +118,57 @@ def _acting(curves: Curves, recipe: Recipe | None) -> Statement:
         text = "the logged KL is 0 throughout: the policy has not left its reference"
         return Statement("kl_term", text, tier=0, sample_size=known.size, unit="steps")
     _, late, interval = curves.ends("kl")
-    text = f"the KL to the reference comes to {number(late, 3)} nats an answer in the last third"
+    per = "an answer" if curves.whole else "a token"
+    text = f"the KL to the reference comes to {number(late, 3)} nats {per} in the last third"
     more = "" if held else ", which is only watched: the recipe charges nothing for it"
-    by = (OF_TOKENS,) if curves.of_tokens else ()
+    if not curves.whole:
+        more += "; what an answer takes is not known, as no length of answers is logged"
+    by = (OF_TOKENS,) if curves.of_tokens and curves.whole else ()
     return Statement("kl_term", text, more, late, interval, by, known.size, "steps", tier=0)
 
 
 def _budget(curves: Curves) -> list[Statement]:
     """What the KL bought, beside the least that such a rise takes."""
-    begin, end, _ = curves.ends("reward")
+    begin, end, of_end = curves.ends("reward")
     _, spent, of_spent = curves.ends("kl")
-    if not curves.bounded or not spent > _NOTHING or not end > begin:
+    if not (curves.bounded and curves.whole and spent > _NOTHING and end > begin):
         return []
     # Whatever a channel makes of answers cannot tell two policies better apart than they do: here
     # a coin that falls on 1 with the probability of the reward.
-    least = float(rel_entr(end, begin) + rel_entr(1 - end, 1 - begin))
+    least = _between_coins(end, begin)
     if not 0 < least < math.inf:
         return []
     rise = f"raising the mean reward from {number(begin, 3)} to {number(end, 3)}"
     by = (BEGINNING, BOUNDED, *((OF_TOKENS,) if curves.of_tokens else ()))
     size = int(np.isfinite(curves.kl).sum())
     ratio, fixed = spent / least, {"sample_size": size, "unit": "steps", "tier": 0}
-    if (spent if of_spent is None else max(of_spent)) < _SHORT * least:
+    most = spent if of_spent is None else of_spent[1]
+    # The first step scatters as the last ones do: so little may the true rise be.
+    low, high = begin + _Z * curves.scatter, end if of_end is None else of_end[0]
+    if low < high and most < _SHORT * _between_coins(high, low):
         text = f"{rise} takes {number(least, 3)} nats or more, and {number(spent, 3)} are logged"
         more = (
             ": the logged KL is not that to the policy of the first step (a reference that moves, "
             "or steps before the first that is logged)"
         )
         return [Statement("kl_budget", text, more, ratio, None, by, warning=True, **fixed)]
-    text = f"{rise} takes {number(least, 3)} nats or more; the run spent {number(ratio, 3)} times"
-    return [Statement("kl_budget", f"{text} that", "", ratio, None, by, **fixed)]
+    text = (
+        f"{rise} takes {number(least, 3)} nats or more; the run spent {number(ratio, 3)} times that"
+    )
+    more = ", no less within the scatter of the steps" if ratio < 1 else ""
+    return [Statement("kl_budget", text, more, ratio, None, by, **fixed)]
+
+
+def _between_coins(p: float, q: float) -> float:
+    """The KL between coins that fall on 1 with these probabilities."""
+    return float(rel_entr(p, q) + rel_entr(1 - p, 1 - q))
 
 
 def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
     """Whether the run gained more than it was charged."""
     begin, end, interval = curves.ends("reward")
     _, spent, of_spent = curves.ends("kl")
-    if not spent > _NOTHING or math.isnan(begin):
+    if not (curves.whole and spent > _NOTHING) or math.isnan(begin):
         return []
     bounds = None
     if interval is not None:
@@ -212,12 +228,12 @@ def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     rewards = success.shaped(np.array([0.0, 1.0]), plain.reward_scale, bounds)
     odds = success.target_log_odds(plain, rewards, np.array([recipe.beta]))[0]
     asked = float(expit(np.interp(math.log(begin / (1 - begin)), success.NODES, odds)))
-    nats = float(rel_entr(asked, begin) + rel_entr(1 - asked, 1 - begin))
+    nats = _between_coins(asked, begin)
     text = "were every prompt as hard as the mean one, "
     text += f"the target of β = {recipe.beta:g} would have a mean reward of {number(asked, 3)}"
     text += f", {number(nats, 3)} nats from the reference"
     more = f"; the run has {number(end, 3)}"
-    more += f" at {number(spent, 3)} nats" if spent > _NOTHING else ""
+    more += f" at {number(spent, 3)} nats" if curves.whole and spent > _NOTHING else ""
     by = (BEGINNING, ALIKE, SOURCE)
     return [Statement("asked_for", text, more, asked, None, by, unit="recipe", tier=0)]
 

@@ -56,6 +56,8 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     shown = [x for x in _PANELS if sum(map(math.isfinite, kept[x])) > 1]
     if len(steps) < 2 or not shown:
         return None
+    # Curves know the target of a prompt that is as hard as the mean one.
+    called = "target, if all alike:" if diagnosis.tier == 0 else "target"
     with look.in_style():
         figure = look.new_figure(figsize=(3.0 * len(shown), 2.9))
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -68,7 +70,12 @@ def history(diagnosis: Diagnosis) -> Figure | None:
                 middle = (min(*ends, target) + max(*ends, target)) / 2
                 up = target < middle
                 look.note(
-                    *(ax, f"target {number(target, 3)}", (steps[0], target), (0, 3 if up else -3)),
+                    *(
+                        ax,
+                        f"{called} {number(target, 3)}",
+                        (steps[0], target),
+                        (0, 3 if up else -3),
+                    ),
                     ha="left",
                     va="bottom" if up else "top",
                 )
