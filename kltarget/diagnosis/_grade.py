@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import hypergeom
 
 from kltarget._core.status import Status
 from kltarget._core.words import counted, number
@@ -173,8 +173,9 @@ def _fell(case: Case) -> str:
     if log.num_times < 2 or not (early[1] and late[1]):
         return ""
     before, now = early[0] / early[1], late[0] / late[1]
-    table = [[early[0], early[1] - early[0]], [late[0], late[1] - late[0]]]
-    if now > COLLAPSED * before or fisher_exact(table, "greater").pvalue >= LEVEL:
+    # The chance of so few right ones among the late rollouts were they shared out at random.
+    chance = hypergeom.cdf(late[0], early[1] + late[1], early[0] + late[0], late[1])
+    if now > COLLAPSED * before or chance >= LEVEL:
         return ""
     shares = (f"{number(100 * x, 3)} %" for x in (before, now))
     return f"right completions fell from {next(shares)} in the first steps to {next(shares)}"

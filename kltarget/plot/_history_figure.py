@@ -27,7 +27,8 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     """Draws what changed along the steps: reward, entropy, difference and groups of equal rewards.
 
     Where a run has a target, a dashed line is where the curve ends if the run gets there: the mean
-    over the prompts whose targets were computed.
+    over the prompts whose targets were computed; of curves alone, the target of a prompt that is as
+    hard as the mean one.
 
     Args:
         diagnosis: what :func:`kltarget.diagnose` returned.
