@@ -191,6 +191,11 @@ def test_what_is_no_curve_is_refused_in_a_line(tmp_path, name, content, message)
         read_scalars(tmp_path / name)
 
 
+@pytest.mark.parametrize("folder", sorted(x.name for x in (LOGS / "other_formats").iterdir()))
+def test_what_other_trainers_log_are_no_curves(folder):
+    assert not are_scalars(LOGS / "other_formats" / folder)
+
+
 def test_rollouts_are_no_curves(tmp_path):
     path = tmp_path / "rollouts.csv"
     path.write_text("step,prompt,completion,reward\n1,a,b,0.5\n")

@@ -18,7 +18,8 @@ STATE = "trainer_state.json"
 _EVENTS = "events.out.tfevents."
 _RUN = "run_name"
 _BOUNDS = ("__MIN", "__MAX")
-_TEXTS = (*PROMPT_NAMES, *COMPLETION_NAMES, *CHAT_NAMES)
+# What a row of rollouts has one of, or the tokens of both where texts are not kept.
+_TEXTS = (*PROMPT_NAMES, *COMPLETION_NAMES, *CHAT_NAMES, "token_ids")
 
 
 class Logged(NamedTuple):
