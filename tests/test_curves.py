@@ -82,11 +82,36 @@ def test_a_run_that_paid_more_than_it_gained_is_told():
     assert not diagnose(frame, Recipe("loss", "k3"), beta=charged)["price"].warning
 
 
+def test_a_first_step_that_scatters_is_no_loss():
+    # From 0.5 to 0.53 at 1.5 nats for a coefficient of 0.05: less by no more than the scatter.
+    late = [0.43, 0.63] * 6
+    found = diagnose(curves(reward=[0.5, *late], kl=[0, *[1.5] * 12]), REVERSE, beta=0.05)
+    assert found["price"].value < 0.05
+    assert not found["price"].warning
+    still = diagnose(curves(reward=[0.5, *[0.53] * 12], kl=[0, *[1.5] * 12]), REVERSE, beta=0.05)
+    assert still["price"].warning
+
+
 def test_a_reference_that_moves_shows_in_the_budget():
     # From 10 to 90 % success takes 1.76 nats; against a reference that follows 0.1 are logged.
     found = diagnose(curves(reward=[0.1, 0.5, 0.9, 0.9], kl=[0, 0.1, 0.1, 0.1]), REVERSE, beta=0.1)
     assert found["kl_budget"].warning
     assert "a reference that moves" in found["kl_budget"].text
+
+
+def test_a_kl_that_scatters_is_not_called_too_small():
+    # The same least of 1.76 nats, of which the mean KL of 1.2 falls short by less than its noise.
+    kl = [0, *[0.2, 3.0, 0.4] * 3]
+    found = diagnose(curves(reward=[0.1, *[0.9] * 9], kl=kl), REVERSE, beta=0.1)
+    assert found["kl_budget"].value < 0.8
+    assert not found["kl_budget"].warning
+
+
+def test_a_rise_within_the_scatter_takes_nothing():
+    late = [0.45, 0.65] * 6
+    found = diagnose(curves(reward=[0.45, *late], kl=[0, *[0.005] * 12]), REVERSE, beta=0.1)
+    assert found["kl_budget"].value < 0.8
+    assert not found["kl_budget"].warning
 
 
 @pytest.mark.parametrize("name", ["trl-rloo", "trl-grpo==1.9.2", "trl-grpo"])
@@ -96,6 +121,7 @@ def test_what_is_asked_for_is_the_implied_target_of_the_mean_prompt(name):
     exact = kt.implied_target(used, np.array([1.0, 0.0]), np.log(np.array([p, 1 - p])))
     found = diagnose(curves(reward=[p, 0.6, 0.6, 0.6], kl=[0, 0.2, 0.2, 0.2]), used)
     assert found["asked_for"].value == pytest.approx(float(exact.probs[0]), abs=2e-3)
+    assert found["asked_for"].headline.startswith("were every prompt as hard as the mean one")
 
 
 def test_the_kl_of_a_token_is_multiplied_by_the_length():
@@ -103,6 +129,21 @@ def test_the_kl_of_a_token_is_multiplied_by_the_length():
     whole = curves(reward=[0.2, 0.5, 0.5], kl=[0, 1.0, 1.0])
     found = [diagnose(x, REVERSE, beta=0.1)["kl_budget"].value for x in (long, whole)]
     assert found[0] == pytest.approx(found[1])
+
+
+def test_without_a_length_the_kl_of_a_token_is_not_that_of_an_answer():
+    short = curves(reward=[0.2, 0.5, 0.5, 0.5], kl=[0, 0.01, 0.01, 0.01], kl_per="token")
+    found = diagnose(short, REVERSE, beta=0.1)
+    assert "nats a token" in found["kl_term"].headline
+    assert "no length of answers is logged" in found["kl_term"].text
+    assert "kl_budget" not in found
+    assert "price" not in found
+    assert " nats" not in found["asked_for"].detail
+    # A step without a length has no KL of answers.
+    some = curves(
+        reward=[0.2, 0.5, 0.5], kl=[0, 0.01, 0.02], length=[9, math.nan, 100.0], kl_per="token"
+    )
+    assert diagnose(some, REVERSE, beta=0.1)["kl_term"].value == pytest.approx(2)
 
 
 def test_rewards_that_are_not_between_0_and_1_have_no_least():
@@ -138,6 +179,13 @@ def test_entropy_groups_lengths_and_a_controller():
     assert found["controller"].value == pytest.approx(0.3)
     assert all(x.tier == 0 for x in found.statements)
     assert found.tier == 0
+
+
+def test_one_step_and_an_entropy_that_stays():
+    found = diagnose(curves(reward=[0.3], kl=[0.0]), REVERSE, beta=0.1)
+    assert "1 logged step, step " in found.title
+    still = diagnose(curves(reward=[0.2, 0.3, 0.4], entropy=[1.0] * 3), REVERSE, beta=0.1)
+    assert still["token_entropy"].text == "the entropy of a token is where it began, at 1 nats"
 
 
 def test_a_real_run_and_its_page(tmp_path):

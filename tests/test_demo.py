@@ -17,7 +17,7 @@ SAYS = {
     "collapse": "keep the reference's ratio (15 : 1) at every β",
     "silent-upgrade": "forward KL → reverse KL",
     "chi2": "0.5 × χ²",
-    "no-kl": "nothing holds the policy to the reference",
+    "no-kl": "Collapsed, and nothing in the recipe held it. 1. Set beta: ",
     "forecast": "has a mean KL of 0.5 nats a prompt",
     "forgetting": "reverse KL",
 }

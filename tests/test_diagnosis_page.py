@@ -213,6 +213,7 @@ def test_two_runs_side_by_side(capsys, tmp_path):
     assert code == 1
     assert "A · Collapsed, and nothing in the recipe held it." in out
     assert "B · Narrowing, and nothing in the recipe held it." in out
+    assert "  • Two completions of a group" in out
     assert re.search(r"grade +collapsed +narrowing\n", out)
     assert re.search(r"cause +not regularised at all +not regularised at all\n", out)
     # The first run alone decides.

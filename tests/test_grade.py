@@ -425,6 +425,48 @@ def test_a_regulariser_that_acts_is_named_by_the_trainers_key():
     assert (none.key, none.value) == ("place", "loss")
 
 
+def test_a_coefficient_that_does_nothing_is_told_whatever_the_grade():
+    frame = drawn(MASS, 0, known=False, steps=1)
+    idle = graded(frame, Recipe("loss", "k1"), 0.1)
+    assert idle.grade == "unknown"
+    assert (idle.actions[0].key, idle.actions[0].value) == ("estimator", "k2")
+    for recipe, beta in ((Recipe("loss", "k1"), 0.1), (REVERSE, 0.0)):
+        # There is no target that log-probabilities could show.
+        (logs,) = (x for x in graded(frame, recipe, beta).actions if x.key == "kltarget score")
+        assert "the target" not in logs.why
+    (logs,) = (x for x in graded(frame, REVERSE, 0.1).actions if x.key == "kltarget score")
+    assert "the target" in logs.why
+
+
+def test_right_completions_that_became_few():
+    wrong = np.array([0.002, 0.001, 0.001, 0.5, 0.496])
+    for known in (True, False):
+        found = graded(drawn(wrong, 0, known=known))
+        assert found.grade == "unknown"
+        assert "right completions fell from " in found.headline
+        assert found.actions[0].key == "learning_rate"
+    # Where there never were many, none were lost.
+    rare = np.array([0.004, 0.003, 0.003, 0.5, 0.49])
+    found = graded(drawn(wrong, 0, start=rare, mass=rare))
+    assert "fell" not in found.headline
+
+
+def test_a_run_that_learned_nothing_trains_on():
+    still = graded(drawn(MASS, 0), REVERSE, 0.1)
+    assert (still.grade, [x.text for x in still.actions]) == ("held", ["train longer"])
+    assert still.actions[0].why.endswith("where the target has 1")
+    arrived = graded(drawn(target_of(REVERSE, 0.1), 0), REVERSE, 0.1)
+    assert [x.text for x in arrived.actions] == ["nothing to change"]
+    # Where the target is next to the reference there is no way to go.
+    heavy = graded(drawn(MASS, 0), REVERSE, 20.0)
+    assert [x.text for x in heavy.actions] == ["nothing to change"]
+
+
+def test_two_rollouts_do_not_show_that_there_is_one_right_answer():
+    few = drawn(np.array([0.9, 0.1, 0, 0, 0]), 0, reward=np.array([1.0, 0, 0, 0, 0]), prompts=1)
+    assert [x.text for x in graded(few.iloc[:6]).actions] == ["log more rollouts"]
+
+
 @pytest.mark.parametrize(("format", "name"), [("trl", "trl-grpo"), ("verl", "verl-grpo")])
 def test_how_to_give_the_recipe(format, name):
     frame = drawn(ALONE, 0)
@@ -470,6 +512,8 @@ def test_what_no_target_is_known_of():
         ("boxed", "so {i}: \\boxed{{{a}}}, I think {i}"),
         ("answer", "<answer>{a}</answer> by way {i}"),
         ("number", "way {i} gives {a}"),
+        # The first word is the same in all, and the last one is not the answer.
+        ("boxed", "think {i}: \\boxed{{{a}}} done"),
     ],
 )
 def test_a_rule_that_would_tell_answers_apart(rule, form):
@@ -477,6 +521,13 @@ def test_a_rule_that_would_tell_answers_apart(rule, form):
     text = [form.format(i=i * 1000, a=a[1:]) for i, a in enumerate(frame["answer"])]
     found = graded(frame.assign(completion=text, answer=text))
     assert (found.actions[0].key, found.actions[0].value) == ("--answer", rule)
+
+
+def test_a_word_that_all_begin_with_tells_no_answers_apart():
+    frame = drawn(ALONE, 0, known=False)
+    text = [f"think {i} x{i}" for i in range(len(frame))]
+    found = graded(frame.assign(completion=text, answer=text))
+    assert (found.actions[0].key, found.actions[0].value) == ("--answer", None)
 
 
 def test_without_a_recipe_nothing_is_said_of_one():
@@ -499,6 +550,13 @@ def test_without_a_recipe_nothing_is_said_of_one():
 def test_smaller_steps_or_more_of_them():
     collapsed = graded(drawn(ALONE, 0), Recipe("loss", "k2"), 0.3).actions
     assert any(x.key == "learning_rate" for x in collapsed)
+    # Whose key is not known is not given another trainer's.
+    (smaller,) = (
+        x
+        for x in graded(drawn(ALONE, 0).assign(num_tokens=1.0), "skyrl", 0.3).actions
+        if x.text.startswith("take smaller steps")
+    )
+    assert (smaller.key, "a lower learning rate," in smaller.text) == ("", True)
     frame = drawn(NARROW, 0)
     law = np.log(NARROW)
     frame["logp"] = [law[int(a[1:])] for a in frame["answer"]]

@@ -44,6 +44,12 @@ def test_a_trainer_state_of_a_real_run():
     assert frame.attrs["kl_per"] == "token"
 
 
+def test_a_trainer_state_under_another_name(tmp_path):
+    (tmp_path / "run-b.json").write_text(STATE.read_text())
+    frame = read_scalars(tmp_path / "run-b.json")
+    pd.testing.assert_frame_equal(frame, read_scalars(STATE))
+
+
 def test_a_checkpoint_folder_is_read_as_curves_and_one_with_completions_as_rollouts(tmp_path):
     for step in (5, 10):
         folder = tmp_path / f"checkpoint-{step}"
@@ -172,7 +178,8 @@ def test_names_of_ones_own(tmp_path):
     ("name", "content", "message"),
     [
         ("trainer_state.json", "{}", "it has no list log_history"),
-        ("trainer_state.json", '{"log_history": []}', "nothing is called as trainers call"),
+        ("trainer_state.json", '{"log_history": []}', "nothing is logged yet"),
+        ("trainer_state.json", '{"log_history": [{"step": 1, "a": 2}]}', "nothing is called as"),
         ("log.txt", "step reward", "no curves of a run"),
         ("run.csv", "step,loss\n1,2\n", "no curves of a run"),
         ("run.csv", "step,reward\n1,\n", "no step with a number"),
@@ -182,6 +189,11 @@ def test_what_is_no_curve_is_refused_in_a_line(tmp_path, name, content, message)
     (tmp_path / name).write_text(content)
     with pytest.raises(RolloutError, match=message):
         read_scalars(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", sorted(x.name for x in (LOGS / "other_formats").iterdir()))
+def test_what_other_trainers_log_are_no_curves(folder):
+    assert not are_scalars(LOGS / "other_formats" / folder)
 
 
 def test_rollouts_are_no_curves(tmp_path):

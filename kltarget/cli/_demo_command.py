@@ -78,8 +78,8 @@ DEMOS = {
     "no-kl": Demo(
         "the log of a run without a KL term, whose answers went",
         (f"diagnose {{data}}/{_NO_KL} --trainer trl-grpo --beta 0",),
-        "“1” and “2” were both right. Rewards rose to 1, and all but one answer went: with β = 0 "
-        "nothing asks for any other.",
+        "“1” and “2” were both right. Rewards rose to 1, and one of the two right answers of each "
+        "prompt all but went: with β = 0 nothing asks for it.",
         (
             "kltarget diagnose LOG --trainer trl-grpo --beta 0.04",
             "kltarget diagnose LOG --trainer trl-grpo --beta 0.04 --html page.html",

@@ -99,7 +99,7 @@ def add_to(commands: Any) -> None:
         pathlib.Path,
     )
     add("--plot OUT.png", "draw the figure", pathlib.Path)
-    fail = "end with code 1 if the run is collapsed; narrowing: or narrowing (of PATH alone)"
+    fail = "collapsed: end with code 1 if PATH is; narrowing: also if it is narrowing"
     add("--fail-on GRADE", fail, _grade)
     watch = "look again so often and print anew when files have changed; Ctrl-C ends"
     add("--watch SECONDS", watch, _seconds)

@@ -11,6 +11,7 @@ from kltarget._core.records import json_text
 from kltarget._core.words import number
 from kltarget.comparisons import Comparison, compare
 from kltarget.diagnosis import CAUSES, Diagnosis
+from kltarget.diagnosis._diagnosis import sentence_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ class TwoRuns:
                 ),
                 Paragraph(run.title, faint=True),
                 Paragraph(run.recipe_line, faint=True),
-                Bullets([Item("  • ", f"{text}.") for text in run.verdict]),
+                Bullets([Item("  • ", sentence_of(text)) for text in run.verdict]),
             )
         page.add(Heading("The numbers of both"), self._numbers())
         page.add(Heading("From A to B, by the last steps of both"))

@@ -12,7 +12,7 @@ from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis._action import Action
 from kltarget.diagnosis._aims import Aim, mara_rewards
-from kltarget.diagnosis._grade import Grading
+from kltarget.diagnosis._grade import Grading, unregularised
 from kltarget.diagnosis._keeping_beta import keeping_beta
 from kltarget.diagnosis._say_rewards import Case, coefficients
 from kltarget.diagnosis._statement import Statement
@@ -23,6 +23,8 @@ from kltarget.recipes.configs._spelling import setting_of
 _MOST = 3
 # The range of rewards is so many times the effective β or more: the KL hardly weighs.
 _OUTWEIGHED = 20
+# A smaller share of the range of rewards is not worth more training.
+_NOTICED = 0.05
 # Regularisers that have a gradient, the reverse KL's first.
 _ACTING = ("weighted-k3", "weighted-k1", "k2", "k3")
 _REVERSE = _ACTING[:3]
@@ -36,6 +38,11 @@ _PRESETS = {
     "tunix": "tunix",
 }
 """The preset that is likeliest where a format is known."""
+_RATES = {
+    "verl": "actor_rollout_ref.actor.optim.lr",
+    **dict.fromkeys(("trl", "unsloth", "ms-swift", "open-instruct"), "learning_rate"),
+}
+"""What the learning rate is called, by how a preset's name begins."""
 _SEEN = {"boxed": "\\boxed was", "answer": "<answer> tags were", "number": "numbers were"}
 
 
@@ -69,6 +76,11 @@ class Advice:
     def lost(self) -> bool:
         return self.grading.grade in ("narrowing", "collapsed")
 
+    @property
+    def unregularised(self) -> bool:
+        """Whether the recipe is known to hold the policy to nothing."""
+        return self.case.told and unregularised(self.case.recipe, self.case.beta)
+
     def setting(self, field: str, value: float | str) -> tuple[str, float | str]:
         """The key and the value of the trainer, or of the recipe."""
         if self.preset is None:
@@ -86,7 +98,8 @@ class Advice:
 
 def actions_of(advice: Advice) -> tuple[Action, ...]:
     """One to three actions, the first one first."""
-    rules = (_read, _recipe, _contradicted, _regulariser, _beta, _division, _path, _mara, _log)
+    first = (_read, _recipe, _contradicted, _regulariser, _failing)
+    rules = (*first, _beta, _division, _path, _mara, _log)
     found: dict[str, Action] = {}
     for rule in rules:
         for action in rule(advice):
@@ -106,12 +119,7 @@ def _read(advice: Advice) -> Iterator[Action]:
         else:
             spelled = f"'{rule}'" if ":" in rule else rule
             text = f"add --answer {spelled}"
-            seen = {
-                "boxed": "\\boxed was",
-                "answer": "<answer> tags were",
-                "number": "numbers were",
-            }
-            what = seen.get(rule, "a word that recurs was")
+            what = _SEEN.get(rule, "a word that recurs was")
             why = f"every completion is its own answer, and {what} seen in most"
         yield Action(text, "--answer", rule, why)
     elif math.isinf(advice.case.threshold):
@@ -143,7 +151,9 @@ def _contradicted(advice: Advice) -> Iterator[Action]:
 def _regulariser(advice: Advice) -> Iterator[Action]:
     """A regulariser where none acts."""
     case, recipe = advice.case, advice.case.recipe
-    if not advice.lost or advice.grading.cause != "unregularised":
+    # A β that was set and does nothing is a mistake, whatever became of the run.
+    idle = advice.unregularised and case.beta > 0 and recipe.aim == "none"
+    if not idle and not (advice.lost and advice.grading.cause == "unregularised"):
         return
     if recipe.place == "none":
         why = "the recipe has no KL, so nothing holds the policy to the reference"
@@ -223,11 +233,23 @@ def _path(advice: Advice) -> Iterator[Action]:
         why += "back"
         yield Action("train longer", "", None, why)
         return
-    name = advice.preset.name if advice.preset is not None else ""
-    key = "actor_rollout_ref.actor.optim.lr" if name.startswith("verl") else "learning_rate"
-    text = f"take smaller steps: a lower {key}, larger groups, from an earlier checkpoint"
     why = "the target keeps more right answers than the run: large steps from few samples lost them"
-    yield Action(text, key, None, why)
+    yield _smaller_steps(advice, why)
+
+
+def _failing(advice: Advice) -> Iterator[Action]:
+    """Smaller steps where right answers went altogether."""
+    if advice.grading.failing:
+        why = "right completions became few, which no target asks for if these are its rewards"
+        yield _smaller_steps(advice, why)
+
+
+def _smaller_steps(advice: Advice, why: str) -> Action:
+    name = advice.preset.name if advice.preset is not None else "trl"
+    key = next((key for start, key in _RATES.items() if name.startswith(start)), "")
+    lower = f"a lower {key or 'learning rate'}"
+    text = f"take smaller steps: {lower}, larger groups, from an earlier checkpoint"
+    return Action(text, key, None, why)
 
 
 def _mara(advice: Advice) -> Iterator[Action]:
@@ -276,6 +298,8 @@ def _log(advice: Advice) -> Iterator[Action]:
         # There is no target, whatever is logged.
         return
     why = "they give the target, the β at which answers change places, and the cause of a loss"
+    if advice.unregularised:
+        why = "they tell whether right answers were lost, and from which β on a target keeps them"
     name, text = advice.preset.name if advice.preset is not None else "", ""
     if name.startswith("verl") or (not name and advice.format == "verl"):
         key = "ref_log_prob"
@@ -303,6 +327,10 @@ def _on_its_way(advice: Advice) -> Action:
         why = f"right answers are kept, and the run is {far} away from its target (TV)"
         return Action("train longer", "", None, why)
     if grading.grade == "held":
+        behind = _behind(advice)
+        if behind:
+            why = f"right answers are kept, and the mean reward is {behind}"
+            return Action("train longer", "", None, why)
         return Action("nothing to change", "", None, "right answers are kept")
     if grading.cause == "unknown" and advice.aims and grading.kept is not None:
         why = "whether the target or the path lost right answers, so few cannot tell"
@@ -313,6 +341,24 @@ def _on_its_way(advice: Advice) -> Action:
 
 def _is_far(advice: Advice) -> bool:
     return "distance" in advice.named and advice.named["distance"].warning
+
+
+def _behind(advice: Advice) -> str:
+    """That less than half of what the target gains is gained yet; empty where more is."""
+    reward = advice.named.get("expected_reward")
+    if reward is None or reward.interval is None or reward.value is None:
+        return ""
+    if any(aim.status & Status.NO_TARGET for aim in advice.aims):
+        return ""
+    reference, target = (
+        float(np.mean([np.exp(law(aim)) @ aim.prompt.reward for aim in advice.aims]))
+        for law in (lambda aim: aim.prompt.log_ref, lambda aim: aim.log_target)
+    )
+    # A target that is the reference is no way off.
+    least = _NOTICED * float(np.ptp(advice.case.log.reward))
+    if target - reference < least or reward.interval[1] > (reference + target) / 2:
+        return ""
+    return f"{number(reward.value, 3)} where the target has {number(target, 3)}"
 
 
 def _several_best(case: Case, aim: Aim) -> bool:

@@ -7,13 +7,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from kltarget._core.status import Status
 from kltarget._core.words import counted, number
 from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._kept import (
     EARLY,
+    LEAST_ROLLOUTS,
     Kept,
+    early_rows,
     kept_between_groups,
     kept_by_reference,
     kept_since_start,
@@ -69,6 +72,7 @@ class Grading:
         kept: how different right answers still are; None where that is not known.
         whole: whether ``kept`` is of all answers, right or not.
         single: whether there is next to one right answer of each prompt, so that none can be lost.
+        failing: whether right completions became far fewer.
     """
 
     grade: str
@@ -77,6 +81,7 @@ class Grading:
     kept: Kept | None
     whole: bool = False
     single: bool = False
+    failing: bool = False
 
     @property
     def headline(self) -> str:
@@ -134,9 +139,10 @@ def grading_of(
         right = case.log.reward >= case.threshold
         since = kept_since_start(case.log, right, laws, rng)
         kept = since or kept_between_groups(case.log, right) or kept
-    grade, why = _grade(case, kept)
-    single = kept.before < LEAST if kept else not (num_right(case.log, case.threshold) > 1).any()
-    found = Grading(grade, None, why, kept, single=single)
+    fell = _fell(case) if kept is None else ""
+    grade, why = ("unknown", fell) if fell else _grade(case, kept)
+    single = _seem_single(case) if kept is None else kept.before < LEAST
+    found = Grading(grade, None, why, kept, single=single, failing=bool(fell))
     if grade == "unknown":
         found = _by_all_answers(case, kept, rng) or found
     return dataclasses.replace(found, cause=_cause(case, found))
@@ -157,6 +163,29 @@ def _grade(case: Case, kept: Kept | None) -> tuple[str, str]:
         return "held", ""
     rollouts = counted(kept.rollouts, "late right rollout")
     return "unknown", f"{rollouts} of {counted(kept.prompts, 'prompt')} leave it open"
+
+
+def _fell(case: Case) -> str:
+    """That right completions became far fewer; empty where they did not."""
+    log = case.log
+    right = log.reward >= case.threshold
+    early, late = ((int(right[x].sum()), int(x.sum())) for x in (early_rows(log), log.late))
+    if log.num_times < 2 or not (early[1] and late[1]):
+        return ""
+    before, now = early[0] / early[1], late[0] / late[1]
+    # The chance of so few right ones among the late rollouts were they shared out at random.
+    chance = hypergeom.cdf(late[0], early[1] + late[1], early[0] + late[0], late[1])
+    if now > COLLAPSED * before or chance >= LEVEL:
+        return ""
+    shares = (f"{number(100 * x, 3)} %" for x in (before, now))
+    return f"right completions fell from {next(shares)} in the first steps to {next(shares)}"
+
+
+def _seem_single(case: Case) -> bool:
+    """Whether no prompt shows two right answers, over as many rollouts as could show them."""
+    rows = case.log.reward >= case.threshold
+    again = np.maximum(np.bincount(case.log.prompt[rows]) - 1, 0).sum() if rows.any() else 0
+    return not (num_right(case.log, case.threshold) > 1).any() and again >= LEAST_ROLLOUTS
 
 
 def _by_all_answers(case: Case, of_right: Kept | None, rng: np.random.Generator) -> Grading | None:

@@ -16,7 +16,7 @@ EARLY = 0.1
 # Of many prompts those of most rollouts are compared.
 _MOST_PROMPTS = 200
 # Of fewer rollouts, early ones or late ones, a share of this is noise.
-_LEAST_ROLLOUTS = 12
+LEAST_ROLLOUTS = 12
 _LEAST_GROUPS = 10
 _DRAWS = 999
 _Z = 1.959963984540054
@@ -110,7 +110,7 @@ def kept_by_reference(laws: Sequence[Law], rng: np.random.Generator) -> Kept | N
     known = [law for law in laws if law.prompt.known == "logged" and law.late.sum() > 1]
     if not known:
         return None
-    if sum(law.late.sum() for law in known) < _LEAST_ROLLOUTS:
+    if sum(law.late.sum() for law in known) < LEAST_ROLLOUTS:
         return None
     before = float(np.mean([_differ(law.reference) for law in known]))
     most = float(np.mean([_with_unseen(law) for law in known]))
@@ -147,7 +147,7 @@ def kept_since_start(
         own = own[np.lexsort((late[own], early[own]))]
         pairs.append((early[own], late[own]))
     smaller = min(sum(x[k].sum() for x in pairs) for k in (0, 1)) if pairs else 0
-    if smaller < _LEAST_ROLLOUTS:
+    if smaller < LEAST_ROLLOUTS:
         return None
     before, of_before = _mean_of_counts([pair[0] for pair in pairs])
     now, of_now = _mean_of_counts([pair[1] for pair in pairs])

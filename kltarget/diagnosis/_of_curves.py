@@ -93,11 +93,10 @@ def curves_of(frame: pd.DataFrame) -> Curves:
     """The columns of ``read_scalars``, with the KL of whole answers."""
     columns = {name: frame[name].to_numpy(float) for name in frame.columns if name != "step"}
     of_tokens = frame.attrs.get("kl_per") != "answer"
-    if of_tokens:
-        # Without a length the KL of a token stands for that of an answer of one.
-        length = columns["length"]
-        columns["kl"] = columns["kl"] * np.where(np.isfinite(length), length, 1.0)
-    return Curves(step=frame["step"].to_numpy(float), of_tokens=of_tokens, **columns)
+    whole = not of_tokens or bool(np.isfinite(columns["length"]).any())
+    if of_tokens and whole:
+        columns["kl"] = columns["kl"] * columns["length"]
+    return Curves(frame["step"].to_numpy(float), of_tokens=of_tokens, whole=whole, **columns)
 
 
 def _history(curves: Curves) -> dict[str, list[float]]:
@@ -118,7 +117,8 @@ def _title(curves: Curves, format: str) -> str:
     """The curves in a line."""
     first, last = int(curves.step[0]), int(curves.step[-1])
     steps = counted(curves.step.size, "logged step")
-    return f"{format}: curves of {steps}, {first:,} to {last:,}, and no rollouts"
+    which = f"{first:,} to {last:,}" if first < last else f"step {last:,}"
+    return f"{format}: curves of {steps}, {which}, and no rollouts"
 
 
 def _verdict(statements: list[Statement], recipe: Recipe | None) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ _SAMPLE, _LONG = 1000, 4000
 # What a rule has to do: find an answer in most, make few of many, and part the right from the rest.
 _FOUND, _FEWER, _PURE = 0.8, 0.7, 0.95
 _RULES = ("boxed", "answer", "number", r"regex:^\W*(\w+)", r"regex:(\w+)\W*$")
+# What is marked as the answer is the answer, whatever fewer a word would leave.
+_MARKED = _RULES[:2]
 _CALLED = {
     "boxed": "",
     "answer": "",
@@ -55,7 +57,10 @@ def own_answers(case: Case, frame: pd.DataFrame) -> tuple[list[Statement], str |
 
 
 def _helping(frame: Any) -> tuple[str, int, int] | None:
-    """The rule that leaves fewest different answers, how many of how many completions."""
+    """The rule that leaves fewest different answers, how many of how many completions.
+
+    A mark of the answer comes first; a word that is the same in all tells nothing apart.
+    """
     import pandas as pd
 
     known = np.flatnonzero(np.isfinite(frame["reward"].to_numpy(float)))
@@ -86,7 +91,10 @@ def _helping(frame: Any) -> tuple[str, int, int] | None:
             of_answer = counts.setdefault((prompt, answer), {})
             of_answer[reward] = of_answer.get(reward, 0) + 1
         pure = sum(max(of_answer.values()) for of_answer in counts.values())
-        good = left <= _FEWER * len(found) and pure >= _PURE * len(found)
-        if good and (best is None or left < best[1]):
+        good = left <= _FEWER * len(found)
+        if good and name in _MARKED:
+            return name, left, len(found)
+        good &= pure >= _PURE * len(found)
+        if good and len({x[1] for x in found}) > 1 and (best is None or left < best[1]):
             best = name, left, len(found)
     return best

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from scipy.special import expit, rel_entr
 
+from kltarget import evidence
 from kltarget._core.words import number
 from kltarget.diagnosis._say_rewards import SOURCE
 from kltarget.diagnosis._statement import Statement
@@ -24,6 +25,7 @@ ALIKE = "every prompt is as hard as the mean one, and rewards are 0 or 1"
 OF_TOKENS = "an answer's KL is the mean per token times the mean number of tokens"
 # Smaller estimates of a KL are rounding.
 _NOTHING = 1e-6
+_Z = 1.96
 # So much less than what a rise of the reward takes is no accident of the estimate.
 _SHORT = 0.8
 
@@ -33,9 +35,10 @@ class Curves:
     """The curves of a run by their names, and its recipe.
 
     Attributes:
-        kl: of a whole answer, in nats.
+        kl: of a whole answer, in nats; of a token where how long answers are is not known.
         late: the last third of the logged steps.
         of_tokens: whether the KL was a mean over tokens, times the length of answers.
+        whole: whether the KL is that of whole answers.
     """
 
     step: np.ndarray
@@ -47,21 +50,37 @@ class Curves:
     length: np.ndarray
     beta: np.ndarray
     of_tokens: bool
+    whole: bool = True
 
     @property
     def late(self) -> np.ndarray:
         first, last = self.step[0], self.step[-1]
         return self.step >= last - (last - first) / 3
 
-    def ends(self, name: str) -> tuple[float, float]:
-        """Where a curve begins, and its mean over the last third.
+    def ends(self, name: str) -> tuple[float, float, evidence.Interval | None]:
+        """Where a curve begins, its mean over the last third, and how far off that mean may be.
 
-        Steps of a run follow from each other, so that their scatter gives no interval.
+        The last is for decisions: steps of a run follow from each other, and no statement has it.
         """
         curve = getattr(self, name)
         known = np.isfinite(curve)
-        late = curve[self.late & known]
-        return float(curve[known][0]) if known.any() else math.nan, mean_of(late)
+        if not known.any():
+            return math.nan, math.nan, None
+        mean, interval = evidence.mean_interval(curve[self.late & known])
+        # No curve of these but the reward goes below 0.
+        if interval is not None and name != "reward":
+            interval = max(interval[0], 0.0), interval[1]
+        return float(curve[known][0]), mean, interval
+
+    @property
+    def scatter(self) -> float:
+        """The deviation of single steps' mean rewards, about a line through the last third."""
+        known = self.late & np.isfinite(self.reward)
+        if known.sum() < 3:
+            return 0.0
+        step, reward = self.step[known], self.reward[known]
+        line = np.polyval(np.polyfit(step - step[0], reward, 1), step - step[0])
+        return float(np.sqrt(((reward - line) ** 2).sum() / (known.sum() - 2)))
 
     @property
     def bounded(self) -> bool:
@@ -72,11 +91,6 @@ class Curves:
         most = np.sqrt(np.clip(self.reward * (1 - self.reward), 0, None))
         wide = np.nan_to_num(self.reward_deviation) > np.nan_to_num(most) + 0.05
         return not bool(wide.any())
-
-
-def mean_of(values: np.ndarray) -> float:
-    """The mean; NaN of nothing."""
-    return float(values.mean()) if values.size else math.nan
 
 
 def curve_statements(curves: Curves, recipe: Recipe | None) -> list[Statement]:
@@ -106,44 +120,58 @@ def _acting(curves: Curves, recipe: Recipe | None) -> Statement:
     if np.abs(known).max() < _NOTHING:
         text = "the logged KL is 0 throughout: the policy has not left its reference"
         return Statement("kl_term", text, tier=0, sample_size=known.size, unit="steps")
-    _, late = curves.ends("kl")
-    text = f"the KL to the reference comes to {number(late, 3)} nats an answer in the last third"
+    _, late, _ = curves.ends("kl")
+    per = "an answer" if curves.whole else "a token"
+    text = f"the KL to the reference comes to {number(late, 3)} nats {per} in the last third"
     more = "" if held else ", which is only watched: the recipe charges nothing for it"
-    by = (OF_TOKENS,) if curves.of_tokens else ()
+    if not curves.whole:
+        more += "; what an answer takes is not known, as no length of answers is logged"
+    by = (OF_TOKENS,) if curves.of_tokens and curves.whole else ()
     return Statement("kl_term", text, more, late, None, by, known.size, "steps", tier=0)
 
 
 def _budget(curves: Curves) -> list[Statement]:
     """What the KL bought, beside the least that such a rise takes."""
-    begin, end = curves.ends("reward")
-    spent = curves.ends("kl")[1]
-    if not curves.bounded or not spent > _NOTHING or not end > begin:
+    begin, end, of_end = curves.ends("reward")
+    _, spent, of_spent = curves.ends("kl")
+    if not (curves.bounded and curves.whole and spent > _NOTHING and end > begin):
         return []
     # Whatever a channel makes of answers cannot tell two policies better apart than they do: here
     # a coin that falls on 1 with the probability of the reward.
-    least = float(rel_entr(end, begin) + rel_entr(1 - end, 1 - begin))
+    least = _between_coins(end, begin)
     if not 0 < least < math.inf:
         return []
     rise = f"raising the mean reward from {number(begin, 3)} to {number(end, 3)}"
     by = (BEGINNING, BOUNDED, *((OF_TOKENS,) if curves.of_tokens else ()))
     size = int(np.isfinite(curves.kl).sum())
     ratio, fixed = spent / least, {"sample_size": size, "unit": "steps", "tier": 0}
-    if ratio < _SHORT:
+    most = spent if of_spent is None else of_spent[1]
+    # The first step scatters as the last ones do: so little may the true rise be.
+    low, high = begin + _Z * curves.scatter, end if of_end is None else of_end[0]
+    if low < high and most < _SHORT * _between_coins(high, low):
         text = f"{rise} takes {number(least, 3)} nats or more, and {number(spent, 3)} are logged"
         more = (
             ": the logged KL is not that to the policy of the first step (a reference that moves, "
             "or steps before the first that is logged)"
         )
         return [Statement("kl_budget", text, more, ratio, None, by, warning=True, **fixed)]
-    text = f"{rise} takes {number(least, 3)} nats or more; the run spent {number(ratio, 3)} times"
-    return [Statement("kl_budget", f"{text} that", "", ratio, None, by, **fixed)]
+    text = (
+        f"{rise} takes {number(least, 3)} nats or more; the run spent {number(ratio, 3)} times that"
+    )
+    more = ", no less within the scatter of the steps" if ratio < 1 else ""
+    return [Statement("kl_budget", text, more, ratio, None, by, **fixed)]
+
+
+def _between_coins(p: float, q: float) -> float:
+    """The KL between coins that fall on 1 with these probabilities."""
+    return float(rel_entr(p, q) + rel_entr(1 - p, 1 - q))
 
 
 def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
     """Whether the run gained more than it was charged."""
-    begin, end = curves.ends("reward")
-    spent = curves.ends("kl")[1]
-    if not spent > _NOTHING or math.isnan(begin):
+    begin, end, interval = curves.ends("reward")
+    _, spent, of_spent = curves.ends("kl")
+    if not (curves.whole and spent > _NOTHING) or math.isnan(begin):
         return []
     price = (end - begin) / spent
     size = int(np.isfinite(curves.kl).sum())
@@ -162,10 +190,9 @@ def _price(curves: Curves, recipe: Recipe | None) -> list[Statement]:
             else f"; {charged}, but for another divergence"
         )
         return [Statement("price", text, more, price, None, by, **fixed)]
-    # The first step is one draw of what scatters as much later on.
-    late = curves.reward[curves.late & np.isfinite(curves.reward)]
-    doubt = 2 * float(late.std(ddof=1)) * math.sqrt(1 + 1 / late.size) if late.size > 1 else 0.0
-    if price + doubt / spent < beta:
+    # The mean of the first step scatters as those of the last ones do, and the KL may be less.
+    gained = end - begin if interval is None else interval[1] - begin + _Z * curves.scatter
+    if gained < beta * (spent if of_spent is None else of_spent[0]):
         more = (
             f" and {charged}: by its own objective the run is worse off than it began, so the KL "
             "term does not act as this recipe says, or the run has left its target again"
@@ -185,7 +212,7 @@ def _acting_beta(recipe: Recipe) -> float | None:
 
 def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     """Where the recipe would end if every prompt were as hard as the mean one."""
-    begin, end = curves.ends("reward")
+    begin, end, _ = curves.ends("reward")
     spent = curves.ends("kl")[1]
     if not recipe.beta or not curves.bounded or not 0 < begin < 1:
         return []
@@ -201,22 +228,25 @@ def _asked_for(curves: Curves, recipe: Recipe) -> list[Statement]:
     rewards = success.shaped(np.array([0.0, 1.0]), plain.reward_scale, bounds)
     odds = success.target_log_odds(plain, rewards, np.array([recipe.beta]))[0]
     asked = float(expit(np.interp(math.log(begin / (1 - begin)), success.NODES, odds)))
-    nats = float(rel_entr(asked, begin) + rel_entr(1 - asked, 1 - begin))
-    text = f"the target of β = {recipe.beta:g} has a mean reward of {number(asked, 3)}"
+    nats = _between_coins(asked, begin)
+    text = "were every prompt as hard as the mean one, "
+    text += f"the target of β = {recipe.beta:g} would have a mean reward of {number(asked, 3)}"
     text += f", {number(nats, 3)} nats from the reference"
     more = f"; the run has {number(end, 3)}"
-    more += f" at {number(spent, 3)} nats" if spent > _NOTHING else ""
+    more += f" at {number(spent, 3)} nats" if curves.whole and spent > _NOTHING else ""
     by = (BEGINNING, ALIKE, SOURCE)
     return [Statement("asked_for", text, more, asked, None, by, unit="recipe", tier=0)]
 
 
 def _entropy(curves: Curves) -> list[Statement]:
-    begin, end = curves.ends("entropy")
+    begin, end, _ = curves.ends("entropy")
     if math.isnan(begin) or begin <= 0:
         return []
     left = end / begin
     text = f"the entropy of a token went from {number(begin, 3)} to {number(end, 3)} nats"
     more = f", {number(left, 3)} times as much: what became of different answers it does not say"
+    if number(begin, 3) == number(end, 3):
+        text, more = f"the entropy of a token is where it began, at {number(end, 3)} nats", ""
     size = int(np.isfinite(curves.entropy).sum())
     return [
         Statement(
@@ -227,7 +257,7 @@ def _entropy(curves: Curves) -> list[Statement]:
 
 
 def _equal_groups(curves: Curves) -> list[Statement]:
-    _, late = curves.ends("zero_std")
+    _, late, _ = curves.ends("zero_std")
     if math.isnan(late):
         return []
     size = int(np.isfinite(curves.zero_std[curves.late]).sum())
@@ -241,7 +271,7 @@ def _equal_groups(curves: Curves) -> list[Statement]:
 
 
 def _lengths(curves: Curves) -> list[Statement]:
-    begin, end = curves.ends("length")
+    begin, end, _ = curves.ends("length")
     if math.isnan(begin) or begin <= 0 or abs(end / begin - 1) < 0.1:
         return []
     size = int(np.isfinite(curves.length).sum())

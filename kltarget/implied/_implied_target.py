@@ -384,7 +384,9 @@ def _clipped(problem: Problem, log_probs: np.ndarray, tree: Branches | None) -> 
         estimates[recipe.estimator_name] = np.asarray(
             in_jax(recipe.estimator)(jnp.asarray(log_ratio))
         )
-    cost = estimates.get(recipe.estimator_name, np.expm1(-log_ratio) + log_ratio)
+    with np.errstate(over="ignore"):
+        # What is too large for a number is beyond any limit.
+        cost = estimates.get(recipe.estimator_name, np.expm1(-log_ratio) + log_ratio)
     cuts = (log_ratio, recipe.log_ratio_clip), (cost, recipe.kl_clip)
     return any(np.abs(x).max() > (cut or np.inf) for x, cut in cuts)
 

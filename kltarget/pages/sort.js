@@ -25,3 +25,8 @@ const unfold = () => {
 };
 addEventListener("hashchange", unfold);
 unfold();
+// The same number once more, after its prompt was folded again.
+addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#']");
+  if (link && link.hash === location.hash) unfold();
+});

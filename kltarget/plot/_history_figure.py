@@ -27,7 +27,8 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     """Draws what changed along the steps: reward, entropy, difference and groups of equal rewards.
 
     Where a run has a target, a dashed line is where the curve ends if the run gets there: the mean
-    over the prompts whose targets were computed.
+    over the prompts whose targets were computed; of curves alone, the target of a prompt that is as
+    hard as the mean one.
 
     Args:
         diagnosis: what :func:`kltarget.diagnose` returned.
@@ -56,6 +57,8 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     shown = [x for x in _PANELS if sum(map(math.isfinite, kept[x])) > 1]
     if len(steps) < 2 or not shown:
         return None
+    # Curves know the target of a prompt that is as hard as the mean one.
+    called = "target, if all alike:" if diagnosis.tier == 0 else "target"
     with look.in_style():
         figure = look.new_figure(figsize=(3.0 * len(shown), 2.9))
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -68,7 +71,12 @@ def history(diagnosis: Diagnosis) -> Figure | None:
                 middle = (min(*ends, target) + max(*ends, target)) / 2
                 up = target < middle
                 look.note(
-                    *(ax, f"target {number(target, 3)}", (steps[0], target), (0, 3 if up else -3)),
+                    *(
+                        ax,
+                        f"{called} {number(target, 3)}",
+                        (steps[0], target),
+                        (0, 3 if up else -3),
+                    ),
                     ha="left",
                     va="bottom" if up else "top",
                 )

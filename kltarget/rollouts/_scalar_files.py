@@ -18,7 +18,8 @@ STATE = "trainer_state.json"
 _EVENTS = "events.out.tfevents."
 _RUN = "run_name"
 _BOUNDS = ("__MIN", "__MAX")
-_TEXTS = (*PROMPT_NAMES, *COMPLETION_NAMES, *CHAT_NAMES)
+# What a row of rollouts has one of, or the tokens of both where texts are not kept.
+_TEXTS = (*PROMPT_NAMES, *COMPLETION_NAMES, *CHAT_NAMES, "token_ids")
 
 
 class Logged(NamedTuple):
@@ -48,6 +49,9 @@ def scalar_file(path: pathlib.Path, given: Mapping[str, str]) -> ScalarFile | No
     columns = _columns(path)
     if first_called(columns, _TEXTS) is not None:
         return None
+    if "log_history" in columns:
+        # A trainer's state under another name.
+        return ScalarFile("trainer-state", _trainer_state)
     if {"step", "data"} == set(columns):
         return ScalarFile("verl", _nested)
     if _RUN in columns and "metrics" in columns:

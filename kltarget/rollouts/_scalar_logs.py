@@ -133,6 +133,8 @@ def _names(
 ) -> tuple[dict[str, str], str]:
     """What the files call our columns, and the steps."""
     every = list(dict.fromkeys(name for entries in records for name in entries))
+    if not every:
+        raise RolloutError(f"{where}: nothing is logged yet")
     found = found_among(every, called)
     steps = next((name for name in reversed(STEP_NAMES) if name in every), None)
     missing = [name for name in found.values() if name not in every]
