@@ -40,7 +40,8 @@ def verdict_of(case: Case, statements: Sequence[Statement], aims: list[Aim]) -> 
     chosen = [named[name] for name in wanted if name in named and not named[name].refused]
     if named["zero_std_groups"].warning:
         chosen.append(named["zero_std_groups"])
-    if flips is not None and flips.refused:
+    # Without a regulariser that no target is known has been said already.
+    if flips is not None and flips.refused and not (case.told and case.beta == 0):
         chosen.append(flips)
     return tuple(statement.headline for statement in chosen)
 
