@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from kltarget import cli, pages, plot
 from kltarget.diagnosis import Diagnosis, diagnose
 from kltarget.recipes import Recipe
+from kltarget.rollouts import read_rollouts
 
 DATA = pathlib.Path(__file__).parent / "data" / "rollouts"
 AT_ZERO = DATA / "trl116_grpo_digit_b0"
@@ -102,6 +103,18 @@ def test_all_prompts_with_their_completions():
     alone = Tags(pages.diagnosis(found))
     assert not alone.of("a")
     assert len([x for x in alone.of("th") if "aria-sort" in x]) == len(heads)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_log_without_steps_has_a_page(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"prompt": "?", "completion": x, "reward": r} for x, r in (("a", 1.0), ("b", 0.0)) * 4]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame = read_rollouts(path, num_generations=8)
+    assert frame["step"].isna().all()
+    page = pages.diagnosis(diagnose(frame), frame)
+    assert "reward 1, log.jsonl, group 0" in page
+    assert "step <NA>" not in html.unescape(page)
 
 
 @pytest.mark.usefixtures("undrawn")

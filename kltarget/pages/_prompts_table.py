@@ -139,10 +139,12 @@ class PromptsTable:
         return found
 
     def _completion(self, row: Any) -> str:
+        import pandas as pd
+
         said = str(row["completion"]) if isinstance(row["completion"], str) else ""
         cut = said if len(said) <= MOST_CHARACTERS else said[:MOST_CHARACTERS] + "…"
-        step = "" if row["step"] is None or row["step"] != row["step"] else str(row["step"])
-        parts = [f"step {step}"] if step not in ("", "<NA>") else []
+        # A step that the log does not have is pandas' NA, which is neither true nor false.
+        parts = [] if pd.isna(row["step"]) else [f"step {row['step']}"]
         parts.append(f"reward {number(float(row['reward']))}")
         if "source" in row:
             parts.append(pathlib.PurePath(str(row["source"])).name)
