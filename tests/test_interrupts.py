@@ -105,21 +105,9 @@ COMMANDS = {
     "solve": SOLVE,
     "sweep": ("sweep", "words-3", "--beta", "1e-3:1:200", "--out", "s.nc"),
     "verify": ("verify", "one-two", "--policies", "tabular", "--beta", "0.3", "--seeds", "1"),
-    "forecast": (
-        "forecast",
-        DATA.parents[1] / "kltarget/data/deepscaler32k.csv",
-        "--columns",
-        "correct=base_correct",
-        "--trainer",
-        "trl-grpo==1.9.2",
-    ),
-    "compare": ("compare", LOG, LOG),
     "diagnose": (*DIAGNOSE, "--html", "page.html"),
     "watch": (*DIAGNOSE, "--watch", "0.1", "--html", "page.html"),
-    "explore": ("explore", "one-two", "--html", "page.html"),
-    "recipe": ("recipe", "trl-grpo", "--compare", "trl-rloo"),
     "loss": ("recipe", "--loss", f"{DATA / 'losses' / 'exchanged_arguments.py'}:loss"),
-    "prefer": ("prefer", "pairs.csv", "--reference", "answers.csv", "--beta", "0.1,1"),
 }
 
 
@@ -128,8 +116,6 @@ COMMANDS = {
 def test_at_random_moments(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(name)
-    pathlib.Path("pairs.csv").write_text("chosen,rejected\na,b\nb,c\na,c\nc,a\n")
-    pathlib.Path("answers.csv").write_text("outcome,probability\na,0.2\nb,0.3\nc,0.5\n")
     for _ in range(2):
         process = started("no.such.module", *COMMANDS[name])
         process.stdout.readline()
