@@ -232,3 +232,10 @@ def test_without_a_recipe_curves_say_how_to_give_it():
     assert "recipe: not given" in str(found)
     unheld = diagnose(state, recipe("trl-grpo"), beta=0.0)
     assert [x.key for x in unheld.actions] == ["beta", "log_completions"]
+
+
+def test_curves_of_a_point_each_have_a_page():
+    frame = curves(reward=[0.2, math.nan], kl=[math.nan, 0.1])
+    found = diagnose(frame, REVERSE, beta=0.1)
+    assert plot.history(found) is None
+    assert "<img" not in pages.diagnosis(found)

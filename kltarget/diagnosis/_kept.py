@@ -281,4 +281,5 @@ def _chance_of_labels(
 
 
 def _at_most(values: np.ndarray, bound: float) -> float:
+    # Draws that equal what was seen count, though their sums are rounded in another order.
     return float((1 + (values <= bound + 1e-9).sum()) / (1 + len(values)))

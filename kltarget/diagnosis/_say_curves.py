@@ -23,6 +23,8 @@ BEGINNING = "the first logged step is that of the reference"
 BOUNDED = "every reward lies between 0 and 1"
 ALIKE = "every prompt is as hard as the mean one, and rewards are 0 or 1"
 OF_TOKENS = "an answer's KL is the mean per token times the mean number of tokens"
+# By so much may a batch's deviation exceed that of its law.
+_MORE_IN_A_SAMPLE = 0.05
 # Smaller estimates of a KL are rounding.
 _NOTHING = 1e-6
 _Z = 1.96
@@ -88,9 +90,11 @@ class Curves:
         mean = self.reward[np.isfinite(self.reward)]
         if not mean.size or mean.min() < 0 or mean.max() > 1:
             return False
-        most = np.sqrt(np.clip(self.reward * (1 - self.reward), 0, None))
-        wide = np.nan_to_num(self.reward_deviation) > np.nan_to_num(most) + 0.05
-        return not bool(wide.any())
+        known = np.isfinite(self.reward) & np.isfinite(self.reward_deviation)
+        reward = self.reward[known]
+        # Rewards between 0 and 1 of this mean deviate most if they are 0 or 1; a sample's do more.
+        most = np.sqrt(reward * (1 - reward)) + _MORE_IN_A_SAMPLE
+        return bool((self.reward_deviation[known] <= most).all())
 
 
 def curve_statements(curves: Curves, recipe: Recipe | None) -> list[Statement]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from kltarget import plot
 from kltarget._core.page import Page, Paragraph
@@ -15,6 +14,7 @@ from kltarget.pages._prompts_table import STYLE, PromptsTable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from kltarget.diagnosis import Diagnosis
 
@@ -48,9 +48,9 @@ def diagnosis(
     figures = []
     if diagnosis.tier > 0:
         figures = [drawn_twice(lambda: plot.diagnosis(diagnosis), _SHARES)]
-    if len(diagnosis.history["step"]) > 1:
-        curves: Callable[[], Any] = lambda: plot.history(diagnosis)  # noqa: E731
-        figures.insert(0, drawn_twice(curves, _CURVES))
+    # Of several steps no curve may have two points.
+    if plot.history(diagnosis) is not None:
+        figures.insert(0, drawn_twice(lambda: cast("Figure", plot.history(diagnosis)), _CURVES))
     page: Page = diagnosis.page(*figures)
     if diagnosis.tier > 0:
         page.add(PromptsTable(diagnosis, rollouts))
