@@ -27,6 +27,7 @@ from kltarget.diagnosis._log_in_a_line import counting, title_of
 from kltarget.diagnosis._of_curves import diagnosis_of_curves, is_of_curves
 from kltarget.diagnosis._own_answers import own_answers
 from kltarget.diagnosis._prompt_columns import columns_of
+from kltarget.diagnosis._recipe_as_logged import completed, unshaped
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -195,8 +196,8 @@ def diagnose(
     log = evidence.log_of(frame)
     steered = recipe.kl_target is not None
     evidence.reference_kind(log, reference)
-    recipe, notes = _completed(recipe, log, beta)
-    recipe, shaping = _unshaped(recipe, frame)
+    recipe, notes = completed(recipe, log, beta)
+    recipe, shaping = unshaped(recipe, frame)
     log, dubious = _possible(log)
     if threshold is None:
         threshold = evidence.evident_threshold(log)
@@ -298,47 +299,6 @@ def _with_reference(case: Case, most: int) -> list[evidence.Prompt]:
     return evidence.prompts_of(case.log, order, "logged")
 
 
-def _completed(recipe: Recipe, log: evidence.Log, beta: float) -> tuple[Recipe, list[str]]:
-    """The recipe with the log's own group size, if groups matter.
-
-    That is the one size they all have, or their median if the recipe has none.
-    """
-    sizes = np.bincount(log.group)
-    size, notes = int(np.median(sizes)), []
-    recipe, moved = _as_logged(recipe)
-    notes += moved
-    if recipe.beta != beta:
-        recipe = dataclasses.replace(recipe, beta=float(beta))
-    usual = int(np.bincount(sizes).argmax())
-    if (sizes != usual).any() and usual == sizes.max():
-        size = usual
-        which = f"{usual}, the largest and usual size, counts; the others have lost some"
-        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {which}")
-        sizes = np.full_like(sizes, usual)
-    matters = recipe.baseline != "none" or recipe.normalize in ("group-std", "others-std")
-    matters |= recipe.by_masses
-    if matters and (sizes != size).any():
-        whose = "the median" if recipe.group_size is None else "that of the recipe"
-        size = recipe.group_size or size
-        notes.append(f"groups of {sizes.min()} to {sizes.max()} rollouts: {size}, {whose}, counts")
-    if not matters or recipe.group_size == size:
-        return recipe, notes
-    if size < 2:
-        if recipe.group_size is not None:
-            own = recipe.group_size
-            notes.append(f"groups of {size} in the log, {own} in the recipe: {own} is used")
-        return recipe, notes
-    try:
-        completed = dataclasses.replace(recipe, group_size=size)
-    except ValueError:
-        return recipe, notes
-    if recipe.group_size is not None:
-        notes.append(
-            f"groups of {size} in the log, {recipe.group_size} in the recipe: {size} is used"
-        )
-    return completed, notes
-
-
 def _excess(log: evidence.Log) -> tuple[float, str] | None:
     """The largest sum of a prompt's reference probabilities if it is impossible, and the prompt."""
     sums = evidence.reference_sums(log)
@@ -365,27 +325,6 @@ def _possible(log: evidence.Log) -> tuple[evidence.Log, list[str]]:
     return dataclasses.replace(log, logp=np.full_like(log.logp, np.nan)), [note]
 
 
-def _as_logged(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe of what stands in a log: its policy, its reference and its coefficient of then."""
-    notes = []
-    if recipe.moves_reference:
-        notes.append(
-            "the reference moves: what is said of targets is of the reference that was logged"
-        )
-    if recipe.temperature != 1:
-        notes.append(
-            f"log-probabilities and answers are taken to be at the recipe's temperature, "
-            f"{recipe.temperature:g}, as they are trained on"
-        )
-    if recipe.kl_target is not None:
-        notes.append("a controller moves β: give the one that the run had in the end (--beta)")
-    recipe = recipe.without_motion
-    if recipe.combine == "sum" and recipe.reward_weights is not None:
-        # What is logged is their sum.
-        recipe = dataclasses.replace(recipe, reward_weights=None)
-    return recipe, notes
-
-
 def _not_logged(recipe: Recipe) -> str | None:
     """What a target needs that no log has."""
     if recipe.teacher:
@@ -395,17 +334,6 @@ def _not_logged(recipe: Recipe) -> str | None:
     if recipe.combine != "sum":
         return "no target: rewards are normalised one by one, and logs have their sum"
     return None
-
-
-def _unshaped(recipe: Recipe, frame: pd.DataFrame) -> tuple[Recipe, list[str]]:
-    """The recipe of rewards that were logged as it scaled and cut them."""
-    plain = dataclasses.replace(recipe, reward_scale=1.0, reward_clip=None, reward_clip_low=None)
-    if plain == recipe or not frame.attrs.get("shaped"):
-        return recipe, []
-    return plain, [
-        "rewards are in the trainer's own units, as it logs them: the recipe's scale and clip of "
-        "rewards are in them already"
-    ]
 
 
 def _aims(
