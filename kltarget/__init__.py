@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from kltarget.sweeps import phase_boundaries, sweep
     from kltarget.targets import Target, soft_values, solve, token_advantages, token_local_target
     from kltarget.targets._samples import solve_on_samples
+    from kltarget.targets.automata import solve_on_automaton
     from kltarget.targets.grids import solve_on_grid
     from kltarget.training import fine_tune
     from kltarget.verification import verify
@@ -139,6 +140,7 @@ _ROOMS = {
     "sweeps": ("phase_boundaries", "sweep"),
     "targets": ("Target", "soft_values", "solve", "token_advantages", "token_local_target"),
     "targets._samples": ("solve_on_samples",),
+    "targets.automata": ("solve_on_automaton",),
     "targets.grids": ("solve_on_grid",),
     "tasks": (),
     "testing": (),
@@ -192,6 +194,7 @@ __all__ = [
     "reward_for",
     "soft_values",
     "solve",
+    "solve_on_automaton",
     "solve_on_grid",
     "solve_on_samples",
     "summarize",

@@ -3,19 +3,23 @@
 A space whose outcomes come about step by step is walked :func:`backward`.
 """
 
+from kltarget.spaces._automata import Automaton
 from kltarget.spaces._boxes import Box
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._layers import Branches, Layer, Layers, backward
+from kltarget.spaces._markov_reference import MarkovReference
 from kltarget.spaces._maxima import basins, find_modes
 from kltarget.spaces._prefix_trees import PrefixTree
 from kltarget.spaces._sequences import SequenceSpace
 
 __all__ = [
+    "Automaton",
     "Box",
     "Branches",
     "GaussianMixture",
     "Layer",
     "Layers",
+    "MarkovReference",
     "PrefixTree",
     "SequenceSpace",
     "backward",

@@ -1,0 +1,295 @@
+"""References in which the next token depends on the last few: Markov chains over tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from kltarget._core.checks import at_index, first_index, float_arguments, require_normalized
+from kltarget._core.pytrees import register
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MarkovReference:
+    """A Markov chain of order k over V tokens: the distribution of a language model in small.
+
+    Where such a chain is by now are its contexts: the last k tokens, or all of them where there are
+    fewer. Context 0 is the beginning.
+
+    Args:
+        log_initial: log-probabilities of the first k tokens together, k axes of V each; for a chain
+            of order 1 that of the first token, ``[V]``.
+        log_transition: log-probabilities of the next token after each k, k + 1 axes of V; for a
+            chain of order 1 ``[V, V]``, the last token first.
+        alphabet: what the tokens are called, V strings; numbers if it is left out.
+        end: the token after which a text is over, which only itself follows; its row of
+            ``log_transition`` must say so.
+
+    Raises:
+        ValueError: shapes that do not fit, and outside a trace rows that are not normalised.
+
+    Differentiable in both arrays. ``-inf`` is a token that is impossible there; after tokens that
+    are impossible themselves a row may hold anything normalised.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kltarget.spaces import MarkovReference
+        >>> even = jnp.log(jnp.full(2, 0.5))
+        >>> sticky = jnp.log(jnp.array([[0.9, 0.1], [0.1, 0.9]]))
+        >>> reference = MarkovReference(even, sticky)
+        >>> print(f"{jnp.exp(reference.log_prob([0, 0, 1])):.3f}")
+        0.045
+    """
+
+    log_initial: Float[Array, "..."]
+    log_transition: Float[Array, "... V"]
+    alphabet: tuple[str, ...] | None = None
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        arrays = float_arguments(log_initial=self.log_initial, log_transition=self.log_transition)
+        initial, transition = arrays["log_initial"], arrays["log_transition"]
+        size, order = transition.shape[-1] if transition.ndim else 0, initial.ndim
+        if order < 1 or initial.shape != (size,) * order:
+            raise ValueError(
+                f"log_initial has shape {initial.shape}: it needs an axis of {size} tokens for "
+                "each of the first k tokens, as log_transition has one more"
+            )
+        if transition.shape != (size,) * (order + 1):
+            raise ValueError(
+                f"log_transition has shape {transition.shape}, which does not fit log_initial of "
+                f"shape {initial.shape}: it needs {order + 1} axes of {size}"
+            )
+        require_normalized(log_initial=initial.reshape(-1), log_transition=transition)
+        alphabet = self.alphabet
+        if alphabet is not None:
+            alphabet = tuple(alphabet)
+            if len(alphabet) != size or len(set(alphabet)) != size:
+                raise ValueError(
+                    f"alphabet must name each of the {size} tokens once, got {len(alphabet)} names"
+                )
+        if self.end is not None and not 0 <= self.end < size:
+            raise ValueError(f"end must be a token from 0 to {size - 1}, got {self.end}")
+        for name, x in (("log_initial", initial), ("log_transition", transition)):
+            object.__setattr__(self, name, x)
+        object.__setattr__(self, "alphabet", alphabet)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number V of tokens."""
+        return self.log_transition.shape[-1]
+
+    @property
+    def order(self) -> int:
+        """How many tokens the next one depends on, k."""
+        return self.log_initial.ndim
+
+    @property
+    def num_contexts(self) -> int:
+        """The number of contexts, ``1 + V + … + V**k``."""
+        return sum(self.vocab_size**j for j in range(self.order + 1))
+
+    def log_next(self) -> Float[Array, "contexts V"]:
+        """Log-probabilities of the next token in each context, the shorter contexts first."""
+        size, rows, joint = self.vocab_size, [], self.log_initial
+        for j in reversed(range(self.order)):
+            total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
+            known = total > -jnp.inf
+            even = jnp.full_like(joint, -math.log(size))
+            given = jnp.where(known, joint - jnp.where(known, total, 0.0), even)
+            rows.insert(0, given.reshape(size**j, size))
+            joint = total[..., 0]
+        return jnp.concatenate([*rows, self.log_transition.reshape(-1, size)])
+
+    @functools.cached_property
+    def following(self) -> np.ndarray:
+        """The context that each token leads to from each, integers ``[contexts, V]``."""
+        size, order = self.vocab_size, self.order
+        first = np.cumsum([0, *(size**j for j in range(order + 1))])
+        parts = []
+        for j in range(order + 1):
+            place = np.arange(size**j)[:, None] * size + np.arange(size)
+            if j == order:
+                place = place % size**order
+            parts.append(first[min(j + 1, order)] + place)
+        return np.concatenate(parts)
+
+    def contexts(self, tokens: ArrayLike) -> Int[Array, "... T"]:
+        """The context before each token.
+
+        Args:
+            tokens: integers from 0 to V − 1, shape ``[..., T]``.
+
+        Returns:
+            Contexts, of the same shape, the first of each row 0.
+        """
+        return walk(jnp.asarray(self.following), self.tokens(tokens))[..., :-1]
+
+    def log_prob(self, tokens: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of texts.
+
+        Args:
+            tokens: integers from 0 to V − 1, shape ``[..., T]``; or a string, or a list of strings
+                of one length, where the chain has an alphabet of single letters.
+
+        Returns:
+            Shape ``[...]``.
+        """
+        tokens = self.tokens(tokens)
+        return self.log_next()[self.contexts(tokens), tokens].sum(-1)
+
+    def tokens(self, texts: Any) -> Int[Array, "... T"]:
+        """Tokens of strings of one length, or tokens as they are.
+
+        Raises:
+            ValueError: letters outside of the alphabet, strings of several lengths, or tokens that
+                there are not.
+        """
+        if isinstance(texts, str) or (
+            isinstance(texts, Sequence) and texts and isinstance(texts[0], str)
+        ):
+            return jnp.asarray(self._spelled(texts))
+        tokens = jnp.asarray(texts)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
+        if not isinstance(tokens, jax.core.Tracer):
+            outside = (np.asarray(tokens) < 0) | (np.asarray(tokens) >= self.vocab_size)
+            if outside.any():
+                at = first_index(outside)
+                raise ValueError(
+                    f"tokens: there is no token {np.asarray(tokens)[at]}{at_index(at)}, only 0 to "
+                    f"{self.vocab_size - 1}"
+                )
+        return tokens
+
+    def _spelled(self, texts: str | Sequence[str]) -> np.ndarray:
+        if self.alphabet is None:
+            raise ValueError("tokens: the reference has no alphabet to spell strings in")
+        places = {name: i for i, name in enumerate(self.alphabet)}
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if len({len(text) for text in listed}) > 1:
+            raise ValueError("tokens: these strings are of several lengths")
+        for text in listed:
+            strange = [x for x in text if x not in places]
+            if strange:
+                raise ValueError(f"tokens: {strange[0]!r} is not in the alphabet")
+        rows = np.array([[places[x] for x in text] for text in listed], np.int32)
+        return rows[0] if isinstance(texts, str) else rows
+
+    def spell(self, tokens: ArrayLike) -> Any:
+        """Texts as strings, up to their end: one, or nested lists of them.
+
+        Raises:
+            ValueError: there is no alphabet.
+        """
+        if self.alphabet is None:
+            raise ValueError("the reference has no alphabet to spell strings in")
+        rows = np.asarray(tokens)
+        if rows.ndim > 1:
+            return [self.spell(row) for row in rows]
+        listed = rows.tolist()
+        if self.end in listed:
+            listed = listed[: listed.index(self.end)]
+        return "".join(self.alphabet[i] for i in listed)
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Iterable[str],
+        *,
+        order: int = 1,
+        smoothing: float = 0.1,
+        alphabet: Sequence[str] | None = None,
+        end: str | None = None,
+    ) -> MarkovReference:
+        """A chain of the letters of texts.
+
+        Args:
+            texts: strings of ``order`` letters or more.
+            order: how many letters the next one depends on.
+            smoothing: added to every count, so that nothing is impossible.
+            alphabet: the letters, by default those of the texts, sorted.
+            end: a letter that is not in the texts and ends each of them; a chain with it makes
+                texts of any length.
+
+        Raises:
+            ValueError: no texts, too short ones, letters outside the alphabet, an order below 1.
+
+        Example:
+            >>> from kltarget.spaces import MarkovReference
+            >>> reference = MarkovReference.fit(["abab", "aab"], smoothing=0.0)
+            >>> print(f"{reference.log_prob('ab'):.3f}")
+            -0.288
+        """
+        listed = list(texts)
+        if order < 1:
+            raise ValueError(f"order must be 1 or more, got {order}")
+        if smoothing < 0:
+            raise ValueError(f"smoothing must be 0 or more, got {smoothing}")
+        letters = sorted(set().union(*listed)) if alphabet is None else list(alphabet)
+        if end is not None:
+            letters = [*(x for x in letters if x != end), end]
+            listed = [text + end * max(1, order - len(text)) for text in listed]
+        if not listed or min(map(len, listed)) < order:
+            raise ValueError(f"texts must be strings of {order} letters or more, and at least one")
+        places, size = {x: i for i, x in enumerate(letters)}, len(letters)
+        first = np.full((size,) * order, float(smoothing))
+        then = np.full((size,) * (order + 1), float(smoothing))
+        for text in listed:
+            strange = [x for x in text if x not in places]
+            if strange:
+                raise ValueError(f"texts: {strange[0]!r} is not in the alphabet")
+            ids = [places[x] for x in text]
+            first[tuple(ids[:order])] += 1
+            for i in range(order, len(ids)):
+                then[tuple(ids[i - order : i + 1])] += 1
+        # Contexts that no text has, and none can have without smoothing.
+        then[then.sum(-1) == 0] = 1.0
+        if end is not None:
+            _absorb(first, then, size - 1)
+        with np.errstate(divide="ignore"):
+            log_first = np.log(first / first.sum())
+            log_then = np.log(then / then.sum(-1, keepdims=True))
+        return cls(log_first, log_then, tuple(letters), None if end is None else size - 1)
+
+
+register(MarkovReference, ("log_initial", "log_transition"), ("alphabet", "end"))
+
+
+def _absorb(first: np.ndarray, then: np.ndarray, end: int) -> None:
+    """After an end there is nothing but ends, in counts."""
+    order = first.ndim
+    for counts in (first, then):
+        for axis in range(order if counts is then else order - 1):
+            over = [slice(None)] * counts.ndim
+            over[axis] = end
+            # The next token after an end.
+            for token in range(counts.shape[0]):
+                if token != end:
+                    over[axis + 1] = token
+                    counts[tuple(over)] = 0.0
+    sealed = then.sum(-1) == 0
+    then[sealed, end] = 1.0
+
+
+def walk(table: Array, tokens: Array) -> Array:
+    """The states before each token and after the last, from state 0: ``[..., T + 1]``."""
+    flat = tokens.reshape(-1, tokens.shape[-1])
+
+    def step(state: Array, token: Array) -> tuple[Array, Array]:
+        after = table[state, token]
+        return after, after
+
+    start = jnp.zeros(flat.shape[0], table.dtype)
+    _, states = jax.lax.scan(step, start, flat.T)
+    states = jnp.concatenate([start[None], states]).T
+    return states.reshape(*tokens.shape[:-1], tokens.shape[-1] + 1)

@@ -1,0 +1,292 @@
+"""``solve_on_automaton``: targets over all texts of a length, of which there may be 10¹⁰⁰."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
+
+from kltarget._core.checks import float_arguments, positive, typed_key
+from kltarget._core.pytrees import register
+from kltarget.divergences import Divergence, ReverseKL
+from kltarget.objectives import Objective
+from kltarget.spaces import Automaton, MarkovReference
+from kltarget.spaces._markov_reference import walk
+from kltarget.targets._protocol import Optimum
+from kltarget.targets.automata._product_walks import Product, final_log_masses, log_values
+from kltarget.targets.discrete import Target, solve
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AutomatonTarget(Optimum):
+    """The policy over all texts of T tokens that maximises an objective, exactly.
+
+    Texts are rewarded by the state in which an automaton ends, and those that end in one state keep
+    their proportions, for every divergence: what changes is how much mass each state has. That is
+    a problem of D outcomes, ``states``, and all else is the reference's.
+
+    Attributes:
+        reference: what the policy is regularised to.
+        automaton: what reads the texts.
+        length: the number T of tokens of a text.
+        states: the target over final states, as of outcomes: :class:`kltarget.Target` with
+            rewards ``[*batch, D]``. Masses of modes, flips between them, best-of-n and all that is
+            known of lists of outcomes are asked of it.
+
+    Example:
+        >>> import kltarget as kt
+        >>> from kltarget.spaces import Automaton, MarkovReference
+        >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+        >>> found = Automaton.from_words(["aa"], "ab")
+        >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.2, length=300)
+        >>> print(f"{target.expected_reward:.4f} {target.value:.4f}")
+        1.0000 1.0000
+    """
+
+    made_by = "solve_on_automaton"
+
+    reference: MarkovReference
+    automaton: Automaton
+    states: Target
+    length: int
+
+    @property
+    def status(self) -> Int[Array, "*batch"]:
+        """:class:`~kltarget.Status` bits, shape ``[*batch]``."""
+        return self.states.status
+
+    @property
+    def value(self) -> Float[Array, "*batch"]:
+        """The maximum J* in reward units, shape ``[*batch]``."""
+        return self.states.value
+
+    @property
+    def expected_reward(self) -> Float[Array, "*batch"]:
+        """``E_π[reward]`` in reward units, shape ``[*batch]``."""
+        return self.states.expected_reward
+
+    @property
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """The divergence from the reference in nats, shape ``[*batch]``."""
+        return self.states.divergence_value
+
+    @property
+    def log_ratio(self) -> Float[Array, "*batch D"]:
+        """``log π/π_ref`` of texts by their final state; 0 for states that no text has."""
+        log_ref = self.states.objective.log_ref
+        seen = log_ref > -jnp.inf
+        ratio = jnp.where(seen, self.states.log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
+        return jnp.where(seen, ratio, 0.0)
+
+    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of texts.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Shape ``[*batch, ...]``, of the texts' own axes last.
+        """
+        tokens = self._texts(x)
+        return self.reference.log_prob(tokens) + self.log_ratio[..., self.automaton.run(tokens)]
+
+    def expectation(self, fn: Any) -> Float[Array, "..."]:
+        """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
+        return self.states.expectation(fn)
+
+    def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
+        """Log-probabilities of the token after a prefix.
+
+        Args:
+            prefix: tokens, integers ``[t]`` with t from 0 to T − 1, or a string.
+
+        Returns:
+            Shape ``[*batch, V]``; NaN after a prefix that is impossible.
+        """
+        tokens = self._prefix(prefix)
+        product = self._product
+        context = walk(product.following, tokens)[-1]
+        state = walk(product.transitions, tokens)[-1]
+        left = self.length - tokens.shape[-1] - 1
+        after = self._values(left)[..., product.following[context], product.transitions[state]]
+        joint = product.log_next[context] + after
+        return jax.nn.log_softmax(joint, axis=-1)
+
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Int[Array, "num_samples *batch T"]:
+        """Independent draws of texts, tokens of shape ``[num_samples, *batch, T]``."""
+        positive("num_samples", num_samples)
+        values = log_values(self._product, self.log_ratio, length=self.length)
+        last = self._values(0)
+        return _sample(self._product, values, last, typed_key(key), num_samples)
+
+    @property
+    def entropy(self) -> Float[Array, "*batch"]:
+        """The entropy of the policy over texts in nats, shape ``[*batch]``."""
+        return _entropy(self._product, self.log_ratio, self.states.log_probs, self.length)
+
+    @property
+    def effective_texts(self) -> Float[Array, "*batch"]:
+        """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
+        return jnp.exp(self.entropy)
+
+    @property
+    def _product(self) -> Product:
+        following = jnp.asarray(self.reference.following, jnp.int32)
+        return Product(
+            self.reference.log_next(), following, jnp.asarray(self.automaton.transitions)
+        )
+
+    def _values(self, left: int) -> Array:
+        """Values of nodes with so many tokens still to come, ``[*batch, S, D]``."""
+        if left:
+            return log_values(self._product, self.log_ratio, length=left)[0]
+        ratio = self.log_ratio
+        shape = (*ratio.shape[:-1], self._product.shape[0], ratio.shape[-1])
+        return jnp.broadcast_to(ratio[..., None, :], shape)
+
+    def _texts(self, x: ArrayLike) -> Array:
+        tokens = self.reference.tokens(x)
+        if tokens.ndim == 0 or tokens.shape[-1] != self.length:
+            raise ValueError(
+                f"x has shape {tokens.shape}, but texts have {self.length} tokens: the last axis "
+                f"must be {self.length}"
+            )
+        return tokens
+
+    def _prefix(self, prefix: ArrayLike) -> Array:
+        empty = not len(prefix) if isinstance(prefix, str) else not np.size(prefix)
+        tokens = jnp.zeros(0, jnp.int32) if empty else self.reference.tokens(prefix)
+        if tokens.ndim != 1 or tokens.shape[0] >= self.length:
+            raise ValueError(
+                f"prefix has shape {tokens.shape}: it needs one axis of 0 to {self.length - 1} "
+                "tokens"
+            )
+        return tokens
+
+
+register(AutomatonTarget, ("reference", "automaton", "states"), ("length",))
+
+
+def solve_on_automaton(
+    reference: MarkovReference,
+    automaton: Automaton,
+    reward: ArrayLike,
+    beta: ArrayLike,
+    divergence: Divergence | None = None,
+    *,
+    length: int,
+) -> AutomatonTarget:
+    """The policy over all texts of a length that maximises ``E_π[reward] − β·D(π, π_ref)``.
+
+    The texts are never enumerated. The reference is a Markov chain, the reward depends on the state
+    in which an automaton ends: one pass over pairs of a context and a state finds how likely the
+    reference ends in each state, and :func:`kltarget.solve` does the rest with a state as an
+    outcome, because texts of equal reward keep their proportions under every divergence.
+
+    Args:
+        reference: over V tokens.
+        automaton: of D states, over the same tokens.
+        reward: of each final state, in reward units, shape ``[*batch, D]``. ``-inf`` forbids it.
+        beta: coefficient of the divergence, in reward units per nat, shape ``[*batch]``.
+        divergence: reverse KL by default.
+        length: the number T of tokens of a text; with an ``end`` of the reference the most.
+
+    Returns:
+        The target. Memory and time of the pass grow with ``T`` times the number of contexts times
+        D times V, whatever the number of texts ``V**T``.
+
+    Raises:
+        ValueError: shapes that do not fit, alphabets of two sizes, a length below 1; and what
+            :func:`kltarget.solve` refuses.
+
+    States that no text of the reference ends in have no mass; a divergence that would put some
+    there is flagged ``CONDENSED``. Differentiable in reward, beta and the reference.
+
+    Example:
+        The 35 million texts of 16 letters a, b, c that the reference makes, of which those with
+        exactly three c are wanted:
+
+        >>> import jax.numpy as jnp, kltarget as kt
+        >>> from kltarget.spaces import Automaton, MarkovReference
+        >>> reference = MarkovReference.fit(["abcab", "aabba", "bacba"])
+        >>> count = Automaton.counter([2], 3, most=4)
+        >>> reward = jnp.array([0.0, 0.0, 0.0, 1.0, 0.0])
+        >>> target = kt.solve_on_automaton(reference, count, reward, 0.25, length=16)
+        >>> print([f"{p:.3f}" for p in jnp.exp(target.states.objective.log_ref)])
+        ['0.032', '0.149', '0.266', '0.269', '0.284']
+        >>> print(f"{target.expected_reward:.3f}, {target.divergence_value:.3f} nats")
+        0.953, 1.069 nats
+    """
+    if automaton.vocab_size != reference.vocab_size:
+        raise ValueError(
+            f"automaton reads {automaton.vocab_size} tokens and reference has "
+            f"{reference.vocab_size}"
+        )
+    positive("length", length)
+    product = Product(
+        reference.log_next(),
+        jnp.asarray(reference.following, jnp.int32),
+        jnp.asarray(automaton.transitions),
+    )
+    arrays = float_arguments(reward=reward)
+    if arrays["reward"].ndim == 0 or arrays["reward"].shape[-1] != automaton.num_states:
+        raise ValueError(
+            f"reward has shape {arrays['reward'].shape}, but the automaton has "
+            f"{automaton.num_states} states: the last axis must be {automaton.num_states}"
+        )
+    masses = final_log_masses(product, length=length)
+    divergence = ReverseKL() if divergence is None else divergence
+    states = solve(Objective(arrays["reward"], masses, beta, divergence))
+    return AutomatonTarget(reference, automaton, states, length)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _sample(product: Product, values: Array, last: Array, key: Array, num_samples: int) -> Array:
+    batch = values.shape[1:-2]
+    shape = (num_samples, *batch)
+    rows = jnp.meshgrid(*map(jnp.arange, shape), indexing="ij", sparse=True)[1:]
+    after = jnp.concatenate([values[1:], last[None]])
+
+    def step(node: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[Any, Array]:
+        (context, state), (value, key) = node, given
+        into = product.following[context], product.transitions[state]
+        logits = product.log_next[context] + value[(*(r[..., None] for r in rows), *into)]
+        token = jax.random.categorical(key, logits, axis=-1)
+        return (product.following[context, token], product.transitions[state, token]), token
+
+    start = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32)
+    keys = jax.random.split(key, len(values))
+    _, tokens = lax.scan(step, start, (after, keys))
+    return jnp.moveaxis(tokens, 0, -1)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _entropy(product: Product, log_ratio: Array, log_states: Array, length: int) -> Array:
+    """``−E_π[log π_ref] − E_π[log π/π_ref]``, the first by the derivative of a power sum.
+
+    With ``h(a) = log Σ π_ref^{1+a} e^{log ratio}``, ``h'(0) = E_π[log π_ref]``.
+    """
+
+    def power(a: Array) -> Array:
+        scaled = product._replace(log_next=_times(1 + a, product.log_next))
+        return log_values(scaled, log_ratio, length=length)[0][..., 0, 0]
+
+    one = jnp.ones((), log_ratio.dtype)
+    _, reference = jax.jvp(power, (jnp.zeros((), log_ratio.dtype),), (one,))
+    counted = log_states > -jnp.inf
+    own = jnp.where(counted, jnp.exp(log_states) * jnp.where(counted, log_ratio, 0.0), 0.0).sum(-1)
+    return -reference - own
+
+
+def _times(factor: Array, log_probs: Array) -> Array:
+    known = log_probs > -jnp.inf
+    return jnp.where(known, factor * jnp.where(known, log_probs, 0.0), -jnp.inf)

@@ -1,0 +1,94 @@
+"""Passes over the product of a Markov reference and an automaton, forwards and backwards.
+
+A node is a pair of a context s of the reference and a state d of the automaton. Nothing here knows
+of a reward or a divergence.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kltarget._core.numerics import log_sum_exp
+
+
+class Product(NamedTuple):
+    """The product of a reference and an automaton.
+
+    Attributes:
+        log_next: log-probability of each token in each context, ``[S, V]``.
+        following: the context that it leads to, ``[S, V]``.
+        transitions: the state that it leads to, ``[D, V]``.
+    """
+
+    log_next: Float[Array, "S V"]
+    following: Int[Array, "S V"]
+    transitions: Int[Array, "D V"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers S of contexts and D of states."""
+        return self.log_next.shape[0], self.transitions.shape[0]
+
+    @property
+    def below(self) -> Int[Array, "S D V"]:
+        """The node that each token leads to from each, of all nodes in one row."""
+        states = self.shape[1]
+        return self.following[:, None, :] * states + self.transitions[None, :, :]
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def final_log_masses(product: Product, *, length: int) -> Float[Array, " D"]:
+    """Log-probabilities of the final states of texts of the reference, normalised."""
+    below = product.below.reshape(-1)
+    steps = jnp.broadcast_to(product.log_next[:, None, :], product.below.shape).reshape(-1)
+    contexts, states = product.shape
+    number, choices = contexts * states, product.log_next.shape[1]
+
+    def step(log_mass: Array, _: None) -> tuple[Array, None]:
+        arriving = jnp.repeat(log_mass, choices) + steps
+        return _log_sums(arriving, below, number), None
+
+    start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
+    log_mass, _ = lax.scan(step, start, None, length=length)
+    finals = log_sum_exp(log_mass.reshape(contexts, states).T)[:, 0]
+    # Rounding adds up along long texts.
+    return finals - log_sum_exp(finals)
+
+
+def _log_sums(x: Array, where: Array, number: int) -> Array:
+    """Log of the sums of exp(x) by place."""
+    top = lax.stop_gradient(jax.ops.segment_max(x, where, number))
+    top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
+    some = x > -jnp.inf
+    scaled = jnp.where(some, jnp.exp(jnp.where(some, x - top[where], 0.0)), 0.0)
+    total = jax.ops.segment_sum(scaled, where, number)
+    full = total > 0
+    return jnp.where(full, jnp.log(jnp.where(full, total, 1.0)) + top, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def log_values(
+    product: Product, log_final: Float[Array, "*batch D"], *, length: int
+) -> Float[Array, "T *batch S D"]:
+    """``log E_ref[exp(log_final)]`` from every node on, at each position from the first on.
+
+    Values of the end, ``log_final`` itself, are left out.
+    """
+    contexts, states = product.shape
+    batch, below = log_final.shape[:-1], product.below
+    steps = product.log_next[:, None, :]
+
+    def step(values: Array, _: None) -> tuple[Array, Array]:
+        after = values.reshape(*batch, contexts * states)[..., below]
+        now = log_sum_exp(steps + after)[..., 0]
+        return now, now
+
+    last = jnp.broadcast_to(log_final[..., None, :], (*batch, contexts, states))
+    _, values = lax.scan(step, last, None, length=length)
+    return values[::-1]
