@@ -20,7 +20,13 @@ from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets._protocol import Optimum
-from kltarget.targets.automata._product_walks import Product, final_log_masses, log_values
+from kltarget.targets.automata._likeliest_texts import likeliest_texts
+from kltarget.targets.automata._product_walks import (
+    Product,
+    at_the_end,
+    final_log_masses,
+    log_values,
+)
 from kltarget.targets.discrete import Target, solve
 
 
@@ -133,6 +139,24 @@ class AutomatonTarget(Optimum):
         """The entropy of the policy over texts in nats, shape ``[*batch]``."""
         return _entropy(self._product, self.log_ratio, self.states.log_probs, self.length)
 
+    def marginals(self) -> Float[Array, "*batch T V"]:
+        """How likely each token is at each position, shape ``[*batch, T, V]``."""
+        return _marginals(self._product, self.log_ratio, self.length)
+
+    def likeliest(
+        self, number: int = 10
+    ) -> tuple[Int[Array, "*batch k T"], Float[Array, "*batch k"]]:
+        """The most probable texts and their log-probabilities, the first one first.
+
+        Args:
+            number: how many, k; where there are fewer texts the rest have ``-inf``.
+
+        Returns:
+            Tokens ``[*batch, k, T]`` and log-probabilities ``[*batch, k]``.
+        """
+        positive("number", number)
+        return likeliest_texts(self._product, self.log_ratio, self.length, number)
+
     @property
     def effective_texts(self) -> Float[Array, "*batch"]:
         """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
@@ -149,9 +173,7 @@ class AutomatonTarget(Optimum):
         """Values of nodes with so many tokens still to come, ``[*batch, S, D]``."""
         if left:
             return log_values(self._product, self.log_ratio, length=left)[0]
-        ratio = self.log_ratio
-        shape = (*ratio.shape[:-1], self._product.shape[0], ratio.shape[-1])
-        return jnp.broadcast_to(ratio[..., None, :], shape)
+        return at_the_end(self._product, self.log_ratio)
 
     def _texts(self, x: ArrayLike) -> Array:
         tokens = self.reference.tokens(x)
@@ -285,6 +307,17 @@ def _entropy(product: Product, log_ratio: Array, log_states: Array, length: int)
     counted = log_states > -jnp.inf
     own = jnp.where(counted, jnp.exp(log_states) * jnp.where(counted, log_ratio, 0.0), 0.0).sum(-1)
     return -reference - own
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _marginals(product: Product, log_ratio: Array, length: int) -> Array:
+    batch, size = log_ratio.shape[:-1], product.log_next.shape[1]
+
+    def total(bonus: Array) -> Array:
+        return log_values(product, log_ratio, bonus, length=length)[0][..., 0, 0].sum()
+
+    nothing = jnp.zeros((length, *batch, size), log_ratio.dtype)
+    return jnp.moveaxis(jax.grad(total)(nothing), 0, -2)
 
 
 def _times(factor: Array, log_probs: Array) -> Array:

@@ -41,6 +41,11 @@ class Product(NamedTuple):
         states = self.shape[1]
         return self.following[:, None, :] * states + self.transitions[None, :, :]
 
+    def after(self, values: Float[Array, "*batch S D"]) -> Float[Array, "*batch S D V"]:
+        """The values of the nodes that the tokens lead to from each."""
+        contexts, states = self.shape
+        return values.reshape(*values.shape[:-2], contexts * states)[..., self.below]
+
 
 @functools.partial(jax.jit, static_argnames="length")
 def final_log_masses(product: Product, *, length: int) -> Float[Array, " D"]:
@@ -74,21 +79,32 @@ def _log_sums(x: Array, where: Array, number: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="length")
 def log_values(
-    product: Product, log_final: Float[Array, "*batch D"], *, length: int
+    product: Product,
+    log_final: Float[Array, "*batch D"],
+    bonus: Float[Array, "T *batch V"] | None = None,
+    *,
+    length: int,
 ) -> Float[Array, "T *batch S D"]:
     """``log E_ref[exp(log_final)]`` from every node on, at each position from the first on.
 
-    Values of the end, ``log_final`` itself, are left out.
+    Values of the end, ``log_final`` itself, are left out. A bonus is added to the logarithm where
+    its token is chosen at its position: by it the derivative of the first value is the token's
+    probability there.
     """
-    contexts, states = product.shape
-    batch, below = log_final.shape[:-1], product.below
     steps = product.log_next[:, None, :]
 
-    def step(values: Array, _: None) -> tuple[Array, Array]:
-        after = values.reshape(*batch, contexts * states)[..., below]
-        now = log_sum_exp(steps + after)[..., 0]
+    def step(values: Array, added: Array | None) -> tuple[Array, Array]:
+        after = steps + product.after(values)
+        after = after if added is None else after + added[..., None, None, :]
+        now = log_sum_exp(after)[..., 0]
         return now, now
 
-    last = jnp.broadcast_to(log_final[..., None, :], (*batch, contexts, states))
-    _, values = lax.scan(step, last, None, length=length)
-    return values[::-1]
+    last = at_the_end(product, log_final)
+    _, values = lax.scan(step, last, bonus, length=length, reverse=True)
+    return values
+
+
+def at_the_end(product: Product, log_final: Array) -> Array:
+    """Values of final states as those of nodes, ``[*batch, S, D]``."""
+    shape = (*log_final.shape[:-1], *product.shape)
+    return jnp.broadcast_to(log_final[..., None, :], shape)

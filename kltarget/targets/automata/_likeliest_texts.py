@@ -1,0 +1,49 @@
+"""The most probable texts of a product of a reference and an automaton (Viterbi, of k at once)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kltarget.targets.automata._product_walks import Product, at_the_end
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def likeliest_texts(
+    product: Product, log_final: Float[Array, "*batch D"], length: int, number: int
+) -> tuple[Int[Array, "*batch k T"], Float[Array, "*batch k"]]:
+    """The k best texts by the sum of their steps and the value of their final state."""
+    flat = log_final.reshape(-1, log_final.shape[-1])
+    tokens, scores = jax.vmap(lambda x: _of_one(product, x, length, number))(flat)
+    batch = log_final.shape[:-1]
+    return tokens.reshape(*batch, number, length), scores.reshape(*batch, number)
+
+
+def _of_one(product: Product, log_final: Array, length: int, number: int) -> tuple[Array, Array]:
+    steps = product.log_next[:, None, :, None]
+
+    def step(best: Array, _: None) -> tuple[Array, Array]:
+        # Ways on from every node, best first: which token, and which of the ways after it.
+        ways = steps + jnp.moveaxis(product.after(jnp.moveaxis(best, -1, 0)), 0, -1)
+        top, place = lax.top_k(ways.reshape(*ways.shape[:2], -1), number)
+        return top, place
+
+    end = at_the_end(product, log_final)[..., None]
+    rest = jnp.full((*end.shape[:-1], number - 1), -jnp.inf, end.dtype)
+    best, places = lax.scan(
+        step, jnp.concatenate([end, rest], -1), None, length=length, reverse=True
+    )
+
+    def follow(at: tuple[Array, Array, Array], place: Array) -> tuple[tuple[Array, ...], Array]:
+        context, state, rank = at
+        token, rank = jnp.divmod(place[context, state, rank], number)
+        return (product.following[context, token], product.transitions[state, token], rank), token
+
+    start = jnp.zeros(number, jnp.int32)
+    ranks = jnp.arange(number, dtype=places.dtype)
+    _, tokens = lax.scan(follow, (start, start, ranks), places)
+    return tokens.T, best[0, 0]
