@@ -243,7 +243,7 @@ class Automaton:
             ValueError: a pattern that it does not read.
         """
         try:
-            from automata.base.exceptions import AutomatonException
+            from automata.base.exceptions import AutomatonException, RegexException
             from automata.fa.dfa import DFA
             from automata.fa.nfa import NFA
         except ImportError:
@@ -254,7 +254,7 @@ class Automaton:
         read = [x for x in letters if x != end]
         try:
             machine = DFA.from_nfa(NFA.from_regex(pattern, input_symbols=set(read)), minify=True)
-        except AutomatonException as error:
+        except (AutomatonException, RegexException) as error:
             raise ValueError(f"pattern {pattern!r}: {error}") from None
         states = [machine.initial_state, *sorted(machine.states - {machine.initial_state})]
         places = {state: i for i, state in enumerate(states)}

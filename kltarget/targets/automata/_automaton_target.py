@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import float_arguments, positive, typed_key
+from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
@@ -86,9 +87,10 @@ class AutomatonTarget(Optimum):
     @property
     def log_ratio(self) -> Float[Array, "*batch D"]:
         """``log π/π_ref`` of texts by their final state; 0 for states that no text has."""
-        log_ref = self.states.objective.log_ref
+        log_probs = self.states.log_probs
+        log_ref = jnp.broadcast_to(self.states.objective.log_ref, log_probs.shape)
         seen = log_ref > -jnp.inf
-        ratio = jnp.where(seen, self.states.log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
+        ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
         return jnp.where(seen, ratio, 0.0)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
@@ -101,7 +103,8 @@ class AutomatonTarget(Optimum):
             Shape ``[*batch, ...]``, of the texts' own axes last.
         """
         tokens = self._texts(x)
-        return self.reference.log_prob(tokens) + self.log_ratio[..., self.automaton.run(tokens)]
+        ratio = self.log_ratio[..., self.automaton.run(tokens)]
+        return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
         """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
@@ -122,8 +125,8 @@ class AutomatonTarget(Optimum):
         state = walk(product.transitions, tokens)[-1]
         left = self.length - tokens.shape[-1] - 1
         after = self._values(left)[..., product.following[context], product.transitions[state]]
-        joint = product.log_next[context] + after
-        return jax.nn.log_softmax(joint, axis=-1)
+        joint = jnp.broadcast_to(product.log_next[context], after.shape) + after
+        return joint - log_sum_exp(joint)
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int

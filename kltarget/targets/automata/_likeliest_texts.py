@@ -24,11 +24,9 @@ def likeliest_texts(
 
 
 def _of_one(product: Product, log_final: Array, length: int, number: int) -> tuple[Array, Array]:
-    steps = product.log_next[:, None, :, None]
-
     def step(best: Array, _: None) -> tuple[Array, Array]:
         # Ways on from every node, best first: which token, and which of the ways after it.
-        ways = steps + jnp.moveaxis(product.after(jnp.moveaxis(best, -1, 0)), 0, -1)
+        ways = jnp.moveaxis(product.ways(jnp.moveaxis(best, -1, 0)), 0, -1)
         top, place = lax.top_k(ways.reshape(*ways.shape[:2], -1), number)
         return top, place
 

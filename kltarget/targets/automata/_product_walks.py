@@ -41,10 +41,11 @@ class Product(NamedTuple):
         states = self.shape[1]
         return self.following[:, None, :] * states + self.transitions[None, :, :]
 
-    def after(self, values: Float[Array, "*batch S D"]) -> Float[Array, "*batch S D V"]:
-        """The values of the nodes that the tokens lead to from each."""
+    def ways(self, values: Float[Array, "*batch S D"]) -> Float[Array, "*batch S D V"]:
+        """Each token's log-probability and the value of the node that it leads to, added."""
         contexts, states = self.shape
-        return values.reshape(*values.shape[:-2], contexts * states)[..., self.below]
+        after = values.reshape(*values.shape[:-2], contexts * states)[..., self.below]
+        return after + jnp.broadcast_to(self.log_next[:, None, :], after.shape)
 
 
 @functools.partial(jax.jit, static_argnames="length")
@@ -91,12 +92,11 @@ def log_values(
     its token is chosen at its position: by it the derivative of the first value is the token's
     probability there.
     """
-    steps = product.log_next[:, None, :]
 
     def step(values: Array, added: Array | None) -> tuple[Array, Array]:
-        after = steps + product.after(values)
-        after = after if added is None else after + added[..., None, None, :]
-        now = log_sum_exp(after)[..., 0]
+        ways = product.ways(values)
+        ways = ways if added is None else ways + added[..., None, None, :]
+        now = log_sum_exp(ways)[..., 0]
         return now, now
 
     last = at_the_end(product, log_final)

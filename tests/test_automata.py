@@ -1,0 +1,305 @@
+"""Targets over texts too many to enumerate, against enumeration where there are few."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kltarget as kt
+from kltarget.spaces import Automaton, MarkovReference
+
+DTYPES = (np.float32, np.float64)
+DIVERGENCES = (
+    kt.ReverseKL(),
+    kt.ForwardKL(),
+    kt.Alpha(0.5),
+    kt.ChiSquared(),
+    kt.JensenShannon(),
+)
+LETTERS = "abc"
+
+
+def wide(dtype):
+    """Skips what needs 64 bits where they are off."""
+    if dtype is np.float64 and not jax.config.jax_enable_x64:
+        pytest.skip("64-bit floats are off")
+
+
+def random_problem(seed, order=1, vocab_size=3, states=4, zeros=0.0, dtype=np.float64):
+    """A reference and an automaton, and the reference's arrays as NumPy has them."""
+    rng = np.random.default_rng(seed)
+    first = rng.dirichlet(np.ones(vocab_size**order))
+    then = rng.dirichlet(np.ones(vocab_size), size=vocab_size**order)
+    gone = rng.uniform(size=then.shape) < zeros
+    gone[:, 0] = False
+    then = np.where(gone, 0.0, then)
+    then /= then.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        first = np.log(first).reshape((vocab_size,) * order)
+        then = np.log(then).reshape((vocab_size,) * (order + 1))
+    table = rng.integers(0, states, size=(states, vocab_size))
+    reference = MarkovReference(first.astype(dtype), then.astype(dtype))
+    return reference, Automaton(table), (first, then, table), rng
+
+
+def enumerated(arrays, length):
+    """All texts, their log-probabilities by the chain and the states they end in, one by one."""
+    first, then, table = arrays
+    order, size = first.ndim, then.shape[-1]
+    texts = np.array(list(itertools.product(range(size), repeat=length)))
+    log_ref, finals = [], []
+    for text in texts:
+        total, state = first[tuple(text[:order])], 0
+        for i in range(order, length):
+            total += then[tuple(text[i - order : i + 1])]
+        for token in text:
+            state = table[state, token]
+        log_ref.append(total)
+        finals.append(state)
+    return texts, np.array(log_ref), np.array(finals)
+
+
+def close(found, wanted, dtype, factor=32):
+    """Within so many roundings, ``-inf`` where ``-inf`` is."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    np.testing.assert_array_equal(np.isneginf(found), np.isneginf(wanted))
+    known = np.isfinite(wanted)
+    error = np.abs(found[known] - wanted[known]) / (1 + np.abs(wanted[known]))
+    assert error.size == 0 or error.max() <= factor * np.finfo(dtype).eps
+
+
+@pytest.mark.precise
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("order", [1, 2])
+@hypothesis.given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3]))
+@hypothesis.settings(max_examples=4)
+def test_equal_to_enumeration(order, divergence, dtype, seed, zeros):
+    wide(dtype)
+    length = 5
+    reference, automaton, arrays, rng = random_problem(seed, order, zeros=zeros, dtype=dtype)
+    reward = rng.normal(size=4).astype(dtype)
+    beta = np.array([0.3, 2.0], dtype)
+    texts, log_ref, finals = enumerated(arrays, length)
+    target = kt.solve_on_automaton(reference, automaton, reward, beta, divergence, length=length)
+    exact = kt.solve(
+        kt.Objective(reward[finals], kt.normalize(log_ref.astype(dtype)), beta, divergence)
+    )
+    close(target.log_prob(texts), exact.log_probs, dtype)
+    close(target.value, exact.value, dtype)
+    close(target.expected_reward, exact.expected_reward, dtype)
+    close(target.divergence_value, exact.divergence_value, dtype)
+    probs = np.exp(np.asarray(exact.log_probs, np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(np.where(probs > 0, probs * np.log(probs), 0.0), -1)
+    close(target.entropy, entropy, dtype)
+    shares = [[probs[..., texts[:, t] == v].sum(-1) for v in range(3)] for t in range(length)]
+    close(target.marginals(), np.moveaxis(shares, -1, 0), dtype)
+    begins = (texts[:, :2] == texts[7][:2]).all(1)
+    after = np.stack([probs[..., begins & (texts[:, 2] == v)].sum(-1) for v in range(3)], -1)
+    if (after.sum(-1) > 0).all():
+        given = np.exp(np.asarray(target.conditionals(texts[7][:2]), np.float64))
+        close(given, after / after.sum(-1, keepdims=True), dtype)
+    tokens, scores = target.likeliest(6)
+    best = -np.sort(-np.asarray(exact.log_probs, np.float64), -1)[..., :6]
+    close(scores, best, dtype)
+    assert np.isneginf(best).any() or len({tuple(x) for x in np.asarray(tokens[0])}) == 6
+
+
+@pytest.mark.precise
+def test_a_thousand_tokens_do_not_underflow():
+    """Of a chain that hardly ever says b, texts with exactly 150 b: about exp(−962)."""
+    p, length, most = 1e-4, 1000, 151
+    even = np.log(np.array([1 - p, p]))
+    reference = MarkovReference(even, np.stack([even, even]))
+    count = Automaton.counter([1], 2, most=most)
+    reward = np.zeros(most + 1)
+    reward[150] = 1.0
+    target = kt.solve_on_automaton(reference, count, reward, 1e-4, length=length)
+    ways = math.lgamma(length + 1) - math.lgamma(151) - math.lgamma(length - 149)
+    exact = ways + 150 * math.log(p) + (length - 150) * math.log1p(-p)
+    log_masses = np.asarray(target.states.objective.log_ref, np.float64)
+    assert exact < -900
+    assert log_masses[150] == pytest.approx(exact, rel=2e-5)
+    assert float(target.expected_reward) == pytest.approx(1.0, abs=1e-3)
+    text = target.sample(key=jax.random.key(0), num_samples=3)
+    assert (np.asarray(text).sum(-1) == 150).all()
+
+
+def test_draws_are_those_of_the_target():
+    reference, automaton, arrays, rng = random_problem(3)
+    target = kt.solve_on_automaton(reference, automaton, rng.normal(size=4), [0.3, 1.0], length=4)
+    number = 4000
+    draws = np.asarray(target.sample(key=jax.random.key(1), num_samples=number))
+    assert draws.shape == (number, 2, 4)
+    texts, _, _ = enumerated(arrays, 4)
+    codes = draws @ 3 ** np.arange(4)[::-1]
+    for row in range(2):
+        probs = np.exp(np.asarray(target.log_prob(texts), np.float64))[row]
+        share = np.bincount(codes[:, row], minlength=81) / number
+        # 162 comparisons: beyond 5 standard errors is no accident.
+        assert (np.abs(share - probs) <= 5 * np.sqrt(probs / number) + 1e-3).all()
+
+
+def test_jit_vmap_and_derivatives():
+    reference, automaton, _, rng = random_problem(5)
+    reward = jnp.asarray(rng.normal(size=4), float)
+
+    def value(reward, beta):
+        return kt.solve_on_automaton(reference, automaton, reward, beta, length=6).value
+
+    eager = value(reward, jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(jax.jit(value)(reward, jnp.array([0.5, 1.0])), eager, rtol=1e-5)
+    mapped = jax.vmap(value, (None, 0))(reward, jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(mapped, eager, rtol=1e-5)
+    # The envelope: the derivative in the rewards is how likely each state is.
+    target = kt.solve_on_automaton(reference, automaton, reward, 0.5, length=6)
+    slopes = jax.grad(lambda r: value(r, jnp.array(0.5)))(reward)
+    np.testing.assert_allclose(slopes, target.states.probs, atol=1e-5)
+
+
+def test_a_reference_of_the_whole_past_is_one_of_one_token_where_that_is_all():
+    """An order-2 chain whose rows do not differ in the older token is one of order 1."""
+    first, then = np.log([0.2, 0.8]), np.log([[0.7, 0.3], [0.4, 0.6]])
+    older = MarkovReference(first[:, None] + then, np.stack([then, then]))
+    plain = MarkovReference(first, then)
+    texts = np.array(list(itertools.product(range(2), repeat=5)))
+    np.testing.assert_allclose(older.log_prob(texts), plain.log_prob(texts), rtol=1e-5)
+
+
+def test_fitted_chains_end_where_texts_end():
+    reference = MarkovReference.fit(["ab", "abab", "b"], order=2, smoothing=0.5, end="$")
+    texts = np.array(list(itertools.product(range(3), repeat=4)))
+    probs = np.exp(np.asarray(reference.log_prob(texts), np.float64))
+    over = np.array([re.fullmatch("[^2]*2*", "".join(map(str, x))) is not None for x in texts])
+    assert probs.sum() == pytest.approx(1.0, rel=1e-5)
+    assert (probs[~over] == 0).all()
+    assert reference.spell([0, 1, 2, 2]) == "ab"
+    # Counts by hand: ab is followed by a once, and twice it is the end.
+    given = np.exp(np.asarray(reference.log_next()[reference.contexts([0, 1, 0])[2]]))
+    np.testing.assert_allclose(given, np.array([1.5, 0.5, 2.5]) / 4.5, rtol=1e-5)
+
+
+WORDS = ["ab", "abc", "ca"]
+
+
+@pytest.mark.parametrize(
+    ("automaton", "accepts"),
+    [
+        (Automaton.from_words(WORDS, LETTERS), lambda x: any(w in x for w in WORDS)),
+        (
+            Automaton.from_words(WORDS, LETTERS, match="which"),
+            lambda x: sum(w in x for w in WORDS) == 1,
+        ),
+        (Automaton.from_words(WORDS, LETTERS, match="equals"), lambda x: x in WORDS),
+        (
+            Automaton.from_words(["a"], LETTERS).product(
+                Automaton.from_words(["bb"], LETTERS).complement()
+            ),
+            lambda x: "a" in x and "bb" not in x,
+        ),
+        (
+            Automaton.from_regex("(ab|c)*b?", LETTERS),
+            lambda x: re.fullmatch("(ab|c)*b?", x) is not None,
+        ),
+    ],
+    ids=["contains", "which", "equals", "product", "regex"],
+)
+def test_automata_accept_what_python_accepts(automaton, accepts):
+    for length in (1, 2, 3, 5):
+        texts = np.array(list(itertools.product(range(3), repeat=length)))
+        wanted = [accepts("".join(LETTERS[i] for i in text)) for text in texts]
+        assert automaton.accepting[np.asarray(automaton.run(texts))].tolist() == wanted
+        smaller, became = automaton.minimized()
+        assert smaller.num_states <= automaton.num_states
+        assert smaller.accepting[np.asarray(smaller.run(texts))].tolist() == wanted
+        assert (became[np.asarray(automaton.run(texts))] == np.asarray(smaller.run(texts))).all()
+
+
+def test_texts_that_end_are_read_up_to_their_end():
+    letters = "abc$"
+    for automaton, accepts in (
+        (Automaton.from_words(WORDS, letters, match="equals", end="$"), lambda x: x in WORDS),
+        (
+            Automaton.from_regex("(ab)*c?", letters, end="$"),
+            lambda x: re.fullmatch("(ab)*c?", x) is not None,
+        ),
+    ):
+        texts = np.array(list(itertools.product(range(4), repeat=4)))
+        wanted = [accepts("".join(letters[i] for i in text).split("$")[0]) for text in texts]
+        assert automaton.accepting[np.asarray(automaton.run(texts))].tolist() == wanted
+
+
+def test_which_word_is_named():
+    automaton = Automaton.from_words(WORDS, LETTERS, match="which")
+    reference = MarkovReference(np.log(np.ones(3) / 3), np.log(np.ones((3, 3)) / 3), tuple(LETTERS))
+    named = {
+        text: automaton.names[int(automaton.run(reference.tokens(text)))]
+        for text in ("bab", "bbb", "bca", "caab")
+    }
+    assert named == {"bab": "ab", "bbb": "none", "bca": "ca", "caab": "several"}
+
+
+def test_the_smallest_automaton_of_a_large_one():
+    # Counting to 6 and asking whether it is even needs two states.
+    count = Automaton(np.array([[i, (i + 1) % 6] for i in range(6)]))
+    smaller, became = count.minimized(np.arange(6) % 2 == 0)
+    assert smaller.transitions.tolist() == [[0, 1], [1, 0]]
+    assert became.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+EVEN = MarkovReference(np.log([0.5, 0.5]), np.log(np.full((2, 2), 0.5)), ("a", "b"))
+SWITCH = Automaton(np.array([[0, 1], [1, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Automaton(np.array([[0, 2]])), "leads from state 0 to 2, but there are 1"),
+        (lambda: Automaton(np.array([0, 1])), "it needs states and tokens"),
+        (lambda: Automaton(np.array([[0]]), np.array([1])), "accepting must be a boolean"),
+        (lambda: SWITCH.complement(), "this automaton has none"),
+        (lambda: SWITCH.product(Automaton(np.array([[0]]))), "other reads 1 tokens"),
+        (lambda: Automaton.from_words([], "ab"), "words must be one or more"),
+        (lambda: Automaton.from_words(["ax"], "ab"), "'x' of 'ax' is not in the alphabet"),
+        (lambda: Automaton.from_words(["a", ""], "ab"), "one of them is empty"),
+        (lambda: Automaton.from_words(["a"], "ab", match="is"), "match must be"),
+        (lambda: Automaton.from_regex("(a", "ab"), r"pattern '\(a'"),
+        (lambda: Automaton.counter([2], 2, most=1), "tokens must be from 0 to 1"),
+        (lambda: MarkovReference(np.log([0.5, 0.5]), np.log([[0.5, 0.5]])), "log_transition has"),
+        (lambda: MarkovReference(np.log([0.5, 0.5]), np.log(np.ones((2, 2)))), "not normalised"),
+        (lambda: MarkovReference.fit([]), "texts must be"),
+        (lambda: MarkovReference.fit(["ab"], order=3), "of 3 letters or more"),
+        (lambda: EVEN.log_prob("axb"), "'x' is not in the alphabet"),
+        (lambda: EVEN.log_prob([0, 2]), "there is no token 2"),
+        (lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0], 1.0, length=3), "has 2 states"),
+        (lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=0), "length must be"),
+        (
+            lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], -1.0, length=3),
+            "beta",
+        ),
+        (
+            lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=3).log_prob("ab"),
+            "texts have 3 tokens",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_states_that_no_text_ends_in_have_no_mass():
+    never = Automaton(np.array([[0, 0], [1, 1]]))
+    target = kt.solve_on_automaton(EVEN, never, [0.0, 5.0], 0.5, length=3)
+    assert float(target.expected_reward) == 0.0
+    condensed = kt.solve_on_automaton(EVEN, never, [0.0, 5.0], 0.5, kt.ForwardKL(), length=3)
+    assert kt.Status.CONDENSED in kt.Status(int(condensed.status))
