@@ -123,6 +123,15 @@ class MarkovReference:
             parts.append(first[min(j + 1, order)] + place)
         return np.concatenate(parts)
 
+    @functools.cached_property
+    def over(self) -> np.ndarray:
+        """Which contexts are after an end, booleans ``[contexts]``."""
+        over = np.zeros(self.num_contexts, bool)
+        if self.end is not None:
+            # A context is entered by its last token.
+            over[self.following[:, self.end]] = True
+        return over
+
     def contexts(self, tokens: ArrayLike) -> Int[Array, "... T"]:
         """The context before each token.
 

@@ -27,6 +27,7 @@ from kltarget.targets.automata._product_walks import (
     at_the_end,
     final_log_masses,
     log_values,
+    reached_states,
 )
 from kltarget.targets.discrete import Target, solve
 
@@ -86,12 +87,16 @@ class AutomatonTarget(Optimum):
 
     @property
     def log_ratio(self) -> Float[Array, "*batch D"]:
-        """``log π/π_ref`` of texts by their final state; 0 for states that no text has."""
+        """``log π/π_ref`` of texts by their final state; 0 where neither has any.
+
+        It is infinite where the target has mass and the reference none: of the texts that end
+        there only their total is determined, and their log-probability is NaN.
+        """
         log_probs = self.states.log_probs
         log_ref = jnp.broadcast_to(self.states.objective.log_ref, log_probs.shape)
         seen = log_ref > -jnp.inf
         ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
-        return jnp.where(seen, ratio, 0.0)
+        return jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.
@@ -269,8 +274,11 @@ def solve_on_automaton(
             f"{automaton.num_states} states: the last axis must be {automaton.num_states}"
         )
     masses = final_log_masses(product, length=length)
+    some = reached_states(product, jnp.asarray(reference.over), length=length)
+    # A state that no text ends in is no outcome; one of impossible texts may be.
+    reward = jnp.where(jnp.broadcast_to(some, arrays["reward"].shape), arrays["reward"], -jnp.inf)
     divergence = ReverseKL() if divergence is None else divergence
-    states = solve(Objective(arrays["reward"], masses, beta, divergence))
+    states = solve(Objective(reward, masses, beta, divergence))
     return AutomatonTarget(reference, automaton, states, length)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kltarget._core.numerics import log_sum_exp
 
@@ -65,6 +65,26 @@ def final_log_masses(product: Product, *, length: int) -> Float[Array, " D"]:
     finals = log_sum_exp(log_mass.reshape(contexts, states).T)[:, 0]
     # Rounding adds up along long texts.
     return finals - log_sum_exp(finals)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def reached_states(product: Product, over: Bool[Array, " S"], *, length: int) -> Bool[Array, " D"]:
+    """Which states some text ends in, however unlikely the reference finds it.
+
+    Args:
+        product: reference and automaton.
+        over: contexts after an end, in which no text goes on but as the reference does.
+        length: tokens of a text.
+    """
+    below, number = product.below, product.shape[0] * product.shape[1]
+    possible = ~over[:, None] | (product.log_next > -jnp.inf)
+
+    def step(reached: Array, _: None) -> tuple[Array, None]:
+        ways = reached.reshape(*product.shape, 1) & possible[:, None, :]
+        return jnp.zeros(number, bool).at[below.reshape(-1)].max(ways.reshape(-1)), None
+
+    reached, _ = lax.scan(step, jnp.zeros(number, bool).at[0].set(True), None, length=length)
+    return reached.reshape(product.shape).any(0)
 
 
 def _log_sums(x: Array, where: Array, number: int) -> Array:
