@@ -177,3 +177,22 @@ def test_equal_layers_are_one_program(depth):
     for layer in reversed(layers):
         by_hand, _ = soft(layer.children(by_hand), layer)
     np.testing.assert_allclose(values[0], by_hand, rtol=16 * depth * eps(DTYPE))
+
+
+def test_one_layer_again_and_again_is_as_many_equal_ones():
+    layers, _ = dag()
+    layer, leaves = layers[2], jnp.asarray([0.3, -0.2, 1.1], DTYPE)
+
+    def soft(values, layer):
+        return BETA * jax.nn.logsumexp(layer.log_ref + values / BETA, axis=-1), None
+
+    again, _ = backward((layer,) * 40, leaves, soft)
+    copies = [jax.tree.map(jnp.array, layer) for _ in range(40)]
+    apart, _ = backward(copies, leaves, soft)
+    assert len(again) == len(apart) == 41
+    for one, other in zip(again, apart, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The kernel is in the program's arguments once, however long the walk.
+    traced = jax.make_jaxpr(lambda x: backward((layer,) * 40, x, soft)[0][0])(leaves)
+    largest = max(np.size(x) for x in traced.consts)
+    assert largest <= layer.log_ref.size

@@ -57,8 +57,9 @@ def backward(
     Returns:
         Values per depth, the root's first and the leaves' last, and what was kept per depth.
 
-    Layers of equal shapes that follow each other are compiled once. Works under ``jit``, ``vmap``
-    and ``grad`` as the backup does.
+    Layers of equal shapes that follow each other are compiled once, and one object repeated, as in
+    ``(layer,) * 100``, is held in memory once. Works under ``jit``, ``vmap`` and ``grad`` as the
+    backup does.
 
     Example:
         Two coins in turn, of which every head earns 1, as three nodes that count heads:
@@ -92,10 +93,7 @@ def backward(
             _, each = step(values[-1], layers[depth - 1])
             steps = [each]
         else:
-            # Equal steps are compiled once: XLA takes minutes for a few hundred of them.
-            together = [layers[t] for t in reversed(range(depth - run, depth))]
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *together)
-            _, each = lax.scan(step, values[-1], stacked)
+            each = _together(step, values[-1], layers[depth - run : depth][::-1])
             leaves, structure = jax.tree.flatten(each)
             steps = [structure.unflatten(x) for x in zip(*map(jnp.unstack, leaves), strict=True)]
         values += [value for value, _ in steps]
@@ -104,10 +102,22 @@ def backward(
     return tuple(values[::-1]), tuple(kept[::-1])
 
 
+def _together(step: Callable[[Any, Any], Any], value: Any, layers: Sequence[Any]) -> Any:
+    """What equal steps give, stacked. XLA takes minutes for a few hundred that are not one loop."""
+    first = layers[0]
+    if all(layer is first for layer in layers):
+        # As of a chain that is homogeneous: its kernel is in memory once.
+        return lax.scan(lambda x, _: step(x, first), value, length=len(layers))[1]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    return lax.scan(step, value, stacked)[1]
+
+
 def _equal_steps(step: Callable[[Any, Any], Any], value: Any, layers: Sequence[Any]) -> int:
     """How many of the last layers can be walked by one program, at least 1."""
     last, run = _shapes(layers[-1]), 1
-    while run < len(layers) and _shapes(layers[-1 - run]) == last:
+    while run < len(layers) and (
+        layers[-1 - run] is layers[-1] or _shapes(layers[-1 - run]) == last
+    ):
         run += 1
     if run > 1 and _shapes(jax.eval_shape(step, value, layers[-1])[0]) != _shapes(value):
         return 1

@@ -6,6 +6,7 @@ the targets know no training; what both say about the same problem is compared h
 
 from kltarget.verification._exact_targets import TARGETS
 from kltarget.verification._report import Check, Report, VerifiedRun
+from kltarget.verification._space_report import SpaceReport
 from kltarget.verification._verify import ALL_RECIPES, RECIPES, Interrupted, verify
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Check",
     "Interrupted",
     "Report",
+    "SpaceReport",
     "VerifiedRun",
     "verify",
 ]

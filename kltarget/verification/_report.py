@@ -8,7 +8,7 @@ import io
 import itertools
 import operator
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,12 +164,8 @@ class Report(Record):
             yield policy, recipe, list(runs)
 
     def __str__(self) -> str:
-        checks = [
-            f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}"
-            for check in self.checks
-        ]
-        table, verdict = self._table(), Paragraph(self.verdict)
-        blocks = (Lines(self.description), table, Paragraph(_LEGEND), Lines(checks), verdict)
+        checks, verdict = Lines(checked_lines(self.checks)), Paragraph(self.verdict)
+        blocks = (Lines(self.description), self._table(), Paragraph(_LEGEND), checks, verdict)
         return Page(*([block] for block in blocks)).to_text()
 
     def _table(self) -> Table:
@@ -189,9 +185,6 @@ class Report(Record):
     @property
     def verdict(self) -> str:
         """What follows, in plain words."""
-        failed = [check.name for check in self.checks if not check.passed]
-        if failed:
-            return f"Verdict: NOT confirmed. Failed: {'; '.join(failed)}."
         aimed = [run for run in self.runs if run.target is not None and run.remains != "diverged"]
         told = [run for run in aimed if min(_others(run), default=0.0) > 2 * run.distance]
         own = sum(run.nearest == run.target for run in told)
@@ -206,7 +199,7 @@ class Report(Record):
                 "was computed beforehand for their recipe, to a total variation of "
                 f"{self.settings['bar']:g}"
             )
-        sentences = [f"Verdict: confirmed. Training never saw a closed form, and {found}."]
+        sentences = [f"Training never saw a closed form, and {found}."]
         if told:
             sentences.append(
                 f"In {counted(len(told), 'run')} the targets of other recipes are far enough to be "
@@ -221,7 +214,7 @@ class Report(Record):
                 "the target, so better training would help; family: no change of them that was "
                 "found follows it)."
             )
-        return " ".join(sentences)
+        return verdict_of(self.checks, " ".join(sentences))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per run, a column per number; mode masses and histories are left to the JSON."""
@@ -241,6 +234,19 @@ class Report(Record):
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python for ``json``; numbers that are not finite become strings."""
         return {**super().to_dict(), "passed": self.passed, "verdict": self.verdict}
+
+
+def checked_lines(checks: Iterable[Check]) -> list[str]:
+    """Each check in a line of its own."""
+    return [f"{'ok  ' if x.passed else 'FAIL'}  {x.name}: {x.detail}" for x in checks]
+
+
+def verdict_of(checks: Iterable[Check], confirmed: str) -> str:
+    """What the checks decide; where all passed, with what that shows."""
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        return f"Verdict: NOT confirmed. Failed: {'; '.join(failed)}."
+    return f"Verdict: confirmed. {confirmed}"
 
 
 def _row(run: VerifiedRun) -> dict[str, Any]:
