@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kltarget._core.checks import at_index, first_index, float_arguments, require_normalized
 from kltarget._core.pytrees import register
@@ -153,8 +153,25 @@ class MarkovReference:
         Returns:
             Shape ``[...]``.
         """
+        return self.log_probs(tokens).sum(-1)
+
+    def log_probs(self, tokens: ArrayLike) -> Float[Array, "... T"]:
+        """Log-probabilities of each token of texts, given those before it.
+
+        Args:
+            tokens: as for :meth:`log_prob`.
+
+        Returns:
+            Shape ``[..., T]``, whose sum over the last axis is :meth:`log_prob`.
+        """
         tokens = self.tokens(tokens)
-        return self.log_next()[self.contexts(tokens), tokens].sum(-1)
+        return self.log_next()[self.contexts(tokens), tokens]
+
+    def sample(
+        self, *, key: PRNGKeyArray, num_samples: int, length: int
+    ) -> Int[Array, "num_samples length"]:
+        """Independent texts of a length, tokens of shape ``[num_samples, length]``."""
+        return _sample(self.log_next(), jnp.asarray(self.following), key, num_samples, length)
 
     def tokens(self, texts: Any) -> Int[Array, "... T"]:
         """Tokens of strings of one length, or tokens as they are.
@@ -269,6 +286,19 @@ class MarkovReference:
             log_first = np.log(first / first.sum())
             log_then = np.log(then / then.sum(-1, keepdims=True))
         return cls(log_first, log_then, tuple(letters), None if end is None else size - 1)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _sample(
+    log_next: Array, following: Array, key: PRNGKeyArray, num_samples: int, length: int
+) -> Array:
+    def step(context: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        token = jax.random.categorical(key, log_next[context], axis=-1)
+        return following[context, token], token
+
+    start = jnp.zeros(num_samples, following.dtype)
+    _, tokens = jax.lax.scan(step, start, jax.random.split(key, length))
+    return tokens.T.astype(jnp.int32)
 
 
 register(MarkovReference, ("log_initial", "log_transition"), ("alphabet", "end"))

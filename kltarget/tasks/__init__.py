@@ -19,6 +19,7 @@ from kltarget.tasks._deepscaler import deepscaler
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
+from kltarget.tasks._shipped_texts import load_texts, text_names
 from kltarget.tasks._tables import (
     Table,
     TableError,
@@ -27,6 +28,7 @@ from kltarget.tasks._tables import (
     read_table,
 )
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
+from kltarget.tasks._text_task import TextTask
 
 __all__ = [
     "Labels",
@@ -36,10 +38,12 @@ __all__ = [
     "Table",
     "TableError",
     "Task",
+    "TextTask",
     "as_task",
     "deepscaler",
     "listing",
     "load",
+    "load_texts",
     "names",
     "one_mode_each",
     "read_preferences",
@@ -48,4 +52,5 @@ __all__ = [
     "read_references_by_prompt",
     "read_table",
     "right_outcomes",
+    "text_names",
 ]

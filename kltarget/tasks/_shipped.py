@@ -16,7 +16,7 @@ from kltarget.tasks.sequence_tasks import (
 
 # The hard keywords of Python 3.11, lower-cased; ``keyword.kwlist`` differs between versions.
 # fmt: off
-_KEYWORDS = frozenset((
+KEYWORDS = frozenset((
     "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif",
     "else", "except", "false", "finally", "for", "from", "global", "if", "import", "in", "is",
     "lambda", "none", "nonlocal", "not", "or", "pass", "raise", "return", "true", "try", "while",
@@ -136,7 +136,7 @@ def _words() -> Task:
     See ``data/README.md`` for where the counts come from and their licence.
     """
     labels, count = word_counts()
-    right = np.array([word in _KEYWORDS for word in labels])
+    right = np.array([word in KEYWORDS for word in labels])
     return Task(
         name="words",
         description="words as often as in Python's documentation; right are the 35 Python keywords",

@@ -2,9 +2,10 @@
 
 from kltarget.training import estimators
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
+from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
 from kltarget.training._mirror import MirrorAscent, mirror_ascent
-from kltarget.training._runs import History, Run, RunStatus
+from kltarget.training._runs import History, Run, RunStatus, TextHistory, TextRun
 
 __all__ = [
     "Fit",
@@ -12,11 +13,15 @@ __all__ = [
     "MirrorAscent",
     "Run",
     "RunStatus",
+    "TextHistory",
+    "TextRun",
     "dpo",
     "estimators",
     "f_dpg",
     "fine_tune",
+    "fine_tune_on_texts",
     "fit",
     "mirror_ascent",
     "sft",
+    "sft_on_texts",
 ]

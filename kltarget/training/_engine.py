@@ -28,9 +28,11 @@ from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
 from kltarget.training import _outcomes
 from kltarget.training._runs import RunStatus
+from kltarget.training._texts import Texts, estimated
 
 _AT_ONCE = 2**20
 """Outcomes of all runs together whose activations a device holds at a time."""
+_FEW_TOKENS = 8
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -127,6 +129,11 @@ class Program:
     num_modes: int
     devices: tuple[Any, ...]
 
+    @property
+    def measured_exactly(self) -> bool:
+        """Whether what is measured is a sum over all outcomes."""
+        return self.method.measured_exactly and not isinstance(self.outcomes, Texts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -149,11 +156,19 @@ class Plan:
         total = jax.tree.leaves(self.runs)[0].shape[0]
         chunk_runs = self.options.chunk_runs
         devices = self.program.devices[: min(total, chunk_runs or total)]
-        each = self.program.method.batch_size or self.program.outcomes.num_outcomes
+        each = _at_hand(self.program.outcomes, self.program.method.batch_size)
         each_device = max(1, chunk_runs // len(devices) if chunk_runs else _AT_ONCE // each)
         program = dataclasses.replace(self.program, devices=devices)
         rows = _chunks_of(total, len(devices), each_device)
         return dataclasses.replace(self, program=program), rows, total
+
+
+def _at_hand(outcomes: _outcomes.Outcomes, num_samples: int | None = None) -> int:
+    """How many outcomes there are at a time, or as many as so many samples are worth."""
+    if not isinstance(outcomes, Texts):
+        return num_samples or outcomes.num_outcomes
+    # Activations are those of tokens, of which other outcomes have a few.
+    return (num_samples or outcomes.num_measured) * math.ceil(outcomes.space.length / _FEW_TOKENS)
 
 
 def _chunks_of(total: int, num_devices: int, each_device: int) -> list[np.ndarray]:
@@ -226,7 +241,7 @@ def _train_chunk(
     last = measured[-1]
     finite = jnp.isfinite(last["gradient_norm"]) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
     at_rest = last["gradient_norm"] <= tol * runs["scale"]
-    if not program.method.measured_exactly:
+    if not program.measured_exactly:
         at_rest = jnp.zeros_like(at_rest)
     status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
     status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
@@ -234,7 +249,7 @@ def _train_chunk(
         "params": state["params"],
         "log_probs": log_probs,
         "gradient_norm": last["gradient_norm"],
-        "gap": last["gap"],
+        **({"gap": last["gap"]} if "gap" in last else {}),
         "status": status.astype(jnp.int32),
         "num_steps": state["taken"],
     }
@@ -259,6 +274,7 @@ def _of_runs(measured: list[dict[str, Array]]) -> dict[str, Array]:
         label: metrics[name]
         for metrics in measured[-1:]
         for label, name in (("reward", "expected_reward"), ("KL", "reverse_kl"))
+        if name in metrics
     }
 
 
@@ -380,13 +396,16 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
         if method.motion:
             moved = method.motion.before(state["moved"], params, state["taken"])
             facts |= method.motion.facts(moved)
-        key = None if method.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
+        key = None if program.measured_exactly else jax.random.fold_in(run["key"], 2**31 - 1)
         loss = functools.partial(_loss, program, sampler=params, facts=facts, key=key)
-        log_probs = program.outcomes.log_probs(params)
-        metrics = _metrics(program, log_probs, facts)
+        if isinstance(program.outcomes, Texts):
+            metrics, log_probs = estimated(program.outcomes, params, facts, key)
+        else:
+            log_probs = program.outcomes.log_probs(params)
+            metrics = _metrics(program, log_probs, facts)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
-    at_once = max(1, _AT_ONCE // program.outcomes.num_outcomes)
+    at_once = max(1, _AT_ONCE // _at_hand(program.outcomes))
     return _over_runs(program, measure, state, runs, shared, at_once=at_once)
 
 

@@ -190,6 +190,18 @@ class MaximumLikelihood(Method):
 
 
 @dataclasses.dataclass(frozen=True)
+class Imitation(Method):
+    """Maximum likelihood of whatever fresh samples are drawn from."""
+
+    batch_size: int | None
+
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        samples = facts["sample"](key=key, num_samples=self.batch_size)
+        return program.outcomes.log_probs_of(params, samples).sum(-1).mean()
+
+
+@dataclasses.dataclass(frozen=True)
 class PseudoReward(Method):
     """Descent of ``D_f(π‖p)`` by policy gradient with the reward ``−f′(π/p)``."""
 

@@ -19,7 +19,8 @@ from kltarget.tasks import Preferences
 from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Options, Plan, Program, train
 from kltarget.training._outcomes import Outcomes, Points, Sequences, outcomes_of
-from kltarget.training._runs import History, Run
+from kltarget.training._runs import History, Run, TextHistory, TextRun
+from kltarget.training._texts import Texts
 
 _CUT_OFF = 1e-4
 """Mass that a density may have outside its box."""
@@ -135,7 +136,7 @@ def train_runs(
     log_target: Any = None,
     recipe: Recipe | None = None,
     positive_beta: bool = False,
-) -> Run:
+) -> Any:
     """Broadcasts the settings, trains one run per entry and shapes the results back."""
     positive("num_steps", num_steps)
     if key is None and method.batch_size is not None:
@@ -167,8 +168,11 @@ def train_runs(
     back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
     series = {name: x.reshape(*batch, -1) for name, x in history.items()}
     settings = {name: runs[name].reshape(batch) for name in numbers}
-    history = History(step=step, **series)
-    return Run(**back, **settings, history=history, policy=outcomes.policy, recipe=recipe)
+    given = {**settings, "policy": outcomes.policy, "recipe": recipe}
+    if isinstance(outcomes, Texts):
+        del back["log_probs"]
+        return TextRun(**back, **given, history=TextHistory(step=step, **series))
+    return Run(**back, **given, history=History(step=step, **series))
 
 
 def check_batch(recipe: Recipe, batch_size: int | None) -> None:
@@ -286,20 +290,29 @@ def teacher_of(recipe: Recipe, outcomes: Outcomes, log_teacher: Any, dtype: Any)
     return known
 
 
+def of_tokens(recipe: Recipe, outcomes: Outcomes) -> tuple[str, ...]:
+    """What a recipe asks about the tokens of an outcome, by name."""
+    asked = []
+    if recipe.eos == "cut" and isinstance(outcomes, Sequences) and outcomes.space.eos is not None:
+        asked.append("trained")
+    centred = recipe.kl_centre != "none" or recipe.ratio_level == "sequence"
+    if recipe.length != "sum" or recipe.kl_length not in (None, "sum") or centred:
+        asked.append("lengths")
+    if recipe.kl_target is not None or recipe.entropy_target is not None:
+        asked.append("num_tokens")
+    return tuple(asked)
+
+
 def of_recipe(
     recipe: Recipe, outcomes: Outcomes, reward: Array, rewards: Array | None, exactly: bool
 ) -> dict[str, Any]:
     """What a recipe's gradient looks up beside rewards and references."""
     extra: dict[str, Any] = {}
-    lengths = outcomes.lengths().astype(reward.dtype)
-    if recipe.eos == "cut" and isinstance(outcomes, Sequences) and outcomes.space.eos is not None:
+    lengths, asked = outcomes.lengths().astype(reward.dtype), of_tokens(recipe, outcomes)
+    if "trained" in asked:
         extra["trained"] = (outcomes.all() != outcomes.space.eos).astype(reward.dtype)
         lengths = jnp.maximum(extra["trained"].sum(-1), 1)
-    centred = recipe.kl_centre != "none" or recipe.ratio_level == "sequence"
-    if recipe.length != "sum" or recipe.kl_length not in (None, "sum") or centred:
-        extra["lengths"] = lengths
-    if recipe.kl_target is not None or recipe.entropy_target is not None:
-        extra["num_tokens"] = lengths
+    extra |= {name: lengths for name in ("lengths", "num_tokens") if name in asked}
     if rewards is not None:
         extra["rewards"] = rewards.T.astype(reward.dtype)
     if exactly and recipe.depends_on_groups:

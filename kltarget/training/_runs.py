@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -98,3 +99,62 @@ class Run:
     def converged(self) -> Array:
         """Which runs converged, booleans ``[*batch]``."""
         return self.status == int(RunStatus.CONVERGED)
+
+
+@pytree
+class TextHistory:
+    """What was measured of each run on texts, by samples of its policy.
+
+    Attributes:
+        step: number of steps taken before each measurement, int ``[H]``.
+        expected_reward: mean reward, before ``reward_scale``, ``[*batch, H]``.
+        expected_reward_error: its standard error.
+        reverse_kl: mean ``log π/π_ref`` of whole texts, in nats.
+        reverse_kl_error: its standard error.
+        entropy: mean ``−log π``, in nats.
+        entropy_error: its standard error.
+        gradient_norm: Euclidean norm of a gradient of as many samples as a step has.
+    """
+
+    step: np.ndarray
+    expected_reward: np.ndarray
+    expected_reward_error: np.ndarray
+    reverse_kl: np.ndarray
+    reverse_kl_error: np.ndarray
+    entropy: np.ndarray
+    entropy_error: np.ndarray
+    gradient_norm: np.ndarray
+
+
+@pytree
+class TextRun:
+    """Policies trained on texts too many to list; leading axes ``*batch`` run over the runs.
+
+    Attributes:
+        params: the final parameters, every leaf ``[*batch, …]``.
+        status: a :class:`RunStatus` per run, int32 ``[*batch]``; sampled gradients never vanish, so
+            that none is ``CONVERGED``.
+        num_steps: steps taken, int32 ``[*batch]``.
+        gradient_norm: Euclidean norm of the last sampled gradient, ``[*batch]``.
+        beta: the coefficient of each run, ``[*batch]``.
+        reward_scale: the factor of the reward of each run, ``[*batch]``.
+        learning_rate: of each run, ``[*batch]``.
+        history: what was measured on the way.
+        policy: the policy, without parameters.
+        recipe: how the regulariser was applied, None of imitation.
+    """
+
+    params: Any
+    status: Int[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+    gradient_norm: Float[Array, "*batch"]
+    beta: Float[Array, "*batch"]
+    reward_scale: Float[Array, "*batch"]
+    learning_rate: Float[Array, "*batch"]
+    history: TextHistory
+    policy: Any = dataclasses.field(metadata={"static": True})
+    recipe: Recipe | None = dataclasses.field(metadata={"static": True})
+
+    def of(self, index: Any) -> Any:
+        """The parameters of one run, by its place in ``*batch``."""
+        return jax.tree.map(lambda x: x[index], self.params)
