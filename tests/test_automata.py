@@ -77,6 +77,7 @@ def close(found, wanted, dtype, factor=32):
 
 
 @pytest.mark.precise
+@pytest.mark.broad
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("order", [1, 2])
@@ -135,6 +136,7 @@ def test_a_thousand_tokens_do_not_underflow():
     assert (np.asarray(text).sum(-1) == 150).all()
 
 
+@pytest.mark.broad
 def test_draws_are_those_of_the_target():
     reference, automaton, arrays, rng = random_problem(3)
     target = kt.solve_on_automaton(reference, automaton, rng.normal(size=4), [0.3, 1.0], length=4)
@@ -150,6 +152,7 @@ def test_draws_are_those_of_the_target():
         assert (np.abs(share - probs) <= 5 * np.sqrt(probs / number) + 1e-3).all()
 
 
+@pytest.mark.broad
 def test_jit_vmap_and_derivatives():
     reference, automaton, _, rng = random_problem(5)
     reward = jnp.asarray(rng.normal(size=4), float)

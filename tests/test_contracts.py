@@ -204,6 +204,15 @@ def same_nodes():
     return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, error_tol=1e-3)
 
 
+def on_texts(reward, beta):
+    """Texts of three tokens, rewarded by how many of them are the second."""
+    even = jnp.log(jnp.full((2, 2), 0.5, reward.dtype))
+    reference = kt.spaces.MarkovReference(even[0], even)
+    count = kt.spaces.Automaton.counter([1], 2, most=3)
+    target = kt.solve_on_automaton(reference, count, reward, beta, kt.ForwardKL(), length=3)
+    return target.log_prob([0, 1, 1]), target.value, target.conditionals([1]), target.entropy
+
+
 CONTRACTS: dict[str, Contract] = {
     "GaussianMixture": Contract(
         lambda means: (
@@ -282,6 +291,11 @@ CONTRACTS: dict[str, Contract] = {
             ),
         ),
         narrow=None,
+    ),
+    "solve_on_automaton": Contract(
+        on_texts,
+        (REWARD, BETA),
+        (Bad(lambda: on_texts(REWARD.astype(np.float32), -BETA), ValueError, "beta"),),
     ),
     "solve_on_samples": Contract(
         lambda beta: (
@@ -595,6 +609,7 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 NOT_OF_ARRAYS = {
+    "Automaton": "a table, as data",
     "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
@@ -606,6 +621,7 @@ NOT_OF_ARRAYS = {
     "ImpliedTarget": "what implied_target returns",
     "Layer": "a protocol",
     "Layers": "a name for a type",
+    "MarkovReference": "a chain, of no batch",
     "MirrorAscent": "what mirror_ascent returns",
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
@@ -731,7 +747,7 @@ def test_a_name_has_one_meaning():
 
 
 def test_the_top_is_what_people_type_first():
-    assert len(kt.__all__) <= 51
+    assert len(kt.__all__) <= 52
     rooms = set(dir(kt)) - set(kt.__all__)
     assert all(isinstance(getattr(kt, room), types.ModuleType) for room in rooms)
 
@@ -889,6 +905,7 @@ ALIKE = (
     "flip_beta",
     "greedy_limit",
     "reference_limit",
+    "solve_on_automaton",
     "token_local_target",
 )
 """Rows whose programs are made as those of another row: ForwardKL's, collapse_beta's, solve's."""

@@ -93,8 +93,7 @@ class Automaton:
     def product(self, other: Automaton) -> Automaton:
         """Both at once: states are pairs, that of this automaton first, and accept where both do.
 
-        Pairs that no text reaches are left out; :meth:`pairs` of the result would be lost, so the
-        names say them.
+        Pairs that no text reaches are left out; the names say which pairs there are.
         """
         if other.vocab_size != self.vocab_size:
             raise ValueError(
