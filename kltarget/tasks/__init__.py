@@ -16,6 +16,7 @@ Example:
 
 from kltarget.tasks._as_task import ProblemLike, as_task
 from kltarget.tasks._deepscaler import deepscaler
+from kltarget.tasks._game_tasks import GameTask, game_names, load_game
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
@@ -29,6 +30,7 @@ from kltarget.tasks._tables import (
 from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 
 __all__ = [
+    "GameTask",
     "Labels",
     "Listing",
     "Preferences",
@@ -38,8 +40,10 @@ __all__ = [
     "Task",
     "as_task",
     "deepscaler",
+    "game_names",
     "listing",
     "load",
+    "load_game",
     "names",
     "one_mode_each",
     "read_preferences",
