@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 
 import kltarget as kt
 from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
-from kltarget.targets.games import solve_game
+from kltarget.targets.games import equilibrium_flips, solve_game
 
 CYCLE = np.array(
     [[0.5, 0.9, 0.2, 0.6], [0.1, 0.5, 0.8, 0.7], [0.8, 0.2, 0.5, 0.3], [0.4, 0.3, 0.7, 0.5]]
@@ -329,9 +329,30 @@ def test_bad_input_names_what_is_wrong(call, message):
         call()
 
 
+def test_flips_are_looked_for_among_increasing_betas():
+    with pytest.raises(ValueError, match="two or more increasing"):
+        equilibrium_flips(PreferenceGame(CYCLE), LOG_REF, [1.0, 0.5])
+
+
 def test_what_is_no_game_is_refused():
     with pytest.raises(TypeError, match="game must be"):
         solve_game(PAYOFF, REFS, 1.0)
+
+
+@pytest.mark.broad
+def test_flips_are_where_two_actions_are_level_and_lead():
+    beta = np.geomspace(0.02, 2, 40)
+    flips = equilibrium_flips(PreferenceGame(CYCLE), LOG_REF[::-1].copy(), beta)
+    assert flips
+    for flip in flips:
+        probs = solve_game(PreferenceGame(CYCLE), LOG_REF[::-1].copy(), flip.beta).row.log_probs
+        assert float(probs[flip.below]) == pytest.approx(float(probs.max()), abs=2e3 * eps())
+        assert float(probs[flip.above]) == pytest.approx(float(probs.max()), abs=2e3 * eps())
+    # By another method, at which β the answers to one another are as likely.
+    policies = [iterated(CYCLE, LOG_REF[::-1], LOG_REF[::-1], b, 3000)[0] for b in (0.1, 1.0)]
+    between = [flip for flip in flips if 0.1 < flip.beta < 1.0]
+    ends = [int(x.argmax()) for x in policies]
+    assert (between[0].below, between[-1].above) == tuple(ends) if between else ends[0] == ends[1]
 
 
 @pytest.mark.broad
