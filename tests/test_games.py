@@ -366,3 +366,30 @@ def test_pairs_are_drawn_and_averaged():
     np.testing.assert_allclose(found.expectation(PAYOFF), found.expected_reward, rtol=1e-5)
     joint = np.exp(np.asarray(found.log_prob(np.argwhere(np.ones((3, 4))))))
     np.testing.assert_allclose(joint.sum(), 1.0, rtol=1e-5)
+
+
+@pytest.mark.broad
+def test_mass_outside_the_reference_is_not_found_and_said_so():
+    outside = np.array([np.log(0.5), np.log(0.5), -np.inf, -np.inf])
+    found = solve_game(MatrixGame(PAYOFF), (REFS[0], outside), [0.1, 20.0], kt.ForwardKL())
+    failed = np.asarray(found.status) & int(kt.Status.NOT_CONVERGED)
+    assert failed.tolist() == [int(kt.Status.NOT_CONVERGED), 0]
+    assert jnp.isnan(found.column.probs[0]).all()
+    within = solve_game(MatrixGame(PAYOFF[:, :2]), (REFS[0], outside[:2]), 20.0, kt.ForwardKL())
+    np.testing.assert_allclose(found.row.probs[1], within.row.probs, rtol=1e3 * eps())
+    with pytest.raises(ValueError, match="solve_game failed at index 0: NOT_CONVERGED"):
+        found.raise_if_failed()
+
+
+@pytest.mark.broad
+def test_under_a_trace_bad_numbers_are_flagged_in_their_own_rows():
+    payoff = jnp.stack([jnp.asarray(PAYOFF), jnp.full((3, 4), jnp.nan)])
+    status, probs = jax.jit(
+        lambda x: (lambda found: (found.status, found.row.probs))(
+            solve_game(MatrixGame(x), REFS, 1.0)
+        )
+    )(payoff)
+    assert int(status[0]) == 0
+    assert int(status[1]) & int(kt.Status.INVALID_REWARD)
+    assert jnp.isfinite(probs[0]).all()
+    assert jnp.isnan(probs[1]).all()

@@ -64,7 +64,6 @@ def equilibrium_path(
         beta = np.geomspace(0.01, 10, 81) * spread
     grid = np.asarray(beta, float)
     found = solve_game(game, task.log_ref, grid)
-    assert isinstance(found, Equilibrium)
     target = getattr(found, player)
     probs, at = np.asarray(target.probs, float), 0 if player == "row" else 1
     own = "row" if isinstance(game, PreferenceGame) else player

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,10 @@ class PreferenceGame:
     References:
         Munos et al., "Nash Learning from Human Feedback", 2023, arXiv 2312.00886.
     """
+
+    if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
+
+        def __init__(self, preference: ArrayLike | Sequence[Any]) -> None: ...
 
     preference: Float[Array, "*batch A A"]
 
@@ -111,6 +116,10 @@ class MatrixGame:
         (2, 3)
     """
 
+    if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
+
+        def __init__(self, payoff: ArrayLike | Sequence[Any]) -> None: ...
+
     payoff: Float[Array, "*batch A B"]
 
     def __post_init__(self) -> None:
@@ -161,9 +170,20 @@ class MarkovGame:
         Shapley, "Stochastic Games", 1953.
     """
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            transition: ArrayLike | Sequence[Any],
+            reward: ArrayLike | Sequence[Any],
+            *,
+            discount: ArrayLike = ...,
+            horizon: int | None = ...,
+        ) -> None: ...
+
     transition: Float[Array, "*#batch S A B S"]
     reward: Float[Array, "*#batch S A B"]
-    discount: Float[Array, ""] | float = dataclasses.field(default=1.0, kw_only=True)
+    discount: Float[Array, ""] = dataclasses.field(default=1.0, kw_only=True)  # type: ignore
     horizon: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -67,12 +67,13 @@ def _cycle() -> GameTask:
     """Rock, paper, scissors with noise; the reference hardly knows the answer to what it likes."""
     win = np.array([[0.5, 0.1, 0.8], [0.9, 0.5, 0.2], [0.2, 0.8, 0.5]])
     kind = np.array([0, 0, 1, 2])
+    names = ("rock", "stone", "paper", "scissors")
     return GameTask(
         name="cycle",
         description="preferences in a cycle; two names for rock, reference ratio 7:1, little paper",
         game=PreferenceGame(win[np.ix_(kind, kind)]),
         log_ref=np.log([0.7, 0.1, 0.05, 0.15]),
-        labels=(("rock", "stone", "paper", "scissors"),) * 2,
+        labels=(names, names),
     )
 
 
@@ -101,13 +102,14 @@ def _duel() -> GameTask:
         transition[state, :, :, max(state - 1, 0)] += 1 - gains
     # Ground is worth 1 a step, and to attack costs where one is ahead already.
     cost = np.array([[0.0, 0.0], [0.25, 0.25]])
+    names = ("hold", "attack")
     reward = np.stack([-1.0 + 0 * cost + cost.T, 0 * cost, 1.0 - cost])
     return GameTask(
         name="duel",
         description="six steps of attack or hold over a line that moves, from three states",
         game=MarkovGame(transition, reward, horizon=6),
         log_ref=(np.log([0.8, 0.2]), np.log([0.5, 0.5])),
-        labels=(("hold", "attack"),) * 2,
+        labels=(names, names),
         states=("behind", "level", "ahead"),
     )
 

@@ -184,13 +184,14 @@ def _nash_md(play: TwoPlayers, step: Array, num_steps: int) -> GamePath:
     kept = 1 - step * play.beta
 
     def advance(pair: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple]:
-        log_policy, _ = pair
+        log_policy = pair[0]
         on = play.log_row > -jnp.inf
         own = jnp.where(on, log_policy, 0.0)
         mixed = jnp.where(on, kept * own + (1 - kept) * jnp.where(on, play.log_row, 0.0), -jnp.inf)
         mixed = gibbs(mixed, jnp.zeros_like(mixed))
         after = gibbs(mixed, step * seen(play.payoff, mixed))
-        return (after, after), (after, after)
+        pair = (after, after)
+        return pair, pair
 
     return _path(play, advance, num_steps)
 

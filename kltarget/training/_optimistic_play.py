@@ -152,21 +152,18 @@ def optimistic_play(
         )
     states, dtype = stages.num_states, rows.dtype
     numbers = (jnp.asarray(x, dtype) for x in (beta, noise, bonus, stages.discount))
-    beta, spread, factor, discount = numbers
     setting = _Setting(
         stages.transition.astype(dtype),
         stages.reward.astype(dtype),
         jnp.broadcast_to(rows, (states, rows.shape[0])),
         jnp.broadcast_to(columns, (states, columns.shape[0])),
-        beta,
-        spread,
-        factor,
-        discount,
+        *numbers,
     )
     keys = jax.random.split(typed_key(key), num_seeds)
     regret, known = _learn(setting, keys, stages.horizon, num_rounds, inner_steps)
     parts = (known.log_row, known.log_column, known.visits)
-    return OptimisticPlay(regret, *(x[:, 0, 0] if flat else x for x in parts))
+    log_row, log_column, visits = (x[:, 0, 0] if flat else x for x in parts)
+    return OptimisticPlay(regret, log_row, log_column, visits)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -215,6 +212,7 @@ def _policies(
     horizon = visits.shape[0]
     left = horizon - jnp.arange(horizon, dtype=mean.dtype)
     extra = (setting.bonus * left)[:, None, None, None] / jnp.sqrt(1 + visits)
+    # The size of rewards is known beforehand, as bounds on regret assume.
     most = jnp.abs(setting.reward).max() + setting.bonus
 
     def step(values: tuple[Array, Array, Array], given: Any) -> tuple[Any, Any]:
@@ -231,9 +229,11 @@ def _policies(
         play = TwoPlayers(middle, setting.log_row, setting.log_column, wide)
         half = (middle.max((-1, -2)) - middle.min((-1, -2)))[..., None] / 2
         size = beta / jnp.maximum(half, 0.1 * beta)
-        log_mu, log_nu = lax.fori_loop(
-            0, inner_steps, lambda _, x: prox_step(play, *x, size), (log_mu, log_nu)
-        )
+
+        def follow(_: Any, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+            return prox_step(play, pair[0], pair[1], size)
+
+        log_mu, log_nu = lax.fori_loop(0, inner_steps, follow, (log_mu, log_nu))
         up = gibbs(setting.log_row, seen(high, log_nu) / beta)
         down = gibbs(setting.log_column, -owed(low, log_mu) / beta)
         pairs = ((middle, log_mu, log_nu), (high, up, log_nu), (low, log_mu, down))

@@ -141,7 +141,8 @@ def _train(
             return rows, jax.grad(lambda y: _worth(play, *policies((params[0], y))).sum())(
                 params[1]
             )
-        return jax.grad(lambda p: _surrogate(play, *policies(p), key, batch_size))(params)
+        size = batch_size
+        return jax.grad(lambda p: _surrogate(play, *policies(p), key, size))(params)
 
     def step(state: Any, time: Array) -> tuple[Any, None]:
         params, memory = state

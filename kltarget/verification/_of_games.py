@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def verify_game(
     task: str | GameTask,
     *,
     key: Shaped[Array, ""],
-    beta: ArrayLike = (0.2, 1.0),
+    beta: ArrayLike | Sequence[float] = (0.2, 1.0),
     num_seeds: int = 4,
     num_steps: int = 8000,
     learning_rate: float = 0.5,
@@ -75,7 +76,6 @@ def verify_game(
     betas = np.atleast_1d(np.asarray(beta, float))
     at = jnp.asarray(betas)
     found = solve_game(game, task.log_ref, at).raise_if_failed()
-    assert isinstance(found, Equilibrium)
     first, second = jax.random.split(key)
     shared: dict[str, Any] = {"num_seeds": num_seeds}
     runs: list[dict[str, Any]] = []
@@ -213,10 +213,7 @@ def _ratios(task: GameTask, log_row: Any) -> list[Check]:
 def _rate(game: Any, found: Equilibrium, path: Any, betas: np.ndarray) -> Check:
     """``KL ≤ KL₀ (1 + η)^{−k}`` at every step, with half the payoffs' range in η."""
     half = np.ptp(np.asarray(game.payoff)) / 2 if isinstance(game, MatrixGame) else 0.5
-    kl = sum(
-        _kl(target.log_probs, log_probs)
-        for target, log_probs in ((found.row, path.log_row), (found.column, path.log_column))
-    )
+    kl = _kl(found.row.log_probs, path.log_row) + _kl(found.column.log_probs, path.log_column)
     steps = np.arange(len(kl), dtype=float)[:, None]
     bound = kl[0] * (1 + betas / half) ** -steps
     worst = float((kl - bound * (1 + 1e-5)).max())

@@ -243,7 +243,8 @@ def equilibrium_of(
             x.astype(dtype), side.log_ref.astype(dtype), side.beta.astype(dtype), side.divergence
         )
         target = solve(objective)
-        unfound = flag(~found, Status.NOT_CONVERGED)
+        condensed = (target.status & int(Status.CONDENSED)) != 0
+        unfound = flag(~found | condensed, Status.NOT_CONVERGED)
         status = jnp.broadcast_to(target.status | unfound, found.shape)
         # What a best answer to rounded payoffs loses at small β, the equations' solution keeps.
         kept = unless_failed(status, log_probs.astype(dtype))

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 
 from kltarget.divergences import Divergence
 from kltarget.spaces import MatrixGame, PreferenceGame
-from kltarget.targets.games._equilibrium import Equilibrium
 from kltarget.targets.games._solve_game import solve_game
 
 
@@ -76,7 +75,6 @@ def equilibrium_flips(
 
     def leaders(at: np.ndarray) -> np.ndarray:
         found = solve_game(game, log_ref, jnp.asarray(at), divergence).raise_if_failed()
-        assert isinstance(found, Equilibrium)
         sides = [found.row] if isinstance(game, PreferenceGame) else [found.row, found.column]
         return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides])
 

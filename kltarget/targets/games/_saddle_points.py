@@ -59,6 +59,8 @@ class _Answer(NamedTuple):
 def log_answer(divergence: Divergence, faced: Array, log_ref: Array) -> Array:
     """Log-probabilities of the target of rewards in units of the regulariser."""
     one = jnp.ones_like(faced[..., :1])
+    # A divergence of finite slope at infinity must not find an action that nobody faces.
+    faced = jnp.where(log_ref > -jnp.inf, faced, -jnp.inf)
     return differentiable_closed_form(divergence, faced, log_ref, one, None, False).log_probs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,24 @@ from kltarget.objectives import Objective
 from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
 from kltarget.targets.games._equilibrium import Equilibrium, equilibrium_of, faced_by, players
 from kltarget.targets.games._markov_equilibrium import MarkovEquilibrium, solve_markov_game
+
+
+@overload
+def solve_game(
+    game: PreferenceGame | MatrixGame,
+    log_ref: ArrayLike | tuple[ArrayLike, ArrayLike],
+    beta: ArrayLike,
+    divergence: Divergence | None = None,
+) -> Equilibrium: ...
+
+
+@overload
+def solve_game(
+    game: MarkovGame,
+    log_ref: ArrayLike | tuple[ArrayLike, ArrayLike],
+    beta: ArrayLike,
+    divergence: Divergence | None = None,
+) -> MarkovEquilibrium: ...
 
 
 def solve_game(
@@ -48,8 +67,10 @@ def solve_game(
 
     Newton's method on what the players face, with β brought down from the payoffs' range, in one
     program for the whole batch. What has not been found is flagged ``NOT_CONVERGED``; the duality
-    gap certifies what has. Differentiable in payoffs, references, beta and the divergence's
-    parameters by the implicit function theorem.
+    gap certifies what has. In float32 that takes β from about a thousandth of the payoffs' range
+    on. Actions without reference mass are not played: where a divergence of finite slope at
+    infinity would play them, ``NOT_CONVERGED`` says so. Differentiable in payoffs, references, beta
+    and the divergence's parameters by the implicit function theorem.
 
     Example:
         Rock, paper, scissors and a reference that likes rock; the less it counts, the more even:
