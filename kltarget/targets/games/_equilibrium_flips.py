@@ -35,7 +35,7 @@ def equilibrium_flips(
     beta: ArrayLike,
     divergence: Divergence | None = None,
     *,
-    num_halvings: int = 30,
+    num_halvings: int = 50,
 ) -> tuple[Flip, ...]:
     """Every β between given ones at which a player's likeliest action changes.
 
