@@ -82,9 +82,9 @@ def equilibrium_path(
             label = "_nolegend_" if k else "flip: both level"
             ax.plot([flip.beta], [level], label=label, zorder=5, **circle)
             # Flips are often close to each other: what is said of them goes apart.
-            offset, side = ((-5, 9), "right") if k % 2 else ((7, -10), "left")
+            offset = (-5, 9) if k % 2 else (2, 20)
             number = look.short_number(flip.beta)
-            look.note(ax, number, (flip.beta, level), offset, ha=side, zorder=6)
+            look.note(ax, number, (flip.beta, level), offset, ha="right", zorder=6)
         top = 1.08 * max(float(probs.max()), *np.exp(pair[at]))
         ax.set(xscale="log", xlim=(grid[0], grid[-1]), ylim=(0, min(top, 1.03)))
         ax.set(xlabel="β, reward units per nat", ylabel="probability at the equilibrium")
