@@ -21,6 +21,7 @@ from kltarget.plot._diagnosis_figures import answers, diagnosis
 from kltarget.plot._forecast_figure import forecast
 from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._frontier_figure import frontier
+from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
@@ -43,14 +44,17 @@ __all__ = [
     "density",
     "diagnosis",
     "distances",
+    "equilibrium_path",
     "forecast",
     "forgetting",
     "frontier",
+    "game_rates",
     "history",
     "phase",
     "predicted_vs_reached",
     "ratio",
     "recipe_comparison",
+    "regret",
     "target",
     "training",
     "tree",

@@ -5,6 +5,7 @@ A space whose outcomes come about step by step is walked :func:`backward`.
 
 from kltarget.spaces._automata import Automaton
 from kltarget.spaces._boxes import Box
+from kltarget.spaces._games import MarkovGame, MatrixGame, PreferenceGame, StageGames
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._layers import Branches, Layer, Layers, backward
 from kltarget.spaces._markov_reference import MarkovReference
@@ -19,9 +20,13 @@ __all__ = [
     "GaussianMixture",
     "Layer",
     "Layers",
+    "MarkovGame",
     "MarkovReference",
+    "MatrixGame",
+    "PreferenceGame",
     "PrefixTree",
     "SequenceSpace",
+    "StageGames",
     "backward",
     "basins",
     "find_modes",

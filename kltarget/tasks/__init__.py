@@ -16,6 +16,7 @@ Example:
 
 from kltarget.tasks._as_task import ProblemLike, as_task
 from kltarget.tasks._deepscaler import deepscaler
+from kltarget.tasks._game_tasks import GameTask, game_names, load_game
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
@@ -31,6 +32,7 @@ from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 from kltarget.tasks._text_task import TextTask
 
 __all__ = [
+    "GameTask",
     "Labels",
     "Listing",
     "Preferences",
@@ -41,8 +43,10 @@ __all__ = [
     "TextTask",
     "as_task",
     "deepscaler",
+    "game_names",
     "listing",
     "load",
+    "load_game",
     "load_texts",
     "names",
     "one_mode_each",

@@ -4,15 +4,21 @@ from kltarget.training import estimators
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
+from kltarget.training._game_iterations import GamePath, mirror_prox, nash_md
 from kltarget.training._mirror import MirrorAscent, mirror_ascent
+from kltarget.training._optimistic_play import OptimisticPlay, optimistic_play
 from kltarget.training._runs import History, Run, RunStatus, TextHistory, TextRun
+from kltarget.training._self_play import SelfPlay, self_play
 
 __all__ = [
     "Fit",
+    "GamePath",
     "History",
     "MirrorAscent",
+    "OptimisticPlay",
     "Run",
     "RunStatus",
+    "SelfPlay",
     "TextHistory",
     "TextRun",
     "dpo",
@@ -22,6 +28,10 @@ __all__ = [
     "fine_tune_on_texts",
     "fit",
     "mirror_ascent",
+    "mirror_prox",
+    "nash_md",
+    "optimistic_play",
+    "self_play",
     "sft",
     "sft_on_texts",
 ]

@@ -5,6 +5,7 @@ the targets know no training; what both say about the same problem is compared h
 """
 
 from kltarget.verification._exact_targets import TARGETS
+from kltarget.verification._of_games import verify_game
 from kltarget.verification._of_texts import verify_texts
 from kltarget.verification._report import Check, Report, VerifiedRun
 from kltarget.verification._space_report import SpaceReport
@@ -20,5 +21,6 @@ __all__ = [
     "SpaceReport",
     "VerifiedRun",
     "verify",
+    "verify_game",
     "verify_texts",
 ]

@@ -1,0 +1,270 @@
+"""Equilibria of Markov games, stage game by stage game."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from kltarget._core.checks import float_argument, require_normalized, worded
+from kltarget._core.matrices import times, transposed
+from kltarget._core.pytrees import made, pytree
+from kltarget._core.status import Status, flag, raise_if_failed
+from kltarget.divergences import Divergence
+from kltarget.objectives import Objective
+from kltarget.spaces import MarkovGame, MatrixGame, StageGames, backward
+from kltarget.targets.discrete import solve
+from kltarget.targets.games._equilibrium import Equilibrium, equilibrium_of, faced_by, players
+from kltarget.targets.games._saddle_points import Faced
+
+_MAX_SWEEPS = 10_000
+
+
+@pytree
+class MarkovEquilibrium:
+    """What both players do in every state, and at every step of a game with a horizon.
+
+    Attributes:
+        game: the game.
+        stages: the equilibria of the stage games, whose payoffs include what is to come; of batch
+            shape ``[*batch, T, S]``, without a horizon ``[*batch, S]``.
+        value: what the row player gets from each state on, both regularisers included, in reward
+            units, ``[*batch, S]``.
+        status: :class:`~kltarget.Status` bits, shape ``[*batch]``.
+    """
+
+    game: MarkovGame
+    stages: Equilibrium
+    value: Float[Array, "*batch S"]
+    status: Int[Array, "*batch"]
+
+    def gap(self, log_row: ArrayLike, log_column: ArrayLike) -> Float[Array, "*batch S"]:
+        """What two players could gain by answering each other best, added, from each state on.
+
+        Args:
+            log_row: log-probabilities of the row player, shaped as ``stages.row.log_probs``.
+            log_column: of the column player, shaped as ``stages.column.log_probs``.
+
+        Returns:
+            ``max_μ′ J(μ′, ν) − min_ν′ J(μ, ν′)`` in reward units, shape ``[*batch, S]``; a
+            difference of two values, which rounding may make negative.
+        """
+        policies = []
+        for name, given, target in (
+            ("log_row", log_row, self.stages.row),
+            ("log_column", log_column, self.stages.column),
+        ):
+            x = float_argument(given, name)
+            shape = target.log_probs.shape
+            if x.shape != shape:
+                raise ValueError(f"{name} has shape {x.shape}, but the equilibrium's is {shape}")
+            require_normalized(**{name: x})
+            policies.append(x.astype(target.log_probs.dtype))
+        return _gap(self, *policies)
+
+    @property
+    def duality_gap(self) -> Float[Array, "*batch S"]:
+        """The gap of the equilibrium itself, its certificate."""
+        return self.gap(self.stages.row.log_probs, self.stages.column.log_probs)
+
+    def raise_if_failed(self) -> MarkovEquilibrium:
+        """This equilibrium, or an error naming the first failed row."""
+        raise_if_failed(self.status, "solve_game")
+        return self
+
+
+def solve_markov_game(
+    game: MarkovGame, log_ref: Any, beta: ArrayLike, divergence: Divergence
+) -> MarkovEquilibrium:
+    """:func:`kltarget.targets.games.solve_game` of a Markov game."""
+    wide = float_argument(beta, "beta")[..., None]
+    divergence = jax.tree.map(lambda x: x[..., None] if jnp.ndim(x) else x, divergence)
+    sides = players(log_ref, game.num_actions, wide, divergence)
+    for side, who in zip(sides, ("row", "column"), strict=True):
+        states = side.batch_shape[-1]
+        if states not in (1, game.num_states):
+            raise ValueError(
+                f"log_ref of the {who} player has {states} states and the game "
+                f"{game.num_states}: give [*batch, S, A], or one row [A] for all states"
+            )
+    with worded(
+        f"the batch axes of the game {game.reward.shape[:-3]} and of log_ref and beta "
+        f"{sides[0].batch_shape[:-1]} do not broadcast"
+    ):
+        batch = jnp.broadcast_shapes(
+            game.reward.shape[:-3], game.transition.shape[:-4], *(x.batch_shape[:-1] for x in sides)
+        )
+    return _solve(game, *sides, batch)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _solve(
+    game: MarkovGame, row: Objective, column: Objective, batch: tuple[int, ...]
+) -> MarkovEquilibrium:
+    layer, shape = _layer(game, row, column), (*batch, game.num_states)
+
+    def stage(payoff: Array, start: Faced | None = None) -> tuple[Equilibrium, Faced, Array]:
+        payoff = jnp.broadcast_to(payoff, (*shape, *game.num_actions))
+        matrices = made(MatrixGame, payoff=payoff)
+        faced, found = faced_by(matrices, row, column, shape, start)
+        return equilibrium_of(matrices, row, column, faced, found), faced, found
+
+    if game.horizon is None:
+        return _stationary(game, layer, stage, shape)
+
+    def backup(payoff: Array, _: StageGames) -> Any:
+        equilibrium, faced, found = stage(payoff)
+        return equilibrium.value, (equilibrium.game.payoff, faced, found)
+
+    end = jnp.zeros(shape, layer.reward.dtype)
+    values, kept = backward((layer,) * game.horizon, end, backup)
+    payoff, faced, found = jax.tree.map(lambda *x: jnp.stack(x, axis=len(batch)), *kept)
+    steps = made(MatrixGame, payoff=payoff)
+    stages = equilibrium_of(steps, _each_step(row), _each_step(column), faced, found)
+    return MarkovEquilibrium(game, stages, values[0], _bits(stages.status, len(batch)))
+
+
+def _layer(game: MarkovGame, row: Objective, column: Objective) -> StageGames:
+    dtype = jnp.result_type(game.reward.dtype, row.reward.dtype)
+    arrays = (game.transition, game.reward, game.discount, row.log_ref, column.log_ref)
+    transition, reward, discount, *refs = (jnp.asarray(x, dtype) for x in arrays)
+    return StageGames(transition, reward, discount, refs[0], refs[1])
+
+
+def _each_step(side: Objective) -> Objective:
+    """The same player with an axis of steps before that of states."""
+    log_ref = side.log_ref if side.log_ref.ndim < 3 else side.log_ref[..., None, :, :]
+    divergence = jax.tree.map(lambda x: x[..., None] if jnp.ndim(x) else x, side.divergence)
+    return Objective.unchecked(side.reward, log_ref, side.beta[..., None], divergence)
+
+
+def _any_step(side: Objective) -> Objective:
+    """What :func:`_each_step` was made of."""
+    log_ref = side.log_ref if side.log_ref.ndim < 3 else side.log_ref[..., 0, :, :]
+    divergence = jax.tree.map(lambda x: x[..., 0] if jnp.ndim(x) else x, side.divergence)
+    return Objective.unchecked(side.reward[..., 0, :, :], log_ref, side.beta[..., 0], divergence)
+
+
+def _bits(status: Array, num_batch: int) -> Array:
+    """The bits of any stage game, ``[*batch]``."""
+    axes = tuple(range(num_batch, status.ndim))
+    return lax.reduce(status, jnp.int32(0), lax.bitwise_or, axes)
+
+
+def _stationary(
+    game: MarkovGame, layer: StageGames, stage: Any, shape: tuple[int, ...]
+) -> MarkovEquilibrium:
+    """The fixed point of the same backup, by Newton's steps where these are better than it.
+
+    The backup contracts by the discount. Its derivative in the values is the transition under the
+    stage equilibria, so a Newton step is what these two policies would earn for ever.
+    """
+    fixed = lax.stop_gradient(layer)
+    eps = float(jnp.finfo(layer.reward.dtype).eps)
+
+    def sweep(values: Array, start: Faced | None) -> tuple[Array, Array, Faced, Array]:
+        equilibrium, faced, found = stage(fixed.children(values), start)
+        equilibrium, faced, found = lax.stop_gradient((equilibrium, faced, found))
+        after = equilibrium.value
+        return after, _newton_step(fixed, equilibrium, values, after), faced, found
+
+    def going(state: Any) -> Array:
+        *_, done, count = state
+        return jnp.any(~done) & (count < _MAX_SWEEPS)
+
+    def advance(state: Any) -> Any:
+        trial, plain, miss, faced, done, count = state
+        after, newton, faced, found = sweep(trial, faced)
+        now = jnp.abs(after - trial).max(-1, keepdims=True)
+        scale = 1 + jnp.abs(after).max(-1, keepdims=True)
+        better = (now <= fixed.discount * miss) & jnp.isfinite(newton).all(-1, keepdims=True)
+        settled = (now <= 16 * eps * scale) & found.all(-1, keepdims=True)
+        # A step that did not help is taken back, and the contraction goes on from there.
+        following = jnp.where(better, newton, plain)
+        following = jnp.where(done, trial, jnp.where(settled, after, following))
+        plain = jnp.where(better, after, plain)
+        miss = jnp.where(better, now, jnp.inf)
+        return following, plain, miss, faced, done | settled, count + 1
+
+    zero = jnp.zeros(shape, layer.reward.dtype)
+    first, _, faced, _ = sweep(zero, None)
+    none = jnp.full((*shape[:-1], 1), jnp.inf, layer.reward.dtype)
+    no = jnp.zeros((*shape[:-1], 1), bool)
+    state = (first, first, none, faced, no, jnp.int32(0))
+    values, *_, faced, done, _ = lax.while_loop(going, advance, state)
+    values = lax.stop_gradient(values)
+    stages, _, _ = stage(layer.children(values), lax.stop_gradient(faced))
+    # One more step, at frozen policies, has the derivatives of the fixed point.
+    final = _newton_step(fixed, lax.stop_gradient(stages), values, stages.value)
+    stages, _, _ = stage(layer.children(final), lax.stop_gradient(faced))
+    status = _bits(stages.status, len(shape) - 1) | flag(~done[..., 0], Status.NOT_CONVERGED)
+    return MarkovEquilibrium(game, stages, final, status)
+
+
+def _newton_step(layer: StageGames, stages: Equilibrium, values: Array, after: Array) -> Array:
+    chances = jnp.einsum(
+        "...sa,...sabt,...sb->...st",
+        stages.row.probs,
+        layer.transition,
+        stages.column.probs,
+        precision="highest",
+    )
+    eye = jnp.broadcast_to(jnp.eye(values.shape[-1], dtype=values.dtype), chances.shape)
+    step = jnp.linalg.solve(eye - layer.discount * chances, (after - values)[..., None])
+    return values + step[..., 0]
+
+
+@jax.jit
+def _gap(equilibrium: MarkovEquilibrium, log_row: Array, log_column: Array) -> Array:
+    game, stages = equilibrium.game, equilibrium.stages
+    row, column = stages.row.objective, stages.column.objective
+    if game.horizon is not None:
+        row, column = _any_step(row), _any_step(column)
+    batch = equilibrium.value.shape[:-1]
+    dtype = equilibrium.value.dtype
+    layer = _layer(game, row, column)
+
+    def values(of_row: bool) -> Array:
+        own, other = (row, column) if of_row else (column, row)
+        played = log_column if of_row else log_row
+
+        def best(after: Array, log_other: Array) -> Array:
+            payoff = layer.children(after)
+            payoff = payoff if of_row else -transposed(payoff)
+            faced = times(payoff, jnp.exp(log_other))
+            answer = solve(Objective.unchecked(faced, own.log_ref, own.beta, own.divergence))
+            nothing = jnp.zeros_like(log_other)
+            paid = Objective.unchecked(nothing, other.log_ref, own.beta, own.divergence)
+            # The other's divergence counts for the one who answers.
+            value = answer.value - paid.value(log_other)
+            return value if of_row else -value
+
+        start = jnp.zeros(equilibrium.value.shape, dtype)
+        if game.horizon is None:
+            eps = float(jnp.finfo(dtype).eps)
+
+            def going(state: Any) -> Array:
+                _, change, count = state
+                return (change > eps) & (count < _MAX_SWEEPS)
+
+            def again(state: Any) -> Any:
+                old, _, count = state
+                new = best(old, played)
+                return new, (jnp.abs(new - old) / (1 + jnp.abs(new))).max(), count + 1
+
+            return lax.while_loop(
+                going, again, (start, jnp.full((), jnp.inf, dtype), jnp.int32(0))
+            )[0]
+        steps = jnp.moveaxis(played, len(batch), 0)
+
+        def step(after: Array, log_other: Array) -> tuple[Array, None]:
+            return best(after, log_other), None
+
+        return lax.scan(step, start, steps, reverse=True)[0]
+
+    return values(True) - values(False)

@@ -1,0 +1,79 @@
+"""Verification on games, and the games that come with the package."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kltarget import tasks
+from kltarget.spaces import MarkovGame, MatrixGame
+from kltarget.targets.games import solve_game
+from kltarget.verification import verify_game
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cycle", "penalty"])
+def test_training_ends_at_the_equilibrium(name):
+    report = verify_game(name, key=jax.random.key(1))
+    assert report.passed, str(report)
+    assert set(report.to_dataframe()["trained by"]) == {
+        "exact gradients",
+        "sampled gradients",
+        "Mirror Prox",
+    }
+
+
+@pytest.mark.slow
+def test_too_few_steps_do_not_pass():
+    report = verify_game("penalty", key=jax.random.key(1), num_steps=20)
+    failed = {check.name.split(":")[0] for check in report.checks if not check.passed}
+    assert "exact gradients" in failed
+    assert "the equilibrium's own gap is rounding" not in failed
+
+
+def test_shipped_games_are_as_described():
+    assert tasks.game_names() == ("cycle", "penalty", "duel")
+    for name in tasks.game_names():
+        task = tasks.load_game(name)
+        assert task is tasks.load_game(name)
+        assert tuple(map(len, task.labels)) == task.game.num_actions
+        pair = task.log_ref if isinstance(task.log_ref, tuple) else (task.log_ref,)
+        for log_ref in pair:
+            np.testing.assert_allclose(np.exp(log_ref).sum(), 1, rtol=1e-12)
+    with pytest.raises(ValueError, match="choose one of cycle, penalty, duel"):
+        tasks.load_game("chess")
+
+
+@pytest.mark.broad
+def test_the_cycle_changes_its_leader_and_the_penalty_is_mixed():
+    task = tasks.load_game("cycle")
+    found = solve_game(task.game, task.log_ref, np.array([0.02, 1.0]))
+    lead = [task.labels[0][i] for i in np.asarray(found.row.probs).argmax(-1)]
+    assert lead == ["scissors", "rock"]
+    # Without a regulariser each is played as often as the other two are apart: 3 : 3 : 4.
+    least = solve_game(task.game, task.log_ref, 1e-3).row.probs
+    shares = [float(least[0] + least[1]), float(least[2]), float(least[3])]
+    np.testing.assert_allclose(shares, [0.3, 0.3, 0.4], atol=0.01)
+    assert isinstance(tasks.load_game("penalty").game, MatrixGame)
+    penalty = tasks.load_game("penalty")
+    hard = solve_game(penalty.game, penalty.log_ref, 0.01)
+    assert float(hard.row.probs.min()) > 0.1
+
+
+@pytest.mark.broad
+def test_the_duel_is_worth_more_the_further_ahead():
+    task = tasks.load_game("duel")
+    found = solve_game(task.game, task.log_ref, 0.2)
+    assert isinstance(task.game, MarkovGame)
+    assert (np.diff(np.asarray(found.value)) > 0).all()
+    with pytest.raises(ValueError, match="Markov game"):
+        verify_game("duel", key=jax.random.key(0))
+
+
+def test_a_game_of_your_own_is_taken():
+    task = dataclasses.replace(tasks.load_game("cycle"), name="mine")
+    with pytest.raises(ValueError, match="num_seeds must be"):
+        verify_game(task, key=jax.random.key(0), num_seeds=0)
