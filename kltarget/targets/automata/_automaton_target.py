@@ -24,9 +24,9 @@ from kltarget.targets._protocol import Optimum
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
 from kltarget.targets.automata._product_walks import (
     Product,
-    at_the_end,
     final_log_masses,
     log_values,
+    product_of,
     reached_states,
 )
 from kltarget.targets.discrete import Target, solve
@@ -126,12 +126,25 @@ class AutomatonTarget(Optimum):
         """
         tokens = self._prefix(prefix)
         product = self._product
-        context = walk(product.following, tokens)[-1]
-        state = walk(product.transitions, tokens)[-1]
-        left = self.length - tokens.shape[-1] - 1
-        after = self._values(left)[..., product.following[context], product.transitions[state]]
-        joint = jnp.broadcast_to(product.log_next[context], after.shape) + after
+        node = walk(product.below, tokens)[-1]
+        after = self._values(self.length - tokens.shape[-1] - 1)[..., product.below[node]]
+        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
         return joint - log_sum_exp(joint)
+
+    def next_log_probs(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of every token after each prefix of texts.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Shape ``[*batch, ..., T, V]``; NaN after prefixes that are impossible.
+        """
+        tokens, product = self._texts(x), self._product
+        nodes = walk(product.below, tokens)[..., :-1]
+        values = log_values(product, self.log_ratio, length=self.length)
+        values = jnp.concatenate([values[1:], self._values(0)[None]])
+        return _next_log_probs(product, values, nodes)
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int
@@ -170,18 +183,15 @@ class AutomatonTarget(Optimum):
         """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
         return jnp.exp(self.entropy)
 
-    @property
+    @functools.cached_property
     def _product(self) -> Product:
-        following = jnp.asarray(self.reference.following, jnp.int32)
-        return Product(
-            self.reference.log_next(), following, jnp.asarray(self.automaton.transitions)
-        )
+        return product_of(self.reference, self.automaton)
 
     def _values(self, left: int) -> Array:
-        """Values of nodes with so many tokens still to come, ``[*batch, S, D]``."""
+        """Values of nodes with so many tokens still to come, ``[*batch, N]``."""
         if left:
             return log_values(self._product, self.log_ratio, length=left)[0]
-        return at_the_end(self._product, self.log_ratio)
+        return self.log_ratio[..., self._product.state]
 
     def _texts(self, x: ArrayLike) -> Array:
         tokens = self.reference.tokens(x)
@@ -231,8 +241,8 @@ def solve_on_automaton(
         length: the number T of tokens of a text; with an ``end`` of the reference the most.
 
     Returns:
-        The target. Memory and time of the pass grow with ``T`` times the number of contexts times
-        D times V, whatever the number of texts ``V**T``.
+        The target. Time grows with T, V and the number of pairs of a context and a state that texts
+        reach, whatever the number of texts ``V**T``; memory with V and that number.
 
     Raises:
         ValueError: shapes that do not fit, alphabets of two sizes, a length below 1; and what
@@ -261,19 +271,16 @@ def solve_on_automaton(
             f"{reference.vocab_size}"
         )
     positive("length", length)
-    product = Product(
-        reference.log_next(),
-        jnp.asarray(reference.following, jnp.int32),
-        jnp.asarray(automaton.transitions),
-    )
+    product = product_of(reference, automaton)
     arrays = float_arguments(reward=reward)
     if arrays["reward"].ndim == 0 or arrays["reward"].shape[-1] != automaton.num_states:
         raise ValueError(
             f"reward has shape {arrays['reward'].shape}, but the automaton has "
             f"{automaton.num_states} states: the last axis must be {automaton.num_states}"
         )
-    masses = final_log_masses(product, length=length)
-    some = reached_states(product, jnp.asarray(reference.over), length=length)
+    size = automaton.num_states
+    masses = final_log_masses(product, num_states=size, length=length)
+    some = reached_states(product, num_states=size, length=length)
     # A state that no text ends in is no outcome; one of impossible texts may be.
     reward = jnp.where(jnp.broadcast_to(some, arrays["reward"].shape), arrays["reward"], -jnp.inf)
     divergence = ReverseKL() if divergence is None else divergence
@@ -283,22 +290,34 @@ def solve_on_automaton(
 
 @functools.partial(jax.jit, static_argnums=4)
 def _sample(product: Product, values: Array, last: Array, key: Array, num_samples: int) -> Array:
-    batch = values.shape[1:-2]
+    batch = values.shape[1:-1]
     shape = (num_samples, *batch)
     rows = jnp.meshgrid(*map(jnp.arange, shape), indexing="ij", sparse=True)[1:]
     after = jnp.concatenate([values[1:], last[None]])
 
-    def step(node: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[Any, Array]:
-        (context, state), (value, key) = node, given
-        into = product.following[context], product.transitions[state]
-        logits = product.log_next[context] + value[(*(r[..., None] for r in rows), *into)]
-        token = jax.random.categorical(key, logits, axis=-1)
-        return (product.following[context, token], product.transitions[state, token]), token
+    def step(node: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, key = given
+        after = value[(*(r[..., None] for r in rows), product.below[node])]
+        token = jax.random.categorical(key, product.log_next[node] + after, axis=-1)
+        return product.below[node, token], token
 
-    start = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32)
+    start = jnp.zeros(shape, product.below.dtype)
     keys = jax.random.split(key, len(values))
     _, tokens = lax.scan(step, start, (after, keys))
     return jnp.moveaxis(tokens, 0, -1)
+
+
+@jax.jit
+def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
+    """At nodes ``[..., T]``, by the values ``[T, *batch, N]`` of those after each position."""
+
+    def at(value: Array, node: Array) -> Array:
+        after = value[..., product.below[node]]
+        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
+        return joint - log_sum_exp(joint)
+
+    by_position = jnp.moveaxis(nodes, -1, 0)
+    return jnp.moveaxis(jax.vmap(at)(values, by_position), 0, -2)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -310,7 +329,7 @@ def _entropy(product: Product, log_ratio: Array, log_states: Array, length: int)
 
     def power(a: Array) -> Array:
         scaled = product._replace(log_next=_times(1 + a, product.log_next))
-        return log_values(scaled, log_ratio, length=length)[0][..., 0, 0]
+        return log_values(scaled, log_ratio, length=length)[0][..., 0]
 
     one = jnp.ones((), log_ratio.dtype)
     _, reference = jax.jvp(power, (jnp.zeros((), log_ratio.dtype),), (one,))
@@ -324,7 +343,7 @@ def _marginals(product: Product, log_ratio: Array, length: int) -> Array:
     batch, size = log_ratio.shape[:-1], product.log_next.shape[1]
 
     def total(bonus: Array) -> Array:
-        return log_values(product, log_ratio, bonus, length=length)[0][..., 0, 0].sum()
+        return log_values(product, log_ratio, bonus, length=length)[0][..., 0].sum()
 
     nothing = jnp.zeros((length, *batch, size), log_ratio.dtype)
     return jnp.moveaxis(jax.grad(total)(nothing), 0, -2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kltarget.targets.automata._product_walks import Product, at_the_end
+from kltarget.targets.automata._product_walks import Product
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -26,22 +26,21 @@ def likeliest_texts(
 def _of_one(product: Product, log_final: Array, length: int, number: int) -> tuple[Array, Array]:
     def step(best: Array, _: None) -> tuple[Array, Array]:
         # Ways on from every node, best first: which token, and which of the ways after it.
-        ways = jnp.moveaxis(product.ways(jnp.moveaxis(best, -1, 0)), 0, -1)
-        top, place = lax.top_k(ways.reshape(*ways.shape[:2], -1), number)
+        ways = jnp.moveaxis(product.ways(best.T), 0, -1)
+        top, place = lax.top_k(ways.reshape(ways.shape[0], -1), number)
         return top, place
 
-    end = at_the_end(product, log_final)[..., None]
+    end = log_final[product.state][:, None]
     rest = jnp.full((*end.shape[:-1], number - 1), -jnp.inf, end.dtype)
     best, places = lax.scan(
         step, jnp.concatenate([end, rest], -1), None, length=length, reverse=True
     )
 
-    def follow(at: tuple[Array, Array, Array], place: Array) -> tuple[tuple[Array, ...], Array]:
-        context, state, rank = at
-        token, rank = jnp.divmod(place[context, state, rank], number)
-        return (product.following[context, token], product.transitions[state, token], rank), token
+    def follow(at: tuple[Array, Array], place: Array) -> tuple[tuple[Array, Array], Array]:
+        node, rank = at
+        token, rank = jnp.divmod(place[node, rank], number)
+        return (product.below[node, token], rank), token
 
-    start = jnp.zeros(number, jnp.int32)
-    ranks = jnp.arange(number, dtype=places.dtype)
-    _, tokens = lax.scan(follow, (start, start, ranks), places)
-    return tokens.T, best[0, 0]
+    start = jnp.zeros(number, product.below.dtype), jnp.arange(number, dtype=places.dtype)
+    _, tokens = lax.scan(follow, start, places)
+    return tokens.T, best[0]

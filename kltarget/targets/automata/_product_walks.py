@@ -1,7 +1,7 @@
 """Passes over the product of a Markov reference and an automaton, forwards and backwards.
 
-A node is a pair of a context s of the reference and a state d of the automaton. Nothing here knows
-of a reward or a divergence.
+A node is a pair of a context of the reference and a state of the automaton that some text reaches.
+Nothing here knows of a reward or a divergence.
 """
 
 from __future__ import annotations
@@ -11,80 +11,109 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from kltarget._core.checks import traced
 from kltarget._core.numerics import log_sum_exp
+from kltarget.spaces import Automaton, MarkovReference
 
 
 class Product(NamedTuple):
-    """The product of a reference and an automaton.
+    """The product of a reference and an automaton. Node 0 is the beginning.
 
     Attributes:
-        log_next: log-probability of each token in each context, ``[S, V]``.
-        following: the context that it leads to, ``[S, V]``.
-        transitions: the state that it leads to, ``[D, V]``.
+        log_next: log-probability of each token at each node, ``[N, V]``.
+        below: the node that it leads to, ``[N, V]``.
+        state: the automaton's state at each node, ``[N]``.
+        possible: which tokens some text has there, ``[N, V]``: all but those after an end.
     """
 
-    log_next: Float[Array, "S V"]
-    following: Int[Array, "S V"]
-    transitions: Int[Array, "D V"]
+    log_next: Float[Array, "N V"]
+    below: Int[Array, "N V"]
+    state: Int[Array, " N"]
+    possible: Bool[Array, "N V"]
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The numbers S of contexts and D of states."""
-        return self.log_next.shape[0], self.transitions.shape[0]
-
-    @property
-    def below(self) -> Int[Array, "S D V"]:
-        """The node that each token leads to from each, of all nodes in one row."""
-        states = self.shape[1]
-        return self.following[:, None, :] * states + self.transitions[None, :, :]
-
-    def ways(self, values: Float[Array, "*batch S D"]) -> Float[Array, "*batch S D V"]:
+    def ways(self, values: Float[Array, "*batch N"]) -> Float[Array, "*batch N V"]:
         """Each token's log-probability and the value of the node that it leads to, added."""
-        contexts, states = self.shape
-        after = values.reshape(*values.shape[:-2], contexts * states)[..., self.below]
-        return after + jnp.broadcast_to(self.log_next[:, None, :], after.shape)
+        after = values[..., self.below]
+        return after + jnp.broadcast_to(self.log_next, after.shape)
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def final_log_masses(product: Product, *, length: int) -> Float[Array, " D"]:
+def product_of(reference: MarkovReference, automaton: Automaton) -> Product:
+    """The nodes that texts reach; under a trace of the automaton all pairs."""
+    following, transitions, over = reference.following, automaton.transitions, reference.over
+    if traced(transitions):
+        context, state = jnp.divmod(
+            jnp.arange(len(following) * automaton.num_states, dtype=jnp.int32),
+            automaton.num_states,
+        )
+        below = jnp.asarray(following)[context] * automaton.num_states
+        below = below.astype(transitions.dtype) + transitions[state]
+    else:
+        context, state, below = _explored(following, np.asarray(transitions), over, reference.end)
+    steps = reference.log_next()[jnp.asarray(context)]
+    possible = ~jnp.asarray(over)[context][:, None] | (steps > -jnp.inf)
+    below, state = jnp.asarray(below, jnp.int32), jnp.asarray(state, jnp.int32)
+    return Product(steps, below, state, possible)
+
+
+def _explored(
+    following: np.ndarray, transitions: np.ndarray, over: np.ndarray, end: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Context and state of each node that is reached, and the nodes that its tokens lead to.
+
+    How far the last few tokens have brought an automaton is mostly known from the context: of a
+    search for words in texts of a chain of order 2 one pair in a hundred is reached.
+    """
+    number, size = len(transitions), transitions.shape[1]
+    place = {0: 0}
+    found, rows = [np.zeros(1, np.int64)], []
+    while found[-1].size:
+        context, state = np.divmod(found[-1], number)
+        after = following[context].astype(np.int64) * number + transitions[state]
+        if end is not None:
+            # Other tokens than its end do not follow an end: where they lead matters to nobody.
+            after = np.where(over[context][:, None], after[:, [end] * size], after)
+        rows.append(after)
+        fresh = [x for x in np.unique(after).tolist() if x not in place]
+        place.update(zip(fresh, range(len(place), len(place) + len(fresh)), strict=True))
+        found.append(np.array(fresh, np.int64))
+    nodes, after = np.concatenate(found), np.concatenate(rows)
+    order = np.argsort(nodes)
+    below = order[np.searchsorted(nodes[order], after)]
+    return *np.divmod(nodes, number), below
+
+
+@functools.partial(jax.jit, static_argnames=("num_states", "length"))
+def final_log_masses(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
     """Log-probabilities of the final states of texts of the reference, normalised."""
-    below = product.below.reshape(-1)
-    steps = jnp.broadcast_to(product.log_next[:, None, :], product.below.shape).reshape(-1)
-    contexts, states = product.shape
-    number, choices = contexts * states, product.log_next.shape[1]
+    number, choices = product.below.shape
+    below, steps = product.below.reshape(-1), product.log_next.reshape(-1)
 
     def step(log_mass: Array, _: None) -> tuple[Array, None]:
-        arriving = jnp.repeat(log_mass, choices) + steps
-        return _log_sums(arriving, below, number), None
+        return _log_sums(jnp.repeat(log_mass, choices) + steps, below, number), None
 
     start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
     log_mass, _ = lax.scan(step, start, None, length=length)
-    finals = log_sum_exp(log_mass.reshape(contexts, states).T)[:, 0]
+    finals = _log_sums(log_mass, product.state, num_states)
     # Rounding adds up along long texts.
     return finals - log_sum_exp(finals)
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def reached_states(product: Product, over: Bool[Array, " S"], *, length: int) -> Bool[Array, " D"]:
-    """Which states some text ends in, however unlikely the reference finds it.
-
-    Args:
-        product: reference and automaton.
-        over: contexts after an end, in which no text goes on but as the reference does.
-        length: tokens of a text.
-    """
-    below, number = product.below, product.shape[0] * product.shape[1]
-    possible = ~over[:, None] | (product.log_next > -jnp.inf)
+@functools.partial(jax.jit, static_argnames=("num_states", "length"))
+def reached_states(product: Product, *, num_states: int, length: int) -> Bool[Array, " D"]:
+    """Which states some text ends in, however unlikely the reference finds it."""
+    below = product.below.reshape(-1)
 
     def step(reached: Array, _: None) -> tuple[Array, None]:
-        ways = reached.reshape(*product.shape, 1) & possible[:, None, :]
-        return jnp.zeros(number, bool).at[below.reshape(-1)].max(ways.reshape(-1)), None
+        ways = reached[:, None] & product.possible
+        return jnp.zeros_like(reached).at[below].max(ways.reshape(-1)), None
 
-    reached, _ = lax.scan(step, jnp.zeros(number, bool).at[0].set(True), None, length=length)
-    return reached.reshape(product.shape).any(0)
+    start = jnp.zeros(product.state.shape, bool).at[0].set(True)
+    reached, _ = lax.scan(step, start, None, length=length)
+    return jnp.zeros(num_states, bool).at[product.state].max(reached)
 
 
 def _log_sums(x: Array, where: Array, number: int) -> Array:
@@ -105,7 +134,7 @@ def log_values(
     bonus: Float[Array, "T *batch V"] | None = None,
     *,
     length: int,
-) -> Float[Array, "T *batch S D"]:
+) -> Float[Array, "T *batch N"]:
     """``log E_ref[exp(log_final)]`` from every node on, at each position from the first on.
 
     Values of the end, ``log_final`` itself, are left out. A bonus is added to the logarithm where
@@ -115,16 +144,9 @@ def log_values(
 
     def step(values: Array, added: Array | None) -> tuple[Array, Array]:
         ways = product.ways(values)
-        ways = ways if added is None else ways + added[..., None, None, :]
+        ways = ways if added is None else ways + added[..., None, :]
         now = log_sum_exp(ways)[..., 0]
         return now, now
 
-    last = at_the_end(product, log_final)
-    _, values = lax.scan(step, last, bonus, length=length, reverse=True)
+    _, values = lax.scan(step, log_final[..., product.state], bonus, length=length, reverse=True)
     return values
-
-
-def at_the_end(product: Product, log_final: Array) -> Array:
-    """Values of final states as those of nodes, ``[*batch, S, D]``."""
-    shape = (*log_final.shape[:-1], *product.shape)
-    return jnp.broadcast_to(log_final[..., None, :], shape)
