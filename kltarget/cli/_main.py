@@ -167,5 +167,9 @@ def _tasks(arguments: argparse.Namespace) -> int:
         (task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}", task.description)
         for task in tasks.listing()
     ]
+    rows += [
+        (x.name, f"{x.num_texts:.1e}", "", x.description)
+        for x in map(tasks.load_texts, tasks.text_names())
+    ]
     say(Page([Table([("task", "outcomes", "right", "description"), *rows], "lrrl")]))
     return 0

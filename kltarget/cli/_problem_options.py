@@ -59,9 +59,18 @@ def load_problem(arguments: argparse.Namespace) -> tuple[Task, tuple[str, ...]]:
     roles = ("outcome", "reward", "log_ref", "prob", "count", "modes", "unseen_reward")
     columns = chosen(arguments, *roles)
     given = {role: column for role, column in columns.items() if column is not None}
-    if given and arguments.problem in tasks.names():
+    if given and arguments.problem in (*tasks.names(), *tasks.text_names()):
         role = next(iter(given)).replace("_", "-")
         raise InputError(f"--{role} is for tables, but {arguments.problem!r} is a task")
+    if arguments.problem in tasks.text_names():
+        from kltarget.targets.automata import over_modes
+
+        texts = tasks.load_texts(arguments.problem)
+        note = (
+            f"{texts.num_texts:.3g} texts of {texts.length} tokens, as their modes: texts of "
+            "equal reward keep their proportions"
+        )
+        return over_modes(texts), (note,)
     with input_errors():
         task = as_task(arguments.problem, columns=given)
     return task, getattr(task, "notes", ())

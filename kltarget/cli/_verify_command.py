@@ -32,7 +32,8 @@ def add_to(commands: Any) -> None:
         "recipe, β, reward scale and seed, and compare each with the targets computed in closed "
         "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
-        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written).",
+        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written). Games and "
+        "tasks over texts have no figure.",
     )
     add = options_of(verify)
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
@@ -54,9 +55,9 @@ def _task_list(text: str) -> tuple[str, ...]:
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.task is not None and arguments.tasks is not None:
         raise InputError("give a TASK or --tasks, not both")
-    if arguments.task is not None and arguments.task not in tasks.names():
-        known = ", ".join(tasks.names())
-        raise InputError(f"there is no task {arguments.task!r}: the tasks are {known}")
+    known = (*tasks.names(), *tasks.text_names(), *tasks.game_names())
+    if arguments.task is not None and arguments.task not in known:
+        raise InputError(f"there is no task {arguments.task!r}: the tasks are {', '.join(known)}")
     chosen = arguments.tasks or [arguments.task or "words-3"]
     folders = [arguments.out / name if arguments.tasks else arguments.out for name in chosen]
     for folder in folders:
@@ -75,6 +76,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: bool) -> int:
     from kltarget import verification
 
+    verifier = verification.verifier_of(name)
+    if verifier is not None:
+        return _on_its_space(verifier, name, folder, arguments)
     task = tasks.load(name)
     if skip and not arguments.full and task.num_outcomes > _MOST_SEQUENCES:
         say([f"{name}: left out, {task.num_outcomes:,} sequences: add --full", ""])
@@ -110,6 +114,26 @@ def _one(name: str, folder: pathlib.Path, arguments: argparse.Namespace, skip: b
         raise Stopped(f"the report is in {folder}") from None
     took = f"({time.monotonic() - began:.0f} s)"
     say([f"wrote {', '.join(map(str, contents))} {took}", *([""] if skip else [])])
+    return int(not report.passed)
+
+
+def _on_its_space(
+    verifier: Any, name: str, folder: pathlib.Path, arguments: argparse.Namespace
+) -> int:
+    """Verifies a problem that is not a list of outcomes."""
+    for option, given in (("--full", arguments.full), ("--policies", arguments.policies)):
+        if given:
+            raise InputError(f"{option} is for lists of outcomes, but {name!r} is none")
+    began = time.monotonic()
+    say([f"Computing the target of {name}, training copies…"])
+    given = {"beta": arguments.beta, "num_seeds": arguments.seeds}
+    options = {option: value for option, value in given.items() if value is not None}
+    with input_errors(name):
+        report = verifier(name, key=jax.random.key(0), progress=True, **options)
+    paths = [folder / file for file in ("report.json", "report.csv")]
+    say(["", *str(report).splitlines(), ""])
+    write(*zip(paths, (report.to_json, report.to_csv), strict=True))
+    say([f"wrote {', '.join(map(str, paths))} ({time.monotonic() - began:.0f} s)"])
     return int(not report.passed)
 
 

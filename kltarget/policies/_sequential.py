@@ -78,6 +78,17 @@ class Sequential(abc.ABC):
             raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
         return _log_probs(self, params, tokens)
 
+    def next_log_probs(
+        self, params: Any, tokens: Int[Array, "*batch L"]
+    ) -> Float[Array, "*batch L V"]:
+        """The log-probability of every token after each prefix, shape ``[*batch, L, V]``."""
+        tokens = jnp.asarray(tokens)
+        if tokens.ndim == 0 or tokens.shape[-1] != self.length:
+            raise ValueError(
+                f"tokens has shape {tokens.shape}: its last axis must be {self.length}"
+            )
+        return _next_log_probs(self, params, tokens)
+
     def sample(
         self, params: Any, *, key: PRNGKeyArray, num_samples: int
     ) -> Int[Array, "num_samples L"]:
@@ -153,6 +164,12 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_probs(policy: Any, params: Any, tokens: Array) -> Array:
+    log_probs = _next_log_probs(policy, params, tokens)
+    return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_log_probs(policy: Any, params: Any, tokens: Array) -> Array:
     flat = tokens.reshape(-1, policy.length)
     before = jnp.zeros_like(flat, dtype=bool)
     if policy.eos is not None:
@@ -160,8 +177,7 @@ def _log_probs(policy: Any, params: Any, tokens: Array) -> Array:
         before = jnp.concatenate([before[:, :1], ended[:, :-1]], axis=-1)
     logits = of_position(policy, policy._teacher_forced(params, flat), jnp.arange(policy.length))
     log_probs = next_token(policy, logits, before)
-    chosen = jnp.take_along_axis(log_probs, flat[..., None], axis=-1)
-    return chosen.reshape(tokens.shape)
+    return log_probs.reshape(*tokens.shape, -1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -89,6 +89,13 @@ def load(name: str) -> Task:
         return _SMALL_TASKS[name]()
     if name in SEQUENCE_TASKS:
         return load_sequence_task(SEQUENCE_TASKS[name])
+    from kltarget.tasks._shipped_texts import text_names
+
+    if name in text_names():
+        raise ValueError(
+            f"{name!r} is a task over texts too many to list: kltarget.tasks.load_texts has it, "
+            "and kltarget.targets.automata.over_modes makes a list of its modes"
+        )
     raise ValueError(f"there is no task {name!r}: choose one of {', '.join(names())}")
 
 

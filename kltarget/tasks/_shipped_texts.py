@@ -60,7 +60,7 @@ def _keywords() -> TextTask:
     return _task(
         "keywords-64",
         "64 letters and spaces; right texts contain exactly one Python keyword as a word",
-        _letters(1),
+        _letters(2),
         automaton,
         modes,
         dict(enumerate(words)),

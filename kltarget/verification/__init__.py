@@ -4,6 +4,7 @@ This is the one place where the two sides of the package meet. Training knows no
 the targets know no training; what both say about the same problem is compared here.
 """
 
+from kltarget.verification._by_name import verifier_of
 from kltarget.verification._exact_targets import TARGETS
 from kltarget.verification._of_games import verify_game
 from kltarget.verification._of_texts import verify_texts
@@ -20,6 +21,7 @@ __all__ = [
     "Report",
     "SpaceReport",
     "VerifiedRun",
+    "verifier_of",
     "verify",
     "verify_game",
     "verify_texts",

@@ -1,4 +1,4 @@
-"""What keeps a policy from a target over texts, by samples."""
+"""What keeps a policy from a target over texts, by the prefixes of samples."""
 
 from __future__ import annotations
 
@@ -8,51 +8,60 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-_NATURAL_STEPS = (3, 10, 30)
+_NATURAL_STEPS = (10, 30, 100)
 
 
-def followable_by_samples(policy: Any, params: Any, tokens: Array, log_ratio: Any) -> float:
-    """The share of ``log π/π*`` that the parameters could still follow, from samples of π.
+def followable_by_samples(
+    policy: Any, params: Any, tokens: Array, log_target: Float[Array, "N T V"]
+) -> float:
+    """The share of the pull towards a target's next tokens that the parameters could follow.
 
-    The reverse KL's pull at a text is ``log π/π*`` less its mean. A change of the parameters moves
-    log-probabilities along a combination of scores; the share of the pull's variance that the best
-    combination explains is what a natural-gradient step follows. It is fitted on half of the texts
-    by conjugate gradients, stopped where it explains most of the other half, and what it explains
-    there is the share: a lower bound but for the choice among three stops.
+    At each prefix the policy is pulled by ``log π − log π*`` of every next token. A change of the
+    parameters moves log-probabilities along a combination of their derivatives; the share of the
+    pull, squared and weighed by π, that the best combination explains is what a natural-gradient
+    step follows. It is fitted on half of the texts by conjugate gradients, and what it explains of
+    the other half is the share: the more texts and steps the nearer from below.
     """
-    dtype = jax.tree.leaves(params)[0].dtype
-    pull = jnp.asarray(np.asarray(log_ratio, float), dtype)
-    half = pull.size // 2
-    if not bool(jnp.isfinite(pull).all()) or not bool(pull.std() > 0):
+    if not hasattr(policy, "next_log_probs"):
         return float("nan")
-    fitted, held = (tokens[:half], pull[:half]), (tokens[half:], pull[half:])
+    half = tokens.shape[0] // 2
+    fitted = tokens[:half], log_target[:half]
+    held = tokens[half : 2 * half], log_target[half : 2 * half]
     shares = [float(_explained(policy, n, params, *fitted, *held)) for n in _NATURAL_STEPS]
     return float(np.clip(np.nanmax([0.0, *shares]), 0.0, 1.0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _explained(
-    policy: Any, steps: int, params: Any, tokens: Array, pull: Array, others: Array, their: Array
+    policy: Any, steps: int, params: Any, tokens: Array, goal: Array, others: Array, their: Array
 ) -> Array:
-    def log_probs(params: Any) -> Array:
-        return _centred(policy.log_probs(params, tokens).sum(-1))
-
-    def log_probs_of_others(params: Any) -> Array:
-        return _centred(policy.log_probs(params, others).sum(-1))
-
-    _, back = jax.vjp(log_probs, params)
-    (gradient,) = back(_centred(pull) / pull.std())
+    fitted, weights, pull = _pull(policy, params, tokens, goal)
+    _, back = jax.vjp(fitted, params)
 
     def fisher(direction: Any) -> Any:
-        return back(jax.jvp(log_probs, (params,), (direction,))[1])[0]
+        return back(weights * jax.jvp(fitted, (params,), (direction,))[1])[0]
 
     with jax.numpy_dtype_promotion("standard"):
+        (gradient,) = back(weights * pull)
         step, _ = jax.scipy.sparse.linalg.cg(fisher, gradient, maxiter=steps, tol=1e-4)
-    moved, goal = jax.jvp(log_probs_of_others, (params,), (step,))[1], _centred(their)
-    return jnp.square(jnp.vdot(moved, goal)) / (jnp.vdot(moved, moved) * jnp.vdot(goal, goal))
+    held, weights, pull = _pull(policy, params, others, their)
+    moved = jax.jvp(held, (params,), (step,))[1]
+    gained, moved_size = (weights * moved * pull).sum(), (weights * moved * moved).sum()
+    return (2 * gained - moved_size) / (weights * pull * pull).sum()
 
 
-def _centred(x: Array) -> Array:
-    return x - x.mean()
+def _pull(policy: Any, params: Any, tokens: Array, goal: Array) -> Any:
+    """The log-probabilities as a function of the parameters, their weights and what pulls them."""
+
+    def log_probs(params: Any) -> Array:
+        x = policy.next_log_probs(params, tokens)
+        return jnp.where(x > -jnp.inf, x, 0.0)
+
+    now = log_probs(params)
+    weights = jnp.exp(now) / tokens.shape[0]
+    # Where the target has nothing, nothing finite pulls.
+    apart = jnp.where(goal > -jnp.inf, now - goal.astype(now.dtype), 0.0)
+    middle = (jnp.exp(now) * apart).sum(-1, keepdims=True)
+    return log_probs, weights, apart - middle

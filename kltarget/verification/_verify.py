@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 from jaxtyping import Int, PRNGKeyArray
 
@@ -23,6 +21,7 @@ from kltarget.spaces import SequenceSpace
 from kltarget.spaces._sequences import counted
 from kltarget.tasks import ProblemLike, Task
 from kltarget.training import fine_tune
+from kltarget.verification._annealed_adam import annealed_adam
 from kltarget.verification._exact_targets import exact_targets
 from kltarget.verification._judge import Judge, described
 from kltarget.verification._report import Check, Report, VerifiedRun
@@ -214,7 +213,7 @@ def verify(
                         learning_rate=rate,
                         num_steps=steps,
                         key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
-                        optimizer=_annealed(steps),
+                        optimizer=annealed_adam(steps),
                         batch_size=batch_size,
                         log_ref=jnp.asarray(task.log_ref),
                         history_every=max(1, steps // 10),
@@ -234,21 +233,6 @@ def _of(setting: Any, name: str, default: Any) -> Any:
     if isinstance(setting, Mapping):
         return setting.get(name, default)
     return default if setting is None else setting
-
-
-@functools.cache
-def _annealed(num_steps: int) -> Any:
-    """Adam whose learning rate falls to 0: one function object, so that seeds share a program.
-
-    A short memory of squared gradients and an ε far below them matter at small β: the target
-    starves most branches of probability, and what is left of their gradients must still move them.
-    """
-
-    def optimizer(rate: Any) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, num_steps)
-        return optax.adam(schedule, b2=0.95, eps=1e-15)
-
-    return optimizer
 
 
 def _perturbed(params: Any, key: Any) -> Any:

@@ -1,0 +1,24 @@
+"""Which verification a shipped problem on a space of its own has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kltarget import tasks
+from kltarget.verification._of_games import verify_game
+from kltarget.verification._of_texts import verify_texts
+from kltarget.verification._space_report import SpaceReport
+
+
+def verifier_of(name: str) -> Callable[..., SpaceReport] | None:
+    """The function that verifies the shipped problem of a name, None for one over a list.
+
+    Example:
+        >>> from kltarget.verification import verifier_of
+        >>> verifier_of("keywords-64").__name__, verifier_of("words-3")
+        ('verify_texts', None)
+    """
+    for names, verifier in ((tasks.text_names(), verify_texts), (tasks.game_names(), verify_game)):
+        if name in names:
+            return verifier
+    return None
