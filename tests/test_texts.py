@@ -21,7 +21,8 @@ from kltarget.training import fine_tune_on_texts, sft_on_texts
 from kltarget.verification import verify_texts
 
 
-def keyword_of(text, words=frozenset(tasks.load_texts("keywords-64").mode_names.values())):
+def keyword_of(text):
+    words = tasks.load_texts("keywords-64").mode_names.values()
     # A word that ends the text or begins it has a space on one side alone.
     found = {word for word in re.findall(r"(?<= )[a-z]+(?= )", text) if word in words}
     return found.pop() if len(found) == 1 else None
@@ -212,15 +213,15 @@ def test_what_training_on_texts_refuses():
         fine_tune_on_texts(policy, params, reward, Recipe(), **options, log_ref=reward)
     with pytest.raises(ValueError, match="teacher"):
         fine_tune_on_texts(policy, params, reward, Recipe(teacher=1.0), **options)
+    known = MarkovReference(jnp.log(jnp.full(2, 0.5)), jnp.log(jnp.full((2, 2), 0.5)))
+    recipe = Recipe(temperature=0.5)
     with pytest.raises(ValueError, match="temperature"):
-        known = MarkovReference(jnp.log(jnp.full(2, 0.5)), jnp.log(jnp.full((2, 2), 0.5)))
-        recipe = Recipe(temperature=0.5)
         fine_tune_on_texts(policy, params, reward, recipe, **options, log_ref=known.log_probs)
     with pytest.raises(ValueError, match="beta is needed"):
         fine_tune_on_texts(policy, params, reward, Recipe(), **{**options, "beta": None})
+    sample = functools.partial(known.sample, length=5)
+    del options["beta"]
     with pytest.raises(ValueError, match="sample must draw"):
-        sample = functools.partial(known.sample, length=5)
-        del options["beta"]
         sft_on_texts(policy, params, sample, **options)
 
 

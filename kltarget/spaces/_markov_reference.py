@@ -14,7 +14,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import at_index, first_index, float_arguments, require_normalized
+from kltarget._core.checks import (
+    at_index,
+    first_index,
+    float_arguments,
+    require_normalized,
+    traced,
+)
 from kltarget._core.pytrees import register
 
 
@@ -187,7 +193,7 @@ class MarkovReference:
         tokens = jnp.asarray(texts)
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
-        if not isinstance(tokens, jax.core.Tracer):
+        if not traced(tokens):
             outside = (np.asarray(tokens) < 0) | (np.asarray(tokens) >= self.vocab_size)
             if outside.any():
                 at = first_index(outside)
@@ -309,7 +315,7 @@ def _absorb(first: np.ndarray, then: np.ndarray, end: int) -> None:
     order = first.ndim
     for counts in (first, then):
         for axis in range(order if counts is then else order - 1):
-            over = [slice(None)] * counts.ndim
+            over: list[Any] = [slice(None)] * counts.ndim
             over[axis] = end
             # The next token after an end.
             for token in range(counts.shape[0]):

@@ -7,22 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kltarget.tasks._keywords import KEYWORDS
+from kltarget.tasks._shipped_texts import text_names
 from kltarget.tasks._task import Task, one_mode_each
 from kltarget.tasks.sequence_tasks import (
     SEQUENCE_TASKS,
     load_sequence_task,
     word_counts,
 )
-
-# The hard keywords of Python 3.11, lower-cased; ``keyword.kwlist`` differs between versions.
-# fmt: off
-KEYWORDS = frozenset((
-    "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif",
-    "else", "except", "false", "finally", "for", "from", "global", "if", "import", "in", "is",
-    "lambda", "none", "nonlocal", "not", "or", "pass", "raise", "return", "true", "try", "while",
-    "with", "yield",
-))
-# fmt: on
 
 
 class Listing(NamedTuple):
@@ -89,8 +81,6 @@ def load(name: str) -> Task:
         return _SMALL_TASKS[name]()
     if name in SEQUENCE_TASKS:
         return load_sequence_task(SEQUENCE_TASKS[name])
-    from kltarget.tasks._shipped_texts import text_names
-
     if name in text_names():
         raise ValueError(
             f"{name!r} is a task over texts too many to list: kltarget.tasks.load_texts has it, "

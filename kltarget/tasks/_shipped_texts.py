@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from kltarget.spaces import Automaton, MarkovReference
-from kltarget.tasks._shipped import KEYWORDS
+from kltarget.tasks._keywords import KEYWORDS
 from kltarget.tasks._text_task import TextTask
 
 _LETTERS = string.ascii_lowercase + " "
 _SMOOTHING = 0.1
-"""Added to every count: no text is impossible, so that no policy is infinitely far from it."""
+"""Added to every count, so that no text is impossible and no policy infinitely far from it."""
 
 
 def text_names() -> tuple[str, ...]:
@@ -280,7 +280,7 @@ def _of_counts(counts: np.ndarray, order: int, alphabet: tuple[str, ...]) -> Mar
     )
 
 
-def _log_shares(counts: np.ndarray) -> np.ndarray:
+def _log_shares(counts: np.ndarray) -> Any:
     return np.log(counts / counts.sum(-1, keepdims=True))
 
 

@@ -310,7 +310,9 @@ def of_recipe(
     extra: dict[str, Any] = {}
     lengths, asked = outcomes.lengths().astype(reward.dtype), of_tokens(recipe, outcomes)
     if "trained" in asked:
-        extra["trained"] = (outcomes.all() != outcomes.space.eos).astype(reward.dtype)
+        # Of a policy over sequences, which points of a box are not.
+        eos = getattr(outcomes.space, "eos", None)
+        extra["trained"] = (outcomes.all() != eos).astype(reward.dtype)
         lengths = jnp.maximum(extra["trained"].sum(-1), 1)
     extra |= {name: lengths for name in ("lengths", "num_tokens") if name in asked}
     if rewards is not None:
