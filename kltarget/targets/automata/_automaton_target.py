@@ -304,7 +304,7 @@ def _sample(product: Product, values: Array, last: Array, key: Array, num_sample
     start = jnp.zeros(shape, product.below.dtype)
     keys = jax.random.split(key, len(values))
     _, tokens = lax.scan(step, start, (after, keys))
-    return jnp.moveaxis(tokens, 0, -1)
+    return jnp.moveaxis(tokens, 0, -1).astype(jnp.int32)
 
 
 @jax.jit
