@@ -613,6 +613,8 @@ NOT_OF_ARRAYS = {
     "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
+    "Chain": "a first law and kernels, as data",
+    "Step": "a step of a chain, as data",
     "DiscreteTarget": "abstract",
     "Divergence": "abstract",
     "Fit": "what fit returns",
