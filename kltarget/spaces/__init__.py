@@ -7,6 +7,7 @@ from kltarget.spaces._automata import Automaton
 from kltarget.spaces._boxes import Box
 from kltarget.spaces._chains import Chain, Step
 from kltarget.spaces._games import MarkovGame, MatrixGame, PreferenceGame, StageGames
+from kltarget.spaces._gaussian_chains import GaussianChain
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._layers import Branches, Layer, Layers, backward
 from kltarget.spaces._markov_reference import MarkovReference
@@ -19,6 +20,7 @@ __all__ = [
     "Box",
     "Branches",
     "Chain",
+    "GaussianChain",
     "GaussianMixture",
     "Layer",
     "Layers",

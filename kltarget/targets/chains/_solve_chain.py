@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,18 @@ from kltarget._core.checks import at_index, first_index, float_arguments, traced
 from kltarget._core.numerics import log_sum_exp
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
-from kltarget.spaces import Chain, backward
+from kltarget.objectives._point_rewards import QuadraticReward
+from kltarget.spaces import Chain, GaussianChain, backward
 from kltarget.spaces._chains import Step
 from kltarget.targets.chains._chain_target import ChainTarget
+from kltarget.targets.chains._gaussian_chain_target import (
+    GaussianChainTarget,
+    solve_gaussian_chain,
+)
 from kltarget.targets.discrete import solve
 
 
+@overload
 def solve_chain(
     chain: Chain,
     reward: ArrayLike,
@@ -25,7 +33,28 @@ def solve_chain(
     divergence: Divergence | None = None,
     *,
     tilt_first: bool = True,
-) -> ChainTarget:
+) -> ChainTarget: ...
+
+
+@overload
+def solve_chain(
+    chain: GaussianChain,
+    reward: QuadraticReward,
+    beta: ArrayLike,
+    divergence: ReverseKL | None = None,
+    *,
+    tilt_first: bool = True,
+) -> GaussianChainTarget: ...
+
+
+def solve_chain(
+    chain: Chain | GaussianChain,
+    reward: ArrayLike | QuadraticReward,
+    beta: ArrayLike,
+    divergence: Divergence | None = None,
+    *,
+    tilt_first: bool = True,
+) -> ChainTarget | GaussianChainTarget:
     """The law of a chain's paths that maximises ``E_π[r(x_0)] − β·D(π, p)``.
 
     The divergence is that of whole paths; for reverse KL it is the sum of the steps' expected KL.
@@ -44,19 +73,23 @@ def solve_chain(
     reverse KL the steps are those of the tilted chain; with others they remember the first state.
 
     Args:
-        chain: p, over S states, with T steps.
-        reward: of the last state, in reward units, shape ``[*batch, S]``. ``-inf`` forbids it.
+        chain: p, over S states, with T steps; or a Gaussian chain.
+        reward: of the last state, in reward units, shape ``[*batch, S]``. ``-inf`` forbids it. Of a
+            Gaussian chain a :class:`kltarget.mixtures.QuadraticReward`.
         beta: coefficient of the divergence, in reward units per nat, shape ``[*batch]``.
-        divergence: reverse KL by default.
+        divergence: reverse KL by default, and of Gaussian chains alone.
         tilt_first: whether the law of the first state may move too.
 
     Returns:
-        The target. Differentiable in reward, beta, the chain and the divergence's parameters.
+        The target; of a Gaussian chain with a quadratic reward its law is a Gaussian chain too, in
+        closed form step by step. Differentiable in reward, beta, the chain and the divergence's
+        parameters.
 
     Raises:
         TypeError: no chain.
         ValueError: shapes that do not fit; outside a trace, a reward that forbids every last state
-            that the chain reaches; and what :func:`kltarget.solve` refuses.
+            that the chain reaches, a quadratic reward that outgrows the divergence; and what
+            :func:`kltarget.solve` refuses.
 
     Last states that the chain does not reach are no outcomes and keep probability 0.
 
@@ -77,9 +110,18 @@ def solve_chain(
         Fan et al., "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
         2023, arXiv 2305.16381 (reverse KL summed over steps, with the first law fixed).
     """
-    if not isinstance(chain, Chain):
-        raise TypeError(f"chain must be a kltarget.spaces.Chain, got {chain!r}")
     divergence = ReverseKL() if divergence is None else divergence
+    if isinstance(chain, GaussianChain):
+        if not isinstance(divergence, ReverseKL):
+            raise ValueError(
+                f"divergence {divergence.name} leads out of the Gaussian chains: use "
+                "kltarget.ReverseKL(), or a Chain on a grid"
+            )
+        return solve_gaussian_chain(chain, reward, beta, tilt_first=tilt_first)
+    if not isinstance(chain, Chain):
+        raise TypeError(f"chain must be a Chain or a GaussianChain of kltarget.spaces: {chain!r}")
+    if isinstance(reward, QuadraticReward):
+        raise TypeError("reward of a Chain must be an array of a number per state")
     arrays = float_arguments(reward=reward, beta=beta, log_initial=chain.log_initial)
     reward, beta = arrays["reward"], arrays["beta"]
     states = chain.num_states
