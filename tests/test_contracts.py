@@ -614,6 +614,8 @@ NOT_OF_ARRAYS = {
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
     "Chain": "a first law and kernels, as data",
+    "ChainRun": "what fine_tune_chain returns",
+    "fine_tune_chain": "training of the steps of a chain",
     "GaussianChain": "a first law and linear steps, as data",
     "Step": "a step of a chain, as data",
     "DiscreteTarget": "abstract",
