@@ -65,7 +65,7 @@ def load_chain(name: str) -> ChainTask:
 
 @functools.cache
 def _denoise() -> ChainTask:
-    """Exact reversal of noising steps on a grid, of data with two modes of 4:1."""
+    """Exact reversal of noising steps on a grid, of data with two modes of 4:1 over a floor."""
     points = np.linspace(-3, 3, 41)
     left, right = (np.exp(-((points - x) ** 2) / (2 * 0.4**2)) for x in (-1.5, 1.5))
     data = 0.8 * left / left.sum() + 0.2 * right / right.sum()
@@ -83,7 +83,7 @@ def _denoise() -> ChainTask:
     modes = np.where(np.abs(points + 1.5) < 1.0, 0, np.where(np.abs(points - 1.5) < 1.0, 1, -1))
     return ChainTask(
         name="denoise",
-        description="5 denoising steps on a grid; two modes of equal reward, reference ratio 4:1",
+        description="5 denoising steps on a grid; two modes of equal reward, reference ratio 7:2",
         chain=Chain(np.log(law), np.log(kernels)),
         reward=np.where(np.abs(np.abs(points) - 1.5) < 0.4, 1.0, 0.0),
         points=points,

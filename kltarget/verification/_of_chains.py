@@ -57,7 +57,8 @@ def verify_chain(
     Example:
         >>> import jax
         >>> from kltarget.verification import verify_chain
-        >>> report = verify_chain("denoise", key=jax.random.key(0), beta=[1.0], num_seeds=1)
+        >>> options = {"beta": [1.0], "num_seeds": 1, "num_steps": 300}
+        >>> report = verify_chain("denoise", key=jax.random.key(0), **options)
         >>> report.passed, len(report.runs)
         (True, 2)
     """
