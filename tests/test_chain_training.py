@@ -9,7 +9,8 @@ import pytest
 from kltarget import tasks, training
 from kltarget.mixtures import QuadraticReward
 from kltarget.spaces import Chain
-from kltarget.verification import _of_chains, verify_chain
+from kltarget.targets.chains import solve_chain
+from kltarget.verification import verify_chain
 
 FIRST = np.log([0.5, 0.5])
 STEPS = np.log([[[0.8, 0.2], [0.3, 0.7]], [[0.9, 0.1], [0.2, 0.8]]])
@@ -65,10 +66,9 @@ def test_a_wrong_target_and_too_little_training_are_seen(monkeypatch):
         "gap below 0.0001",
         "distance below 0.001",
     ]
-    right = _of_chains.solve_chain
     # Of half the β, as if a factor were lost.
-    wrong = lambda chain, reward, beta, **options: right(chain, reward, beta / 2, **options)  # noqa: E731
-    monkeypatch.setattr(_of_chains, "solve_chain", wrong)
+    wrong = lambda chain, reward, beta, **options: solve_chain(chain, reward, beta / 2, **options)  # noqa: E731
+    monkeypatch.setattr("kltarget.verification._of_chains.solve_chain", wrong)
     assert not verify_chain(task, key=jax.random.key(0), beta=[0.3], num_seeds=1).passed
 
 

@@ -223,6 +223,26 @@ def test_values_have_the_derivatives_of_what_they_are():
 
 
 @pytest.mark.broad
+@pytest.mark.parametrize("tilt_first", [True, False])
+def test_a_condition_is_a_second_tilt(tilt_first):
+    """By Bayes' rule over all paths, tilted first: what a classifier of x_0 makes of them."""
+    first, kernels, reward = random_chain(seed=8)
+    likelihood = np.array([0.7, 0.1, 0.4])
+    once = solve_chain(Chain(np.log(first), np.log(kernels)), reward, 0.5, tilt_first=tilt_first)
+    again = Chain(once.log_first, once.log_kernels)
+    twice = solve_chain(again, np.log(likelihood), 1.0, tilt_first=tilt_first)
+    paths, mass = enumerated(first, kernels)
+    law = mass * np.exp(reward[paths[:, -1]] / 0.5) * likelihood[paths[:, -1]]
+    if tilt_first:
+        law /= law.sum()
+    else:
+        for state in range(3):
+            own = paths[:, 0] == state
+            law[own] *= first[state] / law[own].sum()
+    np.testing.assert_allclose(law_of(twice)[1], law, rtol=500 * eps(), atol=32 * eps())
+
+
+@pytest.mark.broad
 def test_a_batch_is_its_rows():
     chains = [random_chain(seed=seed) for seed in (0, 1)]
     first, kernels, reward = map(np.stack, zip(*chains, strict=True))

@@ -44,7 +44,7 @@ def chain_ends(task: str | ChainTask, beta: float, *, ax: Axes | None = None, **
     with look.drawing(ax) as ax:
         base = np.exp(np.asarray(task.chain.log_marginals()[..., -1, :], float))
         best = (reward == reward.max()).astype(float)
-        shade = {"color": look.faint(), "lw": 0, "zorder": 1, "step": "mid"}
+        shade = {"color": look.faint(), "lw": 0, "alpha": 0.35, "zorder": 1, "step": "mid"}
         top = base.max()
         lines = []
         for tilt_first, name in ((True, "first law tilted"), (False, "first law fixed")):

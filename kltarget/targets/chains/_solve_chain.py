@@ -91,6 +91,10 @@ def solve_chain(
             that the chain reaches, a quadratic reward that outgrows the divergence; and what
             :func:`kltarget.solve` refuses.
 
+    A target is a chain again, ``Chain(target.log_first, target.log_kernels)``, which may be tilted
+    a second time, as by ``log p(y|x_0)`` of a condition y with β = 1: of reverse KL, tilts in turn
+    are one tilt by the sum of ``r/β``.
+
     Last states that the chain does not reach are no outcomes and keep probability 0.
 
     Example:
@@ -107,6 +111,8 @@ def solve_chain(
         0.8980 for 0.269 nats
 
     References:
+        Zhao et al., "Adding Conditional Control to Diffusion Models with Reinforcement Learning",
+        2024, arXiv 2406.12120 (a condition as a second tilt).
         Fan et al., "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
         2023, arXiv 2305.16381 (reverse KL summed over steps, with the first law fixed).
     """
