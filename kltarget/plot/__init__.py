@@ -15,6 +15,7 @@ set to a dark background, figures are dark as well:
 """
 
 from kltarget.plot._beta_path import beta_path, ratio
+from kltarget.plot._chain_figures import chain_ends
 from kltarget.plot._comparison_figure import comparison
 from kltarget.plot._density_figure import density
 from kltarget.plot._diagnosis_figures import answers, diagnosis
@@ -40,6 +41,7 @@ __all__ = [
     "STYLE",
     "answers",
     "beta_path",
+    "chain_ends",
     "comparison",
     "density",
     "diagnosis",

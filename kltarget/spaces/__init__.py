@@ -5,7 +5,9 @@ A space whose outcomes come about step by step is walked :func:`backward`.
 
 from kltarget.spaces._automata import Automaton
 from kltarget.spaces._boxes import Box
+from kltarget.spaces._chains import Chain, Step
 from kltarget.spaces._games import MarkovGame, MatrixGame, PreferenceGame, StageGames
+from kltarget.spaces._gaussian_chains import GaussianChain
 from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._layers import Branches, Layer, Layers, backward
 from kltarget.spaces._markov_reference import MarkovReference
@@ -17,6 +19,8 @@ __all__ = [
     "Automaton",
     "Box",
     "Branches",
+    "Chain",
+    "GaussianChain",
     "GaussianMixture",
     "Layer",
     "Layers",
@@ -27,6 +31,7 @@ __all__ = [
     "PrefixTree",
     "SequenceSpace",
     "StageGames",
+    "Step",
     "backward",
     "basins",
     "find_modes",

@@ -15,6 +15,7 @@ Example:
 """
 
 from kltarget.tasks._as_task import ProblemLike, as_task
+from kltarget.tasks._chain_tasks import ChainTask, chain_names, load_chain
 from kltarget.tasks._deepscaler import deepscaler
 from kltarget.tasks._game_tasks import GameTask, game_names, load_game
 from kltarget.tasks._preferences import Preferences
@@ -32,6 +33,7 @@ from kltarget.tasks._task import Labels, Task, one_mode_each, right_outcomes
 from kltarget.tasks._text_task import TextTask
 
 __all__ = [
+    "ChainTask",
     "GameTask",
     "Labels",
     "Listing",
@@ -42,10 +44,12 @@ __all__ = [
     "Task",
     "TextTask",
     "as_task",
+    "chain_names",
     "deepscaler",
     "game_names",
     "listing",
     "load",
+    "load_chain",
     "load_game",
     "load_texts",
     "names",

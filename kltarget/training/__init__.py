@@ -1,6 +1,7 @@
 """Gradient-based training of small policies; knows nothing of closed forms."""
 
 from kltarget.training import estimators
+from kltarget.training._chain_training import ChainRun, fine_tune_chain
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
@@ -11,6 +12,7 @@ from kltarget.training._runs import History, Run, RunStatus, TextHistory, TextRu
 from kltarget.training._self_play import SelfPlay, self_play
 
 __all__ = [
+    "ChainRun",
     "Fit",
     "GamePath",
     "History",
@@ -25,6 +27,7 @@ __all__ = [
     "estimators",
     "f_dpg",
     "fine_tune",
+    "fine_tune_chain",
     "fine_tune_on_texts",
     "fit",
     "mirror_ascent",

@@ -6,6 +6,7 @@ the targets know no training; what both say about the same problem is compared h
 
 from kltarget.verification._by_name import verifier_of
 from kltarget.verification._exact_targets import TARGETS
+from kltarget.verification._of_chains import verify_chain
 from kltarget.verification._of_games import verify_game
 from kltarget.verification._of_texts import verify_texts
 from kltarget.verification._report import Check, Report, VerifiedRun
@@ -23,6 +24,7 @@ __all__ = [
     "VerifiedRun",
     "verifier_of",
     "verify",
+    "verify_chain",
     "verify_game",
     "verify_texts",
 ]
