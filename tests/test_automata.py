@@ -242,6 +242,44 @@ def test_texts_that_end_are_read_up_to_their_end():
         assert automaton.accepting[np.asarray(automaton.run(texts))].tolist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("pattern", "accepted"),
+    [
+        ("a.b", ["aab", "abb", "a.b", "a+b", "a\nb"]),
+        (r"a\.b", ["a.b"]),
+        ("a+", ["a", "aa", "aaa"]),
+        (r"a\+", ["a+"]),
+        ("a[.+]", ["a.", "a+"]),
+        ("[a-z]", ["a", "b"]),
+        ("a\n", ["a\n"]),
+        (r"a\n", ["a\n"]),
+    ],
+)
+def test_signs_of_patterns_are_letters_after_a_backslash(pattern, accepted):
+    letters = "ab.+\n"
+    automaton = Automaton.from_regex(pattern, letters)
+    found = []
+    for length in (1, 2, 3):
+        texts = np.array(list(itertools.product(range(5), repeat=length)))
+        accepts = automaton.accepting[np.asarray(automaton.run(texts))]
+        found += ["".join(letters[i] for i in text) for text in texts[accepts]]
+    assert found == accepted
+
+
+def test_a_word_given_twice_is_one():
+    once = Automaton.from_words(["ab", "ca"], LETTERS, match="which")
+    twice = Automaton.from_words(["ab", "ca", "ab"], LETTERS, match="which")
+    assert set(twice.names) == {"ab", "ca", "none", "several"}
+    assert twice.names == once.names
+    np.testing.assert_array_equal(twice.transitions, once.transitions)
+
+
+def test_names_in_a_list_make_a_pytree():
+    named = Automaton(np.array([[0, 1], [1, 0]]), names=["even", "odd"])
+    assert named.names == ("even", "odd")
+    assert int(jax.jit(lambda x: x.run(jnp.array([1, 1, 1])))(named)) == 1
+
+
 def test_which_word_is_named():
     automaton = Automaton.from_words(WORDS, LETTERS, match="which")
     reference = MarkovReference(np.log(np.ones(3) / 3), np.log(np.ones((3, 3)) / 3), tuple(LETTERS))
@@ -277,6 +315,17 @@ SWITCH = Automaton(np.array([[0, 1], [1, 0]]))
         (lambda: Automaton.from_words(["a", ""], "ab"), "one of them is empty"),
         (lambda: Automaton.from_words(["a"], "ab", match="is"), "match must be"),
         (lambda: Automaton.from_regex("(a", "ab"), r"pattern '\(a'"),
+        (lambda: Automaton.from_regex("ax", "ab"), "'x' is not in the alphabet"),
+        (lambda: Automaton.from_regex(r"a\.", "ab"), "'.' is not in the alphabet"),
+        (lambda: Automaton.from_regex(r"a\$", "ab$", end="$"), "'.' is the end"),
+        (lambda: Automaton.from_regex("a", "ab", end="$"), "end '.' is not in the alphabet"),
+        (
+            lambda: Automaton.from_words(["a"], "ab", match="equals", end="$"),
+            "end '.' is not in the alphabet",
+        ),
+        (lambda: Automaton(np.array([[0]]), names=["a", "b"]), "names must be one for each of 1"),
+        (lambda: SWITCH.minimized([0, 1, 0]), r"labels has shape \(3,\)"),
+        (lambda: SWITCH.run([[0, 1], [0, 2]]), r"from 0 to 1, got 2 at index \(1, 1\)"),
         (lambda: Automaton.counter([2], 2, most=1), "tokens must be from 0 to 1"),
         (lambda: MarkovReference(np.log([0.5, 0.5]), np.log([[0.5, 0.5]])), "log_transition has"),
         (lambda: MarkovReference(np.log([0.5, 0.5]), np.log(np.ones((2, 2)))), "not normalised"),
