@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -192,6 +193,34 @@ def test_fitted_chains_end_where_texts_end():
     np.testing.assert_allclose(given, np.array([1.5, 0.5, 2.5]) / 4.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_no_text_goes_on_after_its_end(order, smoothing):
+    reference = MarkovReference.fit(
+        ["abab", "abbb"], order=order, smoothing=smoothing, alphabet="abc", end="$"
+    )
+    after_end = np.exp(np.asarray(reference.log_next(), np.float64))[reference.over]
+    np.testing.assert_array_equal(after_end, np.tile([0, 0, 0, 1], (len(after_end), 1)))
+
+
+@pytest.mark.precise
+def test_16_bit_references_are_computed_in_32():
+    rng = np.random.default_rng(0)
+    first, then = np.log(rng.dirichlet(np.ones(3))), np.log(rng.dirichlet(np.ones(3), size=3))
+    halves = first.astype(np.float16), then.astype(np.float16)
+    reference = MarkovReference(*halves)
+    exact = [np.float64(x) - np.log(np.exp(np.float64(x)).sum(-1, keepdims=True)) for x in halves]
+    text = rng.integers(0, 3, size=300)
+    wanted = exact[0][text[0]] + exact[1][text[:-1], text[1:]].sum()
+    assert float(reference.log_prob(text)) == pytest.approx(wanted, rel=1e-5)
+    count = Automaton.counter([1], 3, most=300)
+    reward, beta = np.zeros(301, np.float16), np.float16(1)
+    target = kt.solve_on_automaton(reference, count, reward, beta, length=300)
+    # A constant reward changes nothing.
+    assert float(target.log_prob(text)) == pytest.approx(wanted, rel=1e-4)
+    assert target.marginals().dtype == target.entropy.dtype == np.float32
+
+
 WORDS = ["ab", "abc", "ca"]
 
 
@@ -242,6 +271,44 @@ def test_texts_that_end_are_read_up_to_their_end():
         assert automaton.accepting[np.asarray(automaton.run(texts))].tolist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("pattern", "accepted"),
+    [
+        ("a.b", ["aab", "abb", "a.b", "a+b", "a\nb"]),
+        (r"a\.b", ["a.b"]),
+        ("a+", ["a", "aa", "aaa"]),
+        (r"a\+", ["a+"]),
+        ("a[.+]", ["a.", "a+"]),
+        ("[a-z]", ["a", "b"]),
+        ("a\n", ["a\n"]),
+        (r"a\n", ["a\n"]),
+    ],
+)
+def test_signs_of_patterns_are_letters_after_a_backslash(pattern, accepted):
+    letters = "ab.+\n"
+    automaton = Automaton.from_regex(pattern, letters)
+    found = []
+    for length in (1, 2, 3):
+        texts = np.array(list(itertools.product(range(5), repeat=length)))
+        accepts = automaton.accepting[np.asarray(automaton.run(texts))]
+        found += ["".join(letters[i] for i in text) for text in texts[accepts]]
+    assert found == accepted
+
+
+def test_a_word_given_twice_is_one():
+    once = Automaton.from_words(["ab", "ca"], LETTERS, match="which")
+    twice = Automaton.from_words(["ab", "ca", "ab"], LETTERS, match="which")
+    assert set(twice.names) == {"ab", "ca", "none", "several"}
+    assert twice.names == once.names
+    np.testing.assert_array_equal(twice.transitions, once.transitions)
+
+
+def test_names_in_a_list_make_a_pytree():
+    named = Automaton(np.array([[0, 1], [1, 0]]), names=["even", "odd"])
+    assert named.names == ("even", "odd")
+    assert int(jax.jit(lambda x: x.run(jnp.array([1, 1, 1])))(named)) == 1
+
+
 def test_which_word_is_named():
     automaton = Automaton.from_words(WORDS, LETTERS, match="which")
     reference = MarkovReference(np.log(np.ones(3) / 3), np.log(np.ones((3, 3)) / 3), tuple(LETTERS))
@@ -261,6 +328,7 @@ def test_the_smallest_automaton_of_a_large_one():
 
 
 EVEN = MarkovReference(np.log([0.5, 0.5]), np.log(np.full((2, 2), 0.5)), ("a", "b"))
+LOG = np.errstate(divide="ignore")(np.log)
 SWITCH = Automaton(np.array([[0, 1], [1, 0]]))
 
 
@@ -277,9 +345,34 @@ SWITCH = Automaton(np.array([[0, 1], [1, 0]]))
         (lambda: Automaton.from_words(["a", ""], "ab"), "one of them is empty"),
         (lambda: Automaton.from_words(["a"], "ab", match="is"), "match must be"),
         (lambda: Automaton.from_regex("(a", "ab"), r"pattern '\(a'"),
+        (lambda: Automaton.from_regex("ax", "ab"), "'x' is not in the alphabet"),
+        (lambda: Automaton.from_regex(r"a\.", "ab"), "'.' is not in the alphabet"),
+        (lambda: Automaton.from_regex(r"a\$", "ab$", end="$"), "'.' is the end"),
+        (lambda: Automaton.from_regex("a", "ab", end="$"), "end '.' is not in the alphabet"),
+        (
+            lambda: Automaton.from_words(["a"], "ab", match="equals", end="$"),
+            "end '.' is not in the alphabet",
+        ),
+        (lambda: Automaton(np.array([[0]]), names=["a", "b"]), "names must be one for each of 1"),
+        (lambda: SWITCH.minimized([0, 1, 0]), r"labels has shape \(3,\)"),
+        (lambda: SWITCH.run([[0, 1], [0, 2]]), r"from 0 to 1, got 2 at index \(1, 1\)"),
         (lambda: Automaton.counter([2], 2, most=1), "tokens must be from 0 to 1"),
         (lambda: MarkovReference(np.log([0.5, 0.5]), np.log([[0.5, 0.5]])), "log_transition has"),
         (lambda: MarkovReference(np.log([0.5, 0.5]), np.log(np.ones((2, 2)))), "not normalised"),
+        (lambda: dataclasses.replace(EVEN, end=1), "'a' follows the end after 'b'"),
+        (
+            lambda: MarkovReference(
+                np.log(np.full((2, 2), 0.25)), np.log(np.full((2, 2, 2), 0.5)), None, 0
+            ),
+            "log_initial: 1 follows the end after 0,",
+        ),
+        (
+            lambda: MarkovReference(
+                LOG([[0.5, 0.0], [0.25, 0.25]]), np.log(np.full((2, 2, 2), 0.5)), None, 0
+            ),
+            "log_transition: 1 follows the end after 0, 0,",
+        ),
+        (lambda: MarkovReference.fit(["b", "a$"], end="$"), "text 1 contains the end '.' at 1"),
         (lambda: MarkovReference.fit([]), "texts must be"),
         (lambda: MarkovReference.fit(["ab"], order=3), "of 3 letters or more"),
         (lambda: EVEN.log_prob("axb"), "'x' is not in the alphabet"),

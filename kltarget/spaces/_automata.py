@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from kltarget._core.checks import raise_first, traced
 from kltarget._core.pytrees import register
 from kltarget.spaces._markov_reference import walk
 
@@ -67,8 +69,12 @@ class Automaton:
                     f"{accepting.shape} of {accepting.dtype}"
                 )
             object.__setattr__(self, "accepting", accepting)
-        if self.names is not None and len(self.names) != len(table):
-            raise ValueError(f"names must be one for each of {len(table)} states")
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(self.names))
+            if len(self.names) != len(table):
+                raise ValueError(
+                    f"names must be one for each of {len(table)} states, got {len(self.names)}"
+                )
 
     @property
     def num_states(self) -> int:
@@ -81,8 +87,19 @@ class Automaton:
         return self.transitions.shape[1]
 
     def run(self, tokens: ArrayLike) -> Int[Array, "..."]:
-        """The final states of texts, integers ``[..., T]`` in, ``[...]`` out."""
-        return walk(jnp.asarray(self.transitions), jnp.asarray(tokens))[..., -1]
+        """The final states of texts, integers ``[..., T]`` in, ``[...]`` out.
+
+        Raises:
+            TypeError: tokens that are not integers.
+            ValueError: outside a trace, tokens that there are not.
+        """
+        read = tokens if traced(tokens) else np.asarray(tokens)
+        if not jnp.issubdtype(read.dtype, jnp.integer):
+            raise TypeError(f"tokens must be integers, got dtype {read.dtype}")
+        if not traced(read):
+            outside = (read < 0) | (read >= self.vocab_size)
+            raise_first("tokens", read, outside, f"must be from 0 to {self.vocab_size - 1}")
+        return walk(jnp.asarray(self.transitions), jnp.asarray(read))[..., -1]
 
     def complement(self) -> Automaton:
         """The automaton that accepts what this one does not."""
@@ -129,10 +146,18 @@ class Automaton:
         Returns:
             The automaton, and for each state of this one the state of that it became; -1 for
             states that no text reaches.
+
+        Raises:
+            ValueError: labels that are not one for each state.
         """
         wanted = self.accepting if labels is None else labels
         if wanted is None:
             raise ValueError("labels are needed where no states are accepting")
+        if np.shape(wanted) != (self.num_states,):
+            raise ValueError(
+                f"labels has shape {np.shape(wanted)}: it needs one for each of "
+                f"{self.num_states} states"
+            )
         reached = self._reached()
         table = self.transitions
         classes = np.unique(np.asarray(wanted), return_inverse=True)[1].reshape(-1)
@@ -182,7 +207,7 @@ class Automaton:
         """An automaton that looks for words (Aho and Corasick).
 
         Args:
-            words: the words.
+            words: the words; one that is given twice counts once.
             alphabet: the letters, in the order of their tokens.
             match: ``"contains"`` accepts texts in which any word occurs, ``"equals"`` those that
                 are one of the words, up to ``end`` if there is one. ``"which"`` tells apart which
@@ -191,20 +216,22 @@ class Automaton:
             end: the letter after which texts are over.
 
         Raises:
-            ValueError: no words, an empty one, one with letters outside the alphabet.
+            ValueError: no words, an empty one, one with letters outside the alphabet, an end
+                outside of it.
         """
-        letters = list(alphabet)
+        letters, words = list(alphabet), list(dict.fromkeys(words))
+        over = _place_of_end(end, letters)
         spelled = [_spelled(word, letters) for word in words]
         if not spelled:
             raise ValueError("words must be one or more")
         if match == "equals":
-            return _equal_to(spelled, len(letters), None if end is None else letters.index(end))
+            return _equal_to(spelled, len(letters), over)
         table, found = _searching(spelled, len(letters))
         if match == "contains":
             return _once_found(table, found)
         if match != "which":
             raise ValueError(f"match must be 'contains', 'equals' or 'which', got {match!r}")
-        return _which(table, found, list(words))
+        return _which(table, found, words)
 
     @classmethod
     def counter(cls, tokens: Iterable[int], vocab_size: int, *, most: int) -> Automaton:
@@ -229,17 +256,27 @@ class Automaton:
     def from_regex(
         cls, pattern: str, alphabet: Iterable[str], *, end: str | None = None
     ) -> Automaton:
-        """The smallest automaton that accepts the texts which match a regular expression whole.
+        r"""The smallest automaton that accepts the texts which match a regular expression whole.
 
         Args:
             pattern: in the syntax of automata-lib: ``|``, ``*``, ``+``, ``?``, ``{n,m}``, ``.``,
-                classes such as ``[a-z]``.
+                classes such as ``[a-z]``, of which letters outside the alphabet are left out. These
+                signs, ``&`` and ``^`` too, are never letters, even where the alphabet has them:
+                a backslash before one means the letter.
             alphabet: the letters, in the order of their tokens.
             end: the letter after which texts are over: what comes before it is what must match.
 
         Raises:
             ImportError: automata-lib is not installed.
-            ValueError: a pattern that it does not read.
+            ValueError: a pattern that it does not read or that has letters outside the alphabet,
+                an end outside of it.
+
+        Example:
+            >>> from kltarget.spaces import Automaton
+            >>> any_letter = Automaton.from_regex("a.b", "ab.")
+            >>> a_dot = Automaton.from_regex(r"a\.b", "ab.")
+            >>> print([x.accepting[x.run([0, 1, 1])].item() for x in (any_letter, a_dot)])
+            [True, False]
         """
         try:
             from automata.base.exceptions import AutomatonException, RegexException
@@ -250,9 +287,12 @@ class Automaton:
                 'from_regex needs automata-lib: pip install "kltarget[automata]"'
             ) from None
         letters = list(alphabet)
-        read = [x for x in letters if x != end]
+        over = _place_of_end(end, letters)
+        read = {x for x in letters if x != end}
+        _require_letters(pattern, read, end)
         try:
-            machine = DFA.from_nfa(NFA.from_regex(pattern, input_symbols=set(read)), minify=True)
+            nfa = NFA.from_regex(pattern.translate(_BLANKS), input_symbols=read)
+            machine = DFA.from_nfa(nfa, minify=True)
         except (AutomatonException, RegexException) as error:
             raise ValueError(f"pattern {pattern!r}: {error}") from None
         states = [machine.initial_state, *sorted(machine.states - {machine.initial_state})]
@@ -261,16 +301,43 @@ class Automaton:
         table = np.full((lost + 1, size), lost)
         for state, row in machine.transitions.items():
             for letter, after in row.items():
-                table[places[state], letters.index(letter)] = places[after]
+                # Classes bring letters that the alphabet lacks.
+                if letter in read:
+                    table[places[state], letters.index(letter)] = places[after]
         accepting = np.array([*(state in machine.final_states for state in states), False])
-        if end is not None:
-            over = letters.index(end)
-            table[:, over] = np.where(accepting, np.arange(lost + 1), lost)
+        if over is not None:
             table, accepting = _ended(table, accepting, over)
         return cls(table, accepting).minimized()[0]
 
 
 register(Automaton, ("transitions", "accepting"), ("names",))
+
+# The library reads them as escapes alone.
+_BLANKS = {ord("\n"): r"\n", ord("\t"): r"\t", ord("\r"): r"\r"}
+_CLASS_OR_COUNT = re.compile(r"\\[A-Za-z0-9]|\[(?:\\.|[^\]\\])*\]|\{[-\d,]*\}", re.DOTALL)
+_SIGNS = set("|*+?.()&^[]{}\\")
+
+
+def _require_letters(pattern: str, read: set[str], end: str | None) -> None:
+    """An error about a letter that a pattern asks for and texts cannot have."""
+    rest = _CLASS_OR_COUNT.sub("", pattern)
+    for escaped, letter in re.findall(r"(\\?)(.)", rest, re.DOTALL):
+        if letter in read or (not escaped and letter in _SIGNS):
+            continue
+        if letter == end:
+            raise ValueError(
+                f"pattern {pattern!r}: {letter!r} is the end, and what comes before it must match; "
+                "leave it out"
+            )
+        raise ValueError(f"pattern {pattern!r}: {letter!r} is not in the alphabet")
+
+
+def _place_of_end(end: str | None, letters: list[str]) -> int | None:
+    if end is None:
+        return None
+    if end not in letters:
+        raise ValueError(f"end {end!r} is not in the alphabet {''.join(letters)!r}: add it there")
+    return letters.index(end)
 
 
 def _ended(table: np.ndarray, accepting: np.ndarray, over: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from kltarget._core.checks import (
     require_normalized,
     traced,
 )
+from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import register
 
 
@@ -41,10 +42,12 @@ class MarkovReference:
             ``log_transition`` must say so.
 
     Raises:
-        ValueError: shapes that do not fit, and outside a trace rows that are not normalised.
+        ValueError: shapes that do not fit, and outside a trace rows that are not normalised or that
+            let texts go on after their end.
 
     Differentiable in both arrays. ``-inf`` is a token that is impossible there; after tokens that
-    are impossible themselves a row may hold anything normalised.
+    are impossible themselves a row may hold anything normalised. Arrays of 16 bits are held, and
+    computed with, in float32, normalised anew.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,6 +88,15 @@ class MarkovReference:
                 )
         if self.end is not None and not 0 <= self.end < size:
             raise ValueError(f"end must be a token from 0 to {size - 1}, got {self.end}")
+        if self.end is not None:
+            _require_over("log_initial", initial, self.end, alphabet)
+            _require_over("log_transition", transition, self.end, alphabet)
+        dtype = working_dtype(initial.dtype)
+        if dtype != initial.dtype:
+            # Rounding to 16 bits would add up along a text.
+            initial, transition = initial.astype(dtype), transition.astype(dtype)
+            initial = initial - jax.nn.logsumexp(initial)
+            transition = jax.nn.log_softmax(transition)
         for name, x in (("log_initial", initial), ("log_transition", transition)):
             object.__setattr__(self, name, x)
         object.__setattr__(self, "alphabet", alphabet)
@@ -110,7 +122,11 @@ class MarkovReference:
         for j in reversed(range(self.order)):
             total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
             known = total > -jnp.inf
+            # After what is impossible any token may come, but after an end only an end.
             even = jnp.full_like(joint, -math.log(size))
+            if self.end is not None and j:
+                ended = jnp.where(jnp.arange(size) == self.end, 0.0, -jnp.inf)
+                even = even.at[..., self.end, :].set(ended.astype(even.dtype))
             given = jnp.where(known, joint - jnp.where(known, total, 0.0), even)
             rows.insert(0, given.reshape(size**j, size))
             joint = total[..., 0]
@@ -254,7 +270,8 @@ class MarkovReference:
                 texts of any length.
 
         Raises:
-            ValueError: no texts, too short ones, letters outside the alphabet, an order below 1.
+            ValueError: no texts, too short ones, ones with an end in them, letters outside the
+                alphabet, an order below 1.
 
         Example:
             >>> from kltarget.spaces import MarkovReference
@@ -269,6 +286,12 @@ class MarkovReference:
             raise ValueError(f"smoothing must be 0 or more, got {smoothing}")
         letters = sorted(set().union(*listed)) if alphabet is None else list(alphabet)
         if end is not None:
+            for i, text in enumerate(listed):
+                if end in text:
+                    raise ValueError(
+                        f"texts: text {i} contains the end {end!r} at {text.index(end)}: cut it "
+                        "there, or take an end that no text has"
+                    )
             letters = [*(x for x in letters if x != end), end]
             listed = [text + end * max(1, order - len(text)) for text in listed]
         if not listed or min(map(len, listed)) < order:
@@ -324,6 +347,28 @@ def _absorb(first: np.ndarray, then: np.ndarray, end: int) -> None:
                     counts[tuple(over)] = 0.0
     sealed = then.sum(-1) == 0
     then[sealed, end] = 1.0
+
+
+def _require_over(name: str, log_probs: Array, end: int, alphabet: tuple[str, ...] | None) -> None:
+    """An error where, outside a trace, something other than an end follows an end."""
+    if traced(log_probs):
+        return
+    numbers = np.asarray(log_probs)
+    for axis in range(numbers.ndim - 1):
+        # Tokens before the end, the end, the token after it, the rest.
+        rows = np.moveaxis(numbers, (axis, axis + 1), (-2, -1))[..., end, :]
+        goes_on = np.delete(rows, end, -1) > -np.inf
+        last = name == "log_initial" or axis == numbers.ndim - 2
+        if not last or not goes_on.any():
+            continue
+        *others, token = (int(i) for i in np.argwhere(goes_on)[0])
+        context = [*others[:axis], end]
+        token += token >= end
+        called = str if alphabet is None else lambda i: repr(alphabet[i])
+        raise ValueError(
+            f"{name}: {called(token)} follows the end after {', '.join(map(called, context))}, but "
+            "only an end may follow it: give it -inf there, and the end 0"
+        )
 
 
 def walk(table: Array, tokens: Array) -> Array:
