@@ -409,3 +409,48 @@ def test_states_that_no_text_ends_in_have_no_mass():
     assert float(condensed.expected_reward) > 4
     assert np.isnan(condensed.log_prob([0, 1, 0]))
     assert np.isfinite(condensed.log_prob([0, 0, 0]))
+    for call in (
+        lambda x: x.sample(key=jax.random.key(0), num_samples=2),
+        lambda x: x.conditionals([0]),
+        lambda x: x.next_log_probs([0, 0, 0]),
+        lambda x: x.likeliest(2),
+        lambda x: x.marginals(),
+    ):
+        with pytest.raises(ValueError, match="the target has mass in state 1, where the reference"):
+            call(condensed)
+        for x in jax.tree.leaves(jax.jit(call)(condensed)):
+            assert (np.asarray(x) == -1).all() or np.isnan(x).all()
+    assert np.isnan(condensed.entropy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_rewards_of_states_that_no_text_reaches_are_refused(bad):
+    never = Automaton(np.array([[0, 0], [1, 1]]))
+    reward = np.array([0.0, bad], np.float32)
+    with pytest.raises(ValueError, match="reward"):
+        kt.solve_on_automaton(EVEN, never, reward, 0.5, length=3)
+    solve = jax.jit(lambda x: kt.solve_on_automaton(EVEN, never, x, 0.5, length=3))
+    usual = jax.jit(lambda x: kt.solve(kt.Objective(x, np.log([0.5, 0.5]), 0.5)))(reward)
+    assert int(usual.status) != 0
+    assert int(solve(reward).status) == int(usual.status)
+
+
+@pytest.mark.precise
+@pytest.mark.broad
+@pytest.mark.parametrize("order", [1, 2])
+def test_lengths_equal_enumeration(order):
+    reference = MarkovReference.fit(["ab", "abab", "b"], order=order, smoothing=0.5, end="$")
+    automaton = Automaton(np.array([[0, 1, 2], [2, 1, 0], [1, 0, 2]]))
+    reward, beta, length = np.array([0.0, 1.0, -np.inf]), np.array([0.2, 1.0]), 5
+    target = kt.solve_on_automaton(reference, automaton, reward, beta, length=length)
+    texts = np.array(list(itertools.product(range(3), repeat=length)))
+    probs = np.exp(np.asarray(target.log_prob(texts), np.float64))
+    lengths = np.array([[*text, 2].index(2) for text in texts.tolist()])
+    wanted = [probs[:, lengths == n].sum(-1) for n in range(length + 1)]
+    close(target.length_marginal(), np.stack(wanted, -1), target.value.dtype)
+    slopes = jax.grad(
+        lambda r: kt.solve_on_automaton(reference, automaton, r, 0.2, length=length).entropy
+    )(jnp.array([0.0, 1.0, 0.5]))
+    assert np.isfinite(slopes).all()
+    with pytest.raises(ValueError, match="this one has none: every text has 3 tokens"):
+        kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=3).length_marginal()

@@ -93,7 +93,7 @@ class Automaton:
             TypeError: tokens that are not integers.
             ValueError: outside a trace, tokens that there are not.
         """
-        read = tokens if traced(tokens) else np.asarray(tokens)
+        read: Any = tokens if traced(tokens) else np.asarray(tokens)
         if not jnp.issubdtype(read.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers, got dtype {read.dtype}")
         if not traced(read):

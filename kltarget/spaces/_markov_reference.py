@@ -354,12 +354,12 @@ def _require_over(name: str, log_probs: Array, end: int, alphabet: tuple[str, ..
     if traced(log_probs):
         return
     numbers = np.asarray(log_probs)
-    for axis in range(numbers.ndim - 1):
-        # Tokens before the end, the end, the token after it, the rest.
+    # Of the tokens that a transition rests on, only an end at the last place is followed here.
+    first = 0 if name == "log_initial" else numbers.ndim - 2
+    for axis in range(first, numbers.ndim - 1):
         rows = np.moveaxis(numbers, (axis, axis + 1), (-2, -1))[..., end, :]
         goes_on = np.delete(rows, end, -1) > -np.inf
-        last = name == "log_initial" or axis == numbers.ndim - 2
-        if not last or not goes_on.any():
+        if not goes_on.any():
             continue
         *others, token = (int(i) for i in np.argwhere(goes_on)[0])
         context = [*others[:axis], end]

@@ -13,7 +13,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import float_arguments, positive, typed_key
+from kltarget._core.checks import (
+    at_index,
+    first_index,
+    float_arguments,
+    positive,
+    traced,
+    typed_key,
+)
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget.divergences import Divergence, ReverseKL
@@ -22,6 +29,7 @@ from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets._protocol import Optimum
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
+from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
 from kltarget.targets.automata._product_walks import (
     Product,
     final_log_masses,
@@ -122,12 +130,18 @@ class AutomatonTarget(Optimum):
             prefix: tokens, integers ``[t]`` with t from 0 to T − 1, or a string.
 
         Returns:
-            Shape ``[*batch, V]``; NaN after a prefix that is impossible.
+            Shape ``[*batch, V]``; NaN after a prefix that is impossible, and under a trace where
+            texts are not determined.
+
+        Raises:
+            ValueError: outside a trace, texts are not determined: the target has mass where the
+                reference has none.
         """
         tokens = self._prefix(prefix)
         product = self._product
         node = walk(product.below, tokens)[-1]
-        after = self._values(self.length - tokens.shape[-1] - 1)[..., product.below[node]]
+        left = self.length - tokens.shape[-1] - 1
+        after = self._values(left, self._determined())[..., product.below[node]]
         joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
         return joint - log_sum_exp(joint)
 
@@ -138,31 +152,76 @@ class AutomatonTarget(Optimum):
             x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
 
         Returns:
-            Shape ``[*batch, ..., T, V]``; NaN after prefixes that are impossible.
+            Shape ``[*batch, ..., T, V]``; NaN after prefixes that are impossible, and under a trace
+            where texts are not determined.
+
+        Raises:
+            ValueError: as :meth:`conditionals`.
         """
         tokens, product = self._texts(x), self._product
         nodes = walk(product.below, tokens)[..., :-1]
-        values = log_values(product, self.log_ratio, length=self.length)
-        values = jnp.concatenate([values[1:], self._values(0)[None]])
+        log_ratio = self._determined()
+        values = log_values(product, log_ratio, length=self.length)
+        values = jnp.concatenate([values[1:], self._values(0, log_ratio)[None]])
         return _next_log_probs(product, values, nodes)
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int
     ) -> Int[Array, "num_samples *batch T"]:
-        """Independent draws of texts, tokens of shape ``[num_samples, *batch, T]``."""
+        """Independent draws of texts, tokens of shape ``[num_samples, *batch, T]``.
+
+        Raises:
+            ValueError: as :meth:`conditionals`; under a trace tokens are -1 there.
+        """
         positive("num_samples", num_samples)
-        values = log_values(self._product, self.log_ratio, length=self.length)
-        last = self._values(0)
-        return _sample(self._product, values, last, typed_key(key), num_samples)
+        log_ratio = self._determined()
+        values = log_values(self._product, log_ratio, length=self.length)
+        last = self._values(0, log_ratio)
+        tokens = _sample(self._product, values, last, typed_key(key), num_samples)
+        return jnp.where(jnp.isnan(log_ratio).any(-1)[..., None], -1, tokens)
 
     @property
     def entropy(self) -> Float[Array, "*batch"]:
-        """The entropy of the policy over texts in nats, shape ``[*batch]``."""
-        return _entropy(self._product, self.log_ratio, self.states.log_probs, self.length)
+        """The entropy of the policy over texts in nats, shape ``[*batch]``.
+
+        It is NaN where the target has mass and the reference none.
+        """
+        return self._sums(_without_undetermined(self.log_ratio)).entropy
 
     def marginals(self) -> Float[Array, "*batch T V"]:
-        """How likely each token is at each position, shape ``[*batch, T, V]``."""
-        return _marginals(self._product, self.log_ratio, self.length)
+        """How likely each token is at each position, shape ``[*batch, T, V]``.
+
+        Raises:
+            ValueError: as :meth:`conditionals`; under a trace they are NaN there.
+        """
+        return jnp.moveaxis(self._sums(self._determined()).tokens, 0, -2)
+
+    def length_marginal(self) -> Float[Array, "*batch lengths"]:
+        """How likely a text has each number of tokens before its end, shape ``[*batch, T + 1]``.
+
+        The last is of texts that have not ended after T tokens.
+
+        Raises:
+            ValueError: the reference has no end; and as :meth:`conditionals`, under a trace NaN.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> from kltarget.spaces import Automaton, MarkovReference
+            >>> reference = MarkovReference.fit(["a", "ab", "abb"], smoothing=1.0, end="$")
+            >>> has_b = Automaton.from_words(["b"], "ab$")
+            >>> target = kt.solve_on_automaton(reference, has_b, [0.0, 1.0], 0.1, length=3)
+            >>> print(jnp.round(target.length_marginal(), 3))
+            [0.    0.15  0.367 0.483]
+        """
+        end = self.reference.end
+        if end is None:
+            raise ValueError(
+                "length_marginal needs a reference with an end, and this one has none: every text "
+                f"has {self.length} tokens"
+            )
+        sums = self._sums(self._determined())
+        ended = jnp.concatenate([sums.ended, sums.unfinished[None]])
+        return jnp.moveaxis(ended, 0, -1)
 
     def likeliest(
         self, number: int = 10
@@ -174,9 +233,15 @@ class AutomatonTarget(Optimum):
 
         Returns:
             Tokens ``[*batch, k, T]`` and log-probabilities ``[*batch, k]``.
+
+        Raises:
+            ValueError: as :meth:`conditionals`; under a trace they are -1 and NaN there.
         """
         positive("number", number)
-        return likeliest_texts(self._product, self.log_ratio, self.length, number)
+        log_ratio = self._determined()
+        tokens, scores = likeliest_texts(self._product, log_ratio, self.length, number)
+        lost = jnp.isnan(log_ratio).any(-1)[..., None]
+        return jnp.where(lost[..., None], -1, tokens), jnp.where(lost, jnp.nan, scores)
 
     @property
     def effective_texts(self) -> Float[Array, "*batch"]:
@@ -187,11 +252,27 @@ class AutomatonTarget(Optimum):
     def _product(self) -> Product:
         return product_of(self.reference, self.automaton)
 
-    def _values(self, left: int) -> Array:
+    def _values(self, left: int, log_ratio: Array) -> Array:
         """Values of nodes with so many tokens still to come, ``[*batch, N]``."""
         if left:
-            return log_values(self._product, self.log_ratio, length=left)[0]
-        return self.log_ratio[..., self._product.state]
+            return log_values(self._product, log_ratio, length=left)[0]
+        return log_ratio[..., self._product.state]
+
+    def _sums(self, log_ratio: Array) -> PolicySums:
+        return policy_sums(self._product, log_ratio, length=self.length, end=self.reference.end)
+
+    def _determined(self) -> Array:
+        """Log-ratios where they determine texts: NaN under a trace and an error outside of one."""
+        log_ratio = self.log_ratio
+        lost = jnp.isposinf(log_ratio)
+        if not traced(lost) and np.asarray(lost).any():
+            *row, state = first_index(lost)
+            raise ValueError(
+                f"texts are not determined{at_index(tuple(row))}: the target has mass in state "
+                f"{state}, where the reference has none (status CONDENSED); ask states, change "
+                "the divergence, or forbid the state by a reward of -inf"
+            )
+        return _without_undetermined(log_ratio)
 
     def _texts(self, x: ArrayLike) -> Array:
         tokens = self.reference.tokens(x)
@@ -282,7 +363,9 @@ def solve_on_automaton(
     masses = final_log_masses(product, num_states=size, length=length)
     some = reached_states(product, num_states=size, length=length)
     # A state that no text ends in is no outcome; one of impossible texts may be.
-    reward = jnp.where(jnp.broadcast_to(some, arrays["reward"].shape), arrays["reward"], -jnp.inf)
+    # What no reward may be stays, so that it is refused or flagged as everywhere else.
+    bad = jnp.isnan(arrays["reward"]) | (arrays["reward"] == jnp.inf)
+    reward = jnp.where(some | bad, arrays["reward"], -jnp.inf)
     divergence = ReverseKL() if divergence is None else divergence
     states = solve(Objective(reward, masses, beta, divergence))
     return AutomatonTarget(reference, automaton, states, length)
@@ -320,35 +403,6 @@ def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
     return jnp.moveaxis(jax.vmap(at)(values, by_position), 0, -2)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _entropy(product: Product, log_ratio: Array, log_states: Array, length: int) -> Array:
-    """``−E_π[log π_ref] − E_π[log π/π_ref]``, the first by the derivative of a power sum.
-
-    With ``h(a) = log Σ π_ref^{1+a} e^{log ratio}``, ``h'(0) = E_π[log π_ref]``.
-    """
-
-    def power(a: Array) -> Array:
-        scaled = product._replace(log_next=_times(1 + a, product.log_next))
-        return log_values(scaled, log_ratio, length=length)[0][..., 0]
-
-    one = jnp.ones((), log_ratio.dtype)
-    _, reference = jax.jvp(power, (jnp.zeros((), log_ratio.dtype),), (one,))
-    counted = log_states > -jnp.inf
-    own = jnp.where(counted, jnp.exp(log_states) * jnp.where(counted, log_ratio, 0.0), 0.0).sum(-1)
-    return -reference - own
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _marginals(product: Product, log_ratio: Array, length: int) -> Array:
-    batch, size = log_ratio.shape[:-1], product.log_next.shape[1]
-
-    def total(bonus: Array) -> Array:
-        return log_values(product, log_ratio, bonus, length=length)[0][..., 0].sum()
-
-    nothing = jnp.zeros((length, *batch, size), log_ratio.dtype)
-    return jnp.moveaxis(jax.grad(total)(nothing), 0, -2)
-
-
-def _times(factor: Array, log_probs: Array) -> Array:
-    known = log_probs > -jnp.inf
-    return jnp.where(known, factor * jnp.where(known, log_probs, 0.0), -jnp.inf)
+def _without_undetermined(log_ratio: Array) -> Array:
+    lost = jnp.isposinf(log_ratio).any(-1, keepdims=True)
+    return jnp.where(lost, jnp.nan, log_ratio)

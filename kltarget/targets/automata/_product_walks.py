@@ -28,12 +28,14 @@ class Product(NamedTuple):
         below: the node that it leads to, ``[N, V]``.
         state: the automaton's state at each node, ``[N]``.
         possible: which tokens some text has there, ``[N, V]``: all but those after an end.
+        over: which nodes are after an end, ``[N]``.
     """
 
     log_next: Float[Array, "N V"]
     below: Int[Array, "N V"]
     state: Int[Array, " N"]
     possible: Bool[Array, "N V"]
+    over: Bool[Array, " N"]
 
     def ways(self, values: Float[Array, "*batch N"]) -> Float[Array, "*batch N V"]:
         """Each token's log-probability and the value of the node that it leads to, added."""
@@ -54,9 +56,10 @@ def product_of(reference: MarkovReference, automaton: Automaton) -> Product:
     else:
         context, state, below = _explored(following, np.asarray(transitions), over, reference.end)
     steps = reference.log_next()[jnp.asarray(context)]
-    possible = ~jnp.asarray(over)[context][:, None] | (steps > -jnp.inf)
+    ended = jnp.asarray(over)[context]
+    possible = ~ended[:, None] | (steps > -jnp.inf)
     below, state = jnp.asarray(below, jnp.int32), jnp.asarray(state, jnp.int32)
-    return Product(steps, below, state, possible)
+    return Product(steps, below, state, possible, ended)
 
 
 def _explored(
@@ -131,22 +134,17 @@ def _log_sums(x: Array, where: Array, number: int) -> Array:
 def log_values(
     product: Product,
     log_final: Float[Array, "*batch D"],
-    bonus: Float[Array, "T *batch V"] | None = None,
     *,
     length: int,
 ) -> Float[Array, "T *batch N"]:
     """``log E_ref[exp(log_final)]`` from every node on, at each position from the first on.
 
-    Values of the end, ``log_final`` itself, are left out. A bonus is added to the logarithm where
-    its token is chosen at its position: by it the derivative of the first value is the token's
-    probability there.
+    Values of the end, ``log_final`` itself, are left out.
     """
 
-    def step(values: Array, added: Array | None) -> tuple[Array, Array]:
-        ways = product.ways(values)
-        ways = ways if added is None else ways + added[..., None, :]
-        now = log_sum_exp(ways)[..., 0]
+    def step(values: Array, _: None) -> tuple[Array, Array]:
+        now = log_sum_exp(product.ways(values))[..., 0]
         return now, now
 
-    _, values = lax.scan(step, log_final[..., product.state], bonus, length=length, reverse=True)
+    _, values = lax.scan(step, log_final[..., product.state], None, length=length, reverse=True)
     return values
