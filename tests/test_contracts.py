@@ -296,6 +296,8 @@ CONTRACTS: dict[str, Contract] = {
         on_texts,
         (REWARD, BETA),
         (Bad(lambda: on_texts(REWARD.astype(np.float32), -BETA), ValueError, "beta"),),
+        # A reference of 16 bits is held in float32, and so are results.
+        narrow=None,
     ),
     "solve_on_samples": Contract(
         lambda beta: (

@@ -65,7 +65,7 @@ class GaussianChainTarget(Optimum):
 
     @property
     def last(self) -> GaussianMixture:
-        """The law of the last state ``x_0``, which is what is generated: one Gaussian."""
+        """The law of the last state ``x_0``, which is what is generated, one Gaussian."""
         return _at_end(self.policy)
 
     @property
