@@ -86,6 +86,8 @@ def close(found, wanted, dtype, factor=32):
 @hypothesis.settings(max_examples=4)
 def test_equal_to_enumeration(order, divergence, dtype, seed, zeros):
     wide(dtype)
+    if dtype == np.float32 and jax.config.jax_enable_x64:
+        pytest.skip("where float32 is the default it is tested")
     length = 5
     reference, automaton, arrays, rng = random_problem(seed, order, zeros=zeros, dtype=dtype)
     reward = rng.normal(size=4).astype(dtype)

@@ -250,13 +250,15 @@ def test_imitation_learns_a_chain():
 
 @pytest.mark.slow
 def test_verification_confirms_and_can_fail():
-    options = {"policies": ["gru"], "beta": [0.1], "num_measured": 1024}
-    report = verify_texts("dates", key=jax.random.key(0), num_steps=150, **options)
+    options = {"policies": ["gru"], "beta": [0.1], "num_measured": 512}
+    report = verify_texts("dates", key=jax.random.key(0), num_steps=100, **options)
     assert report.passed, str(report)
     (run,) = report.runs
     # The identity J* − J = β KL, on the same texts.
     assert run["J*"] - run["J"] == pytest.approx(0.1 * run["KL"], abs=1e-3)
     masses = sum(x for name, x in run.items() if name.startswith("mass of") and "±" not in name)
     assert masses == pytest.approx(run["reward"], abs=1e-6)
+    small = GRUPolicy(11, 10, width=4)
+    options |= {"policies": {"small": (small, small.init(key=jax.random.key(0)))}}
     short = verify_texts("dates", key=jax.random.key(0), num_steps=1, **options)
     assert [check.passed for check in short.checks][1] is False

@@ -91,9 +91,13 @@ def verify_texts(
 
     Example:
         >>> import jax
+        >>> from kltarget.policies import GRUPolicy
         >>> from kltarget.verification import verify_texts
-        >>> options = {"policies": ["gru"], "beta": [0.1], "num_steps": 100, "num_measured": 1024}
-        >>> report = verify_texts("dates", key=jax.random.key(0), **options)
+        >>> small = GRUPolicy(vocab_size=9, length=8, width=4)
+        >>> policies = {"small": (small, small.init(key=jax.random.key(0)))}
+        >>> options = {"policies": policies, "beta": [1.0], "num_measured": 512}
+        >>> options |= {"num_steps": 60, "learning_rate": 0.05}
+        >>> report = verify_texts("no-repeats", key=jax.random.key(1), **options)
         >>> report.passed, len(report.runs)
         (True, 1)
     """

@@ -33,9 +33,9 @@ def followable_by_samples(
     return float(np.clip(np.nanmax([0.0, *shares]), 0.0, 1.0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _explained(
-    policy: Any, steps: int, params: Any, tokens: Array, goal: Array, others: Array, their: Array
+    policy: Any, steps: Any, params: Any, tokens: Array, goal: Array, others: Array, their: Array
 ) -> Array:
     fitted, weights, pull = _pull(policy, params, tokens, goal)
     _, back = jax.vjp(fitted, params)

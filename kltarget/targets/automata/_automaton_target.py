@@ -365,7 +365,8 @@ def solve_on_automaton(
     # A state that no text ends in is no outcome; one of impossible texts may be.
     # What no reward may be stays, so that it is refused or flagged as everywhere else.
     bad = jnp.isnan(arrays["reward"]) | (arrays["reward"] == jnp.inf)
-    reward = jnp.where(some | bad, arrays["reward"], -jnp.inf)
+    kept = jnp.broadcast_to(some, bad.shape) | bad
+    reward = jnp.where(kept, arrays["reward"], -jnp.inf)
     divergence = ReverseKL() if divergence is None else divergence
     states = solve(Objective(reward, masses, beta, divergence))
     return AutomatonTarget(reference, automaton, states, length)
