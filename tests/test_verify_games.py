@@ -11,7 +11,7 @@ import pytest
 from kltarget import tasks
 from kltarget.spaces import MarkovGame, MatrixGame
 from kltarget.targets.games import solve_game
-from kltarget.verification import verify_game
+from kltarget.verification import SpaceReport, verifier_of, verify_game
 
 
 @pytest.mark.slow
@@ -77,3 +77,24 @@ def test_a_game_of_your_own_is_taken():
     task = dataclasses.replace(tasks.load_game("cycle"), name="mine")
     with pytest.raises(ValueError, match="num_seeds must be"):
         verify_game(task, key=jax.random.key(0), num_seeds=0)
+
+
+@pytest.mark.broad
+def test_the_command_verifies_what_is_no_list(tmp_path, capsys):
+    from kltarget.cli import main
+
+    assert main(["verify", "cycle", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Verdict: confirmed." in out
+    report = SpaceReport.load(tmp_path / "report.json")
+    assert report.passed
+    assert report.problem == "cycle"
+    assert main(["verify", "cycle", "--full", "--out", str(tmp_path)]) == 2
+    assert "--full is for lists of outcomes" in capsys.readouterr().err
+
+
+def test_every_problem_on_a_space_of_its_own_has_a_verifier():
+    names = (*tasks.text_names(), *tasks.chain_names(), *tasks.game_names())
+    assert len(set(names)) == len(names)
+    assert all(verifier_of(name) is not None for name in names)
+    assert not any(verifier_of(name) for name in tasks.names())

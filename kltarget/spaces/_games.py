@@ -183,7 +183,7 @@ class MarkovGame:
 
     transition: Float[Array, "*#batch S A B S"]
     reward: Float[Array, "*#batch S A B"]
-    discount: Float[Array, ""] = dataclasses.field(default=1.0, kw_only=True)  # type: ignore
+    discount: Any = dataclasses.field(default=1.0, kw_only=True)
     horizon: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kltarget import tasks
+from kltarget.verification._of_chains import verify_chain
 from kltarget.verification._of_games import verify_game
 from kltarget.verification._of_texts import verify_texts
 from kltarget.verification._space_report import SpaceReport
@@ -18,7 +19,9 @@ def verifier_of(name: str) -> Callable[..., SpaceReport] | None:
         >>> verifier_of("keywords-64").__name__, verifier_of("words-3")
         ('verify_texts', None)
     """
-    for names, verifier in ((tasks.text_names(), verify_texts), (tasks.game_names(), verify_game)):
-        if name in names:
-            return verifier
-    return None
+    verifiers = (
+        (tasks.text_names, verify_texts),
+        (tasks.chain_names, verify_chain),
+        (tasks.game_names, verify_game),
+    )
+    return next((verifier for names, verifier in verifiers if name in names()), None)
