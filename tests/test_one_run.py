@@ -208,6 +208,16 @@ def test_two_runs_of_trl_are_not_pooled(capsys):
         read_rollouts([digit, graded])
 
 
+@pytest.mark.parametrize(
+    ("folder", "runs"),
+    [("gpu_0", "ab"), ("tmp.1DpG", "ab"), ("x", ("partial_a", "partial_b"))],
+)
+def test_what_the_folders_of_two_runs_are_called_makes_no_ranks_of_them(tmp_path, folder, runs):
+    folders = [run_of(tmp_path / folder, name) for name in runs]
+    with pytest.raises(RolloutError, match="are two runs"):
+        read_rollouts(folders)
+
+
 def test_parts_of_one_run_are(tmp_path):
     # Ranks see other prompts at the same steps, or are called what they are.
     parts = [run_of(tmp_path / "x", "r0"), run_of(tmp_path / "x", "r1", prompts="cd")]

@@ -446,6 +446,8 @@ def test_files_with_columns_of_their_own(tmp_path):
 
 
 def test_what_is_not_logged_is_missing(tmp_path):
+    tmp_path = tmp_path / "step_3" / "x"
+    tmp_path.mkdir(parents=True)
     rows = [{"prompt_id": 7, "completion": "x"}, {"prompt_id": 8, "completion": "y"}]
     rollouts = read_rollouts(write(tmp_path / "mine.jsonl", rows))
     assert rollouts["prompt"].tolist() == ["7", "8"]

@@ -14,7 +14,9 @@ import numpy as np
 from kltarget.rollouts._rollout import RolloutError
 
 # What parts of one run are called, that log the same steps.
-_RANK = re.compile(r"(?i)(?<![a-z])(rank|shard|part|worker|proc(ess)?|gpu|node|device|dp|replica)")
+_RANK = re.compile(
+    r"(?i)(?<![a-z])(rank|shard|part|worker|proc|process|gpu|node|device|dp|replica)(?![a-z])"
+)
 _MOST_PARTS = 40
 # What a trainer writes once for each run.
 _OWN_FILES = (
@@ -44,7 +46,7 @@ def check_parts(frame: Any) -> None:
     if frame["step"].isna().any() or len(frame["source"].cat.categories) < 2:
         return
     names, part = np.unique(_parts(frame), return_inverse=True)
-    if not 1 < len(names) <= _MOST_PARTS or all(_RANK.search(name) for name in names):
+    if not 1 < len(names) <= _MOST_PARTS or all(_RANK.search(_own_name(name)) for name in names):
         return
     step, source = frame["step"].to_numpy(np.int64), frame["source"].cat.codes.to_numpy()
     cells = np.unique(np.stack([part[source], step, frame["prompt_id"]]), axis=1)
@@ -61,6 +63,11 @@ def check_parts(frame: Any) -> None:
                 "(parts of one run are told by names such as rank_0, rank_1)",
                 *("against", other.name, "read them one by one"),
             )
+
+
+def _own_name(part: str) -> str:
+    """The name of a part without that of the folders it is in, which are those of every part."""
+    return pathlib.Path(part).name
 
 
 def _rows_of(frame: Any, own: np.ndarray) -> Any:

@@ -97,10 +97,10 @@ class Format:
         return kind in self.kinds and self.columns <= present and not self.without & present
 
     def step_of(self, path: pathlib.Path) -> int | None:
-        """The step that a file's path names."""
+        """The step that a file's path names, by what is nearest to the file."""
         name = path.as_posix().removesuffix(".gz")
-        named = re.search(self.step_pattern, name) if self.step_pattern else None
-        return int(named.group(1)) if named else None
+        named = re.findall(self.step_pattern, name) if self.step_pattern else []
+        return int(named[-1]) if named else None
 
 
 FORMATS: list[Format] = []

@@ -24,7 +24,8 @@ USUAL = {
     "ref_logp": usual.REFERENCE_NAMES,
     "num_tokens": usual.LENGTH_NAMES,
 }
-_STEP = r"(?i).*(?:step|iter|iteration|completions)[_=-]?(\d+)"
+# In a file's name or that of its folder: those further up may be called anything.
+_STEP = r"(?i).*(?:step|iter|iteration|completions)[_=-]?(\d+)[^/]*(?:/[^/]*)?$"
 
 
 def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) -> Format:
