@@ -606,6 +606,8 @@ NOT_OF_ARRAYS = {
     "ImpliedTarget": "what implied_target returns",
     "Layer": "a protocol",
     "Layers": "a name for a type",
+    "MDP": "a process, as data",
+    "MDPTarget": "what solve_mdp returns",
     "MirrorAscent": "what mirror_ascent returns",
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
