@@ -607,7 +607,6 @@ NOT_OF_ARRAYS = {
     "Layer": "a protocol",
     "Layers": "a name for a type",
     "MDP": "a process, as data",
-    "MDPTarget": "what solve_mdp returns",
     "MirrorAscent": "what mirror_ascent returns",
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
