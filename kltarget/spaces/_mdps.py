@@ -159,7 +159,7 @@ class MDP:
     def batch_shape(self) -> tuple[int, ...]:
         """The shape ``*batch`` that transition, reward and start broadcast to."""
         shapes = self.transition.shape[:-3], self.reward.shape[:-2], self.start.shape[:-1]
-        return jnp.broadcast_shapes(*shapes)
+        return np.broadcast_shapes(*shapes)
 
     def expected_next(self, values: ArrayLike) -> Float[Array, "*batch S A"]:
         """Means of the next state's values, ``[*batch, S]`` in, ``[*batch, S, A]`` out."""
@@ -173,9 +173,10 @@ class MDP:
     def reached(self) -> Bool[np.ndarray, " S"]:
         """Which states some policy reaches from the start in some row, booleans ``[S]``."""
         present = np.asarray(self.reward) > -np.inf
-        leads = (np.asarray(self.transition) > 0) & present[..., None]
-        leads = leads.reshape(-1, *leads.shape[-3:]).any(0)
-        found = (np.asarray(self.start) > 0).reshape(-1, self.num_states).any(0)
+        moves = (np.asarray(self.transition) > 0) & present[..., None]
+        leads: np.ndarray = np.any(moves.reshape(-1, *moves.shape[-3:]), axis=0)
+        starts = np.asarray(self.start) > 0
+        found: np.ndarray = np.any(starts.reshape(-1, self.num_states), axis=0)
         while True:
             more = found.copy()
             if self.successors is None:

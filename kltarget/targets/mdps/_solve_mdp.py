@@ -121,7 +121,8 @@ class MDPTarget(Optimum):
             hit = self.mdp.successors[before, done] == after[..., None]
             moved = jnp.where(jnp.broadcast_to(hit, chances.shape), chances, 0.0).sum(-1)
         moved = jnp.log(moved).sum(-1)
-        return sum(jnp.broadcast_to(part, acted.shape) for part in (total, acted, moved))
+        total, moved = (jnp.broadcast_to(part, acted.shape) for part in (total, moved))
+        return total + acted + moved
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int, num_steps: int = 100
