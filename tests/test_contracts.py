@@ -630,6 +630,7 @@ NOT_OF_ARRAYS = {
     "Layer": "a protocol",
     "Layers": "a name for a type",
     "MarkovReference": "a chain, of no batch",
+    "MDP": "a process, as data",
     "MirrorAscent": "what mirror_ascent returns",
     "MarkovGame": "transitions and rewards, as data",
     "MatrixGame": "payoffs, as data",

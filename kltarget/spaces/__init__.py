@@ -12,10 +12,12 @@ from kltarget.spaces._gaussian_mixture import GaussianMixture
 from kltarget.spaces._layers import Branches, Layer, Layers, backward
 from kltarget.spaces._markov_reference import MarkovReference
 from kltarget.spaces._maxima import basins, find_modes
+from kltarget.spaces._mdps import MDP
 from kltarget.spaces._prefix_trees import PrefixTree
 from kltarget.spaces._sequences import SequenceSpace
 
 __all__ = [
+    "MDP",
     "Automaton",
     "Box",
     "Branches",

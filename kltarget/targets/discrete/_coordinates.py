@@ -92,8 +92,9 @@ class _PowerBelow(Coordinate):
         gamma, v = self.gamma, v / self.scale
         tied = v == 0
         t = jnp.exp(gamma * at)
-        # A gap of 0 stays out of the logarithm: t underflows where the best is very unlikely.
-        z = jnp.where(tied, 1.0, t + gamma * v)
+        # A gap of 0 stays out of the logarithm: t underflows where the best is very unlikely. Where
+        # it does not, z is right all the same: a compiler may round v anew at each of its uses.
+        z = jnp.where(tied, jnp.where(t > 0, t, 1.0), t + gamma * v)
         log_u, rho = jnp.log(z) / gamma, t / z
         if isinstance(gamma, jax.Array):
             # Close to γ = 0 the logarithm of z is all rounding; the gap relative to t is not,
@@ -155,7 +156,9 @@ class _PowerAbove(Coordinate):
 class _JensenShannon(Coordinate):
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
         tied = v == 0
-        gap = jnp.where(tied, 1.0, jnp.logaddexp(-at, jnp.zeros_like(at)) - v)
+        # A compiler may round v anew at each of its uses: the second `tied` need not be the first.
+        gap = jnp.logaddexp(-at, jnp.zeros_like(at)) - v
+        gap = jnp.where(tied & ~(gap > 0), 1.0, gap)
         log_u = jnp.where(tied, at, -gap - jnp.log(-jnp.expm1(-gap)))
         # (1 + u)/(1 + u_max), without overflow at either end
         finite = jnp.where(jnp.isposinf(at), jnp.zeros_like(at), at)

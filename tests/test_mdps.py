@@ -1,0 +1,171 @@
+"""Regularised decision processes, against 50-digit values, long plain iteration and programs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from oracles import DTYPES, eps
+
+import kltarget as kt
+from kltarget.spaces import MDP
+from kltarget.targets.mdps import solve_mdp
+
+TRANSITION = np.array([[[0.9, 0.1], [0.4, 0.6]], [[0.3, 0.7], [0.2, 0.8]]])
+REWARD = np.array([[0.0, 0.2], [1.0, 0.5]])
+REF = np.array([[0.5, 0.5], [0.25, 0.75]])
+LAST = DTYPES[-1]
+KNOWN = {
+    # Value iteration, then policy iteration, to 50 digits.
+    "reverse": (
+        kt.ReverseKL(),
+        [4.944437869415031, 5.723540611652725],
+        [[0.05991850552471672, 0.9400814944752833], [0.7409268555870081, 0.2590731444129919]],
+    ),
+    "forward": (
+        kt.ForwardKL(),
+        [4.8587566081414675, 5.669725670137573],
+        [[0.14660288437894978, 0.8533971156210503], [0.6991163857776483, 0.30088361422235166]],
+    ),
+    "tsallis": (
+        kt.Tsallis(2.0),
+        [4.356861295622178, 5.126443473338327],
+        [[0.1585550125173331, 0.8414449874826669], [0.4519082518776, 0.5480917481224]],
+    ),
+}
+
+
+def two_states(dtype=LAST, **fields):
+    return MDP(TRANSITION.astype(dtype), REWARD.astype(dtype), 0.9, **fields)
+
+
+def log_ref(dtype=LAST):
+    return np.log(REF).astype(dtype)
+
+
+def sparse(rng, size=30, actions=4, successors=3, discount=0.9):
+    after = rng.integers(0, size, size=(size, actions, successors))
+    chances = rng.dirichlet(np.ones(successors), size=(size, actions)).astype(LAST)
+    reward = rng.normal(size=(size, actions)).astype(LAST)
+    dense = np.zeros((size, actions, size), LAST)
+    for k in range(successors):
+        np.add.at(dense, (*np.indices((size, actions)), after[..., k]), chances[..., k])
+    return MDP(chances, reward, discount, successors=after), MDP(dense, reward, discount)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_values_and_policies_of_fifty_digits(name):
+    divergence, values, policy = KNOWN[name]
+    target = solve_mdp(two_states(), log_ref(), 0.2, divergence).raise_if_failed()
+    # 1/(1 − γ) roundings of a backup.
+    np.testing.assert_allclose(target.state_values, values, rtol=10 * 8 * eps(LAST))
+    np.testing.assert_allclose(jnp.exp(target.log_policy), policy, rtol=2e3 * eps(LAST))
+    assert target.value_error <= 2e3 * eps(LAST)
+
+
+def test_returns_without_the_regulariser_and_their_gap():
+    target = solve_mdp(two_states(), log_ref(), 0.2)
+    np.testing.assert_allclose(
+        target.returns, [5.952655983426582, 6.746457520950365], rtol=1e3 * eps(LAST)
+    )
+    best = np.array([6.747252747252747, 7.626373626373627])
+    gap = np.max(best - np.asarray(target.returns, float))
+    np.testing.assert_allclose(gap, 0.8799161054232616, rtol=1e4 * eps(LAST))
+    assert 0 <= gap <= 0.2 * np.log(4) / 0.1  # Geist et al.
+
+
+def test_the_value_is_reward_less_divergence():
+    target = solve_mdp(two_states(), log_ref(), np.array([0.2, 1.0], LAST), kt.ForwardKL())
+    paid = target.expected_reward - jnp.array([0.2, 1.0], LAST) * target.divergence_value
+    np.testing.assert_allclose(target.value, paid, rtol=1e3 * eps(LAST))
+    np.testing.assert_allclose(target.occupancy.sum(-1), [1, 1], rtol=1e3 * eps(LAST))
+
+
+def test_without_regulariser_it_is_a_linear_program():
+    best = scipy.optimize.linprog(
+        np.full(2, 0.5),
+        A_ub=(0.9 * TRANSITION - np.eye(2)[:, None]).reshape(4, 2),
+        b_ub=-REWARD.reshape(4),
+        bounds=(None, None),
+    )
+    target = solve_mdp(two_states(), log_ref(), 1e-6)
+    np.testing.assert_allclose(target.state_values, best.x, rtol=1e-5)
+
+
+def test_sparse_processes_are_dense_ones():
+    rng = np.random.default_rng(3)
+    few, full = sparse(rng)
+    ref = np.log(rng.dirichlet(np.ones(4), size=30)).astype(LAST)
+    got = solve_mdp(few, ref, 0.3).raise_if_failed()
+    values = np.zeros(30)
+    wide = [np.asarray(x, float) for x in (full.transition, full.reward, ref)]
+    for _ in range(500):
+        q = wide[1] + 0.9 * wide[0] @ values
+        values = 0.3 * np.log(np.exp(wide[2] + q / 0.3).sum(-1))
+    np.testing.assert_allclose(got.state_values, values, atol=2e3 * eps(LAST))
+    other = solve_mdp(full, ref, 0.3)
+    np.testing.assert_allclose(got.occupancy, other.occupancy, atol=1e3 * eps(LAST))
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()])
+def test_derivatives_go_through_the_fixed_point(divergence):
+    def value(reward, beta):
+        mdp = MDP(jnp.asarray(TRANSITION, LAST), reward, 0.9)
+        return solve_mdp(mdp, log_ref(), beta, divergence).value
+
+    reward, beta = jnp.asarray(REWARD, LAST), jnp.asarray(0.5, LAST)
+    slopes, of_beta = jax.grad(value, (0, 1))(reward, beta)
+    step = eps(LAST) ** (1 / 3)
+    for at in np.ndindex(2, 2):
+        up, down = (value(reward.at[at].add(x), beta) for x in (step, -step))
+        np.testing.assert_allclose(slopes[at], (up - down) / (2 * step), atol=30 * step**2 + step)
+    target = solve_mdp(MDP(TRANSITION.astype(LAST), reward, 0.9), log_ref(), beta, divergence)
+    # The envelope's: what is charged, and how often each action is taken.
+    np.testing.assert_allclose(of_beta, -target.divergence_value, rtol=1e3 * eps(LAST))
+    taken = target.occupancy[:, None] * jnp.exp(target.log_policy) / (1 - target.mdp.discount)
+    np.testing.assert_allclose(slopes, taken, rtol=1e3 * eps(LAST))
+
+
+def test_draws_are_as_likely_as_they_say():
+    target = solve_mdp(two_states(), log_ref(), 0.2)
+    paths = target.sample(key=jax.random.key(1), num_samples=4000, num_steps=2)
+    found, counts = np.unique(np.asarray(paths), axis=0, return_counts=True)
+    chance = np.exp(np.asarray(target.log_prob(found), float))
+    np.testing.assert_allclose(chance.sum(), 1, rtol=0.01)
+    off = (counts - 4000 * chance) / np.sqrt(4000 * chance * (1 - chance))
+    assert np.abs(off).max() < 5
+
+
+def test_an_action_that_a_state_lacks():
+    reward = np.where([[True, True], [True, False]], REWARD, -np.inf).astype(LAST)
+    ref = np.log(np.array([[0.5, 0.5], [1.0, 1e-30]])).astype(LAST)
+    target = solve_mdp(MDP(TRANSITION.astype(LAST), reward, 0.9), ref, 0.2).raise_if_failed()
+    assert target.log_policy[1, 1] == -np.inf
+    assert np.isfinite(target.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MDP(TRANSITION * 1.1, REWARD, 0.9), r"transition sums to 1.1 at index \(0, 0\)"),
+        (lambda: MDP(TRANSITION, REWARD, 1.0), "discount must be above 0 and below 1, got 1"),
+        (lambda: MDP(TRANSITION, REWARD * np.nan, 0.9), "reward must be below"),
+        (lambda: MDP(TRANSITION, np.full((2, 2), -np.inf), 0.9), "-inf for every action"),
+        (lambda: MDP(TRANSITION, REWARD, 0.9, np.array([0.5, 0.2])), "start sums to 0.7"),
+        (lambda: MDP(TRANSITION[..., :1], REWARD, 0.9), "give successors"),
+        (lambda: solve_mdp(two_states(), np.log([0.5, 0.5]), 0.2), "log_ref has shape"),
+        (lambda: solve_mdp(two_states(), log_ref(), -1.0), "beta"),
+    ],
+)
+def test_what_is_wrong_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_states_that_no_policy_reaches():
+    stay = np.eye(3)[:, None]
+    mdp = MDP(stay, np.zeros((3, 1)), 0.9, np.array([0.0, 1.0, 0.0]))
+    assert mdp.reached().tolist() == [False, True, False]
