@@ -5,6 +5,11 @@ from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fitting import Fit, fit
 from kltarget.training._mirror import MirrorAscent, mirror_ascent
 from kltarget.training._runs import History, Run, RunStatus
+from kltarget.training._value_iterations import (
+    ValueIterates,
+    mirror_descent_vi,
+    munchausen_vi,
+)
 
 __all__ = [
     "Fit",
@@ -12,11 +17,14 @@ __all__ = [
     "MirrorAscent",
     "Run",
     "RunStatus",
+    "ValueIterates",
     "dpo",
     "estimators",
     "f_dpg",
     "fine_tune",
     "fit",
     "mirror_ascent",
+    "mirror_descent_vi",
+    "munchausen_vi",
     "sft",
 ]
