@@ -595,6 +595,7 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 NOT_OF_ARRAYS = {
+    "BanditPlay": "what bandit_play returns",
     "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
@@ -639,6 +640,7 @@ NOT_OF_ARRAYS = {
     "TokenLocalTarget": "what token_local_target returns",
     "named": "a name, as text",
     "backward": "a walk with a function of the caller's",
+    "bandit_play": "learning by simulation",
     "basins": "a climb from every point, on the host",
     "compare": "draws of a posterior, of counts",
     "difference": "a sentence",
