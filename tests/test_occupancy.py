@@ -62,6 +62,7 @@ def test_optima_are_those_of_a_general_solver(root):
                 np.testing.assert_allclose(target.occupancy, ref * ratio.value, atol=2e-4)
 
 
+@pytest.mark.broad
 def test_occupancy_is_that_of_the_policy_and_the_numbers_agree():
     mdp, log_ref = problem(7)
     for root in (False, True):

@@ -352,6 +352,7 @@ def test_each_fault_has_its_error():
             call()
 
 
+@pytest.mark.broad
 def test_the_figure_shows_losses_of_each_step():
     path = mirror_descent_vi(two_states(), EVEN, kl_weight=0.5, num_steps=6)
     ax = plot.value_iterations({"KL": path})

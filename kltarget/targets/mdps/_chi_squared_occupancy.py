@@ -324,7 +324,10 @@ def _solve_root(program: _Program, beta: float) -> _Row:
     x_upper = np.sqrt(_chi_squared(program, upper.occupancy))
     rest = _gain(program, program.reference)
     if 2 * high * x_upper <= beta:
-        return _Row(program.reference, rest, upper.error, upper.dual)
+        # The line that touches M there, followed back to the reference, is above all of M.
+        line = _gain(program, upper.occupancy) - 2 * high * x_upper**2
+        left = max(line - rest, 0.0) + upper.error
+        return _Row(program.reference, rest, left, upper.dual)
     low, lower = high, upper
     x_lower = x_upper
     while 2 * low * x_lower > beta and low > 1e-12 * high:
