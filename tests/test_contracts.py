@@ -612,6 +612,7 @@ CONTRACTS: dict[str, Contract] = {
 
 NOT_OF_ARRAYS = {
     "Automaton": "a table, as data",
+    "BanditPlay": "what bandit_play returns",
     "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
@@ -655,6 +656,7 @@ NOT_OF_ARRAYS = {
     "LossReading": "what divergence_of_loss returns",
     "TermReading": "what read_term returns",
     "policy_of": "a model of another library as a policy",
+    "ValueIterates": "what mirror_descent_vi returns",
     "Weighted": "a function, as data",
     "RewardSum": "what adding rewards returns",
     "Run": "what trainers return",
@@ -667,6 +669,7 @@ NOT_OF_ARRAYS = {
     "TokenLocalTarget": "what token_local_target returns",
     "named": "a name, as text",
     "backward": "a walk with a function of the caller's",
+    "bandit_play": "learning by simulation",
     "basins": "a climb from every point, on the host",
     "compare": "draws of a posterior, of counts",
     "difference": "a sentence",
@@ -697,6 +700,8 @@ NOT_OF_ARRAYS = {
     "TextRun": "what trainers on texts return",
     "fine_tune_on_texts": "training by functions of texts",
     "sft_on_texts": "training by draws of texts",
+    "mirror_descent_vi": "an iteration on a process",
+    "munchausen_vi": "an iteration on a process",
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preference_target": "a fit on the host, of a table",

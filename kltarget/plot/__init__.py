@@ -29,6 +29,7 @@ from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep_figures import phase
 from kltarget.plot._target_figure import target
 from kltarget.plot._tree_figure import tree
+from kltarget.plot._value_iteration_figure import value_iterations
 from kltarget.plot._verification_figures import (
     distances,
     predicted_vs_reached,
@@ -60,5 +61,6 @@ __all__ = [
     "target",
     "training",
     "tree",
+    "value_iterations",
     "verification",
 ]

@@ -1,6 +1,7 @@
 """Gradient-based training of small policies; knows nothing of closed forms."""
 
 from kltarget.training import estimators
+from kltarget.training._bandit_play import BanditPlay, bandit_play
 from kltarget.training._chain_training import ChainRun, fine_tune_chain
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
@@ -10,8 +11,14 @@ from kltarget.training._mirror import MirrorAscent, mirror_ascent
 from kltarget.training._optimistic_play import OptimisticPlay, optimistic_play
 from kltarget.training._runs import History, Run, RunStatus, TextHistory, TextRun
 from kltarget.training._self_play import SelfPlay, self_play
+from kltarget.training._value_iterations import (
+    ValueIterates,
+    mirror_descent_vi,
+    munchausen_vi,
+)
 
 __all__ = [
+    "BanditPlay",
     "ChainRun",
     "Fit",
     "GamePath",
@@ -23,6 +30,8 @@ __all__ = [
     "SelfPlay",
     "TextHistory",
     "TextRun",
+    "ValueIterates",
+    "bandit_play",
     "dpo",
     "estimators",
     "f_dpg",
@@ -31,7 +40,9 @@ __all__ = [
     "fine_tune_on_texts",
     "fit",
     "mirror_ascent",
+    "mirror_descent_vi",
     "mirror_prox",
+    "munchausen_vi",
     "nash_md",
     "optimistic_play",
     "self_play",
