@@ -2,6 +2,7 @@
 
 from kltarget.training import estimators
 from kltarget.training._chain_training import ChainRun, fine_tune_chain
+from kltarget.training._distillation import Distillation, distill
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
@@ -13,6 +14,7 @@ from kltarget.training._self_play import SelfPlay, self_play
 
 __all__ = [
     "ChainRun",
+    "Distillation",
     "Fit",
     "GamePath",
     "History",
@@ -23,6 +25,7 @@ __all__ = [
     "SelfPlay",
     "TextHistory",
     "TextRun",
+    "distill",
     "dpo",
     "estimators",
     "f_dpg",
