@@ -35,6 +35,7 @@ from kltarget import (
     training,
 )
 from kltarget.divergences import Scaled, TermDivergence, score_weight
+from kltarget.objectives import ddrl_reward
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -498,6 +499,15 @@ CONTRACTS: dict[str, Contract] = {
         (LOG_POLICY, LOG_REF, BETA),
         (Bad(lambda: kt.reward_for(LOG_POLICY, LOG_REF, -BETA), ValueError, "beta"),),
         narrow=0.2,  # the difference of two rounded logarithms
+    ),
+    "ddrl_reward": Contract(
+        lambda *problem: (ddrl_reward(*problem), ddrl_reward(*problem, center=problem[2])),
+        PROBLEM,
+        (
+            Bad(lambda: ddrl_reward(*PROBLEM[:2], -BETA), ValueError, "beta"),
+            Bad(lambda: ddrl_reward(REWARD, LOG_REF + 1, BETA), ValueError, "log_ref"),
+        ),
+        narrow=0.2,  # exponentials of rounded rewards
     ),
     "SequenceSpace": Contract(
         lambda log_probs: (
