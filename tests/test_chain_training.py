@@ -23,10 +23,26 @@ def test_the_tasks_are_what_they_say():
     last = np.exp(np.asarray(task.chain.log_marginals()[-1], float))
     left, right = (last[task.modes == k].sum() for k in (0, 1))
     assert 3.0 < left / right < 4.0
-    rewards = [np.unique(task.reward[task.modes == k]) for k in (0, 1)]
-    np.testing.assert_array_equal(*rewards)
+    assert [task.reward[task.modes == k].max() for k in (0, 1)] == [0.5, 1.0]
     with pytest.raises(ValueError, match="choose one of denoise, drift"):
         tasks.load_chain("noise")
+
+
+@pytest.mark.broad
+def test_noise_that_is_fixed_keeps_the_better_mode_from_being_reached():
+    """By sums over all pairs of first and last states, in NumPy."""
+    task = tasks.load_chain("denoise")
+    first = np.exp(np.asarray(task.chain.log_initial, float))
+    reached = np.linalg.multi_dot(list(np.exp(np.asarray(task.chain.log_kernels, float))))
+    tilt = reached * np.exp(task.reward / 0.2)
+    tilted = first @ tilt / (first @ tilt).sum()
+    fixed = first @ (tilt / tilt.sum(-1, keepdims=True))
+    for tilt_first, law in ((True, tilted), (False, fixed)):
+        ours = np.exp(solve_chain(task.chain, task.reward, 0.2, tilt_first=tilt_first).log_last)
+        np.testing.assert_allclose(ours, law, rtol=1e-3, atol=1e-6)
+    assert tilted[task.modes == 1].sum() > 0.7
+    assert fixed[task.modes == 1].sum() < 0.5
+    assert np.abs(tilted - fixed).sum() / 2 > 0.25
 
 
 def test_exact_gradients_reach_the_terminal_marginals_found_at_50_digits():

@@ -164,6 +164,22 @@ def test_steps_cost_more_than_the_last_marginal_where_the_first_law_is_fixed():
     np.testing.assert_allclose(fixed.marginal_kl[..., 0], 0.0, atol=1e-12)
 
 
+def test_steps_cost_the_last_marginal_and_what_is_told_of_the_way_there():
+    """The chain rule from x_0: what steps pay beyond the marginal is the KL of paths given it."""
+    first, kernels, reward = random_chain(steps=2, seed=6)
+    target = solve_chain(Chain(np.log(first), np.log(kernels)), reward, 0.2, tilt_first=False)
+    paths, mass = enumerated(first, kernels)
+    _, best = law_of(target)
+    beyond = 0.0
+    for end in range(3):
+        on = paths[:, -1] == end
+        beyond += best[on].sum() * kl(best[on] / best[on].sum(), mass[on] / mass[on].sum())
+    own, ref = (np.bincount(paths[:, -1], x, 3) for x in (best, mass))
+    assert beyond > 1e-3
+    np.testing.assert_allclose(target.step_kl.sum(), kl(own, ref) + beyond, rtol=1e3 * eps())
+    np.testing.assert_allclose(target.marginal_kl[-1], kl(own, ref), rtol=1e3 * eps())
+
+
 @pytest.mark.broad
 def test_first_states_of_one_value_need_no_tilt():
     """Of a first step that forgets where it came from, both problems are one."""

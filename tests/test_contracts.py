@@ -34,7 +34,8 @@ from kltarget import (
     tasks,
     training,
 )
-from kltarget.divergences import Scaled, TermDivergence
+from kltarget.divergences import Scaled, TermDivergence, score_weight
+from kltarget.objectives import ddrl_reward
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -385,6 +386,15 @@ CONTRACTS: dict[str, Contract] = {
     "TermDivergence": divergence_contract(
         TermDivergence(lambda x: x + x**3 / 6, -np.inf, np.inf),
     ),
+    "score_weight": Contract(
+        lambda log_ratio: score_weight(kt.JensenShannon(), log_ratio),
+        (REWARD,),
+        (
+            Bad(lambda: score_weight("kl", REWARD), TypeError, "divergence must be one such as"),
+            Bad(lambda: score_weight(kt.TotalVariation(), REWARD), ValueError, "jumps"),
+            Bad(lambda: score_weight(Scaled(kt.TotalVariation(), 2.0), 0.0), ValueError, "jumps"),
+        ),
+    ),
     "Objective": target_contract(
         lambda r, q, b: (
             REVERSE(r, q, b).value(LOG_POLICY[0].astype(np.float32)),
@@ -489,6 +499,15 @@ CONTRACTS: dict[str, Contract] = {
         (LOG_POLICY, LOG_REF, BETA),
         (Bad(lambda: kt.reward_for(LOG_POLICY, LOG_REF, -BETA), ValueError, "beta"),),
         narrow=0.2,  # the difference of two rounded logarithms
+    ),
+    "ddrl_reward": Contract(
+        lambda *problem: (ddrl_reward(*problem), ddrl_reward(*problem, center=problem[2])),
+        PROBLEM,
+        (
+            Bad(lambda: ddrl_reward(*PROBLEM[:2], -BETA), ValueError, "beta"),
+            Bad(lambda: ddrl_reward(REWARD, LOG_REF + 1, BETA), ValueError, "log_ref"),
+        ),
+        narrow=0.2,  # exponentials of rounded rewards
     ),
     "SequenceSpace": Contract(
         lambda log_probs: (
@@ -621,6 +640,8 @@ NOT_OF_ARRAYS = {
     "fine_tune_chain": "training of the steps of a chain",
     "GaussianChain": "a first law and linear steps, as data",
     "Step": "a step of a chain, as data",
+    "Distillation": "what distill returns",
+    "distill": "training of students in one program",
     "DiscreteTarget": "abstract",
     "Divergence": "abstract",
     "Fit": "what fit returns",

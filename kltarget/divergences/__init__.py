@@ -16,6 +16,7 @@ from kltarget.divergences._families import (
 )
 from kltarget.divergences._generator import FDivergence
 from kltarget.divergences._scaled import Scaled
+from kltarget.divergences._score_weight import score_weight
 from kltarget.divergences._term_divergence import TermDivergence
 from kltarget.divergences.names import named
 
@@ -36,4 +37,5 @@ __all__ = [
     "Tsallis",
     "kl",
     "named",
+    "score_weight",
 ]

@@ -1,5 +1,6 @@
 """What is maximised: the regularised objective, and rewards that are made from others."""
 
+from kltarget.objectives._ddrl_reward import ddrl_reward
 from kltarget.objectives._objective import Objective, normalize
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.objectives._rewards import mara, reward_for
@@ -9,6 +10,7 @@ __all__ = [
     "Objective",
     "QuadraticReward",
     "RewardSum",
+    "ddrl_reward",
     "mara",
     "normalize",
     "reward_for",

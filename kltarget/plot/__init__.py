@@ -19,6 +19,7 @@ from kltarget.plot._chain_figures import chain_ends
 from kltarget.plot._comparison_figure import comparison
 from kltarget.plot._density_figure import density
 from kltarget.plot._diagnosis_figures import answers, diagnosis
+from kltarget.plot._distillation_figure import distillation
 from kltarget.plot._forecast_figure import forecast
 from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._frontier_figure import frontier
@@ -47,6 +48,7 @@ __all__ = [
     "density",
     "diagnosis",
     "distances",
+    "distillation",
     "equilibrium_path",
     "forecast",
     "forgetting",

@@ -3,6 +3,7 @@
 from kltarget.training import estimators
 from kltarget.training._bandit_play import BanditPlay, bandit_play
 from kltarget.training._chain_training import ChainRun, fine_tune_chain
+from kltarget.training._distillation import Distillation, distill
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
@@ -20,6 +21,7 @@ from kltarget.training._value_iterations import (
 __all__ = [
     "BanditPlay",
     "ChainRun",
+    "Distillation",
     "Fit",
     "GamePath",
     "History",
@@ -32,6 +34,7 @@ __all__ = [
     "TextRun",
     "ValueIterates",
     "bandit_play",
+    "distill",
     "dpo",
     "estimators",
     "f_dpg",

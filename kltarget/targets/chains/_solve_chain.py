@@ -95,6 +95,12 @@ def solve_chain(
     a second time, as by ``log p(y|x_0)`` of a condition y with β = 1: of reverse KL, tilts in turn
     are one tilt by the sum of ``r/β``.
 
+    Regularised to data instead of a model, by their forward KL, p is the chain that data and their
+    noising make when it is turned round: the target of ``ForwardKL()`` has the last marginal
+    ``β p(x_0)/(Λ − r)``, whatever model training starts from. With the reward
+    :func:`kltarget.objectives.ddrl_reward` and a coefficient of 1 it is ``p(x_0) e^{r/β}/Z`` and
+    the steps are those of reverse KL, if the first law may be tilted.
+
     Last states that the chain does not reach are no outcomes and keep probability 0.
 
     Example:
@@ -115,6 +121,8 @@ def solve_chain(
         2024, arXiv 2406.12120 (a condition as a second tilt).
         Fan et al., "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
         2023, arXiv 2305.16381 (reverse KL summed over steps, with the first law fixed).
+        Ye et al., "Data-regularized Reinforcement Learning for Diffusion Models at Scale", 2025,
+        arXiv 2512.04332 (forward KL to data).
     """
     divergence = ReverseKL() if divergence is None else divergence
     if isinstance(chain, GaussianChain):
