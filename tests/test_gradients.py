@@ -374,3 +374,38 @@ def test_mapping_and_differentiating_commute():
     one_by_one = [jax.jit(jax.grad(loss))(r) for r in reward]
     np.testing.assert_allclose(mapped, one_by_one, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(batch, one_by_one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("each", [lambda f: f, jax.vmap], ids=["whole", "vmap"])
+@pytest.mark.parametrize(
+    "divergence", [kt.ForwardKL(), kt.JensenShannon(), kt.Tsallis(2.0)], ids=str
+)
+def test_a_reward_that_the_same_program_computes(divergence, each):
+    # A compiler may compute it anew at each use and round it otherwise: nothing is the best then.
+    rng = np.random.default_rng(0)
+    dtype = DTYPES[-1]
+    x, y, z = rng.normal(size=(3, 16, 5)).astype(dtype)
+    log_ref = log(rng.dirichlet(np.ones(5), size=16), dtype)
+    beta = rng.uniform(0.05, 0.9, 16).astype(dtype)
+
+    def made(x, y, z):
+        return (jnp.exp(x) * y + z * x) / 0.77
+
+    def total(reward, log_ref, beta, weights):
+        target = kt.solve(kt.Objective.unchecked(reward, log_ref, beta, divergence))
+        return (target.probs * weights).sum(), target
+
+    @jax.jit
+    def together(x, y, z, log_ref, beta):
+        def row(x, y, z, log_ref, beta):
+            reward = made(x, y, z)
+            return reward, jax.value_and_grad(total, has_aux=True)(reward, log_ref, beta, y)
+
+        return each(row)(x, y, z, log_ref, beta)
+
+    reward, ((_, got), slopes) = together(x, y, z, log_ref, beta)
+    (_, want), known = jax.value_and_grad(total, has_aux=True)(reward, log_ref, beta, y)
+    np.testing.assert_array_equal(got.status, want.status)
+    np.testing.assert_allclose(got.probs, want.probs, rtol=64 * eps(dtype), atol=8 * eps(dtype))
+    np.testing.assert_allclose(slopes, known, rtol=1e3 * eps(dtype), atol=1e3 * eps(dtype))

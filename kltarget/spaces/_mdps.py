@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from kltarget._core.checks import (
     first_index,
     float_arguments,
     mass_tolerance,
+    positive,
     raise_first,
     traced,
 )
@@ -23,24 +25,30 @@ from kltarget._core.pytrees import register
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MDP:
-    """A discounted decision process of S states and A actions.
+    """A decision process of S states and A actions, discounted, of so many steps, or both.
 
     Args:
         transition: probabilities of the next state, ``[*batch, S, A, S]``; with ``successors``
             those of K successors, ``[*batch, S, A, K]``.
         reward: of an action in a state, ``[*batch, S, A]``; ``-inf`` where a state lacks it.
-        discount: γ, above 0 and below 1, one for the whole batch.
+        discount: γ, above 0, one for the whole batch; below 1, or 1, which it is by default with a
+            horizon and where every state can end in an absorbing one.
         start: how likely each state is the first, ``[*batch, S]``; all equally by default.
         successors: of a sparse process, which states may follow, integers ``[S, A, K]``.
+        horizon: the number H of steps; without it the process goes on.
 
     Raises:
         TypeError: successors that are not integers.
-        ValueError: shapes that do not fit; and outside a trace, a discount outside (0, 1), a
-            transition that is negative or does not sum to one, a reward that is NaN or +inf, a
-            state without any action, a start that does not sum to one.
+        ValueError: shapes that do not fit, neither discount nor horizon, a horizon below 1; and
+            outside a trace, a discount outside (0, 1], a transition that is negative or does not
+            sum to one, a reward that is NaN or +inf, a state without any action, a start that does
+            not sum to one. At γ = 1 without a horizon: an absorbing state with a reward, a state
+            that no policy leads to an absorbing one, a reward above 0 where a policy can stay for
+            ever without being absorbed.
 
-    An absorbing state leads to itself under every action. Rows of actions that a state lacks are
-    not looked at.
+    An absorbing state leads to itself under every action. At γ = 1 it is the end: nothing is earned
+    or charged there. Rows of actions that a state lacks are not looked at. States that are never
+    reached are solved like any other.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,15 +57,19 @@ class MDP:
         >>> mdp = MDP(stay_or_go, jnp.array([[0.0, 1.0], [0.5, 0.5]]), 0.9)
         >>> print(mdp.num_states, mdp.num_actions, mdp.start, mdp.reached())
         2 2 [0.5 0.5] [ True  True]
+        >>> print(mdp.absorbing)
+        [False  True]
     """
 
     transition: Float[Array, "*#batch S A K"]
     reward: Float[Array, "*#batch S A"]
-    discount: Float[Array, ""]
+    discount: Any = None
     start: Any = None
     successors: Any = None
+    horizon: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        self._check_horizon()
         given: dict[str, Any] = {
             "transition": self.transition,
             "reward": self.reward,
@@ -72,6 +84,16 @@ class MDP:
             even = jnp.full(self.num_states, 1 / self.num_states, self.reward.dtype)
             object.__setattr__(self, "start", even)
         self._check_values()
+
+    def _check_horizon(self) -> None:
+        if self.horizon is None:
+            if self.discount is None:
+                raise ValueError("give a discount, or a horizon, after how many steps it ends")
+            return
+        positive("horizon", self.horizon)
+        object.__setattr__(self, "horizon", int(self.horizon))
+        if self.discount is None:
+            object.__setattr__(self, "discount", 1.0)
 
     def _check_shapes(self) -> None:
         shape = self.reward.shape
@@ -112,11 +134,8 @@ class MDP:
         if traced(self.transition, self.reward, self.discount, self.start):
             return
         discount = float(self.discount)
-        if not 0 < discount < 1:
-            raise ValueError(
-                f"discount must be above 0 and below 1, got {discount:g}; without discounting "
-                "sums of rewards need not end"
-            )
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount must be above 0 and not above 1, got {discount:g}")
         reward = np.asarray(self.reward)
         raise_first("reward", reward, ~(reward < np.inf), "must be below +inf")
         lost = ~(reward > -np.inf).any(-1)
@@ -140,6 +159,107 @@ class MDP:
                     "over the last axis"
                 )
         raise_first("start", self.start, ~(np.asarray(self.start) >= 0), "must not be below 0")
+        if discount == 1 and self.horizon is None:
+            self._check_absorption()
+
+    def _check_absorption(self) -> None:
+        """That sums of rewards end without discounting, under every policy worth taking."""
+        for row, reward, moves, after in self._processes(self._process_batch):
+            held = np.asarray(after == np.arange(len(moves))[:, None, None])
+            absorbing = ~(moves & ~held).any((1, 2))
+            present = reward > -np.inf
+            rewarded = absorbing[:, None] & present & (reward != 0)
+            if rewarded.any():
+                state, action = first_index(rewarded)
+                raise ValueError(
+                    f"reward is {reward[state, action]:g}{at_index((*row, state, action))}, in an "
+                    "absorbing state: without discounting it must be 0 there"
+                )
+            lost = ~_led_to(absorbing, moves, after)
+            if lost.any():
+                at = at_index((*row, *first_index(lost)))
+                raise ValueError(
+                    f"transition leads to no absorbing state from the state{at}, and the discount "
+                    "is 1: add a way to one, or give a discount below 1 or a horizon"
+                )
+            # The largest set of states in which some policy can stay.
+            kept = ~absorbing
+            while True:
+                stays = present & (kept[after] | ~moves).all(-1)
+                fewer = kept & stays.any(-1)
+                if (fewer == kept).all():
+                    break
+                kept = fewer
+            endless = kept[:, None] & stays & (reward > 0)
+            if endless.any():
+                state, action = first_index(endless)
+                where = at_index((*row, state, action))
+                raise ValueError(
+                    f"reward is {reward[state, action]:g}{where}, where a policy can stay for "
+                    "ever, and the discount is 1: make it 0 or less, or give a discount below 1 or "
+                    "a horizon"
+                )
+
+    @property
+    def _process_batch(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(self.transition.shape[:-3], self.reward.shape[:-2])
+
+    def _processes(
+        self, batch: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray, np.ndarray]]:
+        """Row, rewards, which moves are possible and where to, of each process of a batch."""
+        reward = np.broadcast_to(np.asarray(self.reward), (*batch, *self.reward.shape[-2:]))
+        chances = np.asarray(self.transition)
+        chances = np.broadcast_to(chances, (*batch, *chances.shape[-3:]))
+        after = self.successors
+        if after is None:
+            after = np.broadcast_to(np.arange(self.num_states), chances.shape[-3:])
+        for row in np.ndindex(batch):
+            moves = (chances[row] > 0) & (reward[row] > -np.inf)[..., None]
+            yield row, reward[row], moves, np.asarray(after)
+
+    def require_absorbed(self, log_ref: ArrayLike) -> None:
+        """Raises unless the reference leads from every state to an absorbing one.
+
+        Args:
+            log_ref: log-probabilities of the actions, ``[*batch, S, A]``.
+
+        Raises:
+            ValueError: at a discount of 1 without a horizon, outside a trace: a state from which
+                it does not.
+        """
+        if traced(self.transition, self.reward, self.discount, log_ref):
+            return
+        if self.horizon is not None or float(self.discount) < 1:
+            return
+        taken = np.asarray(log_ref) > -np.inf
+        rows = np.broadcast_shapes(self._process_batch, taken.shape[:-2])
+        taken = np.broadcast_to(taken, (*rows, *taken.shape[-2:]))
+        for row, _, moves, after in self._processes(rows):
+            held = np.asarray(after == np.arange(len(moves))[:, None, None])
+            absorbing = ~(moves & ~held).any((1, 2))
+            lost = ~_led_to(absorbing, moves & taken[row][..., None], after)
+            if lost.any():
+                raise ValueError(
+                    "log_ref leads to no absorbing state from the state"
+                    f"{at_index((*row, *first_index(lost)))}, and the discount is 1: give a way "
+                    "out a chance, or a discount below 1 or a horizon"
+                )
+
+    def require_discounted(self, name: str) -> None:
+        """Raises unless the discount is below 1 and there is no horizon.
+
+        Args:
+            name: of the function that asks for it.
+
+        Raises:
+            ValueError: there is a horizon; and outside a trace, the discount is 1.
+        """
+        if self.horizon is not None or not (traced(self.discount) or float(self.discount) < 1):
+            raise ValueError(
+                f"mdp has a horizon or a discount of 1, and {name} is of discounted processes: "
+                "give a discount below 1 and no horizon"
+            )
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -160,6 +280,21 @@ class MDP:
         """The shape ``*batch`` that transition, reward and start broadcast to."""
         shapes = self.transition.shape[:-3], self.reward.shape[:-2], self.start.shape[:-1]
         return np.broadcast_shapes(*shapes)
+
+    @property
+    def absorbing(self) -> Bool[Array, "*batch S"]:
+        """Which states lead to themselves under every action that they have."""
+        size = self.num_states
+        after = self.successors
+        if after is None:
+            after = np.broadcast_to(np.arange(size), (size, self.num_actions, size))
+        elsewhere = (
+            jnp.asarray(after, jnp.int32) != jnp.arange(size, dtype=jnp.int32)[:, None, None]
+        )
+        shape = np.broadcast_shapes(self.transition.shape[:-1], self.reward.shape)
+        moves = ((self.transition > 0) & jnp.broadcast_to(elsewhere, self.transition.shape)).any(-1)
+        present = jnp.broadcast_to(self.reward > -jnp.inf, shape)
+        return ~(jnp.broadcast_to(moves, shape) & present).any(-1)
 
     def expected_next(self, values: ArrayLike) -> Float[Array, "*batch S A"]:
         """Means of the next state's values, ``[*batch, S]`` in, ``[*batch, S, A]`` out."""
@@ -188,4 +323,14 @@ class MDP:
             found = more
 
 
-register(MDP, ("transition", "reward", "discount", "start", "successors"))
+def _led_to(goal: np.ndarray, moves: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The states from which some moves lead to a goal."""
+    led = goal
+    while True:
+        more = led | (moves & led[after]).any((1, 2))
+        if (more == led).all():
+            return led
+        led = more
+
+
+register(MDP, ("transition", "reward", "discount", "start", "successors"), ("horizon",))

@@ -194,6 +194,7 @@ def _setting(
 ) -> _Setting:
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
+    mdp.require_discounted("this value iteration")
     positive("num_steps", num_steps, 0)
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")

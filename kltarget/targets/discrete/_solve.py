@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
+from kltarget._core.numerics import rounded_once
 from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import TotalVariation
@@ -207,6 +208,9 @@ def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objec
 @functools.partial(jax.jit, static_argnames="trusted")
 def _solve(objective: Objective, trusted: bool) -> Solution:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
+    if not trusted:
+        # It may be computed by the same program.
+        reward = rounded_once(reward)
     unchecked = objective.measure or trusted
     tolerance = None if unchecked else mass_tolerance(objective.log_ref.dtype)
     problem = (divergence, reward, log_ref, beta)
@@ -282,6 +286,7 @@ def reference_limit(objective: Objective) -> Target:
 @functools.partial(jax.jit, static_argnames="greedy")
 def _limits(objective: Objective, greedy: bool) -> tuple[Objective, Array, Array, Array]:
     reward, log_ref, _, divergence = broadcast_fields(objective)
+    reward = rounded_once(reward)
     dtype = objective.reward.dtype
     in_ref = log_ref > -jnp.inf
     minus_inf = jnp.full_like(log_ref, -jnp.inf)

@@ -125,7 +125,7 @@ def solve_occupancy(
 
     Raises:
         TypeError: arguments that are traced.
-        ValueError: shapes that do not fit, values out of range.
+        ValueError: shapes that do not fit, values out of range, a process that is not discounted.
 
     What the reference never does is not done: χ² is infinite there. Not differentiable.
 
@@ -148,6 +148,7 @@ def solve_occupancy(
     """
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
+    mdp.require_discounted("solve_occupancy")
     given = float_arguments(reward=mdp.reward, log_ref=log_ref, beta=beta)
     reward, reference, coefficient = given.values()
     if traced(mdp.transition, mdp.start, *given.values()):
