@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -119,7 +120,7 @@ def _two_goals() -> MDPTask:
     return MDPTask(
         name="two-goals",
         description="a grid world with two goals of equal reward; reference ratio 4:1",
-        mdp=MDP(transition, reward, 0.95, start),
+        mdp=_process(transition, reward, 0.95, start),
         log_ref=np.log(reference),
         labels=tuple(_MOVES),
         states=tuple(f"row {i + 1}, column {j + 1}" for i, j in places),
@@ -150,7 +151,7 @@ def _river_swim() -> MDPTask:
     return MDPTask(
         name="river-swim",
         description="six places along a river; much is earned at its head, the reference drifts",
-        mdp=MDP(transition, reward, 0.95, np.eye(size)[0]),
+        mdp=_process(transition, reward, 0.95, np.eye(size)[0]),
         log_ref=np.log(np.tile([0.7, 0.3], (size, 1))),
         labels=("left", "right"),
         states=tuple(f"place {k + 1}" for k in range(size)),
@@ -163,11 +164,18 @@ def _five_arms() -> MDPTask:
     return MDPTask(
         name="five-arms",
         description="a bandit, one state; two arms are as good as each other, the best is rare",
-        mdp=MDP(np.ones((1, 5, 1)), np.array([[0.2, 0.5, 0.5, 0.0, 1.0]]), 0.9),
+        mdp=_process(np.ones((1, 5, 1)), np.array([[0.2, 0.5, 0.5, 0.0, 1.0]]), 0.9),
         log_ref=np.log([[0.3, 0.35, 0.05, 0.28, 0.02]]),
         labels=("fair", "good", "as good", "nothing", "best"),
         states=("the only one",),
     )
+
+
+def _process(
+    transition: np.ndarray, reward: np.ndarray, discount: float, start: np.ndarray | None = None
+) -> MDP:
+    arrays = (jnp.asarray(x) for x in (transition, reward, discount))
+    return MDP(*arrays, start)
 
 
 _MDPS = {"two-goals": _two_goals, "river-swim": _river_swim, "five-arms": _five_arms}
