@@ -174,8 +174,7 @@ def _five_arms() -> MDPTask:
 def _process(
     transition: np.ndarray, reward: np.ndarray, discount: float, start: np.ndarray | None = None
 ) -> MDP:
-    arrays = (jnp.asarray(x) for x in (transition, reward, discount))
-    return MDP(*arrays, start)
+    return MDP(jnp.asarray(transition), jnp.asarray(reward), jnp.asarray(discount), start)
 
 
 _MDPS = {"two-goals": _two_goals, "river-swim": _river_swim, "five-arms": _five_arms}
