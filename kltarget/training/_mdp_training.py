@@ -106,7 +106,7 @@ def fine_tune_mdp(
         >>> options = {"learning_rate": 1.0, "num_steps": 8, "natural": True}
         >>> run = fine_tune_mdp(mdp, even, 1.0, **options)
         >>> print([f"{j:.4f}" for j in run.objective[::4, 0]])
-        ['8.1364', '9.4381', '9.4381']
+        ['9.1364', '9.2870', '9.2870']
 
     References:
         Kakade, "A Natural Policy Gradient", 2001. Cen, Cheng, Chen, Wei, Chi, "Fast Global

@@ -114,22 +114,23 @@ def _rows(
     rows = []
     for seed, b in np.ndindex(trained.shape[:2]):
         log_policy, best = trained[seed, b], np.asarray(target.log_policy[b], float)
-        own = _walked(task.mdp, task.log_ref, log_policy, betas[b])
-        its = _walked(task.mdp, task.log_ref, best, betas[b])
+        coefficient = float(betas[b])
+        own = _walked(task.mdp, task.log_ref, log_policy, coefficient)
+        its = _walked(task.mdp, task.log_ref, best, coefficient)
         policy, apart = np.exp(log_policy), np.abs(np.exp(log_policy) - np.exp(best)).sum(-1) / 2
         on = policy > 0
         ratio = np.where(on, log_policy, 0.0) - np.where(on, best, 0.0)
         total = own["met"].sum()
         row = {
             "trained by": way,
-            "beta": float(betas[b]),
+            "beta": coefficient,
             "seed": seed,
             "reward": own["reward"],
             "TV": float(its["met"] @ apart / its["met"].sum()),
             "states": float(np.abs(own["met"] - its["met"]).sum() / 2 / total),
             "gap": float(target.value[b]) - own["objective"],
             "residual": float(own["met"] @ (policy * np.abs(own["residual"])).sum(-1) / total),
-            "beta KL": float(betas[b] * own["met"] @ (policy * ratio).sum(-1)),
+            "beta KL": float(coefficient * own["met"] @ (policy * ratio).sum(-1)),
         }
         for goal, mass in zip(task.goals, _masses(task, log_policy), strict=True):
             row[f"mass of {task.states[goal]}"] = float(mass)
@@ -167,7 +168,7 @@ def _checks(
     # What is left is small beside what the reference leaves.
     at_start = {
         float(beta): float(target.value[b])
-        - _walked(task.mdp, task.log_ref, task.log_ref, beta)["objective"]
+        - _walked(task.mdp, task.log_ref, task.log_ref, float(beta))["objective"]
         for b, beta in enumerate(betas)
     }
     left = [row["gap"] / at_start[row["beta"]] for row in rows]
@@ -204,7 +205,7 @@ def _checks(
 
 
 def _at(shares: list[float]) -> str:
-    return f"{max(shares):.1e} of it"
+    return f"{max(*shares, 0.0):.1e} of it"
 
 
 def _ratios(task: MDPTask, rows: list[dict[str, Any]]) -> tuple[Check, ...]:
