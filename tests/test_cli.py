@@ -162,10 +162,19 @@ def test_tasks_are_listed(capsys, monkeypatch):
     code, out, err = _run(capsys, "tasks")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["task", "outcomes", "right", "description"]
-    listed = [line.split()[0] for line in lines[1:]]
-    assert listed == [*tasks.names(), *tasks.text_names()]
-    assert lines[3].split()[1:3] == ["3,118", "35"]
+    assert lines[1].split() == ["task", "outcomes", "right", "description"]
+    assert lines[4].split()[1:3] == ["3,118", "35"]
+    # A block per space, which says for which commands it is.
+    blocks = [block.splitlines() for block in out.split("\n\n")]
+    listed = [[line.split()[0] for line in block[2:]] for block in blocks]
+    spaces = (tasks.text_names(), tasks.chain_names(), tasks.mdp_names(), tasks.game_names())
+    assert listed == [list(names) for names in (tasks.names(), *spaces)]
+    assert blocks[2][0] == "Chains of steps, for verify:"
+    assert next(line for line in lines if line.startswith("river-swim")).split()[1:4] == [
+        "6",
+        "×",
+        "2",
+    ]
 
 
 def test_a_table_says_what_was_guessed(capsys, table, monkeypatch):

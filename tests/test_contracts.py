@@ -653,6 +653,8 @@ NOT_OF_ARRAYS = {
     "Layers": "a name for a type",
     "MarkovReference": "a chain, of no batch",
     "MDP": "a process, as data",
+    "MDPRun": "what fine_tune_mdp returns",
+    "fine_tune_mdp": "training of policies of a process",
     "MirrorAscent": "what mirror_ascent returns",
     "MarkovGame": "transitions and rewards, as data",
     "MatrixGame": "payoffs, as data",

@@ -94,7 +94,8 @@ def test_the_command_verifies_what_is_no_list(tmp_path, capsys):
 
 
 def test_every_problem_on_a_space_of_its_own_has_a_verifier():
-    names = (*tasks.text_names(), *tasks.chain_names(), *tasks.game_names())
+    spaces = (tasks.text_names, tasks.chain_names, tasks.game_names, tasks.mdp_names)
+    names = [name for names in spaces for name in names()]
     assert len(set(names)) == len(names)
     assert all(verifier_of(name) is not None for name in names)
     assert not any(verifier_of(name) for name in tasks.names())

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from kltarget import tasks
-from kltarget._core.page import Lines, Page, Table
+from kltarget._core.page import Lines, Page
 from kltarget._core.words import wrapped
 from kltarget.cli import (
     _compare_command,
@@ -29,6 +28,7 @@ from kltarget.cli import (
     _score_command,
     _solve_command,
     _sweep_command,
+    _tasks_command,
     _verify_command,
 )
 from kltarget.cli._interrupts import LINE, pressed
@@ -128,12 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(main=main)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    listing = commands.add_parser(
-        "tasks", help="list the shipped problems", description="List the shipped problems."
-    )
-    listing.set_defaults(run=_tasks)
-
     for command in (
+        _tasks_command,
         _solve_command,
         _sweep_command,
         _prefer_command,
@@ -160,16 +156,3 @@ class _Version(argparse.Action):
 
         print(f"kltarget {version('kltarget')}")
         parser.exit()
-
-
-def _tasks(arguments: argparse.Namespace) -> int:
-    rows = [
-        (task.name, f"{task.num_outcomes:,}", f"{task.num_right:,}", task.description)
-        for task in tasks.listing()
-    ]
-    rows += [
-        (x.name, f"{x.num_texts:.1e}", "", x.description)
-        for x in map(tasks.load_texts, tasks.text_names())
-    ]
-    say(Page([Table([("task", "outcomes", "right", "description"), *rows], "lrrl")]))
-    return 0

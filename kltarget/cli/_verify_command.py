@@ -32,8 +32,8 @@ def add_to(commands: Any) -> None:
         "recipe, β, reward scale and seed, and compare each with the targets computed in closed "
         "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
-        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written). Texts, "
-        "chains and games have no figure.",
+        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written). Problems "
+        "that are no list of outcomes have no figure.",
     )
     add = options_of(verify)
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
@@ -55,7 +55,8 @@ def _task_list(text: str) -> tuple[str, ...]:
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.task is not None and arguments.tasks is not None:
         raise InputError("give a TASK or --tasks, not both")
-    known = (*tasks.names(), *tasks.text_names(), *tasks.chain_names(), *tasks.game_names())
+    elsewhere = (tasks.text_names, tasks.chain_names, tasks.mdp_names, tasks.game_names)
+    known = (*tasks.names(), *(name for names in elsewhere for name in names()))
     if arguments.task is not None and arguments.task not in known:
         raise InputError(f"there is no task {arguments.task!r}: the tasks are {', '.join(known)}")
     chosen = arguments.tasks or [arguments.task or "words-3"]

@@ -18,6 +18,7 @@ from kltarget.tasks._as_task import ProblemLike, as_task
 from kltarget.tasks._chain_tasks import ChainTask, chain_names, load_chain
 from kltarget.tasks._deepscaler import deepscaler
 from kltarget.tasks._game_tasks import GameTask, game_names, load_game
+from kltarget.tasks._mdp_tasks import MDPTask, load_mdp, mdp_names
 from kltarget.tasks._preferences import Preferences
 from kltarget.tasks._read_preferences import read_preferences, read_preferences_by_prompt
 from kltarget.tasks._shipped import Listing, listing, load, names
@@ -37,6 +38,7 @@ __all__ = [
     "GameTask",
     "Labels",
     "Listing",
+    "MDPTask",
     "Preferences",
     "ProblemLike",
     "Table",
@@ -51,7 +53,9 @@ __all__ = [
     "load",
     "load_chain",
     "load_game",
+    "load_mdp",
     "load_texts",
+    "mdp_names",
     "names",
     "one_mode_each",
     "read_preferences",

@@ -10,6 +10,7 @@ import numpy as np
 
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import Chain, GaussianChain
+from kltarget.tasks._found_by_name import found_by_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +59,7 @@ def load_chain(name: str) -> ChainTask:
         >>> task.chain.num_states, task.chain.num_steps
         (41, 3)
     """
-    if name not in _CHAINS:
-        raise ValueError(f"there is no chain {name!r}: choose one of {', '.join(_CHAINS)}")
-    return _CHAINS[name]()
+    return found_by_name("chain", _CHAINS, name)
 
 
 @functools.cache

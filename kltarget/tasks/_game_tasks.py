@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
+from kltarget.tasks._found_by_name import found_by_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,9 +58,7 @@ def load_game(name: str) -> GameTask:
         >>> task.labels[0], task.game.num_actions
         (('rock', 'stone', 'paper', 'scissors'), (4, 4))
     """
-    if name not in _GAMES:
-        raise ValueError(f"there is no game {name!r}: choose one of {', '.join(_GAMES)}")
-    return _GAMES[name]()
+    return found_by_name("game", _GAMES, name)
 
 
 @functools.cache

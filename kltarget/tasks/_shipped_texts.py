@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kltarget.spaces import Automaton, MarkovReference
+from kltarget.tasks._found_by_name import found_by_name
 from kltarget.tasks._keywords import KEYWORDS
 from kltarget.tasks._text_task import TextTask
 
@@ -45,9 +46,7 @@ def load_texts(name: str) -> TextTask:
         >>> f"{task.num_texts:.1e}", len(task.mode_names)
         ('4.0e+91', 35)
     """
-    if name not in _TEXT_TASKS:
-        raise ValueError(f"there is no task {name!r}: choose one of {', '.join(text_names())}")
-    return _TEXT_TASKS[name]()
+    return found_by_name("task", _TEXT_TASKS, name)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
 from kltarget.training._game_iterations import GamePath, mirror_prox, nash_md
+from kltarget.training._mdp_training import MDPRun, fine_tune_mdp
 from kltarget.training._mirror import MirrorAscent, mirror_ascent
 from kltarget.training._optimistic_play import OptimisticPlay, optimistic_play
 from kltarget.training._runs import History, Run, RunStatus, TextHistory, TextRun
@@ -25,6 +26,7 @@ __all__ = [
     "Fit",
     "GamePath",
     "History",
+    "MDPRun",
     "MirrorAscent",
     "OptimisticPlay",
     "Run",
@@ -40,6 +42,7 @@ __all__ = [
     "f_dpg",
     "fine_tune",
     "fine_tune_chain",
+    "fine_tune_mdp",
     "fine_tune_on_texts",
     "fit",
     "mirror_ascent",

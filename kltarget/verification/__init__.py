@@ -8,6 +8,7 @@ from kltarget.verification._by_name import verifier_of
 from kltarget.verification._exact_targets import TARGETS
 from kltarget.verification._of_chains import verify_chain
 from kltarget.verification._of_games import verify_game
+from kltarget.verification._of_mdps import verify_mdp
 from kltarget.verification._of_texts import verify_texts
 from kltarget.verification._report import Check, Report, VerifiedRun
 from kltarget.verification._space_report import SpaceReport
@@ -26,5 +27,6 @@ __all__ = [
     "verify",
     "verify_chain",
     "verify_game",
+    "verify_mdp",
     "verify_texts",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kltarget import tasks
 from kltarget.verification._of_chains import verify_chain
 from kltarget.verification._of_games import verify_game
+from kltarget.verification._of_mdps import verify_mdp
 from kltarget.verification._of_texts import verify_texts
 from kltarget.verification._space_report import SpaceReport
 
@@ -23,5 +24,6 @@ def verifier_of(name: str) -> Callable[..., SpaceReport] | None:
         (tasks.text_names, verify_texts),
         (tasks.chain_names, verify_chain),
         (tasks.game_names, verify_game),
+        (tasks.mdp_names, verify_mdp),
     )
     return next((verifier for names, verifier in verifiers if name in names()), None)
