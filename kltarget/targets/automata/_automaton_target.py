@@ -100,11 +100,7 @@ class AutomatonTarget(Optimum):
         It is infinite where the target has mass and the reference none: of the texts that end
         there only their total is determined, and their log-probability is NaN.
         """
-        log_probs = self.states.log_probs
-        log_ref = jnp.broadcast_to(self.states.objective.log_ref, log_probs.shape)
-        seen = log_ref > -jnp.inf
-        ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
-        return jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
+        return log_ratio_of(self.states.log_probs, self.states.objective.log_ref)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.
@@ -177,7 +173,7 @@ class AutomatonTarget(Optimum):
         log_ratio = self._determined()
         values = log_values(self._product, log_ratio, length=self.length)
         last = self._values(0, log_ratio)
-        tokens = _sample(self._product, values, last, typed_key(key), num_samples)
+        tokens = draw_texts(self._product, values, last, typed_key(key), num_samples)
         return jnp.where(jnp.isnan(log_ratio).any(-1)[..., None], -1, tokens)
 
     @property
@@ -186,7 +182,7 @@ class AutomatonTarget(Optimum):
 
         It is NaN where the target has mass and the reference none.
         """
-        return self._sums(_without_undetermined(self.log_ratio)).entropy
+        return self._sums(without_undetermined(self.log_ratio)).entropy
 
     def marginals(self) -> Float[Array, "*batch T V"]:
         """How likely each token is at each position, shape ``[*batch, T, V]``.
@@ -262,17 +258,7 @@ class AutomatonTarget(Optimum):
         return policy_sums(self._product, log_ratio, length=self.length, end=self.reference.end)
 
     def _determined(self) -> Array:
-        """Log-ratios where they determine texts: NaN under a trace and an error outside of one."""
-        log_ratio = self.log_ratio
-        lost = jnp.isposinf(log_ratio)
-        if not traced(lost) and np.asarray(lost).any():
-            *row, state = first_index(lost)
-            raise ValueError(
-                f"texts are not determined{at_index(tuple(row))}: the target has mass in state "
-                f"{state}, where the reference has none (status CONDENSED); ask states, change "
-                "the divergence, or forbid the state by a reward of -inf"
-            )
-        return _without_undetermined(log_ratio)
+        return determined(self.log_ratio)
 
     def _texts(self, x: ArrayLike) -> Array:
         tokens = self.reference.tokens(x)
@@ -373,7 +359,7 @@ def solve_on_automaton(
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _sample(product: Product, values: Array, last: Array, key: Array, num_samples: int) -> Array:
+def draw_texts(product: Product, values: Array, last: Array, key: Array, num_samples: int) -> Array:
     batch = values.shape[1:-1]
     shape = (num_samples, *batch)
     rows = jnp.meshgrid(*map(jnp.arange, shape), indexing="ij", sparse=True)[1:]
@@ -404,6 +390,28 @@ def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
     return jnp.moveaxis(jax.vmap(at)(values, by_position), 0, -2)
 
 
-def _without_undetermined(log_ratio: Array) -> Array:
+def log_ratio_of(log_probs: Array, log_ref: Array) -> Array:
+    """``log π/π_ref`` of final states; ``inf`` where only the target has any mass, 0 where none."""
+    log_ref = jnp.broadcast_to(log_ref, log_probs.shape)
+    seen = log_ref > -jnp.inf
+    ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
+    return jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
+
+
+def determined(log_ratio: Array) -> Array:
+    """Log-ratios where they determine texts: NaN under a trace and an error outside of one."""
+    lost = jnp.isposinf(log_ratio)
+    if not traced(lost) and np.asarray(lost).any():
+        *row, state = first_index(lost)
+        raise ValueError(
+            f"texts are not determined{at_index(tuple(row))}: the target has mass in state "
+            f"{state}, where the reference has none (status CONDENSED); ask states, change "
+            "the divergence, or forbid the state by a reward of -inf"
+        )
+    return without_undetermined(log_ratio)
+
+
+def without_undetermined(log_ratio: Array) -> Array:
+    """NaN in rows whose texts are not determined."""
     lost = jnp.isposinf(log_ratio).any(-1, keepdims=True)
     return jnp.where(lost, jnp.nan, log_ratio)

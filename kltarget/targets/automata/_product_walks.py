@@ -7,6 +7,7 @@ Nothing here knows of a reward or a divergence.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -92,17 +93,42 @@ def _explored(
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))
 def final_log_masses(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
     """Log-probabilities of the final states of texts of the reference, normalised."""
+    finals = _forwards(product, _log_sums, num_states, length)
+    # Rounding adds up along long texts.
+    return finals - log_sum_exp(finals)
+
+
+@functools.partial(jax.jit, static_argnames=("num_states", "length"))
+def final_log_counts(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
+    """Logarithms of how many texts that the reference finds possible end in each state."""
+    return _forwards(counting(product), _log_sums, num_states, length)
+
+
+@functools.partial(jax.jit, static_argnames=("num_states", "length"))
+def final_log_maxima(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
+    """The log-probability of the likeliest text that ends in each state."""
+    return _forwards(product, jax.ops.segment_max, num_states, length)
+
+
+def counting(product: Product) -> Product:
+    """The product in which every possible text counts 1."""
+    steps = product.log_next
+    return product._replace(log_next=jnp.where(steps > -jnp.inf, jnp.zeros_like(steps), -jnp.inf))
+
+
+def _forwards(
+    product: Product, gather: Callable[..., Array], num_states: int, length: int
+) -> Array:
+    """What is gathered by final state of texts' log-weights."""
     number, choices = product.below.shape
     below, steps = product.below.reshape(-1), product.log_next.reshape(-1)
 
-    def step(log_mass: Array, _: None) -> tuple[Array, None]:
-        return _log_sums(jnp.repeat(log_mass, choices) + steps, below, number), None
+    def step(before: Array, _: None) -> tuple[Array, None]:
+        return gather(jnp.repeat(before, choices) + steps, below, number), None
 
     start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
-    log_mass, _ = lax.scan(step, start, None, length=length)
-    finals = _log_sums(log_mass, product.state, num_states)
-    # Rounding adds up along long texts.
-    return finals - log_sum_exp(finals)
+    nodes, _ = lax.scan(step, start, None, length=length)
+    return gather(nodes, product.state, num_states)
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))

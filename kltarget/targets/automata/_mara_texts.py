@@ -1,0 +1,471 @@
+"""MARA over texts too many to list: good ones are equally likely, the others the reference's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from kltarget._core.checks import positive, typed_key
+from kltarget._core.numerics import as_float, log_sum_exp
+from kltarget._core.pytrees import register
+from kltarget.divergences import ReverseKL
+from kltarget.objectives import Objective, mara
+from kltarget.objectives._objective import broadcast_fields
+from kltarget.spaces._markov_reference import walk
+from kltarget.targets._protocol import Optimum
+from kltarget.targets.automata._automaton_target import (
+    AutomatonTarget,
+    determined,
+    draw_texts,
+    log_ratio_of,
+    without_undetermined,
+)
+from kltarget.targets.automata._likeliest_texts import likeliest_texts
+from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
+from kltarget.targets.automata._product_walks import (
+    Product,
+    counting,
+    final_log_counts,
+    final_log_maxima,
+    log_values,
+)
+from kltarget.targets.discrete import Target, solve
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnchoredTarget(Optimum):
+    """The policy over texts that :func:`mara_on_automaton` asks for.
+
+    It is two walks in one: all good texts have one probability, and texts that are not good keep
+    the reference's proportions within each final state.
+
+    Attributes:
+        original: the target without MARA.
+        states: the target over final states, as of outcomes: a good state has the anchor's reward,
+            and as reference as often the anchor's mass as it has texts. Masses of modes are asked
+            of it. For reverse KL its reference is divided by its total.
+        good: which final states reach the threshold, ``[*batch, D]``.
+        log_counts: logarithms of how many texts that the reference finds possible end in each
+            state, ``[D]``.
+        log_anchor: ``log π_ref`` of the anchor, ``[*batch]``.
+        log_total: the logarithm of what the reference of ``states`` was divided by, ``[*batch]``.
+        method: ``"augment"`` or ``"substitute"``.
+
+    Example:
+        >>> import kltarget as kt
+        >>> from kltarget.spaces import Automaton, MarkovReference
+        >>> from kltarget.targets.automata import mara_on_automaton
+        >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+        >>> found = Automaton.from_words(["aa"], "ab")
+        >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.05, length=40)
+        >>> even = mara_on_automaton(target, 1.0)
+        >>> print(f"the likeliest of e^{even.log_counts[-1]:.1f}: {even.log_anchor:.1f} nats")
+        the likeliest of e^27.7: -21.3 nats
+        >>> print(f"{target.entropy:.1f} and {even.entropy:.1f} nats")
+        24.8 and 27.7 nats
+    """
+
+    made_by = "mara_on_automaton"
+
+    original: AutomatonTarget
+    states: Target
+    good: Bool[Array, "*batch D"]
+    log_counts: Float[Array, " D"]
+    log_anchor: Float[Array, "*batch"]
+    log_total: Float[Array, "*batch"]
+    method: str
+
+    @property
+    def length(self) -> int:
+        """The number T of tokens of a text."""
+        return self.original.length
+
+    @property
+    def status(self) -> Int[Array, "*batch"]:
+        """:class:`~kltarget.Status` bits, shape ``[*batch]``."""
+        return self.states.status
+
+    @functools.cached_property
+    def anchor(self) -> Int[Array, "*batch T"]:
+        """The text z whose reward and mass good texts were given, tokens ``[*batch, T]``."""
+        objective = self.original.states.objective
+        reward = broadcast_fields(objective)[0]
+        best = broadcast_fields(self.states.objective)[0] == reward
+        # Of states with the anchor's reward it has the likeliest text.
+        ends = jnp.where(self.good & best, 0.0, -jnp.inf).astype(self.log_counts.dtype)
+        return likeliest_texts(self._product, ends, self.length, 1)[0][..., 0, :]
+
+    @property
+    def value(self) -> Float[Array, "*batch"]:
+        """The maximum of what MARA makes of the objective, in reward units, shape ``[*batch]``."""
+        beta = broadcast_fields(self.states.objective)[2][..., 0]
+        return self.states.value - (beta * self._unlike).astype(self.states.value.dtype)
+
+    @property
+    def expected_reward(self) -> Float[Array, "*batch"]:
+        """``E_π[r̄]`` of the rewards that MARA made, in reward units, shape ``[*batch]``.
+
+        That of the original ones is ``expectation(reward)``.
+        """
+        if self.method == "substitute":
+            return self.states.expected_reward
+        beta = broadcast_fields(self.states.objective)[2][..., 0]
+        return self.states.expected_reward + beta * self._lift
+
+    @property
+    def divergence_value(self) -> Float[Array, "*batch"]:
+        """The divergence in nats, shape ``[*batch]``.
+
+        From the reference for ``"augment"``, from what was substituted for it else.
+        """
+        objective = self.states.objective
+        share = broadcast_fields(objective)[2][..., 0] / objective.beta
+        apart = self._unlike
+        if self.method == "augment":
+            apart = apart + self._lift
+        return self.states.divergence_value + share * apart
+
+    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of texts.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Shape ``[*batch, ...]``, of the texts' own axes last.
+        """
+        tokens = self.original._texts(x)
+        state = self.original.automaton.run(tokens)
+        level = self.log_level[..., state]
+        log_ref = jnp.broadcast_to(self.original.reference.log_prob(tokens), level.shape)
+        even = jnp.where(log_ref > -jnp.inf, 0.0, -jnp.inf)
+        return jnp.where(self.good[..., state], even, log_ref) + level
+
+    @property
+    def log_level(self) -> Float[Array, "*batch D"]:
+        """``log π`` of good texts and ``log π/π_ref`` of the others, by their final state.
+
+        It is infinite where the target has mass and the reference none.
+        """
+        masses = self.original.states.objective.log_ref
+        shape = self.good.shape
+        log_ref = jnp.where(
+            self.good, jnp.broadcast_to(self.log_counts, shape), jnp.broadcast_to(masses, shape)
+        )
+        return log_ratio_of(self.states.log_probs, log_ref)
+
+    def expectation(self, fn: Any) -> Float[Array, "..."]:
+        """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
+        return self.states.expectation(fn)
+
+    def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
+        """Log-probabilities of the token after a prefix.
+
+        Args:
+            prefix: tokens, integers ``[t]`` with t from 0 to T − 1, or a string.
+
+        Returns:
+            Shape ``[*batch, V]``; NaN after a prefix that is impossible, and under a trace where
+            texts are not determined.
+
+        Raises:
+            ValueError: outside a trace, texts are not determined: the target has mass where the
+                reference has none.
+        """
+        tokens = self.original._prefix(prefix)
+        product = self._product
+        nodes = walk(product.below, tokens)
+        log_ref = product.log_next[nodes[:-1], tokens].sum()
+        left = self.length - tokens.shape[-1] - 1
+        parts = self._parts(determined(self.log_level))
+        after = [log_values(x, y, length=left)[0] if left else y[..., x.state] for x, y in parts]
+        return _next_of_both(product, *after, nodes[-1], log_ref)
+
+    def next_log_probs(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of every token after each prefix of texts.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Shape ``[*batch, ..., T, V]``; NaN after prefixes that are impossible, and under a trace
+            where texts are not determined.
+
+        Raises:
+            ValueError: as :meth:`conditionals`.
+        """
+        tokens, product = self.original._texts(x), self._product
+        nodes = walk(product.below, tokens)[..., :-1]
+        steps = product.log_next[nodes, tokens]
+        before = jnp.concatenate([jnp.zeros_like(steps[..., :1]), steps[..., :-1]], -1)
+        after = []
+        for walked, level in self._parts(determined(self.log_level)):
+            values = log_values(walked, level, length=self.length)
+            after.append(jnp.concatenate([values[1:], level[..., product.state][None]]))
+        each = jax.vmap(_next_of_both, in_axes=(None, 0, 0, 0, 0))
+        by_position = (jnp.moveaxis(y, -1, 0) for y in (nodes, before.cumsum(-1)))
+        return jnp.moveaxis(each(product, *after, *by_position), 0, -2)
+
+    def sample(
+        self, *, key: Shaped[Array, ""], num_samples: int
+    ) -> Int[Array, "num_samples *batch T"]:
+        """Independent draws of texts, tokens of shape ``[num_samples, *batch, T]``.
+
+        Raises:
+            ValueError: as :meth:`conditionals`; under a trace tokens are -1 there.
+        """
+        positive("num_samples", num_samples)
+        level = determined(self.log_level)
+        which, *keys = jax.random.split(typed_key(key), 3)
+        drawn = []
+        for one, (walked, log_final) in zip(keys, self._parts(level), strict=True):
+            values = log_values(walked, log_final, length=self.length)
+            last = log_final[..., walked.state]
+            drawn.append(draw_texts(walked, values, last, one, num_samples))
+        shape = (num_samples, *self.good.shape[:-1])
+        log_shares = jnp.stack(self._log_shares, axis=-1)
+        second = jax.random.categorical(which, log_shares, axis=-1, shape=shape)
+        tokens = jnp.where((second == 1)[..., None], drawn[1], drawn[0])
+        return jnp.where(jnp.isnan(level).any(-1)[..., None], -1, tokens)
+
+    @property
+    def entropy(self) -> Float[Array, "*batch"]:
+        """The entropy of the policy over texts in nats, shape ``[*batch]``.
+
+        It is NaN where the target has mass and the reference none.
+        """
+        return self._sums(without_undetermined(self.log_level)).entropy
+
+    @property
+    def effective_texts(self) -> Float[Array, "*batch"]:
+        """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
+        return jnp.exp(self.entropy)
+
+    def marginals(self) -> Float[Array, "*batch T V"]:
+        """How likely each token is at each position, shape ``[*batch, T, V]``.
+
+        Raises:
+            ValueError: as :meth:`conditionals`; under a trace they are NaN there.
+        """
+        return jnp.moveaxis(self._sums(determined(self.log_level)).tokens, 0, -2)
+
+    def length_marginal(self) -> Float[Array, "*batch lengths"]:
+        """How likely a text has each number of tokens before its end, shape ``[*batch, T + 1]``.
+
+        The last is of texts that have not ended after T tokens.
+
+        Raises:
+            ValueError: the reference has no end; and as :meth:`conditionals`, under a trace NaN.
+        """
+        if self.original.reference.end is None:
+            return self.original.length_marginal()
+        sums = self._sums(determined(self.log_level))
+        return jnp.moveaxis(jnp.concatenate([sums.ended, sums.unfinished[None]]), 0, -1)
+
+    @functools.cached_property
+    def _product(self) -> Product:
+        return self.original._product
+
+    @property
+    def _log_shares(self) -> tuple[Array, Array]:
+        """Logarithms of the masses of texts that are not good and of those that are."""
+        log_probs = self.states.log_probs
+        rest = log_sum_exp(jnp.where(self.good, -jnp.inf, log_probs))
+        return rest[..., 0], log_sum_exp(jnp.where(self.good, log_probs, -jnp.inf))[..., 0]
+
+    def _parts(self, level: Array) -> tuple[tuple[Product, Array], tuple[Product, Array]]:
+        """The walk of texts that are not good and that of good ones, each with its end."""
+        rest, good = jnp.where(self.good, -jnp.inf, level), jnp.where(self.good, level, -jnp.inf)
+        return (self._product, rest), (counting(self._product), good)
+
+    def _sums(self, level: Array) -> PolicySums:
+        end, both = self.original.reference.end, []
+        for share, (walked, log_final) in zip(self._log_shares, self._parts(level), strict=True):
+            each = policy_sums(walked, log_final, length=self.length, end=end)
+            mass = jnp.exp(share)
+            surprise = jnp.where(mass > 0, mass * (each.entropy - share), 0.0)
+            surprise = jnp.where(jnp.isnan(level).any(-1), jnp.nan, surprise)
+            tokens = each.tokens * jnp.broadcast_to(mass[..., None], each.tokens.shape)
+            ended = each.ended * jnp.broadcast_to(mass, each.ended.shape)
+            both.append(PolicySums(tokens, surprise, ended, each.unfinished * mass))
+        return jax.tree.map(jnp.add, *both)
+
+    @property
+    def _lift(self) -> Array:
+        """``E_π[log π_ref(z)/π_ref]`` over good texts, how much rarer than the anchor they are."""
+        (product, _), (counted, level) = self._parts(without_undetermined(self.log_level))
+        log_ref = jnp.where(product.log_next > -jnp.inf, product.log_next, 0.0)
+
+        def log_mass(steps: Array) -> Array:
+            walked = counted._replace(log_next=steps)
+            return log_values(walked, level, length=self.length)[0][..., 0]
+
+        # The derivative of a log-sum along what the texts' weights move by is that's mean.
+        _, mean = jax.jvp(log_mass, (counted.log_next,), (log_ref,))
+        return jnp.exp(self._log_shares[1]) * (self.log_anchor - mean)
+
+    @property
+    def _unlike(self) -> Array:
+        """How much more the divergence is from what it is measured from than from ``states``'."""
+        if self.method == "augment":
+            return -self.log_total
+        if not isinstance(broadcast_fields(self.states.objective)[3], ReverseKL):
+            return jnp.zeros_like(self.log_total)
+        # Σπ log π/μ − π + μ, as of every divergence whose reference is none of mass 1.
+        return jnp.expm1(self.log_total) - self.log_total
+
+
+register(
+    AnchoredTarget,
+    ("original", "states", "good", "log_counts", "log_anchor", "log_total"),
+    ("method",),
+)
+
+
+def mara_on_automaton(
+    target: AutomatonTarget,
+    threshold: ArrayLike,
+    *,
+    method: Literal["augment", "substitute"] = "augment",
+    anchor: Literal["reference", "best"] = "reference",
+) -> AnchoredTarget:
+    """Mode-anchored reward augmentation of texts: all good ones become equally likely.
+
+    What :func:`kltarget.mara` makes of a list of outcomes, and :func:`kltarget.solve` of that, with
+    all texts of a length as outcomes, none of which is listed. Good are texts y with
+    ``r(y) ≥ threshold`` that the reference finds possible, and one of them is the anchor z:
+
+    - ``"augment"`` maximises ``E_π[r̄] − β·KL(π‖π_ref)`` with
+      ``r̄(y) = r(z) + β[log π_ref(z) − log π_ref(y)]`` on good texts, r elsewhere.
+    - ``"substitute"`` maximises ``E_π[r̄] − β·D(π, π̄_ref)`` with ``r(z)`` and ``π_ref(z)`` in the
+      places of ``r`` and ``π_ref`` on good texts, for every divergence.
+
+    **Uniform over texts is not uniform over modes**: modes have mass as they have texts, and nearly
+    all texts of a mode are what the reference finds gibberish. To keep modes, use MARA on
+    :func:`over_modes`, whose outcomes they are.
+
+    Args:
+        target: what :func:`kltarget.solve_on_automaton` returned, of any batch shape.
+        threshold: reward from which on a text is good, in reward units; a number, or an array that
+            broadcasts against ``*batch``.
+        method: ``"augment"`` for reverse KL alone, ``"substitute"`` for every divergence. With
+            reverse KL the two have one target.
+        anchor: ``"reference"`` for the likeliest good text, of several the best-rewarded, or
+            ``"best"`` for ``argmax log π_ref + r/β`` among them.
+
+    Returns:
+        The target, of the same batch shape.
+
+    Raises:
+        TypeError: no target of texts.
+        ValueError: ``"augment"`` with another divergence than reverse KL; and what
+            :func:`kltarget.mara` refuses.
+
+    Status:
+        As of :func:`kltarget.solve`. ``NOT_CONVERGED`` where, for another divergence than reverse
+        KL, the good texts' number times the anchor's mass is beyond the float type: e⁸⁸ in 32 bits,
+        e⁷⁰⁹ in 64.
+
+    Texts that the reference finds impossible stay so. Differentiable in reward, beta and the
+    reference where the good states and the anchor do not change.
+
+    Example:
+        >>> import numpy as np, kltarget as kt
+        >>> from kltarget.spaces import Automaton, MarkovReference
+        >>> from kltarget.targets.automata import mara_on_automaton
+        >>> mostly_a = np.log(np.array([0.9, 0.1]))
+        >>> reference = MarkovReference(mostly_a, np.stack([mostly_a, mostly_a]), ("a", "b"))
+        >>> count = Automaton.counter([1], 2, most=3)
+        >>> target = kt.solve_on_automaton(reference, count, [0.0, 1.0, 1.0, 1.0], 0.1, length=3)
+        >>> even = mara_on_automaton(target, 1.0)
+        >>> texts = ["aab", "abb", "bbb"]
+        >>> for policy in (target, even):
+        ...     print([f"{p:.3f}" for p in np.exp(policy.log_prob(texts))])
+        ['0.299', '0.033', '0.004']
+        ['0.143', '0.143', '0.143']
+
+    References:
+        GX-Chen et al., "KL-Regularized Reinforcement Learning is Designed to Mode Collapse", 2025,
+        arXiv 2510.20817, algorithms 1 and 2. Good texts have one reward and one mass, so that they
+        merge by their final state as texts of equal reward do, with their number as a factor.
+    """
+    if not isinstance(target, AutomatonTarget):
+        raise TypeError(
+            f"target must be what solve_on_automaton returns, got {type(target).__name__}; for a "
+            "list of outcomes there is kltarget.mara"
+        )
+    if method not in ("augment", "substitute"):
+        raise ValueError(f"method must be 'augment' or 'substitute', got {method!r}")
+    objective = target.states.objective
+    reward, masses, _, divergence = broadcast_fields(objective)
+    reverse = isinstance(divergence, ReverseKL)
+    if method == "augment" and not reverse:
+        raise ValueError(
+            "method 'augment' makes good texts equally likely for reverse KL alone, and the target "
+            f"is of {divergence.name}: pass method='substitute'"
+        )
+    walked = {"num_states": target.automaton.num_states, "length": target.length}
+    likely = final_log_maxima(target._product, **walked).astype(masses.dtype)
+    counts = final_log_counts(target._product, **walked).astype(masses.dtype)
+    # A text for each state: the likeliest that ends there.
+    listed = Objective(
+        objective.reward,
+        _tied(likely, target.length),
+        objective.beta,
+        objective.divergence,
+        measure=True,
+    )
+    anchored = broadcast_fields(mara(listed, threshold, method="substitute", anchor=anchor))[0]
+    bar = jnp.broadcast_to(as_float(threshold).astype(reward.dtype), reward.shape[:-1])[..., None]
+    likely, each = (jnp.broadcast_to(x, reward.shape) for x in (likely, counts))
+    good = (reward >= bar) & (likely > -jnp.inf) & (reward > -jnp.inf)
+    first = jnp.where(good & (reward == anchored), likely, -jnp.inf).max(-1)
+    log_ref = jnp.where(good, first[..., None] + each, masses)
+    log_total = jnp.zeros_like(first)
+    if reverse:
+        # Its target is the same whatever the total, which may be beyond every float.
+        log_total = log_sum_exp(log_ref)[..., 0]
+        log_ref = log_ref - log_total[..., None]
+    dtype = objective.reward.dtype
+    states = solve(
+        Objective(
+            anchored.astype(dtype),
+            log_ref.astype(dtype),
+            objective.beta,
+            objective.divergence,
+            measure=not reverse,
+        )
+    )
+    return AnchoredTarget(target, states, good, counts, first, log_total, method)
+
+
+def _tied(scores: Array, length: int) -> Array:
+    """Scores that differ by no more than rounding, made equal: the same steps in another order."""
+    order = jnp.argsort(-scores)
+    ranked = scores[order]
+    rounding = 8 * length**0.5 * jnp.finfo(scores.dtype).eps
+    apart = ranked[:-1] - ranked[1:] > rounding * (1 + jnp.abs(ranked[:-1]))
+    group = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(apart)])
+    tops = jax.ops.segment_max(ranked, group, scores.size)
+    return jnp.zeros_like(scores).at[order].set(tops[group])
+
+
+@jax.jit
+def _next_of_both(product: Product, rest: Array, even: Array, node: Array, log_ref: Array) -> Array:
+    """At nodes that prefixes of these ``log π_ref`` lead to, by the values after them ``[*, N]``.
+
+    A text that is not good has a probability of its prefix and its rest, a good one none of either.
+    """
+    below = product.below[node]
+    rest, even = rest[..., below], even[..., below]
+    steps = product.log_next[node]
+    tilted = rest + jnp.broadcast_to(log_ref[..., None] + steps, rest.shape)
+    possible = (log_ref > -jnp.inf)[..., None] & (steps > -jnp.inf)
+    both = jnp.logaddexp(tilted, jnp.where(jnp.broadcast_to(possible, even.shape), even, -jnp.inf))
+    return both - log_sum_exp(both)
