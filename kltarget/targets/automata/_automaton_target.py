@@ -1,4 +1,4 @@
-"""``solve_on_automaton``: targets over all texts of a length, of which there may be 10¹⁰⁰."""
+"""What is known of a target over all texts of a length, of which there may be 10¹⁰⁰."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._core.checks import (
     at_index,
     first_index,
-    float_arguments,
     positive,
     traced,
     typed_key,
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
-from kltarget.divergences import Divergence, ReverseKL
-from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets._protocol import Optimum
@@ -32,12 +29,11 @@ from kltarget.targets.automata._likeliest_texts import likeliest_texts
 from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
 from kltarget.targets.automata._product_walks import (
     Product,
-    final_log_masses,
     log_values,
     product_of,
-    reached_states,
 )
-from kltarget.targets.discrete import Target, solve
+from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
+from kltarget.targets.discrete import Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,7 +111,7 @@ class AutomatonTarget(Optimum):
         Returns:
             Shape ``[*batch, ...]``, of the texts' own axes last.
         """
-        tokens = self._texts(x)
+        tokens = whole_texts(self.reference, self.length, x)
         ratio = self.log_ratio[..., self.automaton.run(tokens)]
         return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
@@ -137,7 +133,7 @@ class AutomatonTarget(Optimum):
             ValueError: outside a trace, texts are not determined: the target has mass where the
                 reference has none.
         """
-        tokens = self._prefix(prefix)
+        tokens = prefix_of_text(self.reference, self.length, prefix)
         product = self._product
         node = walk(product.below, tokens)[-1]
         left = self.length - tokens.shape[-1] - 1
@@ -158,7 +154,7 @@ class AutomatonTarget(Optimum):
         Raises:
             ValueError: as :meth:`conditionals`.
         """
-        tokens, product = self._texts(x), self._product
+        tokens, product = whole_texts(self.reference, self.length, x), self._product
         nodes = walk(product.below, tokens)[..., :-1]
         log_ratio = self._determined()
         values = log_values(product, log_ratio, length=self.length)
@@ -274,102 +270,8 @@ class AutomatonTarget(Optimum):
             )
         return _without_undetermined(log_ratio)
 
-    def _texts(self, x: ArrayLike) -> Array:
-        tokens = self.reference.tokens(x)
-        if tokens.ndim == 0 or tokens.shape[-1] != self.length:
-            raise ValueError(
-                f"x has shape {tokens.shape}, but texts have {self.length} tokens: the last axis "
-                f"must be {self.length}"
-            )
-        return tokens
-
-    def _prefix(self, prefix: ArrayLike) -> Array:
-        empty = not len(prefix) if isinstance(prefix, str) else not np.size(prefix)
-        tokens = jnp.zeros(0, jnp.int32) if empty else self.reference.tokens(prefix)
-        if tokens.ndim != 1 or tokens.shape[0] >= self.length:
-            raise ValueError(
-                f"prefix has shape {tokens.shape}: it needs one axis of 0 to {self.length - 1} "
-                "tokens"
-            )
-        return tokens
-
 
 register(AutomatonTarget, ("reference", "automaton", "states"), ("length",))
-
-
-def solve_on_automaton(
-    reference: MarkovReference,
-    automaton: Automaton,
-    reward: ArrayLike,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
-    *,
-    length: int,
-) -> AutomatonTarget:
-    """The policy over all texts of a length that maximises ``E_π[reward] − β·D(π, π_ref)``.
-
-    The texts are never enumerated. The reference is a Markov chain, the reward depends on the state
-    in which an automaton ends: one pass over pairs of a context and a state finds how likely the
-    reference ends in each state, and :func:`kltarget.solve` does the rest with a state as an
-    outcome, because texts of equal reward keep their proportions under every divergence.
-
-    Args:
-        reference: over V tokens.
-        automaton: of D states, over the same tokens.
-        reward: of each final state, in reward units, shape ``[*batch, D]``. ``-inf`` forbids it.
-        beta: coefficient of the divergence, in reward units per nat, shape ``[*batch]``.
-        divergence: reverse KL by default.
-        length: the number T of tokens of a text; with an ``end`` of the reference the most.
-
-    Returns:
-        The target. Time grows with T, V and the number of pairs of a context and a state that texts
-        reach, whatever the number of texts ``V**T``; memory with V and that number.
-
-    Raises:
-        ValueError: shapes that do not fit, alphabets of two sizes, a length below 1; and what
-            :func:`kltarget.solve` refuses.
-
-    States that no text of the reference ends in have no mass; a divergence that would put some
-    there is flagged ``CONDENSED``. Differentiable in reward, beta and the reference.
-
-    Example:
-        The 43 million texts of 16 letters a, b, c, of which those with exactly three c are wanted:
-
-        >>> import jax.numpy as jnp, kltarget as kt
-        >>> from kltarget.spaces import Automaton, MarkovReference
-        >>> reference = MarkovReference.fit(["abcab", "aabba", "bacba"])
-        >>> count = Automaton.counter([2], 3, most=4)
-        >>> reward = jnp.array([0.0, 0.0, 0.0, 1.0, 0.0])
-        >>> target = kt.solve_on_automaton(reference, count, reward, 0.25, length=16)
-        >>> print([f"{p:.3f}" for p in jnp.exp(target.states.objective.log_ref)])
-        ['0.030', '0.140', '0.275', '0.291', '0.265']
-        >>> print(f"{target.expected_reward:.3f}, {target.divergence_value:.3f} nats")
-        0.957, 1.020 nats
-    """
-    if automaton.vocab_size != reference.vocab_size:
-        raise ValueError(
-            f"automaton reads {automaton.vocab_size} tokens and reference has "
-            f"{reference.vocab_size}"
-        )
-    positive("length", length)
-    product = product_of(reference, automaton)
-    arrays = float_arguments(reward=reward)
-    if arrays["reward"].ndim == 0 or arrays["reward"].shape[-1] != automaton.num_states:
-        raise ValueError(
-            f"reward has shape {arrays['reward'].shape}, but the automaton has "
-            f"{automaton.num_states} states: the last axis must be {automaton.num_states}"
-        )
-    size = automaton.num_states
-    masses = final_log_masses(product, num_states=size, length=length)
-    some = reached_states(product, num_states=size, length=length)
-    # A state that no text ends in is no outcome; one of impossible texts may be.
-    # What no reward may be stays, so that it is refused or flagged as everywhere else.
-    bad = jnp.isnan(arrays["reward"]) | (arrays["reward"] == jnp.inf)
-    kept = jnp.broadcast_to(some, bad.shape) | bad
-    reward = jnp.where(kept, arrays["reward"], -jnp.inf)
-    divergence = ReverseKL() if divergence is None else divergence
-    states = solve(Objective(reward, masses, beta, divergence))
-    return AutomatonTarget(reference, automaton, states, length)
 
 
 @functools.partial(jax.jit, static_argnums=4)
