@@ -22,18 +22,22 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
+from kltarget.divergences import Scaled
+from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets._protocol import Optimum
+from kltarget.targets.automata._final_states import log_tilt
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
 from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
 from kltarget.targets.automata._product_walks import (
     Product,
     log_values,
     product_of,
+    tilted,
 )
 from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
-from kltarget.targets.discrete import Target
+from kltarget.targets.discrete import Target, greedy_limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +54,10 @@ class AutomatonTarget(Optimum):
         length: the number T of tokens of a text.
         states: the target over final states, as of outcomes: :class:`kltarget.Target` with
             rewards ``[*batch, D]``. Masses of modes, flips between them, best-of-n and all that is
-            known of lists of outcomes are asked of it.
+            known of lists of outcomes are asked of it. With rewards of steps its reference is the
+            one tilted by them.
+        step_reward: what reading a token in a state earns, ``[*batch, D, V]``, if anything.
+        log_total: the logarithm of the mass of the reference tilted by these, ``[*batch]``.
 
     Example:
         >>> import kltarget as kt
@@ -68,6 +75,8 @@ class AutomatonTarget(Optimum):
     automaton: Automaton
     states: Target
     length: int
+    step_reward: Float[Array, "*_ D V"] | None = None
+    log_total: Float[Array, "*_"] | None = None
 
     @property
     def status(self) -> Int[Array, "*batch"]:
@@ -77,21 +86,33 @@ class AutomatonTarget(Optimum):
     @property
     def value(self) -> Float[Array, "*batch"]:
         """The maximum J* in reward units, shape ``[*batch]``."""
-        return self.states.value
+        if self.log_total is None:
+            return self.states.value
+        beta = broadcast_fields(self.states.objective)[2][..., 0]
+        value = self.states.value
+        return value + beta.astype(value.dtype) * self._log_total
 
     @property
     def expected_reward(self) -> Float[Array, "*batch"]:
-        """``E_π[reward]`` in reward units, shape ``[*batch]``."""
-        return self.states.expected_reward
+        """``E_π[reward]`` in reward units, with that of steps, shape ``[*batch]``."""
+        if self.step_reward is None:
+            return self.states.expected_reward
+        return self.states.expected_reward + self._tallies["earned"]
 
     @property
     def divergence_value(self) -> Float[Array, "*batch"]:
         """The divergence from the reference in nats, shape ``[*batch]``."""
-        return self.states.divergence_value
+        if self.step_reward is None:
+            return self.states.divergence_value
+        own = self.states.objective.divergence
+        total = self._tallies["kl"]
+        return own.factor * total if isinstance(own, Scaled) else total
 
     @property
     def log_ratio(self) -> Float[Array, "*batch D"]:
         """``log π/π_ref`` of texts by their final state; 0 where neither has any.
+
+        With rewards of steps, what a text earns on the way, divided by β, is to be added.
 
         It is infinite where the target has mass and the reference none: of the texts that end
         there only their total is determined, and their log-probability is NaN.
@@ -100,7 +121,8 @@ class AutomatonTarget(Optimum):
         log_ref = jnp.broadcast_to(self.states.objective.log_ref, log_probs.shape)
         seen = log_ref > -jnp.inf
         ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
-        return jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
+        ratio = jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
+        return ratio if self.log_total is None else ratio - self._log_total[..., None]
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.
@@ -113,6 +135,10 @@ class AutomatonTarget(Optimum):
         """
         tokens = whole_texts(self.reference, self.length, x)
         ratio = self.log_ratio[..., self.automaton.run(tokens)]
+        if self.step_reward is not None:
+            product = self._product
+            nodes = walk(product.below, tokens)[..., :-1]
+            return product.log_next[..., nodes, tokens].sum(-1) + ratio
         return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
@@ -138,7 +164,7 @@ class AutomatonTarget(Optimum):
         node = walk(product.below, tokens)[-1]
         left = self.length - tokens.shape[-1] - 1
         after = self._values(left, self._determined())[..., product.below[node]]
-        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
+        joint = jnp.broadcast_to(product.log_next[..., node, :], after.shape) + after
         return joint - log_sum_exp(joint)
 
     def next_log_probs(self, x: ArrayLike) -> Float[Array, "..."]:
@@ -239,6 +265,38 @@ class AutomatonTarget(Optimum):
         lost = jnp.isnan(log_ratio).any(-1)[..., None]
         return jnp.where(lost[..., None], -1, tokens), jnp.where(lost, jnp.nan, scores)
 
+    def greedy_limit(self) -> AutomatonTarget:
+        """The limit for beta → 0: the texts of the best reward, in the reference's proportions.
+
+        It is :func:`kltarget.targets.greedy_limit` of the final states: what is best among those
+        that the reference ends in, and with a finite slope at infinity among all that some text
+        ends in. Its first :meth:`likeliest` is the reference's most probable text of that reward.
+
+        Returns:
+            The target; its value is the best reward.
+
+        Raises:
+            ValueError: there are rewards of steps.
+
+        Example:
+            >>> import kltarget as kt
+            >>> from kltarget.spaces import Automaton, MarkovReference
+            >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+            >>> found = Automaton.from_words(["aa"], "ab")
+            >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.5, length=7)
+            >>> limit = target.greedy_limit()
+            >>> tokens, log_prob = limit.likeliest(1)
+            >>> print(limit.value, reference.spell(tokens))
+            1.0 ['aababab']
+        """
+        if self.step_reward is not None:
+            raise ValueError(
+                "greedy_limit takes rewards of final states alone: which texts tie for the best "
+                "sum of step_reward is not known at their end; where steps are few-valued let the "
+                "automaton count them (Automaton.counter, product), or solve for a small beta"
+            )
+        return dataclasses.replace(self, states=greedy_limit(self.states.objective))
+
     @property
     def effective_texts(self) -> Float[Array, "*batch"]:
         """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
@@ -246,7 +304,27 @@ class AutomatonTarget(Optimum):
 
     @functools.cached_property
     def _product(self) -> Product:
-        return product_of(self.reference, self.automaton)
+        product = product_of(self.reference, self.automaton)
+        return product if self.step_reward is None else tilted(product, self._log_tilt)
+
+    @property
+    def _log_tilt(self) -> Array:
+        """Of every row, ``[*batch, D, V]``."""
+        assert self.step_reward is not None
+        objective = self.states.objective
+        tilt = log_tilt(self.step_reward, objective.beta, objective.divergence)
+        return jnp.broadcast_to(tilt, (*self.status.shape, *tilt.shape[-2:]))
+
+    @property
+    def _log_total(self) -> Array:
+        assert self.log_total is not None
+        return jnp.broadcast_to(self.log_total, self.status.shape)
+
+    @property
+    def _tallies(self) -> dict[str, Array]:
+        """What is earned on the way and the KL from the reference, ``[*batch]`` each."""
+        tallies = self._sums(self.log_ratio).tallies
+        return {name: x.sum(0) for name, x in tallies.items()}
 
     def _values(self, left: int, log_ratio: Array) -> Array:
         """Values of nodes with so many tokens still to come, ``[*batch, N]``."""
@@ -255,7 +333,12 @@ class AutomatonTarget(Optimum):
         return log_ratio[..., self._product.state]
 
     def _sums(self, log_ratio: Array) -> PolicySums:
-        return policy_sums(self._product, log_ratio, length=self.length, end=self.reference.end)
+        options = {"length": self.length, "end": self.reference.end}
+        if self.step_reward is None:
+            return policy_sums(self._product, log_ratio, **options)
+        log_ref = product_of(self.reference, self.automaton).log_next.astype(log_ratio.dtype)
+        steps = self.step_reward.astype(log_ratio.dtype)
+        return policy_sums(self._product, log_ratio, steps, log_ref, **options)
 
     def _determined(self) -> Array:
         """Log-ratios where they determine texts: NaN under a trace and an error outside of one."""
@@ -271,7 +354,11 @@ class AutomatonTarget(Optimum):
         return _without_undetermined(log_ratio)
 
 
-register(AutomatonTarget, ("reference", "automaton", "states"), ("length",))
+register(
+    AutomatonTarget,
+    ("reference", "automaton", "states", "step_reward", "log_total"),
+    ("length",),
+)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -280,11 +367,13 @@ def _sample(product: Product, values: Array, last: Array, key: Array, num_sample
     shape = (num_samples, *batch)
     rows = jnp.meshgrid(*map(jnp.arange, shape), indexing="ij", sparse=True)[1:]
     after = jnp.concatenate([values[1:], last[None]])
+    by_row = product.log_next.ndim > 2
 
     def step(node: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
         value, key = given
         after = value[(*(r[..., None] for r in rows), product.below[node])]
-        token = jax.random.categorical(key, product.log_next[node] + after, axis=-1)
+        log_next = product.log_next[(*rows, node) if by_row else node]
+        token = jax.random.categorical(key, log_next + after, axis=-1)
         return product.below[node, token], token
 
     start = jnp.zeros(shape, product.below.dtype)
@@ -299,7 +388,7 @@ def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
 
     def at(value: Array, node: Array) -> Array:
         after = value[..., product.below[node]]
-        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
+        joint = jnp.broadcast_to(product.log_next[..., node, :], after.shape) + after
         return joint - log_sum_exp(joint)
 
     by_position = jnp.moveaxis(nodes, -1, 0)

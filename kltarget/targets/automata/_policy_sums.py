@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kltarget._core.numerics import log_sum_exp
-from kltarget.targets.automata._product_walks import Product, log_values
+from kltarget.targets.automata._product_walks import Product, earned_at, log_values
 
 
 class PolicySums(NamedTuple):
@@ -89,15 +89,40 @@ def sums_of(
 
 @functools.partial(jax.jit, static_argnames=("length", "end"))
 def policy_sums(
-    product: Product, log_ratio: Float[Array, "*batch D"], *, length: int, end: int | None
+    product: Product,
+    log_ratio: Float[Array, "*batch D"],
+    step_reward: Float[Array, "*batch D V"] | None = None,
+    log_ref: Float[Array, "N V"] | None = None,
+    *,
+    length: int,
+    end: int | None,
 ) -> PolicySums:
-    """Of the policy that is at every node the softmax of its ways."""
+    """Of the policy that is at every node the softmax of its ways.
+
+    With rewards of steps, and the reference that was tilted by them, what is earned on the way and
+    the KL from the reference are tallied as ``earned`` and ``kl``.
+    """
+    earned = None if step_reward is None else earned_at(product, step_reward)
 
     def softmax(value: Array) -> Choices:
         ways = product.ways(value)
         total, some = log_sum_exp(ways), ~jnp.isneginf(ways)
         log_policy = jnp.where(some, ways, 0.0) - jnp.where(jnp.isneginf(total), 0.0, total)
-        return Choices(jnp.where(some, log_policy, -jnp.inf), lambda *_: ())
+        log_policy = jnp.where(some, log_policy, -jnp.inf)
+
+        def tally(_: Array, chosen: Array) -> dict[str, Array]:
+            if earned is None or log_ref is None:
+                return {}
+            each = {
+                "earned": jnp.broadcast_to(earned, chosen.shape),
+                "kl": log_policy - jnp.broadcast_to(log_ref, chosen.shape),
+            }
+            return {
+                name: (chosen * jnp.where(chosen > 0, x, 0.0)).sum((-2, -1))
+                for name, x in each.items()
+            }
+
+        return Choices(log_policy, tally)
 
     values = log_values(product, log_ratio, length=length)
     after = jnp.concatenate([values[1:], log_ratio[..., product.state][None]])

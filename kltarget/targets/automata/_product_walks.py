@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kltarget._core.checks import traced
-from kltarget._core.numerics import log_sum_exp
+from kltarget._core.numerics import log_sum_exp, widest
 from kltarget.spaces import Automaton, MarkovReference
 
 
@@ -24,14 +24,15 @@ class Product(NamedTuple):
     """The product of a reference and an automaton. Node 0 is the beginning.
 
     Attributes:
-        log_next: log-probability of each token at each node, ``[N, V]``.
+        log_next: log-probability of each token at each node, ``[N, V]``; of a tilted product what
+            the token earns is added, and there may be rows, ``[*batch, N, V]``.
         below: the node that it leads to, ``[N, V]``.
         state: the automaton's state at each node, ``[N]``.
         possible: which tokens some text has there, ``[N, V]``: all but those after an end.
         over: which nodes are after an end, ``[N]``.
     """
 
-    log_next: Float[Array, "N V"]
+    log_next: Float[Array, "*batch N V"]
     below: Int[Array, "N V"]
     state: Int[Array, " N"]
     possible: Bool[Array, "N V"]
@@ -62,6 +63,23 @@ def product_of(reference: MarkovReference, automaton: Automaton) -> Product:
     return Product(steps, below, state, possible, ended)
 
 
+def tilted(product: Product, log_tilt: Float[Array, "*batch D V"]) -> Product:
+    """The product with every token's weight multiplied by what it earns in a state.
+
+    Nothing is earned after an end.
+    """
+    earned = earned_at(product, log_tilt)
+    dtype = widest(earned.dtype, product.log_next.dtype)
+    log_next = jnp.broadcast_to(product.log_next, earned.shape).astype(dtype)
+    return product._replace(log_next=log_next + earned.astype(dtype))
+
+
+def earned_at(product: Product, each: Float[Array, "*batch D V"]) -> Float[Array, "*batch N V"]:
+    """What tokens earn at each node, given what they do in each state."""
+    earned = each[..., product.state, :]
+    return jnp.where(jnp.broadcast_to(product.over[:, None], earned.shape), 0.0, earned)
+
+
 def _explored(
     following: np.ndarray, transitions: np.ndarray, over: np.ndarray, end: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,19 +108,27 @@ def _explored(
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))
-def final_log_masses(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
-    """Log-probabilities of the final states of texts of the reference, normalised."""
+def final_log_masses(
+    product: Product, *, num_states: int, length: int
+) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+    """Log-masses of the final states of texts, normalised, and the logarithm of their sum."""
     number, choices = product.below.shape
-    below, steps = product.below.reshape(-1), product.log_next.reshape(-1)
+    below = product.below.reshape(-1)
 
-    def step(log_mass: Array, _: None) -> tuple[Array, None]:
-        return _log_sums(jnp.repeat(log_mass, choices) + steps, below, number), None
+    def of_one(log_next: Array) -> tuple[Array, Array]:
+        steps = log_next.reshape(-1)
 
-    start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
-    log_mass, _ = lax.scan(step, start, None, length=length)
-    finals = _log_sums(log_mass, product.state, num_states)
-    # Rounding adds up along long texts.
-    return finals - log_sum_exp(finals)
+        def step(log_mass: Array, _: None) -> tuple[Array, None]:
+            return _log_sums(jnp.repeat(log_mass, choices) + steps, below, number), None
+
+        start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
+        log_mass, _ = lax.scan(step, start, None, length=length)
+        finals = _log_sums(log_mass, product.state, num_states)
+        # Rounding adds up along long texts.
+        total = log_sum_exp(finals)
+        return finals - jnp.where(jnp.isneginf(total), 0.0, total), total[0]
+
+    return jnp.vectorize(of_one, signature="(n,v)->(d),()")(product.log_next)
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))

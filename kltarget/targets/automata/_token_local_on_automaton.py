@@ -84,7 +84,7 @@ def token_local_on_automaton(
         >>> print(f"{local.objective_value:.2f} {whole.value:.2f}")
         -0.01 0.22
     """
-    objective = over_final_states(reference, automaton, reward, beta, divergence, length)
+    objective, _ = over_final_states(reference, automaton, reward, beta, divergence, length)
     product = product_of(reference, automaton)
     end = reference.end
     values, sums, status = _token_local(product, objective, length, full_gradient, end)
