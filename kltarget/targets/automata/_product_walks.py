@@ -118,6 +118,8 @@ def final_log_masses(
     def of_one(log_next: Array) -> tuple[Array, Array]:
         steps = log_next.reshape(-1)
 
+        # Derivatives compute it anew: memory grows with T and N, not with their product and V.
+        @jax.checkpoint
         def step(log_mass: Array, _: None) -> tuple[Array, None]:
             return _log_sums(jnp.repeat(log_mass, choices) + steps, below, number), None
 
