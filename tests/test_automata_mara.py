@@ -201,8 +201,8 @@ EVEN = MarkovReference(np.log([0.5, 0.5]), np.log(np.full((2, 2), 0.5)), ("a", "
 COUNT = Automaton.counter([1], 2, most=2)
 
 
-def plain(divergence=None, reward=(0.0, 1.0, 2.0)):
-    return kt.solve_on_automaton(EVEN, COUNT, list(reward), 0.5, divergence, length=3)
+def plain(divergence=None, reward=(0.0, 1.0, 2.0), **options):
+    return kt.solve_on_automaton(EVEN, COUNT, list(reward), 0.5, divergence, length=3, **options)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,12 @@ def plain(divergence=None, reward=(0.0, 1.0, 2.0)):
         (lambda: mara_on_automaton(plain(), 1.0, method="add"), ValueError, "method must be"),
         (lambda: mara_on_automaton(plain(), 1.0, anchor="first"), ValueError, "anchor must be"),
         (lambda: mara_on_automaton(plain(), [1.0, 2.0]), ValueError, "does not broadcast"),
+        pytest.param(
+            lambda: mara_on_automaton(plain(step_reward=np.zeros((3, 2))), 1.0),
+            ValueError,
+            "let the automaton count them",
+            marks=pytest.mark.broad,
+        ),
         (lambda: mara_on_automaton(plain().states, 1.0), TypeError, "there is kltarget.mara"),
         (
             lambda: mara_on_automaton(plain(), 1.0).log_prob("ab"),

@@ -25,6 +25,7 @@ from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._frontier_figure import frontier
 from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
+from kltarget.plot._kept_texts_figure import kept_texts
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep_figures import phase
@@ -55,6 +56,7 @@ __all__ = [
     "frontier",
     "game_rates",
     "history",
+    "kept_texts",
     "phase",
     "predicted_vs_reached",
     "ratio",

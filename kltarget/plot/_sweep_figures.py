@@ -73,7 +73,10 @@ def phase(
         raise ValueError("beta and reward_scale must be above 0: both axes are logarithmic")
     lines = _boundaries(data, boundaries)
     with look.drawing(ax) as ax:
-        edges, values = (_edges(x), _edges(y)), np.asarray(data[drawn].transpose(*dims), float)
+        edges, values = (
+            (cell_edges(x), cell_edges(y)),
+            np.asarray(data[drawn].transpose(*dims), float),
+        )
         if winners:
             _winners(ax, edges, values, dataset_mode_names(data), style)
         else:
@@ -92,7 +95,7 @@ def phase(
     return ax
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
+def cell_edges(x: np.ndarray) -> np.ndarray:
     """Edges of cells around points of a logarithmic axis."""
     log_x = np.log(x)
     steps = np.diff(log_x) if x.size > 1 else np.array([np.log(2.0)])

@@ -1,4 +1,4 @@
-"""``solve_on_automaton``: targets over all texts of a length, of which there may be 10¹⁰⁰."""
+"""What is known of a target over all texts of a length, of which there may be 10¹⁰⁰."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._core.checks import (
     at_index,
     first_index,
-    float_arguments,
     positive,
     traced,
     typed_key,
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
-from kltarget.divergences import Divergence, ReverseKL
-from kltarget.objectives import Objective
+from kltarget.divergences import Scaled
+from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets._protocol import Optimum
+from kltarget.targets.automata._final_states import log_tilt
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
 from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
 from kltarget.targets.automata._product_walks import (
     Product,
-    final_log_masses,
     log_values,
     product_of,
-    reached_states,
+    tilted,
 )
-from kltarget.targets.discrete import Target, solve
+from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
+from kltarget.targets.discrete import Target, greedy_limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +54,10 @@ class AutomatonTarget(Optimum):
         length: the number T of tokens of a text.
         states: the target over final states, as of outcomes: :class:`kltarget.Target` with
             rewards ``[*batch, D]``. Masses of modes, flips between them, best-of-n and all that is
-            known of lists of outcomes are asked of it.
+            known of lists of outcomes are asked of it. With rewards of steps its reference is the
+            one tilted by them.
+        step_reward: what reading a token in a state earns, ``[*batch, D, V]``, if anything.
+        log_total: the logarithm of the mass of the reference tilted by these, ``[*batch]``.
 
     Example:
         >>> import kltarget as kt
@@ -72,6 +75,8 @@ class AutomatonTarget(Optimum):
     automaton: Automaton
     states: Target
     length: int
+    step_reward: Float[Array, "*_ D V"] | None = None
+    log_total: Float[Array, "*_"] | None = None
 
     @property
     def status(self) -> Int[Array, "*batch"]:
@@ -81,26 +86,39 @@ class AutomatonTarget(Optimum):
     @property
     def value(self) -> Float[Array, "*batch"]:
         """The maximum J* in reward units, shape ``[*batch]``."""
-        return self.states.value
+        if self.log_total is None:
+            return self.states.value
+        beta = broadcast_fields(self.states.objective)[2][..., 0]
+        value = self.states.value
+        return value + beta.astype(value.dtype) * self._log_total
 
     @property
     def expected_reward(self) -> Float[Array, "*batch"]:
-        """``E_π[reward]`` in reward units, shape ``[*batch]``."""
-        return self.states.expected_reward
+        """``E_π[reward]`` in reward units, with that of steps, shape ``[*batch]``."""
+        if self.step_reward is None:
+            return self.states.expected_reward
+        return self.states.expected_reward + self._tallies["earned"]
 
     @property
     def divergence_value(self) -> Float[Array, "*batch"]:
         """The divergence from the reference in nats, shape ``[*batch]``."""
-        return self.states.divergence_value
+        if self.step_reward is None:
+            return self.states.divergence_value
+        own = self.states.objective.divergence
+        total = self._tallies["kl"]
+        return own.factor * total if isinstance(own, Scaled) else total
 
     @property
     def log_ratio(self) -> Float[Array, "*batch D"]:
         """``log π/π_ref`` of texts by their final state; 0 where neither has any.
 
+        With rewards of steps, what a text earns on the way, divided by β, is to be added.
+
         It is infinite where the target has mass and the reference none: of the texts that end
         there only their total is determined, and their log-probability is NaN.
         """
-        return log_ratio_of(self.states.log_probs, self.states.objective.log_ref)
+        ratio = log_ratio_of(self.states.log_probs, self.states.objective.log_ref)
+        return ratio if self.log_total is None else ratio - self._log_total[..., None]
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.
@@ -111,8 +129,12 @@ class AutomatonTarget(Optimum):
         Returns:
             Shape ``[*batch, ...]``, of the texts' own axes last.
         """
-        tokens = self._texts(x)
+        tokens = whole_texts(self.reference, self.length, x)
         ratio = self.log_ratio[..., self.automaton.run(tokens)]
+        if self.step_reward is not None:
+            product = self._product
+            nodes = walk(product.below, tokens)[..., :-1]
+            return product.log_next[..., nodes, tokens].sum(-1) + ratio
         return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
@@ -133,12 +155,12 @@ class AutomatonTarget(Optimum):
             ValueError: outside a trace, texts are not determined: the target has mass where the
                 reference has none.
         """
-        tokens = self._prefix(prefix)
+        tokens = prefix_of_text(self.reference, self.length, prefix)
         product = self._product
         node = walk(product.below, tokens)[-1]
         left = self.length - tokens.shape[-1] - 1
         after = self._values(left, self._determined())[..., product.below[node]]
-        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
+        joint = jnp.broadcast_to(product.log_next[..., node, :], after.shape) + after
         return joint - log_sum_exp(joint)
 
     def next_log_probs(self, x: ArrayLike) -> Float[Array, "..."]:
@@ -154,7 +176,7 @@ class AutomatonTarget(Optimum):
         Raises:
             ValueError: as :meth:`conditionals`.
         """
-        tokens, product = self._texts(x), self._product
+        tokens, product = whole_texts(self.reference, self.length, x), self._product
         nodes = walk(product.below, tokens)[..., :-1]
         log_ratio = self._determined()
         values = log_values(product, log_ratio, length=self.length)
@@ -239,6 +261,38 @@ class AutomatonTarget(Optimum):
         lost = jnp.isnan(log_ratio).any(-1)[..., None]
         return jnp.where(lost[..., None], -1, tokens), jnp.where(lost, jnp.nan, scores)
 
+    def greedy_limit(self) -> AutomatonTarget:
+        """The limit for beta → 0: the texts of the best reward, in the reference's proportions.
+
+        It is :func:`kltarget.targets.greedy_limit` of the final states: what is best among those
+        that the reference ends in, and with a finite slope at infinity among all that some text
+        ends in. Its first :meth:`likeliest` is the reference's most probable text of that reward.
+
+        Returns:
+            The target; its value is the best reward.
+
+        Raises:
+            ValueError: there are rewards of steps.
+
+        Example:
+            >>> import kltarget as kt
+            >>> from kltarget.spaces import Automaton, MarkovReference
+            >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+            >>> found = Automaton.from_words(["aa"], "ab")
+            >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.5, length=7)
+            >>> limit = target.greedy_limit()
+            >>> tokens, log_prob = limit.likeliest(1)
+            >>> print(limit.value, reference.spell(tokens))
+            1.0 ['aababab']
+        """
+        if self.step_reward is not None:
+            raise ValueError(
+                "greedy_limit takes rewards of final states alone: which texts tie for the best "
+                "sum of step_reward is not known at their end; where steps are few-valued let the "
+                "automaton count them (Automaton.counter, product), or solve for a small beta"
+            )
+        return dataclasses.replace(self, states=greedy_limit(self.states.objective))
+
     @property
     def effective_texts(self) -> Float[Array, "*batch"]:
         """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
@@ -246,7 +300,27 @@ class AutomatonTarget(Optimum):
 
     @functools.cached_property
     def _product(self) -> Product:
-        return product_of(self.reference, self.automaton)
+        product = product_of(self.reference, self.automaton)
+        return product if self.step_reward is None else tilted(product, self._log_tilt)
+
+    @property
+    def _log_tilt(self) -> Array:
+        """Of every row, ``[*batch, D, V]``."""
+        assert self.step_reward is not None
+        objective = self.states.objective
+        tilt = log_tilt(self.step_reward, objective.beta, objective.divergence)
+        return jnp.broadcast_to(tilt, (*self.status.shape, *tilt.shape[-2:]))
+
+    @property
+    def _log_total(self) -> Array:
+        assert self.log_total is not None
+        return jnp.broadcast_to(self.log_total, self.status.shape)
+
+    @property
+    def _tallies(self) -> dict[str, Array]:
+        """What is earned on the way and the KL from the reference, ``[*batch]`` each."""
+        tallies = self._sums(self.log_ratio).tallies
+        return {name: x.sum(0) for name, x in tallies.items()}
 
     def _values(self, left: int, log_ratio: Array) -> Array:
         """Values of nodes with so many tokens still to come, ``[*batch, N]``."""
@@ -255,107 +329,22 @@ class AutomatonTarget(Optimum):
         return log_ratio[..., self._product.state]
 
     def _sums(self, log_ratio: Array) -> PolicySums:
-        return policy_sums(self._product, log_ratio, length=self.length, end=self.reference.end)
+        options = {"length": self.length, "end": self.reference.end}
+        if self.step_reward is None:
+            return policy_sums(self._product, log_ratio, **options)
+        log_ref = product_of(self.reference, self.automaton).log_next.astype(log_ratio.dtype)
+        steps = self.step_reward.astype(log_ratio.dtype)
+        return policy_sums(self._product, log_ratio, steps, log_ref, **options)
 
     def _determined(self) -> Array:
         return determined(self.log_ratio)
 
-    def _texts(self, x: ArrayLike) -> Array:
-        tokens = self.reference.tokens(x)
-        if tokens.ndim == 0 or tokens.shape[-1] != self.length:
-            raise ValueError(
-                f"x has shape {tokens.shape}, but texts have {self.length} tokens: the last axis "
-                f"must be {self.length}"
-            )
-        return tokens
 
-    def _prefix(self, prefix: ArrayLike) -> Array:
-        empty = not len(prefix) if isinstance(prefix, str) else not np.size(prefix)
-        tokens = jnp.zeros(0, jnp.int32) if empty else self.reference.tokens(prefix)
-        if tokens.ndim != 1 or tokens.shape[0] >= self.length:
-            raise ValueError(
-                f"prefix has shape {tokens.shape}: it needs one axis of 0 to {self.length - 1} "
-                "tokens"
-            )
-        return tokens
-
-
-register(AutomatonTarget, ("reference", "automaton", "states"), ("length",))
-
-
-def solve_on_automaton(
-    reference: MarkovReference,
-    automaton: Automaton,
-    reward: ArrayLike,
-    beta: ArrayLike,
-    divergence: Divergence | None = None,
-    *,
-    length: int,
-) -> AutomatonTarget:
-    """The policy over all texts of a length that maximises ``E_π[reward] − β·D(π, π_ref)``.
-
-    The texts are never enumerated. The reference is a Markov chain, the reward depends on the state
-    in which an automaton ends: one pass over pairs of a context and a state finds how likely the
-    reference ends in each state, and :func:`kltarget.solve` does the rest with a state as an
-    outcome, because texts of equal reward keep their proportions under every divergence.
-
-    Args:
-        reference: over V tokens.
-        automaton: of D states, over the same tokens.
-        reward: of each final state, in reward units, shape ``[*batch, D]``. ``-inf`` forbids it.
-        beta: coefficient of the divergence, in reward units per nat, shape ``[*batch]``.
-        divergence: reverse KL by default.
-        length: the number T of tokens of a text; with an ``end`` of the reference the most.
-
-    Returns:
-        The target. Time grows with T, V and the number of pairs of a context and a state that texts
-        reach, whatever the number of texts ``V**T``; memory with V and that number.
-
-    Raises:
-        ValueError: shapes that do not fit, alphabets of two sizes, a length below 1; and what
-            :func:`kltarget.solve` refuses.
-
-    States that no text of the reference ends in have no mass; a divergence that would put some
-    there is flagged ``CONDENSED``. Differentiable in reward, beta and the reference.
-
-    Example:
-        The 43 million texts of 16 letters a, b, c, of which those with exactly three c are wanted:
-
-        >>> import jax.numpy as jnp, kltarget as kt
-        >>> from kltarget.spaces import Automaton, MarkovReference
-        >>> reference = MarkovReference.fit(["abcab", "aabba", "bacba"])
-        >>> count = Automaton.counter([2], 3, most=4)
-        >>> reward = jnp.array([0.0, 0.0, 0.0, 1.0, 0.0])
-        >>> target = kt.solve_on_automaton(reference, count, reward, 0.25, length=16)
-        >>> print([f"{p:.3f}" for p in jnp.exp(target.states.objective.log_ref)])
-        ['0.030', '0.140', '0.275', '0.291', '0.265']
-        >>> print(f"{target.expected_reward:.3f}, {target.divergence_value:.3f} nats")
-        0.957, 1.020 nats
-    """
-    if automaton.vocab_size != reference.vocab_size:
-        raise ValueError(
-            f"automaton reads {automaton.vocab_size} tokens and reference has "
-            f"{reference.vocab_size}"
-        )
-    positive("length", length)
-    product = product_of(reference, automaton)
-    arrays = float_arguments(reward=reward)
-    if arrays["reward"].ndim == 0 or arrays["reward"].shape[-1] != automaton.num_states:
-        raise ValueError(
-            f"reward has shape {arrays['reward'].shape}, but the automaton has "
-            f"{automaton.num_states} states: the last axis must be {automaton.num_states}"
-        )
-    size = automaton.num_states
-    masses = final_log_masses(product, num_states=size, length=length)
-    some = reached_states(product, num_states=size, length=length)
-    # A state that no text ends in is no outcome; one of impossible texts may be.
-    # What no reward may be stays, so that it is refused or flagged as everywhere else.
-    bad = jnp.isnan(arrays["reward"]) | (arrays["reward"] == jnp.inf)
-    kept = jnp.broadcast_to(some, bad.shape) | bad
-    reward = jnp.where(kept, arrays["reward"], -jnp.inf)
-    divergence = ReverseKL() if divergence is None else divergence
-    states = solve(Objective(reward, masses, beta, divergence))
-    return AutomatonTarget(reference, automaton, states, length)
+register(
+    AutomatonTarget,
+    ("reference", "automaton", "states", "step_reward", "log_total"),
+    ("length",),
+)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -364,11 +353,13 @@ def draw_texts(product: Product, values: Array, last: Array, key: Array, num_sam
     shape = (num_samples, *batch)
     rows = jnp.meshgrid(*map(jnp.arange, shape), indexing="ij", sparse=True)[1:]
     after = jnp.concatenate([values[1:], last[None]])
+    by_row = product.log_next.ndim > 2
 
     def step(node: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
         value, key = given
         after = value[(*(r[..., None] for r in rows), product.below[node])]
-        token = jax.random.categorical(key, product.log_next[node] + after, axis=-1)
+        log_next = product.log_next[(*rows, node) if by_row else node]
+        token = jax.random.categorical(key, log_next + after, axis=-1)
         return product.below[node, token], token
 
     start = jnp.zeros(shape, product.below.dtype)
@@ -383,7 +374,7 @@ def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
 
     def at(value: Array, node: Array) -> Array:
         after = value[..., product.below[node]]
-        joint = jnp.broadcast_to(product.log_next[node], after.shape) + after
+        joint = jnp.broadcast_to(product.log_next[..., node, :], after.shape) + after
         return joint - log_sum_exp(joint)
 
     by_position = jnp.moveaxis(nodes, -1, 0)

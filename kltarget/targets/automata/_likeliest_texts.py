@@ -18,8 +18,13 @@ def likeliest_texts(
 ) -> tuple[Int[Array, "*batch k T"], Float[Array, "*batch k"]]:
     """The k best texts by the sum of their steps and the value of their final state."""
     flat = log_final.reshape(-1, log_final.shape[-1])
-    tokens, scores = jax.vmap(lambda x: _of_one(product, x, length, number))(flat)
-    batch = log_final.shape[:-1]
+    batch, log_next, rows = log_final.shape[:-1], product.log_next, None
+    if log_next.ndim > 2:
+        log_next, rows = log_next.reshape(-1, *log_next.shape[-2:]), 0
+    each = jax.vmap(
+        lambda x, steps: _of_one(product._replace(log_next=steps), x, length, number), (0, rows)
+    )
+    tokens, scores = each(flat, log_next)
     return tokens.reshape(*batch, number, length), scores.reshape(*batch, number)
 
 

@@ -35,6 +35,7 @@ from kltarget.targets.automata._product_walks import (
     final_log_maxima,
     log_values,
 )
+from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
 from kltarget.targets.discrete import Target, solve
 
 
@@ -140,7 +141,7 @@ class AnchoredTarget(Optimum):
         Returns:
             Shape ``[*batch, ...]``, of the texts' own axes last.
         """
-        tokens = self.original._texts(x)
+        tokens = whole_texts(self.original.reference, self.length, x)
         state = self.original.automaton.run(tokens)
         level = self.log_level[..., state]
         log_ref = jnp.broadcast_to(self.original.reference.log_prob(tokens), level.shape)
@@ -178,7 +179,7 @@ class AnchoredTarget(Optimum):
             ValueError: outside a trace, texts are not determined: the target has mass where the
                 reference has none.
         """
-        tokens = self.original._prefix(prefix)
+        tokens = prefix_of_text(self.original.reference, self.length, prefix)
         product = self._product
         nodes = walk(product.below, tokens)
         log_ref = product.log_next[nodes[:-1], tokens].sum()
@@ -200,7 +201,7 @@ class AnchoredTarget(Optimum):
         Raises:
             ValueError: as :meth:`conditionals`.
         """
-        tokens, product = self.original._texts(x), self._product
+        tokens, product = whole_texts(self.original.reference, self.length, x), self._product
         nodes = walk(product.below, tokens)[..., :-1]
         steps = product.log_next[nodes, tokens]
         before = jnp.concatenate([jnp.zeros_like(steps[..., :1]), steps[..., :-1]], -1)
@@ -364,8 +365,8 @@ def mara_on_automaton(
 
     Raises:
         TypeError: no target of texts.
-        ValueError: ``"augment"`` with another divergence than reverse KL; and what
-            :func:`kltarget.mara` refuses.
+        ValueError: ``"augment"`` with another divergence than reverse KL, a target with rewards of
+            steps; and what :func:`kltarget.mara` refuses.
 
     Status:
         As of :func:`kltarget.solve`. ``NOT_CONVERGED`` where, for another divergence than reverse
@@ -402,6 +403,11 @@ def mara_on_automaton(
         )
     if method not in ("augment", "substitute"):
         raise ValueError(f"method must be 'augment' or 'substitute', got {method!r}")
+    if target.step_reward is not None:
+        raise ValueError(
+            "target has rewards of steps, so that texts which end in one state differ in reward: "
+            "let the automaton count them, and reward its final states"
+        )
     objective = target.states.objective
     reward, masses, _, divergence = broadcast_fields(objective)
     reverse = isinstance(divergence, ReverseKL)

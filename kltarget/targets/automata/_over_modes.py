@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kltarget._core.numerics import double_precision
-from kltarget.targets.automata._automaton_target import solve_on_automaton
+from kltarget.targets.automata._solve_on_automaton import solve_on_automaton
 from kltarget.tasks import Task, TextTask
 
 

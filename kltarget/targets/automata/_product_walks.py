@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kltarget._core.checks import traced
-from kltarget._core.numerics import log_sum_exp
+from kltarget._core.numerics import log_sum_exp, widest
 from kltarget.spaces import Automaton, MarkovReference
 
 
@@ -25,14 +25,15 @@ class Product(NamedTuple):
     """The product of a reference and an automaton. Node 0 is the beginning.
 
     Attributes:
-        log_next: log-probability of each token at each node, ``[N, V]``.
+        log_next: log-probability of each token at each node, ``[N, V]``; of a tilted product what
+            the token earns is added, and there may be rows, ``[*batch, N, V]``.
         below: the node that it leads to, ``[N, V]``.
         state: the automaton's state at each node, ``[N]``.
         possible: which tokens some text has there, ``[N, V]``: all but those after an end.
         over: which nodes are after an end, ``[N]``.
     """
 
-    log_next: Float[Array, "N V"]
+    log_next: Float[Array, "*batch N V"]
     below: Int[Array, "N V"]
     state: Int[Array, " N"]
     possible: Bool[Array, "N V"]
@@ -63,6 +64,23 @@ def product_of(reference: MarkovReference, automaton: Automaton) -> Product:
     return Product(steps, below, state, possible, ended)
 
 
+def tilted(product: Product, log_tilt: Float[Array, "*batch D V"]) -> Product:
+    """The product with every token's weight multiplied by what it earns in a state.
+
+    Nothing is earned after an end.
+    """
+    earned = earned_at(product, log_tilt)
+    dtype = widest(earned.dtype, product.log_next.dtype)
+    log_next = jnp.broadcast_to(product.log_next, earned.shape).astype(dtype)
+    return product._replace(log_next=log_next + earned.astype(dtype))
+
+
+def earned_at(product: Product, each: Float[Array, "*batch D V"]) -> Float[Array, "*batch N V"]:
+    """What tokens earn at each node, given what they do in each state."""
+    earned = each[..., product.state, :]
+    return jnp.where(jnp.broadcast_to(product.over[:, None], earned.shape), 0.0, earned)
+
+
 def _explored(
     following: np.ndarray, transitions: np.ndarray, over: np.ndarray, end: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,11 +109,14 @@ def _explored(
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))
-def final_log_masses(product: Product, *, num_states: int, length: int) -> Float[Array, " D"]:
-    """Log-probabilities of the final states of texts of the reference, normalised."""
+def final_log_masses(
+    product: Product, *, num_states: int, length: int
+) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+    """Log-masses of the final states of texts, normalised, and the logarithm of their sum."""
     finals = _forwards(product, _log_sums, num_states, length)
     # Rounding adds up along long texts.
-    return finals - log_sum_exp(finals)
+    total = log_sum_exp(finals)
+    return finals - jnp.where(jnp.isneginf(total), 0.0, total), total[..., 0]
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))
@@ -118,17 +139,24 @@ def counting(product: Product) -> Product:
 
 def _forwards(
     product: Product, gather: Callable[..., Array], num_states: int, length: int
-) -> Array:
+) -> Float[Array, "*batch D"]:
     """What is gathered by final state of texts' log-weights."""
     number, choices = product.below.shape
-    below, steps = product.below.reshape(-1), product.log_next.reshape(-1)
+    below = product.below.reshape(-1)
 
-    def step(before: Array, _: None) -> tuple[Array, None]:
-        return gather(jnp.repeat(before, choices) + steps, below, number), None
+    def of_one(log_next: Array) -> Array:
+        steps = log_next.reshape(-1)
 
-    start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
-    nodes, _ = lax.scan(step, start, None, length=length)
-    return gather(nodes, product.state, num_states)
+        # Derivatives compute it anew: memory grows with T and N, not with their product and V.
+        @jax.checkpoint
+        def step(before: Array, _: None) -> tuple[Array, None]:
+            return gather(jnp.repeat(before, choices) + steps, below, number), None
+
+        start = jnp.full(number, -jnp.inf, steps.dtype).at[0].set(0.0)
+        nodes, _ = lax.scan(step, start, None, length=length)
+        return gather(nodes, product.state, num_states)
+
+    return jnp.vectorize(of_one, signature="(n,v)->(d)")(product.log_next)
 
 
 @functools.partial(jax.jit, static_argnames=("num_states", "length"))

@@ -21,7 +21,7 @@ from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import SequenceSpace, _sequences, backward
 from kltarget.targets._protocol import StationaryPolicy
-from kltarget.targets.discrete._solve import solve
+from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.sequences._soft_values import possible_mass
 
 
@@ -150,6 +150,23 @@ class Local(NamedTuple):
     empty: Array
 
 
+def local_problem(
+    values: Array, log_ref: Array, beta: Array, divergence: Divergence, full_gradient: bool
+) -> tuple[Array, Target, Array]:
+    """Of nodes whose choices lead to these values: their worth, their targets, which are empty.
+
+    Where nothing is allowed any policy will do: the node's value keeps it from being used.
+    """
+    supported = ~jnp.isneginf(values) & ~jnp.isneginf(log_ref)
+    empty = ~jnp.any(supported, axis=-1)
+    nothing = jnp.broadcast_to(empty[..., None], values.shape)
+    values = jnp.where(nothing, jnp.zeros_like(values), values)
+    here = solve(Objective(values, log_ref, beta, divergence))
+    # A node is worth what its problem is, E_π[V] − β·D(π, π_ref), or E_π[V] alone.
+    value = here.value if full_gradient else here.expected_reward
+    return jnp.where(empty, jnp.full_like(value, -jnp.inf), value), here, empty
+
+
 SHALLOW = 256
 """Depths of at most this many prefixes share one compiled program, each padded to the largest."""
 
@@ -167,15 +184,7 @@ def _token_local(
     shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
 
     def backed_up(values: Array, layer: _sequences.TokenLayer) -> tuple[Array, Local]:
-        supported = ~jnp.isneginf(values) & ~jnp.isneginf(layer.log_ref)
-        empty = ~jnp.any(supported, axis=-1)
-        # Where nothing is allowed any policy will do: the node's value keeps it from being used.
-        nothing = jnp.broadcast_to(empty[..., None], values.shape)
-        values = jnp.where(nothing, jnp.zeros_like(values), values)
-        here = solve(Objective(values, layer.log_ref, beta, divergence))
-        # A node is worth what its problem is, E_π[V] − β·D(π, π_ref), or E_π[V] alone.
-        value = here.value if full_gradient else here.expected_reward
-        value = jnp.where(empty, jnp.full_like(value, -jnp.inf), value)
+        value, here, empty = local_problem(values, layer.log_ref, beta, divergence, full_gradient)
         choices_first = jnp.moveaxis(here.log_probs, -1, -2)
         return value, Local(choices_first, here.multiplier, here.status, empty)
 

@@ -1,0 +1,95 @@
+"""The objective over final states, of which each stands for all texts that end in it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from kltarget._core.checks import float_argument, positive, raise_first, worded
+from kltarget._core.numerics import widest, working_dtype
+from kltarget.divergences import Divergence, ReverseKL, Scaled
+from kltarget.objectives import Objective
+from kltarget.spaces import Automaton, MarkovReference
+from kltarget.targets.automata._product_walks import (
+    final_log_masses,
+    product_of,
+    reached_states,
+    tilted,
+)
+
+
+def over_final_states(
+    reference: MarkovReference,
+    automaton: Automaton,
+    reward: ArrayLike,
+    beta: ArrayLike,
+    divergence: Divergence,
+    length: int,
+    step_reward: Array | None = None,
+) -> tuple[Objective, Array]:
+    """Of D outcomes: how likely the reference ends in each state, and what that is worth.
+
+    With rewards of steps it is the reference tilted by them; the logarithm of its mass comes second
+    and is 0 up to rounding without.
+    """
+    if automaton.vocab_size != reference.vocab_size:
+        raise ValueError(
+            f"automaton reads {automaton.vocab_size} tokens and reference has "
+            f"{reference.vocab_size}"
+        )
+    positive("length", length)
+    product = product_of(reference, automaton)
+    rewards = float_argument(reward, "reward")
+    if rewards.ndim == 0 or rewards.shape[-1] != automaton.num_states:
+        raise ValueError(
+            f"reward has shape {rewards.shape}, but the automaton has {automaton.num_states} "
+            f"states: the last axis must be {automaton.num_states}"
+        )
+    size = automaton.num_states
+    some = reached_states(product, num_states=size, length=length)
+    if step_reward is not None:
+        product = tilted(product, log_tilt(step_reward, beta, divergence))
+    masses, log_total = final_log_masses(product, num_states=size, length=length)
+    # A state that no text ends in is no outcome; one of impossible texts may be.
+    # What no reward may be stays, so that it is refused or flagged as everywhere else.
+    bad = jnp.isnan(rewards) | (rewards == jnp.inf)
+    kept = jnp.broadcast_to(some, bad.shape) | bad
+    return Objective(jnp.where(kept, rewards, -jnp.inf), masses, beta, divergence), log_total
+
+
+def checked_steps(automaton: Automaton, step_reward: ArrayLike, divergence: Divergence) -> Array:
+    """Rewards of steps ``[*batch, D, V]``, or an error that says what is wrong with them."""
+    base = divergence.base if isinstance(divergence, Scaled) else divergence
+    if not isinstance(base, ReverseKL):
+        raise ValueError(
+            f"step_reward needs reverse KL, not {divergence!r}: under any other divergence what a "
+            "text earned on the way must be known at its end; where steps are few-valued let the "
+            "automaton count them (Automaton.counter, product) and reward its final states"
+        )
+    steps, shape = float_argument(step_reward, "step_reward"), automaton.transitions.shape
+    if steps.shape[-2:] != shape:
+        raise ValueError(
+            f"step_reward has shape {steps.shape}, but the automaton has {shape[0]} states and "
+            f"reads {shape[1]} tokens: the last two axes must be {shape}"
+        )
+    bad = jnp.isnan(steps) | (steps == jnp.inf)
+    raise_first("step_reward", steps, bad, "must be finite or -inf (a step to forbid)")
+    return steps
+
+
+def log_tilt(
+    step_reward: Float[Array, "*batch D V"], beta: ArrayLike, divergence: Divergence
+) -> Float[Array, "*batch D V"]:
+    """Rewards of steps in nats: by how much reverse KL multiplies the weight of each."""
+    factor = divergence.factor if isinstance(divergence, Scaled) else 1.0
+    coefficient = float_argument(beta, "beta")
+    with worded(
+        f"the batch axes of step_reward {step_reward.shape[:-2]} and beta {coefficient.shape} do "
+        "not broadcast; the last two axes of step_reward are states and tokens"
+    ):
+        batch = jnp.broadcast_shapes(step_reward.shape[:-2], coefficient.shape)
+    dtype = working_dtype(widest(step_reward.dtype, coefficient.dtype))
+    coefficient = jnp.broadcast_to(coefficient, batch)[..., None, None].astype(dtype) * factor
+    steps = jnp.broadcast_to(step_reward, (*batch, *step_reward.shape[-2:])).astype(dtype)
+    return steps / jnp.broadcast_to(coefficient, steps.shape)
