@@ -69,7 +69,7 @@ class AnchoredTarget(Optimum):
         >>> print(f"the likeliest of e^{even.log_counts[-1]:.1f}: {even.log_anchor:.1f} nats")
         the likeliest of e^27.7: -21.3 nats
         >>> print(f"{target.entropy:.1f} and {even.entropy:.1f} nats")
-        24.8 and 27.7 nats
+        26.2 and 27.7 nats
     """
 
     made_by = "mara_on_automaton"
