@@ -379,7 +379,7 @@ def test_mapping_and_differentiating_commute():
 @pytest.mark.broad
 @pytest.mark.parametrize("each", [lambda f: f, jax.vmap], ids=["whole", "vmap"])
 @pytest.mark.parametrize(
-    "divergence", [kt.ForwardKL(), kt.JensenShannon(), kt.Tsallis(2.0)], ids=str
+    "divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon(), kt.Tsallis(2.0)], ids=str
 )
 def test_a_reward_that_the_same_program_computes(divergence, each):
     # A compiler may compute it anew at each use and round it otherwise: nothing is the best then.

@@ -55,7 +55,14 @@ def sparse(rng, size=30, actions=4, successors=3, discount=0.9):
     return MDP(chances, reward, discount, successors=after), MDP(dense, reward, discount)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reverse",
+        pytest.param("forward", marks=pytest.mark.broad),
+        pytest.param("tsallis", marks=pytest.mark.slow),
+    ],
+)
 def test_values_and_policies_of_fifty_digits(name):
     divergence, values, policy = KNOWN[name]
     target = solve_mdp(two_states(), log_ref(), 0.2, divergence).raise_if_failed()
@@ -76,6 +83,7 @@ def test_returns_without_the_regulariser_and_their_gap():
     assert 0 <= gap <= 0.2 * np.log(4) / 0.1  # Geist et al.
 
 
+@pytest.mark.broad
 def test_the_value_is_reward_less_divergence():
     target = solve_mdp(two_states(), log_ref(), np.array([0.2, 1.0], LAST), kt.ForwardKL())
     paid = target.expected_reward - jnp.array([0.2, 1.0], LAST) * target.divergence_value
@@ -94,6 +102,7 @@ def test_without_regulariser_it_is_a_linear_program():
     np.testing.assert_allclose(target.state_values, best.x, rtol=1e-5)
 
 
+@pytest.mark.broad
 def test_sparse_processes_are_dense_ones():
     rng = np.random.default_rng(3)
     few, full = sparse(rng)
@@ -109,7 +118,7 @@ def test_sparse_processes_are_dense_ones():
     np.testing.assert_allclose(got.occupancy, other.occupancy, atol=1e3 * eps(LAST))
 
 
-@pytest.mark.broad
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()])
 def test_derivatives_go_through_the_fixed_point(divergence):
     def value(reward, beta):
@@ -123,12 +132,22 @@ def test_derivatives_go_through_the_fixed_point(divergence):
         up, down = (value(reward.at[at].add(x), beta) for x in (step, -step))
         np.testing.assert_allclose(slopes[at], (up - down) / (2 * step), atol=30 * step**2 + step)
     target = solve_mdp(MDP(TRANSITION.astype(LAST), reward, 0.9), log_ref(), beta, divergence)
+
+    def by_logits(logits):
+        mdp = MDP(jnp.asarray(TRANSITION, LAST), jnp.asarray(REWARD, LAST), 0.9)
+        return solve_mdp(mdp, jax.nn.log_softmax(logits), beta, divergence).value
+
+    logits = jnp.asarray(log_ref())
+    slope = jax.grad(by_logits)(logits)[1, 0]
+    up, down = (by_logits(logits.at[1, 0].add(x)) for x in (step, -step))
+    np.testing.assert_allclose(slope, (up - down) / (2 * step), atol=30 * step**2 + step)
     # The envelope's: what is charged, and how often each action is taken.
     np.testing.assert_allclose(of_beta, -target.divergence_value, rtol=1e3 * eps(LAST))
     taken = target.occupancy[:, None] * jnp.exp(target.log_policy) / (1 - target.mdp.discount)
     np.testing.assert_allclose(slopes, taken, rtol=1e3 * eps(LAST))
 
 
+@pytest.mark.broad
 def test_draws_are_as_likely_as_they_say():
     target = solve_mdp(two_states(), log_ref(), 0.2)
     paths = target.sample(key=jax.random.key(1), num_samples=4000, num_steps=2)
@@ -169,3 +188,53 @@ def test_states_that_no_policy_reaches():
     stay = np.eye(3)[:, None]
     mdp = MDP(stay, np.zeros((3, 1)), 0.9, np.array([0.0, 1.0, 0.0]))
     assert mdp.reached().tolist() == [False, True, False]
+
+
+@pytest.mark.slow
+def test_batches_of_processes_and_betas_are_loops_under_jit_and_vmap():
+    rng = np.random.default_rng(6)
+    moves = rng.dirichlet(np.ones(3), size=(2, 3, 2)).astype(LAST)
+    reward = rng.normal(size=(2, 3, 2)).astype(LAST)
+    ref = np.log(rng.dirichlet(np.ones(2), size=3)).astype(LAST)
+    beta = np.array([0.1, 0.5, 2.0], LAST)
+    # [M, 1] processes against [B] coefficients.
+    many = solve_mdp(MDP(moves[:, None], reward[:, None], 0.8), ref, beta, kt.ForwardKL())
+    assert many.log_policy.shape == (2, 3, 3, 2)
+
+    @jax.jit
+    def one(moves, reward, beta):
+        return solve_mdp(MDP(moves, reward, 0.8), ref, beta, kt.ForwardKL())
+
+    each = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(moves, reward, beta)
+    close = {"rtol": 300 * eps(LAST), "atol": 100 * eps(LAST)}
+    for m, b in np.ndindex(2, 3):
+        alone = one(moves[m], reward[m], beta[b])
+        for name in ("state_values", "log_policy", "value", "occupancy", "status"):
+            np.testing.assert_allclose(getattr(alone, name), getattr(many, name)[m, b], **close)
+        np.testing.assert_allclose(each.state_values[m, b], alone.state_values, **close)
+        assert alone.value_error <= 1e3 * eps(LAST)
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("given", [np.float32, np.int32])
+def test_the_type_of_floats_is_kept(given):
+    mdp = MDP(TRANSITION.astype(np.float32), REWARD.round().astype(given), np.float32(0.9))
+    target = solve_mdp(mdp, log_ref(np.float32), np.float32(0.2))
+    for name in ("state_values", "action_values", "log_policy", "value", "occupancy", "returns"):
+        assert getattr(target, name).dtype == mdp.reward.dtype, name
+    # Integers become the default float.
+    assert mdp.reward.dtype == (jnp.float32 if given is np.float32 else jnp.result_type(float))
+    assert target.value_error.dtype == mdp.reward.dtype
+
+
+@pytest.mark.broad
+def test_what_is_stopped_early_says_so():
+    known, flagged = np.array(KNOWN["reverse"][1]), []
+    for steps in (1, 2, 20):
+        target = solve_mdp(two_states(), log_ref(), 0.2, num_steps=steps)
+        apart = np.abs(np.asarray(target.state_values, float) - known).max()
+        flagged.append(bool(target.status & kt.Status.NOT_CONVERGED))
+        assert flagged[-1] == np.isnan(target.value_error)
+        assert flagged[-1] or apart <= float(target.value_error) + 100 * eps(LAST)
+    assert flagged[0]
+    assert not flagged[-1]

@@ -165,8 +165,7 @@ class MDP:
     def _check_absorption(self) -> None:
         """That sums of rewards end without discounting, under every policy worth taking."""
         for row, reward, moves, after in self._processes(self._process_batch):
-            held = np.asarray(after == np.arange(len(moves))[:, None, None])
-            absorbing = ~(moves & ~held).any((1, 2))
+            absorbing = _absorbing(moves, after)
             present = reward > -np.inf
             rewarded = absorbing[:, None] & present & (reward != 0)
             if rewarded.any():
@@ -183,7 +182,7 @@ class MDP:
                     "is 1: add a way to one, or give a discount below 1 or a horizon"
                 )
             # The largest set of states in which some policy can stay.
-            kept = ~absorbing
+            kept: np.ndarray = ~absorbing
             while True:
                 stays = present & (kept[after] | ~moves).all(-1)
                 fewer = kept & stays.any(-1)
@@ -236,8 +235,7 @@ class MDP:
         rows = np.broadcast_shapes(self._process_batch, taken.shape[:-2])
         taken = np.broadcast_to(taken, (*rows, *taken.shape[-2:]))
         for row, _, moves, after in self._processes(rows):
-            held = np.asarray(after == np.arange(len(moves))[:, None, None])
-            absorbing = ~(moves & ~held).any((1, 2))
+            absorbing = _absorbing(moves, after)
             lost = ~_led_to(absorbing, moves & taken[row][..., None], after)
             if lost.any():
                 raise ValueError(
@@ -321,6 +319,12 @@ class MDP:
             if (more == found).all():
                 return found
             found = more
+
+
+def _absorbing(moves: np.ndarray, after: np.ndarray) -> np.ndarray:
+    held = np.asarray(after == np.arange(len(moves))[:, None, None])
+    leaves: np.ndarray = np.any(moves & ~held, axis=(1, 2))
+    return ~leaves
 
 
 def _led_to(goal: np.ndarray, moves: np.ndarray, after: np.ndarray) -> np.ndarray:

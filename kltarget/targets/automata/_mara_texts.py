@@ -292,9 +292,12 @@ class AnchoredTarget(Optimum):
             mass = jnp.exp(share)
             surprise = jnp.where(mass > 0, mass * (each.entropy - share), 0.0)
             surprise = jnp.where(jnp.isnan(level).any(-1), jnp.nan, surprise)
-            tokens = each.tokens * jnp.broadcast_to(mass[..., None], each.tokens.shape)
+            tokens, states = (
+                x * jnp.broadcast_to(mass[..., None], x.shape) for x in (each.tokens, each.states)
+            )
             ended = each.ended * jnp.broadcast_to(mass, each.ended.shape)
-            both.append(PolicySums(tokens, surprise, ended, each.unfinished * mass))
+            unfinished = each.unfinished * mass
+            both.append(PolicySums(tokens, states, surprise, ended, unfinished, {}))
         return jax.tree.map(jnp.add, *both)
 
     @property

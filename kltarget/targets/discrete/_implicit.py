@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kltarget.divergences import Divergence, TotalVariation
+from kltarget._core.numerics import rounded_once
+from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import closed_form, total_variation
 from kltarget.targets.discrete._flat_pieces import on_flat_piece
@@ -49,6 +50,8 @@ def _implicit(
     out = differentiable_closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure)
     log_probs, multiplier, status = out
     status_dot: Any = np.zeros(status.shape, jax.dtypes.float0)
+    if isinstance(divergence, ReverseKL):
+        reward = rounded_once(reward)  # others have it so already
     if isinstance(divergence, TotalVariation):
         highest = jnp.max(reward, axis=-1, keepdims=True)
 

@@ -15,7 +15,7 @@ from kltarget._core.checks import mass_tolerance
 from kltarget._core.numerics import rounded_once
 from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status, flag, unless_failed
-from kltarget.divergences import TotalVariation
+from kltarget.divergences import ReverseKL, TotalVariation
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import (
     broadcast_fields,
@@ -208,8 +208,8 @@ def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objec
 @functools.partial(jax.jit, static_argnames="trusted")
 def _solve(objective: Objective, trusted: bool) -> Solution:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
-    if not trusted:
-        # It may be computed by the same program.
+    if not (trusted or isinstance(divergence, ReverseKL)):
+        # It may be computed by the same program, and all but reverse KL ask which is the best.
         reward = rounded_once(reward)
     unchecked = objective.measure or trusted
     tolerance = None if unchecked else mass_tolerance(objective.log_ref.dtype)

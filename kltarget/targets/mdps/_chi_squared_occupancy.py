@@ -66,7 +66,7 @@ class OccupancyTarget(Optimum):
 
     @property
     def divergence_value(self) -> Float[Array, "*batch"]:
-        """``χ²(d‖d_ref) = Σ (d − d_ref)²/d_ref`` or its root, which beta multiplies."""
+        """What beta multiplies, ``χ²(d‖d_ref) = Σ (d − d_ref)²/d_ref`` or its root."""
         on = self.reference > 0
         ref = jnp.broadcast_to(jnp.where(on, self.reference, 1.0), self.occupancy.shape)
         far = jnp.where(on, (self.occupancy - ref) ** 2 / ref, 0.0).sum((-1, -2))
