@@ -24,7 +24,9 @@ from kltarget.plot._forgetting_figure import forgetting
 from kltarget.plot._frontier_figure import frontier
 from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
+from kltarget.plot._mdp_figures import goal_masses, grid_policy
 from kltarget.plot._recipe_figure import recipe_comparison
+from kltarget.plot._space_report_figure import space_report
 from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep_figures import phase
 from kltarget.plot._target_figure import target
@@ -52,12 +54,15 @@ __all__ = [
     "forgetting",
     "frontier",
     "game_rates",
+    "goal_masses",
+    "grid_policy",
     "history",
     "phase",
     "predicted_vs_reached",
     "ratio",
     "recipe_comparison",
     "regret",
+    "space_report",
     "target",
     "training",
     "tree",
