@@ -89,6 +89,7 @@ def test_the_command_verifies_what_is_no_list(tmp_path, capsys):
     report = SpaceReport.load(tmp_path / "report.json")
     assert report.passed
     assert report.problem == "cycle"
+    assert (tmp_path / "verify.png").stat().st_size > 1000
     assert main(["verify", "cycle", "--full", "--out", str(tmp_path)]) == 2
     assert "--full is for lists of outcomes" in capsys.readouterr().err
 

@@ -32,8 +32,7 @@ def add_to(commands: Any) -> None:
         "recipe, β, reward scale and seed, and compare each with the targets computed in closed "
         "form. Without a task it is words-3: a GRU trained on real words of three letters.",
         epilog="Writes report.json, report.csv and verify.png. Exit codes: 0 all checks passed, "
-        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written). Problems "
-        "that are no list of outcomes have no figure.",
+        "1 a check failed, 2 bad input, 130 interrupted (the finished runs are written).",
     )
     add = options_of(verify)
     verify.add_argument("task", nargs="?", metavar="TASK", help="a task (see kltarget tasks)")
@@ -131,9 +130,10 @@ def _on_its_space(
     options = {option: value for option, value in given.items() if value is not None}
     with input_errors(name):
         report = verifier(name, key=jax.random.key(0), progress=True, **options)
-    paths = [folder / file for file in ("report.json", "report.csv")]
+    paths = [folder / file for file in ("report.json", "report.csv", "verify.png")]
     say(["", *str(report).splitlines(), ""])
-    write(*zip(paths, (report.to_json, report.to_csv), strict=True))
+    makers = (report.to_json, report.to_csv, lambda: plot.space_report(report).figure)
+    write(*zip(paths, makers, strict=True))
     say([f"wrote {', '.join(map(str, paths))} ({time.monotonic() - began:.0f} s)"])
     return int(not report.passed)
 

@@ -26,7 +26,9 @@ from kltarget.plot._frontier_figure import frontier
 from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
 from kltarget.plot._kept_texts_figure import kept_texts
+from kltarget.plot._mdp_figures import goal_masses, grid_policy
 from kltarget.plot._recipe_figure import recipe_comparison
+from kltarget.plot._space_report_figure import space_report
 from kltarget.plot._style import DARK, STYLE
 from kltarget.plot._sweep_figures import phase
 from kltarget.plot._target_figure import target
@@ -55,6 +57,8 @@ __all__ = [
     "forgetting",
     "frontier",
     "game_rates",
+    "goal_masses",
+    "grid_policy",
     "history",
     "kept_texts",
     "phase",
@@ -62,6 +66,7 @@ __all__ = [
     "ratio",
     "recipe_comparison",
     "regret",
+    "space_report",
     "target",
     "training",
     "tree",

@@ -15,7 +15,7 @@ from kltarget.tasks import GameTask, load_game
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from kltarget.training import GamePath, OptimisticPlay
+    from kltarget.training import BanditPlay, GamePath, OptimisticPlay
 
 _ROUNDING = 1e-13
 
@@ -166,14 +166,15 @@ def _kl(log_p: Any, log_q: Any) -> np.ndarray:
     return (np.exp(log_p) * ratio).sum(-1)
 
 
-def regret(learnt: OptimisticPlay, *, ax: Axes | None = None, **style: Any) -> Axes:
+def regret(learnt: OptimisticPlay | BanditPlay, *, ax: Axes | None = None, **style: Any) -> Axes:
     """Draws cumulative regret against rounds, beside what log T and √T would make of it.
 
     Both comparisons go through the mean regret at a sixteenth and at a quarter of the rounds, the
     two circles, and say what would come after.
 
     Args:
-        learnt: what :func:`kltarget.training.optimistic_play` found, of at least 64 rounds.
+        learnt: what :func:`kltarget.training.optimistic_play` or
+            :func:`kltarget.training.bandit_play` found, of at least 64 rounds.
         ax: axes to draw into. Default: those of a new figure.
         **style: properties of the line of the mean.
 

@@ -123,7 +123,10 @@ def _two_goals() -> MDPTask:
         mdp=_process(transition, reward, 0.95, start),
         log_ref=np.log(reference),
         labels=tuple(_MOVES),
-        states=tuple(f"row {i + 1}, column {j + 1}" for i, j in places),
+        states=tuple(
+            f"goal {_ROOM[i][j]}" if at[i, j] in goals else f"row {i + 1}, column {j + 1}"
+            for i, j in places
+        ),
         goals=goals,
         places=np.array(places),
     )

@@ -115,6 +115,7 @@ def fine_tune_mdp(
     """
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
+    mdp.require_discounted("fine_tune_mdp")
     for name, x in (("num_steps", num_steps), ("num_seeds", num_seeds), ("width", width)):
         positive(name, x)
     if key is None and (width is not None or num_seeds > 1):
