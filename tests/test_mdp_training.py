@@ -219,3 +219,6 @@ def test_what_cannot_be_trained_is_named():
         fine_tune_mdp(mdp, only, BETA, learning_rate=0.1, num_steps=1)
     with pytest.raises(TypeError, match="mdp must be an MDP, got ndarray"):
         fine_tune_mdp(REWARD, REF, BETA, learning_rate=0.1, num_steps=1)
+    ends = MDP(TRANSITION.astype(LAST), REWARD.astype(LAST), DISCOUNT, horizon=3)
+    with pytest.raises(ValueError, match="fine_tune_mdp is of discounted processes"):
+        fine_tune_mdp(ends, REF, BETA, learning_rate=0.1, num_steps=1)
