@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from kltarget._core import checks
 from kltarget._core.numerics import log1p, log_sum_exp, working_dtype
-from kltarget.spaces import SequenceSpace, _sequences, backward
+from kltarget.spaces import SequenceSpace, _sequences, _token_layers, backward
 
 
 def soft_values(
@@ -265,7 +265,7 @@ def _soft_values(
         known = valid.reshape(*valid.shape, *(1,) * (x.ndim - len(batch)))
         return jnp.where(led(known), x, jnp.nan)
 
-    def backed_up(q: Array, layer: _sequences.TokenLayer) -> tuple[Array, tuple[Array, Array]]:
+    def backed_up(q: Array, layer: _token_layers.TokenLayer) -> tuple[Array, tuple[Array, Array]]:
         before = _soft_value(q, layer.log_ref, beta[..., None, None])
         nothing = jnp.isneginf(before)[..., None]
         advantage = jnp.where(nothing, 0.0, q - jnp.where(nothing, 0.0, before[..., None]))
@@ -274,13 +274,13 @@ def _soft_values(
             before = jnp.where(over, jnp.zeros_like(before), before)
         if layer.earned is not None:
             size = max(before.shape[-1], layer.earned.shape[-1])
-            both = (_sequences.repeated(x, size, -1) for x in (before, layer.earned))
+            both = (_token_layers.repeated(x, size, -1) for x in (before, layer.earned))
             before = jnp.add(*both)
         before = led(before)
         return before, (completed(before), completed(led(_sequences.after_eos(space, advantage))))
 
     value = led(value)
-    layers = _sequences.token_layers(space, given, earned, value.shape[-1])
+    layers = _token_layers.token_layers(space, given, earned, value.shape[-1])
     _, kept = backward(layers, value, backed_up)
     values = tuple(before for before, _ in kept)
     return (*values, completed(value)), tuple(advantage for _, advantage in kept)

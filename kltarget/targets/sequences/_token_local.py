@@ -19,7 +19,7 @@ from kltarget._core.status import FAILURES, Status, flag, unless_failed
 from kltarget.divergences import Divergence
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.spaces import SequenceSpace, _sequences, backward
+from kltarget.spaces import SequenceSpace, _sequences, _token_layers, backward
 from kltarget.targets._protocol import StationaryPolicy
 from kltarget.targets.discrete._solve import Target, solve
 from kltarget.targets.sequences._soft_values import possible_mass
@@ -183,12 +183,14 @@ def _token_local(
     alike = set(space.sizes) == {size}
     shallow = sum(alike and space.num_prefixes(t) <= SHALLOW for t in range(space.length))
 
-    def backed_up(values: Array, layer: _sequences.TokenLayer) -> tuple[Array, Local]:
+    def backed_up(values: Array, layer: _token_layers.TokenLayer) -> tuple[Array, Local]:
         value, here, empty = local_problem(values, layer.log_ref, beta, divergence, full_gradient)
         choices_first = jnp.moveaxis(here.log_probs, -1, -2)
         return value, Local(choices_first, here.multiplier, here.status, empty)
 
-    values, nodes = backward([_sequences.TokenLayer(x) for x in given[shallow:]], reward, backed_up)
+    values, nodes = backward(
+        [_token_layers.TokenLayer(x) for x in given[shallow:]], reward, backed_up
+    )
     if shallow:
         nodes = _shallow_nodes(given[:shallow], values[0], backed_up) + nodes
     solved = tuple(jnp.moveaxis(x.log_probs, -2, -1) for x in nodes)
@@ -211,17 +213,17 @@ def _token_local(
 def _shallow_nodes(
     given: tuple[Array, ...],
     values: Array,
-    backed_up: Callable[[Array, _sequences.TokenLayer], tuple[Array, Local]],
+    backed_up: Callable[[Array, _token_layers.TokenLayer], tuple[Array, Local]],
 ) -> tuple[Local, ...]:
     """The problems of the depths of ``given``, which are padded to be of one shape."""
     width, size = given[-1].shape[-2:]
 
-    def widened(x: Array) -> _sequences.TokenLayer:
+    def widened(x: Array) -> _token_layers.TokenLayer:
         padding = [(0, 0)] * x.ndim
         padding[-2] = (0, width - x.shape[-2])
-        return _sequences.TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
+        return _token_layers.TokenLayer(jnp.pad(x, padding, constant_values=-math.log(size)))
 
-    def padded(values: Array, layer: _sequences.TokenLayer) -> tuple[Array, Local]:
+    def padded(values: Array, layer: _token_layers.TokenLayer) -> tuple[Array, Local]:
         value, local = backed_up(values, layer)
         return jnp.concatenate([value, *[jnp.zeros_like(value)] * (size - 1)], axis=-1), local
 
