@@ -904,7 +904,7 @@ def test_randomness_wants_a_key_by_name():
                 # Exact gradients are not random: where samples are an option, so is the key.
                 chosen = "batch_size" in inspect.signature(function).parameters
                 chosen = chosen and name not in ("fit", "verify") and "_texts" not in name
-                chosen |= name in ("compare", "diagnose", "forecast")
+                chosen |= name in ("compare", "diagnose", "forecast", "fine_tune_mdp")
                 assert key.default is (None if chosen else inspect.Parameter.empty), name
 
 
