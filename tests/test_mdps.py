@@ -10,8 +10,9 @@ import scipy.optimize
 from oracles import DTYPES, eps
 
 import kltarget as kt
+from kltarget import tasks
 from kltarget.spaces import MDP
-from kltarget.targets.mdps import solve_mdp
+from kltarget.targets.mdps import action_flips, solve_mdp
 
 TRANSITION = np.array([[[0.9, 0.1], [0.4, 0.6]], [[0.3, 0.7], [0.2, 0.8]]])
 REWARD = np.array([[0.0, 0.2], [1.0, 0.5]])
@@ -175,6 +176,13 @@ def test_an_action_that_a_state_lacks():
         (lambda: MDP(TRANSITION, np.full((2, 2), -np.inf), 0.9), "-inf for every action"),
         (lambda: MDP(TRANSITION, REWARD, 0.9, np.array([0.5, 0.2])), "start sums to 0.7"),
         (lambda: MDP(TRANSITION[..., :1], REWARD, 0.9), "give successors"),
+        (lambda: MDP(np.ones((0, 2, 0)), np.ones((0, 2)), 0.9), "one state and one action"),
+        (lambda: MDP(np.ones((2, 0, 2)), np.ones((2, 0)), 0.9), "one state and one action"),
+        (
+            lambda: MDP(np.tile(TRANSITION, (3, 1, 1, 1)), np.tile(REWARD, (4, 1, 1)), 0.9),
+            r"batch axes \(3,\), \(4,\) of transition, reward and start do not broadcast",
+        ),
+        (lambda: action_flips(two_states(), log_ref(), [0.1, 1.0], num_halvings=0), "num_halvings"),
         (lambda: solve_mdp(two_states(), np.log([0.5, 0.5]), 0.2), "log_ref has shape"),
         (lambda: solve_mdp(two_states(), log_ref(), -1.0), "beta"),
     ],
@@ -182,6 +190,13 @@ def test_an_action_that_a_state_lacks():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_no_process_is_refused():
+    with pytest.raises(TypeError, match="mdp must be an MDP, got MDPTask"):
+        solve_mdp(tasks.load_mdp("five-arms"), log_ref(), 0.2)
+    with pytest.raises(TypeError, match="mdp must be an MDP, got str"):
+        action_flips("five-arms", log_ref(), [0.1, 1.0])
 
 
 def test_states_that_no_policy_reaches():

@@ -19,6 +19,7 @@ from kltarget._core.checks import (
     positive,
     raise_first,
     traced,
+    worded,
 )
 from kltarget._core.pytrees import register
 
@@ -99,6 +100,8 @@ class MDP:
         shape = self.reward.shape
         if len(shape) < 2:
             raise ValueError(f"reward has shape {shape}: its last axes are states and actions")
+        if not shape[-2] or not shape[-1]:
+            raise ValueError(f"reward has shape {shape}: give one state and one action at least")
         if self.transition.ndim < 3 or self.transition.shape[-3:-1] != shape[-2:]:
             raise ValueError(
                 f"transition has shape {self.transition.shape} and reward {shape}: the axes of "
@@ -129,6 +132,13 @@ class MDP:
                 f"start has shape {self.start.shape}, but there are {shape[-2]} states: its last "
                 f"axis must be {shape[-2]}"
             )
+        batches = [self.transition.shape[:-3], shape[:-2]]
+        batches += [] if self.start is None else [self.start.shape[:-1]]
+        with worded(
+            f"the batch axes {', '.join(map(str, batches))} of transition, reward and start do "
+            "not broadcast"
+        ):
+            np.broadcast_shapes(*batches)
 
     def _check_values(self) -> None:
         if traced(self.transition, self.reward, self.discount, self.start):

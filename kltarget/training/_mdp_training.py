@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -175,9 +176,8 @@ def _flattened(
     mdp: MDP, log_ref: Array, beta: Array, rate: Array, batch: tuple[int, ...]
 ) -> _Problem:
     def flat(x: Array, own: int) -> Array:
-        return jnp.broadcast_to(x, (*batch, *x.shape[x.ndim - own :])).reshape(
-            -1, *x.shape[x.ndim - own :]
-        )
+        last = x.shape[x.ndim - own :]
+        return jnp.broadcast_to(x, (*batch, *last)).reshape(math.prod(batch), *last)
 
     transition = _dense(mdp)
     return _Problem(

@@ -131,7 +131,9 @@ def optimistic_play(
         followed by Mirror Prox.
     """
     if not isinstance(game, PreferenceGame | MatrixGame | MarkovGame):
-        raise TypeError(f"game must be a PreferenceGame, MatrixGame or MarkovGame, got {game!r}")
+        raise TypeError(
+            f"game must be a PreferenceGame, MatrixGame or MarkovGame, got {type(game).__name__}"
+        )
     flat = not isinstance(game, MarkovGame)
     stages = one_stage(game) if flat else game
     if stages.horizon is None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._core.checks import positive
 from kltarget.divergences import Divergence
 from kltarget.spaces import MatrixGame, PreferenceGame
 from kltarget.targets.games._solve_game import solve_game
@@ -55,6 +56,7 @@ def equilibrium_flips(
         The flips, from the smallest β on; a game of preferences has those of the row player.
 
     Raises:
+        TypeError: no game of one stage.
         ValueError: β that do not increase, and what :func:`solve_game` refuses.
 
     Example:
@@ -67,6 +69,9 @@ def equilibrium_flips(
         0.022 scissors paper
         0.073 paper rock
     """
+    if not isinstance(game, PreferenceGame | MatrixGame):
+        raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {type(game).__name__}")
+    positive("num_halvings", num_halvings)
     grid = np.asarray(beta, float)
     if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) > 0).all():
         raise ValueError("beta must be two or more increasing numbers, [N]")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._core.checks import positive
 from kltarget.divergences import Divergence
 from kltarget.spaces import MDP
 from kltarget.targets.mdps._solve_mdp import solve_mdp
@@ -58,6 +59,7 @@ def action_flips(
         The flips, from the smallest β on.
 
     Raises:
+        TypeError: no decision process.
         ValueError: β that do not increase, batch axes, and what :func:`solve_mdp` refuses.
 
     Where an action has reward ``-inf`` it never leads. Not differentiable.
@@ -75,6 +77,9 @@ def action_flips(
         ...     print(f"{flip.beta:.3f}", flip.state, flip.below, flip.above)  # 1/log 3
         0.910 0 1 0
     """
+    if not isinstance(mdp, MDP):
+        raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
+    positive("num_halvings", num_halvings)
     grid = np.asarray(beta, float)
     if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) > 0).all():
         raise ValueError("beta must be two or more increasing numbers, [N]")

@@ -57,6 +57,7 @@ def solve_mdp(
         values and policies are ``[*batch, H, S]`` and ``[*batch, H, S, A]``.
 
     Raises:
+        TypeError: no :class:`kltarget.spaces.MDP`, a divergence that is not one.
         ValueError: shapes that do not fit, what :class:`kltarget.Objective` refuses, and at γ = 1
             a reference that is not absorbed from every state.
 
@@ -86,6 +87,8 @@ def solve_mdp(
         1901.11275. Newton's step at the fixed point has the derivatives of the implicit function
         theorem: ``dV = (I − γP_π)⁻¹ ∂T``.
     """
+    if not isinstance(mdp, MDP):
+        raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     positive("num_steps", num_steps)
     arrays = float_arguments(log_ref=log_ref, beta=beta)
     dtype = mdp.reward.dtype
