@@ -185,6 +185,12 @@ def test_an_action_that_a_state_lacks():
         (lambda: action_flips(two_states(), log_ref(), [0.1, 1.0], num_halvings=0), "num_halvings"),
         (lambda: solve_mdp(two_states(), np.log([0.5, 0.5]), 0.2), "log_ref has shape"),
         (lambda: solve_mdp(two_states(), log_ref(), -1.0), "beta"),
+        (
+            lambda: solve_mdp(
+                MDP(TRANSITION, [[0.0, 0.2], [1.0, -np.inf]], 0.9), log_ref(), 0.2, kt.ForwardKL()
+            ),
+            "reward is -inf where log_ref is not.* forward KL at index",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(make, message):

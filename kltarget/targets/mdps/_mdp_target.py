@@ -46,8 +46,8 @@ class MDPTarget(Optimum):
 
     @property
     def state_values(self) -> Float[Array, "*batch S"]:
-        """The maximum V from each state on, in reward units."""
-        return _state_values(self.states)
+        """The maximum V from each state on, in reward units; at γ = 1 it is 0 once absorbed."""
+        return values_of(self.mdp, self.states)
 
     @property
     def action_values(self) -> Float[Array, "*batch S A"]:
@@ -183,7 +183,9 @@ def mean(probs: Array, values: Array) -> Array:
 
 
 def dot(weights: Array, values: Array) -> Array:
-    return (jnp.broadcast_to(weights, values.shape) * values).sum(-1)
+    """A weighted sum in which infinite values without weight count for nothing."""
+    full = jnp.broadcast_to(weights, values.shape)
+    return (full * jnp.where(full != 0, values, jnp.zeros_like(values))).sum(-1)
 
 
 def going(mdp: MDP, like: Array) -> Array:
@@ -193,8 +195,12 @@ def going(mdp: MDP, like: Array) -> Array:
 
 
 @jax.jit
-def _state_values(states: Target) -> Array:
-    return states.value
+def values_of(mdp: MDP, states: Target) -> Array:
+    """V of every state: nothing is charged for an end at γ = 1, whichever actions it lacks."""
+    values = states.value
+    if mdp.horizon is not None:
+        return values
+    return jnp.where(going(mdp, values) > 0, values, jnp.zeros_like(values))
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kltarget._core.checks import float_arguments, positive, worded
+from kltarget._core.checks import float_arguments, positive, raise_first, traced, worded
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
@@ -23,6 +23,7 @@ from kltarget.targets.mdps._mdp_target import (
     mean,
     most_iterations,
     solve_values,
+    values_of,
 )
 
 
@@ -58,8 +59,9 @@ def solve_mdp(
 
     Raises:
         TypeError: no :class:`kltarget.spaces.MDP`, a divergence that is not one.
-        ValueError: shapes that do not fit, what :class:`kltarget.Objective` refuses, and at γ = 1
-            a reference that is not absorbed from every state.
+        ValueError: shapes that do not fit, what :class:`kltarget.Objective` refuses, at γ = 1
+            a reference that is not absorbed from every state, and an action of reward ``-inf`` that
+            the reference takes where the divergence is infinite without it, as forward KL is.
 
     Status:
         Those of :func:`kltarget.solve` in any state; ``NOT_CONVERGED`` where values still changed
@@ -107,7 +109,24 @@ def solve_mdp(
     # What is wrong with values is said once, before the walk.
     Objective(mdp.reward, log_ref, beta[..., None], divergence)
     mdp.require_absorbed(log_ref)
+    _require_finite_cost(mdp, log_ref, divergence, batch)
     return _solve_mdp(mdp, log_ref, beta, divergence, batch, num_steps)
+
+
+def _require_finite_cost(
+    mdp: MDP, log_ref: Array, divergence: Divergence, batch: tuple[int, ...]
+) -> None:
+    """Raises where a state lacks an action that costs infinitely much not to take."""
+    if traced(mdp.transition, mdp.discount, mdp.reward, log_ref, *jax.tree.leaves(divergence)):
+        return
+    if bool(jnp.isfinite(divergence.f(0.0)).all()):
+        return
+    lacked = (mdp.reward == -jnp.inf) & (log_ref > -jnp.inf)
+    if mdp.horizon is None:
+        goes_on = going(mdp, jnp.zeros((*batch, mdp.num_states))) > 0
+        lacked = lacked & goes_on[..., None]
+    wanted = f"is -inf where log_ref is not, which is infinitely far in {divergence.title}"
+    raise_first("reward", None, lacked, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -138,7 +157,7 @@ def _solve_mdp(
         return reward + mdp.discount * on * after
 
     def newton(values: Array, here: Target, gain: Array) -> Array:
-        rest = here.value + gain - values
+        rest = values_of(mdp, here) + gain - values
         return values + solve_values(mdp, jnp.exp(here.log_probs), rest)
 
     most = most_iterations(mdp, reward.dtype)
@@ -154,10 +173,11 @@ def _solve_mdp(
         # Policies are improved from the one of no rewards on, which ends where the reference does.
         first = (k == 0) & dense
         here = solved(jnp.where(first & (reward > -jnp.inf), 0.0, q))
-        change = jnp.where(first, jnp.inf, jnp.abs(here.value - values).max(-1))
-        scale = jnp.abs(here.value).max(-1) + jnp.abs(values).max(-1)
+        after = values_of(mdp, here)
+        change = jnp.where(first, jnp.inf, jnp.abs(after - values).max(-1))
+        scale = jnp.abs(after).max(-1) + jnp.abs(values).max(-1)
         gain = jnp.where(first, mean(jnp.exp(here.log_probs), reward), 0.0)
-        return newton(values, here, gain) if dense else here.value, change, scale, k + 1
+        return newton(values, here, gain) if dense else after, change, scale, k + 1
 
     far = jnp.full(batch, jnp.inf, reward.dtype)
     carry = (zero, far, jnp.zeros(batch, reward.dtype), 0)
@@ -172,8 +192,9 @@ def _solve_mdp(
     # they are compiled once.
     values, q, *parts = (x[1] for x in lax.scan(last, values, length=2)[1])
     states = Target(Objective.unchecked(q, log_ref, beta, divergence), *parts)
-    change = jnp.abs(states.value - values).max(-1)
-    scale = jnp.abs(states.value).max(-1)
+    after = values_of(mdp, states)
+    change = jnp.abs(after - values).max(-1)
+    scale = jnp.abs(after).max(-1)
     bits = _any_bits(states.status, batch)
     status = bits | flag(~(change <= 64 * eps * scale), Status.NOT_CONVERGED)
     probs = lax.stop_gradient(jnp.exp(states.log_probs))
