@@ -66,7 +66,7 @@ def verify_mdp(
     Example:
         >>> import jax
         >>> from kltarget.verification import verify_mdp
-        >>> options = {"beta": [0.5], "num_seeds": 1, "num_steps": 500}
+        >>> options = {"beta": [0.5], "num_seeds": 1, "num_steps": 200}
         >>> report = verify_mdp("five-arms", key=jax.random.key(0), **options)
         >>> report.passed, len(report.runs)
         (True, 3)
