@@ -173,6 +173,15 @@ def test_an_action_that_a_state_lacks():
         (lambda: MDP(TRANSITION * 1.1, REWARD, 0.9), r"transition sums to 1.1 at index \(0, 0\)"),
         (lambda: MDP(TRANSITION, REWARD, 1.0), "no absorbing state from the state at index 0"),
         (lambda: MDP(TRANSITION, REWARD * np.nan, 0.9), "reward must be below"),
+        (
+            # Not even for an action that the state lacks.
+            lambda: MDP(
+                np.stack([TRANSITION[0], TRANSITION[1] * [[1], [np.nan]]]),
+                [[0.0, 0.2], [1.0, -np.inf]],
+                0.9,
+            ),
+            r"transition must be finite, got nan at index \(1, 1, 0\)",
+        ),
         (lambda: MDP(TRANSITION, np.full((2, 2), -np.inf), 0.9), "-inf for every action"),
         (lambda: MDP(TRANSITION, REWARD, 0.9, np.array([0.5, 0.2])), "start sums to 0.7"),
         (lambda: MDP(TRANSITION[..., :1], REWARD, 0.9), "give successors"),

@@ -31,6 +31,9 @@ def test_arrows_are_as_long_as_moves_are_likely():
     assert ax.get_title(loc="left") == "β = 0.05"
     with pytest.raises(ValueError, match="'river-swim' has no places"):
         plot.grid_policy("river-swim", 0.1)
+    ends = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, horizon=8))
+    with pytest.raises(ValueError, match="'two-goals' has a horizon"):
+        plot.grid_policy(ends, 0.1)
 
 
 @pytest.mark.broad

@@ -43,7 +43,7 @@ def grid_policy(
         The axes; ``ax.figure`` is the figure.
 
     Raises:
-        ValueError: a process that is no grid world.
+        ValueError: a process that is no grid world, or has a horizon.
 
     Example:
         >>> from kltarget import plot
@@ -54,6 +54,8 @@ def grid_policy(
     task = load_mdp(task) if isinstance(task, str) else task
     if task.places is None:
         raise ValueError(f"task {task.name!r} has no places: give a grid world, as 'two-goals' is")
+    if task.mdp.horizon is not None:
+        raise ValueError(f"task {task.name!r} has a horizon: give one of one policy for all steps")
     target = solve_mdp(task.mdp, task.log_ref, float(beta), divergence).raise_if_failed()
     policy = np.exp(np.asarray(target.log_policy, float))
     value, places = np.asarray(target.state_values, float), np.asarray(task.places)

@@ -48,7 +48,7 @@ class MDP:
             ever without being absorbed.
 
     An absorbing state leads to itself under every action. At γ = 1 it is the end: nothing is earned
-    or charged there. Rows of actions that a state lacks are not looked at. States that are never
+    or charged there. Rows of actions that a state lacks count for nothing. States that are never
     reached are solved like any other.
 
     Example:
@@ -154,7 +154,8 @@ class MDP:
         transition = np.broadcast_to(
             np.asarray(self.transition), (*present.shape, self.transition.shape[-1])
         )
-        negative = ~(transition >= 0) & present[..., None]
+        raise_first("transition", transition, ~np.isfinite(transition), "must be finite")
+        negative = (transition < 0) & present[..., None]
         raise_first("transition", transition, negative, "must not be below 0")
         for name, rows, counted in (
             ("transition", transition, present),
@@ -303,6 +304,16 @@ class MDP:
         moves = ((self.transition > 0) & jnp.broadcast_to(elsewhere, self.transition.shape)).any(-1)
         present = jnp.broadcast_to(self.reward > -jnp.inf, shape)
         return ~(jnp.broadcast_to(moves, shape) & present).any(-1)
+
+    @property
+    def dense_transition(self) -> Float[Array, "*batch S A S"]:
+        """The transition with the probabilities of all next states, sparse or not."""
+        if self.successors is None:
+            return self.transition
+        states, actions, _ = self.successors.shape
+        at = np.ogrid[:states, :actions, :1][:2]
+        nowhere = jnp.zeros((*self.transition.shape[:-1], states), self.transition.dtype)
+        return nowhere.at[..., *at, self.successors].add(self.transition)
 
     def expected_next(self, values: ArrayLike) -> Float[Array, "*batch S A"]:
         """Means of the next state's values, ``[*batch, S]`` in, ``[*batch, S, A]`` out."""

@@ -41,7 +41,11 @@ class MDPTask:
         """How likely a policy is to end in each goal, however late, float64 ``[*batch, G]``.
 
         Args:
-            log_policy: log-probabilities ``[*batch, S, A]`` of a policy that ends sooner or later.
+            log_policy: log-probabilities ``[*batch, S, A]`` of a policy that ends sooner or later;
+                what it gives to actions that a state lacks is shared by the others.
+
+        Raises:
+            ValueError: a process with a horizon, a policy that can go on for ever.
 
         Example:
             >>> from kltarget import tasks
@@ -49,11 +53,24 @@ class MDPTask:
             >>> print([f"{x:.3f}" for x in task.goal_masses(task.log_ref)])
             ['0.800', '0.200']
         """
-        policy = np.exp(np.asarray(log_policy, float))
-        moves = np.einsum("...sa,sat->...st", policy, np.asarray(self.mdp.transition, float))
+        if self.mdp.horizon is not None:
+            raise ValueError(
+                f"task {self.name!r} has a horizon: masses are of processes that go on until they "
+                "end in a goal"
+            )
+        policy = np.exp(np.asarray(log_policy, float)) * (np.asarray(self.mdp.reward) > -np.inf)
+        policy /= policy.sum(-1, keepdims=True)
+        chances = np.asarray(self.mdp.dense_transition, float)
+        moves = np.einsum("...sa,sat->...st", policy, chances)
         on = np.setdiff1d(np.arange(self.mdp.num_states), self.goals)
         stay = np.eye(len(on)) - moves[..., on[:, None], on]
-        ends = np.linalg.solve(stay, moves[..., on[:, None], list(self.goals)])
+        try:
+            ends = np.linalg.solve(stay, moves[..., on[:, None], list(self.goals)])
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"log_policy of task {self.name!r} can go on for ever: from every state it must "
+                "lead to a goal"
+            ) from None
         start = np.asarray(self.mdp.start, float)
         return np.einsum("s,...sg->...g", start[on], ends) + start[list(self.goals)]
 

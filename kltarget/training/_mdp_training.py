@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -186,7 +185,7 @@ def _flattened(
         last = x.shape[x.ndim - own :]
         return jnp.broadcast_to(x, (*batch, *last)).reshape(math.prod(batch), *last)
 
-    transition = _dense(mdp)
+    transition = mdp.dense_transition
     return _Problem(
         transition if transition.ndim == 3 else flat(transition, 3),
         flat(mdp.reward, 2),
@@ -196,15 +195,6 @@ def _flattened(
         flat(beta, 0),
         flat(rate, 0),
     )
-
-
-def _dense(mdp: MDP) -> Array:
-    if mdp.successors is None:
-        return mdp.transition
-    states, actions, _ = mdp.successors.shape
-    at = np.ogrid[:states, :actions, :1][:2]
-    zeros = jnp.zeros((*mdp.transition.shape[:-1], states), mdp.transition.dtype)
-    return zeros.at[..., *at, mdp.successors].add(mdp.transition)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))

@@ -217,11 +217,7 @@ class _Row(NamedTuple):
 def _program(mdp: MDP, policy: np.ndarray) -> _Program:
     reward = np.asarray(mdp.reward, float)
     states, actions = reward.shape
-    moves = np.asarray(mdp.transition, float)
-    if mdp.successors is not None:
-        chances, moves = moves, np.zeros((states, actions, states))
-        where = (np.arange(states)[:, None, None], np.arange(actions)[:, None], mdp.successors)
-        np.add.at(moves, where, chances)
+    moves = np.asarray(mdp.dense_transition, float)
     policy = np.where(reward > -np.inf, policy, 0.0)
     total = policy.sum(-1, keepdims=True)
     raise_first("log_ref", None, total[..., 0] == 0, "has no action that the state has")
