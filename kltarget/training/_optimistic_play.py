@@ -144,8 +144,8 @@ def optimistic_play(
         positive(name, x)
     positive("inner_steps", inner_steps)
     for name, x in (("noise", noise), ("bonus", bonus)):
-        if not x >= 0:
-            raise ValueError(f"{name} must be 0 or more, got {x}")
+        if not 0 <= x < float("inf"):
+            raise ValueError(f"{name} must be 0 or more and finite, got {x}")
     rows, columns = references(log_ref, game.num_actions, beta)
     if rows.ndim != 1 or columns.ndim != 1 or jnp.ndim(beta):
         raise ValueError(

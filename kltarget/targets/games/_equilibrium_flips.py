@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kltarget._core.checks import positive
 from kltarget.divergences import Divergence
 from kltarget.spaces import MatrixGame, PreferenceGame
+from kltarget.targets._leader_changes import leader_changes
 from kltarget.targets.games._solve_game import solve_game
 
 
@@ -71,36 +71,17 @@ def equilibrium_flips(
     """
     if not isinstance(game, PreferenceGame | MatrixGame):
         raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {type(game).__name__}")
-    positive("num_halvings", num_halvings)
-    grid = np.asarray(beta, float)
-    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) > 0).all():
-        raise ValueError("beta must be two or more increasing numbers, [N]")
     if game.payoff.ndim != 2:
         raise ValueError(f"game has batch axes, of payoffs {game.payoff.shape}: give one game")
 
     def leaders(at: np.ndarray) -> np.ndarray:
         found = solve_game(game, log_ref, jnp.asarray(at), divergence).raise_if_failed()
         sides = [found.row] if isinstance(game, PreferenceGame) else [found.row, found.column]
-        return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides])
+        return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides], -1)
 
-    first = leaders(grid)
-    places = np.argwhere(first[:, 1:] != first[:, :-1])
-    if not len(places):
-        return ()
-    side, k = places.T
-    low, high = np.log(grid[k]), np.log(grid[k + 1])
-    below, above = first[side, k], first[side, k + 1]
-    every = np.arange(len(side))
-    for _ in range(num_halvings):
-        middle = (low + high) / 2
-        here = leaders(np.exp(middle))[side, every]
-        # A third action that leads in between ends the interval above it.
-        stays = here == below
-        low, high = np.where(stays, middle, low), np.where(stays, high, middle)
-        above = np.where(stays, above, here)
     names = ("row", "column")
     flips = [
-        Flip(float(np.exp((a + b) / 2)), names[s], int(i), int(j))
-        for a, b, s, i, j in zip(low, high, side, below, above, strict=True)
+        Flip(change.beta, names[change.place[0]], change.below, change.above)
+        for change in leader_changes(leaders, beta, num_halvings)
     ]
     return tuple(sorted(flips))
