@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +61,19 @@ class MDP:
         >>> print(mdp.absorbing)
         [False  True]
     """
+
+    if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
+
+        def __init__(
+            self,
+            transition: ArrayLike | Sequence[Any],
+            reward: ArrayLike | Sequence[Any],
+            discount: ArrayLike | None = None,
+            start: ArrayLike | Sequence[Any] | None = None,
+            successors: ArrayLike | Sequence[Any] | None = None,
+            *,
+            horizon: int | None = None,
+        ) -> None: ...
 
     transition: Float[Array, "*#batch S A K"]
     reward: Float[Array, "*#batch S A"]
