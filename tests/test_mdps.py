@@ -212,6 +212,8 @@ def test_what_is_no_process_is_refused():
         solve_mdp(tasks.load_mdp("five-arms"), log_ref(), 0.2)
     with pytest.raises(TypeError, match="mdp must be an MDP, got str"):
         action_flips("five-arms", log_ref(), [0.1, 1.0])
+    with pytest.raises(TypeError, match="reward are float16, too coarse for sums over time"):
+        MDP(TRANSITION.astype(np.float16), REWARD.astype(np.float16), 0.9)
 
 
 def test_states_that_no_policy_reaches():

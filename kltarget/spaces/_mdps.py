@@ -39,7 +39,7 @@ class MDP:
         horizon: the number H of steps; without it the process goes on.
 
     Raises:
-        TypeError: successors that are not integers.
+        TypeError: successors that are not integers, floats of 16 bits.
         ValueError: shapes that do not fit, neither discount nor horizon, a horizon below 1; and
             outside a trace, a discount outside (0, 1], a transition that is negative or does not
             sum to one, a reward that is NaN or +inf, a state without any action, a start that does
@@ -93,6 +93,11 @@ class MDP:
             given["start"] = self.start
         for name, x in float_arguments(**given).items():
             object.__setattr__(self, name, x)
+        if jnp.finfo(self.reward.dtype).bits < 32:
+            raise TypeError(
+                f"transition and reward are {self.reward.dtype}, too coarse for sums over time: "
+                "give float32"
+            )
         self._check_shapes()
         if self.start is None:
             even = jnp.full(self.num_states, 1 / self.num_states, self.reward.dtype)
