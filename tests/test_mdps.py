@@ -12,7 +12,7 @@ from oracles import DTYPES, eps
 import kltarget as kt
 from kltarget import tasks
 from kltarget.spaces import MDP
-from kltarget.targets.mdps import action_flips, solve_mdp
+from kltarget.targets.mdps import action_flips, solve_mdp, solve_occupancy
 
 TRANSITION = np.array([[[0.9, 0.1], [0.4, 0.6]], [[0.3, 0.7], [0.2, 0.8]]])
 REWARD = np.array([[0.0, 0.2], [1.0, 0.5]])
@@ -214,6 +214,17 @@ def test_what_is_no_process_is_refused():
         action_flips("five-arms", log_ref(), [0.1, 1.0])
     with pytest.raises(TypeError, match="reward are float16, too coarse for sums over time"):
         MDP(TRANSITION.astype(np.float16), REWARD.astype(np.float16), 0.9)
+
+
+def test_means_are_of_states_and_actions():
+    target = solve_mdp(two_states(), log_ref(), 0.2)
+    np.testing.assert_allclose(target.expectation(np.ones((2, 2))), 10.0, rtol=100 * eps(LAST))
+    # As many states as actions: a number per state would be taken for one per action.
+    with pytest.raises(ValueError, match=r"fn has shape \(2,\): its last axes must be states and"):
+        target.expectation(np.ones(2))
+    occupied = solve_occupancy(two_states(), log_ref(), 0.2)
+    with pytest.raises(ValueError, match=r"fn has shape \(4,\): its first axes must be states and"):
+        occupied.expectation(np.ones(4))
 
 
 def test_states_that_no_policy_reaches():

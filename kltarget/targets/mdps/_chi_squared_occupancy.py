@@ -73,8 +73,13 @@ class OccupancyTarget(Optimum):
         return jnp.sqrt(far) if self.root else far
 
     def expectation(self, fn: ArrayLike) -> Float[Array, "..."]:
-        """``E_d[fn]`` of values ``[S, A, ...]``."""
+        """``E_d[fn]`` of values ``[S, A, ...]``; a ``ValueError`` of other shapes."""
         values = jnp.asarray(fn, self.occupancy.dtype)
+        if values.shape[:2] != self.reference.shape:
+            raise ValueError(
+                f"fn has shape {values.shape}: its first axes must be states and actions, "
+                f"{self.reference.shape}"
+            )
         pairs = self.occupancy.reshape(*self.occupancy.shape[:-2], -1)
         mean = mix(pairs, values.reshape(pairs.shape[-1], -1))
         return mean.reshape(*pairs.shape[:-1], *values.shape[2:])

@@ -106,9 +106,18 @@ class MDPTarget(Optimum):
         """``E_π[Σ_t γ^t fn(s_t, a_t)]`` of values ``[S, A]`` or ``[*batch, S, A]``.
 
         At γ = 1 the sum ends with absorption.
+
+        Raises:
+            ValueError: other shapes.
         """
         probs = jnp.exp(self.log_policy)
-        return self._summed(mean(probs, each_step(self.mdp, jnp.asarray(fn, probs.dtype), probs)))
+        values = jnp.asarray(fn, probs.dtype)
+        if values.shape[-2:] != probs.shape[-2:]:
+            raise ValueError(
+                f"fn has shape {values.shape}: its last axes must be states and actions, "
+                f"{probs.shape[-2:]}"
+            )
+        return self._summed(mean(probs, each_step(self.mdp, values, probs)))
 
     def _summed(self, values: Array) -> Array:
         total = dot(self.visits, values)
