@@ -99,6 +99,12 @@ def load_mdp(name: str) -> MDPTask:
         >>> task = tasks.load_mdp("river-swim")
         >>> task.labels, task.mdp.num_states
         (('left', 'right'), 6)
+
+    References:
+        ``river-swim``: Strehl, Littman, "An analysis of model-based interval estimation for Markov
+        decision processes", 2008; chances and rewards of Osband, Russo, Van Roy, "(More) efficient
+        reinforcement learning via posterior sampling", 2013. The other two are made for this
+        package.
     """
     return found_by_name("decision process", _MDPS, name)
 
@@ -151,12 +157,7 @@ def _two_goals() -> MDPTask:
 
 @functools.cache
 def _river_swim() -> MDPTask:
-    """Six places along a river: a little is earned downstream, much upstream, against the stream.
-
-    After Strehl and Littman, "An analysis of model-based interval estimation for Markov decision
-    processes", 2008, with the chances and rewards of Osband, Russo and Van Roy, "(More) efficient
-    reinforcement learning via posterior sampling", 2013.
-    """
+    """Six places along a river: a little is earned downstream, much upstream, against it."""
     size = 6
     transition = np.zeros((size, 2, size))
     for state in range(size):

@@ -315,7 +315,10 @@ def _fitted(
     """
     flat, unravel = ravel_pytree(params)
     on = log_policy > -jnp.inf
-    logs = lambda x: jnp.where(on, policy(unravel(x)), 0.0).reshape(-1)  # noqa: E731
+
+    def logs(x: Array) -> Array:
+        return jnp.where(on, policy(unravel(x)), 0.0).reshape(-1)
+
     jacobian = jax.jacrev(logs)(flat)
     weight = jnp.sqrt(jnp.maximum(met, 0.0)[:, None] * jnp.exp(log_policy)).reshape(-1)
     scaled = weight[:, None] * jacobian

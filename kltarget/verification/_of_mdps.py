@@ -115,8 +115,8 @@ def _rows(
     for seed, b in np.ndindex(trained.shape[:2]):
         log_policy, best = trained[seed, b], np.asarray(target.log_policy[b], float)
         coefficient = float(betas[b])
-        own = _walked(task.mdp, task.log_ref, log_policy, coefficient)
-        its = _walked(task.mdp, task.log_ref, best, coefficient)
+        own = _met_and_earned(task.mdp, task.log_ref, log_policy, coefficient)
+        its = _met_and_earned(task.mdp, task.log_ref, best, coefficient)
         policy, apart = np.exp(log_policy), np.abs(np.exp(log_policy) - np.exp(best)).sum(-1) / 2
         on = policy > 0
         ratio = np.where(on, log_policy, 0.0) - np.where(on, best, 0.0)
@@ -142,7 +142,9 @@ def _masses(task: MDPTask, log_policy: np.ndarray) -> np.ndarray:
     return task.goal_masses(log_policy) if task.goals else np.zeros(0)
 
 
-def _walked(mdp: MDP, log_ref: np.ndarray, log_policy: np.ndarray, beta: float) -> dict[str, Any]:
+def _met_and_earned(
+    mdp: MDP, log_ref: np.ndarray, log_policy: np.ndarray, beta: float
+) -> dict[str, Any]:
     """What a policy meets and earns, by linear equations in NumPy alone."""
     transition, reward = (np.asarray(x, float) for x in (mdp.dense_transition, mdp.reward))
     discount, start, policy = float(mdp.discount), np.asarray(mdp.start, float), np.exp(log_policy)
@@ -170,7 +172,7 @@ def _checks(
     first = present - np.logaddexp.reduce(present, axis=-1, keepdims=True)
     at_start = {
         float(beta): float(target.value[b])
-        - _walked(task.mdp, task.log_ref, first, float(beta))["objective"]
+        - _met_and_earned(task.mdp, task.log_ref, first, float(beta))["objective"]
         for b, beta in enumerate(betas)
     }
     left = [row["gap"] / at_start[row["beta"]] for row in rows]
