@@ -216,6 +216,23 @@ def test_what_is_no_process_is_refused():
         MDP(TRANSITION.astype(np.float16), REWARD.astype(np.float16), 0.9)
 
 
+@pytest.mark.broad
+def test_under_a_trace_what_is_no_process_is_nan_and_says_so():
+    @jax.jit
+    def solved(moves, discount):
+        return solve_mdp(MDP(moves, REWARD.astype(LAST), discount), log_ref(), 0.5)
+
+    moves = TRANSITION.astype(LAST)
+    assert solved(moves, 0.9).status == 0
+    less = moves.copy()
+    less[0, 0] = [1.5, -0.5]
+    for wrong in ((moves, 1.5), (moves, -0.5), (moves * 2, 0.9), (less, 0.9), (moves, 1.0)):
+        target = solved(*wrong)
+        assert target.status == kt.Status.INVALID_PROCESS
+        assert np.isnan(target.state_values).all()
+        assert np.isnan(target.value_error)
+
+
 def test_means_are_of_states_and_actions():
     target = solve_mdp(two_states(), log_ref(), 0.2)
     np.testing.assert_allclose(target.expectation(np.ones((2, 2))), 10.0, rtol=100 * eps(LAST))

@@ -11,7 +11,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kltarget._core.checks import float_arguments, positive, raise_first, traced, worded
+from kltarget._core.checks import (
+    float_arguments,
+    mass_tolerance,
+    positive,
+    raise_first,
+    traced,
+    worded,
+)
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
@@ -65,7 +72,8 @@ def solve_mdp(
 
     Status:
         Those of :func:`kltarget.solve` in any state; ``NOT_CONVERGED`` where values still changed
-        by more than rounding.
+        by more than rounding; under a trace ``INVALID_PROCESS`` where the discount or a transition
+        is out of range, or the reference leads to no end at γ = 1.
 
     An action of reward ``-inf`` is not taken. First derivatives in reward, transition, log_ref,
     beta and discount go through the fixed point by one linear equation.
@@ -142,8 +150,11 @@ def _solve_mdp(
     reward = jnp.broadcast_to(mdp.reward, shape)
     log_ref = jnp.broadcast_to(log_ref, shape)
     beta = jnp.broadcast_to(beta[..., None], shape[:-1])
+    # Under a trace nothing was checked yet: such rows are to be NaN, not numbers of no process.
+    invalid = _invalid(*jax.tree.map(lax.stop_gradient, (mdp, reward, log_ref)))
+    reward = jnp.where(invalid[..., None, None], jnp.nan, reward)
     if mdp.horizon is not None:
-        return _walked(mdp, reward, log_ref, beta, divergence)
+        return _walked(mdp, reward, log_ref, beta, divergence, invalid)
     dense = mdp.successors is None
     eps = jnp.finfo(reward.dtype).eps
     zero = jnp.zeros(shape[:-1], reward.dtype)
@@ -196,7 +207,8 @@ def _solve_mdp(
     change = jnp.abs(after - values).max(-1)
     scale = jnp.abs(after).max(-1)
     bits = _any_bits(states.status, batch)
-    status = bits | flag(~(change <= 64 * eps * scale), Status.NOT_CONVERGED)
+    bits = bits | flag(~(change <= 64 * eps * scale), Status.NOT_CONVERGED)
+    status = jnp.where(invalid, jnp.int32(int(Status.INVALID_PROCESS)), bits)
     probs = lax.stop_gradient(jnp.exp(states.log_probs))
     times = lax.cond(
         mdp.discount == 1,
@@ -205,6 +217,28 @@ def _solve_mdp(
     )
     error = jnp.where((status & FAILURES) != 0, jnp.nan, change * times)
     return MDPTarget(mdp, states, error, status)
+
+
+def _invalid(mdp: MDP, reward: Array, log_ref: Array) -> Array:
+    """Rows whose discount or transition is out of range, or at γ = 1 do not end, ``[*batch]``."""
+    present = reward > -jnp.inf
+    total = mdp.transition.sum(-1)
+    wrong = ~(jnp.abs(total - 1) <= mass_tolerance(total.dtype)) | (mdp.transition < 0).any(-1)
+    wrong = (jnp.broadcast_to(wrong, present.shape) & present).any((-1, -2))
+    wrong = wrong | ~((mdp.discount > 0) & (mdp.discount <= 1))
+    if mdp.horizon is not None:
+        return wrong
+    taken = present & (log_ref > -jnp.inf)
+    ended = 1 - going(mdp, reward[..., 0])
+
+    def more(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        led, _ = state
+        ahead = taken & (jnp.broadcast_to(mdp.expected_next(led), taken.shape) > 0)
+        after = jnp.where(ahead.any(-1), jnp.ones_like(led), led)
+        return after, jnp.any(after != led)
+
+    led, _ = lax.while_loop(lambda state: state[1], more, (ended, mdp.discount == 1))
+    return wrong | ((mdp.discount == 1) & ~(led > 0).all(-1))
 
 
 class _Step(NamedTuple):
@@ -218,7 +252,7 @@ class _Step(NamedTuple):
 
 
 def _walked(
-    mdp: MDP, reward: Array, log_ref: Array, beta: Array, divergence: Divergence
+    mdp: MDP, reward: Array, log_ref: Array, beta: Array, divergence: Divergence, invalid: Array
 ) -> MDPTarget:
     """The target of a process with a horizon: one pass from its last step to its first."""
 
@@ -237,7 +271,8 @@ def _walked(
     beta = jnp.broadcast_to(beta[..., None, :], q.shape[:-1])
     divergence = jax.tree.map(lambda x: x[..., None, :] if jnp.ndim(x) else x, divergence)
     states = Target(Objective.unchecked(q, log_ref, beta, divergence), *parts)
-    status = _any_bits(states.status, batch)
+    bits = _any_bits(states.status, batch)
+    status = jnp.where(invalid, jnp.int32(int(Status.INVALID_PROCESS)), bits)
     failed = (status & FAILURES) != 0
     error = jnp.where(failed, jnp.nan, jnp.zeros(batch, reward.dtype))
     return MDPTarget(mdp, states, error, status)
