@@ -36,6 +36,10 @@ SLOW_EXAMPLES = (
     "kltarget.training.dpo",
     "kltarget.verification.Report",
     "kltarget.verification.verify",
+    "kltarget.verification.verify_chain",
+    "kltarget.verification.verify_game",
+    "kltarget.verification.verify_mdp",
+    "kltarget.verification.verify_texts",
 )
 """Public names whose docstrings take several seconds: an example cannot carry a mark."""
 
@@ -51,6 +55,7 @@ BROAD_EXAMPLES = (
     "kltarget.studies.forgetting_path",
     "kltarget.training.estimators.surrogate",
     "kltarget.training.f_dpg",
+    "kltarget.training.fine_tune_mdp",
     "kltarget.training.fit",
 )
 """Those whose docstrings take more than a second, and which quick tests call anyway."""

@@ -128,6 +128,13 @@ def test_a_task_without_modes_gets_those_of_its_right_outcomes():
         (3, {}, TypeError, r"problem must be .* got int"),
         ((REWARD,), {}, TypeError, "problem must be"),
         ("one-three", {}, ValueError, "'one-three' is neither a file nor a task: the tasks are"),
+        (
+            "two-goals",
+            {},
+            ValueError,
+            "'two-goals' is not a list of outcomes: .*load_mdp, or",
+        ),
+        ("cycle", {}, ValueError, "kltarget.tasks.load_game, or kltarget verify cycle"),
         ("one-three.xyz", {}, tasks.TableError, "unknown extension '.xyz'"),
         ("missing.csv", {}, tasks.TableError, "missing.csv"),
         ("one-two", {"columns": {"reward": "score"}}, TypeError, "columns are for a table"),

@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import linprog
 
 import kltarget as kt
+from kltarget import tasks
 from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
 from kltarget.targets.games import equilibrium_flips, solve_game
 
@@ -314,6 +315,10 @@ def test_derivatives_of_markov_games_are_central_differences(horizon):
         (lambda: MarkovGame(np.ones((1, 1, 1, 1)), [[[0.0]]]), "discount must be below 1"),
         (lambda: MarkovGame(np.ones((1, 1, 1, 1)), [[0.0]], horizon=1), "reward has shape"),
         (lambda: MarkovGame(np.ones((2, 1, 1, 1)), [[[0.0]]], horizon=1), "next states"),
+        (
+            lambda: MarkovGame(np.ones((2, 1, 1, 1, 1)), np.ones((3, 1, 1, 1)), horizon=1),
+            r"batch axes of transition \(2,\) and of reward \(3,\)",
+        ),
         (lambda: solve_game(MatrixGame(PAYOFF), LOG_REF, 1.0), "of the row player has shape"),
         (lambda: solve_game(MatrixGame(PAYOFF), REFS, 0.0), "beta must be above 0"),
         (lambda: solve_game(PreferenceGame(CYCLE), (LOG_REF, LOG_REF), 1.0), "share one reference"),
@@ -337,6 +342,17 @@ def test_flips_are_looked_for_among_increasing_betas():
 def test_what_is_no_game_is_refused():
     with pytest.raises(TypeError, match="game must be"):
         solve_game(PAYOFF, REFS, 1.0)
+    duel = tasks.load_game("duel")
+    with pytest.raises(TypeError, match="got MarkovGame"):
+        equilibrium_flips(duel.game, duel.log_ref, [0.1, 1.0])
+    with pytest.raises(TypeError, match=r"got GameTask$"):
+        solve_game(duel, duel.log_ref, 1.0)
+
+
+def test_a_batch_of_no_games_has_no_equilibria():
+    found = solve_game(PreferenceGame(np.full((0, 2, 2), 0.5)), np.log([0.5, 0.5]), 1.0)
+    assert found.value.shape == (0,)
+    assert found.row.probs.shape == (0, 2)
 
 
 @pytest.mark.broad

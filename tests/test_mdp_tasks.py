@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import kltarget as kt
 from kltarget import tasks
+from kltarget.spaces import MDP
 from kltarget.targets.mdps import solve_mdp
 
 
@@ -67,3 +70,31 @@ def test_the_swimmer_turns_round_and_the_bandit_is_a_tilt():
     found = np.exp(np.asarray(solve_mdp(arms.mdp, arms.log_ref, 0.25).log_policy[0], float))
     tilted = np.exp(arms.log_ref[0] + np.asarray(arms.mdp.reward[0], float) / 0.25)
     np.testing.assert_allclose(found, tilted / tilted.sum(), rtol=2e-4)
+
+
+def sparse_goals():
+    """The grid world with the two states that each move may lead to."""
+    task = tasks.load_mdp("two-goals")
+    chances = np.asarray(task.mdp.transition)
+    after = np.argsort(-chances, axis=-1)[..., :2]
+    few = np.take_along_axis(chances, after, -1)
+    mdp = MDP(few, task.mdp.reward, task.mdp.discount, task.mdp.start, after)
+    return dataclasses.replace(task, mdp=mdp)
+
+
+def test_masses_of_goals_are_of_processes_that_end():
+    task = tasks.load_mdp("two-goals")
+    sparse = sparse_goals()
+    np.testing.assert_array_equal(sparse.mdp.dense_transition, task.mdp.transition)
+    np.testing.assert_allclose(sparse.goal_masses(task.log_ref), [0.8, 0.2], rtol=1e-5)
+    down = np.where(np.array(task.labels) == "down", 0.0, -np.inf) + np.zeros_like(task.log_ref)
+    with pytest.raises(ValueError, match="can go on for ever"):
+        task.goal_masses(down)
+    ends = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, horizon=8))
+    with pytest.raises(ValueError, match="'two-goals' has a horizon: masses are of processes"):
+        ends.goal_masses(task.log_ref)
+    # Downwards is lacking, so that the reference's share of it goes to the others.
+    reward = np.asarray(task.mdp.reward).copy()
+    reward[:, task.labels.index("down")] = -np.inf
+    lacking = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, reward=reward))
+    np.testing.assert_allclose(lacking.goal_masses(task.log_ref), [0.8, 0.2], rtol=1e-5)

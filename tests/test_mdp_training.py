@@ -39,6 +39,10 @@ def values(log_policy):
     return np.linalg.solve(np.eye(2) - DISCOUNT * moves, paid)
 
 
+def action_values(log_policy):
+    return REWARD + DISCOUNT * TRANSITION @ values(log_policy)
+
+
 def objective(log_policy):
     return START @ values(log_policy)
 
@@ -68,6 +72,43 @@ def test_natural_steps_of_one_over_beta_are_soft_policy_iteration(steps):
 
 
 @pytest.mark.broad
+@pytest.mark.broad
+def test_plain_natural_steps_shrink_errors_at_the_rate_of_theory():
+    mdp = MDP(TRANSITION.astype(LAST), REWARD.astype(LAST), DISCOUNT)
+    best = np.asarray(solve_mdp(mdp, REF, BETA).log_policy, float)
+    eta = 0.4 / BETA
+    # The constant of the theorem: how far Q and log π are at first.
+    first = np.abs(action_values(REF) - action_values(best)).max()
+    first += 2 * BETA * (1 - eta * BETA) * np.abs(REF - best).max()
+    errors = {}
+    for k in (6, 9):
+        options = {"learning_rate": eta, "num_steps": k, "natural": True}
+        log_policy = np.asarray(fine_tune_mdp(mdp, REF, BETA, **options).log_policy[0], float)
+        errors[k] = np.abs(log_policy - best).max()
+        off = np.abs(action_values(log_policy) - action_values(best)).max()
+        assert off <= first * (1 - (1 - DISCOUNT) * eta * BETA) ** k
+    np.testing.assert_allclose(errors[9] / errors[6], 0.6**3, rtol=0.02)
+
+
+@pytest.mark.broad
+def test_natural_steps_of_forward_kl_settle_below_the_length_that_is_said_and_not_above():
+    # One state and two actions: the step is linear there, of eigenvalue 1 − ηβ Σ π_ref/π² / Σ 1/π.
+    reward, ref = np.array([[0.0, 1.0]]), np.log(np.array([[0.5, 0.5]]))
+    mdp = MDP(np.ones((1, 2, 1), LAST), reward.astype(LAST), 0.5)
+    # β/2π = Λ − r with masses that add to one: 1/(2Λ) + 1/(2Λ − 2) = 1.
+    level = 1 + 0.5**0.5
+    policy = 0.5 / (level - reward[0])
+    np.testing.assert_allclose(policy.sum(), 1, rtol=1e-12)
+    limit = 2 * (1 / policy).sum() / (0.5 / policy**2).sum()
+    assert limit > 2 * policy.min() / 0.5
+    options = {"num_steps": 300, "natural": True}
+    for share in (0.9, 1.1):
+        step = {"learning_rate": share * limit}
+        run = fine_tune_mdp(mdp, ref, 1.0, kt.ForwardKL(), **step, **options)
+        near = np.abs(np.exp(np.asarray(run.log_policy[0, 0], float)) - policy).max()
+        assert (near < 1e-5) == (share < 1)
+
+
 def test_a_plain_step_is_along_the_gradient():
     plain = {"learning_rate": 0.5, "num_steps": 1, "optimizer": optax.sgd}
     run = fine_tune_mdp(two_states(), REF, BETA, **plain)

@@ -10,8 +10,9 @@ import scipy.optimize
 from oracles import DTYPES, eps
 
 import kltarget as kt
+from kltarget import tasks
 from kltarget.spaces import MDP
-from kltarget.targets.mdps import solve_mdp
+from kltarget.targets.mdps import action_flips, solve_mdp, solve_occupancy
 
 TRANSITION = np.array([[[0.9, 0.1], [0.4, 0.6]], [[0.3, 0.7], [0.2, 0.8]]])
 REWARD = np.array([[0.0, 0.2], [1.0, 0.5]])
@@ -172,16 +173,75 @@ def test_an_action_that_a_state_lacks():
         (lambda: MDP(TRANSITION * 1.1, REWARD, 0.9), r"transition sums to 1.1 at index \(0, 0\)"),
         (lambda: MDP(TRANSITION, REWARD, 1.0), "no absorbing state from the state at index 0"),
         (lambda: MDP(TRANSITION, REWARD * np.nan, 0.9), "reward must be below"),
+        (
+            # Not even for an action that the state lacks.
+            lambda: MDP(
+                np.stack([TRANSITION[0], TRANSITION[1] * [[1], [np.nan]]]),
+                [[0.0, 0.2], [1.0, -np.inf]],
+                0.9,
+            ),
+            r"transition must be finite, got nan at index \(1, 1, 0\)",
+        ),
         (lambda: MDP(TRANSITION, np.full((2, 2), -np.inf), 0.9), "-inf for every action"),
         (lambda: MDP(TRANSITION, REWARD, 0.9, np.array([0.5, 0.2])), "start sums to 0.7"),
         (lambda: MDP(TRANSITION[..., :1], REWARD, 0.9), "give successors"),
+        (lambda: MDP(np.ones((0, 2, 0)), np.ones((0, 2)), 0.9), "one state and one action"),
+        (lambda: MDP(np.ones((2, 0, 2)), np.ones((2, 0)), 0.9), "one state and one action"),
+        (
+            lambda: MDP(np.tile(TRANSITION, (3, 1, 1, 1)), np.tile(REWARD, (4, 1, 1)), 0.9),
+            r"batch axes \(3,\), \(4,\) of transition, reward and start do not broadcast",
+        ),
+        (lambda: action_flips(two_states(), log_ref(), [0.1, 1.0], num_halvings=0), "num_halvings"),
         (lambda: solve_mdp(two_states(), np.log([0.5, 0.5]), 0.2), "log_ref has shape"),
         (lambda: solve_mdp(two_states(), log_ref(), -1.0), "beta"),
+        (
+            lambda: solve_mdp(
+                MDP(TRANSITION, [[0.0, 0.2], [1.0, -np.inf]], 0.9), log_ref(), 0.2, kt.ForwardKL()
+            ),
+            "reward is -inf where log_ref is not.* forward KL at index",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_no_process_is_refused():
+    with pytest.raises(TypeError, match="mdp must be an MDP, got MDPTask"):
+        solve_mdp(tasks.load_mdp("five-arms"), log_ref(), 0.2)
+    with pytest.raises(TypeError, match="mdp must be an MDP, got str"):
+        action_flips("five-arms", log_ref(), [0.1, 1.0])
+    with pytest.raises(TypeError, match="reward are float16, too coarse for sums over time"):
+        MDP(TRANSITION.astype(np.float16), REWARD.astype(np.float16), 0.9)
+
+
+@pytest.mark.broad
+def test_under_a_trace_what_is_no_process_is_nan_and_says_so():
+    @jax.jit
+    def solved(moves, discount):
+        return solve_mdp(MDP(moves, REWARD.astype(LAST), discount), log_ref(), 0.5)
+
+    moves = TRANSITION.astype(LAST)
+    assert solved(moves, 0.9).status == 0
+    less = moves.copy()
+    less[0, 0] = [1.5, -0.5]
+    for wrong in ((moves, 1.5), (moves, -0.5), (moves * 2, 0.9), (less, 0.9), (moves, 1.0)):
+        target = solved(*wrong)
+        assert target.status == kt.Status.INVALID_PROCESS
+        assert np.isnan(target.state_values).all()
+        assert np.isnan(target.value_error)
+
+
+def test_means_are_of_states_and_actions():
+    target = solve_mdp(two_states(), log_ref(), 0.2)
+    np.testing.assert_allclose(target.expectation(np.ones((2, 2))), 10.0, rtol=100 * eps(LAST))
+    # As many states as actions: a number per state would be taken for one per action.
+    with pytest.raises(ValueError, match=r"fn has shape \(2,\): its last axes must be states and"):
+        target.expectation(np.ones(2))
+    occupied = solve_occupancy(two_states(), log_ref(), 0.2)
+    with pytest.raises(ValueError, match=r"fn has shape \(4,\): its first axes must be states and"):
+        occupied.expectation(np.ones(4))
 
 
 def test_states_that_no_policy_reaches():

@@ -179,6 +179,29 @@ def test_absorption_under_reverse_kl_is_a_linear_equation():
     np.testing.assert_allclose(target.occupancy.sum(), 1, rtol=100 * eps(LAST))
 
 
+@pytest.mark.broad
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()], ids=str)
+def test_an_end_that_lacks_an_action_is_not_charged_for_it(divergence):
+    moves = np.array([[[0.5, 0.5], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], LAST)
+    reward = np.array([[-1.0, 0.5], [0.0, -np.inf]], LAST)
+    mdp = MDP(moves, reward, 1.0, [1.0, 0.0])
+    target = solve_mdp(mdp, np.full((2, 2), np.log(0.5), LAST), 1.0, divergence).raise_if_failed()
+    assert target.state_values[1] == 0
+    # V = max_p {p_0 (V/2 − 1) + p_1/2 − D(p)}, by bisection for V and a grid of p.
+    p = np.linspace(1e-4, 1 - 1e-4, 100_001)
+    cost = p * np.log(2 * p) + (1 - p) * np.log(2 - 2 * p)
+    if divergence == kt.ForwardKL():
+        cost = -np.log(4 * p * (1 - p)) / 2
+    low, high = -2.0, 2.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        more = (p * (middle / 2 - 1) + (1 - p) / 2 - cost).max() > middle
+        low, high = (middle, high) if more else (low, middle)
+    np.testing.assert_allclose(target.value, low, atol=1e-6)
+    paid = target.expected_reward - target.divergence_value
+    np.testing.assert_allclose(target.value, paid, rtol=1e2 * eps(LAST))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.Tsallis(2.0)], ids=str)
 def test_absorption_is_the_limit_of_discounting(divergence):

@@ -95,6 +95,7 @@ def test_losses_in_a_markov_game_are_gaps_of_its_equilibrium():
     [
         ({"num_rounds": 0}, "num_rounds must be"),
         ({"num_rounds": 2, "bonus": -1.0}, "bonus must be 0 or more"),
+        ({"num_rounds": 2, "noise": np.inf}, "noise must be 0 or more and finite"),
         ({"num_rounds": 2, "beta": -1.0}, "beta must be above 0"),
         ({"num_rounds": 2, "beta": np.ones(2)}, "one beta"),
     ],

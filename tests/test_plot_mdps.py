@@ -29,8 +29,17 @@ def test_arrows_are_as_long_as_moves_are_likely():
         likely = policy[start, task.labels.index(name)]
         assert arrows[k].U[at[0]] == pytest.approx(sign * 0.45 * likely, rel=1e-4)
     assert ax.get_title(loc="left") == "β = 0.05"
+    # The best value without a regulariser, by long value iteration.
+    moves, reward = (np.asarray(x, float) for x in (task.mdp.transition, task.mdp.reward))
+    best = np.zeros(len(moves))
+    for _ in range(400):
+        best = (reward + float(task.mdp.discount) * moves @ best).max(-1)
+    assert ax.images[0].get_clim() == pytest.approx((0.0, best.max()), rel=1e-5)
     with pytest.raises(ValueError, match="'river-swim' has no places"):
         plot.grid_policy("river-swim", 0.1)
+    ends = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, horizon=8))
+    with pytest.raises(ValueError, match="'two-goals' has a horizon"):
+        plot.grid_policy(ends, 0.1)
 
 
 @pytest.mark.broad

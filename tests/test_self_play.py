@@ -81,7 +81,9 @@ def test_sampled_gradients_come_near():
         ({"batch_size": 4}, "key is needed"),
         ({"num_seeds": 2}, "key is needed"),
         ({"batch_size": 1, "key": jax.random.key(0)}, "batch_size must be an integer of 2"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
+        ({"learning_rate": np.inf}, "learning_rate must be a number above 0"),
+        ({"learning_rate": np.ones(2)}, "learning_rate must be a number above 0"),
         ({"beta": 0.0}, "beta must be above 0"),
     ],
 )

@@ -27,6 +27,19 @@ def test_training_ends_at_the_equilibrium(name):
 
 
 @pytest.mark.slow
+def test_actions_that_nobody_may_play_are_left_out():
+    rows, columns = np.array([0.6, 0.2, 0.2, 0.0, 0.0]), np.array([0.3, 0.7, 0.0])
+    payoff = np.array([[1.0, 0.0, 9.0], [0.0, 1.0, 9.0], [0.0, 1.0, 9.0]] + 2 * [[5.0, 5.0, 5.0]])
+    with np.errstate(divide="ignore"):
+        refs = np.log(rows), np.log(columns)
+    labels = tuple("abcde"), tuple("fgh")
+    task = tasks.GameTask("mine", "two of them", MatrixGame(payoff), refs, labels)
+    report = verify_game(task, key=jax.random.key(0), beta=[0.3], num_seeds=2)
+    assert report.passed, str(report)
+    assert [c.name for c in report.checks if "ratio" in c.name] == ["b and c keep their ratio"]
+
+
+@pytest.mark.slow
 def test_too_few_steps_do_not_pass():
     report = verify_game("penalty", key=jax.random.key(1), num_steps=20)
     failed = {check.name.split(":")[0] for check in report.checks if not check.passed}

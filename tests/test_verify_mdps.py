@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from kltarget import tasks
+from kltarget.spaces import MDP
 from kltarget.targets.mdps import solve_mdp
 from kltarget.verification import verifier_of, verify_mdp
 
@@ -53,6 +55,23 @@ def test_a_wrong_target_and_goals_that_pay_differently_are_seen(monkeypatch):
     uneven = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, reward=reward))
     report = verify_mdp(uneven, key=jax.random.key(0), **short)
     assert not any("ratio" in check.name for check in report.checks)
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+def test_a_sparse_process_and_one_that_lacks_an_action_are_taken():
+    chances = np.random.default_rng(0).dirichlet(np.ones(2), size=(3, 3))
+    after = np.array([[[0, 1]] * 3, [[1, 2]] * 3, [[2, 0]] * 3])
+    reward = np.array([[0.0, 0.5, -np.inf], [1.0, 0.2, 0.3], [0.0, 0.0, 0.0]])
+    task = tasks.MDPTask(
+        name="mine",
+        description="three states",
+        mdp=MDP(chances, reward, 0.9, successors=after),
+        log_ref=np.log(np.full((3, 3), 1 / 3)),
+        labels=("a", "b", "c"),
+        states=("x", "y", "z"),
+    )
+    report = verify_mdp(task, key=jax.random.key(0), beta=[0.5], num_seeds=1, num_steps=400)
     assert report.passed, str(report)
 
 

@@ -56,6 +56,8 @@ class Status(enum.IntFlag):
     """No distribution on the reference's support has the moments that are asked for."""
     INVALID_N = 16384
     """A number of draws is not 1 or more and finite."""
+    INVALID_PROCESS = 32768
+    """A discount is out of range, a transition no distribution, or no end is led to."""
 
 
 FAILURES = int(
@@ -67,6 +69,7 @@ FAILURES = int(
     | Status.UNBOUNDED
     | Status.INFEASIBLE
     | Status.INVALID_N
+    | Status.INVALID_PROCESS
 )
 
 IN_WORDS = {
@@ -85,6 +88,7 @@ IN_WORDS = {
     Status.EMPTY_SUPPORT: "no outcome has both a finite reward and reference mass",
     Status.INFEASIBLE: "no distribution on the reference's support has these moments",
     Status.INVALID_N: "a number of draws is not 1 or more and finite",
+    Status.INVALID_PROCESS: "a discount, a transition or the way to an end is not as it must be",
 }
 
 

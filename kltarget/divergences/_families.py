@@ -292,8 +292,8 @@ class Tsallis(PowerDivergence):
         6.0000
 
     References:
-        Zhu, Chen, Schlegel, White, "Generalized Munchausen Reinforcement Learning using Tsallis KL
-        Divergence", 2023, arXiv 2301.11476.
+        Zhu, Chen, Schlegel, White, "General Munchausen Reinforcement Learning with Tsallis
+        Kullback-Leibler Divergence", 2023, arXiv 2301.11476.
     """
 
     name: ClassVar[str] = "Tsallis KL"

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from kltarget.divergences import Divergence
 from kltarget.plot import _style as look
-from kltarget.targets.mdps import solve_mdp
+from kltarget.targets.mdps import regularization_gap, solve_mdp
 from kltarget.tasks import MDPTask, load_mdp
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def grid_policy(
     """Draws the optimal policy of a grid world at one β: arrows over the values of its states.
 
     The longer an arrow, the likelier the move; those below 2 % are left out. The ring is where it
-    starts.
+    starts. Colors end at the best value without a regulariser, and so mean the same at every β.
 
     Args:
         task: a grid world or its name.
@@ -43,7 +43,7 @@ def grid_policy(
         The axes; ``ax.figure`` is the figure.
 
     Raises:
-        ValueError: a process that is no grid world.
+        ValueError: a process that is no grid world, or has a horizon.
 
     Example:
         >>> from kltarget import plot
@@ -54,9 +54,12 @@ def grid_policy(
     task = load_mdp(task) if isinstance(task, str) else task
     if task.places is None:
         raise ValueError(f"task {task.name!r} has no places: give a grid world, as 'two-goals' is")
+    if task.mdp.horizon is not None:
+        raise ValueError(f"task {task.name!r} has a horizon: give one of one policy for all steps")
     target = solve_mdp(task.mdp, task.log_ref, float(beta), divergence).raise_if_failed()
     policy = np.exp(np.asarray(target.log_policy, float))
     value, places = np.asarray(target.state_values, float), np.asarray(task.places)
+    most = float(regularization_gap(target).greedy_values.max())
     seen = np.full(places.max(0) + 1, np.nan)
     seen[tuple(places.T)] = value
     seen[tuple(places[list(task.goals)].T)] = np.nan
@@ -65,11 +68,11 @@ def grid_policy(
 
     with look.drawing(ax, figsize=(6.0, 3.7)) as ax:
         shades = matplotlib.colormaps["viridis"].with_extremes(bad=look.faint())
-        image = ax.imshow(seen, cmap=shades, vmin=0)
+        image = ax.imshow(seen, cmap=shades, vmin=min(0.0, float(np.nanmin(seen))), vmax=most)
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
         bar.set_label("value of the state", color=look.ink())
         bar.ax.tick_params(colors=look.ink())
-        bright = value > 0.55 * np.nanmax(seen)
+        bright = value > 0.55 * most
         for k, name in enumerate(task.labels):
             right, down = _STEPS[name]
             shown = (policy[:, k] > _LEAST) & ~np.isin(np.arange(len(policy)), task.goals)

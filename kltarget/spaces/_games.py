@@ -21,6 +21,7 @@ from kltarget._core.checks import (
     positive,
     raise_first,
     traced,
+    worded,
 )
 from kltarget._core.pytrees import register
 
@@ -201,6 +202,11 @@ class MarkovGame:
                 f"reward has shape {reward.shape} and transition {transition.shape}: reward needs "
                 f"the axes {transition.shape[-4:-1]} last, of states and both players' actions"
             )
+        batches = transition.shape[:-4], reward.shape[:-3]
+        with worded(
+            f"the batch axes of transition {batches[0]} and of reward {batches[1]} do not broadcast"
+        ):
+            np.broadcast_shapes(*batches)
         if not np.prod(transition.shape[-4:]):
             raise ValueError(f"transition has shape {transition.shape}: no axis may be empty")
         if discount.ndim:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from kltarget._core.checks import (
     positive,
     raise_first,
     traced,
+    worded,
 )
 from kltarget._core.pytrees import register
 
@@ -38,7 +39,7 @@ class MDP:
         horizon: the number H of steps; without it the process goes on.
 
     Raises:
-        TypeError: successors that are not integers.
+        TypeError: successors that are not integers, floats of 16 bits.
         ValueError: shapes that do not fit, neither discount nor horizon, a horizon below 1; and
             outside a trace, a discount outside (0, 1], a transition that is negative or does not
             sum to one, a reward that is NaN or +inf, a state without any action, a start that does
@@ -47,7 +48,7 @@ class MDP:
             ever without being absorbed.
 
     An absorbing state leads to itself under every action. At γ = 1 it is the end: nothing is earned
-    or charged there. Rows of actions that a state lacks are not looked at. States that are never
+    or charged there. Rows of actions that a state lacks count for nothing. States that are never
     reached are solved like any other.
 
     Example:
@@ -60,6 +61,19 @@ class MDP:
         >>> print(mdp.absorbing)
         [False  True]
     """
+
+    if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
+
+        def __init__(
+            self,
+            transition: ArrayLike | Sequence[Any],
+            reward: ArrayLike | Sequence[Any],
+            discount: ArrayLike | None = None,
+            start: ArrayLike | Sequence[Any] | None = None,
+            successors: ArrayLike | Sequence[Any] | None = None,
+            *,
+            horizon: int | None = None,
+        ) -> None: ...
 
     transition: Float[Array, "*#batch S A K"]
     reward: Float[Array, "*#batch S A"]
@@ -79,6 +93,11 @@ class MDP:
             given["start"] = self.start
         for name, x in float_arguments(**given).items():
             object.__setattr__(self, name, x)
+        if jnp.finfo(self.reward.dtype).bits < 32:
+            raise TypeError(
+                f"transition and reward are {self.reward.dtype}, too coarse for sums over time: "
+                "give float32"
+            )
         self._check_shapes()
         if self.start is None:
             even = jnp.full(self.num_states, 1 / self.num_states, self.reward.dtype)
@@ -99,6 +118,8 @@ class MDP:
         shape = self.reward.shape
         if len(shape) < 2:
             raise ValueError(f"reward has shape {shape}: its last axes are states and actions")
+        if not shape[-2] or not shape[-1]:
+            raise ValueError(f"reward has shape {shape}: give one state and one action at least")
         if self.transition.ndim < 3 or self.transition.shape[-3:-1] != shape[-2:]:
             raise ValueError(
                 f"transition has shape {self.transition.shape} and reward {shape}: the axes of "
@@ -129,6 +150,13 @@ class MDP:
                 f"start has shape {self.start.shape}, but there are {shape[-2]} states: its last "
                 f"axis must be {shape[-2]}"
             )
+        batches = [self.transition.shape[:-3], shape[:-2]]
+        batches += [] if self.start is None else [self.start.shape[:-1]]
+        with worded(
+            f"the batch axes {', '.join(map(str, batches))} of transition, reward and start do "
+            "not broadcast"
+        ):
+            np.broadcast_shapes(*batches)
 
     def _check_values(self) -> None:
         if traced(self.transition, self.reward, self.discount, self.start):
@@ -144,7 +172,8 @@ class MDP:
         transition = np.broadcast_to(
             np.asarray(self.transition), (*present.shape, self.transition.shape[-1])
         )
-        negative = ~(transition >= 0) & present[..., None]
+        raise_first("transition", transition, ~np.isfinite(transition), "must be finite")
+        negative = (transition < 0) & present[..., None]
         raise_first("transition", transition, negative, "must not be below 0")
         for name, rows, counted in (
             ("transition", transition, present),
@@ -293,6 +322,16 @@ class MDP:
         moves = ((self.transition > 0) & jnp.broadcast_to(elsewhere, self.transition.shape)).any(-1)
         present = jnp.broadcast_to(self.reward > -jnp.inf, shape)
         return ~(jnp.broadcast_to(moves, shape) & present).any(-1)
+
+    @property
+    def dense_transition(self) -> Float[Array, "*batch S A S"]:
+        """The transition with the probabilities of all next states, sparse or not."""
+        if self.successors is None:
+            return self.transition
+        states, actions, _ = self.successors.shape
+        at = np.ogrid[:states, :actions, :1][:2]
+        nowhere = jnp.zeros((*self.transition.shape[:-1], states), self.transition.dtype)
+        return nowhere.at[..., *at, self.successors].add(self.transition)
 
     def expected_next(self, values: ArrayLike) -> Float[Array, "*batch S A"]:
         """Means of the next state's values, ``[*batch, S]`` in, ``[*batch, S, A]`` out."""

@@ -41,7 +41,11 @@ class MDPTask:
         """How likely a policy is to end in each goal, however late, float64 ``[*batch, G]``.
 
         Args:
-            log_policy: log-probabilities ``[*batch, S, A]`` of a policy that ends sooner or later.
+            log_policy: log-probabilities ``[*batch, S, A]`` of a policy that ends sooner or later;
+                what it gives to actions that a state lacks is shared by the others.
+
+        Raises:
+            ValueError: a process with a horizon, a policy that can go on for ever.
 
         Example:
             >>> from kltarget import tasks
@@ -49,11 +53,24 @@ class MDPTask:
             >>> print([f"{x:.3f}" for x in task.goal_masses(task.log_ref)])
             ['0.800', '0.200']
         """
-        policy = np.exp(np.asarray(log_policy, float))
-        moves = np.einsum("...sa,sat->...st", policy, np.asarray(self.mdp.transition, float))
+        if self.mdp.horizon is not None:
+            raise ValueError(
+                f"task {self.name!r} has a horizon: masses are of processes that go on until they "
+                "end in a goal"
+            )
+        policy = np.exp(np.asarray(log_policy, float)) * (np.asarray(self.mdp.reward) > -np.inf)
+        policy /= policy.sum(-1, keepdims=True)
+        chances = np.asarray(self.mdp.dense_transition, float)
+        moves = np.einsum("...sa,sat->...st", policy, chances)
         on = np.setdiff1d(np.arange(self.mdp.num_states), self.goals)
         stay = np.eye(len(on)) - moves[..., on[:, None], on]
-        ends = np.linalg.solve(stay, moves[..., on[:, None], list(self.goals)])
+        try:
+            ends = np.linalg.solve(stay, moves[..., on[:, None], list(self.goals)])
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"log_policy of task {self.name!r} can go on for ever: from every state it must "
+                "lead to a goal"
+            ) from None
         start = np.asarray(self.mdp.start, float)
         return np.einsum("s,...sg->...g", start[on], ends) + start[list(self.goals)]
 
@@ -82,6 +99,12 @@ def load_mdp(name: str) -> MDPTask:
         >>> task = tasks.load_mdp("river-swim")
         >>> task.labels, task.mdp.num_states
         (('left', 'right'), 6)
+
+    References:
+        ``river-swim``: Strehl, Littman, "An analysis of model-based interval estimation for Markov
+        decision processes", 2008; chances and rewards of Osband, Russo, Van Roy, "(More) efficient
+        reinforcement learning via posterior sampling", 2013. The other two are made for this
+        package.
     """
     return found_by_name("decision process", _MDPS, name)
 
@@ -134,12 +157,7 @@ def _two_goals() -> MDPTask:
 
 @functools.cache
 def _river_swim() -> MDPTask:
-    """Six places along a river: a little is earned downstream, much upstream, against the stream.
-
-    After Strehl and Littman, "An analysis of model-based interval estimation for Markov decision
-    processes", 2008, with the chances and rewards of Osband, Russo and Van Roy, "(More) efficient
-    reinforcement learning via posterior sampling", 2013.
-    """
+    """Six places along a river: a little is earned downstream, much upstream, against it."""
     size = 6
     transition = np.zeros((size, 2, size))
     for state in range(size):

@@ -133,7 +133,7 @@ def nash_md(
         Munos et al., "Nash Learning from Human Feedback", 2023, arXiv 2312.00886.
     """
     if not isinstance(game, PreferenceGame):
-        raise TypeError(f"game must be a PreferenceGame, got {game!r}")
+        raise TypeError(f"game must be a PreferenceGame, got {type(game).__name__}")
     positive("num_steps", num_steps, 0)
     play = two_players(game, log_ref, beta)
     play, step = _with_step(step_size, play)

@@ -131,7 +131,9 @@ def optimistic_play(
         followed by Mirror Prox.
     """
     if not isinstance(game, PreferenceGame | MatrixGame | MarkovGame):
-        raise TypeError(f"game must be a PreferenceGame, MatrixGame or MarkovGame, got {game!r}")
+        raise TypeError(
+            f"game must be a PreferenceGame, MatrixGame or MarkovGame, got {type(game).__name__}"
+        )
     flat = not isinstance(game, MarkovGame)
     stages = one_stage(game) if flat else game
     if stages.horizon is None:
@@ -142,8 +144,8 @@ def optimistic_play(
         positive(name, x)
     positive("inner_steps", inner_steps)
     for name, x in (("noise", noise), ("bonus", bonus)):
-        if not x >= 0:
-            raise ValueError(f"{name} must be 0 or more, got {x}")
+        if not 0 <= x < float("inf"):
+            raise ValueError(f"{name} must be 0 or more and finite, got {x}")
     rows, columns = references(log_ref, game.num_actions, beta)
     if rows.ndim != 1 or columns.ndim != 1 or jnp.ndim(beta):
         raise ValueError(

@@ -92,8 +92,8 @@ def self_play(
         positive(name, x)
     positive("num_steps", num_steps, 1)
     positive("batch_size", batch_size, 2)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+    if jnp.ndim(learning_rate) or not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be a number above 0, got {learning_rate}")
     if key is None and (batch_size is not None or num_seeds > 1):
         raise ValueError("key is needed for samples and for several seeds: key=jax.random.key(0)")
     given = jax.random.key(0) if key is None else typed_key(key)

@@ -36,7 +36,7 @@ class TwoPlayers(NamedTuple):
 def two_players(game: Any, log_ref: Any, beta: ArrayLike) -> TwoPlayers:
     """A game of preferences or a matrix game as arrays of one batch shape."""
     if not isinstance(game, PreferenceGame | MatrixGame):
-        raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {game!r}")
+        raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {type(game).__name__}")
     log_row, log_column = references(log_ref, game.num_actions, beta)
     coefficient = float_argument(beta, "beta").astype(log_row.dtype)
     shapes = (game.payoff.shape[:-2], log_row.shape[:-1], log_column.shape[:-1], coefficient.shape)

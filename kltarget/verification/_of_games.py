@@ -196,7 +196,10 @@ def _ratios(task: GameTask, log_row: Any) -> list[Check]:
     payoff = np.asarray(task.game.payoff if not isinstance(task.game, MarkovGame) else 0.0)
     log_ref = task.log_ref[0] if isinstance(task.log_ref, tuple) else task.log_ref
     pairs = [
-        (i, j) for i in range(len(payoff)) for j in range(i) if np.array_equal(payoff[i], payoff[j])
+        (i, j)
+        for i in range(len(payoff))
+        for j in range(i)
+        if np.array_equal(payoff[i], payoff[j]) and np.isfinite(log_ref[[i, j]]).all()
     ]
     checks = []
     for i, j in pairs:
@@ -223,4 +226,6 @@ def _rate(game: Any, found: Equilibrium, path: Any, betas: np.ndarray) -> Check:
 
 def _kl(log_p: Any, log_q: Any) -> np.ndarray:
     log_p, log_q = np.asarray(log_p, float), np.asarray(log_q, float)
-    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    on = log_p > -np.inf
+    ratio = np.where(on, log_p, 0.0) - np.where(on, log_q, 0.0)
+    return (np.exp(log_p) * ratio).sum(-1)

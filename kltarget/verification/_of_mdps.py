@@ -66,7 +66,7 @@ def verify_mdp(
     Example:
         >>> import jax
         >>> from kltarget.verification import verify_mdp
-        >>> options = {"beta": [0.5], "num_seeds": 1, "num_steps": 500}
+        >>> options = {"beta": [0.5], "num_seeds": 1, "num_steps": 200}
         >>> report = verify_mdp("five-arms", key=jax.random.key(0), **options)
         >>> report.passed, len(report.runs)
         (True, 3)
@@ -115,8 +115,8 @@ def _rows(
     for seed, b in np.ndindex(trained.shape[:2]):
         log_policy, best = trained[seed, b], np.asarray(target.log_policy[b], float)
         coefficient = float(betas[b])
-        own = _walked(task.mdp, task.log_ref, log_policy, coefficient)
-        its = _walked(task.mdp, task.log_ref, best, coefficient)
+        own = _met_and_earned(task.mdp, task.log_ref, log_policy, coefficient)
+        its = _met_and_earned(task.mdp, task.log_ref, best, coefficient)
         policy, apart = np.exp(log_policy), np.abs(np.exp(log_policy) - np.exp(best)).sum(-1) / 2
         on = policy > 0
         ratio = np.where(on, log_policy, 0.0) - np.where(on, best, 0.0)
@@ -142,9 +142,11 @@ def _masses(task: MDPTask, log_policy: np.ndarray) -> np.ndarray:
     return task.goal_masses(log_policy) if task.goals else np.zeros(0)
 
 
-def _walked(mdp: MDP, log_ref: np.ndarray, log_policy: np.ndarray, beta: float) -> dict[str, Any]:
+def _met_and_earned(
+    mdp: MDP, log_ref: np.ndarray, log_policy: np.ndarray, beta: float
+) -> dict[str, Any]:
     """What a policy meets and earns, by linear equations in NumPy alone."""
-    transition, reward = (np.asarray(x, float) for x in (mdp.transition, mdp.reward))
+    transition, reward = (np.asarray(x, float) for x in (mdp.dense_transition, mdp.reward))
     discount, start, policy = float(mdp.discount), np.asarray(mdp.start, float), np.exp(log_policy)
     on = policy > 0
     reward = np.where(on, reward, 0.0)
@@ -165,10 +167,12 @@ def _checks(
     task: MDPTask, target: MDPTarget, rows: list[dict[str, Any]], betas: np.ndarray
 ) -> tuple[Check, ...]:
     most = {name: max(row[name] for row in rows) for name in ("TV", "states")}
-    # What is left is small beside what the reference leaves.
+    # What is left is small beside what the reference leaves, of the actions that there are.
+    present = np.where(np.asarray(task.mdp.reward) > -np.inf, task.log_ref, -np.inf)
+    first = present - np.logaddexp.reduce(present, axis=-1, keepdims=True)
     at_start = {
         float(beta): float(target.value[b])
-        - _walked(task.mdp, task.log_ref, task.log_ref, float(beta))["objective"]
+        - _met_and_earned(task.mdp, task.log_ref, first, float(beta))["objective"]
         for b, beta in enumerate(betas)
     }
     left = [row["gap"] / at_start[row["beta"]] for row in rows]
@@ -223,6 +227,6 @@ def _ratios(task: MDPTask, rows: list[dict[str, Any]]) -> tuple[Check, ...]:
 
 def _paid(task: MDPTask, goal: int) -> float:
     """The largest reward of a move into a goal."""
-    into = np.asarray(task.mdp.transition, float)[..., goal] > 0
+    into = np.asarray(task.mdp.dense_transition, float)[..., goal] > 0
     into[goal] = False
     return float(np.asarray(task.mdp.reward, float)[into].max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -197,9 +198,11 @@ def faced_by(
     symmetric = isinstance(game, PreferenceGame)
     dtype = working_dtype(jnp.result_type(game.payoff.dtype, row.reward.dtype))
 
+    rows = math.prod(batch)
+
     def flat(x: Array, axes: int) -> Array:
         own = x.shape[x.ndim - axes :]
-        return jnp.broadcast_to(x, (*batch, *own)).reshape(-1, *own).astype(dtype)
+        return jnp.broadcast_to(x, (*batch, *own)).reshape(rows, *own).astype(dtype)
 
     full = Objective.unchecked(
         jnp.zeros((*batch, row.num_outcomes), dtype),
@@ -209,7 +212,7 @@ def faced_by(
     )
     _, log_row, scale, divergence = broadcast_fields(full)
     divergence = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (*batch, 1)).reshape(-1, 1) if x.ndim else x, divergence
+        lambda x: jnp.broadcast_to(x, (*batch, 1)).reshape(rows, 1) if x.ndim else x, divergence
     )
     play = Play(
         divergence,
@@ -221,8 +224,8 @@ def faced_by(
     if start is not None:
         start = jax.tree.map(lambda x: flat(x, 1), start)
     (u, v), found = faced_at_equilibrium(play, start)
-    u = u.reshape(*batch, -1)
-    return (u, u if v is None else v.reshape(*batch, -1)), found.reshape(batch)
+    u = u.reshape(*batch, u.shape[-1])
+    return (u, u if v is None else v.reshape(*batch, v.shape[-1])), found.reshape(batch)
 
 
 def equilibrium_of(

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from kltarget.divergences import Divergence
 from kltarget.spaces import MatrixGame, PreferenceGame
+from kltarget.targets._leader_changes import leader_changes
 from kltarget.targets.games._solve_game import solve_game
 
 
@@ -55,6 +56,7 @@ def equilibrium_flips(
         The flips, from the smallest β on; a game of preferences has those of the row player.
 
     Raises:
+        TypeError: no game of one stage.
         ValueError: β that do not increase, and what :func:`solve_game` refuses.
 
     Example:
@@ -67,35 +69,19 @@ def equilibrium_flips(
         0.022 scissors paper
         0.073 paper rock
     """
-    grid = np.asarray(beta, float)
-    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) > 0).all():
-        raise ValueError("beta must be two or more increasing numbers, [N]")
+    if not isinstance(game, PreferenceGame | MatrixGame):
+        raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {type(game).__name__}")
     if game.payoff.ndim != 2:
         raise ValueError(f"game has batch axes, of payoffs {game.payoff.shape}: give one game")
 
     def leaders(at: np.ndarray) -> np.ndarray:
         found = solve_game(game, log_ref, jnp.asarray(at), divergence).raise_if_failed()
         sides = [found.row] if isinstance(game, PreferenceGame) else [found.row, found.column]
-        return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides])
+        return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides], -1)
 
-    first = leaders(grid)
-    places = np.argwhere(first[:, 1:] != first[:, :-1])
-    if not len(places):
-        return ()
-    side, k = places.T
-    low, high = np.log(grid[k]), np.log(grid[k + 1])
-    below, above = first[side, k], first[side, k + 1]
-    every = np.arange(len(side))
-    for _ in range(num_halvings):
-        middle = (low + high) / 2
-        here = leaders(np.exp(middle))[side, every]
-        # A third action that leads in between ends the interval above it.
-        stays = here == below
-        low, high = np.where(stays, middle, low), np.where(stays, high, middle)
-        above = np.where(stays, above, here)
     names = ("row", "column")
     flips = [
-        Flip(float(np.exp((a + b) / 2)), names[s], int(i), int(j))
-        for a, b, s, i, j in zip(low, high, side, below, above, strict=True)
+        Flip(change.beta, names[change.place[0]], change.below, change.above)
+        for change in leader_changes(leaders, beta, num_halvings)
     ]
     return tuple(sorted(flips))

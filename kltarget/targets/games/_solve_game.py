@@ -102,7 +102,8 @@ def solve_game(
         return solve_markov_game(game, log_ref, beta, divergence)
     if not isinstance(game, PreferenceGame | MatrixGame):
         raise TypeError(
-            f"game must be a PreferenceGame, a MatrixGame or a MarkovGame, got {game!r}"
+            "game must be a PreferenceGame, a MatrixGame or a MarkovGame, "
+            f"got {type(game).__name__}"
         )
     one = isinstance(game, PreferenceGame)
     if one and isinstance(log_ref, tuple):

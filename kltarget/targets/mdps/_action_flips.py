@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from kltarget.divergences import Divergence
 from kltarget.spaces import MDP
+from kltarget.targets._leader_changes import leader_changes
 from kltarget.targets.mdps._solve_mdp import solve_mdp
 
 
@@ -58,6 +59,7 @@ def action_flips(
         The flips, from the smallest β on.
 
     Raises:
+        TypeError: no decision process.
         ValueError: β that do not increase, batch axes, and what :func:`solve_mdp` refuses.
 
     Where an action has reward ``-inf`` it never leads. Not differentiable.
@@ -75,9 +77,8 @@ def action_flips(
         ...     print(f"{flip.beta:.3f}", flip.state, flip.below, flip.above)  # 1/log 3
         0.910 0 1 0
     """
-    grid = np.asarray(beta, float)
-    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) > 0).all():
-        raise ValueError("beta must be two or more increasing numbers, [N]")
+    if not isinstance(mdp, MDP):
+        raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     if mdp.batch_shape or np.ndim(log_ref) != 2:
         raise ValueError(
             f"mdp has the batch axes {mdp.batch_shape} and log_ref the shape {np.shape(log_ref)}: "
@@ -89,22 +90,14 @@ def action_flips(
         found = solve_mdp(mdp, log_ref, betas, divergence).raise_if_failed()
         return np.asarray(found.log_policy).argmax(-1)
 
-    first = leaders(grid)
-    k, *places = np.nonzero(first[1:] != first[:-1])
-    if not len(k):
-        return ()
-    low, high = np.log(grid[k]), np.log(grid[k + 1])
-    below, above = first[(k, *places)], first[(k + 1, *places)]
-    every = np.arange(len(k))
-    for _ in range(num_halvings):
-        middle = (low + high) / 2
-        here = leaders(np.exp(middle))[(every, *places)]
-        # A third action that leads in between ends the interval above it.
-        stays = here == below
-        low, high = np.where(stays, middle, low), np.where(stays, high, middle)
-        above = np.where(stays, above, here)
-    found = np.exp((low + high) / 2)
-    steps = [None] * len(k) if mdp.horizon is None else [int(x) for x in places[0]]
-    rows = zip(found, places[-1], below, above, steps, strict=True)
-    flips = [ActionFlip(float(b), int(s), int(i), int(j), t) for b, s, i, j, t in rows]
+    flips = [
+        ActionFlip(
+            change.beta,
+            change.place[-1],
+            change.below,
+            change.above,
+            None if mdp.horizon is None else change.place[0],
+        )
+        for change in leader_changes(leaders, beta, num_halvings)
+    ]
     return tuple(sorted(flips, key=lambda flip: flip[:4]))

@@ -73,8 +73,13 @@ class OccupancyTarget(Optimum):
         return jnp.sqrt(far) if self.root else far
 
     def expectation(self, fn: ArrayLike) -> Float[Array, "..."]:
-        """``E_d[fn]`` of values ``[S, A, ...]``."""
+        """``E_d[fn]`` of values ``[S, A, ...]``; a ``ValueError`` of other shapes."""
         values = jnp.asarray(fn, self.occupancy.dtype)
+        if values.shape[:2] != self.reference.shape:
+            raise ValueError(
+                f"fn has shape {values.shape}: its first axes must be states and actions, "
+                f"{self.reference.shape}"
+            )
         pairs = self.occupancy.reshape(*self.occupancy.shape[:-2], -1)
         mean = mix(pairs, values.reshape(pairs.shape[-1], -1))
         return mean.reshape(*pairs.shape[:-1], *values.shape[2:])
@@ -217,11 +222,7 @@ class _Row(NamedTuple):
 def _program(mdp: MDP, policy: np.ndarray) -> _Program:
     reward = np.asarray(mdp.reward, float)
     states, actions = reward.shape
-    moves = np.asarray(mdp.transition, float)
-    if mdp.successors is not None:
-        chances, moves = moves, np.zeros((states, actions, states))
-        where = (np.arange(states)[:, None, None], np.arange(actions)[:, None], mdp.successors)
-        np.add.at(moves, where, chances)
+    moves = np.asarray(mdp.dense_transition, float)
     policy = np.where(reward > -np.inf, policy, 0.0)
     total = policy.sum(-1, keepdims=True)
     raise_first("log_ref", None, total[..., 0] == 0, "has no action that the state has")

@@ -46,8 +46,8 @@ class MDPTarget(Optimum):
 
     @property
     def state_values(self) -> Float[Array, "*batch S"]:
-        """The maximum V from each state on, in reward units."""
-        return _state_values(self.states)
+        """The maximum V from each state on, in reward units; at γ = 1 it is 0 once absorbed."""
+        return values_of(self.mdp, self.states)
 
     @property
     def action_values(self) -> Float[Array, "*batch S A"]:
@@ -106,9 +106,18 @@ class MDPTarget(Optimum):
         """``E_π[Σ_t γ^t fn(s_t, a_t)]`` of values ``[S, A]`` or ``[*batch, S, A]``.
 
         At γ = 1 the sum ends with absorption.
+
+        Raises:
+            ValueError: other shapes.
         """
         probs = jnp.exp(self.log_policy)
-        return self._summed(mean(probs, each_step(self.mdp, jnp.asarray(fn, probs.dtype), probs)))
+        values = jnp.asarray(fn, probs.dtype)
+        if values.shape[-2:] != probs.shape[-2:]:
+            raise ValueError(
+                f"fn has shape {values.shape}: its last axes must be states and actions, "
+                f"{probs.shape[-2:]}"
+            )
+        return self._summed(mean(probs, each_step(self.mdp, values, probs)))
 
     def _summed(self, values: Array) -> Array:
         total = dot(self.visits, values)
@@ -183,7 +192,9 @@ def mean(probs: Array, values: Array) -> Array:
 
 
 def dot(weights: Array, values: Array) -> Array:
-    return (jnp.broadcast_to(weights, values.shape) * values).sum(-1)
+    """A weighted sum in which infinite values without weight count for nothing."""
+    full = jnp.broadcast_to(weights, values.shape)
+    return (full * jnp.where(full != 0, values, jnp.zeros_like(values))).sum(-1)
 
 
 def going(mdp: MDP, like: Array) -> Array:
@@ -193,8 +204,12 @@ def going(mdp: MDP, like: Array) -> Array:
 
 
 @jax.jit
-def _state_values(states: Target) -> Array:
-    return states.value
+def values_of(mdp: MDP, states: Target) -> Array:
+    """V of every state: nothing is charged for an end at γ = 1, whichever actions it lacks."""
+    values = states.value
+    if mdp.horizon is not None:
+        return values
+    return jnp.where(going(mdp, values) > 0, values, jnp.zeros_like(values))
 
 
 @jax.jit

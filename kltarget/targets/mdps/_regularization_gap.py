@@ -75,7 +75,7 @@ def _gap(target: MDPTarget) -> RegularizationGap:
     if mdp.horizon is None:
         greedy, longest = _improved(mdp, probs)
     else:
-        greedy, longest = _walked(mdp, probs)
+        greedy, longest = _greedy_backwards(mdp, probs)
     bound = longest * _dearest(target)
     return RegularizationGap(greedy, greedy - target.state_values, greedy - target.returns, bound)
 
@@ -114,7 +114,7 @@ def _improved(mdp: MDP, probs: Array) -> tuple[Array, Array]:
     return values, longest
 
 
-def _walked(mdp: MDP, probs: Array) -> tuple[Array, Array]:
+def _greedy_backwards(mdp: MDP, probs: Array) -> tuple[Array, Array]:
     """Values of the greedy policy from the last step to the first, and the sum of discounts."""
     shape = (*probs.shape[:-3], *probs.shape[-2:])
     reward = jnp.broadcast_to(mdp.reward, shape)

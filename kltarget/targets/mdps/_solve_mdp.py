@@ -11,7 +11,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kltarget._core.checks import float_arguments, positive, worded
+from kltarget._core.checks import (
+    float_arguments,
+    mass_tolerance,
+    positive,
+    raise_first,
+    traced,
+    worded,
+)
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
@@ -23,6 +30,7 @@ from kltarget.targets.mdps._mdp_target import (
     mean,
     most_iterations,
     solve_values,
+    values_of,
 )
 
 
@@ -57,12 +65,15 @@ def solve_mdp(
         values and policies are ``[*batch, H, S]`` and ``[*batch, H, S, A]``.
 
     Raises:
-        ValueError: shapes that do not fit, what :class:`kltarget.Objective` refuses, and at γ = 1
-            a reference that is not absorbed from every state.
+        TypeError: no :class:`kltarget.spaces.MDP`, a divergence that is not one.
+        ValueError: shapes that do not fit, what :class:`kltarget.Objective` refuses, at γ = 1
+            a reference that is not absorbed from every state, and an action of reward ``-inf`` that
+            the reference takes where the divergence is infinite without it, as forward KL is.
 
     Status:
         Those of :func:`kltarget.solve` in any state; ``NOT_CONVERGED`` where values still changed
-        by more than rounding.
+        by more than rounding; under a trace ``INVALID_PROCESS`` where the discount or a transition
+        is out of range, or the reference leads to no end at γ = 1.
 
     An action of reward ``-inf`` is not taken. First derivatives in reward, transition, log_ref,
     beta and discount go through the fixed point by one linear equation.
@@ -86,6 +97,8 @@ def solve_mdp(
         1901.11275. Newton's step at the fixed point has the derivatives of the implicit function
         theorem: ``dV = (I − γP_π)⁻¹ ∂T``.
     """
+    if not isinstance(mdp, MDP):
+        raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     positive("num_steps", num_steps)
     arrays = float_arguments(log_ref=log_ref, beta=beta)
     dtype = mdp.reward.dtype
@@ -104,7 +117,24 @@ def solve_mdp(
     # What is wrong with values is said once, before the walk.
     Objective(mdp.reward, log_ref, beta[..., None], divergence)
     mdp.require_absorbed(log_ref)
+    _require_finite_cost(mdp, log_ref, divergence, batch)
     return _solve_mdp(mdp, log_ref, beta, divergence, batch, num_steps)
+
+
+def _require_finite_cost(
+    mdp: MDP, log_ref: Array, divergence: Divergence, batch: tuple[int, ...]
+) -> None:
+    """Raises where a state lacks an action that costs infinitely much not to take."""
+    if traced(mdp.transition, mdp.discount, mdp.reward, log_ref, *jax.tree.leaves(divergence)):
+        return
+    if bool(jnp.isfinite(divergence.f(0.0)).all()):
+        return
+    lacked = (mdp.reward == -jnp.inf) & (log_ref > -jnp.inf)
+    if mdp.horizon is None:
+        goes_on = going(mdp, jnp.zeros((*batch, mdp.num_states))) > 0
+        lacked = lacked & goes_on[..., None]
+    wanted = f"is -inf where log_ref is not, which is infinitely far in {divergence.title}"
+    raise_first("reward", None, lacked, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -120,8 +150,11 @@ def _solve_mdp(
     reward = jnp.broadcast_to(mdp.reward, shape)
     log_ref = jnp.broadcast_to(log_ref, shape)
     beta = jnp.broadcast_to(beta[..., None], shape[:-1])
+    # Under a trace nothing was checked yet: such rows are to be NaN, not numbers of no process.
+    invalid = _invalid(*jax.tree.map(lax.stop_gradient, (mdp, reward, log_ref)))
+    reward = jnp.where(invalid[..., None, None], jnp.nan, reward)
     if mdp.horizon is not None:
-        return _walked(mdp, reward, log_ref, beta, divergence)
+        return _walked(mdp, reward, log_ref, beta, divergence, invalid)
     dense = mdp.successors is None
     eps = jnp.finfo(reward.dtype).eps
     zero = jnp.zeros(shape[:-1], reward.dtype)
@@ -135,7 +168,7 @@ def _solve_mdp(
         return reward + mdp.discount * on * after
 
     def newton(values: Array, here: Target, gain: Array) -> Array:
-        rest = here.value + gain - values
+        rest = values_of(mdp, here) + gain - values
         return values + solve_values(mdp, jnp.exp(here.log_probs), rest)
 
     most = most_iterations(mdp, reward.dtype)
@@ -151,10 +184,11 @@ def _solve_mdp(
         # Policies are improved from the one of no rewards on, which ends where the reference does.
         first = (k == 0) & dense
         here = solved(jnp.where(first & (reward > -jnp.inf), 0.0, q))
-        change = jnp.where(first, jnp.inf, jnp.abs(here.value - values).max(-1))
-        scale = jnp.abs(here.value).max(-1) + jnp.abs(values).max(-1)
+        after = values_of(mdp, here)
+        change = jnp.where(first, jnp.inf, jnp.abs(after - values).max(-1))
+        scale = jnp.abs(after).max(-1) + jnp.abs(values).max(-1)
         gain = jnp.where(first, mean(jnp.exp(here.log_probs), reward), 0.0)
-        return newton(values, here, gain) if dense else here.value, change, scale, k + 1
+        return newton(values, here, gain) if dense else after, change, scale, k + 1
 
     far = jnp.full(batch, jnp.inf, reward.dtype)
     carry = (zero, far, jnp.zeros(batch, reward.dtype), 0)
@@ -169,10 +203,12 @@ def _solve_mdp(
     # they are compiled once.
     values, q, *parts = (x[1] for x in lax.scan(last, values, length=2)[1])
     states = Target(Objective.unchecked(q, log_ref, beta, divergence), *parts)
-    change = jnp.abs(states.value - values).max(-1)
-    scale = jnp.abs(states.value).max(-1)
+    after = values_of(mdp, states)
+    change = jnp.abs(after - values).max(-1)
+    scale = jnp.abs(after).max(-1)
     bits = _any_bits(states.status, batch)
-    status = bits | flag(~(change <= 64 * eps * scale), Status.NOT_CONVERGED)
+    bits = bits | flag(~(change <= 64 * eps * scale), Status.NOT_CONVERGED)
+    status = jnp.where(invalid, jnp.int32(int(Status.INVALID_PROCESS)), bits)
     probs = lax.stop_gradient(jnp.exp(states.log_probs))
     times = lax.cond(
         mdp.discount == 1,
@@ -181,6 +217,28 @@ def _solve_mdp(
     )
     error = jnp.where((status & FAILURES) != 0, jnp.nan, change * times)
     return MDPTarget(mdp, states, error, status)
+
+
+def _invalid(mdp: MDP, reward: Array, log_ref: Array) -> Array:
+    """Rows whose discount or transition is out of range, or at γ = 1 do not end, ``[*batch]``."""
+    present = reward > -jnp.inf
+    total = mdp.transition.sum(-1)
+    wrong = ~(jnp.abs(total - 1) <= mass_tolerance(total.dtype)) | (mdp.transition < 0).any(-1)
+    wrong = (jnp.broadcast_to(wrong, present.shape) & present).any((-1, -2))
+    wrong = wrong | ~((mdp.discount > 0) & (mdp.discount <= 1))
+    if mdp.horizon is not None:
+        return wrong
+    taken = present & (log_ref > -jnp.inf)
+    ended = 1 - going(mdp, reward[..., 0])
+
+    def more(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        led, _ = state
+        ahead = taken & (jnp.broadcast_to(mdp.expected_next(led), taken.shape) > 0)
+        after = jnp.where(ahead.any(-1), jnp.ones_like(led), led)
+        return after, jnp.any(after != led)
+
+    led, _ = lax.while_loop(lambda state: state[1], more, (ended, mdp.discount == 1))
+    return wrong | ((mdp.discount == 1) & ~(led > 0).all(-1))
 
 
 class _Step(NamedTuple):
@@ -194,7 +252,7 @@ class _Step(NamedTuple):
 
 
 def _walked(
-    mdp: MDP, reward: Array, log_ref: Array, beta: Array, divergence: Divergence
+    mdp: MDP, reward: Array, log_ref: Array, beta: Array, divergence: Divergence, invalid: Array
 ) -> MDPTarget:
     """The target of a process with a horizon: one pass from its last step to its first."""
 
@@ -213,7 +271,8 @@ def _walked(
     beta = jnp.broadcast_to(beta[..., None, :], q.shape[:-1])
     divergence = jax.tree.map(lambda x: x[..., None, :] if jnp.ndim(x) else x, divergence)
     states = Target(Objective.unchecked(q, log_ref, beta, divergence), *parts)
-    status = _any_bits(states.status, batch)
+    bits = _any_bits(states.status, batch)
+    status = jnp.where(invalid, jnp.int32(int(Status.INVALID_PROCESS)), bits)
     failed = (status & FAILURES) != 0
     error = jnp.where(failed, jnp.nan, jnp.zeros(batch, reward.dtype))
     return MDPTarget(mdp, states, error, status)
