@@ -363,7 +363,6 @@ def tree():
     return policy, params, space, log_ref, np.random.default_rng(1).integers(0, 3, 27) / 2
 
 
-PLACES = [("one-two", "sequence"), ("tree", "sequence"), ("tree", "token")]
 TRAINED = {
     **NAMES,
     "swapped-k3": "swapped-k3",
@@ -380,9 +379,15 @@ def coming_to_rest(num_steps):
     return lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
 
+# Every term on a list, and on a tree at one level or the other.
+PLACED = [
+    *(("one-two", "sequence", x) for x in TRAINED),
+    *(("tree", ("token", "sequence")[i % 2], x) for i, x in enumerate(TRAINED)),
+]
+
+
 @pytest.mark.quick_only("one-two-sequence-mixed")
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize(("where", "level"), PLACES)
+@pytest.mark.parametrize(("where", "level", "name"), PLACED)
 def test_training_ends_at_the_target_of_its_term(where, level, name):
     assert_reached(where, Recipe("loss", TRAINED[name], level, "mean"), BETAS.get(name, 0.7))
 
