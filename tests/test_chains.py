@@ -222,6 +222,33 @@ def test_forbidden_ends_and_impossible_steps_are_left_out():
 
 
 @pytest.mark.broad
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()], ids=lambda d: d.slug)
+def test_first_states_that_never_occur_change_no_step(divergence):
+    """With rewards below 0 and a forbidden end, which such a state may not lift."""
+    first, kernels, _ = random_chain(seed=5)
+    first[1:] = 0.0, 0.0
+    first[0] = 1.0
+    reward = np.array([-1.0, -2.0, -np.inf])
+    with np.errstate(divide="ignore"):
+        chain = Chain(np.log(first), np.log(kernels))
+    target = solve_chain(chain, reward, 0.5, divergence, tilt_first=False)
+    # With one first state there is nothing to tilt: the ends are a list by themselves.
+    paths, mass = enumerated(first, kernels)
+    with np.errstate(divide="ignore"):
+        ends = np.log(np.bincount(paths[:, -1], mass, 3))
+    listed = np.asarray(kt.solve(kt.Objective(reward, ends, 0.5, divergence)).probs, float)
+    best = mass * (listed / np.exp(ends))[paths[:, -1]]
+    tight = {"rtol": 200 * eps(), "atol": 16 * eps()}
+    walked = np.asarray(target.log_kernels, float)
+    walked = np.exp(walked[0] if target.remembers else walked)
+    np.testing.assert_allclose(enumerated(first, walked)[1], best, **tight)
+    np.testing.assert_allclose(target.step_kl.sum(), kl(best, mass), **tight)
+    if not target.remembers:
+        start = 0.5 * np.log((mass * np.exp(reward[paths[:, -1]] / 0.5)).sum())
+        np.testing.assert_allclose(target.values[0, 0], start, **tight)
+
+
+@pytest.mark.broad
 def test_values_have_the_derivatives_of_what_they_are():
     def value(reward, kernels, tilt_first):
         chain = Chain(jnp.log(FIRST), jax.nn.log_softmax(kernels, axis=-1))

@@ -27,6 +27,7 @@ class ChainTarget(Optimum):
 
     Attributes:
         chain: p, what the law is regularised to.
+        reward: of the last state, ``[*batch, S]``; ``-inf`` where no path ends.
         ends: the target over last states, as of outcomes. Where the first law is fixed it has a
             row for each first state, ``[*batch, S]``, with the last states it leads to.
         tilt_first: whether the law of the first state moves too.
@@ -38,6 +39,7 @@ class ChainTarget(Optimum):
     made_by = "solve_chain"
 
     chain: Chain
+    reward: Float[Array, "*#batch S"]
     ends: Target
     tilt_first: bool
 
@@ -84,7 +86,7 @@ class ChainTarget(Optimum):
                 "log_kernels, which every divergence has"
             )
         beta = self._beta[..., None, None]
-        twists = _log_twists(self.chain, self._reward / self._beta[..., None])
+        twists = _log_twists(self.chain, self.reward / self._beta[..., None])
         return beta * twists
 
     @property
@@ -190,12 +192,6 @@ class ChainTarget(Optimum):
         return jnp.broadcast_to(self.chain.log_initial, (*self._batch, self.chain.num_states))
 
     @property
-    def _reward(self) -> Array:
-        """By last state, the same from every first one."""
-        reward = self.ends.objective.reward
-        return reward if self.tilt_first else reward.max(-2)
-
-    @property
     def _beta(self) -> Array:
         beta = self.ends.objective.beta
         return jnp.broadcast_to(beta if self.tilt_first else beta[..., 0], self._batch)
@@ -213,7 +209,7 @@ class ChainTarget(Optimum):
         """``log E_p[π/p | x_t]``, of reverse KL with a fixed first law up to a constant."""
         if self.tilt_first or self.remembers:
             return _log_twists(self.chain, self._log_ratio, self.remembers)
-        return _log_twists(self.chain, self._reward / self._beta[..., None])
+        return _log_twists(self.chain, self.reward / self._beta[..., None])
 
     def _joint(self) -> Array:
         """Marginals ``[*batch, T + 1, S]``; with the first state ``[*batch, S, T + 1, S]``."""
@@ -231,7 +227,7 @@ class ChainTarget(Optimum):
         return (mass * jnp.where(mass > 0, x, 0.0)).sum(-1)
 
 
-register(ChainTarget, ("chain", "ends"), ("tilt_first",))
+register(ChainTarget, ("chain", "reward", "ends"), ("tilt_first",))
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -157,12 +157,14 @@ def solve_chain(
     if not traced(log_ref, rows):
         _require_ends(chain, log_ref, rows, tilt_first)
     rows = jnp.where(log_ref > -jnp.inf, rows, -jnp.inf)
+    reward = rows if tilt_first else rows.max(-2)
     if not tilt_first:
         beta = jnp.broadcast_to(beta, batch)[..., None]
         # A first state that never occurs asks for nothing, whatever is forbidden from there.
         never = jnp.broadcast_to(chain.log_initial, shape[:-1])[..., None] == -jnp.inf
         rows = jnp.where(never & (log_ref > -jnp.inf), 0.0, rows)
-    return ChainTarget(chain, solve(Objective(rows, log_ref, beta, divergence)), tilt_first)
+    ends = solve(Objective(rows, log_ref, beta, divergence))
+    return ChainTarget(chain, reward, ends, tilt_first)
 
 
 @jax.jit
