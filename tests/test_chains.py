@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import minimize
 
 import kltarget as kt
+from kltarget.divergences import Scaled
 from kltarget.spaces import Chain
 from kltarget.targets.chains import solve_chain
 
@@ -67,6 +68,11 @@ def test_the_chain_of_three_variables_has_the_values_found_at_50_digits():
         atol=8 * eps(),
         **tight,
     )
+    for tilt_first in (True, False):
+        twice = Scaled(kt.ReverseKL(), 2.0)
+        scaled = solve_chain(two_steps(), REWARD, 0.25, twice, tilt_first=tilt_first)
+        np.testing.assert_allclose(scaled.values, tilted.values, atol=8 * eps(), **tight)
+        assert not scaled.remembers
     np.testing.assert_allclose(np.exp(tilted.chain.log_marginals()[-1]), [0.585, 0.415], **tight)
     np.testing.assert_allclose(
         np.exp(tilted.log_last), [0.9124028640771804, 0.08759713592281959], **tight
@@ -263,6 +269,29 @@ def test_values_have_the_derivatives_of_what_they_are():
         moved[0, 1, 0] = 1e-2
         up, down = (value(REWARD, jnp.log(STEPS) + s * moved, tilt_first) for s in (1, -1))
         np.testing.assert_allclose(by_kernels[0, 1, 0], (up - down) / 2e-2, rtol=2e-3)
+
+
+@pytest.mark.broad
+def test_a_forbidden_end_has_no_part_in_derivatives_by_beta():
+    first, kernels, reward = random_chain(seed=9)
+    reward[1] = -np.inf
+    chain = Chain(np.log(first), np.log(kernels))
+    paths, mass = enumerated(first, kernels)
+
+    def fixed(beta):
+        """Values of first states and the KL of paths, in NumPy."""
+        weight = mass * np.exp(reward[paths[:, -1]] / beta)
+        own = [weight[paths[:, 0] == state] for state in range(3)]
+        values = [beta * np.log(w.sum() / p) for w, p in zip(own, first, strict=True)]
+        laws = [p * w / w.sum() for w, p in zip(own, first, strict=True)]
+        return np.array([np.sum(values), kl(np.concatenate(laws), mass)])
+
+    def ours(beta):
+        target = solve_chain(chain, reward, beta, tilt_first=False)
+        return jnp.stack([target.values[0].sum(), target.step_kl.sum()])
+
+    slopes = (fixed(0.4 + 1e-5) - fixed(0.4 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jacrev(ours)(0.4), slopes, rtol=max(1e-6, 500 * eps()))
 
 
 @pytest.mark.broad

@@ -15,6 +15,7 @@ from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget.divergences import ReverseKL
+from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Chain, backward
 from kltarget.spaces._chains import Step, draw_paths
 from kltarget.targets._protocol import Optimum, mix
@@ -46,7 +47,7 @@ class ChainTarget(Optimum):
     @property
     def remembers(self) -> bool:
         """Whether steps depend on the first state too."""
-        return not (self.tilt_first or isinstance(self.ends.objective.divergence, ReverseKL))
+        return not (self.tilt_first or self._is_reverse_kl)
 
     @property
     def status(self) -> Int[Array, "*batch"]:
@@ -80,14 +81,15 @@ class ChainTarget(Optimum):
         Shape ``[*batch, T + 1, S]`` in reward units, the first time first. Of reverse KL alone;
         with other divergences no value of a state by itself makes the steps.
         """
-        if not isinstance(self.ends.objective.divergence, ReverseKL):
+        if not self._is_reverse_kl:
             raise ValueError(
                 "values of states are those of reverse KL; with another divergence read "
                 "log_kernels, which every divergence has"
             )
-        beta = self._beta[..., None, None]
-        twists = _log_twists(self.chain, self.reward / self._beta[..., None])
-        return beta * twists
+        twists = _log_twists(self.chain, self._log_tilt)
+        some = twists > -jnp.inf
+        beta = jnp.broadcast_to(self._beta[..., None, None], twists.shape)
+        return jnp.where(some, beta * jnp.where(some, twists, 0.0), -jnp.inf)
 
     @property
     def log_first(self) -> Float[Array, "*batch S"]:
@@ -192,9 +194,22 @@ class ChainTarget(Optimum):
         return jnp.broadcast_to(self.chain.log_initial, (*self._batch, self.chain.num_states))
 
     @property
+    def _is_reverse_kl(self) -> bool:
+        """Up to a factor, which is the coefficient's."""
+        return isinstance(broadcast_fields(self.ends.objective)[3], ReverseKL)
+
+    @property
     def _beta(self) -> Array:
-        beta = self.ends.objective.beta
-        return jnp.broadcast_to(beta if self.tilt_first else beta[..., 0], self._batch)
+        beta = broadcast_fields(self.ends.objective)[2][..., 0]
+        beta = beta if self.tilt_first else beta[..., 0]
+        return jnp.broadcast_to(beta, self._batch).astype(self.ends.log_probs.dtype)
+
+    @property
+    def _log_tilt(self) -> Array:
+        """``r/β`` of last states; what is forbidden is so at every β."""
+        allowed = self.reward > -jnp.inf
+        beta = jnp.broadcast_to(self._beta[..., None], self.reward.shape)
+        return jnp.where(allowed, jnp.where(allowed, self.reward, 0.0) / beta, -jnp.inf)
 
     @property
     def _log_ratio(self) -> Array:
@@ -209,7 +224,7 @@ class ChainTarget(Optimum):
         """``log E_p[π/p | x_t]``, of reverse KL with a fixed first law up to a constant."""
         if self.tilt_first or self.remembers:
             return _log_twists(self.chain, self._log_ratio, self.remembers)
-        return _log_twists(self.chain, self.reward / self._beta[..., None])
+        return _log_twists(self.chain, self._log_tilt)
 
     def _joint(self) -> Array:
         """Marginals ``[*batch, T + 1, S]``; with the first state ``[*batch, S, T + 1, S]``."""
