@@ -130,4 +130,7 @@ def log_tilt(
     dtype = working_dtype(widest(step_reward.dtype, coefficient.dtype))
     coefficient = jnp.broadcast_to(coefficient, batch)[..., None, None].astype(dtype) * factor
     steps = jnp.broadcast_to(step_reward, (*batch, *step_reward.shape[-2:])).astype(dtype)
-    return steps / jnp.broadcast_to(coefficient, steps.shape)
+    allowed = steps > -jnp.inf
+    # What is forbidden is so at every beta: no derivative comes from there.
+    tilt = jnp.where(allowed, steps, 0.0) / jnp.broadcast_to(coefficient, steps.shape)
+    return jnp.where(allowed, tilt, jnp.where(jnp.isneginf(steps), -jnp.inf, jnp.nan))
