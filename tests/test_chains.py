@@ -350,6 +350,15 @@ def test_a_batch_is_its_rows():
         (lambda: solve_chain(two_steps(), REWARD, -1.0), "beta"),
         (lambda: solve_chain(two_steps(), [np.nan, 0.0], 1.0), "reward"),
         (lambda: solve_chain(two_steps(), REWARD, 1.0, kt.ForwardKL()).values, "reverse KL"),
+        # One value for two states, which would broadcast.
+        (
+            lambda: solve_chain(two_steps(), REWARD, 1.0).expectation([3.0]),
+            r"fn gives values of shape \(1,\), but there are 2 outcomes: the first axis must be 2",
+        ),
+        (
+            lambda: kt.solve(kt.Objective(REWARD, np.log(FIRST), 1.0)).expectation(3.0),
+            r"fn gives values of shape \(\), but there are 2 outcomes",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -138,7 +138,10 @@ class AutomatonTarget(Optimum):
         return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
-        """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
+        """``E_π[fn]`` of what depends on the final state: values ``[D, ...]``, or a function.
+
+        The function takes the numbers of states ``[D]``.
+        """
         return self.states.expectation(fn)
 
     def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:

@@ -13,13 +13,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import positive, typed_key
-from kltarget._core.numerics import as_float
 from kltarget._core.pytrees import register
 from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
-from kltarget.targets._protocol import Distribution, mix
+from kltarget.targets._protocol import Distribution, mean_of
 from kltarget.targets.automata._local_problems import local_problems
 from kltarget.targets.automata._policy_sums import PolicySums
 from kltarget.targets.automata._product_walks import Product, product_of
@@ -108,10 +107,7 @@ class TokenLocalTexts(Distribution):
 
         The function takes the numbers of states ``[D]``.
         """
-        states = jnp.arange(self.automaton.num_states)
-        values = as_float(fn(states) if callable(fn) else fn).astype(self.values.dtype)
-        mean = mix(self.state_probs, values.reshape(len(values), -1))
-        return mean.reshape(*self.status.shape, *values.shape[1:])
+        return mean_of(fn, self.state_probs)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.

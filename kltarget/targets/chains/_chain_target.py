@@ -18,7 +18,7 @@ from kltarget.divergences import ReverseKL
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Chain, backward
 from kltarget.spaces._chains import Step, draw_paths
-from kltarget.targets._protocol import Optimum, mix
+from kltarget.targets._protocol import Optimum, mean_of
 from kltarget.targets.discrete import Target
 
 
@@ -178,11 +178,7 @@ class ChainTarget(Optimum):
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
         """``E_π[fn(x_0)]`` of values ``[S, ...]`` of the last state, shape ``[*batch, ...]``."""
-        values = jnp.asarray(fn(jnp.arange(self.chain.num_states)) if callable(fn) else fn)
-        values = values.astype(self.ends.log_probs.dtype)
-        probs = jnp.exp(self.log_last)
-        mean = mix(probs, values.reshape(len(values), -1))
-        return mean.reshape(*probs.shape[:-1], *values.shape[1:])
+        return mean_of(fn, jnp.exp(self.log_last))
 
     @property
     def _batch(self) -> tuple[int, ...]:
