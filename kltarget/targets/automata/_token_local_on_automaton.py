@@ -89,7 +89,7 @@ def token_local_on_automaton(
     end = reference.end
     values, sums, status = _token_local(product, objective, length, full_gradient, end)
     return TokenLocalTexts(
-        reference, automaton, objective, values, sums, status, length, full_gradient
+        reference, automaton, objective, product, values, sums, status, length, full_gradient
     )
 
 
