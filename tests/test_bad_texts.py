@@ -11,6 +11,7 @@ from test_automata import EVEN, SWITCH
 
 import kltarget as kt
 from kltarget.spaces import Automaton, MarkovReference
+from kltarget.targets.automata import token_local_on_automaton
 
 LOG = np.errstate(divide="ignore")(np.log)
 
@@ -119,3 +120,26 @@ def test_bad_input_is_named(call, message):
 def test_what_is_of_another_type_is_named(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("first", [[np.nan, 0.0], [1.0, 0.0], [np.log(0.9), np.log(0.3)]])
+def test_a_reference_that_is_none_is_flagged_under_a_trace(first):
+    """Texts' masses are normalised, so that they would not tell."""
+
+    def solved(log_initial):
+        chain = MarkovReference(log_initial, np.log(np.full((2, 2), 0.5)))
+        texts = kt.solve_on_automaton(chain, SWITCH, [0.0, 1.0], 0.5, length=3)
+        walked = {"length": 3, "step_reward": np.ones((2, 2))}
+        steps = kt.solve_on_automaton(chain, SWITCH, [0.0, 1.0], 0.5, **walked)
+        local = token_local_on_automaton(chain, SWITCH, [0.0, 1.0], 0.5, kt.ReverseKL(), length=3)
+        targets = texts, steps, local
+        numbers = [(x.expected_reward, x.entropy, x.log_prob([0, 1, 0])) for x in targets]
+        return [x.status for x in targets], numbers
+
+    status, numbers = jax.jit(solved)(np.array(first))
+    assert all(kt.Status.INVALID_REFERENCE in kt.Status(int(x)) for x in status)
+    assert np.isnan(numbers).all()
+    status, numbers = jax.jit(solved)(np.log([0.9, 0.1]))
+    assert not any(map(int, status))
+    assert np.isfinite(numbers).all()

@@ -364,3 +364,16 @@ def test_a_batch_is_its_rows():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("tilt_first", [True, False])
+def test_a_first_law_that_is_none_is_flagged_under_a_trace(tilt_first):
+    solve = jax.jit(
+        lambda x: solve_chain(Chain(x, np.log(STEPS)), REWARD, 0.5, tilt_first=tilt_first)
+    )
+    for first in ([np.nan, 0.0], [1.0, 0.0]):
+        target = solve(np.array(first))
+        assert kt.Status.INVALID_REFERENCE in kt.Status(int(target.status))
+        assert np.isnan(target.value)
+    assert int(solve(np.log(FIRST)).status) == 0

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kltarget._core.checks import (
     at_index,
     first_index,
     float_arguments,
+    mass_tolerance,
     positive,
     require_normalized,
     traced,
@@ -343,6 +344,14 @@ def _sample(
 
 
 register(MarkovReference, ("log_initial", "log_transition"), ("alphabet", "end"))
+
+
+@jax.jit
+def normalized(reference: MarkovReference) -> Bool[Array, ""]:
+    """Whether it is: the constructor sees no values under a trace, and lets NaN pass."""
+    first, then = reference.log_initial.reshape(-1), reference.log_transition
+    off = [jnp.abs(jnp.exp(x).sum(-1) - 1).max() for x in (first, then)]
+    return jnp.stack(off).max() <= mass_tolerance(then.dtype)
 
 
 def _absorb(first: np.ndarray, then: np.ndarray, end: int) -> None:

@@ -20,6 +20,7 @@ from kltarget._core.numerics import widest, working_dtype
 from kltarget.divergences import Divergence, ReverseKL, Scaled
 from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
+from kltarget.spaces._markov_reference import normalized
 from kltarget.targets.automata._product_walks import (
     final_log_masses,
     product_of,
@@ -71,6 +72,8 @@ def over_final_states(
     if step_reward is not None:
         product = tilted(product, log_tilt(step_reward, beta, divergence))
     masses, log_total = final_log_masses(product, num_states=size, length=length)
+    # Sums of texts pass over NaN, and normalising would hide what the reference lacks.
+    masses = jnp.where(normalized(reference), masses, jnp.nan)
     # A state that no text ends in is no outcome; one of impossible texts may be.
     # What no reward may be stays, so that it is refused or flagged as everywhere else.
     bad = jnp.isnan(rewards) | (rewards == jnp.inf)

@@ -55,7 +55,7 @@ class ChainTarget(Optimum):
         own = self.ends.status
         if self.tilt_first:
             return own
-        seen = jnp.broadcast_to(self._log_initial, own.shape) > -jnp.inf
+        seen = ~jnp.isneginf(jnp.broadcast_to(self._log_initial, own.shape))
         zero = jnp.zeros((), own.dtype)
         return jax.lax.reduce(jnp.where(seen, own, zero), zero, jax.lax.bitwise_or, (own.ndim - 1,))
 
