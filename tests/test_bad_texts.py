@@ -11,7 +11,7 @@ from test_automata import EVEN, SWITCH
 
 import kltarget as kt
 from kltarget.spaces import Automaton, MarkovReference
-from kltarget.targets.automata import token_local_on_automaton
+from kltarget.targets.automata import over_modes, token_local_on_automaton
 
 LOG = np.errstate(divide="ignore")(np.log)
 
@@ -115,6 +115,7 @@ def test_bad_input_is_named(call, message):
             lambda: kt.solve_on_automaton(SWITCH, EVEN, [0.0, 1.0], 1.0, length=3),
             "reference must be a MarkovReference, got Automaton",
         ),
+        (lambda: over_modes("dates"), "task must be a TextTask, as tasks.load_texts gives"),
     ],
 )
 def test_what_is_of_another_type_is_named(call, message):
