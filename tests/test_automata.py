@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
@@ -331,70 +330,19 @@ def test_the_smallest_automaton_of_a_large_one():
 
 
 EVEN = MarkovReference(np.log([0.5, 0.5]), np.log(np.full((2, 2), 0.5)), ("a", "b"))
-LOG = np.errstate(divide="ignore")(np.log)
 SWITCH = Automaton(np.array([[0, 1], [1, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: Automaton(np.array([[0, 2]])), "leads from state 0 to 2, but there are 1"),
-        (lambda: Automaton(np.array([0, 1])), "it needs states and tokens"),
-        (lambda: Automaton(np.array([[0]]), np.array([1])), "accepting must be a boolean"),
-        (lambda: SWITCH.complement(), "this automaton has none"),
-        (lambda: SWITCH.product(Automaton(np.array([[0]]))), "other reads 1 tokens"),
-        (lambda: Automaton.from_words([], "ab"), "words must be one or more"),
-        (lambda: Automaton.from_words(["ax"], "ab"), "'x' of 'ax' is not in the alphabet"),
-        (lambda: Automaton.from_words(["a", ""], "ab"), "one of them is empty"),
-        (lambda: Automaton.from_words(["a"], "ab", match="is"), "match must be"),
-        (lambda: Automaton.from_regex("(a", "ab"), r"pattern '\(a'"),
-        (lambda: Automaton.from_regex("ax", "ab"), "'x' is not in the alphabet"),
-        (lambda: Automaton.from_regex(r"a\.", "ab"), "'.' is not in the alphabet"),
-        (lambda: Automaton.from_regex(r"a\$", "ab$", end="$"), "'.' is the end"),
-        (lambda: Automaton.from_regex("a", "ab", end="$"), "end '.' is not in the alphabet"),
-        (
-            lambda: Automaton.from_words(["a"], "ab", match="equals", end="$"),
-            "end '.' is not in the alphabet",
-        ),
-        (lambda: Automaton(np.array([[0]]), names=["a", "b"]), "names must be one for each of 1"),
-        (lambda: SWITCH.minimized([0, 1, 0]), r"labels has shape \(3,\)"),
-        (lambda: SWITCH.run([[0, 1], [0, 2]]), r"from 0 to 1, got 2 at index \(1, 1\)"),
-        (lambda: Automaton.counter([2], 2, most=1), "tokens must be from 0 to 1"),
-        (lambda: MarkovReference(np.log([0.5, 0.5]), np.log([[0.5, 0.5]])), "log_transition has"),
-        (lambda: MarkovReference(np.log([0.5, 0.5]), np.log(np.ones((2, 2)))), "not normalised"),
-        (lambda: dataclasses.replace(EVEN, end=1), "'a' follows the end after 'b'"),
-        (
-            lambda: MarkovReference(
-                np.log(np.full((2, 2), 0.25)), np.log(np.full((2, 2, 2), 0.5)), None, 0
-            ),
-            "log_initial: 1 follows the end after 0,",
-        ),
-        (
-            lambda: MarkovReference(
-                LOG([[0.5, 0.0], [0.25, 0.25]]), np.log(np.full((2, 2, 2), 0.5)), None, 0
-            ),
-            "log_transition: 1 follows the end after 0, 0,",
-        ),
-        (lambda: MarkovReference.fit(["b", "a$"], end="$"), "text 1 contains the end '.' at 1"),
-        (lambda: MarkovReference.fit([]), "texts must be"),
-        (lambda: MarkovReference.fit(["ab"], order=3), "of 3 letters or more"),
-        (lambda: EVEN.log_prob("axb"), "'x' is not in the alphabet"),
-        (lambda: EVEN.log_prob([0, 2]), "there is no token 2"),
-        (lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0], 1.0, length=3), "has 2 states"),
-        (lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=0), "length must be"),
-        (
-            lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], -1.0, length=3),
-            "beta",
-        ),
-        (
-            lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=3).log_prob("ab"),
-            "texts have 3 tokens",
-        ),
-    ],
-)
-def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_the_empty_prefix_is_the_beginning():
+    target = kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=2)
+    # Every first token is followed by one that leads to either state.
+    for prefix in ("", [], np.zeros(0, int)):
+        np.testing.assert_allclose(target.conditionals(prefix), np.log([0.5, 0.5]), rtol=1e-6)
+    lean = kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=1)
+    np.testing.assert_allclose(lean.conditionals(""), -np.log1p(np.exp([1.0, -1.0])), rtol=1e-5)
+    assert EVEN.log_prob("") == EVEN.log_prob([]) == 0
+    assert int(SWITCH.run([])) == 0
+    np.testing.assert_array_equal(EVEN.log_prob(np.array(["ab", "ba"])), EVEN.log_prob(["ab"] * 2))
 
 
 def test_states_that_no_text_ends_in_have_no_mass():

@@ -105,3 +105,17 @@ def test_bad_input_is_named(change, message):
     reward, beta = given.pop("reward"), given.pop("beta")
     with pytest.raises(ValueError, match=message):
         training.fine_tune_chain(Chain(FIRST, STEPS), reward, beta, **given)
+
+
+def test_what_is_no_chain_is_named():
+    with pytest.raises(TypeError, match="chain must be a Chain or a GaussianChain"):
+        training.fine_tune_chain("denoise", [1.0, 0.0], 1.0, learning_rate=0.1, num_steps=2)
+
+
+def test_training_of_a_chain_may_be_traced():
+    """Of one step only the objective of the reference is seen: its mean reward, at every β."""
+    options = {"learning_rate": 0.1, "num_steps": 1}
+    train = jax.jit(
+        lambda beta: training.fine_tune_chain(Chain(FIRST, STEPS), [1.0, 0.0], beta, **options)
+    )
+    np.testing.assert_allclose(train(np.array([0.1, 1.0])).objective[0, 0], 0.585, rtol=1e-6)

@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import minimize
 
 import kltarget as kt
+from kltarget.divergences import Scaled
 from kltarget.spaces import Chain
 from kltarget.targets.chains import solve_chain
 
@@ -67,6 +68,11 @@ def test_the_chain_of_three_variables_has_the_values_found_at_50_digits():
         atol=8 * eps(),
         **tight,
     )
+    for tilt_first in (True, False):
+        twice = Scaled(kt.ReverseKL(), 2.0)
+        scaled = solve_chain(two_steps(), REWARD, 0.25, twice, tilt_first=tilt_first)
+        np.testing.assert_allclose(scaled.values, tilted.values, atol=8 * eps(), **tight)
+        assert not scaled.remembers
     np.testing.assert_allclose(np.exp(tilted.chain.log_marginals()[-1]), [0.585, 0.415], **tight)
     np.testing.assert_allclose(
         np.exp(tilted.log_last), [0.9124028640771804, 0.08759713592281959], **tight
@@ -222,6 +228,33 @@ def test_forbidden_ends_and_impossible_steps_are_left_out():
 
 
 @pytest.mark.broad
+@pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()], ids=lambda d: d.slug)
+def test_first_states_that_never_occur_change_no_step(divergence):
+    """With rewards below 0 and a forbidden end, which such a state may not lift."""
+    first, kernels, _ = random_chain(seed=5)
+    first[1:] = 0.0, 0.0
+    first[0] = 1.0
+    reward = np.array([-1.0, -2.0, -np.inf])
+    with np.errstate(divide="ignore"):
+        chain = Chain(np.log(first), np.log(kernels))
+    target = solve_chain(chain, reward, 0.5, divergence, tilt_first=False)
+    # With one first state there is nothing to tilt: the ends are a list by themselves.
+    paths, mass = enumerated(first, kernels)
+    with np.errstate(divide="ignore"):
+        ends = np.log(np.bincount(paths[:, -1], mass, 3))
+    listed = np.asarray(kt.solve(kt.Objective(reward, ends, 0.5, divergence)).probs, float)
+    best = mass * (listed / np.exp(ends))[paths[:, -1]]
+    tight = {"rtol": 200 * eps(), "atol": 16 * eps()}
+    walked = np.asarray(target.log_kernels, float)
+    walked = np.exp(walked[0] if target.remembers else walked)
+    np.testing.assert_allclose(enumerated(first, walked)[1], best, **tight)
+    np.testing.assert_allclose(target.step_kl.sum(), kl(best, mass), **tight)
+    if not target.remembers:
+        start = 0.5 * np.log((mass * np.exp(reward[paths[:, -1]] / 0.5)).sum())
+        np.testing.assert_allclose(target.values[0, 0], start, **tight)
+
+
+@pytest.mark.broad
 def test_values_have_the_derivatives_of_what_they_are():
     def value(reward, kernels, tilt_first):
         chain = Chain(jnp.log(FIRST), jax.nn.log_softmax(kernels, axis=-1))
@@ -236,6 +269,29 @@ def test_values_have_the_derivatives_of_what_they_are():
         moved[0, 1, 0] = 1e-2
         up, down = (value(REWARD, jnp.log(STEPS) + s * moved, tilt_first) for s in (1, -1))
         np.testing.assert_allclose(by_kernels[0, 1, 0], (up - down) / 2e-2, rtol=2e-3)
+
+
+@pytest.mark.broad
+def test_a_forbidden_end_has_no_part_in_derivatives_by_beta():
+    first, kernels, reward = random_chain(seed=9)
+    reward[1] = -np.inf
+    chain = Chain(np.log(first), np.log(kernels))
+    paths, mass = enumerated(first, kernels)
+
+    def fixed(beta):
+        """Values of first states and the KL of paths, in NumPy."""
+        weight = mass * np.exp(reward[paths[:, -1]] / beta)
+        own = [weight[paths[:, 0] == state] for state in range(3)]
+        values = [beta * np.log(w.sum() / p) for w, p in zip(own, first, strict=True)]
+        laws = [p * w / w.sum() for w, p in zip(own, first, strict=True)]
+        return np.array([np.sum(values), kl(np.concatenate(laws), mass)])
+
+    def ours(beta):
+        target = solve_chain(chain, reward, beta, tilt_first=False)
+        return jnp.stack([target.values[0].sum(), target.step_kl.sum()])
+
+    slopes = (fixed(0.4 + 1e-5) - fixed(0.4 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jacrev(ours)(0.4), slopes, rtol=max(1e-6, 500 * eps()))
 
 
 @pytest.mark.broad
@@ -294,8 +350,30 @@ def test_a_batch_is_its_rows():
         (lambda: solve_chain(two_steps(), REWARD, -1.0), "beta"),
         (lambda: solve_chain(two_steps(), [np.nan, 0.0], 1.0), "reward"),
         (lambda: solve_chain(two_steps(), REWARD, 1.0, kt.ForwardKL()).values, "reverse KL"),
+        # One value for two states, which would broadcast.
+        (
+            lambda: solve_chain(two_steps(), REWARD, 1.0).expectation([3.0]),
+            r"fn gives values of shape \(1,\), but there are 2 outcomes: the first axis must be 2",
+        ),
+        (
+            lambda: kt.solve(kt.Objective(REWARD, np.log(FIRST), 1.0)).expectation(3.0),
+            r"fn gives values of shape \(\), but there are 2 outcomes",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("tilt_first", [True, False])
+def test_a_first_law_that_is_none_is_flagged_under_a_trace(tilt_first):
+    solve = jax.jit(
+        lambda x: solve_chain(Chain(x, np.log(STEPS)), REWARD, 0.5, tilt_first=tilt_first)
+    )
+    for first in ([np.nan, 0.0], [1.0, 0.0]):
+        target = solve(np.array(first))
+        assert kt.Status.INVALID_REFERENCE in kt.Status(int(target.status))
+        assert np.isnan(target.value)
+    assert int(solve(np.log(FIRST)).status) == 0

@@ -236,10 +236,30 @@ def test_bad_input_is_named():
         ),
         (
             lambda: distill(line, [kt.ReverseKL()], line, bounds=[[1.0, 0.0]], **usual),
-            "bounds must be 1 increasing pairs",
+            "bounds must be 1 finite and increasing pairs",
+        ),
+        (
+            lambda: distill(line, [kt.ReverseKL()], line, bounds=[[-np.inf, 0.0]], **usual),
+            "bounds must be 1 finite and increasing pairs",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(TypeError, match="start must be a GaussianMixture"):
         distill(line, [kt.ReverseKL()], None, **usual)
+    with pytest.raises(TypeError, match="divergences must be several, got one"):
+        distill(line, kt.ReverseKL(), line, **usual)
+
+
+def test_students_that_the_lattice_does_not_hold_have_no_divergence():
+    """Points 0.1 apart between −9 and 9: one student lies between two, one is wide, one outside."""
+    line = mixture(WEIGHTS, CENTERS, WIDTHS)
+    start = mixture(np.ones((3, 1)), [[-1.45], [-1.45], [9.5]], [[1e-2], [0.5], [0.5]])
+    options = {"bounds": [[-9.0, 9.0]], "num_points": 181, "learning_rate": 1e-6, "num_steps": 1}
+    found = distill(line, [kt.ReverseKL(), kt.JensenShannon()], start, **options)
+    np.testing.assert_array_equal(
+        np.isnan(found.divergence_value), np.broadcast_to([True, False, True], (2, 2, 3))
+    )
+    own, other = norm.pdf(X, -1.45, 0.5), density(X, WEIGHTS, CENTERS, WIDTHS)
+    wanted = (own * (norm.logpdf(X, -1.45, 0.5) - np.log(other))).sum() * CELL
+    np.testing.assert_allclose(found.divergence_value[0, 0, 1], wanted, rtol=1e-4)

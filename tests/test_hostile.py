@@ -176,6 +176,20 @@ def test_measures_of_any_mass_have_distributions_as_targets(divergence):
             np.testing.assert_allclose(right, same, rtol=1e-3, err_msg=case)
 
 
+@pytest.mark.parametrize("shift", [-1000.0, -64.0, 64.0, 128.0, 1024.0])
+def test_under_reverse_kl_the_total_mass_of_a_measure_does_not_matter(shift):
+    """e^1024 is beyond every float, and e^128 beyond those of 32 bits."""
+    reward = np.array([1.0, 1.0, 0.0], DTYPE)
+    log_ref = np.array([-1.5, -4.0, -0.25], DTYPE)
+    objective = kt.Objective(reward, log_ref + shift, 0.125, measure=True)
+    target = kt.solve(objective).raise_if_failed()
+    plain = np.array([-1.5, -4.0, -8.25])
+    total = np.logaddexp.reduce(plain)
+    np.testing.assert_allclose(target.log_probs, plain - total, rtol=32 * eps(DTYPE))
+    multiplier = 1 + 0.125 * (total + shift)
+    np.testing.assert_allclose(target.multiplier, multiplier, rtol=32 * eps(DTYPE))
+
+
 STEEP = [
     # α, reward, log_ref, beta, target
     (2.5, [0.5, 0, 1], [-0.62681949, -0.97681946, -2.41681957], 0.02, [5.9144e-4, 0, 0.99940856]),

@@ -56,6 +56,16 @@ def test_equal_to_enumeration(order, dtype):
     close(target.expected_reward, mean, dtype, 64)
     close(target.divergence_value, kl, dtype, 64)
     close(target.entropy, entropy, dtype, 64)
+    with np.errstate(invalid="ignore"):
+        spread = np.where(probs > 0, probs * (total - mean[..., None]) ** 2, 0.0).sum(-1)
+
+    def by_beta(x):
+        again = kt.solve_on_automaton(chain, automaton, reward, x, length=5, step_reward=steps)
+        return jnp.stack([again.value.sum(0), again.expected_reward.sum(0)])
+
+    # By the envelope theorem, and because the tilted law is an exponential family in 1/β.
+    slopes = jax.jvp(by_beta, (beta,), (np.ones_like(beta),))[1]
+    close(slopes, np.stack([-kl.sum(0), -(spread / beta.astype(float) ** 2).sum(0)]), dtype, 512)
     shares = [[probs[..., texts[:, t] == v].sum(-1) for v in range(3)] for t in range(5)]
     close(target.marginals(), np.moveaxis(shares, (0, 1), (-2, -1)), dtype, 64)
     given = probs.reshape(2, 3, 9, 3, 9).sum(-1)[:, :, 5]

@@ -262,3 +262,17 @@ def test_verification_confirms_and_can_fail():
     options |= {"policies": {"small": (small, small.init(key=jax.random.key(0)))}}
     short = verify_texts("dates", key=jax.random.key(0), num_steps=1, **options)
     assert [check.passed for check in short.checks][1] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_measured": 1}, "num_measured must be an integer of 2 or more"),
+        ({"num_seeds": 0}, "num_seeds must be an integer of 1 or more"),
+        ({"policies": []}, "policies and beta ask for no run"),
+        ({"beta": [0.1, -1.0]}, "beta must be finite numbers above 0"),
+    ],
+)
+def test_what_a_verification_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        verify_texts("dates", key=jax.random.key(0), **change)

@@ -182,3 +182,15 @@ def test_rows_that_fail_are_flagged_and_touch_no_other():
         solve(1.0).log_prob([0, 1])
     with pytest.raises(ValueError, match="one axis of 0 to 2 tokens"):
         solve(1.0).conditionals([0, 1, 1])
+
+
+@pytest.mark.broad
+def test_a_policy_that_is_an_argument_of_a_jitted_function_is_the_same():
+    """Nodes are numbered as when it was found, of which texts reach only a part."""
+    chain = MarkovReference.fit(["abcab", "aabba", "bacba"], order=2, end="$")
+    problem = (chain, Automaton.counter([2], 4, most=4), np.eye(5)[3], 0.3, kt.ForwardKL())
+    local = token_local_on_automaton(*problem, length=5)
+    texts = np.asarray(chain.sample(key=jax.random.key(0), num_samples=8, length=5))
+    inside = jax.jit(lambda x: (x.log_prob(texts), x.conditionals([0])))(local)
+    np.testing.assert_allclose(inside[0], local.log_prob(texts), rtol=1e-5)
+    np.testing.assert_allclose(inside[1], local.conditionals([0]), rtol=1e-5)

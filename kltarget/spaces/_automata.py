@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from kltarget._core.checks import raise_first, traced
+from kltarget._core.checks import positive, raise_first, traced
 from kltarget._core.pytrees import register
 from kltarget.spaces._markov_reference import walk
 
@@ -91,11 +91,19 @@ class Automaton:
 
         Raises:
             TypeError: tokens that are not integers.
-            ValueError: outside a trace, tokens that there are not.
+            ValueError: no axis of tokens; outside a trace, tokens that there are not.
         """
         read: Any = tokens if traced(tokens) else np.asarray(tokens)
+        if not (traced(read) or read.size):
+            # Of no tokens NumPy makes floats.
+            read = read.astype(np.int32)
         if not jnp.issubdtype(read.dtype, jnp.integer):
-            raise TypeError(f"tokens must be integers, got dtype {read.dtype}")
+            raise TypeError(
+                f"tokens must be integers, got dtype {read.dtype}; MarkovReference.tokens makes "
+                "them from strings"
+            )
+        if not read.ndim:
+            raise ValueError(f"tokens must have an axis of tokens, got the number {read}")
         if not traced(read):
             outside = (read < 0) | (read >= self.vocab_size)
             raise_first("tokens", read, outside, f"must be from 0 to {self.vocab_size - 1}")
@@ -216,10 +224,15 @@ class Automaton:
             end: the letter after which texts are over.
 
         Raises:
+            TypeError: one string instead of several.
             ValueError: no words, an empty one, one with letters outside the alphabet, an end
-                outside of it.
+                outside of it, an alphabet with a letter twice.
         """
-        letters, words = list(alphabet), list(dict.fromkeys(words))
+        if isinstance(words, str):
+            raise TypeError(
+                f"words must be several strings, got one: put it in a list, [{words!r}]"
+            )
+        letters, words = _letters(alphabet), list(dict.fromkeys(words))
         over = _place_of_end(end, letters)
         spelled = [_spelled(word, letters) for word in words]
         if not spelled:
@@ -242,11 +255,14 @@ class Automaton:
             >>> print(Automaton.counter([1], 2, most=3).run([1, 0, 1]))
             2
         """
-        counted = sorted(set(tokens))
+        positive("vocab_size", vocab_size)
+        positive("most", most)
+        listed = np.asarray(list(tokens))
+        if listed.size and not np.issubdtype(listed.dtype, np.integer):
+            raise TypeError(f"tokens must be integers, got dtype {listed.dtype}")
+        counted = np.unique(listed).tolist()
         if not counted or counted[0] < 0 or counted[-1] >= vocab_size:
             raise ValueError(f"tokens must be from 0 to {vocab_size - 1}, got {counted}")
-        if most < 1:
-            raise ValueError(f"most must be 1 or more, got {most}")
         table = np.repeat(np.arange(most + 1)[:, None], vocab_size, axis=1)
         table[:, counted] = np.minimum(np.arange(most + 1) + 1, most)[:, None]
         names = (*map(str, range(most)), f"{most} or more")
@@ -269,7 +285,7 @@ class Automaton:
         Raises:
             ImportError: automata-lib is not installed.
             ValueError: a pattern that it does not read or that has letters outside the alphabet,
-                an end outside of it.
+                an end outside of it, an alphabet with a letter twice.
 
         Example:
             >>> from kltarget.spaces import Automaton
@@ -286,7 +302,7 @@ class Automaton:
             raise ImportError(
                 'from_regex needs automata-lib: pip install "kltarget[automata]"'
             ) from None
-        letters = list(alphabet)
+        letters = _letters(alphabet)
         over = _place_of_end(end, letters)
         read = {x for x in letters if x != end}
         _require_letters(pattern, read, end)
@@ -330,6 +346,17 @@ def _require_letters(pattern: str, read: set[str], end: str | None) -> None:
                 "leave it out"
             )
         raise ValueError(f"pattern {pattern!r}: {letter!r} is not in the alphabet")
+
+
+def _letters(alphabet: Iterable[str]) -> list[str]:
+    letters = list(alphabet)
+    for i, letter in enumerate(letters):
+        if letter in letters[:i]:
+            raise ValueError(
+                f"alphabet has {letter!r} twice, at {letters.index(letter)} and {i}: name each "
+                "token once"
+            )
+    return letters
 
 
 def _place_of_end(end: str | None, letters: list[str]) -> int | None:

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kltarget._core.checks import (
     at_index,
     first_index,
     float_arguments,
+    mass_tolerance,
+    positive,
     require_normalized,
     traced,
 )
@@ -193,6 +195,8 @@ class MarkovReference:
         self, *, key: PRNGKeyArray, num_samples: int, length: int
     ) -> Int[Array, "num_samples length"]:
         """Independent texts of a length, tokens of shape ``[num_samples, length]``."""
+        positive("num_samples", num_samples)
+        positive("length", length)
         return _sample(self.log_next(), jnp.asarray(self.following), key, num_samples, length)
 
     def tokens(self, texts: Any) -> Int[Array, "... T"]:
@@ -206,6 +210,12 @@ class MarkovReference:
             isinstance(texts, Sequence) and texts and isinstance(texts[0], str)
         ):
             return jnp.asarray(self._spelled(texts))
+        if not traced(texts):
+            texts = np.asarray(texts)
+            if np.issubdtype(texts.dtype, np.str_):
+                return self.tokens(texts.tolist())
+            # Of no tokens NumPy makes floats.
+            texts = texts if texts.size else texts.astype(np.int32)
         tokens = jnp.asarray(texts)
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
@@ -237,11 +247,12 @@ class MarkovReference:
         """Texts as strings, up to their end: one, or nested lists of them.
 
         Raises:
-            ValueError: there is no alphabet.
+            ValueError: there is no alphabet, or tokens that there are not, such as the -1 of texts
+                that could not be drawn.
         """
         if self.alphabet is None:
             raise ValueError("the reference has no alphabet to spell strings in")
-        rows = np.asarray(tokens)
+        rows = np.asarray(self.tokens(tokens))
         if rows.ndim > 1:
             return [self.spell(row) for row in rows]
         listed = rows.tolist()
@@ -270,8 +281,9 @@ class MarkovReference:
                 texts of any length.
 
         Raises:
+            TypeError: one string instead of several.
             ValueError: no texts, too short ones, ones with an end in them, letters outside the
-                alphabet, an order below 1.
+                alphabet, an order below 1, smoothing that is below 0 or not finite.
 
         Example:
             >>> from kltarget.spaces import MarkovReference
@@ -279,11 +291,12 @@ class MarkovReference:
             >>> print(f"{reference.log_prob('ab'):.3f}")
             -0.288
         """
+        if isinstance(texts, str):
+            raise TypeError("texts must be several strings, got one: put it in a list, [text]")
         listed = list(texts)
-        if order < 1:
-            raise ValueError(f"order must be 1 or more, got {order}")
-        if smoothing < 0:
-            raise ValueError(f"smoothing must be 0 or more, got {smoothing}")
+        positive("order", order)
+        if not 0 <= smoothing < math.inf:
+            raise ValueError(f"smoothing must be 0 or more and finite, got {smoothing}")
         letters = sorted(set().union(*listed)) if alphabet is None else list(alphabet)
         if end is not None:
             for i, text in enumerate(listed):
@@ -333,6 +346,14 @@ def _sample(
 register(MarkovReference, ("log_initial", "log_transition"), ("alphabet", "end"))
 
 
+@jax.jit
+def normalized(reference: MarkovReference) -> Bool[Array, ""]:
+    """Whether it is: the constructor sees no values under a trace, and lets NaN pass."""
+    first, then = reference.log_initial.reshape(-1), reference.log_transition
+    off = [jnp.abs(jnp.exp(x).sum(-1) - 1).max() for x in (first, then)]
+    return jnp.stack(off).max() <= mass_tolerance(then.dtype)
+
+
 def _absorb(first: np.ndarray, then: np.ndarray, end: int) -> None:
     """After an end there is nothing but ends, in counts."""
     order = first.ndim
@@ -373,7 +394,7 @@ def _require_over(name: str, log_probs: Array, end: int, alphabet: tuple[str, ..
 
 def walk(table: Array, tokens: Array) -> Array:
     """The states before each token and after the last, from state 0: ``[..., T + 1]``."""
-    flat = tokens.reshape(-1, tokens.shape[-1])
+    flat = tokens.reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
 
     def step(state: Array, token: Array) -> tuple[Array, Array]:
         after = table[state, token]

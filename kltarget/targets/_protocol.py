@@ -121,10 +121,7 @@ class OverOutcomes:
             >>> print(f"{target.expectation([0.0, 4.0]):.4f}")
             2.9242
         """
-        values = fn(jnp.arange(self.log_probs.shape[-1])) if callable(fn) else fn
-        values = as_float(values).astype(self.log_probs.dtype)
-        mean = mix(self.probs, values.reshape(len(values), -1))
-        return mean.reshape(*self.log_probs.shape[:-1], *values.shape[1:])
+        return mean_of(fn, self.probs)
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int
@@ -205,6 +202,18 @@ def log_prob_of(log_probs: Array, x: ArrayLike) -> Array:
     rows = jnp.meshgrid(*map(jnp.arange, batch), indexing="ij", sparse=True) if batch else []
     places = tuple(jnp.broadcast_to(i, shape) for i in (*rows, at))
     return log_probs.at[places].get(mode="fill", fill_value=jnp.nan)
+
+
+def mean_of(fn: Callable[[Array], ArrayLike] | ArrayLike, probs: Array) -> Array:
+    """``E[fn]`` of values by outcome ``[A, ...]``, or of a function that gives them."""
+    size = probs.shape[-1]
+    values = as_float(fn(jnp.arange(size)) if callable(fn) else fn).astype(probs.dtype)
+    if not values.ndim or len(values) != size:
+        raise ValueError(
+            f"fn gives values of shape {values.shape}, but there are {size} outcomes: the first "
+            f"axis must be {size}"
+        )
+    return mix(probs, values.reshape(size, -1)).reshape(*probs.shape[:-1], *values.shape[1:])
 
 
 def mix(probs: Array, values: Array) -> Array:

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import float_arguments, positive, typed_key, worded
+from kltarget._core.checks import float_arguments, positive, raise_first, typed_key, worded
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.pytrees import made, pytree
 from kltarget.objectives._point_rewards import QuadraticReward
@@ -73,6 +73,7 @@ def fine_tune_chain(
         The trained chains and the objective along the way.
 
     Raises:
+        TypeError: no chain.
         ValueError: shapes that do not fit, values out of range, a missing key.
 
     Example:
@@ -93,6 +94,8 @@ def fine_tune_chain(
     positive("batch_size", batch_size, 2)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+    if not isinstance(chain, (Chain, GaussianChain)):
+        raise TypeError(f"chain must be a Chain or a GaussianChain of kltarget.spaces: {chain!r}")
     gaussian = isinstance(chain, GaussianChain)
     if key is None and (gaussian or num_seeds > 1):
         raise ValueError("key is needed for samples and for several seeds: key=jax.random.key(0)")
@@ -102,8 +105,7 @@ def fine_tune_chain(
         )
     dtype_of = chain.mean if isinstance(chain, GaussianChain) else chain.log_initial
     beta = float_arguments(beta=beta, chain=dtype_of)["beta"]
-    if not bool((beta > 0).all() & jnp.isfinite(beta).all()):
-        raise ValueError("beta must be above 0 and finite")
+    raise_first("beta", beta, ~((beta > 0) & jnp.isfinite(beta)), "must be above 0 and finite")
     if isinstance(reward, QuadraticReward):
         size, given = reward.dim, reward.batch_shape
         wanted = chain.dim if isinstance(chain, GaussianChain) else size
@@ -111,8 +113,7 @@ def fine_tune_chain(
         reward = float_arguments(reward=reward, chain=dtype_of)["reward"]
         size, given = reward.shape[-1] if reward.ndim else 0, reward.shape[:-1]
         wanted = chain.num_states if isinstance(chain, Chain) else size
-        if not bool(jnp.isfinite(reward).all()):
-            raise ValueError("reward must be finite to be trained on")
+        raise_first("reward", reward, ~jnp.isfinite(reward), "must be finite to be trained on")
     if size != wanted:
         raise ValueError(f"reward has {size} on its last axis and the chain {wanted}")
     with worded("the batch axes of the chain, reward and beta do not broadcast"):

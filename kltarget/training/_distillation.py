@@ -28,6 +28,9 @@ _REACH = 8.0
 _WHOLE_REACH = 6.0
 """How many standard deviations of components, and of whole mixtures, the lattice holds."""
 
+_UNHELD = 0.01
+"""How much of a student's mass the lattice may miss, or count twice."""
+
 
 @pytree
 class Distillation:
@@ -77,7 +80,7 @@ def distill(
         bounds: ends of the lattice, ``[d, 2]``. Default: 8 standard deviations of all components
             and 6 of whole mixtures.
         num_points: points of the lattice along each axis, by default 1001 on a line and 161 in a
-            plane. A student that is narrower than their distance is not resolved.
+            plane. A student that is narrower than half their distance is not resolved.
         optimizer: makes an optax transformation from a learning rate.
 
     Returns:
@@ -87,9 +90,10 @@ def distill(
         TypeError: what is no mixture or no divergence.
         ValueError: shapes that do not fit, values out of range, total variation.
 
-    χ² is infinite for students of more than twice the target's variance, so start those narrow;
-    Neyman's χ² for students of less than half of it, so start those wide. Where the divergence has
-    overflowed, a student stays where it is or becomes NaN.
+    Divergences are NaN where the lattice does not hold a student's mass to a percent, because it is
+    too narrow or has left the bounds. χ² is infinite for students of more than twice the target's
+    variance, so start those narrow; Neyman's χ² for students of less than half of it, so start
+    those wide. Where the divergence has overflowed, a student stays where it is or becomes NaN.
 
     Example:
         >>> import jax.numpy as jnp, kltarget as kt
@@ -122,6 +126,9 @@ def distill(
         )
     if start.dim != target.dim:
         raise ValueError(f"start has {start.dim} dimensions and target {target.dim}: give as many")
+    if isinstance(divergences, Divergence):
+        raise TypeError("divergences must be several, got one: put it in a list")
+    divergences = tuple(divergences)
     if not divergences:
         raise ValueError("divergences is empty: give at least one, such as kltarget.ReverseKL()")
     for divergence in divergences:
@@ -132,8 +139,14 @@ def distill(
     count = _POINTS[target.dim] if num_points is None else num_points
     positive("num_points", count, 2)
     box = _box(target, start) if bounds is None else np.asarray(bounds, float)
-    if box.shape != (target.dim, 2) or not (box[:, 0] < box[:, 1]).all():
-        raise ValueError(f"bounds must be {target.dim} increasing pairs [low, high], got {box}")
+    if (
+        box.shape != (target.dim, 2)
+        or not np.isfinite(box).all()
+        or not (box[:, 0] < box[:, 1]).all()
+    ):
+        raise ValueError(
+            f"bounds must be {target.dim} finite and increasing pairs [low, high], got {box}"
+        )
     dtype = jnp.result_type(target.means.dtype, start.means.dtype)
     axes = [np.linspace(low, high, count) for low, high in box]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, target.dim)
@@ -143,9 +156,9 @@ def distill(
     rate = jnp.asarray(learning_rate, dtype)
     fields = start._broadcast()
     student, history, covered = _train(
-        target, tuple(divergences), fields, lattice, rate, num_steps, optimizer
+        target, divergences, fields, lattice, rate, num_steps, optimizer
     )
-    return Distillation(target, tuple(divergences), student, history, covered)
+    return Distillation(target, divergences, student, history, covered)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
@@ -183,7 +196,9 @@ def _train(
         values, log_weights = [], []
         for k, divergence in enumerate(divergences):
             row = jnp.moveaxis(log_p[:, k], 0, -1)
-            values.append(divergence(row + log_cell, log_q + log_cell))
+            value = divergence(row + log_cell, log_q + log_cell)
+            held = jnp.exp(row + log_cell).sum(-1)
+            values.append(jnp.where(jnp.abs(held - 1) < _UNHELD, value, jnp.nan))
             log_weights.append(-divergence._log_elasticity(log_u[:, k]))
         # Of one exponent with the mass: a weight by itself may be more than a float holds.
         mass = jnp.exp(joint + log_cell + jnp.stack(log_weights, 1)[..., None])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from kltarget._core.checks import positive
 from kltarget._core.progress import progress_bar
 from kltarget._core.words import counted
 from kltarget.policies import GRUPolicy, Policy, TransformerPolicy
@@ -105,8 +106,10 @@ def verify_texts(
     if not isinstance(task, TextTask):
         raise TypeError(f"problem must be a TextTask or the name of one, got {problem!r}")
     betas = np.atleast_1d(np.asarray(beta, float))
-    if not (policies and betas.size and num_seeds >= 1):
-        raise ValueError("policies, beta and num_seeds ask for no run")
+    positive("num_seeds", num_seeds)
+    positive("num_measured", num_measured, 2)
+    if not (policies and betas.size):
+        raise ValueError("policies and beta ask for no run")
     if betas.ndim != 1 or not (np.isfinite(betas) & (betas > 0)).all():
         raise ValueError(f"beta must be finite numbers above 0, got {betas.tolist()}")
     start_key, run_key, target_key = jax.random.split(key, 3)

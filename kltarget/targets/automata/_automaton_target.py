@@ -138,7 +138,10 @@ class AutomatonTarget(Optimum):
         return jnp.broadcast_to(self.reference.log_prob(tokens), ratio.shape) + ratio
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
-        """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
+        """``E_π[fn]`` of what depends on the final state: values ``[D, ...]``, or a function.
+
+        The function takes the numbers of states ``[D]``.
+        """
         return self.states.expectation(fn)
 
     def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
@@ -384,7 +387,7 @@ def _next_log_probs(product: Product, values: Array, nodes: Array) -> Array:
 def log_ratio_of(log_probs: Array, log_ref: Array) -> Array:
     """``log π/π_ref`` of final states; ``inf`` where only the target has any mass, 0 where none."""
     log_ref = jnp.broadcast_to(log_ref, log_probs.shape)
-    seen = log_ref > -jnp.inf
+    seen = ~jnp.isneginf(log_ref)
     ratio = jnp.where(seen, log_probs, 0.0) - jnp.where(seen, log_ref, 0.0)
     return jnp.where(seen, ratio, jnp.where(log_probs > -jnp.inf, jnp.inf, 0.0))
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import float_argument, positive, raise_first, worded
+from kltarget._core.checks import (
+    at_index,
+    first_index,
+    float_argument,
+    positive,
+    raise_first,
+    traced,
+    worded,
+)
 from kltarget._core.numerics import widest, working_dtype
 from kltarget.divergences import Divergence, ReverseKL, Scaled
 from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
+from kltarget.spaces._markov_reference import normalized
 from kltarget.targets.automata._product_walks import (
     final_log_masses,
     product_of,
@@ -33,12 +43,23 @@ def over_final_states(
     With rewards of steps it is the reference tilted by them; the logarithm of its mass comes second
     and is 0 up to rounding without.
     """
+    for name, given, kind in (
+        ("reference", reference, MarkovReference),
+        ("automaton", automaton, Automaton),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(given).__name__}")
     if automaton.vocab_size != reference.vocab_size:
         raise ValueError(
             f"automaton reads {automaton.vocab_size} tokens and reference has "
             f"{reference.vocab_size}"
         )
     positive("length", length)
+    if reward is None:
+        raise TypeError(
+            "reward is None, as accepting is of an automaton without accepting states: give a "
+            f"number for each of {automaton.num_states} states"
+        )
     product = product_of(reference, automaton)
     rewards = float_argument(reward, "reward")
     if rewards.ndim == 0 or rewards.shape[-1] != automaton.num_states:
@@ -51,11 +72,31 @@ def over_final_states(
     if step_reward is not None:
         product = tilted(product, log_tilt(step_reward, beta, divergence))
     masses, log_total = final_log_masses(product, num_states=size, length=length)
+    # Sums of texts pass over NaN, and normalising would hide what the reference lacks.
+    masses = jnp.where(normalized(reference), masses, jnp.nan)
     # A state that no text ends in is no outcome; one of impossible texts may be.
     # What no reward may be stays, so that it is refused or flagged as everywhere else.
     bad = jnp.isnan(rewards) | (rewards == jnp.inf)
     kept = jnp.broadcast_to(some, bad.shape) | bad
-    return Objective(jnp.where(kept, rewards, -jnp.inf), masses, beta, divergence), log_total
+    rewards = jnp.where(kept, rewards, -jnp.inf)
+    _require_texts(rewards, masses)
+    return Objective(rewards, masses, beta, divergence), log_total
+
+
+def _require_texts(reward: Array, log_masses: Array) -> None:
+    """An error where, outside a trace, every text that the reference makes is forbidden."""
+    if traced(reward, log_masses):
+        return
+    with worded(
+        f"the batch axes of reward {reward.shape[:-1]} do not broadcast against those of "
+        f"step_reward and beta {log_masses.shape[:-1]}"
+    ):
+        gone = (np.isneginf(np.asarray(reward)) | np.isneginf(np.asarray(log_masses))).all(-1)
+    if gone.any():
+        raise ValueError(
+            f"reward forbids every text that the reference makes{at_index(first_index(gone))}: "
+            "give a state that it ends in a finite one"
+        )
 
 
 def checked_steps(automaton: Automaton, step_reward: ArrayLike, divergence: Divergence) -> Array:
@@ -92,4 +133,7 @@ def log_tilt(
     dtype = working_dtype(widest(step_reward.dtype, coefficient.dtype))
     coefficient = jnp.broadcast_to(coefficient, batch)[..., None, None].astype(dtype) * factor
     steps = jnp.broadcast_to(step_reward, (*batch, *step_reward.shape[-2:])).astype(dtype)
-    return steps / jnp.broadcast_to(coefficient, steps.shape)
+    allowed = steps > -jnp.inf
+    # What is forbidden is so at every beta: no derivative comes from there.
+    tilt = jnp.where(allowed, steps, 0.0) / jnp.broadcast_to(coefficient, steps.shape)
+    return jnp.where(allowed, tilt, jnp.where(jnp.isneginf(steps), -jnp.inf, jnp.nan))

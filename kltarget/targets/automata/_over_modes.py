@@ -24,6 +24,7 @@ def over_modes(task: TextTask) -> Task:
         A task of as many outcomes as modes and one more, in double precision.
 
     Raises:
+        TypeError: no task over texts.
         ValueError: a mode of several rewards.
 
     Example:
@@ -35,6 +36,8 @@ def over_modes(task: TextTask) -> Task:
         >>> print(task.labels[:3], f"{target.expected_reward:.4f}")
         ('no e', 'no t', 'no a') 0.9965
     """
+    if not isinstance(task, TextTask):
+        raise TypeError(f"task must be a TextTask, as tasks.load_texts gives, got {task!r}")
     with double_precision():
         # The reference's masses do not depend on β.
         target = solve_on_automaton(

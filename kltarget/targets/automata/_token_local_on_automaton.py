@@ -89,7 +89,7 @@ def token_local_on_automaton(
     end = reference.end
     values, sums, status = _token_local(product, objective, length, full_gradient, end)
     return TokenLocalTexts(
-        reference, automaton, objective, values, sums, status, length, full_gradient
+        reference, automaton, objective, product, values, sums, status, length, full_gradient
     )
 
 
@@ -97,7 +97,7 @@ def token_local_on_automaton(
 def _token_local(
     product: Product, objective: Objective, length: int, full_gradient: bool, end: int | None
 ) -> tuple[Array, PolicySums, Array]:
-    reward, *_ = broadcast_fields(objective)
+    reward, log_masses, *_ = broadcast_fields(objective)
     dtype = widest(reward.dtype, product.log_next.dtype)
     leaves = reward.astype(dtype)[..., product.state]
 
@@ -112,6 +112,7 @@ def _token_local(
     # Emptiness is that of node 0, which matters at the beginning alone.
     later = status[1:] & ~jnp.int32(int(Status.EMPTY_SUPPORT))
     status = status[0] | lax.reduce(later, jnp.int32(0), lax.bitwise_or, (0,))
+    status = status | flag(jnp.isnan(log_masses).any(-1), Status.INVALID_REFERENCE)
     values = unless_failed(status, jnp.moveaxis(jnp.concatenate([values, leaves[None]]), 0, -2))
     values = jnp.moveaxis(values, -2, 0)
 

@@ -13,16 +13,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import positive, typed_key
-from kltarget._core.numerics import as_float
 from kltarget._core.pytrees import register
 from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
-from kltarget.targets._protocol import Distribution, mix
+from kltarget.targets._protocol import Distribution, mean_of
 from kltarget.targets.automata._local_problems import local_problems
 from kltarget.targets.automata._policy_sums import PolicySums
-from kltarget.targets.automata._product_walks import Product, product_of
+from kltarget.targets.automata._product_walks import Product
 from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
 
 
@@ -35,6 +34,7 @@ class TokenLocalTexts(Distribution):
         automaton: what reads the texts.
         objective: the text-level objective of the same reward, beta and divergence, over final
             states: ``[*batch, D]``. This policy does not maximise it.
+        product: the pairs of a context and a state that texts reach, its nodes.
         values: what each node is worth with T, T − 1, …, 0 tokens to come, in reward units,
             ``[T + 1, *batch, N]``; node 0 is the beginning.
         sums: what one walk through all texts counts.
@@ -49,6 +49,7 @@ class TokenLocalTexts(Distribution):
     reference: MarkovReference
     automaton: Automaton
     objective: Objective
+    product: Product
     values: Float[Array, "positions *batch N"]
     sums: PolicySums
     status: Int[Array, "*batch"]
@@ -108,10 +109,7 @@ class TokenLocalTexts(Distribution):
 
         The function takes the numbers of states ``[D]``.
         """
-        states = jnp.arange(self.automaton.num_states)
-        values = as_float(fn(states) if callable(fn) else fn).astype(self.values.dtype)
-        mean = mix(self.state_probs, values.reshape(len(values), -1))
-        return mean.reshape(*self.status.shape, *values.shape[1:])
+        return mean_of(fn, self.state_probs)
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
         """Log-probabilities of texts.
@@ -137,8 +135,8 @@ class TokenLocalTexts(Distribution):
             Shape ``[*batch, ..., T, V]``.
         """
         tokens = whole_texts(self.reference, self.length, x)
-        nodes = walk(self._product.below, tokens)[..., :-1]
-        return _next_log_probs(self._product, self.objective, self.values, nodes)
+        nodes = walk(self.product.below, tokens)[..., :-1]
+        return _next_log_probs(self.product, self.objective, self.values, nodes)
 
     def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
         """Log-probabilities of the token after a prefix.
@@ -150,15 +148,15 @@ class TokenLocalTexts(Distribution):
             Shape ``[*batch, V]``.
         """
         tokens = prefix_of_text(self.reference, self.length, prefix)
-        node, after = walk(self._product.below, tokens)[-1:], self.values[len(tokens) + 1]
-        return _log_probs_at(self._product, self.objective, after, node)[..., 0, :]
+        node, after = walk(self.product.below, tokens)[-1:], self.values[len(tokens) + 1]
+        return _log_probs_at(self.product, self.objective, after, node)[..., 0, :]
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int
     ) -> Int[Array, "num_samples *batch T"]:
         """Independent draws of texts, tokens ``[num_samples, *batch, T]``; -1 in failed rows."""
         positive("num_samples", num_samples)
-        draws = _sample(self._product, self.objective, self.values, typed_key(key), num_samples)
+        draws = _sample(self.product, self.objective, self.values, typed_key(key), num_samples)
         return jnp.where(jnp.isnan(self.values[0, ..., 0])[..., None], -1, draws)
 
     @property
@@ -166,14 +164,10 @@ class TokenLocalTexts(Distribution):
         shape = self.state_probs.shape
         return jnp.broadcast_to(self.objective.reward, shape).astype(self.values.dtype)
 
-    @functools.cached_property
-    def _product(self) -> Product:
-        return product_of(self.reference, self.automaton)
-
 
 register(
     TokenLocalTexts,
-    ("reference", "automaton", "objective", "values", "sums", "status"),
+    ("reference", "automaton", "objective", "product", "values", "sums", "status"),
     ("length", "full_gradient"),
 )
 

@@ -15,9 +15,10 @@ from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget.divergences import ReverseKL
+from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Chain, backward
 from kltarget.spaces._chains import Step, draw_paths
-from kltarget.targets._protocol import Optimum, mix
+from kltarget.targets._protocol import Optimum, mean_of
 from kltarget.targets.discrete import Target
 
 
@@ -27,6 +28,7 @@ class ChainTarget(Optimum):
 
     Attributes:
         chain: p, what the law is regularised to.
+        reward: of the last state, ``[*batch, S]``; ``-inf`` where no path ends.
         ends: the target over last states, as of outcomes. Where the first law is fixed it has a
             row for each first state, ``[*batch, S]``, with the last states it leads to.
         tilt_first: whether the law of the first state moves too.
@@ -38,13 +40,14 @@ class ChainTarget(Optimum):
     made_by = "solve_chain"
 
     chain: Chain
+    reward: Float[Array, "*#batch S"]
     ends: Target
     tilt_first: bool
 
     @property
     def remembers(self) -> bool:
         """Whether steps depend on the first state too."""
-        return not (self.tilt_first or isinstance(self.ends.objective.divergence, ReverseKL))
+        return not (self.tilt_first or self._is_reverse_kl)
 
     @property
     def status(self) -> Int[Array, "*batch"]:
@@ -52,7 +55,7 @@ class ChainTarget(Optimum):
         own = self.ends.status
         if self.tilt_first:
             return own
-        seen = jnp.broadcast_to(self._log_initial, own.shape) > -jnp.inf
+        seen = ~jnp.isneginf(jnp.broadcast_to(self._log_initial, own.shape))
         zero = jnp.zeros((), own.dtype)
         return jax.lax.reduce(jnp.where(seen, own, zero), zero, jax.lax.bitwise_or, (own.ndim - 1,))
 
@@ -78,14 +81,15 @@ class ChainTarget(Optimum):
         Shape ``[*batch, T + 1, S]`` in reward units, the first time first. Of reverse KL alone;
         with other divergences no value of a state by itself makes the steps.
         """
-        if not isinstance(self.ends.objective.divergence, ReverseKL):
+        if not self._is_reverse_kl:
             raise ValueError(
                 "values of states are those of reverse KL; with another divergence read "
                 "log_kernels, which every divergence has"
             )
-        beta = self._beta[..., None, None]
-        twists = _log_twists(self.chain, self._reward / self._beta[..., None])
-        return beta * twists
+        twists = _log_twists(self.chain, self._log_tilt)
+        some = twists > -jnp.inf
+        beta = jnp.broadcast_to(self._beta[..., None, None], twists.shape)
+        return jnp.where(some, beta * jnp.where(some, twists, 0.0), -jnp.inf)
 
     @property
     def log_first(self) -> Float[Array, "*batch S"]:
@@ -174,11 +178,7 @@ class ChainTarget(Optimum):
 
     def expectation(self, fn: Any) -> Float[Array, "..."]:
         """``E_π[fn(x_0)]`` of values ``[S, ...]`` of the last state, shape ``[*batch, ...]``."""
-        values = jnp.asarray(fn(jnp.arange(self.chain.num_states)) if callable(fn) else fn)
-        values = values.astype(self.ends.log_probs.dtype)
-        probs = jnp.exp(self.log_last)
-        mean = mix(probs, values.reshape(len(values), -1))
-        return mean.reshape(*probs.shape[:-1], *values.shape[1:])
+        return mean_of(fn, jnp.exp(self.log_last))
 
     @property
     def _batch(self) -> tuple[int, ...]:
@@ -190,15 +190,22 @@ class ChainTarget(Optimum):
         return jnp.broadcast_to(self.chain.log_initial, (*self._batch, self.chain.num_states))
 
     @property
-    def _reward(self) -> Array:
-        """By last state, the same from every first one."""
-        reward = self.ends.objective.reward
-        return reward if self.tilt_first else reward.max(-2)
+    def _is_reverse_kl(self) -> bool:
+        """Up to a factor, which is the coefficient's."""
+        return isinstance(broadcast_fields(self.ends.objective)[3], ReverseKL)
 
     @property
     def _beta(self) -> Array:
-        beta = self.ends.objective.beta
-        return jnp.broadcast_to(beta if self.tilt_first else beta[..., 0], self._batch)
+        beta = broadcast_fields(self.ends.objective)[2][..., 0]
+        beta = beta if self.tilt_first else beta[..., 0]
+        return jnp.broadcast_to(beta, self._batch).astype(self.ends.log_probs.dtype)
+
+    @property
+    def _log_tilt(self) -> Array:
+        """``r/β`` of last states; what is forbidden is so at every β."""
+        allowed = self.reward > -jnp.inf
+        beta = jnp.broadcast_to(self._beta[..., None], self.reward.shape)
+        return jnp.where(allowed, jnp.where(allowed, self.reward, 0.0) / beta, -jnp.inf)
 
     @property
     def _log_ratio(self) -> Array:
@@ -213,7 +220,7 @@ class ChainTarget(Optimum):
         """``log E_p[π/p | x_t]``, of reverse KL with a fixed first law up to a constant."""
         if self.tilt_first or self.remembers:
             return _log_twists(self.chain, self._log_ratio, self.remembers)
-        return _log_twists(self.chain, self._reward / self._beta[..., None])
+        return _log_twists(self.chain, self._log_tilt)
 
     def _joint(self) -> Array:
         """Marginals ``[*batch, T + 1, S]``; with the first state ``[*batch, S, T + 1, S]``."""
@@ -231,7 +238,7 @@ class ChainTarget(Optimum):
         return (mass * jnp.where(mass > 0, x, 0.0)).sum(-1)
 
 
-register(ChainTarget, ("chain", "ends"), ("tilt_first",))
+register(ChainTarget, ("chain", "reward", "ends"), ("tilt_first",))
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -10,7 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kltarget._core.checks import at_index, first_index, float_arguments, traced, worded
+from kltarget._core.checks import (
+    at_index,
+    first_index,
+    float_arguments,
+    mass_tolerance,
+    traced,
+    worded,
+)
 from kltarget._core.numerics import log_sum_exp
 from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
@@ -157,12 +164,18 @@ def solve_chain(
     if not traced(log_ref, rows):
         _require_ends(chain, log_ref, rows, tilt_first)
     rows = jnp.where(log_ref > -jnp.inf, rows, -jnp.inf)
+    reward = rows if tilt_first else rows.max(-2)
     if not tilt_first:
         beta = jnp.broadcast_to(beta, batch)[..., None]
+        # Sums over first states do not see what their law lacks, as under a trace.
+        off = jnp.abs(jnp.exp(chain.log_initial).sum(-1) - 1)
+        known = jnp.broadcast_to(off <= mass_tolerance(off.dtype), batch)
+        log_ref = jnp.where(known[..., None, None], log_ref, jnp.nan)
         # A first state that never occurs asks for nothing, whatever is forbidden from there.
         never = jnp.broadcast_to(chain.log_initial, shape[:-1])[..., None] == -jnp.inf
         rows = jnp.where(never & (log_ref > -jnp.inf), 0.0, rows)
-    return ChainTarget(chain, solve(Objective(rows, log_ref, beta, divergence)), tilt_first)
+    ends = solve(Objective(rows, log_ref, beta, divergence))
+    return ChainTarget(chain, reward, ends, tilt_first)
 
 
 @jax.jit

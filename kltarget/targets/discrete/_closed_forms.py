@@ -93,8 +93,10 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array, status: A
         found = _not_converged(empty, ~jnp.isfinite(log_sum))
         return _certified(shifted - log_sum, best + beta * (top + log_sum), found)
 
-    # The comparison is false for NaN, which rows without support produce.
-    return lax.cond(jnp.all(log_sum >= COMFORTABLE), simple, compensated)
+    # The comparison is false for NaN, which rows without support produce. Above it are measures,
+    # whose total mass may be more than a float holds.
+    plainly = jnp.all(jnp.abs(log_sum) <= -COMFORTABLE)
+    return lax.cond(plainly, simple, compensated)
 
 
 def total_variation(
