@@ -25,6 +25,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 SLOW_EXAMPLES = (
+    "kltarget.comparisons.compare",
     "kltarget.plot.distances",
     "kltarget.plot.forgetting",
     "kltarget.plot.predicted_vs_reached",
@@ -49,6 +50,8 @@ BROAD_EXAMPLES = (
     "kltarget.mixtures.existence_beta",
     "kltarget.mixtures.mode_flip_beta",
     "kltarget.mixtures.solve_on_samples",
+    "kltarget.plot.chain_ends",
+    "kltarget.plot.comparison",
     "kltarget.plot.ratio",
     "kltarget.plot.training",
     "kltarget.recipes.divergence_of_loss",

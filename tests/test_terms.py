@@ -214,7 +214,7 @@ def test_flat_pieces_are_said():
     assert dead.flat[0] == pytest.approx((-0.5, 0.5), abs=0.02)
 
 
-@pytest.mark.quick_only("1.2", others="broad")
+@pytest.mark.broad
 @pytest.mark.parametrize("kink", [1.0, 1.2, 0.7])
 def test_bends_of_what_is_not_written_with_jax(kink):
     def bent(x):
