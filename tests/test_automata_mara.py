@@ -20,6 +20,8 @@ from kltarget.targets.automata import mara_on_automaton, over_modes
 from kltarget.tasks import load_texts
 
 METHODS = [("augment", kt.ReverseKL()), *(("substitute", x) for x in DIVERGENCES)]
+# A walk does not know of divergences: contexts of two tokens need not meet each of them.
+ORDERED = [*((*x, 1) for x in METHODS), *((*x, 2) for x in METHODS[:3])]
 
 
 def listed(arrays, length):
@@ -45,13 +47,14 @@ def listed(arrays, length):
 @pytest.mark.precise
 @pytest.mark.broad
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("method", "divergence"), METHODS, ids=lambda x: str(x).split("(")[0])
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "divergence", "order"), ORDERED, ids=lambda x: str(x).split("(")[0]
+)
 @hypothesis.given(
     st.integers(0, 10**6), st.sampled_from([0.0, 0.3]), st.sampled_from(["reference", "best"])
 )
 @hypothesis.settings(max_examples=4)
-def test_equal_to_mara_of_the_list(order, method, divergence, dtype, seed, zeros, anchor):
+def test_equal_to_mara_of_the_list(method, divergence, order, dtype, seed, zeros, anchor):
     wide(dtype)
     if dtype == np.float32 and jax.config.jax_enable_x64:
         pytest.skip("where float32 is the default it is tested")
