@@ -76,14 +76,17 @@ def close(found, wanted, dtype, factor=32):
     assert error.size == 0 or error.max() <= factor * np.finfo(dtype).eps
 
 
+# A walk does not know of divergences: contexts of two tokens need not meet each of them.
+CASES = [*((x, 1) for x in DIVERGENCES), *((x, 2) for x in DIVERGENCES[:2])]
+
+
 @pytest.mark.precise
 @pytest.mark.broad
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda x: type(x).__name__)
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("divergence", "order"), CASES, ids=lambda x: str(x).split("(")[0])
 @hypothesis.given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3]))
 @hypothesis.settings(max_examples=4)
-def test_equal_to_enumeration(order, divergence, dtype, seed, zeros):
+def test_equal_to_enumeration(divergence, order, dtype, seed, zeros):
     wide(dtype)
     if dtype == np.float32 and jax.config.jax_enable_x64:
         pytest.skip("where float32 is the default it is tested")
