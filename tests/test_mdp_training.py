@@ -166,10 +166,10 @@ def test_gradients_end_at_the_optimum(divergence):
     mdp, log_ref = random_processes(np.random.default_rng(0), (4,))
     beta = np.array([0.3, 1.0, 3.0], LAST)[:, None]
     target = solve_mdp(mdp, log_ref, beta, divergence).raise_if_failed()
-    options = {"key": jax.random.key(0), "num_seeds": 2}
-    run = fine_tune_mdp(
-        mdp, log_ref, beta, divergence, learning_rate=0.1, num_steps=1500, **options
-    )
+    options = {"key": jax.random.key(0), "num_seeds": 2, "learning_rate": 0.1}
+    # A softmax comes to the zeros of the last one like 1/t.
+    num_steps = 8000 if isinstance(divergence, kt.Tsallis) else 1500
+    run = fine_tune_mdp(mdp, log_ref, beta, divergence, num_steps=num_steps, **options)
     assert run.log_policy.shape == (2, 3, 4, 5, 3)
     gap = np.asarray(target.value, float) - np.asarray(run.objective[-1], float)
     assert gap.min() > -1e-5 * np.abs(np.asarray(target.value)).max()

@@ -199,7 +199,9 @@ def dot(weights: Array, values: Array) -> Array:
 
 def going(mdp: MDP, like: Array) -> Array:
     """1 where a process goes on and 0 where it has ended, ``[*batch, S]`` like other values."""
-    ended = jnp.broadcast_to((mdp.discount == 1) & mdp.absorbing, like.shape)
+    # What a vmapped function returned has a discount for each row.
+    undiscounted = jnp.broadcast_to(jnp.expand_dims(mdp.discount == 1, -1), like.shape)
+    ended = undiscounted & jnp.broadcast_to(mdp.absorbing, like.shape)
     return jnp.where(ended, jnp.zeros_like(like), jnp.ones_like(like))
 
 

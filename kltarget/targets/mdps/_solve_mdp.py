@@ -129,7 +129,9 @@ def _require_finite_cost(
         return
     if bool(jnp.isfinite(divergence.f(0.0)).all()):
         return
-    lacked = (mdp.reward == -jnp.inf) & (log_ref > -jnp.inf)
+    shape = (*batch, mdp.num_states, mdp.num_actions)
+    reward, log_ref = (jnp.broadcast_to(x, shape) for x in (mdp.reward, log_ref))
+    lacked = (reward == -jnp.inf) & (log_ref > -jnp.inf)
     if mdp.horizon is None:
         goes_on = going(mdp, jnp.zeros((*batch, mdp.num_states))) > 0
         lacked = lacked & goes_on[..., None]
