@@ -53,7 +53,7 @@ def listed(arrays, length):
 @hypothesis.given(
     st.integers(0, 10**6), st.sampled_from([0.0, 0.3]), st.sampled_from(["reference", "best"])
 )
-@hypothesis.settings(max_examples=4)
+@hypothesis.settings(max_examples=2)
 def test_equal_to_mara_of_the_list(method, divergence, order, dtype, seed, zeros, anchor):
     wide(dtype)
     if dtype == np.float32 and jax.config.jax_enable_x64:

@@ -364,10 +364,18 @@ PRESETS = {f"{x.name}{x.versions}": x for x in recipes.presets() if not x.recipe
 
 
 def trained_as(recipe):
-    """The recipe without what changes no training here: the tests' own β, and clips far out."""
+    """The recipe without what changes no training here, or hardly.
+
+    That is the tests' own β, sequences of one length, one update per batch, and clips far out; of
+    groups and of what is added to deviations it is how large they are.
+    """
     far = recipe.log_ratio_clip is not None and recipe.log_ratio_clip >= 20
-    none = {"beta": None, "kl_target": None, **({"log_ratio_clip": None} if far else {})}
-    return dataclasses.replace(recipe, **none)
+    same = {"beta": None, "kl_target": None, "length": "mean", "kl_length": None}
+    same |= {"clip": None, "clip_high": None, "ratio_level": "token"}
+    same |= {"log_ratio_clip": None} if far else {}
+    same |= {"group_size": 8} if recipe.group_size else {}
+    same |= {"epsilon": 1e-4} if 0 < recipe.epsilon <= 1e-3 else {}
+    return dataclasses.replace(recipe, **same)
 
 
 DIFFERENT = {trained_as(x.recipe): name for name, x in PRESETS.items()}
