@@ -25,7 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 SLOW_EXAMPLES = (
-    "kltarget.comparisons.compare",
     "kltarget.plot.distances",
     "kltarget.plot.forgetting",
     "kltarget.plot.predicted_vs_reached",
@@ -45,6 +44,7 @@ SLOW_EXAMPLES = (
 """Public names whose docstrings take several seconds: an example cannot carry a mark."""
 
 BROAD_EXAMPLES = (
+    "kltarget.comparisons.compare",
     "kltarget.divergences.TermDivergence",
     "kltarget.frontier.beta_for",
     "kltarget.mixtures.existence_beta",
