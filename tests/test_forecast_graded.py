@@ -97,11 +97,11 @@ def test_intervals_hold_the_truth(kind, bar):
     posterior has it: intervals of the reverse target's KL at a β of the rewards' span held in 17 of
     24 data sets, all others in 21 or more. That is less than they say, and the bar is no aim.
     """
-    number = int(os.environ.get("KLTARGET_DATA_SETS", "2"))
+    number = int(os.environ.get("KLTARGET_DATA_SETS", "1"))
     recipes = [REVERSE, FORWARD, GROUPS]
     held = np.mean([what_holds(seed, recipes, kind) for seed in range(number)], axis=0)
     if number < 200:
-        # Of a few data sets, whose intervals share what was drawn, three quarters of all numbers.
+        # Of one or a few data sets, whose intervals share what was drawn, three quarters of all numbers.
         assert held.mean() >= 0.75, held
     else:
         assert held.min() >= bar, held
