@@ -101,7 +101,7 @@ def test_intervals_hold_the_truth(kind, bar):
     recipes = [REVERSE, FORWARD, GROUPS]
     held = np.mean([what_holds(seed, recipes, kind) for seed in range(number)], axis=0)
     if number < 200:
-        # Of one or a few data sets, whose intervals share what was drawn, three quarters of all numbers.
+        # Of few data sets, whose intervals share what was drawn, three quarters of all numbers.
         assert held.mean() >= 0.75, held
     else:
         assert held.min() >= bar, held
