@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from turns import in_turn
 
 import kltarget as kt
 from kltarget.spaces import Automaton, MarkovReference
@@ -45,17 +45,6 @@ def solver(
 
     assert not np.asarray(run().status & ~kt.Status.NOT_UNIQUE).any()
     return run
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 5) -> float:
-    """Median time of the first over that of the second, measured in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for kept, function in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return float(np.median(times[0]) / np.median(times[1]))
 
 
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon()])

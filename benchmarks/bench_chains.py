@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from turns import in_turn
 
 import kltarget as kt
 from kltarget.spaces import Chain
@@ -41,19 +41,6 @@ def solver(
         return target.log_first, target.log_kernels, target.value
 
     return lambda: jax.block_until_ready(solved(*given))
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 21) -> float:
-    """Median time of the first over that of the second, measured in turn once both are warm."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for function in (ours, theirs):
-        function()
-    for _ in range(rounds):
-        for kept, function in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return float(np.median(times[0]) / np.median(times[1]))
 
 
 def recursion(states: int, steps: int) -> Callable[[], Any]:
@@ -103,14 +90,14 @@ def apart(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
 def test_growth_in_steps(benchmark, steps: int) -> None:
     ours, few = solver(32, steps), solver(32, 10)
     benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    benchmark.extra_info.update(steps=steps, over_ten_steps=in_turn(ours, few))
+    benchmark.extra_info.update(steps=steps, over_ten_steps=in_turn(ours, few, rounds=21))
 
 
 @pytest.mark.parametrize("states", [10, 100, 1000])
 def test_growth_in_states(benchmark, states: int) -> None:
     ours, few = solver(states, 10), solver(10, 10)
     benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    benchmark.extra_info.update(states=states, over_ten_states=in_turn(ours, few))
+    benchmark.extra_info.update(states=states, over_ten_states=in_turn(ours, few, rounds=21))
 
 
 @pytest.mark.parametrize("tilt_first", [True, False])
@@ -119,7 +106,9 @@ def test_other_divergences(benchmark, tilt_first: bool) -> None:
     ours = solver(64, 20, "forward KL", tilt_first)
     reverse = solver(64, 20, "reverse KL", tilt_first)
     benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    benchmark.extra_info.update(tilt_first=tilt_first, over_reverse_kl=in_turn(ours, reverse))
+    benchmark.extra_info.update(
+        tilt_first=tilt_first, over_reverse_kl=in_turn(ours, reverse, rounds=21)
+    )
 
 
 @pytest.mark.parametrize(("states", "steps"), [(4, 8), (32, 100), (256, 100)])
@@ -130,7 +119,7 @@ def test_recursion_in_numpy(benchmark, states: int, steps: int) -> None:
         peer="NumPy, a step at a time",
         states=states,
         steps=steps,
-        ratio=in_turn(ours, peer),
+        ratio=in_turn(ours, peer, rounds=21),
         apart=apart(ours, peer),
     )
 
@@ -142,6 +131,6 @@ def test_all_paths(benchmark, steps: int) -> None:
     benchmark.extra_info.update(
         peer="NumPy, over all paths",
         paths=4 ** (steps + 1),
-        ratio=in_turn(ours, peer),
+        ratio=in_turn(ours, peer, rounds=21),
         apart=apart(ours, peer),
     )

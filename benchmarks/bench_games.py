@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from turns import in_turn
 
 from kltarget.spaces import MatrixGame
 from kltarget.targets.games import solve_game
@@ -29,17 +29,6 @@ def solver(payoff: np.ndarray, log_ref: np.ndarray, beta: Any) -> Callable[[], A
 
     assert not np.asarray(run().status).any()
     return run
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 5) -> float:
-    """Median time of the first over that of the second, measured in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for kept, function in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return float(np.median(times[0]) / np.median(times[1]))
 
 
 def iterated(payoff: np.ndarray, log_ref: np.ndarray, beta: float, gap: float) -> float:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from turns import in_turn
 
 from kltarget.spaces import MDP
 from kltarget.targets.mdps import solve_mdp
@@ -42,17 +43,6 @@ def solver(mdp: MDP, log_ref: np.ndarray, beta: Any) -> Callable[[], Any]:
 
     assert not np.asarray(run().status).any()
     return run
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 5) -> float:
-    """Median time of the first over that of the second, measured in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for kept, function in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return float(np.median(times[0]) / np.median(times[1]))
 
 
 def iterated(
