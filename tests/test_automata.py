@@ -141,20 +141,23 @@ def test_a_thousand_tokens_do_not_underflow():
     assert (np.asarray(text).sum(-1) == 150).all()
 
 
-@pytest.mark.broad
-def test_draws_are_those_of_the_target():
-    reference, automaton, arrays, rng = random_problem(3)
-    target = kt.solve_on_automaton(reference, automaton, rng.normal(size=4), [0.3, 1.0], length=4)
-    number = 4000
+def assert_drawn_as_said(target, texts, number=4000):
+    """Draws of two rows of texts of four letters, as often as their log-probabilities say."""
     draws = np.asarray(target.sample(key=jax.random.key(1), num_samples=number))
     assert draws.shape == (number, 2, 4)
-    texts, _, _ = enumerated(arrays, 4)
     codes = draws @ 3 ** np.arange(4)[::-1]
     for row in range(2):
         probs = np.exp(np.asarray(target.log_prob(texts), np.float64))[row]
         share = np.bincount(codes[:, row], minlength=81) / number
         # 162 comparisons: beyond 5 standard errors is no accident.
         assert (np.abs(share - probs) <= 5 * np.sqrt(probs / number) + 1e-3).all()
+
+
+@pytest.mark.broad
+def test_draws_are_those_of_the_target():
+    reference, automaton, arrays, rng = random_problem(3)
+    target = kt.solve_on_automaton(reference, automaton, rng.normal(size=4), [0.3, 1.0], length=4)
+    assert_drawn_as_said(target, enumerated(arrays, 4)[0])
 
 
 @pytest.mark.broad

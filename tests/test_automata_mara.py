@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import double_precision
-from test_automata import DIVERGENCES, DTYPES, close, random_problem, wide
+from test_automata import (
+    DIVERGENCES,
+    DTYPES,
+    assert_drawn_as_said,
+    close,
+    random_problem,
+    wide,
+)
 
 import kltarget as kt
 from kltarget.spaces import Automaton, MarkovReference
@@ -132,16 +139,7 @@ def test_draws_are_those_of_the_target():
     reward = rng.normal(size=4)
     plain = kt.solve_on_automaton(reference, automaton, reward, [0.5, 2.0], length=4)
     target = mara_on_automaton(plain, np.sort(reward)[1])
-    number = 4000
-    draws = np.asarray(target.sample(key=jax.random.key(1), num_samples=number))
-    assert draws.shape == (number, 2, 4)
-    texts, _, _ = listed(arrays, 4)
-    codes = draws @ 3 ** np.arange(4)[::-1]
-    for row in range(2):
-        probs = np.exp(np.asarray(target.log_prob(texts), np.float64))[row]
-        share = np.bincount(codes[:, row], minlength=81) / number
-        # 162 comparisons: beyond 5 standard errors is no accident.
-        assert (np.abs(share - probs) <= 5 * np.sqrt(probs / number) + 1e-3).all()
+    assert_drawn_as_said(target, listed(arrays, 4)[0])
 
 
 @pytest.mark.broad
