@@ -8,6 +8,7 @@ import os
 import pkgutil
 import re
 import shutil
+import sys
 import tomllib
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+sys.path.append(str(ROOT / "tests"))  # whose docstrings state the published claims
 logger = logging.getLogger(__name__)
 
 project = "kltarget"
@@ -141,6 +143,36 @@ class CommandHelp(SphinxDirective):
         return nodes.section("", *body, ids=[nodes.make_id(title)])
 
 
+class ClaimsTable(SphinxDirective):
+    """The published claims that the tests show, a row for each."""
+
+    def run(self) -> list[nodes.Node]:
+        """Reads the tests anew, so that no page lags behind them."""
+        from claims import VERDICTS, read_claims
+
+        claims = read_claims(ROOT / "tests")
+        meanings = zip(VERDICTS, ("hold", "hold with a correction", "fail"), strict=True)
+        counts = [f"{sum(x.verdict == v for x in claims)} {meaning}" for v, meaning in meanings]
+        rows = [
+            "| statement | arXiv | verdict | shown by |",
+            "|---|---|---|---|",
+            *map(_row, claims),
+        ]
+        text = f"{len(claims)} claims: {', '.join(counts)}.\n\n" + "\n".join(rows)
+        return self.parse_text_to_nodes(text)
+
+
+def _row(claim) -> str:
+    test = f"{claim.file.removesuffix('.py')}.{claim.test.removeprefix('test_')}".replace("_", " ")
+    cells = (
+        claim.statement[0].upper() + claim.statement[1:],
+        f"[{claim.arxiv}](https://arxiv.org/abs/{claim.arxiv}) {claim.place}",
+        f"**{claim.verdict}**" + (f": {claim.remark}" if claim.remark else ""),
+        test.removeprefix("test ").replace(".", ": "),
+    )
+    return "| " + " | ".join(x.replace("|", r"\|") for x in cells) + " |"
+
+
 def _help(*command: str) -> str:
     from kltarget.cli import main
 
@@ -157,6 +189,7 @@ def setup(app: Sphinx) -> None:
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "notebooks")
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
+    app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)

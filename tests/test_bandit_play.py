@@ -26,6 +26,10 @@ def grows_like(regret, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("bonus", [0.0, 0.5])
 def test_regret_grows_like_a_logarithm(bonus):
+    """Claim: the regret of optimistic KL-regularised play grows like log T (arXiv 2502.07460).
+
+    Holds: without the bonus, too, where the reference plays every arm.
+    """
     learnt = bandit_play(
         REWARD, LOG_REF, 0.5, key=jax.random.key(1), num_rounds=8192, num_seeds=512, bonus=bonus
     )

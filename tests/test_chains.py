@@ -155,7 +155,12 @@ def test_no_law_of_paths_is_better_under_any_divergence(divergence, tilt_first):
 
 
 def test_steps_cost_more_than_the_last_marginal_where_the_first_law_is_fixed():
-    """Data processing; tilted first, all that is paid is seen at the end."""
+    """Claim: the KL summed over the steps of a chain is at least that of its last marginal (arXiv
+    2305.16381).
+
+    Holds: at the optimum the two are equal where the first law may be tilted; where it is fixed
+    more is paid.
+    """
     first, kernels, reward = random_chain(seed=5)
     chain = Chain(np.log(first), np.log(kernels))
     beta = np.array([0.1, 1.0])
@@ -297,7 +302,12 @@ def test_a_forbidden_end_has_no_part_in_derivatives_by_beta():
 @pytest.mark.broad
 @pytest.mark.parametrize("tilt_first", [True, False])
 def test_a_condition_is_a_second_tilt(tilt_first):
-    """By Bayes' rule over all paths, tilted first: what a classifier of x_0 makes of them."""
+    """Claim: a condition is added to a diffusion model by a reward of its log likelihood (arXiv
+    2406.12120).
+
+    Holds with a correction: by Bayes' rule only where the first law may be tilted; else each
+    first state has its own constant.
+    """
     first, kernels, reward = random_chain(seed=8)
     likelihood = np.array([0.7, 0.1, 0.4])
     once = solve_chain(Chain(np.log(first), np.log(kernels)), reward, 0.5, tilt_first=tilt_first)

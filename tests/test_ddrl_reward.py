@@ -48,6 +48,11 @@ def made(*args, **options):
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_forward_kl_to_data_has_the_target_of_reverse_kl(beta):
+    """Claim: forward KL to data with the reward −e^{−(r − b)/β} has the target of reverse KL
+    (arXiv 2512.04332).
+
+    Holds: with b = Z, the soft value.
+    """
     reward = made(REWARD, np.log(DATA), beta)
     wanted = gibbs(DATA, REWARD, beta)
     np.testing.assert_allclose(best_of(reward, DATA), wanted, atol=1e-5)
@@ -63,7 +68,10 @@ def test_forward_kl_to_data_has_the_target_of_reverse_kl(beta):
 
 @pytest.mark.parametrize(("shift", "coefficient"), [(-0.4, 1.0), (0.3, 1.0), (0.0, 2.0)])
 def test_another_center_bends_the_ratios(shift, coefficient):
-    """Only ``Z + β log c`` leaves the tilt; below it large ratios level off, above they grow."""
+    """Claim: the mean of a group may stand for b in that reward (arXiv 2512.04332).
+
+    Fails: below Z large ratios level off, above it they grow.
+    """
     beta = 0.5
     partition = beta * np.log((DATA * np.exp(REWARD / beta)).sum())
     right = partition + beta * np.log(coefficient)

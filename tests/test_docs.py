@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from claims import VERDICTS, read_claims
 from test_house import FLOORS
 
 import kltarget as kt
 from kltarget.cli import main
 
 ROOT = Path(__file__).parents[1]
+CLAIMS = read_claims(ROOT / "tests")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 LINES = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -98,10 +100,31 @@ def test_every_public_name_is_in_the_reference():
 def test_papers_are_those_of_the_docstrings():
     number = re.compile(r"arXiv\s+(\d{4}\.\d{4,5})")
     sources = [path.read_text() for path in (ROOT / "kltarget").rglob("*.py")]
-    cited = set(number.findall("\n".join(sources)))
+    cited = set(number.findall("\n".join(sources))) | {x.arxiv for x in CLAIMS}
     listed = (ROOT / "docs" / "bibliography.md").read_text()
     assert set(number.findall(listed)) == cited
     assert all(f"[arXiv {n}](https://arxiv.org/abs/{n})" in listed for n in cited)
+
+
+def test_claims_are_many_and_some_fail():
+    """Each is read by its form, or the reading of them all fails."""
+    assert len(CLAIMS) >= 40
+    assert {x.verdict for x in CLAIMS} == set(VERDICTS)
+    assert len({x.statement for x in CLAIMS}) == len(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Claim: it is so.",
+        "Claim: it is so (arXiv 2510.20817).",
+        "Claim: a (arXiv 2510.20817). Fails.",
+    ],
+)
+def test_a_claim_without_source_verdict_or_counterexample_is_refused(tmp_path, text):
+    (tmp_path / "test_it.py").write_text(f'def test_a():\n    """{text}"""\n')
+    with pytest.raises(ValueError, match=r"test_it\.py, test_a: "):
+        read_claims(tmp_path)
 
 
 def exists(scope, path):

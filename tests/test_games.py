@@ -85,6 +85,11 @@ def test_a_zero_sum_game_has_the_saddle_point_found_at_50_digits():
 
 @pytest.mark.broad
 def test_preferences_of_bradley_and_terry_are_not_the_target_of_their_rewards():
+    """Claim: the regularised Nash policy of a preference game is another answer than the optimum
+    of a reward model (arXiv 2312.00886).
+
+    Holds.
+    """
     log_ref, reward = np.log([0.4, 0.3, 0.15, 0.1, 0.05]), np.array([0.1, 0.5, 1.0, 0.9, 0.3])
     found = solve_game(PreferenceGame.bradley_terry(reward), log_ref, 0.5)
     exact = [0.33455015757, 0.30393731475, 0.192806788935, 0.122719767102, 0.0459859716422]

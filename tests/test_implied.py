@@ -58,6 +58,12 @@ def variation(log_p, log_q):
 
 @pytest.mark.parametrize("name", reference_ids("grpo-k3-", "grpo-rev-p"))
 def test_success_in_groups(name):
+    """Claim: group-normalised rewards of 0 and 1 with a KL penalty have a success probability that
+    solves a scalar fixed point (arXiv 2503.06639).
+
+    Holds with a correction: groups of finite size have another, found from the exact
+    expectation over the group's binomial.
+    """
     case = reference(name)
     recipe = K3 if "k3" in name else K2
     for key in case["expected"]:
@@ -71,6 +77,12 @@ def test_success_in_groups(name):
 
 @pytest.mark.parametrize("name", reference_ids("grpo-rev-inf"))
 def test_large_groups_have_two_fixed_points(name):
+    """Claim: the success probability under group-normalised rewards converges to a fixed point
+    above that of the reference (arXiv 2503.06639).
+
+    Holds with a correction: at small β and with reverse KL there are two, and the start
+    decides.
+    """
     beta = reference(name)["inputs"]["beta"]
     target = implied_target(K2, SUCCESS, binary(0.3), beta=beta)
     assert_reference(name, target.probs[0], "lower", DTYPE)
@@ -116,6 +128,11 @@ def test_a_mean_over_all_of_the_group(name, estimator):
 
 @pytest.mark.parametrize("kind", ["reverse", "forward"])
 def test_rewards_of_many_values(kind):
+    """Claim: GRPO's penalty makes its optimum no exponential tilt but π_ref / (1 − (r − c)/β)
+    (arXiv 2502.18548).
+
+    Holds: with the group's deviation in β, which is a fixed point and not always the only one.
+    """
     name = f"std-general-{kind}"
     case = reference(name)
     recipe = K2 if kind == "reverse" else K3
@@ -781,6 +798,12 @@ def test_a_row_does_not_depend_on_the_others_of_its_batch():
 
 @pytest.mark.broad
 def test_collapse_without_a_regulariser_follows_the_conserved_quantity():
+    """Claim: softmax policy gradients without a regulariser converge to an optimal policy (arXiv
+    2005.06392).
+
+    Holds: of several best outcomes the one that began likelier gains in ratio, along a
+    conserved quantity.
+    """
     problem = one_two()
     run = trained(problem, Recipe("loss", "k1", "token", "mean"), 0.5, num_steps=20)
     gradient_flow = fine_tune(
@@ -837,6 +860,11 @@ def good_ratio(recipe, beta, method="augment"):
 
 
 def test_mara_is_uniform_without_a_bias_of_the_baseline():
+    """Claim: MARA's rewards make the target uniform over what is rewarded above its threshold
+    (arXiv 2510.20817, Algorithm 1).
+
+    Holds.
+    """
     for recipe in (
         Recipe("reward", "k1", "sequence", "leave-one-out", group_size=4),
         Recipe("loss", "weighted-k3", "token", "leave-one-out", group_size=4),
@@ -846,6 +874,11 @@ def test_mara_is_uniform_without_a_bias_of_the_baseline():
 
 
 def test_mara_is_biased_by_a_mean_over_the_group():
+    """Claim: MARA is a change of the rewards alone and fits every trainer (arXiv 2510.20817).
+
+    Holds with a correction: the group's own mean as baseline leaves 1/G of the reference's log
+    ratio; leave-one-out leaves none.
+    """
     for size in (4, 16):
         recipe = Recipe("loss", "weighted-k3", "token", "mean", group_size=size)
         np.testing.assert_allclose(good_ratio(recipe, 0.5)[0], 1 / size, rtol=1e3 * FINE)
@@ -863,6 +896,11 @@ def test_mara_reverses_the_order_where_rewards_are_normalised():
 
 
 def test_mara_over_corrects_the_forward_kl():
+    """Claim: MARA works with forward KL as with reverse KL (arXiv 2510.20817, abstract).
+
+    Holds with a correction: its second algorithm does; the rewards of the first over-correct under
+    forward KL (k3 in the loss) and reverse the reference's order.
+    """
     left, _, _ = good_ratio(Recipe("loss", "k3"), 0.1)
     assert left < -0.5
 

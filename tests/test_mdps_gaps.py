@@ -46,6 +46,10 @@ def test_gaps_of_fifty_digits():
     "divergence", [kt.ReverseKL(), kt.JensenShannon(), kt.Tsallis(1.5), kt.ForwardKL()], ids=str
 )
 def test_the_bound_holds(divergence):
+    """Claim: what regularisation costs is at most β (max Ω − min Ω) / (1 − γ) (arXiv 1901.11275).
+
+    Holds: for forward KL, whose Ω has no largest value, the bound says nothing.
+    """
     rng = np.random.default_rng(0)
     moves = rng.dirichlet(np.ones(3), size=(40, 3, 2)).astype(LAST)
     reward = rng.normal(size=(40, 3, 2)).astype(LAST)
@@ -140,6 +144,11 @@ def test_flips_of_a_horizon_name_their_step():
 
 @pytest.mark.broad
 def test_rewards_along_a_path_are_consistent():
+    """Claim: on every path, not those of the policy alone, soft values and rewards less β log
+    π/π_ref agree (arXiv 1702.08892).
+
+    Holds.
+    """
     # V(s_0) − γ^T V(s_T) = Σ γ^t (r − β log π/π_ref), where moves are certain, on every path.
     rng = np.random.default_rng(5)
     after = rng.integers(0, 6, size=(6, 3))

@@ -87,6 +87,12 @@ def test_flip_of_two_modes_reference_values(dtype):
 
 
 def test_forward_kl_may_never_flip():
+    """Claim: with forward KL as with reverse KL, β decides which of two modes is the likelier
+    (arXiv 2510.20817).
+
+    Holds with a correction: under forward KL a mode that the reference prefers strongly enough
+    leads at every β.
+    """
     inputs = reference("flip-none-forward")["inputs"]
     reverse = problem(inputs["ref"], inputs["R"])
     assert_reference("flip-none-forward", kt.flip_beta(reverse, 0, 1), "beta_reverse", FLOAT)
@@ -641,6 +647,12 @@ def test_log_odds_of_impossible_outcomes():
 
 @given(small)
 def test_equal_rewards_keep_the_odds_of_the_reference(objective):
+    """Claim: outcomes of equal reward keep the reference's ratio in the target of reverse KL, so
+    that a likelier right answer stays the likelier by the same factor at every β (arXiv
+    2510.20817).
+
+    Holds with a correction: for every f-divergence, not for reverse KL alone.
+    """
     tied = objective.reward.at[1].set(objective.reward[0])
     if not np.isfinite(np.asarray([*tied[:2], *objective.log_ref[:2]])).all():
         return
@@ -825,6 +837,10 @@ def test_pass_at_k_in_arbitrary_precision(dtype):
 
 
 def test_pass_at_k_counts_are_unbiased():
+    """Claim: 1 − C(n − c, k)/C(n, k) is an unbiased estimate of pass@k (arXiv 2107.03374).
+
+    Holds.
+    """
     # The expectation over all outcomes of n draws is the exact value.
     n = 9
     for p, k in itertools.product((Fraction(1, 3), Fraction(9, 10)), (1, 2, 5, 9)):

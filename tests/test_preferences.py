@@ -208,6 +208,10 @@ def test_training_on_drawn_comparisons_ends_near():
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["forward KL", "chi-PO"])
 def test_training_on_labelled_rewards_ends_at_the_divergence_s_target(divergence):
+    """Claim: f-DPO ends at the target of its divergence (arXiv 2309.16240).
+
+    Holds: for divergences with f′(0) = −∞, which are those it is defined for.
+    """
     f, _ = SLOPES[divergence]
     reward = np.array([1.0, 0.2, -0.5, 0.7, 0.0], DTYPE)
     policy = TabularPolicy(5, 1)
@@ -299,6 +303,11 @@ def test_pairs_that_are_merged_split_or_turned(pairs, loss):
 
 @given(tables(), LOSSES, st.floats(0.0625, 16, width=32))
 def test_the_log_ratio_is_the_reward_over_beta(pairs, loss, beta):
+    """Claim: the optimum of DPO is π_ref e^{r/β} / Z, r the scores of Bradley and Terry (arXiv
+    2305.18290).
+
+    Holds.
+    """
     one, other = (preference_target(pairs, LOG_REF, b, loss=loss) for b in (1.0, beta))
     np.testing.assert_allclose(other.reward, one.reward, rtol=FINE)
     want = np.log(REF) + np.asarray(one.reward, np.float64) / beta
@@ -314,6 +323,11 @@ def test_the_likelihood_is_stationary(pairs):
 
 
 def test_unanimous_pairs_have_no_target_but_for_ipo():
+    """Claim: where preferences are deterministic DPO gives up the loser at every β, and IPO stays
+    at a finite log ratio (arXiv 2310.12036).
+
+    Holds.
+    """
     pairs = Preferences([0, 1, 0], [1, 2, 3], [2, 5, 1], [1, 0, 1], ["a", "b", "c", "d"])
     log_ref = np.log(np.array([0.4, 0.3, 0.2, 0.1], DTYPE))
     for beta in (0.01, 100.0):

@@ -60,6 +60,11 @@ def test_moment_projections_of_the_bank(both_rows, row, name):
 
 
 def test_pythagoras_of_the_bank(both_rows):
+    """Claim: KL(q‖π_ref) = KL(q‖p) + KL(p‖π_ref), p the projection of π_ref on moments that q has
+    (arXiv 2012.11635).
+
+    Holds.
+    """
     case = reference("gdc-pythagoras")
     q, want = np.array(case["inputs"]["q"]), case["expected"]
     gap = both_rows.pythagorean_gap(jnp.log(jnp.asarray(q, DTYPE)))

@@ -96,7 +96,12 @@ def test_the_law_that_is_held_rests_where_the_derivative_with_it_fixed_is_zero()
 
 @pytest.mark.parametrize("huber", [False, True])
 def test_the_published_loss_has_the_derivative_with_the_law_held(huber):
-    """Of a Gaussian generator with noise: not the derivative of the divergence itself."""
+    """Claim: Diff-Instruct*'s loss has the derivative of the divergence of scores (arXiv
+    2410.20898).
+
+    Fails: it has the derivative with the law that is sampled held fixed. Only the abstract was
+    at hand.
+    """
     goal = (np.array([0.3, 0.7]), np.array([-1.0, 1.5]), np.array([0.7, 0.5]))
     noise, theta = 0.4, np.array([0.3, 0.8])
 

@@ -353,6 +353,11 @@ def test_soft_values_by_enumeration():
 
 
 def test_advantages_telescope_and_are_the_token_log_ratios():
+    """Claim: the optimum's log ratios of tokens, times β, are advantages that add up to r less the
+    soft value of the prompt (arXiv 2404.12358).
+
+    Holds.
+    """
     reward, log_ref = random_tree(THREE, 11, 4, scale=2.0)
     values = kt.soft_values(THREE, reward, log_ref, BETAS)
     advantages = kt.token_advantages(THREE, reward, log_ref, BETAS)

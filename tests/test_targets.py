@@ -156,6 +156,11 @@ def test_two_outcomes_of_the_bank(name, dtype):
 
 @dtypes
 def test_condensation_starts_at_the_critical_beta(dtype):
+    """Claim: the target of forward KL is β π_ref / (Λ − r) (arXiv 2007.12509).
+
+    Holds with a correction: below a critical β a better outcome without reference mass takes
+    what that leaves (condensation).
+    """
     case = oracles.reference("fkl-offsupport-critical")
     critical = case["expected"]["beta_condense"]
     reward, log_ref = case["inputs"]["R"], log(case["inputs"]["ref"])
@@ -614,6 +619,10 @@ def test_truncation_thresholds_of_chi_squared(dtype):
 @dtypes
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
 def test_collapse_threshold_of_the_alpha_family(alpha, dtype):
+    """Claim: α-divergences with α above 1 have sparse optima (arXiv 2501.18537).
+
+    Holds: all but the best outcomes vanish below a β that has a closed form.
+    """
     threshold = (alpha - 1) * 0.1 * 0.15 ** (alpha - 1)
     above, below = oracles.solve_rows(
         [(R5, log(P5), threshold * 1.001), (R5, log(P5), threshold * 0.999)],

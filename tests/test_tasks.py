@@ -78,6 +78,11 @@ def test_one_two_target():
 
 
 def test_bimodal_modes_trade_places_at_the_published_beta():
+    """Claim: two modes trade places at β = Δr / Δlog π_ref, 0.25 / 1.9 in the didactic problem
+    (arXiv 2510.20817).
+
+    Holds.
+    """
     task = tasks.load("bimodal")
     first, second = np.flatnonzero(task.modes == 0), np.flatnonzero(task.modes == 1)
     np.testing.assert_array_equal(second - first, 50)

@@ -106,6 +106,12 @@ TABLE = {
 
 @pytest.mark.parametrize(("place", "estimator", "level"), TABLE, ids=map("-".join, TABLE))
 def test_estimators_follow_these_divergences(place, estimator, level):
+    """Claim: estimates of KL in the loss, token by token, do not have the gradient of the
+    sequences' KL (arXiv 2506.09477).
+
+    Holds: of k1, k2 and k3 only k2 of whole sequences has it; each of the table's rows has the
+    divergence named there.
+    """
     recipe = Recipe(place=place, estimator=estimator, level=level)
     got, want = followed(recipe), of(TABLE[place, estimator, level])
     np.testing.assert_allclose(got, want, atol=TOL * max(1, np.abs(want).max()))
@@ -113,7 +119,11 @@ def test_estimators_follow_these_divergences(place, estimator, level):
 
 @pytest.mark.broad
 def test_published_gradients_of_one_step():
-    """Five outcomes; the vectors were computed elsewhere in higher precision."""
+    """Claim: k2 in the loss has the gradient of reverse KL, k3 in the loss only to first order
+    (arXiv 2510.01555).
+
+    Holds: k3's is that of forward KL, and exactly.
+    """
     log_policy = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.25, 0.15], DTYPE))
     log_ref = jnp.log(jnp.array([0.4, 0.3, 0.15, 0.1, 0.05], DTYPE))[:, None]
     reverse = [-0.176838058382, -0.157510266162, 0.093318287357, 0.133551127293, 0.107478909895]

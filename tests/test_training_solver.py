@@ -114,6 +114,12 @@ def test_tabular_policies_reach_the_target_of_their_recipe(choice):
 
 @pytest.mark.slow
 def test_one_step_of_k3_in_the_loss_has_the_forward_kl_target():
+    """Claim: with its unbiased estimate k3 in the loss, GRPO is regularised by KL(π‖π_ref) (arXiv
+    2402.03300, Equation 4).
+
+    Fails: only its value is an estimate of that; training ends at β π_ref / (Λ − r), the target
+    of KL(π_ref‖π).
+    """
     policy = TabularPolicy(8, 1)
     params = policy.init(key=jax.random.key(3))
     ref = np.exp(np.asarray(policy.conditionals(params, SequenceSpace(8, 1))[0][0], np.float64))
@@ -125,6 +131,10 @@ def test_one_step_of_k3_in_the_loss_has_the_forward_kl_target():
 
 
 def test_k1_in_the_loss_regularises_nothing():
+    """Claim: k1 differentiated in the loss has a gradient of mean zero (arXiv 2510.01555).
+
+    Holds.
+    """
     recipe = Recipe(place="loss", estimator="k1", baseline="leave-one-out")
     options = {"beta": 2.0, "learning_rate": 0.1, "num_steps": 500, "history_every": 500}
     run = fine_tune(POLICY, PARAMS, REWARD.astype(DTYPE), recipe, **options)
@@ -389,6 +399,11 @@ def test_sft_reaches_its_targets():
     ids=lambda d: d.name,
 )
 def test_f_dpg_reaches_its_target(divergence):
+    """Claim: policy gradients with the reward −f′(π/p) minimise the f-divergence to p (arXiv
+    2302.08215).
+
+    Holds.
+    """
     run = f_dpg(POLICY, PARAMS, np.log(TARGET).astype(DTYPE), divergence, **SHORT)
     assert distance(run, TARGET) < 1e-4
 
