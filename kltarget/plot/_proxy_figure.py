@@ -118,11 +118,12 @@ def proxy_gains(
                 lowest, highest = line.min(initial=lowest), line.max(initial=highest)
             farthest = far.max(initial=farthest)
         ax.axhline(0, color=look.faint(), lw=0.9, zorder=1)
-        for name, line in (
-            ("true reward", {"lw": 1.6}),
-            ("proxy", {"ls": look.DASHED, "lw": 1.2}),
-            ("promised by the bound", {"ls": _DOTTED, "lw": 1.4}),
-        ):
+        kinds: dict[str, dict[str, Any]] = {
+            "true reward": {"lw": 1.6},
+            "proxy": {"ls": look.DASHED, "lw": 1.2},
+            "promised by the bound": {"ls": _DOTTED, "lw": 1.4},
+        }
+        for name, line in kinds.items():
             ax.plot([], [], color=look.GREY, label=name, **line)
         room = 0.06 * (highest - lowest)
         ax.set(xscale="log", xlim=(_NEAR, farthest))
