@@ -132,11 +132,23 @@ def test_likeliest_actions_change_where_flips_say():
 
 
 @pytest.mark.broad
+def test_actions_that_are_level_at_every_beta_do_not_flip():
+    # Two ways to the same end, whose log-probabilities differ by rounding alone.
+    chances = np.array([[0.3, 0.35, 0.35], [0.3, 0.21, 0.49]])
+    moves = np.stack([chances, np.eye(3)[[1, 1]], np.eye(3)[[2, 2]]])
+    reward = np.array([[0.0, 0.0], [0.3, 0.0], [0.3, 0.0]], LAST)
+    mdp = MDP(moves.astype(LAST), reward, 0.9)
+    even = np.log(np.full((3, 2), 0.5, LAST))
+    assert action_flips(mdp, even, np.geomspace(1e-3, 1, 60)) == ()
+
+
+@pytest.mark.broad
 def test_flips_of_a_horizon_name_their_step():
     # One state; what an action leads to is the same, so each step flips where one choice would.
     mdp = MDP(np.ones((1, 2, 1), LAST), np.array([[1.0, 0.0]], LAST), horizon=2)
     ref = np.log(np.array([[0.2, 0.8]])).astype(LAST)
-    flips = action_flips(mdp, ref, [0.1, 5.0])
+    # Both are at one β, but for rounding.
+    flips = sorted(action_flips(mdp, ref, [0.1, 5.0]), key=lambda flip: flip.step)
     assert [(f.step, f.state, f.below, f.above) for f in flips] == [(0, 0, 0, 1), (1, 0, 0, 1)]
     np.testing.assert_allclose([f.beta for f in flips], 1 / np.log(4), rtol=300 * eps(LAST))
     assert action_flips(mdp, ref, [1.0, 5.0]) == ()

@@ -63,6 +63,24 @@ def test_optima_are_those_of_a_general_solver(root):
 
 
 @pytest.mark.broad
+def test_small_coefficients_come_to_what_the_best_policy_earns():
+    beta = np.array([1e-4, 1e-3, 1e-2], LAST)
+    for seed in range(4):
+        mdp, log_ref = problem(seed, size=8)
+        moves, reward = np.asarray(mdp.transition, float), np.asarray(mdp.reward, float)
+        q = np.zeros(reward.shape)
+        for _ in range(400):
+            q = reward + 0.9 * moves @ q.max(-1)
+        best = occupancy_of(mdp, np.eye(3)[q.argmax(-1)])
+        ref = occupancy_of(mdp, np.exp(log_ref.astype(float)))
+        charge = beta * ((best - ref) ** 2 / ref).sum()
+        target = solve_occupancy(mdp, log_ref, beta).raise_if_failed()
+        left = (best * reward).sum() - np.asarray(target.value, float)
+        assert (left <= charge + 100 * eps(LAST)).all()
+        assert (left >= -100 * eps(LAST)).all()
+
+
+@pytest.mark.broad
 def test_occupancy_is_that_of_the_policy_and_the_numbers_agree():
     mdp, log_ref = problem(7)
     for root in (False, True):

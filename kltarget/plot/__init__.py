@@ -26,7 +26,10 @@ from kltarget.plot._frontier_figure import frontier
 from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
 from kltarget.plot._kept_texts_figure import kept_texts
+from kltarget.plot._mdp_beta_figures import action_flips, regularization_gap
 from kltarget.plot._mdp_figures import goal_masses, grid_policy
+from kltarget.plot._munchausen_figure import munchausen_averaging
+from kltarget.plot._proxy_figure import proxy_gains
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._space_report_figure import space_report
 from kltarget.plot._style import DARK, STYLE
@@ -44,6 +47,7 @@ from kltarget.plot._verification_figures import (
 __all__ = [
     "DARK",
     "STYLE",
+    "action_flips",
     "answers",
     "beta_path",
     "chain_ends",
@@ -61,11 +65,14 @@ __all__ = [
     "grid_policy",
     "history",
     "kept_texts",
+    "munchausen_averaging",
     "phase",
     "predicted_vs_reached",
+    "proxy_gains",
     "ratio",
     "recipe_comparison",
     "regret",
+    "regularization_gap",
     "space_report",
     "target",
     "training",

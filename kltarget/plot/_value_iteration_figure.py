@@ -60,7 +60,7 @@ def value_iterations(
     top, longest = 0.0, 1
     with look.drawing(ax) as ax:
         for k, (name, path) in enumerate(paths.items()):
-            lost = _lost(path)[1:]
+            lost = losses(path)[1:]
             steps, rows = np.arange(1, len(lost) + 1), lost.reshape(len(lost), -1)
             mean = rows.mean(1)
             shown = np.where(mean > _ROUNDING, mean, np.nan)
@@ -82,7 +82,7 @@ def value_iterations(
     return ax
 
 
-def _lost(path: ValueIterates) -> np.ndarray:
+def losses(path: ValueIterates) -> np.ndarray:
     """What each policy loses in the state where it loses most, ``[steps, *batch]``."""
     start = path.log_policy[0]
     mdp = path.mdp

@@ -13,6 +13,8 @@ from kltarget.spaces import MDP
 from kltarget.targets._leader_changes import leader_changes
 from kltarget.targets.mdps._solve_mdp import solve_mdp
 
+_LEVEL = 32
+
 
 class ActionFlip(NamedTuple):
     """A β at which two actions of a state are level and lead.
@@ -51,7 +53,8 @@ def action_flips(
         mdp: without batch axes.
         log_ref: log-probabilities of the actions, ``[S, A]``.
         beta: increasing, in reward units per nat, at least two; of several flips between neighbours
-            the lowest is found, or none if they undo each other.
+            the lowest is found, or none if they undo each other. Of actions that are level but for
+            rounding the first counts as the likeliest.
         divergence: reverse KL by default.
         num_halvings: how often an interval is halved, in the logarithm of β.
 
@@ -88,7 +91,14 @@ def action_flips(
     def leaders(at: np.ndarray) -> np.ndarray:
         betas = jnp.asarray(at, mdp.reward.dtype)
         found = solve_mdp(mdp, log_ref, betas, divergence).raise_if_failed()
-        return np.asarray(found.log_policy).argmax(-1)
+        log_policy = np.asarray(found.log_policy, float)
+        # Of actions that are level at many β rounding would choose another one at each.
+        finite = jnp.where(mdp.reward > -jnp.inf, found.action_values, 0.0)
+        largest = np.abs(np.asarray(finite, float)).max((-1, -2))
+        slack = _LEVEL * float(jnp.finfo(mdp.reward.dtype).eps)
+        slack = slack * (1 + largest / (at if mdp.horizon is None else at[:, None]))[..., None]
+        best = log_policy.max(-1)
+        return (log_policy >= (best - slack)[..., None]).argmax(-1)
 
     flips = [
         ActionFlip(

@@ -294,24 +294,26 @@ def _dual(program: _Program, beta: float, dual: np.ndarray) -> tuple[float, np.n
 def _newton(program: _Program, beta: float, dual: np.ndarray) -> np.ndarray:
     mass, flow = program.reference[program.on], program.flow
     value, ratio = _dual(program, beta, dual)
-    for _ in range(200):
+    # A state that nothing flows to leaves its value free, and so do actions that are cut off: where
+    # steps along such directions lead nowhere, they are held back.
+    least, damping = 1e-13, 1e-13
+    for _ in range(500):
         slope = (1 - program.discount) * program.start[program.visited] + flow.T @ (mass * ratio)
         curve = (flow * (mass * (ratio > 0) / (2 * beta))[:, None]).T @ flow
-        # A state that nothing flows to leaves its value free.
-        curve += 1e-13 * np.trace(curve) * np.eye(len(dual)) + 1e-300 * np.eye(len(dual))
+        curve += damping * (np.trace(curve) + 1e-300) * np.eye(len(dual))
         step = -np.linalg.solve(curve, slope)
-        size = 1.0
-        while size > 1e-10:
-            after, its_ratio = _dual(program, beta, dual + size * step)
-            if after <= value + 1e-4 * size * (slope @ step):
+        after, its_ratio = _dual(program, beta, dual + step)
+        expected = -slope @ step
+        if value - after < 1e-4 * expected:
+            if expected <= 1e-13 * abs(value) or damping > 1e3:
                 break
-            size /= 2
-        else:
-            break
+            damping *= 30
+            continue
         gained = value - after
-        dual, value, ratio = dual + size * step, after, its_ratio
-        if gained <= 1e-16 * abs(value):
+        dual, value, ratio = dual + step, after, its_ratio
+        if gained <= 1e-16 * abs(value) and damping == least:
             break
+        damping = max(damping / 1000, least)
     return dual
 
 

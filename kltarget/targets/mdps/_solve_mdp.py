@@ -28,7 +28,6 @@ from kltarget.targets.mdps._mdp_target import (
     MDPTarget,
     going,
     mean,
-    most_iterations,
     solve_values,
     values_of,
 )
@@ -45,8 +44,8 @@ def solve_mdp(
     """The policy that maximises ``E_π[Σ_t γ^t (r(s_t, a_t) − β·D(π(·|s_t), π_ref(·|s_t)))]``.
 
     ``V(s) = max_p {p·Q(s, ·) − β·D(p, π_ref(·|s))}`` with ``Q = r + γ P V`` has one solution, for
-    every divergence. A dense process is solved by policy iteration, which is Newton's method, a
-    sparse one by value iteration, one with a horizon H by a pass from its last step to its first.
+    every divergence. It is found by policy iteration, which is Newton's method; with a horizon H by
+    a pass from its last step to its first.
 
     Without discounting, γ = 1, sums end in absorbing states, whose value is 0: the process must
     be such that no policy can stay elsewhere for ever with rewards above 0, and the reference must
@@ -57,8 +56,7 @@ def solve_mdp(
         log_ref: log-probabilities of the actions, ``[*batch, S, A]``; ``-inf`` where there is none.
         beta: coefficient of the divergence, in reward units per nat, shape ``[*batch]``.
         divergence: reverse KL by default.
-        num_steps: the most iterations, without a horizon; by default 100 of policies, and as many
-            of values as discounting needs to reach rounding.
+        num_steps: the most iterations, without a horizon; 100 by default.
 
     Returns:
         The target; its ``value_error`` bounds what is left to the fixed point. With a horizon its
@@ -157,7 +155,6 @@ def _solve_mdp(
     reward = jnp.where(invalid[..., None, None], jnp.nan, reward)
     if mdp.horizon is not None:
         return _walked(mdp, reward, log_ref, beta, divergence, invalid)
-    dense = mdp.successors is None
     eps = jnp.finfo(reward.dtype).eps
     zero = jnp.zeros(shape[:-1], reward.dtype)
     on = jnp.broadcast_to(going(mdp, zero)[..., None], shape)
@@ -173,8 +170,7 @@ def _solve_mdp(
         rest = values_of(mdp, here) + gain - values
         return values + solve_values(mdp, jnp.exp(here.log_probs), rest)
 
-    most = most_iterations(mdp, reward.dtype)
-    most = (100 if dense else most) if num_steps is None else num_steps
+    most = 100 if num_steps is None else num_steps
 
     def goes_on(carry: Any) -> Array:
         _, change, scale, step = carry
@@ -184,13 +180,13 @@ def _solve_mdp(
         values, _, _, k = carry
         q = action_values(values)
         # Policies are improved from the one of no rewards on, which ends where the reference does.
-        first = (k == 0) & dense
+        first = k == 0
         here = solved(jnp.where(first & (reward > -jnp.inf), 0.0, q))
         after = values_of(mdp, here)
         change = jnp.where(first, jnp.inf, jnp.abs(after - values).max(-1))
         scale = jnp.abs(after).max(-1) + jnp.abs(values).max(-1)
         gain = jnp.where(first, mean(jnp.exp(here.log_probs), reward), 0.0)
-        return newton(values, here, gain) if dense else after, change, scale, k + 1
+        return newton(values, here, gain), change, scale, k + 1
 
     far = jnp.full(batch, jnp.inf, reward.dtype)
     carry = (zero, far, jnp.zeros(batch, reward.dtype), 0)
