@@ -229,6 +229,22 @@ CONTRACTS: dict[str, Contract] = {
             Bad(lambda: kt.GaussianMixture(EVEN, TWO_MODES, np.ones(3)), ValueError, "covariances"),
         ),
     ),
+    "cauchy_schwarz": Contract(
+        lambda means: mixtures.cauchy_schwarz(
+            modes_at(means), modes_at(jnp.ones((2, 1), means.dtype))
+        ),
+        (TWO_MODES,),
+        (
+            Bad(
+                lambda: mixtures.cauchy_schwarz(
+                    modes_at(SOME),
+                    kt.GaussianMixture(EVEN, np.ones((2, 2)), np.array([np.eye(2)] * 2)),
+                ),
+                ValueError,
+                "dimensions",
+            ),
+        ),
+    ),
     "QuadraticReward": Contract(
         lambda vector: mixtures.QuadraticReward(vector=vector)(jnp.ones(2, vector.dtype)),
         (np.array([[0.5, 1.0], [2.0, -1.0]]),),

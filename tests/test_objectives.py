@@ -189,11 +189,6 @@ def test_gap_of_total_variation_keeps_its_accuracy(dtype):
 
 @dtypes
 def test_gap_of_reverse_kl_is_beta_times_a_kl(dtype):
-    """Claim: rewards with a KL penalty are variational inference: J(π) falls short of its best by
-    β·KL(π‖π*), π* ∝ π_ref e^{r/β} (arXiv 2205.11275).
-
-    Holds.
-    """
     objective = kt.Objective(R5.astype(dtype), log(P5, dtype), 0.3)
     target = kt.solve(objective)
     for policy in (log(T5, dtype), log(P5, dtype), log([0, 0, 0.5, 0.5, 0], dtype)):

@@ -10,7 +10,7 @@ hold a target make of it: :func:`project`.
 from kltarget.modes._mixture_flips import mode_flip_beta
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.projections import MixtureFit, Projection, fit_mixture, from_sklearn, project
-from kltarget.spaces import GaussianMixture, basins, find_modes
+from kltarget.spaces import GaussianMixture, basins, cauchy_schwarz, find_modes
 from kltarget.targets._samples import SampleTarget, solve_on_samples
 from kltarget.targets.grids import GridTarget, solve_on_grid
 from kltarget.targets.mixtures import (
@@ -33,6 +33,7 @@ __all__ = [
     "RewardSum",
     "SampleTarget",
     "basins",
+    "cauchy_schwarz",
     "existence_beta",
     "find_modes",
     "fit_mixture",

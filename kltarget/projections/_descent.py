@@ -16,6 +16,7 @@ from kltarget._core.numerics import log_sum_exp
 from kltarget._core.quadrature import NormalLattice, Rule, total
 from kltarget.projections._population import Density
 from kltarget.spaces import GaussianMixture
+from kltarget.spaces._cauchy_schwarz import overlap_lost
 from kltarget.spaces._gaussian_mixture import log_joint, unchecked
 
 
@@ -75,6 +76,9 @@ def _piece(
     direction: str, count: int, rule: Rule, density: Density, x: Array, z: Array, weights: Array
 ) -> Array:
     q = mixture_of(x, count, z.shape[-1])
+    if direction == "cauchy-schwarz":
+        assert density.mixture is not None
+        return overlap_lost(density.mixture, q)
     ratios, masses = _terms(direction, q, density, rule, z, weights)
     return (masses * ratios).sum()
 

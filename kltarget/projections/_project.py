@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from kltarget.projections._population import Population, population
 from kltarget.spaces import GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 
-Direction = Literal["forward", "reverse"]
+Direction = Literal["forward", "reverse", "cauchy-schwarz"]
 Found = tuple[Array, float]
 """An optimum as a vector, and its value."""
 
@@ -91,7 +91,7 @@ def project(
     num_points: int = 8192,
     tol: float = 1e-9,
 ) -> Projection:
-    """The mixtures q of K Gaussians that minimise ``KL(target‖q)`` or ``KL(q‖target)``.
+    """The mixtures q of K Gaussians that are closest to a target by a KL, or without logarithms.
 
     ``"forward"``, ``KL(target‖q) = E_target[log target − log q]``, is what supervised training on
     the target's samples minimises. A single Gaussian takes the target's mean and covariance,
@@ -105,6 +105,11 @@ def project(
     start decides. With ``x = m + sz`` and ``ψ = (log target)′``, a Gaussian ``N(m, s²)`` is
     stationary iff ``E[ψ(x)] = 0`` and ``1/s + E[zψ(x)] = 0``. Where the family holds the target
     both directions give it, and neither seeks modes nor covers mass.
+
+    ``"cauchy-schwarz"`` minimises :func:`kltarget.spaces.cauchy_schwarz`, ``−log`` of the squared
+    overlap ``(∫pq)² / (∫p² ∫q²)``, which mixtures have in closed form. It is symmetric and
+    weighs narrow components by their height; of modes that are apart there is one local optimum per
+    choice, as of the reverse projection, and one that covers them, as of the forward one.
 
     All local optima found are reported. Two are the same if they are the same distribution,
     whatever the order of components and however a superfluous one is placed. Saddle points are
@@ -122,7 +127,7 @@ def project(
             such a method ``log_prob``; or a pair ``(points, log_masses)``. What has ``points`` and
             a discrete ``target`` on them, as targets on grids and samples do, brings both.
         num_components: K.
-        direction: ``"forward"`` or ``"reverse"``.
+        direction: ``"forward"``, ``"reverse"`` or ``"cauchy-schwarz"``.
         key: random key of starts and draws.
         points: for a log-density, points that stand for it, shape ``[N, d]``: its own draws or the
             nodes of a rule. Forward expectations are over them.
@@ -140,7 +145,8 @@ def project(
         TypeError: a target that is none of these.
         ValueError: options out of range, shapes that do not fit, a batch of targets; bounds that
             cut the target off; a target with an atom; the reverse projection of a target without a
-            density, or of one that is 0 somewhere; no start that converged.
+            density, or of one that is 0 somewhere; that by Cauchy–Schwarz of what is no mixture;
+            no start that converged.
 
     ``(points, log_masses)`` alone have no density, and the values are then cross-entropies
     ``−E_target[log q]``: divergences up to the unknown entropy of the target. Components of weight
@@ -172,8 +178,8 @@ def project(
         2205.11275. Chen et al., "Retaining by Doing", 2025, arXiv 2510.18874, whose target is the
         example's. Trefethen and Weideman, "The Exponentially Convergent Trapezoidal Rule", 2014.
     """
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction must be one of {get_args(Direction)}, got {direction!r}")
     for name, count in (("num_components", num_components), ("num_starts", num_starts)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -184,6 +190,11 @@ def project(
         if direction == "reverse" and not given.has_density:
             raise ValueError(
                 "the reverse projection needs the target's log-density, and points alone have none"
+            )
+        if direction == "cauchy-schwarz" and given.density.mixture is None:
+            raise ValueError(
+                "the projection by Cauchy–Schwarz has its closed form for mixtures alone: fit one "
+                "to the target first, kltarget.mixtures.fit_mixture"
             )
         search = _Search(given, direction, num_components, num_points, tol, rng)
         found = search.run(key, num_starts)
@@ -238,6 +249,9 @@ class _Search:
     def _rules(self) -> tuple[tuple[Rule, ...], Table | None]:
         """From coarse to fine, and other draws to tell the value where these are draws."""
         size, given = self.given.dim, self.given
+        if self.direction == "cauchy-schwarz":
+            at_once = Table.of(np.zeros((1, size)), np.ones(1))
+            return (at_once, at_once), None
         if self.direction == "forward":
             mixture, count = given.density.mixture, self.num_points
             if size in LEVELS or mixture is None:

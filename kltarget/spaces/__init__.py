@@ -5,6 +5,7 @@ A space whose outcomes come about step by step is walked :func:`backward`.
 
 from kltarget.spaces._automata import Automaton
 from kltarget.spaces._boxes import Box
+from kltarget.spaces._cauchy_schwarz import cauchy_schwarz
 from kltarget.spaces._chains import Chain, Step
 from kltarget.spaces._games import MarkovGame, MatrixGame, PreferenceGame, StageGames
 from kltarget.spaces._gaussian_chains import GaussianChain
@@ -36,5 +37,6 @@ __all__ = [
     "Step",
     "backward",
     "basins",
+    "cauchy_schwarz",
     "find_modes",
 ]
