@@ -73,16 +73,13 @@ def _of_class(cls: type) -> None:
 def _of_result(function: Callable[..., Any]) -> Callable[..., Any]:
     if "[" not in str(inspect.get_annotations(function).get("return", "")):
         return function
-    hint: list[Any] = []
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        if not hint:
-            hint.append(_hints(function).get("return"))
-        if _holds_an_array(hint[0]):
+        if (hint := _array_result(function)) is not None:
             with jaxtyped("context"):
-                if not is_bearable(result, hint[0]):
+                if not is_bearable(result, hint):
                     raise AnnotationError(f"{function.__qualname__} gave {_shown(result)}: {hint}")
         return result
 
@@ -93,12 +90,20 @@ def _of_fields(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
+        if not (hints := _array_fields(type(self))):
+            return
         with jaxtyped("context"):
-            for name, hint in _array_fields(type(self)).items():
+            for name, hint in hints.items():
                 if not is_bearable(x := getattr(self, name), hint):
                     raise AnnotationError(f"{type(self).__name__}.{name} is {_shown(x)}: {hint}")
 
     return checked
+
+
+@functools.cache  # rows of a log call some functions a million times
+def _array_result(function: Callable[..., Any]) -> Any:
+    hint = _hints(function).get("return")
+    return hint if _holds_an_array(hint) else None
 
 
 @functools.cache

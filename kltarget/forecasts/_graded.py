@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from kltarget.evidence import SampleCounts, level_masses
-from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
+from kltarget.forecasts._draws import TRIES, Found, best_of_n, quantiles_of_known
 from kltarget.forecasts._effective_answers import effective_answers, entropies
 from kltarget.implied.levels import by_groups, has_saturation, level_targets, saturation_betas
 from kltarget.recipes import Recipe
@@ -235,5 +235,5 @@ def _by_pattern(draws: np.ndarray, own: np.ndarray, number: int) -> np.ndarray:
     for at, rows in enumerate(np.split(order, ends[:-1])):
         if rows.size >= _FEWEST_ROWS:
             rows = rows[:: -(-rows.size // _ENOUGH_ROWS)]
-            found[at] = np.nanquantile(flat[rows], QUANTILES, axis=0).T
+            found[at] = quantiles_of_known(flat[rows]).T
     return found.round(6)
