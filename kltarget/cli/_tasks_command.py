@@ -53,7 +53,7 @@ _ON_SPACES: tuple[tuple[str, Any, Any, Any], ...] = (
         lambda task: f"{task.mdp.num_states} × {task.mdp.num_actions}",
     ),
     (
-        "Games, for verify; those of several states in Python alone:",
+        "Games, for verify:",
         tasks.game_names,
         tasks.load_game,
         lambda task: " × ".join(str(len(x)) for x in (task.states, *task.labels) if x),

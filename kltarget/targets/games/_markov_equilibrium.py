@@ -247,10 +247,14 @@ def _gap(equilibrium: MarkovEquilibrium, log_row: Array, log_column: Array) -> A
         start = jnp.zeros(equilibrium.value.shape, dtype)
         if game.horizon is None:
             eps = float(jnp.finfo(dtype).eps)
+            # Rounding keeps values moving: after so many sweeps the discount has left nothing else.
+            enough = (jnp.log(eps * (1 - layer.discount)) / jnp.log(layer.discount)).astype(
+                jnp.int32
+            )
 
             def going(state: Any) -> Array:
                 _, change, count = state
-                return (change > eps) & (count < _MAX_SWEEPS)
+                return (change > eps) & (count <= enough)
 
             def again(state: Any) -> Any:
                 old, _, count = state
