@@ -100,7 +100,7 @@ def test_play_of_markov_games_ends_at_stage_games_by_damped_answers(horizon, dis
         values = np.array([stage[2] for stage in stages])
         last.insert(0, stages)
     options = {"num_steps": 2000, "key": jax.random.key(0), "num_seeds": 2}
-    run = self_play(game, refs, [beta], learning_rate=0.02, optimizer=optax.adam, **options)
+    run = self_play(game, refs, [beta], learning_rate=0.5, **options)
     for k, policy in enumerate((run.log_row, run.log_column)):
         wanted = np.array([[stage[k] for stage in stages] for stages in last[: horizon or 1]])
         assert policy.shape == (2, 1, *(wanted.shape if horizon else wanted[0].shape))
