@@ -127,7 +127,7 @@ _Field = tuple[tuple[int, int], tuple[int, int], int]
 @functools.cache
 def _soccer() -> GameTask:
     """A field of two rows and three columns: who carries the ball over the far end has won."""
-    places = list(itertools.product(*map(range, _FIELD)))
+    places = list(itertools.product(range(_FIELD[0]), range(_FIELD[1])))
     fields: list[_Field] = [
         (row, column, ball)
         for row in places

@@ -155,6 +155,8 @@ def markov_players(game: MarkovGame, log_ref: Any, beta: ArrayLike) -> MarkovPla
     ):
         batch = jnp.broadcast_shapes(*shapes)
     row, column = (jnp.broadcast_to(x, (*batch, states, x.shape[-1])) for x in refs)
-    numbers = (jnp.asarray(x, dtype) for x in (game.transition, game.reward, game.discount))
+    transition, reward, discount = (
+        jnp.asarray(x, dtype) for x in (game.transition, game.reward, game.discount)
+    )
     wide = jnp.broadcast_to(coefficient[..., None, None], (*batch, states, 1))
-    return MarkovPlayers(StageGames(*numbers, row, column), wide, game.horizon)
+    return MarkovPlayers(StageGames(transition, reward, discount, row, column), wide, game.horizon)
