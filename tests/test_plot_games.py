@@ -34,7 +34,7 @@ def test_the_path_of_a_markov_game_is_that_of_one_state():
     for k, name in enumerate(task.labels[1]):
         line = next(x for x in ax.lines if x.get_label() == name)
         np.testing.assert_allclose(line.get_ydata(), found.stages.column.probs[:, 0, 2, k])
-    assert ax.get_title() == "ahead"
+    assert ax.get_title(loc="left") == "ahead"
 
 
 @pytest.mark.broad
