@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -348,8 +350,10 @@ def test_what_is_no_game_is_refused():
     with pytest.raises(TypeError, match="game must be"):
         solve_game(PAYOFF, REFS, 1.0)
     duel = tasks.load_game("duel")
-    with pytest.raises(TypeError, match="got MarkovGame"):
-        equilibrium_flips(duel.game, duel.log_ref, [0.1, 1.0])
+    with pytest.raises(TypeError, match="or a MarkovGame, got GameTask"):
+        equilibrium_flips(duel, duel.log_ref, [0.1, 1.0])
+    with pytest.raises(ValueError, match="state must be from 0 to 2, got 3"):
+        equilibrium_flips(duel.game, duel.log_ref, [0.1, 1.0], state=3)
     with pytest.raises(TypeError, match=r"got GameTask$"):
         solve_game(duel, duel.log_ref, 1.0)
 
@@ -414,3 +418,85 @@ def test_under_a_trace_bad_numbers_are_flagged_in_their_own_rows():
     assert int(status[1]) & int(kt.Status.INVALID_REWARD)
     assert jnp.isfinite(probs[0]).all()
     assert jnp.isnan(probs[1]).all()
+
+
+def plays(game, length):
+    """Every play of some steps from state 0, and how likely the moves between its states are."""
+    transition = np.asarray(game.transition, float)
+    cells = list(itertools.product(range(3), range(2), range(2)))
+    every = [x for x in itertools.product(cells, repeat=length) if x[0][0] == 0]
+    chances = [
+        np.prod([transition[(*x, y[0])] for x, y in itertools.pairwise(play)]) for play in every
+    ]
+    return np.array(every), np.array(chances)
+
+
+@pytest.mark.slow
+def test_flips_in_soccer_are_where_two_moves_are_level():
+    task = tasks.load_game("soccer")
+    state = task.states.index("1.1 against 1.2, ball of the row")
+    beta = np.geomspace(0.1, 1.0, 4)
+    (flip,) = equilibrium_flips(task.game, task.log_ref, beta, num_halvings=12, state=state)
+    names = task.labels[0]
+    assert (flip.player, names[flip.below], names[flip.above]) == ("row", "down", "ahead")
+    level = np.asarray(solve_game(task.game, task.log_ref, flip.beta).stages.row.probs[state])
+    assert abs(level[flip.below] - level[flip.above]) < 1e-3
+    assert level.argmax() in (flip.below, flip.above)
+
+
+@pytest.mark.broad
+def test_plays_of_a_markov_game_are_those_of_an_enumeration():
+    game, refs = random_markov_game(horizon=3)
+    found = solve_game(game, refs, [0.5, 2.0])
+    every, chances = plays(game, 3)
+    row, column = (np.asarray(x.probs, float) for x in (found.stages.row, found.stages.column))
+    time, (state, i, j) = np.arange(3), np.moveaxis(every, -1, 0)
+    acted = row[:, time, state, i] * column[:, time, state, j]
+    law = acted.prod(-1) * chances
+    np.testing.assert_allclose(law.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found.log_prob(every)), law, rtol=1e-4)
+    worth = (np.asarray(game.reward, float)[state, i, j] * 0.9**time).sum(-1)
+    np.testing.assert_allclose(found.expected_reward[:, 0], law @ worth, rtol=1e-4)
+    ones = found.expectation(np.ones((3, 2, 2)))
+    np.testing.assert_allclose(ones, np.full((2, 3), 1 + 0.9 + 0.81), rtol=1e-5)
+    logs = [np.log(x) - y for x, y in zip((row, column), refs, strict=True)]
+    spent = (0.9**time * (logs[0][:, time, state, i] + logs[1][:, time, state, j])).sum(-1)
+    np.testing.assert_allclose(found.divergence_value[:, 0], (law * spent).sum(-1), rtol=1e-4)
+    draws = np.asarray(found.sample(key=jax.random.key(0), num_samples=4000))
+    assert draws.shape == (4000, 2, 3, 3)
+    assert (draws[:, :, 0, 0] == 0).all()
+    for k in range(2):
+        earned = np.asarray(game.reward, float)[tuple(np.moveaxis(draws[:, k], -1, 0))] @ 0.9**time
+        error = earned.std() / np.sqrt(4000)
+        assert abs(earned.mean() - law[k] @ worth) < 5 * error
+    with pytest.raises(ValueError, match="start must be a state, from 0 to 2, got 3"):
+        found.sample(key=jax.random.key(0), num_samples=1, start=3)
+    with pytest.raises(ValueError, match="ends after 3"):
+        found.sample(key=jax.random.key(0), num_samples=1, num_steps=4)
+    with pytest.raises(ValueError, match=r"x has shape \(3, 2\)"):
+        found.log_prob(np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match=r"fn has shape \(3, 2\)"):
+        found.expectation(np.zeros((3, 2)))
+
+
+@pytest.mark.broad
+def test_sums_of_a_markov_game_without_end_are_long_sums():
+    game, refs = random_markov_game(discount=0.8)
+    found = solve_game(game, refs, 0.7).raise_if_failed()
+    row, column = (np.asarray(x.probs, float) for x in (found.stages.row, found.stages.column))
+    pairs = row[:, :, None] * column[:, None, :]
+    moves = np.einsum("sab,sabt->st", pairs, np.asarray(game.transition, float))
+    gain = (pairs * np.asarray(game.reward, float)).sum((1, 2))
+    kls = [(x * (np.log(x) - y)).sum(-1) for x, y in zip((row, column), refs, strict=True)]
+    sums = {"gain": np.zeros(3), "row": np.zeros(3), "column": np.zeros(3)}
+    for _ in range(200):
+        for (name, x), now in zip(sums.items(), (gain, *kls), strict=True):
+            sums[name] = now + 0.8 * moves @ x
+    np.testing.assert_allclose(found.expected_reward, sums["gain"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.divergence_value, sums["row"] + sums["column"], rtol=1e-4)
+    value = sums["gain"] - 0.7 * (sums["row"] - sums["column"])
+    np.testing.assert_allclose(found.value, value, rtol=1e-4, atol=1e-5)
+    draws = np.asarray(found.sample(key=jax.random.key(1), num_samples=2, num_steps=7, start=2))
+    assert draws.shape == (2, 7, 3)
+    assert (draws[:, 0, 0] == 2).all()
+    assert found.log_prob(draws).shape == (2,)

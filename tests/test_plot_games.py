@@ -22,8 +22,19 @@ def test_the_path_over_beta_is_that_of_the_equilibrium():
         np.testing.assert_allclose(line.get_ydata(), found.column.probs[:, k], rtol=1e-6)
     with pytest.raises(ValueError, match="player must be"):
         plot.equilibrium_path("penalty", player="keeper")
-    with pytest.raises(ValueError, match="Markov game"):
-        plot.equilibrium_path("duel")
+    with pytest.raises(ValueError, match="state must be from 0 to 0, got 1"):
+        plot.equilibrium_path("penalty", beta=beta, state=1)
+
+
+@pytest.mark.slow
+def test_the_path_of_a_markov_game_is_that_of_one_state():
+    task, beta = tasks.load_game("duel"), np.array([0.05, 0.3, 2.0])
+    ax = plot.equilibrium_path(task, beta=beta, player="column", state=2)
+    found = solve_game(task.game, task.log_ref, beta)
+    for k, name in enumerate(task.labels[1]):
+        line = next(x for x in ax.lines if x.get_label() == name)
+        np.testing.assert_allclose(line.get_ydata(), found.stages.column.probs[:, 0, 2, k])
+    assert ax.get_title(loc="left") == "ahead"
 
 
 @pytest.mark.broad

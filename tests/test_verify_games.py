@@ -27,6 +27,34 @@ def test_training_ends_at_the_equilibrium(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["duel", "soccer"])
+def test_training_in_a_markov_game_ends_at_the_equilibrium(name):
+    report = verify_game(name, key=jax.random.key(1), num_seeds=2)
+    assert report.passed, str(report)
+    assert len(report.runs) == 4
+    assert ("keep their ratio" in str(report)) == (name == "soccer")
+
+
+@pytest.mark.broad
+def test_too_few_steps_in_a_markov_game_do_not_pass():
+    report = verify_game("duel", key=jax.random.key(1), beta=[0.5], num_seeds=1, num_steps=5)
+    failed = [check.name for check in report.checks if not check.passed]
+    assert [name.split()[0] for name in failed] == ["TV", "values", "gap"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("payoff", "probs"), [([[1.0, -1.0], [-1.0, 1.0]], [0.5, 0.5]), (np.zeros((2, 2)), [0.7, 0.3])]
+)
+def test_references_that_are_the_equilibrium_leave_nothing_to_be_gained(payoff, probs):
+    labels = (("a", "b"), ("a", "b"))
+    task = tasks.GameTask("there", "already", MatrixGame(payoff), np.log(probs), labels)
+    report = verify_game(task, key=jax.random.key(0), num_seeds=2)
+    assert report.passed, str(report)
+    assert np.isfinite(report.to_dataframe()[["TV", "gap"]].to_numpy()).all()
+
+
+@pytest.mark.slow
 def test_actions_that_nobody_may_play_are_left_out():
     rows, columns = np.array([0.6, 0.2, 0.2, 0.0, 0.0]), np.array([0.3, 0.7, 0.0])
     payoff = np.array([[1.0, 0.0, 9.0], [0.0, 1.0, 9.0], [0.0, 1.0, 9.0]] + 2 * [[5.0, 5.0, 5.0]])
@@ -48,7 +76,7 @@ def test_too_few_steps_do_not_pass():
 
 
 def test_shipped_games_are_as_described():
-    assert tasks.game_names() == ("cycle", "penalty", "duel")
+    assert tasks.game_names() == ("cycle", "penalty", "duel", "soccer")
     for name in tasks.game_names():
         task = tasks.load_game(name)
         assert task is tasks.load_game(name)
@@ -56,7 +84,7 @@ def test_shipped_games_are_as_described():
         pair = task.log_ref if isinstance(task.log_ref, tuple) else (task.log_ref,)
         for log_ref in pair:
             np.testing.assert_allclose(np.exp(log_ref).sum(), 1, rtol=1e-12)
-    with pytest.raises(ValueError, match="choose one of cycle, penalty, duel"):
+    with pytest.raises(ValueError, match="choose one of cycle, penalty, duel, soccer"):
         tasks.load_game("chess")
 
 
@@ -82,8 +110,54 @@ def test_the_duel_is_worth_more_the_further_ahead():
     found = solve_game(task.game, task.log_ref, 0.2)
     assert isinstance(task.game, MarkovGame)
     assert (np.diff(np.asarray(found.value)) > 0).all()
-    with pytest.raises(ValueError, match="Markov game"):
-        verify_game("duel", key=jax.random.key(0))
+
+
+def test_soccer_is_played_by_its_rules():
+    task = tasks.load_game("soccer")
+    transition, reward = (np.asarray(x) for x in (task.game.transition, task.game.reward))
+    up, down, ahead, stay = (task.labels[0].index(x) for x in ("up", "down", "ahead", "stay"))
+    at = task.states.index
+    # With the ball at the far end and the other behind, ahead is a goal whatever happens.
+    alone = at("1.3 against 2.1, ball of the row")
+    assert (reward[alone, ahead] == 1).all()
+    assert (transition[alone, ahead, :, at("over")] == 1).all()
+    # Whoever runs into the other loses the ball, but for one who has got out of the way before.
+    facing = at("1.1 against 1.2, ball of the row")
+    lost, passed = (
+        at(f"{x}, ball of the {y}")
+        for x, y in (
+            ("1.1 against 1.2", "column"),
+            ("1.2 against 2.2", "row"),
+        )
+    )
+    assert transition[facing, ahead, stay, lost] == 1
+    assert transition[facing, ahead, down, passed] == 0.5
+    assert transition[facing, ahead, down, at("1.1 against 2.2, ball of the column")] == 0.5
+    # The wall keeps players where they are, and nothing comes after a goal.
+    assert transition[facing, up, stay, facing] == 1
+    assert (reward[at("over")] == 0).all()
+    # Either may be the first to score.
+    both = at("1.3 against 2.1, ball of the column")
+    assert (reward[both, :, ahead] == -1).all()
+
+
+@pytest.mark.slow
+def test_soccer_is_the_same_game_from_both_ends_and_dodging_pays_at_small_beta():
+    task = tasks.load_game("soccer")
+    found = solve_game(task.game, task.log_ref, np.array([0.05, 0.2, 1.0]))
+    for state, name in enumerate(task.states[:-1]):
+        places, ball = name.split(", ball of the ")
+        row, column = places.split(" against ")
+        turned = [f"{x[0]}.{4 - int(x[2])}" for x in (column, row)]
+        other = {"row": "column", "column": "row"}[ball]
+        mirror = task.states.index(f"{turned[0]} against {turned[1]}, ball of the {other}")
+        np.testing.assert_allclose(found.value[:, state], -found.value[:, mirror], atol=2e-6)
+        np.testing.assert_allclose(
+            found.stages.row.probs[:, state], found.stages.column.probs[:, mirror], atol=1e-5
+        )
+    facing = task.states.index("1.1 against 1.2, ball of the row")
+    lead = np.asarray(found.stages.row.probs)[:, facing].argmax(-1)
+    assert [task.labels[0][k] for k in lead] == ["down", "down", "ahead"]
 
 
 def test_a_game_of_your_own_is_taken():

@@ -79,3 +79,14 @@ def test_processes_have_a_verifier():
     assert all(verifier_of(name) is verify_mdp for name in tasks.mdp_names())
     with pytest.raises(ValueError, match="num_seeds must be"):
         verify_mdp("five-arms", key=jax.random.key(0), num_seeds=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_reference_that_is_the_optimum_leaves_nothing_to_be_gained(reward):
+    mdp = MDP(np.full((2, 2, 2), 0.5), np.full((2, 2), reward), 0.9)
+    log_ref = np.log([[0.7, 0.3], [0.2, 0.8]])
+    task = tasks.MDPTask("there", "already", mdp, log_ref, ("a", "b"), ("s", "t"))
+    report = verify_mdp(task, key=jax.random.key(0), num_seeds=2)
+    assert report.passed, str(report)
+    assert "nan" not in str(report)

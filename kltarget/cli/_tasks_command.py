@@ -8,6 +8,7 @@ from typing import Any
 from kltarget import tasks
 from kltarget._core.page import Page, Paragraph, Table
 from kltarget.cli._output import say
+from kltarget.tasks._kinds import KINDS
 
 
 def add_to(commands: Any) -> None:
@@ -27,8 +28,9 @@ def _tasks(arguments: argparse.Namespace) -> int:
     parts: list[list[Any]] = [
         [Paragraph("Lists of outcomes, for every command:"), Table([head, *rows], "lrrl")]
     ]
-    for title, names, load, size in _ON_SPACES:
-        own = [(task.name, size(task), task.description) for task in map(load, names())]
+    for kind, (title, size) in _ON_SPACES.items():
+        found = map(KINDS[kind].load, KINDS[kind].names())
+        own = [(task.name, size(task), task.description) for task in found]
         parts.append([Paragraph(title), Table([("task", "size", "description"), *own], "lrl")])
     say(Page(*parts))
     return 0
@@ -38,24 +40,18 @@ def _size_of_chain(task: tasks.ChainTask) -> str:
     return "real vectors" if task.points is None else f"{len(task.points)} states"
 
 
-_ON_SPACES: tuple[tuple[str, Any, Any, Any], ...] = (
-    (
+_ON_SPACES: dict[str, tuple[str, Any]] = {
+    "text": (
         "Texts too many to list, for solve, sweep, explore and verify:",
-        tasks.text_names,
-        tasks.load_texts,
         lambda task: f"{task.num_texts:.1e} texts",
     ),
-    ("Chains of steps, for verify:", tasks.chain_names, tasks.load_chain, _size_of_chain),
-    (
+    "chain": ("Chains of steps, for verify:", _size_of_chain),
+    "mdp": (
         "Decision processes, states × actions, for verify:",
-        tasks.mdp_names,
-        tasks.load_mdp,
         lambda task: f"{task.mdp.num_states} × {task.mdp.num_actions}",
     ),
-    (
-        "Games, for verify; those of several states in Python alone:",
-        tasks.game_names,
-        tasks.load_game,
+    "game": (
+        "Games, for verify:",
         lambda task: " × ".join(str(len(x)) for x in (task.states, *task.labels) if x),
     ),
-)
+}

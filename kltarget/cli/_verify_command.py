@@ -14,6 +14,7 @@ import jax
 from kltarget import plot, tasks
 from kltarget.cli._arguments import beta_list, names_of, options_of, whole
 from kltarget.cli._output import InputError, Stopped, input_errors, say, write
+from kltarget.tasks._kinds import KINDS
 
 if TYPE_CHECKING:
     from kltarget.verification import Report
@@ -54,8 +55,7 @@ def _task_list(text: str) -> tuple[str, ...]:
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.task is not None and arguments.tasks is not None:
         raise InputError("give a TASK or --tasks, not both")
-    elsewhere = (tasks.text_names, tasks.chain_names, tasks.mdp_names, tasks.game_names)
-    known = (*tasks.names(), *(name for names in elsewhere for name in names()))
+    known = (*tasks.names(), *(name for kind in KINDS.values() for name in kind.names()))
     if arguments.task is not None and arguments.task not in known:
         raise InputError(f"there is no task {arguments.task!r}: the tasks are {', '.join(known)}")
     chosen = arguments.tasks or [arguments.task or "words-3"]

@@ -25,6 +25,7 @@ def equilibrium_path(
     *,
     beta: ArrayLike | None = None,
     player: str = "row",
+    state: int = 0,
     ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
@@ -34,10 +35,11 @@ def equilibrium_path(
     likeliest action changes.
 
     Args:
-        task: a game of one stage or its name.
+        task: a game or its name.
         beta: coefficients to solve it for, increasing, in reward units per nat. Default: 81 from
             0.01 to 10 times the range of payoffs.
         player: ``"row"`` or ``"column"``.
+        state: of a Markov game in which state, at the first step.
         ax: axes to draw into. Default: those of a new figure.
         **style: properties of the lines.
 
@@ -45,7 +47,7 @@ def equilibrium_path(
         The axes; ``ax.figure`` is the figure.
 
     Raises:
-        ValueError: a game of many stages, a player that there is not.
+        ValueError: a player or a state that there is not.
 
     Example:
         >>> from kltarget import plot
@@ -55,20 +57,23 @@ def equilibrium_path(
     """
     task = load_game(task) if isinstance(task, str) else task
     game = task.game
-    if isinstance(game, MarkovGame):
-        raise ValueError(f"task {task.name!r} is a Markov game: give a game of one stage")
+    several = isinstance(game, MarkovGame)
     if player not in ("row", "column"):
         raise ValueError(f"player must be 'row' or 'column', got {player!r}")
     if beta is None:
-        spread = float(np.ptp(np.asarray(game.payoff))) or 1.0
+        payoff = game.reward if several else game.payoff
+        spread = float(np.ptp(np.asarray(payoff))) or 1.0
         beta = np.geomspace(0.01, 10, 81) * spread
     grid = np.asarray(beta, float)
-    found = solve_game(game, task.log_ref, grid)
-    target = getattr(found, player)
-    probs, at = np.asarray(target.probs, float), 0 if player == "row" else 1
+    flips = equilibrium_flips(game, task.log_ref, grid, state=state)
     own = "row" if isinstance(game, PreferenceGame) else player
-    flips = [x for x in equilibrium_flips(game, task.log_ref, grid) if x.player == own]
+    flips = [x for x in flips if x.player == own]
+    found: Any = solve_game(game, task.log_ref, grid)
+    target, at = getattr(found.stages if several else found, player), 0 if player == "row" else 1
+    probs = np.asarray(target.probs, float)
+    probs = probs.reshape(len(grid), -1, probs.shape[-1])[:, state]
     pair = task.log_ref if isinstance(task.log_ref, tuple) else (task.log_ref,) * 2
+    pair = [x if x.ndim == 1 else x[state] for x in pair]
     with look.drawing(ax) as ax:
         for k, name in enumerate(task.labels[at]):
             line = {"color": look.color(k), "label": look.short_label(name, 16), "zorder": 3}
@@ -89,6 +94,8 @@ def equilibrium_path(
         ax.set(xscale="log", xlim=(grid[0], grid[-1]), ylim=(0, min(top, 1.03)))
         ax.set(xlabel="β, reward units per nat", ylabel="probability at the equilibrium")
         title = task.name if isinstance(game, PreferenceGame) else f"{task.name}, {player}"
+        if several:
+            ax.set_title(task.states[state] if task.states else f"state {state}", color=look.ink())
         look.legend_beside(ax, title=title)
     return ax
 

@@ -19,12 +19,9 @@ from kltarget._core.words import counted
 from kltarget.objectives import Objective
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._any_table import Frame
-from kltarget.tasks._chain_tasks import chain_names
-from kltarget.tasks._game_tasks import game_names
-from kltarget.tasks._mdp_tasks import mdp_names
+from kltarget.tasks._kinds import KINDS, kind_of
 from kltarget.tasks._raw_table import RawTable, TableError
 from kltarget.tasks._shipped import load, names
-from kltarget.tasks._shipped_texts import text_names
 from kltarget.tasks._tables import OUTCOME_NAMES, read_table, table_of
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
@@ -40,13 +37,6 @@ ProblemLike: TypeAlias = (
 """What ``as_task`` takes."""
 
 _MASS_TOLERANCE = 1e-3
-_NOT_LISTS = (
-    (text_names, "load_texts"),
-    (chain_names, "load_chain"),
-    (mdp_names, "load_mdp"),
-    (game_names, "load_game"),
-)
-"""Names of problems on spaces of their own, and what loads them."""
 
 
 def as_task(
@@ -140,12 +130,12 @@ def _named_or_read(problem: str | os.PathLike[str], columns: Mapping[str, Any]) 
         return load(problem)
     path = pathlib.Path(problem)
     if not path.suffix and not path.exists():
-        for known, load_it in _NOT_LISTS:
-            if str(problem) in known():
-                raise ValueError(
-                    f"task {str(problem)!r} is not a list of outcomes: load it with "
-                    f"kltarget.tasks.{load_it}, or kltarget verify {problem}"
-                )
+        kind = kind_of(str(problem))
+        if kind is not None:
+            raise ValueError(
+                f"task {str(problem)!r} is not a list of outcomes: load it with "
+                f"kltarget.tasks.{KINDS[kind].load.__name__}, or kltarget verify {problem}"
+            )
         raise ValueError(
             f"problem {str(problem)!r} is neither a file nor a task: "
             f"the tasks are {', '.join(names())}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
@@ -53,10 +54,14 @@ def load_game(name: str) -> GameTask:
     Example:
         >>> from kltarget import tasks
         >>> tasks.game_names()
-        ('cycle', 'penalty', 'duel')
+        ('cycle', 'penalty', 'duel', 'soccer')
         >>> task = tasks.load_game("cycle")
         >>> task.labels[0], task.game.num_actions
         (('rock', 'stone', 'paper', 'scissors'), (4, 4))
+
+    References:
+        ``soccer``: Littman, "Markov games as a framework for multi-agent reinforcement learning",
+        1994, on a smaller field with wider goals. The others are made for this package.
     """
     return found_by_name("game", _GAMES, name)
 
@@ -113,4 +118,67 @@ def _duel() -> GameTask:
     )
 
 
-_GAMES = {"cycle": _cycle, "penalty": _penalty, "duel": _duel}
+_FIELD = (2, 3)
+_STEPS = {"up": (-1, 0), "down": (1, 0), "ahead": (0, 1), "back": (0, -1), "stay": (0, 0)}
+_Field = tuple[tuple[int, int], tuple[int, int], int]
+"""The places of both players and which of them has the ball."""
+
+
+@functools.cache
+def _soccer() -> GameTask:
+    """A field of two rows and three columns: who carries the ball over the far end has won."""
+    places = list(itertools.product(range(_FIELD[0]), range(_FIELD[1])))
+    fields: list[_Field] = [
+        (row, column, ball)
+        for row in places
+        for column in places
+        if row != column
+        for ball in (0, 1)
+    ]
+    at = {field: state for state, field in enumerate(fields)}
+    over, size = len(fields), len(_STEPS)
+    transition = np.zeros((over + 1, size, size, over + 1))
+    reward = np.zeros((over + 1, size, size))
+    transition[over, ..., over] = 1.0
+    moves = list(itertools.product(range(size), repeat=2))
+    for (state, field), chosen, first in itertools.product(enumerate(fields), moves, (0, 1)):
+        # Either may be the first to move, with equal chances.
+        after, scored = field, 0
+        for who in (first, 1 - first):
+            if not scored:
+                after, scored = _moved(after, who, list(_STEPS.values())[chosen[who]])
+        reward[(state, *chosen)] += scored / 2
+        transition[(state, *chosen, over if scored else at[after])] += 0.5
+    habit = np.log([0.1, 0.1, 0.6, 0.1, 0.1])
+    names = tuple(_STEPS)
+    return GameTask(
+        name="soccer",
+        description="two players on a field of 2 × 3, whose habit is to run ahead; a goal ends it",
+        game=MarkovGame(transition, reward, discount=0.9),
+        log_ref=(habit, habit),
+        labels=(names, names),
+        states=(*map(_said, fields), "over"),
+    )
+
+
+def _moved(field: _Field, who: int, step: tuple[int, int]) -> tuple[_Field, int]:
+    """Where one player's move leads, and what it scores for the row player."""
+    *pair, ball = field
+    # The players face each other, and each calls its own way ahead.
+    line, place = pair[who][0] + step[0], pair[who][1] + (1 - 2 * who) * step[1]
+    if ball == who and 0 <= line < _FIELD[0] and place == (_FIELD[1], -1)[who]:
+        return field, 1 - 2 * who
+    if (line, place) == pair[1 - who]:
+        return (pair[0], pair[1], 1 - who), 0
+    if 0 <= line < _FIELD[0] and 0 <= place < _FIELD[1]:
+        pair[who] = (line, place)
+    return (pair[0], pair[1], ball), 0
+
+
+def _said(field: _Field) -> str:
+    row, column, ball = field
+    who = ("row", "column")[ball]
+    return f"{row[0] + 1}.{row[1] + 1} against {column[0] + 1}.{column[1] + 1}, ball of the {who}"
+
+
+_GAMES = {"cycle": _cycle, "penalty": _penalty, "duel": _duel, "soccer": _soccer}

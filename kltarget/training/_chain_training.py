@@ -19,6 +19,7 @@ from kltarget._core.pytrees import made, pytree
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import Chain, GaussianChain
 from kltarget.spaces._gaussian_chains import paths_of
+from kltarget.spaces._widened_chains import widened
 
 
 @pytree
@@ -138,7 +139,7 @@ def _train(
     optimizer: Any,
 ) -> tuple[Any, Array]:
     gaussian = isinstance(chain, GaussianChain)
-    reference = _widened(chain, shape)
+    reference = widened(chain, shape)
     beta = jnp.broadcast_to(beta, shape)
     start_key, key = jax.random.split(key)
     params = _beside(_params(reference, tilt_first), start_key)
@@ -161,20 +162,6 @@ def _train(
         memory = method.init(params)
     (params, _), values = lax.scan(step, (params, memory), jnp.arange(num_steps))
     return chain_of(params, reference), values
-
-
-_AXES = {"log_initial": 1, "log_kernels": 3}
-_GAUSSIAN_AXES = {"mean": 1, "covariance": 2, "matrices": 3, "offsets": 2, "covariances": 3}
-
-
-def _widened(chain: Any, shape: tuple[int, ...]) -> Any:
-    own = _AXES if isinstance(chain, Chain) else _GAUSSIAN_AXES
-    fields = {name: getattr(chain, name) for name in own}
-    wide = {
-        name: jnp.broadcast_to(x, (*shape, *x.shape[x.ndim - own[name] :]))
-        for name, x in fields.items()
-    }
-    return made(type(chain), **wide)
 
 
 def _params(chain: Any, tilt_first: bool) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from kltarget._core.checks import float_argument, positive, raise_first, worded
 from kltarget._core.pytrees import pytree
 from kltarget.spaces import MatrixGame, PreferenceGame
-from kltarget.training._two_players import TwoPlayers, best_gains, gibbs, owed, seen, two_players
+from kltarget.training._two_players import TwoPlayers, gibbs, owed, seen, two_players
 
 
 @pytree
@@ -200,4 +200,4 @@ def _path(play: TwoPlayers, advance: Any, num_steps: int) -> GamePath:
     start = (play.log_row, play.log_column)
     _, after = lax.scan(advance, start, None, length=num_steps)
     row, column = (jnp.concatenate([x[None], y]) for x, y in zip(start, after, strict=True))
-    return GamePath(row, column, jax.vmap(lambda *x: best_gains(play, *x))(row, column))
+    return GamePath(row, column, jax.vmap(play.gap)(row, column))

@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Shaped
 
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.pytrees import pytree
-from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
+from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame, StageGames
 from kltarget.training._game_iterations import prox_step
+from kltarget.training._markov_players import MarkovPlayers
 from kltarget.training._two_players import (
     TwoPlayers,
     gibbs,
     one_stage,
     owed,
-    paid,
     references,
     seen,
 )
@@ -239,7 +239,7 @@ def _policies(
         up = gibbs(setting.log_row, seen(high, log_nu) / beta)
         down = gibbs(setting.log_column, -owed(low, log_mu) / beta)
         pairs = ((middle, log_mu, log_nu), (high, up, log_nu), (low, log_mu, down))
-        now = tuple(_worth(setting, *x) for x in pairs)
+        now = tuple(play._replace(payoff=x).objective(*pair) for x, *pair in pairs)
         return now, (log_mu, log_nu, up, down)
 
     nothing = jnp.zeros(states, mean.dtype)
@@ -248,35 +248,12 @@ def _policies(
     return kept[:2], kept[2:]
 
 
-def _worth(setting: _Setting, payoff: Array, log_mu: Array, log_nu: Array) -> Array:
-    """What a pair of policies gets in every state, both regularisers included, ``[S]``."""
-    gain = (jnp.exp(log_mu) * seen(payoff, log_nu)).sum(-1)
-    cost = paid(log_mu, setting.log_row) - paid(log_nu, setting.log_column)
-    return gain - setting.beta * cost
-
-
 def _lost(setting: _Setting, log_row: Array, log_column: Array) -> Array:
     """What best answers to each policy would gain together in the true game, from state 0."""
-    beta = setting.beta
-
-    def step(values: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[Any, None]:
-        log_mu, log_nu = given
-
-        def payoff(after: Array) -> Array:
-            return setting.reward + setting.discount * jnp.einsum(
-                "sabt,t->sab", setting.transition, after
-            )
-
-        high, low = map(payoff, values)
-        up = setting.log_row + seen(high, log_nu) / beta
-        down = setting.log_column - owed(low, log_mu) / beta
-        best = beta * (jax.nn.logsumexp(up, axis=-1) + paid(log_nu, setting.log_column))
-        least = -beta * (jax.nn.logsumexp(down, axis=-1) + paid(log_mu, setting.log_row))
-        return (best, least), None
-
-    nothing = jnp.zeros(setting.reward.shape[0], setting.reward.dtype)
-    (best, least), _ = lax.scan(step, (nothing, nothing), (log_row, log_column), reverse=True)
-    return best[0] - least[0]
+    refs = setting.log_row, setting.log_column
+    stages = StageGames(setting.transition, setting.reward, setting.discount, *refs)
+    beta = jnp.broadcast_to(setting.beta, (setting.reward.shape[0], 1))
+    return MarkovPlayers(stages, beta, log_row.shape[0]).gains(log_row, log_column)[0]
 
 
 def _episode(

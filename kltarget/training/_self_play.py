@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.pytrees import pytree
-from kltarget.spaces import MatrixGame, PreferenceGame
-from kltarget.training._two_players import TwoPlayers, best_gains, paid, seen, two_players
+from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
+from kltarget.training._markov_players import MarkovPlayers, markov_players
+from kltarget.training._two_players import TwoPlayers, two_players
 
 
 @pytree
@@ -24,21 +25,23 @@ class SelfPlay:
     """Two trained policies and how their training went.
 
     Attributes:
-        log_row: the row player's log-probabilities, ``[num_seeds, *batch, A]``.
-        log_column: the column player's, ``[num_seeds, *batch, B]``.
+        log_row: the row player's log-probabilities, ``[num_seeds, *batch, A]``; of a Markov game
+            ``[num_seeds, *batch, T, S, A]``, without a horizon ``[num_seeds, *batch, S, A]``.
+        log_column: the column player's, with B actions in place of A.
         gap: what both could gain by their best answers, added, in reward units, at
-            ``num_history`` even steps of the way, ``[num_history + 1, num_seeds, *batch]``.
+            ``num_history`` even steps of the way, ``[num_history + 1, num_seeds, *batch]``; of a
+            Markov game the mean over the states that play can begin in.
         step: the numbers of steps taken then, ``[num_history + 1]``.
     """
 
-    log_row: Float[Array, "seeds *batch A"]
-    log_column: Float[Array, "seeds *batch B"]
+    log_row: Float[Array, "seeds ... A"]
+    log_column: Float[Array, "seeds ... B"]
     gap: Float[Array, "history seeds *batch"]
     step: Any
 
 
 def self_play(
-    game: PreferenceGame | MatrixGame,
+    game: PreferenceGame | MatrixGame | MarkovGame,
     log_ref: ArrayLike | tuple[ArrayLike, ArrayLike],
     beta: ArrayLike,
     *,
@@ -54,18 +57,20 @@ def self_play(
 
     The row player ascends ``J = μᵀAν − β·KL(μ‖μ_ref) + β·KL(ν‖ν_ref)`` in its logits, the column
     player descends it in its own, both at once. They start at the references, from the second seed
-    on next to them.
+    on next to them. In a Markov game J is the discounted sum of this over the steps, differentiated
+    through the values of the pair, from a first state that is drawn evenly.
 
     Args:
-        game: payoffs ``[*batch, A, B]`` or preferences ``[*batch, A, A]``.
-        log_ref: reference log-probabilities of both players or a tuple of two, ``[*batch, A]``.
+        game: payoffs ``[*batch, A, B]``, preferences ``[*batch, A, A]`` or a Markov game.
+        log_ref: reference log-probabilities of both players or a tuple of two, ``[*batch, A]``; of
+            a Markov game also ``[*batch, S, A]``.
         beta: coefficient, in reward units per nat, ``[*batch]``.
         learning_rate: what ``optimizer`` is called with.
         num_steps: number of gradient steps of each player.
         key: a random key; needed with ``batch_size`` and for several seeds.
         batch_size: pairs of actions drawn per step, whose payoffs less β times the log ratio are
             the advantages of a score-function gradient, centred by the mean of the others; None
-            follows the exact gradient.
+            follows the exact gradient, as Markov games must.
         num_seeds: how many pairs of policies per game.
         optimizer: makes an optax transformation from a learning rate, such as ``optax.adam``.
         num_history: how often the gap is measured on the way.
@@ -87,7 +92,14 @@ def self_play(
         >>> bool(run.gap[-1, 0] < 1e-5)
         True
     """
-    play = two_players(game, log_ref, beta)
+    if isinstance(game, MarkovGame):
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size is for games of one stage, but game is a MarkovGame: leave it out"
+            )
+        play = markov_players(game, log_ref, beta)
+    else:
+        play = two_players(game, log_ref, beta)
     for name, x in (("num_seeds", num_seeds), ("num_history", num_history)):
         positive(name, x)
     positive("num_steps", num_steps, 1)
@@ -107,7 +119,7 @@ def self_play(
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
 def _train(
-    play: TwoPlayers,
+    play: TwoPlayers | MarkovPlayers,
     rate: Array,
     key: Array,
     num_seeds: int,
@@ -116,8 +128,8 @@ def _train(
     each: int,
     num_steps: int,
 ) -> tuple[Array, Array, Array]:
-    play = TwoPlayers(*(jnp.broadcast_to(x, (num_seeds, *x.shape)) for x in play))
-    refs, method = (play.log_row, play.log_column), optimizer(rate)
+    play = play.repeated(num_seeds)
+    refs, method = play.references, optimizer(rate)
     start_key, key = jax.random.split(key)
     keys = jax.random.split(start_key)
 
@@ -137,12 +149,11 @@ def _train(
     def gradient(params: Any, key: Array) -> Any:
         """Of what each player minimises."""
         if batch_size is None:
-            rows = jax.grad(lambda x: -_worth(play, *policies((x, params[1]))).sum())(params[0])
-            return rows, jax.grad(lambda y: _worth(play, *policies((params[0], y))).sum())(
-                params[1]
-            )
-        size = batch_size
-        return jax.grad(lambda p: _surrogate(play, *policies(p), key, size))(params)
+            up, down = jax.grad(lambda p: play.objective(*policies(p)).sum())(params)
+            return -up, down
+        assert isinstance(play, TwoPlayers)
+        size, pair = batch_size, play
+        return jax.grad(lambda p: _surrogate(pair, *policies(p), key, size))(params)
 
     def step(state: Any, time: Array) -> tuple[Any, None]:
         params, memory = state
@@ -156,19 +167,14 @@ def _train(
 
     def stretch(state: Any, begin: Array) -> tuple[Any, Array]:
         state, _ = lax.scan(step, state, begin + jnp.arange(each))
-        return state, best_gains(play, *policies(state[0]))
+        return state, play.gap(*policies(state[0]))
 
     with jax.numpy_dtype_promotion("standard"):
         memory = method.init(params)
     begins = jnp.arange(0, num_steps, each)
     (last, _), gaps = lax.scan(stretch, (params, memory), begins)
-    first = best_gains(play, *policies(params))
+    first = play.gap(*policies(params))
     return *policies(last), jnp.concatenate([first[None], gaps])
-
-
-def _worth(play: TwoPlayers, log_mu: Array, log_nu: Array) -> Array:
-    gain = (jnp.exp(log_mu) * seen(play.payoff, log_nu)).sum(-1)
-    return gain - play.beta[..., 0] * (paid(log_mu, play.log_row) - paid(log_nu, play.log_column))
 
 
 def _surrogate(

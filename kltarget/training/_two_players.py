@@ -32,6 +32,38 @@ class TwoPlayers(NamedTuple):
     log_column: Float[Array, "*batch B"]
     beta: Float[Array, "*batch 1"]
 
+    @property
+    def references(self) -> tuple[Array, Array]:
+        """Both references in the shape of policies."""
+        return self.log_row, self.log_column
+
+    def repeated(self, times: int) -> TwoPlayers:
+        """The same game for each of several pairs of policies, on an axis in front."""
+        return TwoPlayers(*(jnp.broadcast_to(x, (times, *x.shape)) for x in self))
+
+    def objective(self, log_mu: Array, log_nu: Array) -> Array:
+        """What the row player gets from a pair of policies, both regularisers included."""
+        gain = (jnp.exp(log_mu) * seen(self.payoff, log_nu)).sum(-1)
+        cost = paid(log_mu, self.log_row) - paid(log_nu, self.log_column)
+        return gain - self.beta[..., 0] * cost
+
+    def most(self, log_nu: Array) -> Array:
+        """What the row player's best answer to a policy is worth.
+
+        ``log Σ π_ref e^{x/β}`` is the most that a player who faces x can get, in units of β.
+        """
+        up = log_sum_exp(self.log_row + seen(self.payoff, log_nu) / self.beta)[..., 0]
+        return self.beta[..., 0] * (up + paid(log_nu, self.log_column))
+
+    def least(self, log_mu: Array) -> Array:
+        """What the column player's best answer to a policy leaves the row player."""
+        down = log_sum_exp(self.log_column - owed(self.payoff, log_mu) / self.beta)[..., 0]
+        return -self.beta[..., 0] * (down + paid(log_mu, self.log_row))
+
+    def gap(self, log_mu: Array, log_nu: Array) -> Array:
+        """What both players could gain together by their best answers."""
+        return self.most(log_nu) - self.least(log_mu)
+
 
 def two_players(game: Any, log_ref: Any, beta: ArrayLike) -> TwoPlayers:
     """A game of preferences or a matrix game as arrays of one batch shape."""
@@ -92,17 +124,6 @@ def seen(payoff: Array, log_column: Array) -> Array:
 def owed(payoff: Array, log_row: Array) -> Array:
     """What each column pays against the row player."""
     return jnp.einsum("...ab,...a->...b", payoff, jnp.exp(log_row), precision="highest")
-
-
-def best_gains(play: TwoPlayers, log_mu: Array, log_nu: Array) -> Array:
-    """What both players could gain together by their best answers, ``[*batch]``.
-
-    ``log Σ π_ref e^{x/β}`` is the most that a player who faces x can get, in units of β.
-    """
-    beta = play.beta[..., 0]
-    up = log_sum_exp(play.log_row + seen(play.payoff, log_nu) / play.beta)[..., 0]
-    down = log_sum_exp(play.log_column - owed(play.payoff, log_mu) / play.beta)[..., 0]
-    return beta * (up + down + paid(log_mu, play.log_row) + paid(log_nu, play.log_column))
 
 
 def one_stage(game: Any) -> MarkovGame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kltarget import tasks
+from kltarget.tasks._kinds import kind_of
 from kltarget.verification._of_chains import verify_chain
 from kltarget.verification._of_games import verify_game
 from kltarget.verification._of_mdps import verify_mdp
@@ -20,10 +20,13 @@ def verifier_of(name: str) -> Callable[..., SpaceReport] | None:
         >>> verifier_of("keywords-64").__name__, verifier_of("words-3")
         ('verify_texts', None)
     """
-    verifiers = (
-        (tasks.text_names, verify_texts),
-        (tasks.chain_names, verify_chain),
-        (tasks.game_names, verify_game),
-        (tasks.mdp_names, verify_mdp),
-    )
-    return next((verifier for names, verifier in verifiers if name in names()), None)
+    kind = kind_of(name)
+    return None if kind is None else _VERIFIERS[kind]
+
+
+_VERIFIERS: dict[str, Callable[..., SpaceReport]] = {
+    "text": verify_texts,
+    "chain": verify_chain,
+    "mdp": verify_mdp,
+    "game": verify_game,
+}

@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from kltarget._core.checks import positive
 from kltarget._core.progress import progress_bar
 from kltarget.spaces import Chain, GaussianChain
 from kltarget.targets.chains import solve_chain
 from kltarget.targets.chains._gaussian_chain_target import step_kl
 from kltarget.tasks import ChainTask, load_chain
 from kltarget.training import fine_tune_chain
+from kltarget.verification._annealed_adam import annealed_adam
+from kltarget.verification._asked_runs import asked_runs, described, runs_of
 from kltarget.verification._report import Check
 from kltarget.verification._space_report import SpaceReport
 
@@ -63,9 +63,7 @@ def verify_chain(
         (True, 2)
     """
     task = load_chain(task) if isinstance(task, str) else task
-    positive("num_seeds", num_seeds)
-    positive("num_steps", num_steps)
-    betas = np.atleast_1d(np.asarray(beta, float))
+    betas, settings = asked_runs(beta, num_seeds, num_steps, learning_rate)
     rows: list[dict[str, Any]] = []
     costs: list[Check] = []
     with progress_bar(progress, total=2, unit="way") as bar:
@@ -76,12 +74,12 @@ def verify_chain(
                 task.chain,
                 task.reward,
                 jnp.asarray(betas),
-                learning_rate=1.0,
+                learning_rate=learning_rate,
                 num_steps=num_steps,
                 tilt_first=tilt_first,
                 key=own,
                 num_seeds=num_seeds,
-                optimizer=_Fading(learning_rate, num_steps),
+                optimizer=annealed_adam(num_steps),
             ).chain
             rows += _rows(task, target, betas, trained, "tilted" if tilt_first else "fixed")
             costs.append(_costs(target, tilt_first))
@@ -96,16 +94,6 @@ def verify_chain(
         Check(f"distance below {near:g}", apart < near, f"at most {apart:.1e}"),
         *costs,
     )
-    described = (
-        f"{task.name}: {task.description}",
-        f"β = {', '.join(f'{x:g}' for x in betas)}",
-    )
-    settings = {
-        "beta": betas.tolist(),
-        "num_seeds": num_seeds,
-        "num_steps": num_steps,
-        "learning_rate": learning_rate,
-    }
     legend = (
         "gap: the maximum less the objective of the trained chain, in reward units. distance: of "
         "what is generated, "
@@ -115,25 +103,9 @@ def verify_chain(
             else "between the means, in standard deviations of the target."
         )
     )
-    return SpaceReport(task.name, described, settings, tuple(rows), checks, None, legend)
-
-
-class _Fading:
-    """Adam whose steps fade to nothing. Two of the same numbers are one to a jit cache."""
-
-    def __init__(self, rate: float, num_steps: int) -> None:
-        self._numbers = (rate, num_steps)
-
-    def __call__(self, scale: Any) -> optax.GradientTransformation:
-        rate, num_steps = self._numbers
-        schedule = optax.cosine_decay_schedule(rate, num_steps)
-        return optax.adam(lambda count: scale * schedule(count))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Fading) and self._numbers == other._numbers
-
-    def __hash__(self) -> int:
-        return hash(self._numbers)
+    return SpaceReport(
+        task.name, described(task, betas), settings, tuple(rows), checks, None, legend
+    )
 
 
 def _rows(
@@ -155,19 +127,8 @@ def _rows(
         cost, earned = _paid(trained, task.chain), last @ np.asarray(task.reward, float)
         apart = np.abs(last - np.exp(np.asarray(target.log_last, float))).sum(-1) / 2
     gap = np.asarray(target.value, float) - (earned - betas * cost)
-    return [
-        {
-            "first law": first,
-            "beta": float(betas[b]),
-            "seed": seed,
-            "reward": float(earned[seed, b]),
-            "step KL": float(cost[seed, b]),
-            "distance": float(apart[seed, b]),
-            "gap": float(gap[seed, b]),
-        }
-        for b in range(len(betas))
-        for seed in range(len(gap))
-    ]
+    numbers = {"reward": earned, "step KL": cost, "distance": apart, "gap": gap}
+    return runs_of(betas, {"first law": first}, numbers)
 
 
 def _paid(trained: Chain, chain: Chain) -> np.ndarray:

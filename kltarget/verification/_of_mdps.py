@@ -11,13 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from kltarget._core.checks import positive
 from kltarget._core.progress import progress_bar
 from kltarget.spaces import MDP
 from kltarget.targets.mdps import MDPTarget, solve_mdp
 from kltarget.tasks import MDPTask, load_mdp
 from kltarget.training import fine_tune_mdp
 from kltarget.verification._annealed_adam import annealed_adam
+from kltarget.verification._asked_runs import asked_runs, described
 from kltarget.verification._report import Check
 from kltarget.verification._space_report import SpaceReport
 
@@ -72,9 +72,7 @@ def verify_mdp(
         (True, 3)
     """
     task = load_mdp(task) if isinstance(task, str) else task
-    positive("num_seeds", num_seeds)
-    positive("num_steps", num_steps)
-    betas = np.atleast_1d(np.asarray(beta, float))
+    betas, settings = asked_runs(beta, num_seeds, num_steps, learning_rate)
     at = jnp.asarray(betas, task.mdp.reward.dtype)
     target = solve_mdp(task.mdp, task.log_ref, at).raise_if_failed()
     adam = {"num_steps": num_steps, "optimizer": annealed_adam(num_steps), "num_seeds": num_seeds}
@@ -92,20 +90,14 @@ def verify_mdp(
             trained = fine_tune_mdp(task.mdp, task.log_ref, at, **options).log_policy
             rows += _rows(name, task, target, betas, np.asarray(trained, float))
             bar.update(1)
-    described = (
-        f"{task.name}: {task.description}",
+    size = (
         f"{task.mdp.num_states} × {task.mdp.num_actions} states and actions, "
-        f"γ = {float(task.mdp.discount):g}, β = {', '.join(f'{x:g}' for x in betas)}",
+        f"γ = {float(task.mdp.discount):g}"
     )
-    settings = {
-        "beta": betas.tolist(),
-        "num_seeds": num_seeds,
-        "num_steps": num_steps,
-        "learning_rate": learning_rate,
-    }
+    head = described(task, betas, size)
     shown = ("trained by", "beta", "seed", "reward", "TV", "states", "gap", "residual")
     checks = _checks(task, target, rows, betas)
-    return SpaceReport(task.name, described, settings, tuple(rows), checks, shown, _LEGEND)
+    return SpaceReport(task.name, head, settings, tuple(rows), checks, shown, _LEGEND)
 
 
 def _rows(
@@ -175,11 +167,14 @@ def _checks(
         - _met_and_earned(task.mdp, task.log_ref, first, float(beta))["objective"]
         for b, beta in enumerate(betas)
     }
-    left = [row["gap"] / at_start[row["beta"]] for row in rows]
-    scale = float(np.abs(np.asarray(target.value)).max())
+    # Where nothing is to be earned, the regulariser's own size is that of everything.
+    scale = max(float(np.abs(np.asarray(target.value)).max()), 0.1 * float(betas.max()))
     rounding = 300 * float(jnp.finfo(target.value.dtype).eps) * scale
     residual = max(row["residual"] for row in rows) / scale
     off = max(abs(row["gap"] - row["beta KL"]) for row in rows)
+    # A reference that is the optimum leaves rounding alone.
+    shares = {beta: max(gap, 1e3 * rounding) for beta, gap in at_start.items()}
+    left = [row["gap"] / shares[row["beta"]] for row in rows]
     lowest = min(row["gap"] for row in rows)
     quick = max(row["TV"] for row in rows if row["trained by"] == "natural gradient")
     checks = (

@@ -28,6 +28,7 @@ from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianChain, GaussianMixture
 from kltarget.spaces._gaussian_chains import by_step, first_law
 from kltarget.spaces._gaussian_mixture import unchecked
+from kltarget.spaces._widened_chains import widened
 from kltarget.targets._protocol import Optimum
 from kltarget.targets.mixtures import _expectation
 
@@ -161,7 +162,7 @@ def _solve(
     tilt_first: bool,
 ) -> GaussianChainTarget:
     size, dtype = chain.dim, chain.mean.dtype
-    chain = _widened(chain, batch)
+    chain = widened(chain, batch)
     beta = jnp.broadcast_to(beta, batch)
     matrix = jnp.broadcast_to(reward.matrix.astype(dtype), (*batch, size, size))
     vector = jnp.broadcast_to(reward.vector.astype(dtype), (*batch, size))
@@ -229,7 +230,7 @@ def _backed_up(value: Any, noise: Array, beta: Array) -> Any:
 @jax.jit
 def step_kl(policy: GaussianChain, chain: GaussianChain) -> Array:
     """KL of the first state and of each step, expected under the policy, ``[*batch, T + 1]``."""
-    chain = _widened(chain, policy.batch_shape)
+    chain = widened(chain, policy.batch_shape)
     means, spreads = policy.marginals()
     (mean, spread), (other, wide) = first_law(policy), first_law(chain)
     first = _kl(mean - other, jnp.zeros_like(spread), spread, wide)
@@ -255,17 +256,6 @@ def _log_density(apart: Array, spread: Array) -> Array:
     squared = jnp.square(times(inverse_lower(factor), apart)).sum(-1)
     size = apart.shape[-1]
     return -squared / 2 - jnp.log(diagonal(factor)).sum(-1) - size / 2 * np.log(2 * np.pi)
-
-
-def _widened(chain: GaussianChain, batch: tuple[int, ...]) -> GaussianChain:
-    own = {"mean": 1, "covariance": 2, "matrices": 3, "offsets": 2, "covariances": 3}
-    fields = {name: getattr(chain, name) for name in own}
-    return made(
-        GaussianChain,
-        **{
-            k: jnp.broadcast_to(x, (*batch, *x.shape[x.ndim - own[k] :])) for k, x in fields.items()
-        },
-    )
 
 
 def _at_end(chain: GaussianChain) -> GaussianMixture:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from kltarget.divergences import Divergence
-from kltarget.spaces import MatrixGame, PreferenceGame
+from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
 from kltarget.targets._leader_changes import leader_changes
 from kltarget.targets.games._solve_game import solve_game
 
@@ -31,12 +31,13 @@ class Flip(NamedTuple):
 
 
 def equilibrium_flips(
-    game: PreferenceGame | MatrixGame,
+    game: PreferenceGame | MatrixGame | MarkovGame,
     log_ref: ArrayLike | tuple[ArrayLike, ArrayLike],
     beta: ArrayLike,
     divergence: Divergence | None = None,
     *,
     num_halvings: int = 50,
+    state: int = 0,
 ) -> tuple[Flip, ...]:
     """Every β between given ones at which a player's likeliest action changes.
 
@@ -51,13 +52,14 @@ def equilibrium_flips(
             between neighbours the lowest is found, or none if they undo each other.
         divergence: reverse KL by default.
         num_halvings: how often an interval is halved, in the logarithm of β.
+        state: of a Markov game in which state, at the first step.
 
     Returns:
         The flips, from the smallest β on; a game of preferences has those of the row player.
 
     Raises:
-        TypeError: no game of one stage.
-        ValueError: β that do not increase, and what :func:`solve_game` refuses.
+        TypeError: no game.
+        ValueError: β that do not increase, no such state, and what :func:`solve_game` refuses.
 
     Example:
         >>> import numpy as np
@@ -69,15 +71,27 @@ def equilibrium_flips(
         0.022 scissors paper
         0.073 paper rock
     """
-    if not isinstance(game, PreferenceGame | MatrixGame):
-        raise TypeError(f"game must be a PreferenceGame or a MatrixGame, got {type(game).__name__}")
-    if game.payoff.ndim != 2:
-        raise ValueError(f"game has batch axes, of payoffs {game.payoff.shape}: give one game")
+    if not isinstance(game, PreferenceGame | MatrixGame | MarkovGame):
+        raise TypeError(
+            "game must be a PreferenceGame, a MatrixGame or a MarkovGame, "
+            f"got {type(game).__name__}"
+        )
+    several = isinstance(game, MarkovGame)
+    shape, own = (game.reward.shape, 3) if several else (game.payoff.shape, 2)
+    if len(shape) != own:
+        raise ValueError(f"game has batch axes, of payoffs {shape}: give one game")
+    states = game.num_states if several else 1
+    if not 0 <= state < states:
+        raise ValueError(f"state must be from 0 to {states - 1}, got {state}")
 
     def leaders(at: np.ndarray) -> np.ndarray:
-        found = solve_game(game, log_ref, jnp.asarray(at), divergence).raise_if_failed()
-        sides = [found.row] if isinstance(game, PreferenceGame) else [found.row, found.column]
-        return np.stack([np.asarray(side.log_probs).argmax(-1) for side in sides], -1)
+        found: Any = solve_game(game, log_ref, jnp.asarray(at), divergence).raise_if_failed()
+        pair = found.stages if several else found
+        sides = [pair.row] if isinstance(game, PreferenceGame) else [pair.row, pair.column]
+        chosen = [np.asarray(side.log_probs).argmax(-1) for side in sides]
+        # Of a game with a horizon the first step, and the state is on the last axis.
+        chosen = [x.reshape(len(at), -1)[:, state] for x in chosen]
+        return np.stack(chosen, -1)
 
     names = ("row", "column")
     flips = [

@@ -7,27 +7,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import float_argument, require_normalized, worded
 from kltarget._core.matrices import times, transposed
 from kltarget._core.pytrees import made, pytree
-from kltarget._core.status import Status, flag, raise_if_failed
-from kltarget.divergences import Divergence
+from kltarget._core.status import Status, flag
+from kltarget.divergences import Divergence, ReverseKL
 from kltarget.objectives import Objective
-from kltarget.spaces import MarkovGame, MatrixGame, StageGames, backward
-from kltarget.targets.discrete import solve
+from kltarget.spaces import MDP, MarkovGame, MatrixGame, StageGames, backward
+from kltarget.targets._protocol import Distribution
+from kltarget.targets.discrete import Target, solve
 from kltarget.targets.games._equilibrium import Equilibrium, equilibrium_of, faced_by, players
 from kltarget.targets.games._saddle_points import Faced
+from kltarget.targets.mdps import MDPTarget
 
 _MAX_SWEEPS = 10_000
 
 
 @pytree
-class MarkovEquilibrium:
+class MarkovEquilibrium(Distribution):
     """What both players do in every state, and at every step of a game with a horizon.
+
+    Outcomes are plays: states and both players' actions in turn, integers ``[…, T, 3]``. A game has
+    no first state of its own, so that values, rewards and divergences are from each state on.
 
     Attributes:
         game: the game.
@@ -38,10 +44,93 @@ class MarkovEquilibrium:
         status: :class:`~kltarget.Status` bits, shape ``[*batch]``.
     """
 
+    made_by = "solve_game"
+
     game: MarkovGame
     stages: Equilibrium
     value: Float[Array, "*batch S"]
     status: Int[Array, "*batch"]
+
+    @property
+    def expected_reward(self) -> Float[Array, "*batch S"]:
+        """What the row player gets from each state on without regularisers, in reward units."""
+        return self.expectation(self.game.reward)
+
+    @property
+    def divergence_value(self) -> Float[Array, "*batch S"]:
+        """The discounted sum of both players' divergences from each state on, in nats."""
+        return _summed(self, self.stages.divergence_value)
+
+    def expectation(self, fn: ArrayLike) -> Float[Array, "*batch S"]:
+        """``E[Σ_t γ^t fn(s_t, a_t, b_t)]`` from each state on.
+
+        Args:
+            fn: values of states and both actions, ``[S, A, B]`` or ``[*batch, S, A, B]``.
+
+        Raises:
+            ValueError: other shapes.
+        """
+        values = jnp.asarray(fn, self.value.dtype)
+        shape = (self.game.num_states, *self.game.num_actions)
+        if values.shape[-3:] != shape:
+            raise ValueError(
+                f"fn has shape {values.shape}: its last axes must be states and both players' "
+                f"actions, {shape}"
+            )
+        return _expectation(self, values)
+
+    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of plays from their first states on.
+
+        Args:
+            x: states, the row player's and the column player's actions, integers ``[..., T, 3]``.
+
+        Returns:
+            Shape ``[*batch, ...]``: of the actions and of the moves between the states.
+
+        Raises:
+            ValueError: more steps than the game has.
+        """
+        path = jnp.asarray(x)
+        if path.ndim < 2 or path.shape[-1] != 3:
+            raise ValueError(
+                f"x has shape {path.shape}: its last axes must be steps and 3, a state and two "
+                "actions"
+            )
+        pairs = path[..., 1] * self.game.num_actions[1] + path[..., 2]
+        both = _process(self).log_prob(jnp.stack([path[..., 0], pairs], -1))
+        # The decision process of both begins in any state alike.
+        return both + float(np.log(self.game.num_states))
+
+    def sample(
+        self,
+        *,
+        key: Shaped[Array, ""],
+        num_samples: int,
+        num_steps: int | None = None,
+        start: int = 0,
+    ) -> Int[Array, "num_samples *batch T 3"]:
+        """Independent plays: states and both actions in turn.
+
+        Args:
+            key: a JAX random key.
+            num_samples: how many, per row.
+            num_steps: by default as many as the horizon has, or 100.
+            start: the first state.
+
+        Returns:
+            Integers, shape ``[num_samples, *batch, T, 3]``.
+
+        Raises:
+            ValueError: no such state, more steps than the game has.
+        """
+        states, columns = self.game.num_states, self.game.num_actions[1]
+        if not 0 <= start < states:
+            raise ValueError(f"start must be a state, from 0 to {states - 1}, got {start}")
+        process = _process(self, jax.nn.one_hot(start, states, dtype=self.value.dtype))
+        path = process.sample(key=key, num_samples=num_samples, num_steps=num_steps)
+        state, pair = path[..., 0], path[..., 1]
+        return jnp.stack([state, pair // columns, pair % columns], -1)
 
     def gap(self, log_row: ArrayLike, log_column: ArrayLike) -> Float[Array, "*batch S"]:
         """What two players could gain by answering each other best, added, from each state on.
@@ -72,10 +161,77 @@ class MarkovEquilibrium:
         """The gap of the equilibrium itself, its certificate."""
         return self.gap(self.stages.row.log_probs, self.stages.column.log_probs)
 
-    def raise_if_failed(self) -> MarkovEquilibrium:
-        """This equilibrium, or an error naming the first failed row."""
-        raise_if_failed(self.status, "solve_game")
-        return self
+
+def _process(equilibrium: MarkovEquilibrium, start: Array | None = None) -> MDPTarget:
+    """Both players as one who acts in pairs, ``a·B + b``, with no rewards of its own."""
+    game, stages = equilibrium.game, equilibrium.stages
+    states, pairs = game.num_states, game.num_actions[0] * game.num_actions[1]
+    row, column = stages.row.log_probs, stages.column.log_probs
+    both = row[..., :, None] + column[..., None, :]
+    both = both.reshape(*both.shape[:-2], pairs)
+    even = jnp.full(states, 1 / states, both.dtype)
+    transition = game.transition.astype(both.dtype)
+    process = made(
+        MDP,
+        transition=transition.reshape(*transition.shape[:-4], states, pairs, states),
+        reward=jnp.zeros((states, pairs), both.dtype),
+        discount=jnp.asarray(game.discount, both.dtype),
+        start=even if start is None else start,
+        successors=None,
+        horizon=game.horizon,
+    )
+    one = jnp.ones((), both.dtype)
+    acted = Target(
+        Objective.unchecked(jnp.zeros_like(both), both, one, ReverseKL()),
+        both,
+        jnp.zeros_like(both[..., 0]),
+        stages.status,
+    )
+    return MDPTarget(process, acted, jnp.zeros_like(equilibrium.value[..., 0]), equilibrium.status)
+
+
+@jax.jit
+def _expectation(equilibrium: MarkovEquilibrium, values: Array) -> Array:
+    row, column = equilibrium.stages.row.probs, equilibrium.stages.column.probs
+    if equilibrium.game.horizon is not None:
+        values = values[..., None, :, :, :]
+    gain = jnp.einsum("...a,...ab,...b->...", row, values, column, precision="highest")
+    return _summed(equilibrium, gain)
+
+
+@jax.jit
+def _summed(equilibrium: MarkovEquilibrium, gain: Array) -> Array:
+    """Discounted sums of what each state and step is worth, from each state on."""
+    game, stages = equilibrium.game, equilibrium.stages
+    discount = jnp.asarray(game.discount, gain.dtype)
+    transition = game.transition.astype(gain.dtype)
+    if game.horizon is None:
+        return _for_ever(discount, _moves(transition, stages), gain)
+    moves = _moves(transition[..., None, :, :, :, :], stages)
+
+    def step(after: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
+        gain, moves = now
+        return gain + discount * times(moves, after), None
+
+    steps = jnp.moveaxis(gain, -2, 0), jnp.moveaxis(moves, -3, 0)
+    return lax.scan(step, jnp.zeros_like(steps[0][0]), steps, reverse=True)[0]
+
+
+def _moves(transition: Array, stages: Equilibrium) -> Array:
+    """How likely each state leads to each under both policies, ``[…, S, S]``."""
+    return jnp.einsum(
+        "...sa,...sabt,...sb->...st",
+        stages.row.probs,
+        transition,
+        stages.column.probs,
+        precision="highest",
+    )
+
+
+def _for_ever(discount: Array, moves: Array, gain: Array) -> Array:
+    """``(I − γP)⁻¹ gain``."""
+    eye = jnp.broadcast_to(jnp.eye(gain.shape[-1], dtype=gain.dtype), moves.shape)
+    return jnp.linalg.solve(eye - discount * moves, gain[..., None])[..., 0]
 
 
 def solve_markov_game(
@@ -207,16 +363,8 @@ def _stationary(
 
 
 def _newton_step(layer: StageGames, stages: Equilibrium, values: Array, after: Array) -> Array:
-    chances = jnp.einsum(
-        "...sa,...sabt,...sb->...st",
-        stages.row.probs,
-        layer.transition,
-        stages.column.probs,
-        precision="highest",
-    )
-    eye = jnp.broadcast_to(jnp.eye(values.shape[-1], dtype=values.dtype), chances.shape)
-    step = jnp.linalg.solve(eye - layer.discount * chances, (after - values)[..., None])
-    return values + step[..., 0]
+    moves = _moves(layer.transition, stages)
+    return values + _for_ever(layer.discount, moves, after - values)
 
 
 @jax.jit
@@ -247,10 +395,14 @@ def _gap(equilibrium: MarkovEquilibrium, log_row: Array, log_column: Array) -> A
         start = jnp.zeros(equilibrium.value.shape, dtype)
         if game.horizon is None:
             eps = float(jnp.finfo(dtype).eps)
+            # Rounding keeps values moving: after so many sweeps the discount has left nothing else.
+            enough = (jnp.log(eps * (1 - layer.discount)) / jnp.log(layer.discount)).astype(
+                jnp.int32
+            )
 
             def going(state: Any) -> Array:
                 _, change, count = state
-                return (change > eps) & (count < _MAX_SWEEPS)
+                return (change > eps) & (count <= enough)
 
             def again(state: Any) -> Any:
                 old, _, count = state
