@@ -25,6 +25,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ class MarkovReference:
         >>> print(f"{jnp.exp(reference.log_prob([0, 0, 1])):.3f}")
         0.045
     """
+
+    __repr__ = short_repr
 
     log_initial: Float[Array, "..."]
     log_transition: Float[Array, "... V"]
