@@ -13,14 +13,14 @@ _SPELLED = 4
 """Arrays of at most so many numbers, and tuples of so many names, are written out."""
 
 
-def short_repr(x: Any) -> str:
+def short_repr(self: Any) -> str:
     """A dataclass with its fields, of arrays no more than type and shape.
 
     It is the ``__repr__`` of a class, given in its body. Fields that are None are left out.
     """
-    fields = ((f.name, getattr(x, f.name, None)) for f in dataclasses.fields(x) if f.repr)
+    fields = ((f.name, getattr(self, f.name, None)) for f in dataclasses.fields(self) if f.repr)
     told = ", ".join(f"{name}={_short(value)}" for name, value in fields if value is not None)
-    return f"{type(x).__name__}({told})"
+    return f"{type(self).__name__}({told})"
 
 
 def _short(x: Any) -> str:
