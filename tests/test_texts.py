@@ -264,6 +264,24 @@ def test_verification_confirms_and_can_fail():
     assert [check.passed for check in short.checks][1] is False
 
 
+@pytest.mark.slow
+def test_verified_networks_begin_at_the_reference():
+    options = {"policies": ["gru"], "beta": [0.3], "num_measured": 2000}
+    options |= {"num_steps": 1, "learning_rate": 1e-12}
+    (run,) = verify_texts("dates", key=jax.random.key(0), **options).runs
+    task = tasks.load_texts("dates")
+    target = kt.solve_on_automaton(
+        task.reference, task.automaton, task.reward, 0.3, length=task.length
+    )
+    log_ref = np.asarray(target.states.objective.log_ref, np.float64)
+    log_probs = np.asarray(target.states.log_probs, np.float64)
+    some = log_ref > -np.inf
+    # Texts that end in one state have one ratio, so that the KL is that of states.
+    exact = (np.exp(log_ref[some]) * (log_ref[some] - log_probs[some])).sum()
+    assert run["start KL"] == pytest.approx(exact, abs=5 * run["start KL ±"])
+    assert run["KL"] == pytest.approx(exact, abs=5 * run["KL ±"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

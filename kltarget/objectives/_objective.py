@@ -255,7 +255,9 @@ def require_objective(given: object, by: str, takes: str = "a kltarget.Objective
         name = repr(short(given))
         kind += f" {name}"
     own = getattr(given, "objective", None)
-    if isinstance(own, Objective):
+    if over_states := objective_over_states(given):
+        mend = over_states
+    elif isinstance(own, Objective):
         mend = f"pass the objective of this {kind}, its attribute objective"
     elif callable(own):
         mend = f"a {kind} has no β, and none is guessed: pass task.objective(beta)"
@@ -263,6 +265,16 @@ def require_objective(given: object, by: str, takes: str = "a kltarget.Objective
         # Names, paths, tables, dictionaries and pairs of arrays.
         mend = f"pass kltarget.tasks.as_task({name}).objective(beta)"
     raise TypeError(f"{by} takes {takes}, got {kind}: {mend}")
+
+
+def objective_over_states(given: object) -> str | None:
+    """What to pass in place of a target over texts, which has a list of outcomes in its states."""
+    if not isinstance(getattr(getattr(given, "states", None), "objective", None), Objective):
+        return None
+    return (
+        "the list of outcomes in it is its final states, so pass their objective, its attribute "
+        "states.objective; its attribute states is their target"
+    )
 
 
 def broadcast_fields(objective: Objective) -> tuple[Array, Array, Array, Divergence]:

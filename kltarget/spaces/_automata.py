@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from kltarget._core.checks import positive, raise_first, traced
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 from kltarget.spaces._markov_reference import walk
 
 
@@ -42,6 +43,8 @@ class Automaton:
         >>> print(found.run([[0, 1, 1], [1, 1, 0]]), found.accepting)
         [2 1] [False False  True]
     """
+
+    __repr__ = short_repr
 
     transitions: Int[np.ndarray, "D V"]
     accepting: Any = None

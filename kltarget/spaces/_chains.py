@@ -24,6 +24,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 
 
 class Step(NamedTuple):
@@ -67,6 +68,8 @@ class Chain:
         >>> print([f"{p:.3f}" for p in jnp.exp(chain.log_marginals()[-1])])
         ['0.585', '0.415']
     """
+
+    __repr__ = short_repr
 
     if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
 

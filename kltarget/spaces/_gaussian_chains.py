@@ -23,6 +23,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +52,8 @@ class GaussianChain:
         >>> print(means[:, 0], covariances[:, 0, 0])
         [0.  1.  1.5] [1.     1.25   1.3125]
     """
+
+    __repr__ = short_repr
 
     if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
 

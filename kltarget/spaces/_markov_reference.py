@@ -25,6 +25,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ class MarkovReference:
         >>> print(f"{jnp.exp(reference.log_prob([0, 0, 1])):.3f}")
         0.045
     """
+
+    __repr__ = short_repr
 
     log_initial: Float[Array, "..."]
     log_transition: Float[Array, "... V"]
@@ -137,15 +140,7 @@ class MarkovReference:
     @functools.cached_property
     def following(self) -> np.ndarray:
         """The context that each token leads to from each, integers ``[contexts, V]``."""
-        size, order = self.vocab_size, self.order
-        first = np.cumsum([0, *(size**j for j in range(order + 1))])
-        parts = []
-        for j in range(order + 1):
-            place = np.arange(size**j)[:, None] * size + np.arange(size)
-            if j == order:
-                place = place % size**order
-            parts.append(first[min(j + 1, order)] + place)
-        return np.concatenate(parts)
+        return following_contexts(self.vocab_size, self.order)
 
     @functools.cached_property
     def over(self) -> np.ndarray:
@@ -390,6 +385,18 @@ def _require_over(name: str, log_probs: Array, end: int, alphabet: tuple[str, ..
             f"{name}: {called(token)} follows the end after {', '.join(map(called, context))}, but "
             "only an end may follow it: give it -inf there, and the end 0"
         )
+
+
+def following_contexts(size: int, order: int) -> np.ndarray:
+    """The context that each token leads to from each, integers ``[contexts, V]``."""
+    first = np.cumsum([0, *(size**j for j in range(order + 1))])
+    parts = []
+    for j in range(order + 1):
+        place = np.arange(size**j)[:, None] * size + np.arange(size)
+        if j == order:
+            place = place % size**order
+        parts.append(first[min(j + 1, order)] + place)
+    return np.concatenate(parts)
 
 
 def walk(table: Array, tokens: Array) -> Array:

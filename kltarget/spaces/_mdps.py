@@ -22,6 +22,7 @@ from kltarget._core.checks import (
     worded,
 )
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class MDP:
         >>> print(mdp.absorbing)
         [False  True]
     """
+
+    __repr__ = short_repr
 
     if TYPE_CHECKING:  # anything that becomes an array may be given; arrays are what is kept
 

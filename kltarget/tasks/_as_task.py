@@ -17,6 +17,7 @@ from kltarget._core.checks import concrete_labels, traced
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
 from kltarget.objectives import Objective
+from kltarget.objectives._objective import objective_over_states
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._any_table import Frame
 from kltarget.tasks._kinds import KINDS, kind_of
@@ -101,10 +102,12 @@ def as_task(
     elif isinstance(problem, tuple) and len(problem) == 2:
         task = _of_arrays(*problem, space)
     else:
+        over_states = objective_over_states(problem)
+        mend = f": {over_states}" if over_states else ""
         raise TypeError(
             "problem must be a kltarget.tasks.Task, the name of one, the path of a table, a table "
             "as a DataFrame or a dictionary of columns, a kltarget.Objective or a pair (reward, "
-            f"log_ref), got {type(problem).__name__}"
+            f"log_ref), got {type(problem).__name__}{mend}"
         )
     replaced: dict[str, Any] = {}
     if modes is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ from kltarget.policies import GRUPolicy, Policy, TransformerPolicy
 from kltarget.recipes import Recipe
 from kltarget.targets.automata import AutomatonTarget, solve_on_automaton
 from kltarget.tasks import TextTask, load_texts
-from kltarget.training import RunStatus, fine_tune_on_texts, sft_on_texts
+from kltarget.training import RunStatus, fine_tune_on_texts
 from kltarget.verification._annealed_adam import annealed_adam
+from kltarget.verification._from_reference import FromReference
 from kltarget.verification._report import Check
 from kltarget.verification._space_report import SpaceReport
 from kltarget.verification._text_pulls import followable_by_samples
@@ -33,8 +33,6 @@ _NETWORKS = {
         task.reference.vocab_size, task.length, width=48, num_layers=1, num_heads=4
     ),
 }
-_IMITATION = {"num_steps": 1000, "batch_size": 64}
-_IMITATION_RATES = {"gru": 0.05, "transformer": 0.01}
 _LEGEND = (
     "KL: of the policy from the target, in nats, at the start and after training; TV: total "
     "variation from it, of 1 at most; ± is a standard error. J: reward less β times the KL from "
@@ -50,7 +48,7 @@ def verify_texts(
     beta: Sequence[float] = (0.1, 0.3),
     num_seeds: int = 1,
     num_steps: int = 400,
-    learning_rate: float = 0.005,
+    learning_rate: float = 0.015,
     batch_size: int = 128,
     num_measured: int = 4096,
     progress: bool = False,
@@ -65,8 +63,9 @@ def verify_texts(
     Args:
         problem: a task over texts, or the name of one (:func:`kltarget.tasks.text_names`).
         key: random key of everything that is random.
-        policies: of ``"gru"`` and ``"transformer"``, which learn to imitate the reference first; or
-            a mapping from names of your own to ``(policy, params)``.
+        policies: of ``"gru"`` and ``"transformer"``, whose logits are added to those of the
+            reference, where they begin; or a mapping from names of your own to
+            ``(policy, params)``.
         beta: coefficients of the regulariser, in reward units per nat, shape ``[B]``.
         num_seeds: how many times to train each.
         num_steps: steps of a run. The learning rate falls to 0 along half a cosine.
@@ -126,15 +125,11 @@ def verify_texts(
         "num_measured": num_measured,
     }
     own = _own_texts(task, target, target_key, num_measured)
-    runs, notes, agreements = [], [], []
-    total = len(policies) * (1 + num_seeds)
-    with progress_bar(progress, total=total, unit="run") as shown:
+    runs, agreements = [], []
+    with progress_bar(progress, total=len(policies) * num_seeds, unit="run") as shown:
         for i, name in enumerate(policies):
-            shown.set_postfix_str(f"{name}, imitation")
             one_key = jax.random.fold_in(start_key, i)
-            policy, params, said = _starting(task, policies, name, one_key)
-            notes += said
-            shown.update()
+            policy, params = _starting(task, policies, name, one_key)
             start = _measured(task, target, policy, [params] * betas.size, one_key, num_measured)
             for seed in range(num_seeds):
                 shown.set_postfix_str(name)
@@ -171,7 +166,6 @@ def verify_texts(
         f"{task.name}: {task.description}",
         f"{task.num_texts:.3g} texts of {task.length} tokens; the reference gives "
         f"{_right(target):.3g} of its mass to right ones",
-        *notes,
         f"{counted(len(runs), 'run')} of {counted(num_steps, 'step')} of {batch_size} texts; "
         f"{num_measured:,} texts measure each",
     )
@@ -246,29 +240,17 @@ def _measured(
     return found
 
 
-def _starting(task: TextTask, policies: Any, name: str, key: Any) -> tuple[Any, Any, list[str]]:
-    """A policy at the reference, and a note if it has only imitated it."""
+def _starting(task: TextTask, policies: Any, name: str, key: Any) -> tuple[Any, Any]:
+    """A policy and its parameters, at the reference if they are not given."""
     if isinstance(policies, Mapping):
-        return *policies[name], []
+        return policies[name]
     if name not in _NETWORKS:
         raise ValueError(
             f"policies has {name!r}, which is none of {', '.join(map(repr, _NETWORKS))}: give "
             "policies of your own as a mapping from names to (policy, params)"
         )
-    policy = _NETWORKS[name](task)
-    run = sft_on_texts(
-        policy,
-        policy.init(key=key),
-        functools.partial(task.reference.sample, length=task.length),
-        log_target=task.reference.log_probs,
-        key=key,
-        learning_rate=_IMITATION_RATES[name],
-        optimizer=annealed_adam(_IMITATION["num_steps"]),
-        **_IMITATION,
-        history_every=None,
-    )
-    left = _Mean(float(run.history.reverse_kl[-1]), float(run.history.reverse_kl_error[-1]))
-    return policy, run.params, [f"the {name} first learnt the reference, to a KL of {left} nats"]
+    policy = FromReference(_NETWORKS[name](task), task.reference.order)
+    return policy, policy.at(task.reference, key=key)
 
 
 def _row(

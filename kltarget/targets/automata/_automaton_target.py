@@ -22,6 +22,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 from kltarget.divergences import Scaled
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Automaton, MarkovReference
@@ -68,6 +69,8 @@ class AutomatonTarget(Optimum):
         >>> print(f"{target.expected_reward:.4f} {target.value:.4f}")
         1.0000 1.0000
     """
+
+    __repr__ = short_repr
 
     made_by = "solve_on_automaton"
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import as_float, log_sum_exp
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 from kltarget.divergences import ReverseKL
 from kltarget.objectives import Objective, mara
 from kltarget.objectives._objective import broadcast_fields
@@ -71,6 +72,8 @@ class AnchoredTarget(Optimum):
         >>> print(f"{target.entropy:.1f} and {even.entropy:.1f} nats")
         26.2 and 27.7 nats
     """
+
+    __repr__ = short_repr
 
     made_by = "mara_on_automaton"
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.spaces import Automaton, MarkovReference
@@ -43,6 +44,8 @@ class TokenLocalTexts(Distribution):
         length: the number T of tokens of a text.
         full_gradient: whether nodes are worth their problems' values or mean rewards.
     """
+
+    __repr__ = short_repr
 
     made_by = "token_local_on_automaton"
 

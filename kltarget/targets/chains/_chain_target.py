@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
+from kltarget._core.short_repr import short_repr
 from kltarget.divergences import ReverseKL
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Chain, backward
@@ -36,6 +37,8 @@ class ChainTarget(Optimum):
     Where the first law is fixed and the divergence is not reverse KL, the best law of paths is not
     Markov: a step depends on the first state as well, and :attr:`log_kernels` has an axis for it.
     """
+
+    __repr__ = short_repr
 
     made_by = "solve_chain"
 

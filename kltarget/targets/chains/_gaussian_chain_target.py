@@ -23,6 +23,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.pytrees import made, register
+from kltarget._core.short_repr import short_repr
 from kltarget._core.status import Status, flag
 from kltarget.objectives._point_rewards import QuadraticReward
 from kltarget.spaces import GaussianChain, GaussianMixture
@@ -47,6 +48,8 @@ class GaussianChainTarget(Optimum):
         status: ``UNBOUNDED`` where the reward grows faster than the divergence lets it.
         tilt_first: whether the law of the first state moves too.
     """
+
+    __repr__ = short_repr
 
     made_by = "solve_chain"
 
