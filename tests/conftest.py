@@ -38,12 +38,15 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps a file's tests in one process, where they share what they trace and compile."""
+    """Gives each process a run of neighbours, which share what they trace and compile.
+
+    One that is done early takes over half of what another has left.
+    """
     if config.getvalue("dist") != "load":
         return None
-    from xdist.scheduler import LoadFileScheduling
+    from xdist.scheduler import WorkStealingScheduling
 
-    return LoadFileScheduling(config, log)
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
