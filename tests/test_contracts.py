@@ -34,8 +34,8 @@ from kltarget import (
     tasks,
     training,
 )
-from kltarget.divergences import Scaled, TermDivergence, score_weight
-from kltarget.objectives import ddrl_reward
+from kltarget.divergences import KLMixture, Scaled, TermDivergence, score_weight
+from kltarget.objectives import ddrl_reward, references
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -117,6 +117,10 @@ def divergence_contract(divergence, *bad):
 
 def target_contract(run, *bad):
     return Contract(run, PROBLEM, (Bad(lambda: run(*PROBLEM[:2], -BETA), ValueError, "beta"), *bad))
+
+
+def made_of(objective):
+    return objective.reward, objective.log_ref, objective.beta, objective.divergence.weight
 
 
 FORWARD = objective_of(kt.ForwardKL())
@@ -378,6 +382,9 @@ CONTRACTS: dict[str, Contract] = {
         kt.FDivergence(lambda u: (u - 1) ** 2),
         Bad(lambda: kt.FDivergence(lambda u: u**2), ValueError, r"f\(1\) = 0"),
     ),
+    "KLMixture": divergence_contract(
+        KLMixture(0.5), Bad(lambda: KLMixture(0.0), ValueError, "weight must be above 0")
+    ),
     "Scaled": divergence_contract(
         Scaled(kt.JensenShannon(), 0.5),
         Bad(lambda: Scaled(kt.ReverseKL(), 0.0), ValueError, "factor must be a number above 0"),
@@ -421,6 +428,39 @@ CONTRACTS: dict[str, Contract] = {
         lambda r, q: kt.flip_beta(REVERSE(r, q, jnp.ones_like(r[..., 0])), 0, 1),
         (REWARD[:, ::-1].copy(), LOG_REF),
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
+    ),
+    "flip_weight": Contract(
+        lambda r, q: kt.modes.flip_weight(
+            lambda w: references.combine(r, reverse=[(q, 0.5), (q[..., ::-1], w)]), 0, 1
+        ),
+        (REWARD, LOG_REF),
+        (
+            Bad(
+                lambda: kt.modes.flip_weight(lambda w: REVERSE(*PROBLEM), 0, 1, between=(1, 0)),
+                ValueError,
+                "between",
+            ),
+        ),
+        narrow=None,  # weights have the default type, whatever the problem's
+    ),
+    "combine": Contract(
+        lambda r, q, beta: made_of(
+            references.combine(r, reverse=[(q, beta)], forward=[(q[..., ::-1], 0.5)], entropy=0.1)
+        ),
+        PROBLEM,
+        (
+            Bad(lambda: references.combine(REWARD), ValueError, "nothing to regularise"),
+            Bad(
+                lambda: references.combine(REWARD, forward=[(LOG_REF, -1.0)]),
+                ValueError,
+                "forward.0. must be 0 or more",
+            ),
+        ),
+    ),
+    "soup": Contract(
+        lambda p, q: references.soup([p, q], [0.25, 0.75]),
+        POLICIES,
+        (Bad(lambda: references.soup([REWARD], [0.5]), ValueError, "weights must be 1"),),
     ),
     "best_of_n": Contract(
         lambda r, q: drawn_best(frontier.best_of_n(r, q, 4.0)),
@@ -771,7 +811,7 @@ ROOMS = (
 def public_names():
     """Every name at the top and in those rooms, with what it stands for."""
     names = {name: getattr(kt, name) for name in kt.__all__}
-    for room in map(functools.partial(getattr, kt), ROOMS):
+    for room in (*map(functools.partial(getattr, kt), ROOMS), references):
         for name in room.__all__:
             names.setdefault(name, getattr(room, name))
     return names

@@ -1,5 +1,6 @@
 """What is maximised: the regularised objective, and rewards that are made from others."""
 
+from kltarget.objectives import references
 from kltarget.objectives._ddrl_reward import ddrl_reward
 from kltarget.objectives._objective import Objective, normalize
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
@@ -13,5 +14,6 @@ __all__ = [
     "ddrl_reward",
     "mara",
     "normalize",
+    "references",
     "reward_for",
 ]
