@@ -35,7 +35,7 @@ from kltarget import (
     training,
 )
 from kltarget.divergences import KLMixture, Scaled, TermDivergence, score_weight
-from kltarget.objectives import ddrl_reward, references
+from kltarget.objectives import ddrl_reward, ensemble_reward, references
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -461,6 +461,29 @@ CONTRACTS: dict[str, Contract] = {
         lambda p, q: references.soup([p, q], [0.25, 0.75]),
         POLICIES,
         (Bad(lambda: references.soup([REWARD], [0.5]), ValueError, "weights must be 1"),),
+    ),
+    "ensemble_reward": Contract(
+        lambda r, weight: ensemble_reward(
+            jnp.stack([r, r[..., ::-1]]), "uncertainty", weight=weight
+        ),
+        (REWARD, BETA),
+        (Bad(lambda: ensemble_reward(REWARD, "median"), ValueError, "method must be one of"),),
+    ),
+    "proxy_bound": Contract(
+        frontier.proxy_bound,
+        (LOG_POLICY, REWARD, LOG_REF, np.array([0.5, 0.9])),
+        (
+            Bad(
+                lambda: frontier.proxy_bound(LOG_POLICY, REWARD, LOG_REF, 2.0),
+                ValueError,
+                "correlation must be",
+            ),
+        ),
+    ),
+    "beta_for_root": Contract(
+        frontier.beta_for_root,
+        (REWARD, LOG_REF, np.array([0.2, 0.4])),
+        (Bad(lambda: frontier.beta_for_root(*PROBLEM[:2], -1.0), ValueError, "charge must be"),),
     ),
     "best_of_n": Contract(
         lambda r, q: drawn_best(frontier.best_of_n(r, q, 4.0)),

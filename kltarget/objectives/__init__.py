@@ -2,6 +2,7 @@
 
 from kltarget.objectives import references
 from kltarget.objectives._ddrl_reward import ddrl_reward
+from kltarget.objectives._ensembles import ensemble_reward
 from kltarget.objectives._objective import Objective, normalize
 from kltarget.objectives._point_rewards import LogDensityReward, QuadraticReward, RewardSum
 from kltarget.objectives._rewards import mara, reward_for
@@ -12,6 +13,7 @@ __all__ = [
     "QuadraticReward",
     "RewardSum",
     "ddrl_reward",
+    "ensemble_reward",
     "mara",
     "normalize",
     "references",

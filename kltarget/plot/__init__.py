@@ -27,6 +27,7 @@ from kltarget.plot._game_figures import equilibrium_path, game_rates, regret
 from kltarget.plot._history_figure import history
 from kltarget.plot._kept_texts_figure import kept_texts
 from kltarget.plot._mdp_figures import goal_masses, grid_policy
+from kltarget.plot._overoptimization_figure import overoptimization
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._space_report_figure import space_report
 from kltarget.plot._style import DARK, STYLE
@@ -61,6 +62,7 @@ __all__ = [
     "grid_policy",
     "history",
     "kept_texts",
+    "overoptimization",
     "phase",
     "predicted_vs_reached",
     "ratio",
