@@ -139,6 +139,10 @@ def test_an_entropy_bonus_changes_the_ratio_of_equal_rewards():
     )
     probs = kt.solve(made).probs
     assert_reference("entropy-ratio", probs[0] / probs[1], "ratio", DTYPE)
+    # A penalty of entropy sharpens it.
+    made = combine(made.reward, reverse=[(log_ref, case["beta"])], entropy=-0.1)
+    probs = kt.solve(made).probs
+    np.testing.assert_allclose(probs[0] / probs[1], case["ref_ratio"] ** 1.5, rtol=1e-4)
 
 
 def test_soups_in_arbitrary_precision():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +156,7 @@ def curve(
                 peaks.append([*peak, float(paid)])
             rows.append({name: _padded(x, length) for name, x in row.items()})
     axes = ("family", "point")
+    table: dict[str, Any]
     table = {name: (axes, np.stack([row[name] for row in rows])) for name in rows[0]}
     if gold is not None:
         for name, x in zip(("peak", "peak_reward", "peak_kl"), np.array(peaks).T, strict=True):

@@ -302,8 +302,8 @@ def _combined(
     valid &= ~empty & ~jnp.any(uncovered, axis=-1)
     beta = select(valid, b + c if inner else c, jnp.nan)
     weight = b / (b + c)
-    made = (x.astype(own) for x in (reward, log_ref, beta, weight))
-    return _Combined(*made, uncovered, empty)
+    reward, log_ref, beta, weight = (x.astype(own) for x in (reward, log_ref, beta, weight))
+    return _Combined(reward, log_ref, beta, weight, uncovered, empty)
 
 
 def _require_valid(found: _Combined, arrays: dict[str, Array]) -> None:

@@ -44,7 +44,10 @@ def overoptimization(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['reverse-kl, best at β = 0.353', 'best-of-n, best at n = 3.89', 'gold', 'proxy']
     """
-    named = data if isinstance(data, Mapping) and not hasattr(data, "dims") else {"": data}
+    import xarray as xr
+
+    named: dict[str, xr.Dataset]
+    named = {"": data} if isinstance(data, xr.Dataset) else dict(data)
     rows = []
     for name, one in named.items():
         if "gold_reward" not in one:
@@ -56,6 +59,7 @@ def overoptimization(
             f"there are {len(rows)} families: at most {look.NUM_COLORS} can be told apart; choose "
             "some with .sel(family=[…])"
         )
+    alike = len({row.family.item() for _, row in rows}) == 1
     from matplotlib.lines import Line2D
 
     with look.drawing(ax, figsize=(6.4, 3.6)) as ax:
@@ -69,7 +73,8 @@ def overoptimization(
             )
             color = look.color(k)
             ax.plot(far, proxy, **{"color": color, "ls": "--", "lw": 1.0, "alpha": 0.6, **style})
-            label = f"{name}: {row.family.item()}" if len(named) > 1 else str(row.family.item())
+            family = str(row.family.item())
+            label = family if len(named) == 1 else name if alike else f"{name}: {family}"
             if np.isfinite(row["peak"]):
                 peak = look.short_number(float(row["peak"]))
                 label += f", best at {_SYMBOLS[row.parameter_name.item()]} = {peak}"
