@@ -59,7 +59,7 @@ def test_it_is_the_sum_of_both():
             KLMixture(weight)
 
 
-@pytest.mark.quick_only("0.875")
+@pytest.mark.broad
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_targets_to_fifty_digits(weight):
     deep = oracles.log_normalised(np.array([-800.0, 0.0, -1.0, -400.0]), np.float64).astype(DTYPE)

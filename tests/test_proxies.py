@@ -114,6 +114,7 @@ def test_peaks_by_their_closed_forms():
         frontier.curve((proxy, np.log(ref)), gold=[0.0, np.nan, 1.0])
 
 
+@pytest.mark.broad
 def test_the_worst_case_does_not_always_end_overoptimisation():
     """Claim: optimising the worst case of an ensemble practically eliminates overoptimisation
     (arXiv 2310.02743, abstract).
@@ -188,6 +189,7 @@ def test_a_kl_penalty_is_early_stopping():
     assert abs(gold_at(kl, walked(False)) - earned) > 0.01
 
 
+@pytest.mark.broad
 def test_at_equal_kl_best_of_n_is_no_faster_than_the_tilt():
     """Claim: as a function of KL, reinforcement learning is slower than best-of-n at optimisation
     and at overoptimisation (arXiv 2210.10760, Section 1).
@@ -290,6 +292,7 @@ def test_the_root_on_a_list_is_that_of_occupancies():
     assert frontier.beta_for_root(REWARD, REF, 0.999 * deviation) < INF
 
 
+@pytest.mark.broad
 def test_roots_of_ties_forbidden_outcomes_and_rows():
     with double_precision():
         ref = np.array([[0.3, 0.2, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25]])

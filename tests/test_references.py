@@ -129,6 +129,17 @@ def test_soups_of_the_bank():
 
 
 @pytest.mark.precise
+def test_a_reference_that_takes_over_a_share_of_the_policy():
+    case = reference("ema")["inputs"]
+    share, log_ref = case["alpha"], REF
+    for _ in range(case["syncs"]):
+        policy = kt.solve(kt.Objective(REWARD, log_ref, case["beta"])).log_probs
+        log_ref = soup([log_ref, policy], [1 - share, share])
+    last = kt.solve(kt.Objective(REWARD, log_ref, case["beta"]))
+    assert_reference("ema", last.probs, "pi", DTYPE, ulps=256)
+
+
+@pytest.mark.precise
 def test_an_entropy_bonus_changes_the_ratio_of_equal_rewards():
     case = reference("entropy-ratio")["inputs"]
     log_ref = kt.normalize(jnp.log(jnp.asarray([case["ref_ratio"], 1.0, 4.0], DTYPE)))
@@ -167,6 +178,7 @@ def test_soups_in_arbitrary_precision():
     np.testing.assert_allclose(combine(reward, forward=terms).log_ref, mixed, rtol=1e-5)
 
 
+@pytest.mark.broad
 def test_what_a_reference_lacks():
     lacks = np.array([np.log(0.5), np.log(0.5), -INF], DTYPE)
     full = np.log(np.array([0.25, 0.25, 0.5])).astype(DTYPE)
@@ -253,6 +265,7 @@ def test_bad_soups_are_named():
         soup([FULL], [1.0], of="weights")
 
 
+@pytest.mark.broad
 def test_what_is_bad_under_a_trace_has_no_target():
     def status(b, c):
         made = combine(REWARD, reverse=[(REF, b)], forward=[(TEACHER, c)])
@@ -355,7 +368,7 @@ def test_flips_in_a_weight_by_their_closed_forms():
     assert np.isnan(bonus)
 
 
-@pytest.mark.quick_only("forward")
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", ["forward", "replay", "modes"])
 def test_other_flips_in_a_weight_are_roots(kind):
     made, modes, i, j = {
@@ -385,7 +398,7 @@ def test_other_flips_in_a_weight_are_roots(kind):
     assert lead(0.9 * at) * lead(1.1 * at) < 0
 
 
-@pytest.mark.slow
+@pytest.mark.broad
 def test_flips_of_rows_and_their_derivatives():
     with double_precision():
         rewards, ref, teacher = jnp.asarray([R5, R5[::-1]]), jnp.log(P5), jnp.log(T5)
@@ -396,11 +409,14 @@ def test_flips_of_rows_and_their_derivatives():
 
             return flip_weight(made, 0, 2, between=(0.0, 8.0))
 
-        got = jax.jit(flips)(rewards, 2.5)
+        def total(beta):
+            found = flips(rewards, beta)
+            return found.sum(), found
+
+        (_, got), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(2.5)
         delta, rho, tau = R5[0] - R5[2], ref[0] - ref[2], teacher[0] - teacher[2]
         want = [-(2.5 * rho + delta) / tau, -(2.5 * rho + R5[4] - R5[2]) / tau]
         np.testing.assert_allclose(got, want, rtol=1e-12)
-        slope = jax.grad(lambda beta: flips(rewards, beta).sum())(2.5)
         np.testing.assert_allclose(slope, -2 * rho / tau, rtol=1e-10)
 
 
@@ -471,6 +487,7 @@ def test_a_teacher_beside_a_reward_is_one_target():
     assert probs[4] == 0
 
 
+@pytest.mark.broad
 def test_soups_as_references():
     """Claim: a soup of two fine-tuned models as the reference earns more than one of them as the
     reference (arXiv 2411.01798, abstract).
@@ -521,6 +538,7 @@ def test_fused_logits_are_targets_of_lists_and_not_of_sequences():
     assert np.abs(np.exp(space.joint(parts)) - np.exp(wanted)).max() > 0.02
 
 
+@pytest.mark.broad
 def test_replayed_data_hold_up_what_the_reward_lets_go_of():
     """Claim: a KL penalty on the new task alone does not guarantee what was known before, and
     replay preserves it (arXiv 2510.21978, abstract).

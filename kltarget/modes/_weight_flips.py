@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,15 +110,26 @@ def flip_weight(
     pieces = jnp.linspace(0.0, 1.0, _PIECES + 1, dtype=dtype)
     pieces = jnp.broadcast_to(pieces.reshape(-1, *[1] * len(batch)), (_PIECES + 1, *batch))
     start, end = (jnp.full(batch, x, dtype) for x in (low, high))
-    found: Array | None = None
-    for _ in range(1 + math.ceil(int(jnp.finfo(dtype).nmant) / math.log2(_PIECES))):
+
+    def narrowed(k: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start, end, found = state
         at = lax.stop_gradient(start[None] + (end - start)[None] * pieces)
         changed, after, before = _first_change(at, *lax.stop_gradient(odds(at)))
         start, end = jnp.where(changed, after, start), jnp.where(changed, before, end)
-        found = changed if found is None else found
-    assert found is not None
+        return start, end, jnp.where(k == 0, changed, found)
+
+    state = start, end, jnp.zeros(batch, bool)
+    rounds = 1 + math.ceil(int(jnp.finfo(dtype).nmant) / math.log2(_PIECES))
+    moving = traced(*jax.tree.leaves(first))
+    if moving:
+        start, end, found = lax.fori_loop(0, rounds, narrowed, state)
+    else:
+        # What is compiled already serves, where a loop would have to be compiled at each call.
+        for k in range(rounds):
+            state = narrowed(k, state)
+        start, end, found = state
     root = lax.stop_gradient(0.5 * (start + end))
-    if not traced(*jax.tree.leaves(first)):
+    if not moving:
         return select(found, root, jnp.nan).astype(own)
     # A Newton step, at the frozen root, carries the derivatives of the implicit function.
     value, slope = jax.jvp(lambda w: odds(w)[0], (root,), (jnp.ones_like(root),))
