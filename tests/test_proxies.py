@@ -116,13 +116,14 @@ def test_peaks_by_their_closed_forms():
 
 @pytest.mark.broad
 def test_the_worst_case_does_not_always_end_overoptimisation():
-    """Claim: optimising the worst case of an ensemble practically eliminates overoptimisation
-    (arXiv 2310.02743, abstract).
+    """Claim: conservative optimisation of an ensemble, by its worst case for one, always reduces
+    overoptimisation (arXiv 2310.02743, abstract).
 
     Fails: an error that all members share is exploited all the same, and where one member is blind
-    to what is good the worst case peaks at a smaller KL than the mean; what holds: where the true
-    reward is nowhere below the worst case, it earns at every β and n at least what the worst case
-    earns of the reference. The paper measures language models, where errors differ by member.
+    to what is good the worst case peaks at a smaller KL, and lower, than a single one of the others
+    and than the mean; what holds: where the true reward is nowhere below the worst case, it earns
+    at every β and n at least what the worst case earns of the reference. The paper says so of its
+    experiments with language models, whose members err apart.
     """
     ref, gold = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.0, 0.6, 1.0, 0.0])
     shared = gold + np.array([0.0, 0.0, 0.0, 1.5])
@@ -140,12 +141,12 @@ def test_the_worst_case_does_not_always_end_overoptimisation():
         assert float(one.gold_reward[1, 15]) < 0.1  # the most draws
     # A member that sees nothing in the best outcome takes the worst case to another one.
     blind = np.array([[0.0, 0.6, 1.0, 1.0], [0.0, 0.6, 1.0, 0.7], [0.0, 0.2, 0.0, 0.7]])
-    data = curves(
-        {"worst": ensemble_reward(blind, "worst-case"), "mean": ensemble_reward(blind)}, gold, ref
-    )
-    peaks = {name: float(one.peak_kl[0]) for name, one in data.items()}
-    assert peaks["worst"] < 0.5 * peaks["mean"]
-    assert data["worst"].peak_reward < data["mean"].peak_reward
+    proxies = {"mean": ensemble_reward(blind), "one": blind[0], "two": blind[1]}
+    (worst,) = curves({"": ensemble_reward(blind, "worst-case")}, gold, ref).values()
+    for other in curves(proxies, gold, ref).values():
+        # Its peak, or its far end, where it has none.
+        assert worst.peak_reward < other.peak_reward - 0.02
+        assert np.isnan(other.peak) or worst.peak_kl < 0.5 * other.peak_kl
     # What holds.
     rng = np.random.default_rng(0)
     for _ in range(3):

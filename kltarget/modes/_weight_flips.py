@@ -42,10 +42,10 @@ def flip_weight(
     - an entropy bonus w beside reverse KL: there is none, w only flattens ``β ρ + Δ``;
     - reverse KL to a soup of probabilities: ``w/(1 − w) = −d(π_ref)/d(T)`` with
       ``d(p) = p_i e^{r_i/β} − p_j e^{r_j/β}``, and sums of these for modes;
-    - forward KL to two references at β and at w, of outcomes: ``π_ref,i β + w T_i`` over
-      ``Λ − r_i`` is level with the same of j, at a Λ that moves.
+    - forward KL to the reference at β and to a teacher at w is not linear:
+      ``(β π_ref,i + w T_i)/(Λ − r_i)`` is to be the same of j, and Λ moves with w.
 
-    They and all others are found as a root: the log-odds at 65 weights, then in the first piece in
+    All are found as a root: the log-odds at 65 weights, then in the first piece in
     which they change their sign, down to rounding. Two changes in one piece are missed.
 
     Args:
