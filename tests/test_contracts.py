@@ -429,20 +429,6 @@ CONTRACTS: dict[str, Contract] = {
         (REWARD[:, ::-1].copy(), LOG_REF),
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
     ),
-    "flip_weight": Contract(
-        lambda r, q: kt.modes.flip_weight(
-            lambda w: references.combine(r, reverse=[(q, 0.5), (q[..., ::-1], w)]), 0, 1
-        ),
-        (REWARD, LOG_REF),
-        (
-            Bad(
-                lambda: kt.modes.flip_weight(lambda w: REVERSE(*PROBLEM), 0, 1, between=(1, 0)),
-                ValueError,
-                "between",
-            ),
-        ),
-        narrow=None,  # weights have the default type, whatever the problem's
-    ),
     "combine": Contract(
         lambda r, q, beta: made_of(
             references.combine(r, reverse=[(q, beta)], forward=[(q[..., ::-1], 0.5)], entropy=0.1)
@@ -788,6 +774,7 @@ NOT_OF_ARRAYS = {
     "sft_on_texts": "training by draws of texts",
     "mirror_descent_vi": "an iteration on a process",
     "munchausen_vi": "an iteration on a process",
+    "flip_weight": "a root on a path of objectives, a function",
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preference_target": "a fit on the host, of a table",

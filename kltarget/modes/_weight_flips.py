@@ -45,21 +45,22 @@ def flip_weight(
     - forward KL to the reference at β and to a teacher at w is not linear:
       ``(β π_ref,i + w T_i)/(Λ − r_i)`` is to be the same of j, and Λ moves with w.
 
-    All are found as a root: the log-odds at 65 weights, then in the first piece in
-    which they change their sign, down to rounding. Two changes in one piece are missed.
+    All are found as a root: the log-odds at 65 weights, then in the first piece in which they
+    change their sign, down to rounding. Two changes in one piece are missed.
 
     Args:
-        objective_at: a function of weights, of shape ``[*batch]`` or with further axes before it,
-            to objectives whose batch they broadcast with, as
-            :func:`kltarget.objectives.references.combine` makes of them.
+        objective_at: a function of weights to objectives whose batch they broadcast with, as
+            :func:`kltarget.objectives.references.combine` makes of them. It is given weights of the
+            default float type, of shape ``[*batch]`` or with further axes before it.
         i: index of an outcome, or the label of a mode if ``modes`` are given.
         j: the same, of the other one.
         between: the range of weights that is searched.
         modes: integer labels of the outcomes' modes, ``[A]``, concrete.
 
     Returns:
-        The smallest such weight, ``[*batch]``; NaN where the odds keep their sign, and where they
-        are level at an end only. Where a target jumps, it is the weight of the jump.
+        The smallest such weight, ``[*batch]``, in the float type of the objectives; NaN where the
+        odds keep their sign, and where they are level at an end only. Where a target jumps, it is
+        the weight of the jump.
 
     Raises:
         TypeError: ``objective_at`` makes no objective, or an index or label is no integer.
