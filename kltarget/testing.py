@@ -24,6 +24,7 @@ from kltarget.divergences import (
     Divergence,
     ForwardKL,
     JensenShannon,
+    KLMixture,
     NeymanChiSquared,
     ReverseKL,
     Scaled,
@@ -294,6 +295,7 @@ def divergences() -> SearchStrategy[Divergence]:
         ChiSquared(),
         NeymanChiSquared(),
         ChiSquaredKL(),
+        KLMixture(0.5),
         TotalVariation(),
     ]
     # Orders on a grid: their differences are exact in every float type, and failures read well.

@@ -140,6 +140,29 @@ def chi_squared_kl() -> Generator:
     )
 
 
+def kl_mixture(weight: float) -> Generator:
+    w = mp.mpf(weight)
+
+    def inverse(s: mp.mpf) -> mp.mpf:
+        # w log u + (1 − w)(1 − 1/u) = s is concave in log u: Newton's method from the left.
+        x = max(s / w, -mp.log(1 - s / (1 - w))) if s < 0 else mp.mpf(0)
+        for _ in range(400):
+            step = (w * x + (1 - w) * (1 - mp.exp(-x)) - s) / (w + (1 - w) * mp.exp(-x))
+            x -= step
+            if abs(step) < mp.mpf(10) ** (8 - mp.mp.dps) * (1 + abs(x)):
+                return mp.exp(x)
+        raise ArithmeticError(f"no root for a slope of {s}")
+
+    return Generator(
+        lambda u: w * (u * mp.log(u) - u + 1) + (1 - w) * (u - 1 - mp.log(u)),
+        lambda u: w * mp.log(u) + (1 - w) * (1 - 1 / u),
+        inverse,
+        lambda: mp.inf,
+        lambda: mp.inf,
+        0.5,
+    )
+
+
 def total_variation() -> Generator:
     """Only for divergences and values: its derivative has no inverse."""
     return Generator(

@@ -34,8 +34,8 @@ from kltarget import (
     tasks,
     training,
 )
-from kltarget.divergences import Scaled, TermDivergence, score_weight
-from kltarget.objectives import ddrl_reward
+from kltarget.divergences import KLMixture, Scaled, TermDivergence, score_weight
+from kltarget.objectives import ddrl_reward, ensemble_reward, references
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -117,6 +117,10 @@ def divergence_contract(divergence, *bad):
 
 def target_contract(run, *bad):
     return Contract(run, PROBLEM, (Bad(lambda: run(*PROBLEM[:2], -BETA), ValueError, "beta"), *bad))
+
+
+def made_of(objective):
+    return objective.reward, objective.log_ref, objective.beta, objective.divergence.weight
 
 
 FORWARD = objective_of(kt.ForwardKL())
@@ -394,6 +398,9 @@ CONTRACTS: dict[str, Contract] = {
         kt.FDivergence(lambda u: (u - 1) ** 2),
         Bad(lambda: kt.FDivergence(lambda u: u**2), ValueError, r"f\(1\) = 0"),
     ),
+    "KLMixture": divergence_contract(
+        KLMixture(0.5), Bad(lambda: KLMixture(0.0), ValueError, "weight must be above 0")
+    ),
     "Scaled": divergence_contract(
         Scaled(kt.JensenShannon(), 0.5),
         Bad(lambda: Scaled(kt.ReverseKL(), 0.0), ValueError, "factor must be a number above 0"),
@@ -437,6 +444,48 @@ CONTRACTS: dict[str, Contract] = {
         lambda r, q: kt.flip_beta(REVERSE(r, q, jnp.ones_like(r[..., 0])), 0, 1),
         (REWARD[:, ::-1].copy(), LOG_REF),
         (Bad(lambda: kt.flip_beta(REVERSE(*PROBLEM), 0, 9), ValueError, "9"),),
+    ),
+    "combine": Contract(
+        lambda r, q, beta: made_of(
+            references.combine(r, reverse=[(q, beta)], forward=[(q[..., ::-1], 0.5)], entropy=0.1)
+        ),
+        PROBLEM,
+        (
+            Bad(lambda: references.combine(REWARD), ValueError, "nothing to regularise"),
+            Bad(
+                lambda: references.combine(REWARD, forward=[(LOG_REF, -1.0)]),
+                ValueError,
+                "forward.0. must be 0 or more",
+            ),
+        ),
+    ),
+    "soup": Contract(
+        lambda p, q: references.soup([p, q], [0.25, 0.75]),
+        POLICIES,
+        (Bad(lambda: references.soup([REWARD], [0.5]), ValueError, "weights must be 1"),),
+    ),
+    "ensemble_reward": Contract(
+        lambda r, weight: ensemble_reward(
+            jnp.stack([r, r[..., ::-1]]), "uncertainty", weight=weight
+        ),
+        (REWARD, BETA),
+        (Bad(lambda: ensemble_reward(REWARD, "median"), ValueError, "method must be one of"),),
+    ),
+    "proxy_bound": Contract(
+        frontier.proxy_bound,
+        (LOG_POLICY, REWARD, LOG_REF, np.array([0.5, 0.9])),
+        (
+            Bad(
+                lambda: frontier.proxy_bound(LOG_POLICY, REWARD, LOG_REF, 2.0),
+                ValueError,
+                "correlation must be",
+            ),
+        ),
+    ),
+    "beta_for_root": Contract(
+        frontier.beta_for_root,
+        (REWARD, LOG_REF, np.array([0.2, 0.4])),
+        (Bad(lambda: frontier.beta_for_root(*PROBLEM[:2], -1.0), ValueError, "charge must be"),),
     ),
     "best_of_n": Contract(
         lambda r, q: drawn_best(frontier.best_of_n(r, q, 4.0)),
@@ -741,6 +790,7 @@ NOT_OF_ARRAYS = {
     "sft_on_texts": "training by draws of texts",
     "mirror_descent_vi": "an iteration on a process",
     "munchausen_vi": "an iteration on a process",
+    "flip_weight": "a root on a path of objectives, a function",
     "mode_flip_beta": "a root on the host",
     "phase_boundaries": "labelled data on one problem",
     "preference_target": "a fit on the host, of a table",
@@ -787,7 +837,7 @@ ROOMS = (
 def public_names():
     """Every name at the top and in those rooms, with what it stands for."""
     names = {name: getattr(kt, name) for name in kt.__all__}
-    for room in map(functools.partial(getattr, kt), ROOMS):
+    for room in (*map(functools.partial(getattr, kt), ROOMS), references):
         for name in room.__all__:
             names.setdefault(name, getattr(room, name))
     return names

@@ -495,3 +495,22 @@ def test_lines_that_coincide_are_both_seen():
     ax = plot.target([target, target], problem=task)
     first, second = (x.get_sizes() for x in ax.collections[:2])
     assert (second < 0.5 * first).all()
+
+
+def test_overoptimization_draws_gold_and_proxy_and_marks_the_peak():
+    problem, gold = (np.array([0.0, 1.0, 1.2]), np.log([0.6, 0.3, 0.1])), [0.0, 1.0, 0.0]
+    given = {"beta": np.geomspace(0.05, 5, 9), "n": [1, 3, 9, 27]}
+    data = frontier.curve(problem, ["reverse-kl", "best-of-n"], gold=gold, **given)
+    ax = plot.overoptimization({"one": data.isel(family=[0]), "two": data.isel(family=[1])})
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[0].startswith("one: reverse-kl, best at β = 0.35")
+    assert names[1].startswith("two: best-of-n, best at n = 3.89")
+    (line,) = (x for x in ax.lines if x.get_label() == names[0])
+    drawn = data.isel(family=0, point=slice(None, None, -1))
+    np.testing.assert_allclose(line.get_xydata(), np.stack([drawn.kl**0.5, drawn.gold_reward], 1))
+    circles = [x.get_xydata()[0] for x in ax.lines if x.get_marker() == "o"]
+    np.testing.assert_allclose(circles, np.stack([data.peak_kl**0.5, data.peak_reward], 1))
+    with pytest.raises(ValueError, match="no gold_reward"):
+        plot.overoptimization(data.drop_vars("gold_reward"))
+    with pytest.raises(ValueError, match="there are 8 families"):
+        plot.overoptimization({str(k): data.isel(family=[0]) for k in range(8)})

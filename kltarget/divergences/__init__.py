@@ -15,6 +15,7 @@ from kltarget.divergences._families import (
     kl,
 )
 from kltarget.divergences._generator import FDivergence
+from kltarget.divergences._kl_mixture import KLMixture
 from kltarget.divergences._scaled import Scaled
 from kltarget.divergences._score_weight import score_weight
 from kltarget.divergences._term_divergence import TermDivergence
@@ -28,6 +29,7 @@ __all__ = [
     "FDivergence",
     "ForwardKL",
     "JensenShannon",
+    "KLMixture",
     "NeymanChiSquared",
     "ReverseKL",
     "Scaled",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from kltarget._core.checks import float_argument, raise_first
 from kltarget._core.numerics import double_precision, safe_exp_product
 from kltarget._core.versions import installed_version
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.divergences.names import CLASSES, named
 from kltarget.frontier._best_of_n import best_of_n
+from kltarget.frontier._overoptimization import peak_of
 from kltarget.modes import effective_modes, entropy
 from kltarget.modes._labels import mode_blocks
 from kltarget.modes._measures import log_mass_of_blocks
@@ -37,6 +40,10 @@ _VARIABLES = {
     "entropy": ("entropy", "nats"),
     "effective_modes": ("effective number of modes", "1"),
     "success": ("probability of the modes", "1"),
+    "gold_reward": ("expected gold reward", "reward"),
+    "peak": ("parameter at which the gold reward is highest", ""),
+    "peak_reward": ("highest expected gold reward", "reward"),
+    "peak_kl": ("KL(π‖π_ref) of the highest gold reward", "nats"),
     "parameter": ("parameter of the family: β, n or a temperature", ""),
     "parameter_name": ("name of the family's parameter", ""),
     "family": ("family of policies", ""),
@@ -59,6 +66,7 @@ def curve(
     temperature: Sequence[float] | np.ndarray | None = None,
     threshold: float | None = None,
     modes: ArrayLike | None = None,
+    gold: ArrayLike | None = None,
 ) -> xarray.Dataset:
     """Families of policies on one frontier of expected reward, KL and diversity.
 
@@ -80,6 +88,8 @@ def curve(
         threshold: of MARA; by default the least reward of the outcomes that count as right.
         modes: integer labels of the outcomes' modes, ``[A]``, below 0 for no mode; by default the
             problem's own.
+        gold: rewards of another kind, ``[A]``, for which the problem's own is a proxy: families
+            maximise the proxy, and overoptimisation is where the gold reward falls again.
 
     Returns:
         A dataset of dimensions ``family`` and ``point`` with the variables ``expected_reward``,
@@ -87,10 +97,14 @@ def curve(
         the modes and ``success``, the modes' probability, in double precision whatever the setting
         of JAX; coordinates ``parameter`` (family, point), its value, NaN behind the last point of a
         shorter family, and ``parameter_name`` (family): ``"beta"``, ``"n"`` or ``"temperature"``.
+        With ``gold``, also ``gold_reward`` (family, point) and, for each family, ``peak``, the
+        parameter at which the gold reward is highest between its points, NaN where that is at one
+        of their ends, and ``peak_reward`` and ``peak_kl``, what it is there and ``KL(π‖π_ref)``.
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: an unknown family, a parameter out of range or of more than one axis.
+        ValueError: an unknown family, a parameter out of range or of more than one axis, gold
+            rewards of another shape or that are not finite where the reference has mass.
 
     Outcomes of reward ``-inf`` have no mass in targets, and drawn they cost an expected reward of
     ``-inf``. Not differentiable, and not to be called under a trace.
@@ -100,6 +114,15 @@ def curve(
         >>> data = kt.frontier.curve("one-two", ["reverse-kl", "best-of-n"], beta=[0.2], n=[4])
         >>> print(data.expected_reward.values.round(4).tolist(), data.kl.values.round(4).tolist())
         [[0.9859], [0.7862]] [[1.0546], [0.4593]]
+
+        A proxy that likes the third answer best, which is worthless:
+
+        >>> import numpy as np
+        >>> proxy, gold = np.array([0.0, 1.0, 1.2]), [0.0, 1.0, 0.0]
+        >>> problem = (proxy, np.log([0.6, 0.3, 0.1]))
+        >>> data = kt.frontier.curve(problem, ["reverse-kl", "best-of-n"], gold=gold)
+        >>> print(data.peak.values.round(3).tolist(), data.peak_reward.values.round(3).tolist())
+        [0.353, 3.893] [0.586, 0.527]
 
     References:
         Beirami et al., "Theoretical guarantees on the best-of-n alignment policy", 2024, arXiv
@@ -118,23 +141,34 @@ def curve(
     if len({family.name for family in chosen}) < len(chosen) or not chosen:
         raise ValueError("families must name at least one family, each of them once")
     length = max(points[family.parameter].size for family in chosen)
-    rows = []
+    other = None if gold is None else _gold(gold, task)
+    rows, peaks = [], []
     with double_precision():
         constants = (jnp.asarray(task.reward), jnp.asarray(task.log_ref))
         blocks = tuple(map(jnp.asarray, mode_blocks(task.modes)))
         for family in chosen:
             values = points[family.parameter]
             row = _measured(family, values, *constants, blocks) | {"parameter": values}
+            if other is not None:
+                policy_at = functools.partial(_log_probs, family, constants)
+                row["gold_reward"], *peak = peak_of(policy_at, values, other)
+                paid = _measures(policy_at(peak[0]), *constants, blocks)[_MEASURES.index("kl")]
+                peaks.append([*peak, float(paid)])
             rows.append({name: _padded(x, length) for name, x in row.items()})
     axes = ("family", "point")
+    table: dict[str, Any]
     table = {name: (axes, np.stack([row[name] for row in rows])) for name in rows[0]}
+    if gold is not None:
+        for name, x in zip(("peak", "peak_reward", "peak_kl"), np.array(peaks).T, strict=True):
+            table[name] = ("family", x)
     coordinates = {
         "family": [family.name for family in chosen],
         "parameter": table.pop("parameter"),
         "parameter_name": ("family", [family.parameter for family in chosen]),
     }
     data = xr.Dataset(table, coordinates, {"problem": task.name, "kltarget": installed_version()})
-    for name, (long_name, units) in _VARIABLES.items():
+    for name in (*data.data_vars, *data.coords):
+        long_name, units = _VARIABLES[str(name)]
         data[name].attrs = {"long_name": long_name} | ({"units": units} if units else {})
     return data
 
@@ -193,20 +227,32 @@ def _measured(
     All families are measured by one program, and MARA's targets are those of reverse KL: compiling
     is what a first call waits for.
     """
-    divergence = family.divergence or ReverseKL()
     rows = []
     for x in values:
-        if family.parameter == "n":
-            log_probs = _best(reward, log_ref, x)
-        elif family.parameter == "temperature":
-            log_probs = _tempered(log_ref, x)
-        elif family.threshold is None:
-            log_probs = _target(divergence, reward, log_ref, x)
-        else:
-            paid = _augmented(reward, log_ref, x, family.threshold)
-            log_probs = _target(divergence, paid, log_ref, x)
+        log_probs = _log_probs(family, (reward, log_ref), x)
         rows.append(_measures(log_probs, reward, log_ref, blocks))
     return dict(zip(_MEASURES, np.array(jax.device_get(rows)).T, strict=True))
+
+
+def _log_probs(family: _Family, problem: tuple[Array, Array], x: float) -> Array:
+    reward, log_ref = problem
+    if family.parameter == "n":
+        return _best(reward, log_ref, x)
+    if family.parameter == "temperature":
+        return _tempered(log_ref, x)
+    paid = reward
+    if family.threshold is not None:
+        paid = _augmented(reward, log_ref, x, family.threshold)
+    return _target(family.divergence or ReverseKL(), paid, log_ref, x)
+
+
+def _gold(given: ArrayLike, task: Task) -> np.ndarray:
+    gold = np.asarray(float_argument(given, "gold"), np.float64)
+    if gold.shape != task.reward.shape:
+        raise ValueError(f"gold has shape {gold.shape} and the problem {task.reward.shape}")
+    bad = ~np.isfinite(gold) & (task.log_ref > -np.inf)
+    raise_first("gold", gold, bad, "must be finite where the reference has mass")
+    return np.where(task.log_ref > -np.inf, gold, 0.0)
 
 
 @jax.jit

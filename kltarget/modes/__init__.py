@@ -11,6 +11,7 @@ from kltarget.modes._measures import (
     pass_at_k_from_counts,
 )
 from kltarget.modes._summary import Summary, SummaryRow, summarize
+from kltarget.modes._weight_flips import flip_weight
 
 __all__ = [
     "Summary",
@@ -20,6 +21,7 @@ __all__ = [
     "effective_modes",
     "entropy",
     "flip_beta",
+    "flip_weight",
     "log_odds",
     "mode_log_mass",
     "pass_at_k",

@@ -29,6 +29,7 @@ from kltarget.plot._kept_texts_figure import kept_texts
 from kltarget.plot._mdp_beta_figures import action_flips, regularization_gap
 from kltarget.plot._mdp_figures import goal_masses, grid_policy
 from kltarget.plot._munchausen_figure import munchausen_averaging
+from kltarget.plot._overoptimization_figure import overoptimization
 from kltarget.plot._proxy_figure import proxy_gains
 from kltarget.plot._recipe_figure import recipe_comparison
 from kltarget.plot._space_report_figure import space_report
@@ -66,6 +67,7 @@ __all__ = [
     "history",
     "kept_texts",
     "munchausen_averaging",
+    "overoptimization",
     "phase",
     "predicted_vs_reached",
     "proxy_gains",
