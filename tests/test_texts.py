@@ -287,7 +287,7 @@ def test_verified_networks_begin_at_the_reference():
     [
         ({"num_measured": 1}, "num_measured must be an integer of 2 or more"),
         ({"num_seeds": 0}, "num_seeds must be an integer of 1 or more"),
-        ({"policies": []}, "policies and beta ask for no run"),
+        ({"policies": []}, "policies asks for no run"),
         ({"beta": [0.1, -1.0]}, "beta must be finite numbers above 0"),
     ],
 )

@@ -19,6 +19,7 @@ from kltarget.targets.automata import AutomatonTarget, solve_on_automaton
 from kltarget.tasks import TextTask, load_texts
 from kltarget.training import RunStatus, fine_tune_on_texts
 from kltarget.verification._annealed_adam import annealed_adam
+from kltarget.verification._asked_runs import asked_runs
 from kltarget.verification._from_reference import FromReference
 from kltarget.verification._report import Check
 from kltarget.verification._space_report import SpaceReport
@@ -104,23 +105,16 @@ def verify_texts(
     task = load_texts(problem) if isinstance(problem, str) else problem
     if not isinstance(task, TextTask):
         raise TypeError(f"problem must be a TextTask or the name of one, got {problem!r}")
-    betas = np.atleast_1d(np.asarray(beta, float))
-    positive("num_seeds", num_seeds)
+    betas, settings = asked_runs(beta, num_seeds, num_steps, learning_rate)
     positive("num_measured", num_measured, 2)
-    if not (policies and betas.size):
-        raise ValueError("policies and beta ask for no run")
-    if betas.ndim != 1 or not (np.isfinite(betas) & (betas > 0)).all():
-        raise ValueError(f"beta must be finite numbers above 0, got {betas.tolist()}")
+    if not policies:
+        raise ValueError("policies asks for no run: name one at least")
     start_key, run_key, target_key = jax.random.split(key, 3)
     target = solve_on_automaton(
         task.reference, task.automaton, task.reward, jnp.asarray(betas), length=task.length
     ).raise_if_failed()
-    settings = {
+    settings |= {
         "policies": list(policies),
-        "beta": betas.tolist(),
-        "num_seeds": num_seeds,
-        "num_steps": num_steps,
-        "learning_rate": learning_rate,
         "batch_size": batch_size,
         "num_measured": num_measured,
     }
