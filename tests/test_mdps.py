@@ -250,7 +250,7 @@ def test_sixteen_bits_are_held_and_computed_in_32():
 
 def test_sixteen_bits_excuse_rounding_alone():
     short = jnp.bfloat16
-    with pytest.raises(ValueError, match="transition sums to 1.99"):
+    with pytest.raises(ValueError, match=r"transition sums to 1\.99"):
         MDP((2 * TRANSITION).astype(short), REWARD.astype(short), 0.9)
     mdp = MDP(TRANSITION.astype(short), REWARD.astype(short), 0.9)
     with pytest.raises(ValueError, match="log_ref is not normalised"):
