@@ -19,6 +19,7 @@ from kltarget.spaces import MarkovReference
 from kltarget.targets.automata import over_modes
 from kltarget.training import fine_tune_on_texts, sft_on_texts
 from kltarget.verification import verify_texts
+from kltarget.verification._looking_back import looking_back
 
 
 def keyword_of(text):
@@ -249,19 +250,45 @@ def test_imitation_learns_a_chain():
 
 
 @pytest.mark.slow
-def test_verification_confirms_and_can_fail():
+def test_verification_confirms_and_can_fail(monkeypatch):
     options = {"policies": ["gru"], "beta": [0.1], "num_measured": 512}
     report = verify_texts("dates", key=jax.random.key(0), num_steps=100, **options)
     assert report.passed, str(report)
     (run,) = report.runs
     # The identity J* − J = β KL, on the same texts.
     assert run["J*"] - run["J"] == pytest.approx(0.1 * run["KL"], abs=1e-3)
+    (same,) = (check for check in report.checks if check.name.startswith("J* − J = β KL"))
+    assert same.passed
+    # The table fits on a terminal of 80 columns in one block, with errors of one digit.
+    monkeypatch.setenv("COLUMNS", "80")
+    head, row = str(report).splitlines()[4:6]
+    assert head.split()[-1] == "left"
+    assert row.split()[4] == f"{run['KL ±']:.1g}"
     masses = sum(x for name, x in run.items() if name.startswith("mass of") and "±" not in name)
     assert masses == pytest.approx(run["reward"], abs=1e-6)
     small = GRUPolicy(11, 10, width=4)
     options |= {"policies": {"small": (small, small.init(key=jax.random.key(0)))}}
     short = verify_texts("dates", key=jax.random.key(0), num_steps=1, **options)
     assert [check.passed for check in short.checks][1] is False
+
+
+def test_heads_that_look_back():
+    """Nearly all attention of each head is on its own one of the tokens before the last."""
+    policy = TransformerPolicy(5, 40, width=48, num_layers=1, num_heads=4)
+    params = looking_back(policy, policy.init(key=jax.random.key(0)))
+    tokens = np.random.default_rng(0).integers(0, 5, (3, 40))
+    read = np.concatenate([np.full((3, 1), 5), tokens[:, :-1]], 1)
+    x = np.asarray(params["tokens"])[read] + np.asarray(params["positions"])
+    x = x - x.mean(-1, keepdims=True)
+    x = x / x.std(-1, keepdims=True)
+    query, key, _ = np.split(x @ np.asarray(params["layers"][0]["attention"]), 3, -1)
+    for head in range(4):
+        own = slice(12 * head, 12 * head + 12)
+        scores = np.einsum("nqd,nkd->nqk", query[..., own], key[..., own]) / 12**0.5
+        weights = np.exp(np.where(np.tri(40, dtype=bool), scores, -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        there = np.arange(head + 1, 40)
+        assert weights[:, there, there - head - 1].min() > 0.7
 
 
 @pytest.mark.slow
