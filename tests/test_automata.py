@@ -13,6 +13,7 @@ import pytest
 
 import kltarget as kt
 from kltarget.spaces import Automaton, MarkovReference
+from kltarget.targets.automata import mara_on_automaton
 
 DTYPES = (np.float32, np.float64)
 DIVERGENCES = (
@@ -331,6 +332,17 @@ def test_states_that_no_text_ends_in_have_no_mass():
         for x in jax.tree.leaves(jax.jit(call)(condensed)):
             assert (np.asarray(x) == -1).all() or np.isnan(x).all()
     assert np.isnan(condensed.entropy)
+
+
+def test_nothing_follows_what_no_text_begins_with():
+    with np.errstate(divide="ignore"):
+        begins_with_a = MarkovReference(np.log([1.0, 0.0]), np.log(np.full((2, 2), 0.5)))
+    target = kt.solve_on_automaton(begins_with_a, SWITCH, [0.0, 1.0], 1.0, length=3)
+    for policy in (target, mara_on_automaton(target, 1.0)):
+        assert np.isnan(policy.conditionals([1])).all()
+        after = np.asarray(policy.next_log_probs([[1, 0, 0], [0, 1, 0]]))
+        np.testing.assert_array_equal(np.isnan(after[:, :, 0]), [[0, 1, 1], [0, 0, 0]])
+        np.testing.assert_array_equal(policy.conditionals([0, 1]), after[1, 2])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

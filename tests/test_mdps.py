@@ -212,8 +212,49 @@ def test_what_is_no_process_is_refused():
         solve_mdp(tasks.load_mdp("five-arms"), log_ref(), 0.2)
     with pytest.raises(TypeError, match="mdp must be an MDP, got str"):
         action_flips("five-arms", log_ref(), [0.1, 1.0])
-    with pytest.raises(TypeError, match="reward are float16, too coarse for sums over time"):
-        MDP(TRANSITION.astype(np.float16), REWARD.astype(np.float16), 0.9)
+
+
+@pytest.mark.precise
+@pytest.mark.slow
+def test_sixteen_bits_are_held_and_computed_in_32():
+    """Against value iteration in NumPy on what 16 bits kept, with rows divided by their sums."""
+    # XLA has no other 16 bits on processors without instructions for them.
+    short = jnp.bfloat16
+    rng = np.random.default_rng(3)
+    chances = rng.dirichlet(np.ones(5), size=(5, 3)).astype(short)
+    start, policy = (rng.dirichlet(np.ones(n), size=m) for n, m in ((5, 1), (3, 5)))
+    start, log_ref = start[0].astype(short), np.log(policy).astype(short)
+    reward = rng.normal(size=(5, 3)).astype(short)
+    mdp = MDP(chances, reward, 0.99, start)
+    assert {x.dtype for x in (mdp.transition, mdp.reward, mdp.discount, mdp.start)} == {
+        jnp.dtype(jnp.float32)
+    }
+    moves, ref = chances.astype(float), np.exp(log_ref.astype(float))
+    assert np.abs(moves.sum(-1) - 1).max() > 1e-4
+    moves, ref = (x / x.sum(-1, keepdims=True) for x in (moves, ref))
+    values = np.zeros(5)
+    for _ in range(4000):
+        q = reward.astype(float) + 0.99 * moves @ values
+        values = 0.25 * np.log((ref * np.exp(q / 0.25)).sum(-1))
+    for target in (solve_mdp(mdp, log_ref, 0.25), solve_mdp(mdp, log_ref, short(0.25))):
+        assert target.state_values.dtype == jnp.float32
+        np.testing.assert_allclose(target.state_values, values, rtol=1e-4)
+    # The charge of occupancies vanishes with beta: the best policy, by value iteration.
+    for _ in range(4000):
+        values = (reward.astype(float) + 0.99 * moves @ values).max(-1)
+    first = start.astype(float) / start.astype(float).sum()
+    best = solve_occupancy(mdp, log_ref, 1e-6)
+    assert best.occupancy.dtype == jnp.float32
+    np.testing.assert_allclose(best.value, 0.01 * first @ values, rtol=1e-4)
+
+
+def test_sixteen_bits_excuse_rounding_alone():
+    short = jnp.bfloat16
+    with pytest.raises(ValueError, match=r"transition sums to 1\.99"):
+        MDP((2 * TRANSITION).astype(short), REWARD.astype(short), 0.9)
+    mdp = MDP(TRANSITION.astype(short), REWARD.astype(short), 0.9)
+    with pytest.raises(ValueError, match="log_ref is not normalised"):
+        solve_mdp(mdp, np.zeros((2, 2), short), 0.2)
 
 
 @pytest.mark.broad

@@ -249,19 +249,37 @@ def test_imitation_learns_a_chain():
 
 
 @pytest.mark.slow
-def test_verification_confirms_and_can_fail():
+def test_verification_confirms_and_can_fail(monkeypatch):
     options = {"policies": ["gru"], "beta": [0.1], "num_measured": 512}
     report = verify_texts("dates", key=jax.random.key(0), num_steps=100, **options)
     assert report.passed, str(report)
     (run,) = report.runs
     # The identity J* − J = β KL, on the same texts.
     assert run["J*"] - run["J"] == pytest.approx(0.1 * run["KL"], abs=1e-3)
+    (same,) = (check for check in report.checks if check.name.startswith("J* − J = β KL"))
+    assert same.passed
+    # The table fits on a terminal of 80 columns in one block, with errors of one digit.
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = str(report).splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("policy"))
+    head, row = lines[at : at + 2]
+    assert head.split()[-1] == "left"
+    assert row.split()[4] == f"{run['KL ±']:.1g}"
     masses = sum(x for name, x in run.items() if name.startswith("mass of") and "±" not in name)
     assert masses == pytest.approx(run["reward"], abs=1e-6)
     small = GRUPolicy(11, 10, width=4)
     options |= {"policies": {"small": (small, small.init(key=jax.random.key(0)))}}
     short = verify_texts("dates", key=jax.random.key(0), num_steps=1, **options)
     assert [check.passed for check in short.checks][1] is False
+
+
+@pytest.mark.slow
+def test_a_transformer_that_looks_back_learns_dates_in_a_few_steps():
+    options = {"policies": ["transformer"], "beta": [0.1], "num_measured": 1024}
+    options |= {"num_steps": 60, "learning_rate": 0.01}
+    (run,) = verify_texts("dates", key=jax.random.key(0), **options).runs
+    assert run["start KL"] > 6
+    assert run["KL"] < 1
 
 
 @pytest.mark.slow
@@ -287,7 +305,7 @@ def test_verified_networks_begin_at_the_reference():
     [
         ({"num_measured": 1}, "num_measured must be an integer of 2 or more"),
         ({"num_seeds": 0}, "num_seeds must be an integer of 1 or more"),
-        ({"policies": []}, "policies and beta ask for no run"),
+        ({"policies": []}, "policies asks for no run"),
         ({"beta": [0.1, -1.0]}, "beta must be finite numbers above 0"),
     ],
 )

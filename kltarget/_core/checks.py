@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from kltarget._core.numerics import as_float, widest, working_dtype
+from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
 
 
 class ArgumentError(ValueError):
@@ -125,6 +125,21 @@ def require_normalized(**log_probs: Array) -> None:
         if far.any():
             at = first_index(far)
             raise ValueError(not_normalized(name, np.asarray(numbers[at]), total[at], at))
+
+
+def log_probs_in(dtype: Any, **given: Any) -> Array:
+    """One argument in a float type; where its own has 16 bits, rows are normalised anew.
+
+    Only what rounding explains: rows that never had mass 1 are left for their check.
+    """
+    ((name, x),) = given.items()
+    narrow = float_argument(x, name)
+    log_probs = narrow.astype(dtype)
+    if working_dtype(narrow.dtype) == narrow.dtype or not log_probs.ndim:
+        return log_probs
+    total = log_sum_exp(log_probs)
+    rounding = jnp.abs(jnp.expm1(total)) <= mass_tolerance(narrow.dtype)
+    return log_probs - jnp.where(rounding, total, 0.0)
 
 
 def not_normalized(name: str, row: np.ndarray, mass: Any, at: tuple[int, ...]) -> str:

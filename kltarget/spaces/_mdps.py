@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from kltarget._core.checks import (
     at_index,
     first_index,
+    float_argument,
     float_arguments,
     mass_tolerance,
     positive,
@@ -21,6 +22,7 @@ from kltarget._core.checks import (
     traced,
     worded,
 )
+from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import register
 from kltarget._core.short_repr import short_repr
 
@@ -40,7 +42,7 @@ class MDP:
         horizon: the number H of steps; without it the process goes on.
 
     Raises:
-        TypeError: successors that are not integers, floats of 16 bits.
+        TypeError: successors that are not integers.
         ValueError: shapes that do not fit, neither discount nor horizon, a horizon below 1; and
             outside a trace, a discount outside (0, 1], a transition that is negative or does not
             sum to one, a reward that is NaN or +inf, a state without any action, a start that does
@@ -50,7 +52,8 @@ class MDP:
 
     An absorbing state leads to itself under every action. At γ = 1 it is the end: nothing is earned
     or charged there. Rows of actions that a state lacks count for nothing. States that are never
-    reached are solved like any other.
+    reached are solved like any other. Arrays of 16 bits are held, and computed with, in float32,
+    their probabilities normalised anew.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,18 +97,19 @@ class MDP:
         }
         if self.start is not None:
             given["start"] = self.start
-        for name, x in float_arguments(**given).items():
-            object.__setattr__(self, name, x)
-        if jnp.finfo(self.reward.dtype).bits < 32:
-            raise TypeError(
-                f"transition and reward are {self.reward.dtype}, too coarse for sums over time: "
-                "give float32"
-            )
+        dtype = float_arguments(**given)["reward"].dtype
+        held, tolerance = working_dtype(dtype), mass_tolerance(dtype)
+        for name, x in given.items():
+            object.__setattr__(self, name, float_argument(x, name).astype(held))
         self._check_shapes()
         if self.start is None:
             even = jnp.full(self.num_states, 1 / self.num_states, self.reward.dtype)
             object.__setattr__(self, "start", even)
-        self._check_values()
+        self._check_values(tolerance)
+        if held != dtype:
+            # What 16 bits leave of a sum of 1 would add up over time.
+            for name in ("transition", "start"):
+                object.__setattr__(self, name, _summed_to_one(getattr(self, name), tolerance))
 
     def _check_horizon(self) -> None:
         if self.horizon is None:
@@ -161,7 +165,7 @@ class MDP:
         ):
             np.broadcast_shapes(*batches)
 
-    def _check_values(self) -> None:
+    def _check_values(self, tolerance: float) -> None:
         if traced(self.transition, self.reward, self.discount, self.start):
             return
         discount = float(self.discount)
@@ -183,7 +187,7 @@ class MDP:
             ("start", np.asarray(self.start), True),
         ):
             total = rows.sum(-1)
-            far = ~(np.abs(total - 1) <= mass_tolerance(rows.dtype)) & counted
+            far = ~(np.abs(total - 1) <= tolerance) & counted
             if far.any():
                 at = first_index(far)
                 raise ValueError(
@@ -361,6 +365,11 @@ class MDP:
             if (more == found).all():
                 return found
             found = more
+
+
+def _summed_to_one(probs: Array, tolerance: float) -> Array:
+    total = probs.sum(-1, keepdims=True)
+    return probs / jnp.where(jnp.abs(total - 1) <= tolerance, total, jnp.ones_like(total))
 
 
 def _absorbing(moves: np.ndarray, after: np.ndarray) -> np.ndarray:

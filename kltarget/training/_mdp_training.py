@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kltarget._core.checks import (
     float_argument,
+    log_probs_in,
     positive,
     raise_first,
     require_normalized,
@@ -129,10 +130,9 @@ def fine_tune_mdp(
         raise ValueError("key is needed for networks and several seeds: key=jax.random.key(0)")
     divergence = ReverseKL() if divergence is None else divergence
     dtype, cells = mdp.reward.dtype, mdp.reward.shape[-2:]
-    given = {"log_ref": log_ref, "beta": beta, "learning_rate": learning_rate}
-    reference, coefficient, rate = (
-        float_argument(x, name).astype(dtype) for name, x in given.items()
-    )
+    reference = log_probs_in(dtype, log_ref=log_ref)
+    coefficient = float_argument(beta, "beta").astype(dtype)
+    rate = float_argument(learning_rate, "learning_rate").astype(dtype)
     if reference.ndim < 2 or reference.shape[-2:] != cells:
         raise ValueError(f"log_ref has shape {reference.shape}: its last axes must be {cells}")
     require_normalized(log_ref=reference)

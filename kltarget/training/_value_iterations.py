@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from kltarget._core.checks import (
     float_argument,
+    log_probs_in,
     positive,
     raise_first,
     require_normalized,
@@ -199,7 +200,7 @@ def _setting(
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
     dtype, cells = mdp.reward.dtype, mdp.reward.shape[-2:]
-    start = float_argument(log_start, "log_start").astype(dtype)
+    start = log_probs_in(dtype, log_start=log_start)
     if start.ndim < 2 or start.shape[-2:] != cells:
         raise ValueError(f"log_start has shape {start.shape}: its last axes must be {cells}")
     require_normalized(log_start=start)

@@ -19,7 +19,9 @@ from kltarget.targets.automata import AutomatonTarget, solve_on_automaton
 from kltarget.tasks import TextTask, load_texts
 from kltarget.training import RunStatus, fine_tune_on_texts
 from kltarget.verification._annealed_adam import annealed_adam
+from kltarget.verification._asked_runs import asked_runs
 from kltarget.verification._from_reference import FromReference
+from kltarget.verification._looking_back import looking_back
 from kltarget.verification._report import Check
 from kltarget.verification._space_report import SpaceReport
 from kltarget.verification._text_pulls import followable_by_samples
@@ -34,9 +36,10 @@ _NETWORKS = {
     ),
 }
 _LEGEND = (
-    "KL: of the policy from the target, in nats, at the start and after training; TV: total "
-    "variation from it, of 1 at most; ± is a standard error. J: reward less β times the KL from "
-    "the reference. modes: effective number of modes among right texts."
+    "KL: of the policy from the target, in nats, at the start and after training, ± its standard "
+    "error; TV: total variation from it, 1 at most. J: reward less β times the KL from the "
+    "reference, at most J*; J* − J = β KL. left: what is behind the rest, optimisation, where a "
+    "change of the parameters would lead on, or the family of policies, where none does."
 )
 
 
@@ -64,8 +67,8 @@ def verify_texts(
         problem: a task over texts, or the name of one (:func:`kltarget.tasks.text_names`).
         key: random key of everything that is random.
         policies: of ``"gru"`` and ``"transformer"``, whose logits are added to those of the
-            reference, where they begin; or a mapping from names of your own to
-            ``(policy, params)``.
+            reference, where they begin, the Transformer with heads that look at the last tokens;
+            or a mapping from names of your own to ``(policy, params)``.
         beta: coefficients of the regulariser, in reward units per nat, shape ``[B]``.
         num_seeds: how many times to train each.
         num_steps: steps of a run. The learning rate falls to 0 along half a cosine.
@@ -76,7 +79,8 @@ def verify_texts(
 
     Returns:
         The report. Its checks are: no run diverged; every run ended nearer to its target than it
-        started; no policy has a larger J than the target, within four standard errors; two
+        started; no policy has a larger J than the target, within four standard errors;
+        ``J* − J = β KL`` on the same texts, but for rounding; two
         measures of each total variation, one on the policy's texts and one on the target's, agree
         within four; the target's own texts are in the modes, and have the rewards, that it says,
         within four and a half. What is left of a run's way is told apart as in
@@ -104,23 +108,16 @@ def verify_texts(
     task = load_texts(problem) if isinstance(problem, str) else problem
     if not isinstance(task, TextTask):
         raise TypeError(f"problem must be a TextTask or the name of one, got {problem!r}")
-    betas = np.atleast_1d(np.asarray(beta, float))
-    positive("num_seeds", num_seeds)
+    betas, settings = asked_runs(beta, num_seeds, num_steps, learning_rate)
     positive("num_measured", num_measured, 2)
-    if not (policies and betas.size):
-        raise ValueError("policies and beta ask for no run")
-    if betas.ndim != 1 or not (np.isfinite(betas) & (betas > 0)).all():
-        raise ValueError(f"beta must be finite numbers above 0, got {betas.tolist()}")
+    if not policies:
+        raise ValueError("policies asks for no run: name one at least")
     start_key, run_key, target_key = jax.random.split(key, 3)
     target = solve_on_automaton(
         task.reference, task.automaton, task.reward, jnp.asarray(betas), length=task.length
     ).raise_if_failed()
-    settings = {
+    settings |= {
         "policies": list(policies),
-        "beta": betas.tolist(),
-        "num_seeds": num_seeds,
-        "num_steps": num_steps,
-        "learning_rate": learning_rate,
         "batch_size": batch_size,
         "num_measured": num_measured,
     }
@@ -169,7 +166,7 @@ def verify_texts(
         f"{counted(len(runs), 'run')} of {counted(num_steps, 'step')} of {batch_size} texts; "
         f"{num_measured:,} texts measure each",
     )
-    shown_columns = ("policy", "β", "start KL", "KL", "TV", "J", "J*", "reward", "modes", "left")
+    shown_columns = ("policy", "β", "start KL", "KL", "KL ±", "TV", "J", "J*", "left")
     return SpaceReport(
         task.name, description, settings, tuple(runs), tuple(checks), shown_columns, _LEGEND
     )
@@ -249,8 +246,12 @@ def _starting(task: TextTask, policies: Any, name: str, key: Any) -> tuple[Any, 
             f"policies has {name!r}, which is none of {', '.join(map(repr, _NETWORKS))}: give "
             "policies of your own as a mapping from names to (policy, params)"
         )
-    policy = FromReference(_NETWORKS[name](task), task.reference.order)
-    return policy, policy.at(task.reference, key=key)
+    network = _NETWORKS[name](task)
+    policy = FromReference(network, task.reference.order)
+    params = policy.at(task.reference, key=key)
+    if isinstance(network, TransformerPolicy):
+        params |= {"network": looking_back(network, params["network"])}
+    return policy, params
 
 
 def _row(
@@ -331,6 +332,12 @@ def _checks(
     above = max((run["J"] - run["J*"]) / run["J ±"] for run in runs)
     detail = f"the largest J is {above:+.3g} standard errors from J*"
     checks.append(Check("no policy has a larger J than J*", bool(above <= _ALLOWED_ERRORS), detail))
+    off = max(abs(run["J*"] - run["J"] - run["β"] * run["KL"]) for run in runs)
+    # Log-probabilities are sums over tokens, of which each is rounded.
+    size = 1 + betas.max() * task.length * np.log(task.reference.vocab_size)
+    rounding = 100 * float(jnp.finfo(target.value.dtype).eps) * size
+    name = "J* − J = β KL, measured on the same texts"
+    checks.append(Check(name, bool(off <= rounding), f"off by at most {off:.1e}"))
     apart = max(
         abs(a.value - b.value) / max(np.hypot(a.error, b.error), 1e-12) for a, b in agreements
     )

@@ -61,7 +61,7 @@ class SpaceReport(Record):
 
     def _table(self) -> Table:
         names = self.shown or tuple(self.runs[0])
-        rows = [names, *(tuple(_shown(run[name]) for name in names) for run in self.runs)]
+        rows = [names, *(tuple(_shown(name, run[name]) for name in names) for run in self.runs)]
         kinds = ["l" if isinstance(self.runs[0][name], str) else "r" for name in names]
         return Table(rows, "".join(kinds))
 
@@ -80,5 +80,7 @@ class SpaceReport(Record):
         return {**super().to_dict(), "passed": self.passed, "verdict": self.verdict}
 
 
-def _shown(x: Any) -> str:
-    return f"{x:.3g}" if isinstance(x, float) else str(x)
+def _shown(name: str, x: Any) -> str:
+    # Of a standard error a digit says all.
+    digits = 1 if name.endswith("±") else 3
+    return f"{x:.{digits}g}" if isinstance(x, float) else str(x)

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
-from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import as_float, log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget._core.short_repr import short_repr
 from kltarget.divergences import ReverseKL
 from kltarget.objectives import Objective, mara
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.spaces._markov_reference import walk
-from kltarget.targets._protocol import Optimum
-from kltarget.targets.automata._automaton_target import (
-    AutomatonTarget,
-    determined,
-    draw_texts,
-    log_ratio_of,
-    without_undetermined,
-)
+from kltarget.spaces import Automaton, MarkovReference
+from kltarget.targets.automata._automaton_target import AutomatonTarget
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
-from kltarget.targets.automata._policy_sums import PolicySums, policy_sums
 from kltarget.targets.automata._product_walks import (
     Product,
     counting,
@@ -36,12 +27,17 @@ from kltarget.targets.automata._product_walks import (
     final_log_maxima,
     log_values,
 )
-from kltarget.targets.automata._text_arguments import prefix_of_text, whole_texts
+from kltarget.targets.automata._texts_optimum import (
+    TextsOptimum,
+    Walk,
+    log_ratio_of,
+    without_undetermined,
+)
 from kltarget.targets.discrete import Target, solve
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AnchoredTarget(Optimum):
+class AnchoredTarget(TextsOptimum):
     """The policy over texts that :func:`mara_on_automaton` asks for.
 
     It is two walks in one: all good texts have one probability, and texts that are not good keep
@@ -86,14 +82,19 @@ class AnchoredTarget(Optimum):
     method: str
 
     @property
+    def reference(self) -> MarkovReference:
+        """What the policy was regularised to without MARA."""
+        return self.original.reference
+
+    @property
+    def automaton(self) -> Automaton:
+        """What reads the texts."""
+        return self.original.automaton
+
+    @property
     def length(self) -> int:
         """The number T of tokens of a text."""
         return self.original.length
-
-    @property
-    def status(self) -> Int[Array, "*batch"]:
-        """:class:`~kltarget.Status` bits, shape ``[*batch]``."""
-        return self.states.status
 
     @functools.cached_property
     def anchor(self) -> Int[Array, "*batch T"]:
@@ -135,22 +136,6 @@ class AnchoredTarget(Optimum):
             apart = apart + self._lift
         return self.states.divergence_value + share * apart
 
-    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Log-probabilities of texts.
-
-        Args:
-            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
-
-        Returns:
-            Shape ``[*batch, ...]``, of the texts' own axes last.
-        """
-        tokens = whole_texts(self.original.reference, self.length, x)
-        state = self.original.automaton.run(tokens)
-        level = self.log_level[..., state]
-        log_ref = jnp.broadcast_to(self.original.reference.log_prob(tokens), level.shape)
-        even = jnp.where(log_ref > -jnp.inf, 0.0, -jnp.inf)
-        return jnp.where(self.good[..., state], even, log_ref) + level
-
     @property
     def log_level(self) -> Float[Array, "*batch D"]:
         """``log π`` of good texts and ``log π/π_ref`` of the others, by their final state.
@@ -164,158 +149,40 @@ class AnchoredTarget(Optimum):
         )
         return log_ratio_of(self.states.log_probs, log_ref)
 
-    def expectation(self, fn: Any) -> Float[Array, "..."]:
-        """``E_π[fn]`` of what depends on the final state: its values ``[D, ...]``."""
-        return self.states.expectation(fn)
-
-    def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
-        """Log-probabilities of the token after a prefix.
-
-        Args:
-            prefix: tokens, integers ``[t]`` with t from 0 to T − 1, or a string.
-
-        Returns:
-            Shape ``[*batch, V]``; NaN after a prefix that is impossible, and under a trace where
-            texts are not determined.
-
-        Raises:
-            ValueError: outside a trace, texts are not determined: the target has mass where the
-                reference has none.
-        """
-        tokens = prefix_of_text(self.original.reference, self.length, prefix)
-        product = self._product
-        nodes = walk(product.below, tokens)
-        log_ref = product.log_next[nodes[:-1], tokens].sum()
-        left = self.length - tokens.shape[-1] - 1
-        parts = self._parts(determined(self.log_level))
-        after = [log_values(x, y, length=left)[0] if left else y[..., x.state] for x, y in parts]
-        return _next_of_both(product, *after, nodes[-1], log_ref)
-
-    def next_log_probs(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Log-probabilities of every token after each prefix of texts.
-
-        Args:
-            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
-
-        Returns:
-            Shape ``[*batch, ..., T, V]``; NaN after prefixes that are impossible, and under a trace
-            where texts are not determined.
-
-        Raises:
-            ValueError: as :meth:`conditionals`.
-        """
-        tokens, product = whole_texts(self.original.reference, self.length, x), self._product
-        nodes = walk(product.below, tokens)[..., :-1]
-        steps = product.log_next[nodes, tokens]
-        before = jnp.concatenate([jnp.zeros_like(steps[..., :1]), steps[..., :-1]], -1)
-        after = []
-        for walked, level in self._parts(determined(self.log_level)):
-            values = log_values(walked, level, length=self.length)
-            after.append(jnp.concatenate([values[1:], level[..., product.state][None]]))
-        each = jax.vmap(_next_of_both, in_axes=(None, 0, 0, 0, 0))
-        by_position = (jnp.moveaxis(y, -1, 0) for y in (nodes, before.cumsum(-1)))
-        return jnp.moveaxis(each(product, *after, *by_position), 0, -2)
-
-    def sample(
-        self, *, key: Shaped[Array, ""], num_samples: int
-    ) -> Int[Array, "num_samples *batch T"]:
-        """Independent draws of texts, tokens of shape ``[num_samples, *batch, T]``.
-
-        Raises:
-            ValueError: as :meth:`conditionals`; under a trace tokens are -1 there.
-        """
-        positive("num_samples", num_samples)
-        level = determined(self.log_level)
-        which, *keys = jax.random.split(typed_key(key), 3)
-        drawn = []
-        for one, (walked, log_final) in zip(keys, self._parts(level), strict=True):
-            values = log_values(walked, log_final, length=self.length)
-            last = log_final[..., walked.state]
-            drawn.append(draw_texts(walked, values, last, one, num_samples))
-        shape = (num_samples, *self.good.shape[:-1])
-        log_shares = jnp.stack(self._log_shares, axis=-1)
-        second = jax.random.categorical(which, log_shares, axis=-1, shape=shape)
-        tokens = jnp.where((second == 1)[..., None], drawn[1], drawn[0])
-        return jnp.where(jnp.isnan(level).any(-1)[..., None], -1, tokens)
-
-    @property
-    def entropy(self) -> Float[Array, "*batch"]:
-        """The entropy of the policy over texts in nats, shape ``[*batch]``.
-
-        It is NaN where the target has mass and the reference none.
-        """
-        return self._sums(without_undetermined(self.log_level)).entropy
-
-    @property
-    def effective_texts(self) -> Float[Array, "*batch"]:
-        """As many equally likely texts have this entropy, ``exp(entropy)``; may be infinite."""
-        return jnp.exp(self.entropy)
-
-    def marginals(self) -> Float[Array, "*batch T V"]:
-        """How likely each token is at each position, shape ``[*batch, T, V]``.
-
-        Raises:
-            ValueError: as :meth:`conditionals`; under a trace they are NaN there.
-        """
-        return jnp.moveaxis(self._sums(determined(self.log_level)).tokens, 0, -2)
-
-    def length_marginal(self) -> Float[Array, "*batch lengths"]:
-        """How likely a text has each number of tokens before its end, shape ``[*batch, T + 1]``.
-
-        The last is of texts that have not ended after T tokens.
-
-        Raises:
-            ValueError: the reference has no end; and as :meth:`conditionals`, under a trace NaN.
-        """
-        if self.original.reference.end is None:
-            return self.original.length_marginal()
-        sums = self._sums(determined(self.log_level))
-        return jnp.moveaxis(jnp.concatenate([sums.ended, sums.unfinished[None]]), 0, -1)
-
     @functools.cached_property
     def _product(self) -> Product:
         return self.original._product
 
     @property
-    def _log_shares(self) -> tuple[Array, Array]:
-        """Logarithms of the masses of texts that are not good and of those that are."""
-        log_probs = self.states.log_probs
-        rest = log_sum_exp(jnp.where(self.good, -jnp.inf, log_probs))
-        return rest[..., 0], log_sum_exp(jnp.where(self.good, log_probs, -jnp.inf))[..., 0]
+    def _log_final(self) -> Array:
+        return self.log_level
 
-    def _parts(self, level: Array) -> tuple[tuple[Product, Array], tuple[Product, Array]]:
-        """The walk of texts that are not good and that of good ones, each with its end."""
-        rest, good = jnp.where(self.good, -jnp.inf, level), jnp.where(self.good, level, -jnp.inf)
-        return (self._product, rest), (counting(self._product), good)
+    def _log_weight(self, tokens: Array, state: Array) -> Array:
+        good = self.good[..., state]
+        log_ref = jnp.broadcast_to(self.reference.log_prob(tokens), good.shape)
+        return jnp.where(good & (log_ref > -jnp.inf), 0.0, log_ref)
 
-    def _sums(self, level: Array) -> PolicySums:
-        end, both = self.original.reference.end, []
-        for share, (walked, log_final) in zip(self._log_shares, self._parts(level), strict=True):
-            each = policy_sums(walked, log_final, length=self.length, end=end)
-            mass = jnp.exp(share)
-            surprise = jnp.where(mass > 0, mass * (each.entropy - share), 0.0)
-            surprise = jnp.where(jnp.isnan(level).any(-1), jnp.nan, surprise)
-            tokens, states = (
-                x * jnp.broadcast_to(mass[..., None], x.shape) for x in (each.tokens, each.states)
-            )
-            ended = each.ended * jnp.broadcast_to(mass, each.ended.shape)
-            unfinished = each.unfinished * mass
-            both.append(PolicySums(tokens, states, surprise, ended, unfinished, {}))
-        return jax.tree.map(jnp.add, *both)
+    def _walks(self, log_final: Array) -> tuple[Walk, ...]:
+        def ending(some: Array, product: Product) -> Walk:
+            share = log_sum_exp(jnp.where(some, self.states.log_probs, -jnp.inf))[..., 0]
+            return Walk(product, jnp.where(some, log_final, -jnp.inf), share)
+
+        return ending(~self.good, self._product), ending(self.good, counting(self._product))
 
     @property
     def _lift(self) -> Array:
         """``E_π[log π_ref(z)/π_ref]`` over good texts, how much rarer than the anchor they are."""
-        (product, _), (counted, level) = self._parts(without_undetermined(self.log_level))
-        log_ref = jnp.where(product.log_next > -jnp.inf, product.log_next, 0.0)
+        _, (counted, log_final, log_share) = self._walks(without_undetermined(self.log_level))
+        log_next = self._product.log_next
+        log_ref = jnp.where(log_next > -jnp.inf, log_next, 0.0)
 
         def log_mass(steps: Array) -> Array:
             walked = counted._replace(log_next=steps)
-            return log_values(walked, level, length=self.length)[0][..., 0]
+            return log_values(walked, log_final, length=self.length)[0][..., 0]
 
         # The derivative of a log-sum along what the texts' weights move by is that's mean.
         _, mean = jax.jvp(log_mass, (counted.log_next,), (log_ref,))
-        return jnp.exp(self._log_shares[1]) * (self.log_anchor - mean)
+        return jnp.exp(log_share) * (self.log_anchor - mean)
 
     @property
     def _unlike(self) -> Array:
@@ -466,18 +333,3 @@ def _tied(scores: Array, length: int) -> Array:
     group = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(apart)])
     tops = jax.ops.segment_max(ranked, group, scores.size)
     return jnp.zeros_like(scores).at[order].set(tops[group])
-
-
-@jax.jit
-def _next_of_both(product: Product, rest: Array, even: Array, node: Array, log_ref: Array) -> Array:
-    """At nodes that prefixes of these ``log π_ref`` lead to, by the values after them ``[*, N]``.
-
-    A text that is not good has a probability of its prefix and its rest, a good one none of either.
-    """
-    below = product.below[node]
-    rest, even = rest[..., below], even[..., below]
-    steps = product.log_next[node]
-    tilted = rest + jnp.broadcast_to(log_ref[..., None] + steps, rest.shape)
-    possible = (log_ref > -jnp.inf)[..., None] & (steps > -jnp.inf)
-    both = jnp.logaddexp(tilted, jnp.where(jnp.broadcast_to(possible, even.shape), even, -jnp.inf))
-    return both - log_sum_exp(both)

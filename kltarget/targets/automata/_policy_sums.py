@@ -34,6 +34,17 @@ class PolicySums(NamedTuple):
     unfinished: Float[Array, "*batch"]
     tallies: Any
 
+    def weighted(self, log_share: Float[Array, "*batch"]) -> PolicySums:
+        """What these texts add to those of a policy in which they have a share of the mass."""
+        mass = jnp.exp(log_share)
+
+        def scaled(x: Array) -> Array:
+            wide = mass if x.ndim <= mass.ndim + 1 else mass[..., None]
+            return x * jnp.broadcast_to(wide, x.shape)
+
+        entropy = jnp.where(mass > 0, mass * (self.entropy - log_share), 0.0)
+        return jax.tree.map(scaled, self)._replace(entropy=entropy)
+
 
 class Choices(NamedTuple):
     """A policy at all nodes of a position.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import (
     float_arguments,
+    log_probs_in,
     raise_first,
     require_normalized,
     traced,
@@ -155,7 +156,8 @@ def solve_occupancy(
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     mdp.require_discounted("solve_occupancy")
     given = float_arguments(reward=mdp.reward, log_ref=log_ref, beta=beta)
-    reward, reference, coefficient = given.values()
+    reward, _, coefficient = given.values()
+    reference = log_probs_in(reward.dtype, log_ref=log_ref)
     if traced(mdp.transition, mdp.start, *given.values()):
         raise TypeError("solve_occupancy needs concrete arguments: call it outside jit and vmap")
     if mdp.batch_shape or reference.shape != reward.shape:

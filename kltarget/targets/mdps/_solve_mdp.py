@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kltarget._core.checks import (
-    float_arguments,
+    float_argument,
+    log_probs_in,
     mass_tolerance,
     positive,
     raise_first,
@@ -98,9 +99,9 @@ def solve_mdp(
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     positive("num_steps", num_steps)
-    arrays = float_arguments(log_ref=log_ref, beta=beta)
     dtype = mdp.reward.dtype
-    log_ref, beta = arrays["log_ref"].astype(dtype), arrays["beta"].astype(dtype)
+    log_ref = log_probs_in(dtype, log_ref=log_ref)
+    beta = float_argument(beta, "beta").astype(dtype)
     if log_ref.ndim < 2 or log_ref.shape[-2:] != mdp.reward.shape[-2:]:
         raise ValueError(
             f"log_ref has shape {log_ref.shape}, but the process has {mdp.num_states} states and "
