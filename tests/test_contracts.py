@@ -569,6 +569,9 @@ CONTRACTS: dict[str, Contract] = {
         differentiable=False,
         traced=False,
     ),
+    "MarkovPolicy": policy_contract(
+        policies.MarkovPolicy(2, 2, 1), lambda size: policies.MarkovPolicy(size, 2, 1)
+    ),
     "TabularPolicy": policy_contract(TABULAR, lambda size: kt.TabularPolicy(size, 2)),
     "GRUPolicy": policy_contract(kt.GRUPolicy(2, 2, width=3), lambda size: kt.GRUPolicy(size, 2)),
     "Tempered": policy_contract(
@@ -679,6 +682,8 @@ NOT_OF_ARRAYS = {
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
     "MomentProjection": "what moment_projection returns",
+    "TextProjection": "what moment_projection_on_automaton returns",
+    "moment_projection_on_automaton": "moment_projection and solve_on_automaton in one",
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
     "PreferenceTarget": "what preference_target returns",
