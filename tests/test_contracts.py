@@ -332,6 +332,12 @@ CONTRACTS: dict[str, Contract] = {
         ),
         narrow=None,
     ),
+    "sampling_risk": Contract(
+        lambda log_target: kt.projections.sampling_risk(log_target, 50).divergence_value,
+        (LOG_REF,),
+        (Bad(lambda: kt.projections.sampling_risk(LOG_REF[0], 0), ValueError, "num_samples"),),
+        narrow=None,
+    ),
     "moment_projection": Contract(
         lambda log_ref, moments: (
             (
@@ -682,6 +688,7 @@ NOT_OF_ARRAYS = {
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
     "MomentProjection": "what moment_projection returns",
+    "SamplingRisk": "what sampling_risk returns",
     "TextProjection": "what moment_projection_on_automaton returns",
     "moment_projection_on_automaton": "moment_projection and solve_on_automaton in one",
     "Policy": "a protocol",
