@@ -688,6 +688,7 @@ NOT_OF_ARRAYS = {
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
     "MomentProjection": "what moment_projection returns",
+    "imitate": "training of policies in one program",
     "SamplingRisk": "what sampling_risk returns",
     "TextProjection": "what moment_projection_on_automaton returns",
     "moment_projection_on_automaton": "moment_projection and solve_on_automaton in one",
