@@ -1,6 +1,8 @@
 """Fits of policies too small for their target: which of its modes each loss keeps."""
 
 import itertools
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,12 +180,19 @@ def test_transport_averages_the_modes_of_a_target_that_cannot_be_held():
     assert (kept["transport"] < 0.35).all()
 
 
+def test_without_its_library_transport_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ott.geometry.geometry", None)
+    with pytest.raises(ImportError, match=r'pip install "kltarget\[transport\]"'):
+        losses.sinkhorn(np.ones((2, 2)))
+
+
 def test_what_a_fit_refuses():
     policy = MarkovPolicy(2, 2, 0)
     starts, target = starts_of(policy, 3), logs([0.25] * 4)
-    options = {"learning_rate": 0.1, "num_steps": 1}
+    options: dict[str, Any] = {"learning_rate": 0.1, "num_steps": 1}
+    name: Any = "kl"
     with pytest.raises(TypeError, match="loss must be a function"):
-        imitate(policy, starts, target, "kl", **options)
+        imitate(policy, starts, target, name, **options)
     with pytest.raises(ValueError, match="loss must give one number"):
         imitate(policy, starts, target, lambda q, p, x: q - p, **options)
     one = jax.tree.map(lambda x: x[0], starts)

@@ -39,7 +39,7 @@ class MarkovPolicy(Sequential):
         True
     """
 
-    vocab_size: int
+    vocab_size: int | tuple[int, ...]
     length: int
     order: int = 1
     eos: int | None = None
@@ -58,11 +58,11 @@ class MarkovPolicy(Sequential):
     @property
     def num_contexts(self) -> int:
         """Number of contexts of each position, ``V**order``."""
-        return self.vocab_size**self.order
+        return self.max_size**self.order
 
     def init(self, *, key: PRNGKeyArray) -> dict[str, Array]:
         """Normally distributed logits of standard deviation ``init_scale``."""
-        shape = (self.length, self.num_contexts, self.vocab_size)
+        shape = (self.length, self.num_contexts, self.max_size)
         return {"logits": self.init_scale * jax.random.normal(key, shape)}
 
     def _start(self, params: Any) -> tuple[Array, Array]:
@@ -72,7 +72,7 @@ class MarkovPolicy(Sequential):
         self, params: Any, state: tuple[Array, Array], tokens: Array, depth: Any
     ) -> tuple[Array, Array]:
         position, context = state
-        longer = context * self.vocab_size + tokens.astype(jnp.int32)
+        longer = context * self.max_size + tokens.astype(jnp.int32)
         return position + 1, longer % self.num_contexts
 
     def _logits(self, params: Any, state: tuple[Array, Array]) -> Array:

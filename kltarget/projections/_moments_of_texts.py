@@ -42,7 +42,7 @@ def moment_projection_on_automaton(
     reference: MarkovReference,
     automaton: Automaton | Sequence[Automaton],
     features: Any,
-    moments: ArrayLike,
+    moments: ArrayLike | Any,
     *,
     length: int,
 ) -> TextProjection:

@@ -24,7 +24,7 @@ def imitate(
     log_target: Float[Array, "*batch A"],
     loss: Callable[[Array, Array, Array], Array],
     *,
-    parameter: ArrayLike = 1.0,
+    parameter: ArrayLike | Any = 1.0,
     learning_rate: ArrayLike,
     num_steps: int,
     **options: Any,

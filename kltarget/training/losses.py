@@ -127,9 +127,9 @@ def sinkhorn(cost: ArrayLike, *, debiased: bool = True) -> Callable[[Array, Arra
         with warnings.catch_warnings():
             # ott-jax asks for a solver that is no longer looked after and is not used here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            from ott.geometry.geometry import Geometry
-            from ott.problems.linear.linear_problem import LinearProblem
-            from ott.solvers.linear.sinkhorn import Sinkhorn
+            from ott.geometry.geometry import Geometry  # pyright: ignore[reportMissingImports]
+            from ott.problems.linear.linear_problem import LinearProblem  # pyright: ignore[reportMissingImports]
+            from ott.solvers.linear.sinkhorn import Sinkhorn  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError('sinkhorn needs ott-jax: pip install "kltarget[transport]"') from None
     # The derivative of the optimum is that at fixed potentials: there is nothing to solve for it.
