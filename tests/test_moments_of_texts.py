@@ -160,6 +160,30 @@ def test_f_dpg_descends_the_gradients_of_the_bank(slug):
     np.testing.assert_allclose(step, want, atol=64 * eps(DTYPE) * 4)
 
 
+@pytest.mark.broad
+def test_rl_with_a_penalty_and_distributional_control_are_one_descent():
+    """Claim: f-DPG unifies RL with KL penalties and generation with distributional control (arXiv
+    2302.08215).
+
+    Holds: with reverse KL each of its steps towards the constrained law is one of RL with the
+    reward log p/π_ref at β = 1.
+    """
+    law = moment_projection_on_automaton(MODEL, WORDS, VALUES[:2], [0.6, 0.3], length=4).target
+    texts = jnp.asarray(list(np.ndindex(*(2,) * 4)))
+    log_target, log_ref = (jax.nn.log_softmax(x.log_prob(texts)) for x in (law, MODEL))
+    reward = law.states.objective.reward[law.automaton.run(texts)]
+    np.testing.assert_allclose(reward, log_target - log_ref, atol=1e-5)
+    policy = MarkovPolicy(2, 4, 1)
+    params = policy.init(key=jax.random.key(0))
+    options = {"learning_rate": 0.5, "num_steps": 20, "optimizer": optax.sgd, "history_every": None}
+    toward = f_dpg(policy, params, log_target, kt.ReverseKL(), **options)
+    penalised = kt.fine_tune(
+        policy, params, reward, kt.Recipe(), beta=1.0, log_ref=log_ref, **options
+    )
+    assert float(jnp.abs(toward.params["logits"] - params["logits"]).max()) > 0.1
+    np.testing.assert_allclose(toward.params["logits"], penalised.params["logits"], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_every_divergence_leads_to_the_constrained_texts():
     """Claim: any f-divergence can approximate any target distribution that can be evaluated (arXiv
