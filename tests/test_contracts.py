@@ -336,6 +336,12 @@ CONTRACTS: dict[str, Contract] = {
         ),
         narrow=None,
     ),
+    "sampling_risk": Contract(
+        lambda log_target: kt.projections.sampling_risk(log_target, 50).divergence_value,
+        (LOG_REF,),
+        (Bad(lambda: kt.projections.sampling_risk(LOG_REF[0], 0), ValueError, "num_samples"),),
+        narrow=None,
+    ),
     "moment_projection": Contract(
         lambda log_ref, moments: (
             (
@@ -618,6 +624,9 @@ CONTRACTS: dict[str, Contract] = {
         differentiable=False,
         traced=False,
     ),
+    "MarkovPolicy": policy_contract(
+        policies.MarkovPolicy(2, 2, 1), lambda size: policies.MarkovPolicy(size, 2, 1)
+    ),
     "TabularPolicy": policy_contract(TABULAR, lambda size: kt.TabularPolicy(size, 2)),
     "GRUPolicy": policy_contract(kt.GRUPolicy(2, 2, width=3), lambda size: kt.GRUPolicy(size, 2)),
     "Tempered": policy_contract(
@@ -728,6 +737,10 @@ NOT_OF_ARRAYS = {
     "MixtureFit": "what fit_mixture returns",
     "MixtureTarget": "what tilt returns",
     "MomentProjection": "what moment_projection returns",
+    "imitate": "training of policies in one program",
+    "SamplingRisk": "what sampling_risk returns",
+    "TextProjection": "what moment_projection_on_automaton returns",
+    "moment_projection_on_automaton": "moment_projection and solve_on_automaton in one",
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
     "PreferenceTarget": "what preference_target returns",

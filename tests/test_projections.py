@@ -97,6 +97,34 @@ def test_moments_on_an_edge_use_that_face_only():
 
 
 @pytest.mark.broad
+def test_constraints_on_very_many_outcomes_need_no_programme(monkeypatch):
+    """Pointwise and distributional ones at once, and a face that few kinds of outcomes span."""
+    rng = np.random.default_rng(0)
+    ref = rng.dirichlet(np.ones(100_000))
+    features = np.stack([*(rng.uniform(size=(3, ref.size)) < 0.3), rng.normal(size=ref.size)], 1)
+    asked = np.array([1.0, 0.0, 0.5, 0.4], DTYPE)
+    allowed = (features[:, 0] == 1) & (features[:, 1] == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("kltarget.projections._moments.linprog", None)
+        p = moments_of(features, asked, ref)
+    assert int(p.status) == kt.Status.TRUNCATED
+    assert np.isneginf(numbers(p.log_probs)[~allowed]).all()
+    probs = np.exp(numbers(p.log_probs))
+    np.testing.assert_allclose(probs @ features, asked.astype(float), atol=64 * eps(DTYPE))
+    tilt = (
+        numbers(p.log_probs)[allowed]
+        - np.log(ref[allowed])
+        - features[allowed] @ numbers(p.multipliers)
+    )
+    np.testing.assert_allclose(tilt, tilt.mean(), atol=128 * eps(DTYPE))
+    # Either of two features, never both, and always one: a face that is no feature's end.
+    either = features[:, :2]
+    q = moments_of(either, [0.5, 0.5], np.where(either.all(1), 0, ref) / ref[~either.all(1)].sum())
+    assert int(q.status) == kt.Status.TRUNCATED
+    assert np.isneginf(numbers(q.log_probs)[either.sum(1) != 1]).all()
+
+
+@pytest.mark.broad
 def test_moments_just_off_the_boundary_are_in_the_interior():
     ref = np.array([0.5, 0.3, 0.2])
     p = moments_of([[0.0], [1.0], [2.0]], [[1e-9], [0.0], [1e-5]], ref)

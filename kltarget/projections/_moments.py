@@ -149,16 +149,19 @@ def moment_projection(
     log_ref, features, moments = given.values()
     _require_shapes(log_ref, features, moments)
     concrete = not checks.traced(log_ref, features, moments)
-    if concrete:
-        _check_values(log_ref, features, moments)
-    found = _project(log_ref, log_ref, features, moments)
     if not concrete:
-        return found
-    support, moved, faces = _faces(found, log_ref, features, moments)
+        return _project(log_ref, log_ref, features, moments)
+    _check_values(log_ref, features, moments)
+    held, faces = _at_ends(log_ref, features, moments)
+    restricted = jnp.where(jnp.asarray(held), log_ref, -jnp.inf) if faces.any() else log_ref
+    found = _project(restricted, log_ref, features, moments)
+    support, moved, further = _faces(found, restricted, features, moments)
+    faces = faces | further
     if not faces.any():
         return found
-    restricted = jnp.where(jnp.asarray(support), found.log_ref, -jnp.inf)
-    found = _project(restricted, log_ref, features, jnp.asarray(moved, moments.dtype))
+    if further.any():
+        restricted = jnp.where(jnp.asarray(support), found.log_ref, -jnp.inf)
+        found = _project(restricted, log_ref, features, jnp.asarray(moved, moments.dtype))
     truncated = flag(jnp.asarray(faces), Status.TRUNCATED)
     return dataclasses.replace(found, status=found.status | truncated)
 
@@ -297,6 +300,36 @@ def _pythagorean_gap(log_ref: Array, log_probs: Array, log_q: Array) -> Array:
     return (gap + lost.sum(-1)).astype(log_probs.dtype)
 
 
+def _at_ends(log_ref: Array, features: Array, moments: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Per row, which outcomes are left where means are a feature's least or greatest value.
+
+    Such a mean needs every outcome to have that value, as pointwise constraints do, and no
+    programme is needed to see it. Others become ends among the outcomes that are left.
+    """
+    batch = jnp.broadcast_shapes(log_ref.shape[:-1], moments.shape[:-1])
+    phi = np.asarray(features)
+    asked = np.broadcast_to(np.asarray(moments), (*batch, phi.shape[1]))
+    on = np.asarray(log_ref) > -np.inf
+    low, high = (f(phi, axis=0) for f in (np.min, np.max))
+    faces = np.zeros(batch, bool)
+    if on.all() and not ((asked == low) | (asked == high)).any():
+        return on, faces
+    held = np.broadcast_to(on, (*batch, len(phi))).copy()
+    for row in np.ndindex(*batch):
+        left = np.flatnonzero(held[row])
+        while len(left):
+            inside = phi[left]
+            end = (inside.min(0) == asked[row]) | (inside.max(0) == asked[row])
+            kept = (inside[:, end] == asked[row][end]).all(1)
+            if kept.all() or not kept.any():
+                break
+            left = left[kept]
+            faces[row] = True
+        held[row] = False
+        held[(*row, left)] = True
+    return held, faces
+
+
 def _faces(
     found: MomentProjection, log_ref: Array, features: Array, moments: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -325,7 +358,10 @@ def _faces(
     for at in np.argwhere(~settled):
         row = tuple(int(i) for i in at)
         on = np.flatnonzero(support[row])
-        usable, moved[row] = _face(phi[on], moved[row], eps, row)
+        # Outcomes of the same features are all usable or none is.
+        kinds, kind = np.unique(phi[on], axis=0, return_inverse=True)
+        usable, moved[row] = _face(kinds, moved[row], eps, row)
+        usable = usable[kind.ravel()]
         faces[row] = not usable.all()
         support[(*row, on)] = usable
     return support, moved, faces

@@ -1,6 +1,6 @@
 """Gradient-based training of small policies; knows nothing of closed forms."""
 
-from kltarget.training import estimators
+from kltarget.training import estimators, losses
 from kltarget.training._bandit_play import BanditPlay, bandit_play
 from kltarget.training._chain_training import ChainRun, fine_tune_chain
 from kltarget.training._distillation import Distillation, distill
@@ -8,6 +8,7 @@ from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
 from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
 from kltarget.training._game_iterations import GamePath, mirror_prox, nash_md
+from kltarget.training._imitate import imitate
 from kltarget.training._mdp_training import MDPRun, fine_tune_mdp
 from kltarget.training._mirror import MirrorAscent, mirror_ascent
 from kltarget.training._optimistic_play import OptimisticPlay, optimistic_play
@@ -45,6 +46,8 @@ __all__ = [
     "fine_tune_mdp",
     "fine_tune_on_texts",
     "fit",
+    "imitate",
+    "losses",
     "mirror_ascent",
     "mirror_descent_vi",
     "mirror_prox",

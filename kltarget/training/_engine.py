@@ -309,6 +309,7 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
     num_runs, motion = runs["learning_rate"].shape[0], program.method.motion
 
     def start(_: Any, run: Any, params: Any) -> Any:
+        params = run.get("start", params)
         with jax.numpy_dtype_promotion("standard"):
             opt_state = program.optimizer(run["learning_rate"]).init(params)
         reused = program.method.updates_per_batch > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -221,6 +222,19 @@ class PseudoReward(Method):
         recipe = Recipe(place="none", baseline="leave-one-out")
         weights = jnp.exp(log_probs) if key is None else None
         return estimators.surrogate(recipe, table, table, reward, 0.0, weights).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses(Method):
+    """Descent of a loss of whole distributions, by its exact gradient."""
+
+    loss: Callable[[Array, Array, Array], Array]
+    batch_size: int | None = None
+
+    def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
+        """See :class:`kltarget.training._engine.Method`."""
+        log_probs = program.outcomes.log_probs(params)
+        return -self.loss(log_probs, facts["log_ref"], facts["parameter"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,8 +40,12 @@ def to_target(
     num_steps: int,
     key: Any,
     options: dict[str, Any],
+    own: dict[str, Any] | None = None,
 ) -> Run:
-    """Runs towards given distributions, which take the place of the reference."""
+    """Runs towards given distributions, which take the place of the reference.
+
+    What each run has of its ``own`` besides, as arrays that lead with the batch axes.
+    """
     chosen, outcomes = Options(**options), outcomes_of(policy)
     off_grid = functions(method, outcomes, params, log_target=log_target)
     log_target = distribution(outcomes, log_target, "log_target")
@@ -51,7 +55,7 @@ def to_target(
     shared |= off_grid
     numbers = {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers)
-    return train_runs(*problem, num_steps, key, chosen, log_target=log_target)
+    return train_runs(*problem, num_steps, key, chosen, log_target=log_target, own=own)
 
 
 def shared_arrays(
@@ -134,6 +138,7 @@ def train_runs(
     *,
     num_modes: int = 0,
     log_target: Any = None,
+    own: dict[str, Any] | None = None,
     recipe: Recipe | None = None,
     positive_beta: bool = False,
 ) -> Any:
@@ -152,6 +157,8 @@ def train_runs(
         shapes["key"] = runs["key"].shape
     if log_target is not None:
         shapes["log_target"] = log_target.shape[:-1]
+    for name, x in (own or {}).items():
+        shapes[name] = x.shape if hasattr(x, "shape") else jax.tree.leaves(x)[0].shape[:1]
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     with worded(f"the batch axes of {listed} do not broadcast"):
         batch = jnp.broadcast_shapes(*shapes.values())
@@ -159,6 +166,14 @@ def train_runs(
     if log_target is not None:
         wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))
         runs["log_ref"] = wide.reshape(-1, log_target.shape[-1])
+    for name, x in (own or {}).items():
+        axes = len(shapes[name])
+        runs[name] = jax.tree.map(
+            lambda y, axes=axes: jnp.broadcast_to(y, (*batch, *y.shape[axes:])).reshape(
+                -1, *y.shape[axes:]
+            ),
+            x,
+        )
     regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
     runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
     steps = min(options.history_every or 100, num_steps)

@@ -1,0 +1,209 @@
+"""Laws over texts with given moments, against all texts listed and the dual maximised by SciPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import DTYPES, assert_reference, eps, reference
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+
+import kltarget as kt
+from kltarget.policies import MarkovPolicy, TabularPolicy
+from kltarget.projections import moment_projection_on_automaton
+from kltarget.spaces import Automaton, MarkovReference, SequenceSpace
+from kltarget.training import f_dpg
+
+DTYPE = DTYPES[0]
+LENGTH = 7
+MODEL = MarkovReference.fit(["abab", "aabb", "bbab", "abba"], smoothing=1.0)
+OTHER = MarkovReference.fit(["aaba", "baab", "aaaa"], smoothing=1.0)
+WORDS = [Automaton.from_words([word], "ab") for word in ("bab", "aa")]
+COUNT = Automaton.counter([1], 2, most=LENGTH)
+PARTS = [*WORDS, COUNT]
+VALUES = [WORDS[0].accepting, WORDS[1].accepting, np.arange(LENGTH + 1.0)]
+TEXTS = np.array(list(np.ndindex(*(2,) * LENGTH)))
+STRINGS = ["".join("ab"[t] for t in text) for text in TEXTS]
+PHI = np.array([["bab" in x, "aa" in x, x.count("b")] for x in STRINGS], float)
+
+
+@functools.cache
+def projected(*moments, model=MODEL):
+    asked = jnp.asarray(moments, DTYPE)
+    return moment_projection_on_automaton(model, PARTS, VALUES, asked, length=LENGTH)
+
+
+def listed(model):
+    return np.asarray(model.log_prob(TEXTS), np.float64)
+
+
+def by_dual(log_ref, moments):
+    """The tilt of listed texts whose multipliers maximise ``η·μ − log Z``."""
+    found = minimize(
+        lambda eta: logsumexp(log_ref + PHI @ eta) - eta @ moments,
+        np.zeros(PHI.shape[1]),
+        jac=lambda eta: softmax(log_ref + PHI @ eta) @ PHI - moments,
+        tol=1e-12,
+    )
+    return found.x, softmax(log_ref + PHI @ found.x)
+
+
+def kl(p, q):
+    on = p > 0
+    return float((p[on] * np.log(p[on] / q[on])).sum())
+
+
+def test_laws_over_texts_are_those_of_the_dual_over_all_texts():
+    moments = np.array([0.5, 0.7, 4.0])
+    p = projected(*moments)
+    eta, wanted = by_dual(listed(MODEL), moments)
+    np.testing.assert_allclose(p.states.multipliers, eta, atol=2e-5)
+    np.testing.assert_allclose(jnp.exp(p.target.log_prob(TEXTS)), wanted, atol=1e-6)
+    assert float(p.target.divergence_value) == pytest.approx(
+        kl(wanted, np.exp(listed(MODEL))), rel=1e-4
+    )
+    np.testing.assert_allclose(p.target.expectation(p.features), moments, atol=32 * eps(DTYPE) * 4)
+    assert abs(float(p.target.value)) < 64 * eps(DTYPE)
+
+
+def test_pythagoras_holds_over_texts():
+    """Claim: of all laws over texts that meet the constraints the projection is the closest to the
+    model, KL(q‖a) = KL(q‖p) + KL(p‖a) (arXiv 2012.11635).
+
+    Holds: with pointwise and distributional constraints at once and exact partition functions.
+    """
+    for moments in ((0.5, 0.7, 4.0), (1.0, 0.3, 4.0)):
+        p, q = (np.exp(listed(projected(*moments, model=m).target)) for m in (MODEL, OTHER))
+        ref = np.exp(listed(MODEL))
+        np.testing.assert_allclose(q @ PHI, moments, atol=1e-5)
+        assert kl(q, p) > 0.01
+        assert kl(q, ref) == pytest.approx(kl(q, p) + kl(p, ref), rel=1e-4)
+
+
+@pytest.mark.broad
+def test_a_pointwise_constraint_conditions_the_reference():
+    word, length = WORDS[0], 200
+    rare = MarkovReference.fit(["aaab", "aaaa"], smoothing=0.1)
+    p = moment_projection_on_automaton(rare, word, word.accepting, [1.0], length=length)
+    flat = kt.solve_on_automaton(
+        rare, word, word.accepting, 1.0, length=length
+    ).states.objective.log_ref
+    log_chance = float(logsumexp(np.asarray(flat, np.float64)[word.accepting]))
+    assert float(p.target.divergence_value) == pytest.approx(-log_chance, rel=1e-4)
+    drawn = p.target.sample(key=jax.random.key(0), num_samples=20)
+    assert all("bab" in text for text in rare.spell(drawn))
+    ratio = p.target.log_prob(drawn) - rare.log_prob(drawn)
+    np.testing.assert_allclose(ratio, -log_chance, rtol=1e-3, atol=1e-3)
+    assert int(p.states.status) == kt.Status.TRUNCATED
+
+
+@pytest.mark.broad
+def test_derivatives_of_the_distance_are_the_multipliers():
+    def distance(moments):
+        found = moment_projection_on_automaton(MODEL, PARTS, VALUES, moments, length=LENGTH)
+        return found.target.divergence_value
+
+    moments = jnp.asarray([0.5, 0.7, 4.0], DTYPE)
+    np.testing.assert_allclose(
+        jax.grad(distance)(moments), projected(0.5, 0.7, 4.0).states.multipliers, rtol=1e-3
+    )
+
+
+def test_what_a_projection_of_texts_refuses():
+    project = functools.partial(moment_projection_on_automaton, MODEL, length=LENGTH)
+    with pytest.raises(ValueError, match=r"cannot be had.*nearest"):
+        project(PARTS, VALUES, [0.5, 0.5, 9.0])
+    with pytest.raises(ValueError, match=r"features\[1\] has shape \(8,\).* 4 states|3 states"):
+        project(WORDS, [VALUES[0], VALUES[2]], [0.5, 0.5])
+    with pytest.raises(TypeError, match="features must be a list of 2 arrays"):
+        project(WORDS, VALUES[0], [0.5, 0.5])
+    with pytest.raises(ValueError, match="automaton must be one or more"):
+        project([], [], [0.5])
+
+
+SLUGS = {
+    "kl_p_pi": kt.ForwardKL(),
+    "kl_pi_p": kt.ReverseKL(),
+    "js": kt.JensenShannon(),
+    "tv": kt.TotalVariation(),
+    "chi2_p_pi": kt.NeymanChiSquared(),
+    "chi2_pi_p": kt.ChiSquared(),
+}
+
+
+@pytest.mark.parametrize(
+    "slug", [pytest.param(x, marks=[pytest.mark.broad] * (x != "js")) for x in SLUGS]
+)
+def test_f_dpg_descends_the_gradients_of_the_bank(slug):
+    """One step of plain gradient descent, from the bank's policy towards its target."""
+    name = f"fdpg-{slug}"
+    given = reference(name)["inputs"]
+    tilted = np.log(given["ref"]) + np.array(given["R"]) / given["beta"]
+    target = jnp.asarray(tilted - logsumexp(tilted), DTYPE)
+    logits = jnp.log(jnp.asarray(given["pi"], DTYPE))
+    assert_reference(name, SLUGS[slug](logits, target), "divergence", DTYPE, ulps=256)
+    run = f_dpg(
+        TabularPolicy(5, 1),
+        {"logits": logits[None]},
+        target,
+        SLUGS[slug],
+        learning_rate=1.0,
+        num_steps=1,
+        optimizer=optax.sgd,
+        gradient_tol=0.0,
+    )
+    step = logits - run.params["logits"].reshape(5)
+    want = np.array(reference(name)["expected"]["grad"])
+    np.testing.assert_allclose(step, want, atol=64 * eps(DTYPE) * 4)
+
+
+@pytest.mark.broad
+def test_rl_with_a_penalty_and_distributional_control_are_one_descent():
+    """Claim: f-DPG unifies RL with KL penalties and generation with distributional control (arXiv
+    2302.08215).
+
+    Holds: with reverse KL each of its steps towards the constrained law is one of RL with the
+    reward log p/π_ref at β = 1.
+    """
+    law = moment_projection_on_automaton(MODEL, WORDS, VALUES[:2], [0.6, 0.3], length=4).target
+    texts = jnp.asarray(list(np.ndindex(*(2,) * 4)))
+    log_target, log_ref = (jax.nn.log_softmax(x.log_prob(texts)) for x in (law, MODEL))
+    reward = law.states.objective.reward[law.automaton.run(texts)]
+    np.testing.assert_allclose(reward, log_target - log_ref, atol=1e-5)
+    policy = MarkovPolicy(2, 4, 1)
+    params = policy.init(key=jax.random.key(0))
+    options = {"learning_rate": 0.5, "num_steps": 20, "optimizer": optax.sgd, "history_every": None}
+    toward = f_dpg(policy, params, log_target, kt.ReverseKL(), **options)
+    penalised = kt.fine_tune(
+        policy, params, reward, kt.Recipe(), beta=1.0, log_ref=log_ref, **options
+    )
+    assert float(jnp.abs(toward.params["logits"] - params["logits"]).max()) > 0.1
+    np.testing.assert_allclose(toward.params["logits"], penalised.params["logits"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_divergence_leads_to_the_constrained_texts():
+    """Claim: any f-divergence can approximate any target distribution that can be evaluated (arXiv
+    2302.08215).
+
+    Holds with a correction: all end at the target where the policies can express it; policies of
+    independent tokens end elsewhere, and under each divergence at another law.
+    """
+    target = moment_projection_on_automaton(MODEL, WORDS, VALUES[:2], [0.6, 0.3], length=4).target
+    space = SequenceSpace(2, 4)
+    log_target = jax.nn.log_softmax(target.log_prob(jnp.asarray(list(np.ndindex(*(2,) * 4)))))
+    ends = {}
+    for policy in (TabularPolicy(2, 4), MarkovPolicy(2, 4, 0)):
+        params = policy.init(key=jax.random.key(0))
+        for divergence in (kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon()):
+            options = {"learning_rate": 0.1, "num_steps": 600, "history_every": 600}
+            run = f_dpg(policy, params, log_target, divergence, **options)
+            law = space.joint(policy.conditionals(run.params, space))
+            ends[policy.__class__, divergence.slug] = float(kt.kl(log_target, law))
+    assert max(x for (kind, _), x in ends.items() if kind is TabularPolicy) < 1e-4
+    elsewhere = sorted(x for (kind, _), x in ends.items() if kind is MarkovPolicy)
+    assert elsewhere[0] == ends[MarkovPolicy, "forward-kl"] > 0.2
+    assert min(np.diff(elsewhere)) > 0.01
