@@ -274,7 +274,7 @@ def test_verification_confirms_and_can_fail(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_transformer_that_looks_back_learns_dates_in_a_few_steps():
+def test_a_transformer_learns_dates_in_a_few_steps():
     options = {"policies": ["transformer"], "beta": [0.1], "num_measured": 1024}
     options |= {"num_steps": 60, "learning_rate": 0.01}
     (run,) = verify_texts("dates", key=jax.random.key(0), **options).runs
