@@ -255,7 +255,8 @@ class Preferences(Method):
             # Each pair counts in both orders, of which this sum has one.
             return 2 * jnp.sum(share[:, None] * share[None] * preferred * agreement)
         draw_key, label_key = jax.random.split(key)
-        outcomes, num = program.outcomes, self.batch_size or 0
+        outcomes: Any = program.outcomes
+        num = self.batch_size or 0
         if self.pairs == "policy":
             samples = outcomes.sample(lax.stop_gradient(params), draw_key, 2 * num)
             which = outcomes.space.index(samples)
@@ -309,13 +310,13 @@ class Preferences(Method):
 
     def _by_tokens(self, program: Program, params: Any, facts: Any) -> tuple[Array, Array]:
         """Weighted log ratios of the tokens, with the KL from the reference before each of them."""
-        log_ref, sizes = facts["token_log_ref"], program.outcomes.space.sizes
-        table = program.outcomes.table(params)
+        outcomes: Any = program.outcomes
+        log_ref, table = facts["token_log_ref"], outcomes.table(params)
         asked = facts["possible"][:, None] & (log_ref > -jnp.inf)
         ratio = jnp.where(asked, table, 0.0) - jnp.where(asked, log_ref, 0.0)
         margin = (facts["ratio_weight"] * ratio).sum(-1)
         before, nodes = jnp.zeros_like(margin), 1
-        for t, size in enumerate(sizes):
+        for t, size in enumerate(outcomes.space.sizes):
             levels = (x[:, t].reshape(nodes, size, -1)[..., 0] for x in (table, log_ref))
             log_prob, known = levels
             some = known > -jnp.inf
