@@ -22,7 +22,7 @@ from kltarget._core.checks import (
 )
 from kltarget._core.numerics import log_sum_exp
 from kltarget._core.pytrees import register
-from kltarget.divergences import Scaled
+from kltarget.divergences import ReverseKL, Scaled
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
@@ -185,6 +185,58 @@ class AutomatonTarget(Optimum):
         values = log_values(product, log_ratio, length=self.length)
         values = jnp.concatenate([values[1:], self._values(0, log_ratio)[None]])
         return _next_log_probs(product, values, nodes)
+
+    def token_advantages(self, x: ArrayLike) -> Float[Array, "... T"]:
+        """What each token of texts adds to the soft value, ``β log(π/π_ref)`` of the token.
+
+        With reverse KL the value before a token is ``V(s) = β log E_ref[e^{reward/β} | s]``, and a
+        token's advantage what it changes: ``V(sa) − V(s)``, with what the step itself earns. Along
+        a text they add up to its reward less :attr:`value`: rewards of steps in place of one at the
+        end, of which every token has its own and expects no more.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Advantages in reward units, shape ``[*batch, ..., T]``; ``-inf`` at tokens that lead to
+            forbidden texts alone, NaN at those that the reference cannot produce and after either.
+
+        Raises:
+            ValueError: the divergence is not reverse KL, for others of which a text's log ratio is
+                not its reward.
+
+        Example:
+            >>> import kltarget as kt
+            >>> from kltarget.spaces import Automaton, MarkovReference
+            >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+            >>> found = Automaton.from_words(["aa"], "ab")
+            >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.5, length=4)
+            >>> each = target.token_advantages("baab")
+            >>> print([f"{a:.3f}" for a in each], f"{each.sum():.3f} {1 - target.value:.3f}")
+            ['-0.124', '0.088', '0.481', '-0.000'] 0.445 0.445
+
+        References:
+            Rafailov et al., "From r to Q*: Your Language Model is Secretly a Q-Function", 2024,
+            arXiv 2404.12358; Yao, Wang, Zhang, "PRL: Process Reward Learning Improves LLMs'
+            Reasoning Ability and Broadens the Reasoning Boundary", 2026, arXiv 2601.10201.
+        """
+        objective = self.states.objective
+        own = objective.divergence
+        base = own.base if isinstance(own, Scaled) else own
+        if not isinstance(base, ReverseKL):
+            raise ValueError(
+                f"token_advantages needs a target of reverse KL, not of {own!r}, whose log ratios "
+                "are not rewards: solve with divergence=ReverseKL()"
+            )
+        tokens = whole_texts(self.reference, self.length, x)
+        product = product_of(self.reference, self.automaton)
+        known = product.log_next[walk(product.below, tokens)[..., :-1], tokens]
+        after = self.next_log_probs(tokens)
+        at = jnp.broadcast_to(tokens, after.shape[:-1])[..., None]
+        log_probs = jnp.take_along_axis(after, at, axis=-1)[..., 0]
+        beta = broadcast_fields(objective)[2][..., 0].astype(log_probs.dtype)
+        beta = beta.reshape(*self.status.shape, *(1,) * tokens.ndim)
+        return beta * (log_probs - jnp.broadcast_to(known, log_probs.shape).astype(log_probs.dtype))
 
     def sample(
         self, *, key: Shaped[Array, ""], num_samples: int
