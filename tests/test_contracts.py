@@ -752,7 +752,6 @@ NOT_OF_ARRAYS = {
     "phase_boundaries": "labelled data on one problem",
     "preference_target": "a fit on the host, of a table",
     "preference_targets": "the same of several prompts",
-    "process_rewards": "a table on a log",
     "preset": "choices, as data, with where they were read",
     "presets": "a table",
     "presets_from_toml": "files",

@@ -47,6 +47,7 @@ def texts(step_reward=None, beta=0.3, divergence=None):
     return target, every[possible], reward
 
 
+@pytest.mark.broad
 def test_texts_against_all_of_them():
     for steps in (None, lambda a: np.full((a.num_states, 3), [0.2, -0.1, 0.0], DTYPE)):
         betas = np.array([0.1, 2.0], DTYPE)
