@@ -206,18 +206,23 @@ def test_training_on_drawn_comparisons_ends_near():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("divergence", ["forward KL", "chi-PO"])
-def test_training_on_labelled_rewards_ends_at_the_divergence_s_target(divergence):
+@pytest.mark.parametrize(
+    ("divergence", "pairs"),
+    [("forward KL", "reference"), ("chi-PO", "reference"), ("chi-PO", "policy")],
+)
+def test_training_on_labelled_rewards_ends_at_the_divergence_s_target(divergence, pairs):
     """Claim: f-DPO ends at the target of its divergence (arXiv 2309.16240).
 
-    Holds: for divergences with f′(0) = −∞, which are those it is defined for.
+    Holds: for divergences with f′(0) = −∞, which are those it is defined for, whoever the pairs are
+    drawn from.
     """
     f, _ = SLOPES[divergence]
     reward = np.array([1.0, 0.2, -0.5, 0.7, 0.0], DTYPE)
     policy = TabularPolicy(5, 1)
     params = policy.from_conditionals([LOG_REF[None]])
     options = {"num_steps": 4000, "optimizer": coming_to_rest(4000), "gradient_tol": 0.0}
-    run = dpo(policy, params, reward, beta=0.5, learning_rate=0.05, divergence=f, **options)
+    options |= {"learning_rate": 0.05, "pairs": pairs}
+    run = dpo(policy, params, reward, beta=0.5, divergence=f, **options)
     target = kt.solve(kt.Objective(reward, LOG_REF, 0.5, f))
     assert variation(jnp.exp(run.log_probs), target.probs) < 1e-4
     assert abs(run.gap) < 1e-4
