@@ -266,10 +266,12 @@ def test_the_second_loss_of_tdpo_rests_nearer_to_the_reference():
 
 
 def test_a_mask_of_both_is_the_beta_of_its_prefix():
-    """Claim: token masks weight how much each token's reward and KL count (arXiv 2410.05102).
+    """Claim: token masks weight how much each token's reward and KL count (arXiv 2410.05102,
+    abstract).
 
     Holds with a correction: with one mask for both a token's weight is a factor of β at its prefix,
     so that less weight moves the token farther from the reference; without weight it does not move.
+    Masks are given here and depend on prefixes; of the paper the abstract alone was at hand.
     """
     reward, log_ref = problem(9)
     shares = []
