@@ -608,6 +608,12 @@ CONTRACTS: dict[str, Contract] = {
             "log_ref has shape",
         ),
     ),
+    "token_preference_target": target_contract(
+        lambda *problem: values(implied.token_preference_target(PAIRS, *problem, kl_weight=0.5)),
+        Bad(
+            lambda: implied.token_preference_target(PAIRS, *MISFIT, 1.0), ValueError, "log_ref has"
+        ),
+    ),
     "implied_target": Contract(
         lambda reward, log_ref, beta: values(
             kt.implied_target(K3_IN_GROUPS, reward, log_ref, beta=beta)
@@ -744,6 +750,7 @@ NOT_OF_ARRAYS = {
     "Policy": "a protocol",
     "PowerTarget": "what power_tilt returns",
     "PreferenceTarget": "what preference_target returns",
+    "TokenPreferenceTarget": "what token_preference_target returns",
     "PrefixTree": "sequences, as data",
     "Default": "what installed found of a setting",
     "Explanation": "text, with where it was read",
@@ -945,6 +952,7 @@ def results():
         "PreferenceTarget": implied.preference_target(
             tasks.Preferences([0, 1, 2], [1, 2, 3], [2, 1, 1], [1, 1, 3]), problem[1], 0.5
         ),
+        "TokenPreferenceTarget": implied.token_preference_target(PAIRS, *problem, kl_weight=0.5),
         "MixtureTarget": mixtures.tilt(density, reward, 0.5),
         "PowerTarget": mixtures.power_tilt(density, reward, 0.5),
         "GridTarget": same_nodes(),
@@ -957,6 +965,7 @@ def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
     assert set(classes) == {*results(), "DiscreteTarget"}
     stationary = {"TokenLocalTarget", "ImpliedTarget", "PreferenceTarget"}
+    stationary |= {"TokenPreferenceTarget"}
     assert not any(issubclass(classes[name], targets.Target) for name in stationary)
     for name, target in results().items():
         assert target.raise_if_failed() is target
@@ -1037,6 +1046,7 @@ ALIKE = (
     "reference_limit",
     "solve_on_automaton",
     "token_local_target",
+    "token_preference_target",
 )
 """Rows whose programs are made as those of another row: ForwardKL's, collapse_beta's, solve's."""
 

@@ -16,7 +16,7 @@ import optax
 import pandas as pd
 import pytest
 from hypothesis import given
-from oracles import DTYPES, X64, double_precision, eps
+from oracles import DTYPES, X64, assert_reference, double_precision, eps, reference
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, logit
@@ -33,7 +33,7 @@ from kltarget.tasks import (
     read_reference,
     read_references_by_prompt,
 )
-from kltarget.training import dpo
+from kltarget.training import dpo, sft
 
 DTYPE = DTYPES[0]
 FINE = 256 * eps(DTYPE)
@@ -206,18 +206,23 @@ def test_training_on_drawn_comparisons_ends_near():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("divergence", ["forward KL", "chi-PO"])
-def test_training_on_labelled_rewards_ends_at_the_divergence_s_target(divergence):
+@pytest.mark.parametrize(
+    ("divergence", "pairs"),
+    [("forward KL", "reference"), ("chi-PO", "reference"), ("chi-PO", "policy")],
+)
+def test_training_on_labelled_rewards_ends_at_the_divergence_s_target(divergence, pairs):
     """Claim: f-DPO ends at the target of its divergence (arXiv 2309.16240).
 
-    Holds: for divergences with f′(0) = −∞, which are those it is defined for.
+    Holds: for divergences with f′(0) = −∞, which are those it is defined for, whoever the pairs are
+    drawn from.
     """
     f, _ = SLOPES[divergence]
     reward = np.array([1.0, 0.2, -0.5, 0.7, 0.0], DTYPE)
     policy = TabularPolicy(5, 1)
     params = policy.from_conditionals([LOG_REF[None]])
     options = {"num_steps": 4000, "optimizer": coming_to_rest(4000), "gradient_tol": 0.0}
-    run = dpo(policy, params, reward, beta=0.5, learning_rate=0.05, divergence=f, **options)
+    options |= {"learning_rate": 0.05, "pairs": pairs}
+    run = dpo(policy, params, reward, beta=0.5, divergence=f, **options)
     target = kt.solve(kt.Objective(reward, LOG_REF, 0.5, f))
     assert variation(jnp.exp(run.log_probs), target.probs) < 1e-4
     assert abs(run.gap) < 1e-4
@@ -346,6 +351,156 @@ def test_unanimous_pairs_have_no_target_but_for_ipo():
     ipo = preference_target(pairs, log_ref, 1.0, loss="ipo")
     assert ipo.status == kt.Status.OK
     np.testing.assert_allclose(ipo.reward[1] - ipo.reward[2], 0.5, rtol=FINE)
+
+
+def test_the_losses_of_the_bank():
+    case = reference("fdpo-loss")
+    given, kinds = (
+        case["inputs"],
+        {
+            "alpha1": kt.ReverseKL(),
+            "alpha0": kt.ForwardKL(),
+            "alpha0.5": kt.Alpha(0.5),
+            "js": kt.JensenShannon(),
+            "chi2kl": kt.ChiSquaredKL(),
+        },
+    )
+    for name, f in kinds.items():
+        winner, loser = (float(f.f_prime(jnp.asarray(given[u], DTYPE))) for u in ("u_w", "u_l"))
+        logit_of = given["beta"] * (winner - loser)
+        np.testing.assert_allclose(logit_of, case["expected"][name]["logit"], rtol=FINE)
+        np.testing.assert_allclose(-log_expit(logit_of), case["expected"][name]["loss"], rtol=FINE)
+
+
+def all_pairs(reward, ref):
+    """Every pair as often as two draws of the reference make it, labelled by the reward."""
+    i, j = np.triu_indices(len(reward), 1)
+    rates = expit(reward[i] - reward[j])
+    return Preferences.from_win_rates(i, j, rates, ref[i] * ref[j])
+
+
+def test_ipo_is_the_tilt_by_win_rates():
+    """Claim: with Ψ the identity the optimum is π_ref exp(E[p(y ≻ y′)]/τ) / Z, and IPO's loss has
+    its minimum there (arXiv 2310.12036).
+
+    Holds.
+    """
+    case = reference("ipo")
+    ref, reward = (np.array(case["inputs"][name]) for name in ("ref", "R"))
+    tau, log_ref = case["inputs"]["tau"], np.log(ref).astype(DTYPE)
+    rates = expit(reward[:, None] - reward) @ ref
+    assert_reference("ipo", rates, "win_rates", DTYPE)
+    asked = kt.solve(kt.Objective(rates.astype(DTYPE), log_ref, tau))
+    assert_reference("ipo", asked.probs, "pi", DTYPE)
+    loss = preference_target(all_pairs(reward, ref), log_ref, tau, loss="ipo")
+    assert_reference("ipo", loss.probs, "pi", DTYPE, ulps=256)
+
+
+def test_the_ratios_of_chi_po_grow_at_most_linearly():
+    """Claim: χPO's density ratio is at most of the order of the reward over β, that of reverse KL
+    grows like its exponential (arXiv 2407.13399).
+
+    Holds: π/π_ref ≤ max(1, (r − λ)/β), λ the multiplier.
+    """
+    case = reference("chipo")
+    ref, reward = (np.array(case["inputs"][name]) for name in ("ref", "R"))
+    log_ref = np.log(ref).astype(DTYPE)
+    pairs = all_pairs(reward, ref)
+    found = preference_target(pairs, log_ref, 0.5, divergence=kt.ChiSquaredKL())
+    assert_reference("chipo", found.probs, "pi", DTYPE, ulps=256)
+    ratio = float(jnp.exp(found.log_probs - log_ref).max())
+    np.testing.assert_allclose(ratio, case["expected"]["max_ratio"], rtol=FINE)
+    other = preference_target(pairs, log_ref, 0.5)
+    ratio = float(jnp.exp(other.log_probs - log_ref).max())
+    np.testing.assert_allclose(ratio, case["expected"]["max_ratio_reverse"], rtol=FINE)
+    # An outcome that the reference hardly has, at ever larger rewards.
+    rare, sizes = np.array([np.log1p(-1e-6), np.log(1e-6)], DTYPE), np.array([5.0, 10.0, 20.0])
+    problem = np.stack([np.zeros(3), sizes], -1).astype(DTYPE), rare
+    linear = kt.solve(kt.Objective(*problem, 1.0, kt.ChiSquaredKL()))
+    ratio = np.exp(np.asarray(linear.log_probs, np.float64) - rare)[:, 1]
+    bound = np.asarray(problem[0][:, 1] - linear.multiplier, np.float64)
+    assert (ratio <= bound * (1 + FINE)).all()
+    assert (ratio > 0.5 * bound).all()
+    tilted = kt.solve(kt.Objective(*problem, 1.0))
+    growth = (np.asarray(tilted.log_probs, np.float64) - rare)[:, 1]
+    np.testing.assert_allclose(growth[:2], sizes[:2], atol=0.05)
+
+
+def test_f_dpo_with_a_finite_slope_at_0():
+    """Claim: f-DPO's reparametrisation of rewards by policies needs 0 outside the domain of f′
+    (arXiv 2309.16240).
+
+    Holds with a correction: it fails where the target excludes outcomes; with a finite f′(0) and a
+    β for which the target excludes none the loss still has its minimum there.
+    """
+    reward, f = np.array([0.1, 0.5, 1.0, 0.9, 0.3]), kt.ChiSquared()
+
+    def reached(beta):
+        def of_logits(logits):
+            slopes = np.exp(log_softmax(logits)) / REF - 1
+            return dpo_loss(f_scale * slopes, all_pairs(reward, REF), beta)
+
+        best = LOG_REF.astype(np.float64)
+        for _ in range(3):
+            best = minimize(of_logits, best, method="BFGS", options={"gtol": 1e-10}).x
+        return np.exp(log_softmax(best))
+
+    # Of the same scale as the library's f.
+    f_scale = float(f.f_prime(jnp.asarray(2.0, DTYPE)) - f.f_prime(jnp.asarray(1.0, DTYPE)))
+    for beta, fits in ((2.0, True), (0.05, False)):
+        target = kt.solve(kt.Objective(reward.astype(DTYPE), LOG_REF, beta, f))
+        assert bool(target.status & kt.Status.TRUNCATED) != fits
+        assert (variation(reached(beta), target.probs) < 1e-4) == fits
+    with pytest.raises(ValueError, match="f′\\(0\\) = −∞"):
+        preference_target(all_pairs(reward, REF), LOG_REF, 2.0, divergence=f)
+
+
+@pytest.mark.parametrize("divergence", ["reverse KL", "chi-PO", "forward KL"])
+def test_unanimous_pairs_give_up_the_loser_for_every_such_slope(divergence):
+    """Claim: χPO aligns without overoptimisation (arXiv 2407.13399, title).
+
+    Holds with a correction: it bounds how fast ratios of winners grow; where a pair is unanimous
+    it gives up the loser at every β, as DPO does, for its slope at 0 is infinite too.
+    """
+    f, slope = SLOPES[divergence]
+    once = Preferences([0], [1], [1], [0])
+    for beta in (0.1, 10.0):
+        target = preference_target(once, LOG_REF, beta, divergence=f)
+        assert target.status & kt.Status.NO_TARGET
+        assert target.probs[1] == 0
+        losses = []
+        for k in (1e-2, 1e-4, 1e-8, 1e-16):
+            moved = REF * np.array([1.0, k, 1.0, 1.0, 1.0])
+            losses.append(dpo_loss(slope(moved / moved.sum() / REF), once, beta))
+        assert (np.diff(losses) <= 0).all()
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.broad
+def test_what_supervised_training_rewards():
+    """Claim: supervised fine-tuning is a case of learning an implicit reward, as DPO is, in which
+    the KL from the reference is constant and does not hold the policy (arXiv 2507.00018, abstract).
+
+    Holds: it ends at its data's law p from any start, the target of β log p/π_ref at every β; DPO
+    from there adds its own reward to that one.
+    """
+    data = np.array([0.1, 0.4, 0.2, 0.05, 0.25])
+    policy = TabularPolicy(5, 1)
+    options = {"learning_rate": 0.05, "num_steps": 1500, "gradient_tol": 0.0}
+    options["optimizer"] = coming_to_rest(1500)
+    for start in (LOG_REF, LOG_REF[::-1]):
+        params = policy.from_conditionals([start[None]])
+        run = sft(policy, params, np.log(data).astype(DTYPE), **options)
+        assert variation(jnp.exp(run.log_probs), data) < 1e-4
+    reached = np.asarray(run.log_probs)
+    second = np.array([1.0, 0.0, -0.5, 0.3, 0.0], DTYPE)
+    for beta in (0.3, 2.0):
+        implied = (beta * (reached - LOG_REF)).astype(DTYPE)
+        assert variation(kt.solve(kt.Objective(implied, LOG_REF, beta)).probs, data) < 1e-4
+        then = dpo(policy, run.params, second, beta=beta, **options)
+        both = kt.solve(kt.Objective(implied + second, LOG_REF, beta))
+        assert variation(jnp.exp(then.log_probs), both.probs) < 1e-4
+        assert variation(data, both.probs) > 0.02
 
 
 def test_unanimity_that_a_circle_holds_has_a_target():

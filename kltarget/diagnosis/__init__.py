@@ -5,6 +5,7 @@ from kltarget.diagnosis._diagnose import diagnose
 from kltarget.diagnosis._diagnosis import Diagnosis
 from kltarget.diagnosis._family import FamilyFit, LogRatios, fit_families
 from kltarget.diagnosis._grade import CAUSES, GRADES
+from kltarget.diagnosis._process_rewards import process_rewards
 from kltarget.diagnosis._statement import Featured, Statement
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Statement",
     "diagnose",
     "fit_families",
+    "process_rewards",
 ]

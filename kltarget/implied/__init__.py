@@ -9,16 +9,22 @@ from kltarget.implied._implied_target import (
 )
 from kltarget.implied._preference_target import PreferenceTarget, preference_target
 from kltarget.implied._preference_targets import preference_targets
+from kltarget.implied._token_preference_target import (
+    TokenPreferenceTarget,
+    token_preference_target,
+)
 from kltarget.implied._unregularized_path import unregularized_path
 
 __all__ = [
     "ImpliedTarget",
     "PreferenceTarget",
+    "TokenPreferenceTarget",
     "effective_beta",
     "equivalent_beta",
     "implied_target",
     "preference_target",
     "preference_targets",
     "saturation_beta",
+    "token_preference_target",
     "unregularized_path",
 ]

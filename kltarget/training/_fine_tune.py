@@ -320,6 +320,9 @@ def dpo(
     loss: Literal["dpo", "ipo"] = "dpo",
     label_smoothing: float = 0.0,
     divergence: Divergence | None = None,
+    ratio_weight: ArrayLike | None = None,
+    kl_weight: ArrayLike | None = None,
+    kl_gradient: Literal["both", "loser"] = "both",
     log_ref: ArrayLike | None = None,
     modes: ArrayLike | None = None,
     **options: Any,
@@ -331,6 +334,12 @@ def dpo(
     ``beta · f′(π/π_ref)``, with reverse KL ``beta · log π/π_ref``. With all pairs and any policy at
     hand its optimum is the target of r at beta. IPO instead minimises the square of
     ``f′(π/π_ref)`` of the winner less that of the loser less ``1/(2 beta)``.
+
+    With weights of tokens what is compared is ``Σ_t m_t log π/π_ref(a_t|s_t) + Σ_t d_t
+    KL(π_ref(·|s_t)‖π(·|s_t))``, m the ``ratio_weight`` and d the ``kl_weight``, in place of the log
+    ratio. ``kl_weight=1.0`` makes it TDPO, with ``kl_gradient="loser"`` and any weight TDPO's
+    second loss; masks of tokens make it SparsePO with masks that are given, not learned.
+    :func:`kltarget.implied.token_preference_target` is where it ends.
 
     Args:
         policy: any :class:`Policy`.
@@ -351,6 +360,11 @@ def dpo(
             than ½: the likelihood of the other label counts with this weight. For ``"dpo"`` alone.
         divergence: f of the implied rewards, by default reverse KL; any other makes it f-DPO, and
             :class:`kltarget.ChiSquaredKL` χPO.
+        ratio_weight: weights of the log ratios of tokens, 0 or more, ``[]``, ``[L]`` or ``[V**L,
+            L]``; by default 1. For reverse KL alone.
+        kl_weight: weights of the KL at the prefixes before the tokens, of the same shapes; by
+            default 0. Every step then computes them at all prefixes, with ``batch_size`` too.
+        kl_gradient: ``"loser"`` lets no gradient through the winner's KL.
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``.
         modes: mode labels for the history, as in :func:`fine_tune`.
@@ -387,7 +401,9 @@ def dpo(
         Model", 2023, arXiv 2305.18290. Azar et al., "A General Theoretical Paradigm to Understand
         Learning from Human Preferences", 2023, arXiv 2310.12036 (IPO). Wang et al., "Beyond Reverse
         KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints", 2023,
-        arXiv 2309.16240 (f-DPO).
+        arXiv 2309.16240 (f-DPO). Zeng et al., "Token-level Direct Preference Optimization", 2024,
+        arXiv 2404.11999 (TDPO). Christopoulou et al., "SparsePO: Controlling Preference Alignment
+        of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102.
     """
     known = isinstance(pairs, Preferences)
     if not known and pairs not in ("reference", "policy"):
@@ -410,9 +426,12 @@ def dpo(
     shared, num_modes = _run_setup.shared_arrays(outcomes, params, *given)
     if isinstance(pairs, Preferences):
         shared["given_pairs"] = _run_setup.comparisons(pairs, shared)
+    weights = {"ratio_weight": ratio_weight, "kl_weight": kl_weight}
+    by_token = _run_setup.weights_of_tokens(outcomes, weights, kl_gradient, divergence, shared)
     kind = "given" if known else pairs
     wrong = smoothing_of(label_smoothing, loss)
-    method = _methods.Preferences(positive("batch_size", batch_size), kind, loss, wrong)
+    batch_size = positive("batch_size", batch_size)
+    method = _methods.Preferences(batch_size, kind, loss, wrong, by_token, kl_gradient)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
     return _run_setup.train_runs(*problem, num_modes=num_modes, positive_beta=True)

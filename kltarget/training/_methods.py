@@ -245,6 +245,8 @@ class Preferences(Method):
     pairs: str
     loss: str = "dpo"
     label_smoothing: float = 0.0
+    by_token: bool = False
+    kl_gradient: str = "both"
 
     @property
     def measured_exactly(self) -> bool:
@@ -260,43 +262,84 @@ class Preferences(Method):
             log_probs = program.outcomes.log_probs(params)
             drawn = lax.stop_gradient(log_probs) if self.pairs == "policy" else log_ref
             possible = facts["possible"] & (log_ref > -jnp.inf)
-            slope = _slopes(facts, log_probs, log_ref, possible)
+            winner, loser = self._of_all(program, params, facts, log_probs)
             share = jnp.where(possible, jnp.exp(drawn), 0.0)
             preferred = jax.nn.sigmoid(reward[:, None] - reward[None])
-            agreement = self._agreement(slope[:, None] - slope[None], facts["beta"])
+            agreement = self._agreement(winner[:, None] - loser[None], facts["beta"])
             # Each pair counts in both orders, of which this sum has one.
             return 2 * jnp.sum(share[:, None] * share[None] * preferred * agreement)
         draw_key, label_key = jax.random.split(key)
-        outcomes, num = program.outcomes, self.batch_size or 0
+        outcomes: Any = program.outcomes
+        num = self.batch_size or 0
         if self.pairs == "policy":
             samples = outcomes.sample(lax.stop_gradient(params), draw_key, 2 * num)
-            known = outcomes.look_up(samples, facts)
+            which = outcomes.space.index(samples)
         else:
             which = draw(log_ref, draw_key, 2 * num)
             samples = outcomes.all()[which]
-            known = {name: facts[name][which] for name in ("reward", "log_ref")}
-        log_probs = outcomes.log_probs_of(params, samples).sum(-1)
-        slope = _slopes(facts, log_probs, known["log_ref"], True)
-        first, second = (known["reward"] * facts["reward_scale"]).reshape(2, num)
+        winner, loser = self._of_some(program, params, facts, samples, which)
+        first, second = reward[which].reshape(2, num)
         likely = jax.nn.sigmoid(first - second)
         won = jax.random.uniform(label_key, (num,), likely.dtype) < likely
-        margin = slope[:num] - slope[num:]
-        return self._agreement(jnp.where(won, margin, -margin), facts["beta"]).mean()
+        margin = jnp.where(won, winner[:num] - loser[num:], winner[num:] - loser[:num])
+        return self._agreement(margin, facts["beta"]).mean()
 
     def _on_given(self, program: Program, params: Any, facts: Any, key: Any) -> Array:
         """The mean over given comparisons, or over as many drawn from them."""
-        given, log_ref, outcomes = facts["given_pairs"], facts["log_ref"], program.outcomes
+        given, outcomes = facts["given_pairs"], program.outcomes
         sides, weight = jnp.stack([given["winner"], given["loser"]]), given["weight"]
         if key is None:
-            log_probs = outcomes.log_probs(params)[sides]
+            log_probs = outcomes.log_probs(params)
+            winner, loser = self._of_all(program, params, facts, log_probs)
+            winner, loser = winner[sides[0]], loser[sides[1]]
         else:
             num = self.batch_size or 0
             sides = sides[:, draw(jnp.log(weight), key, num)]
             weight = jnp.full(num, 1 / max(num, 1), weight.dtype)
-            samples = outcomes.all()[sides.reshape(-1)]
-            log_probs = outcomes.log_probs_of(params, samples).sum(-1).reshape(sides.shape)
-        winner, loser = _slopes(facts, log_probs, log_ref[sides], True)
+            which = sides.reshape(-1)
+            scores = self._of_some(program, params, facts, outcomes.all()[which], which)
+            winner, loser = scores[0][:num], scores[1][num:]
         return jnp.sum(weight * self._agreement(winner - loser, facts["beta"]))
+
+    def _of_all(
+        self, program: Program, params: Any, facts: Any, log_probs: Array
+    ) -> tuple[Array, Array]:
+        """What is compared of every sequence, over beta: where it wins and where it loses."""
+        if self.by_token:
+            return self._by_tokens(program, params, facts)
+        possible = facts["possible"] & (facts["log_ref"] > -jnp.inf)
+        slope = _slopes(facts, log_probs, facts["log_ref"], possible)
+        return slope, slope
+
+    def _of_some(
+        self, program: Program, params: Any, facts: Any, samples: Array, which: Array
+    ) -> tuple[Array, Array]:
+        """The same of samples, which are those of these indices."""
+        if self.by_token:
+            winner, loser = self._by_tokens(program, params, facts)
+            return winner[which], loser[which]
+        log_probs = program.outcomes.log_probs_of(params, samples).sum(-1)
+        slope = _slopes(facts, log_probs, facts["log_ref"][which], True)
+        return slope, slope
+
+    def _by_tokens(self, program: Program, params: Any, facts: Any) -> tuple[Array, Array]:
+        """Weighted log ratios of the tokens, with the KL from the reference before each of them."""
+        outcomes: Any = program.outcomes
+        log_ref, table = facts["token_log_ref"], outcomes.table(params)
+        asked = facts["possible"][:, None] & (log_ref > -jnp.inf)
+        ratio = jnp.where(asked, table, 0.0) - jnp.where(asked, log_ref, 0.0)
+        margin = (facts["ratio_weight"] * ratio).sum(-1)
+        before, nodes = jnp.zeros_like(margin), 1
+        for t, size in enumerate(outcomes.space.sizes):
+            levels = (x[:, t].reshape(nodes, size, -1)[..., 0] for x in (table, log_ref))
+            log_prob, known = levels
+            some = known > -jnp.inf
+            apart = jnp.where(some, known, 0.0) - jnp.where(some, log_prob, 0.0)
+            kl = jnp.where(some, jnp.exp(known) * apart, 0.0).sum(-1)
+            before = before + facts["kl_weight"][:, t] * jnp.repeat(kl, len(before) // nodes)
+            nodes *= size
+        held = lax.stop_gradient(before) if self.kl_gradient == "loser" else before
+        return margin + held, margin + before
 
     def _agreement(self, margin: Array, beta: Array) -> Array:
         """What a comparison adds, by the difference of ``f′(π/π_ref)`` of winner and loser."""

@@ -12,9 +12,10 @@ from jaxtyping import Array
 from kltarget._core.checks import mass_tolerance, positive, typed_key, worded
 from kltarget._core.numerics import as_float, working_dtype
 from kltarget._core.pytrees import as_function
-from kltarget.divergences import Divergence
+from kltarget.divergences import Divergence, ReverseKL
 from kltarget.recipes import Recipe
 from kltarget.spaces import Box
+from kltarget.spaces._token_weights import token_weights
 from kltarget.tasks import Preferences
 from kltarget.training._advantages import all_groups
 from kltarget.training._engine import Method, Options, Plan, Program, train
@@ -362,6 +363,33 @@ def comparisons(pairs: Preferences, shared: dict[str, Any]) -> dict[str, Array]:
         "loser": jnp.asarray(loser[counted], jnp.int32),
         "weight": jnp.asarray(share, shared["reward"].dtype),
     }
+
+
+def weights_of_tokens(
+    outcomes: Sequences,
+    weights: dict[str, Any],
+    kl_gradient: str,
+    divergence: Divergence | None,
+    shared: dict[str, Any],
+) -> bool:
+    """Whether pairs are compared token by token; the weights are then among what is shared."""
+    if kl_gradient not in ("both", "loser"):
+        raise ValueError(f"kl_gradient must be one of 'both', 'loser', got {kl_gradient!r}")
+    given = {name: x for name, x in weights.items() if x is not None}
+    if not given:
+        if kl_gradient != "both":
+            raise ValueError("kl_gradient='loser' needs a kl_weight: give one")
+        return False
+    if not isinstance(divergence, (ReverseKL, type(None))):
+        name = next(iter(given))
+        raise ValueError(
+            f"{name} is of the log ratios of tokens, which {divergence.title} does not add up: "
+            "leave out divergence"
+        )
+    for name, by_default in (("ratio_weight", 1.0), ("kl_weight", 0.0)):
+        weight = token_weights(outcomes.space, given.get(name, by_default), name)
+        shared[name] = weight.astype(shared["reward"].dtype)
+    return True
 
 
 def over_outcomes(outcomes: Outcomes, x: Any, name: str, batched: bool = True) -> Array:

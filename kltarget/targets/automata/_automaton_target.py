@@ -6,25 +6,21 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._core.checks import (
-    positive,
-)
+from kltarget._core.checks import positive
 from kltarget._core.pytrees import register
 from kltarget._core.short_repr import short_repr
-from kltarget.divergences import Scaled
+from kltarget.divergences import ReverseKL, Scaled
 from kltarget.objectives._objective import broadcast_fields
 from kltarget.spaces import Automaton, MarkovReference
 from kltarget.spaces._markov_reference import walk
 from kltarget.targets.automata._final_states import log_tilt
 from kltarget.targets.automata._likeliest_texts import likeliest_texts
 from kltarget.targets.automata._policy_sums import policy_sums
-from kltarget.targets.automata._product_walks import (
-    Product,
-    product_of,
-    tilted,
-)
+from kltarget.targets.automata._product_walks import Product, product_of, tilted
+from kltarget.targets.automata._text_arguments import whole_texts
 from kltarget.targets.automata._texts_optimum import TextsOptimum, Walk, log_ratio_of
 from kltarget.targets.discrete import Target, greedy_limit
 
@@ -105,6 +101,58 @@ class AutomatonTarget(TextsOptimum):
         """
         ratio = log_ratio_of(self.states.log_probs, self.states.objective.log_ref)
         return ratio if self.log_total is None else ratio - self._log_total[..., None]
+
+    def token_advantages(self, x: ArrayLike) -> Float[Array, "... T"]:
+        """What each token of texts adds to the soft value, ``β log(π/π_ref)`` of the token.
+
+        With reverse KL the value before a token is ``V(s) = β log E_ref[e^{reward/β} | s]``, and a
+        token's advantage what it changes: ``V(sa) − V(s)``, with what the step itself earns. Along
+        a text they add up to its reward less :attr:`value`: rewards of steps in place of one at the
+        end, of which every token has its own and expects no more.
+
+        Args:
+            x: tokens, integers ``[..., T]``, or strings in the reference's alphabet.
+
+        Returns:
+            Advantages in reward units, shape ``[*batch, ..., T]``; ``-inf`` at tokens that lead to
+            forbidden texts alone, NaN at those that the reference cannot produce and after either.
+
+        Raises:
+            ValueError: the divergence is not reverse KL, for others of which a text's log ratio is
+                not its reward.
+
+        Example:
+            >>> import kltarget as kt
+            >>> from kltarget.spaces import Automaton, MarkovReference
+            >>> reference = MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+            >>> found = Automaton.from_words(["aa"], "ab")
+            >>> target = kt.solve_on_automaton(reference, found, found.accepting, 0.5, length=4)
+            >>> each = target.token_advantages("baab")
+            >>> print([f"{a:.3f}" for a in each], f"{each.sum():.3f} {1 - target.value:.3f}")
+            ['-0.124', '0.088', '0.481', '-0.000'] 0.445 0.445
+
+        References:
+            Rafailov et al., "From r to Q*: Your Language Model is Secretly a Q-Function", 2024,
+            arXiv 2404.12358; Yao, Wang, Zhang, "PRL: Process Reward Learning Improves LLMs'
+            Reasoning Ability and Broadens the Reasoning Boundary", 2026, arXiv 2601.10201.
+        """
+        objective = self.states.objective
+        own = objective.divergence
+        base = own.base if isinstance(own, Scaled) else own
+        if not isinstance(base, ReverseKL):
+            raise ValueError(
+                f"token_advantages needs a target of reverse KL, not of {own!r}, whose log ratios "
+                "are not rewards: solve with divergence=ReverseKL()"
+            )
+        tokens = whole_texts(self.reference, self.length, x)
+        product = product_of(self.reference, self.automaton)
+        known = product.log_next[walk(product.below, tokens)[..., :-1], tokens]
+        after = self.next_log_probs(tokens)
+        at = jnp.broadcast_to(tokens, after.shape[:-1])[..., None]
+        log_probs = jnp.take_along_axis(after, at, axis=-1)[..., 0]
+        beta = broadcast_fields(objective)[2][..., 0].astype(log_probs.dtype)
+        beta = beta.reshape(*self.status.shape, *(1,) * tokens.ndim)
+        return beta * (log_probs - jnp.broadcast_to(known, log_probs.shape).astype(log_probs.dtype))
 
     def likeliest(
         self, number: int = 10
