@@ -1,7 +1,8 @@
-"""What a budget buys: coefficients that meet one, best-of-n, and curves of reward against KL."""
+"""What a budget buys: coefficients that meet one, best-of-n, curves of reward against KL, gains."""
 
 from kltarget.frontier._best_of_n import BestOfN, best_of_n
 from kltarget.frontier._beta_for import beta_for
 from kltarget.frontier._curve import curve
+from kltarget.frontier._success_gain import SuccessGain, success_gain
 
-__all__ = ["BestOfN", "best_of_n", "beta_for", "curve"]
+__all__ = ["BestOfN", "SuccessGain", "best_of_n", "beta_for", "curve", "success_gain"]
