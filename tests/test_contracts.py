@@ -716,6 +716,8 @@ NOT_OF_ARRAYS = {
     "Status": "an enumeration",
     "Summary": "text for people",
     "SummaryRow": "a part of that text",
+    "PerToken": "what per_token returns",
+    "per_token": "a root on the host, of one chain",
     "SuccessGain": "what success_gain returns",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",

@@ -3,6 +3,16 @@
 from kltarget.frontier._best_of_n import BestOfN, best_of_n
 from kltarget.frontier._beta_for import beta_for
 from kltarget.frontier._curve import curve
+from kltarget.frontier._per_token import PerToken, per_token
 from kltarget.frontier._success_gain import SuccessGain, success_gain
 
-__all__ = ["BestOfN", "SuccessGain", "best_of_n", "beta_for", "curve", "success_gain"]
+__all__ = [
+    "BestOfN",
+    "PerToken",
+    "SuccessGain",
+    "best_of_n",
+    "beta_for",
+    "curve",
+    "per_token",
+    "success_gain",
+]
