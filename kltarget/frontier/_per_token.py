@@ -15,7 +15,7 @@ from kltarget._core.pytrees import pytree
 from kltarget.spaces import MarkovReference
 
 _LEAST, _MOST = 1e-9, 500.0
-"""Of 1/β in units of one over the range of the rewards: the range in which β is looked for."""
+"""Least and largest 1/β that are looked at, in units of one over the range of the rewards."""
 _HALVINGS, _IMPROVEMENTS = 64, 100
 
 
