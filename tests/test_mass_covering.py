@@ -62,7 +62,10 @@ def test_what_mass_covering_keeps_at_equal_success(divergence, pass_at_4):
     assert (narrow > before).all()
     assert (wide[1:] > narrow[1:]).all()
     np.testing.assert_allclose([narrow[1], wide[1]], [0.6278, pass_at_4], atol=1e-4)
-    # The hardest prompt gains, the easiest pays.
+    # The hardest prompt gains, however hard it is, the easiest pays.
+    with double_precision():
+        failure = divergence.f_prime_inverse(divergence.slope_at_infinity - 1 / own)
+    np.testing.assert_allclose(covering[0], 1 - float(failure), rtol=1e-4)
     assert covering[0] > 100 * lifted[0]
     assert covering[-1] < lifted[-1]
 

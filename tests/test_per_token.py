@@ -196,6 +196,19 @@ def test_a_rate_by_stirling():
         np.testing.assert_allclose(found.expected_reward, a, rtol=1e-12)
 
 
+def test_cycles_of_equal_rewards():
+    """Staying in any state is best: a small β parts them for good, as far as floats can tell."""
+    loops, p = np.eye(3), 0.999
+    with double_precision():
+        even = chain(np.full((3, 3), 1 / 3), np.float64)
+        found = per_token(even, loops, expected_reward=p)
+        np.testing.assert_allclose(found.expected_reward, p, rtol=1e-12)
+        kl = math.log(3) + p * math.log(p) + (1 - p) * math.log((1 - p) / 2)
+        np.testing.assert_allclose(found.kl, kl, rtol=1e-10)
+        with pytest.raises(ValueError, match="falls apart in double precision"):
+            per_token(even, loops, beta=0.0021)
+
+
 def test_long_texts_that_are_refused():
     sticky = chain(STICKY)
     with pytest.raises(TypeError, match="exactly one of beta, kl, expected_reward, got none"):

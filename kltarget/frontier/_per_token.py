@@ -113,7 +113,13 @@ def per_token(
         shift = 1 / rows
     else:
         shift = _shift_for(chain, name, rows)
-    found = chain.tilted(shift)
+    try:
+        found = chain.tilted(shift)
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            "beta is so small that the tilted chain falls apart in double precision: take a larger "
+            "one"
+        ) from None
     batch, dtype = goal.shape, reference.log_transition.dtype
     shapes = {"log_transition": (*batch, *reference.log_transition.shape)}
     numbers = {
@@ -175,19 +181,19 @@ class _Chain:
 
     def tilted(self, shift: np.ndarray) -> dict[str, np.ndarray]:
         """Numbers of the chain tilted by each of several shifts, ``[N]``."""
-        contexts = len(self.log_next)
         earned = shift[:, None, None] * self.reward
-        bias = np.zeros((len(shift), contexts))
-        cumulant = np.full(len(shift), -np.inf)
+        _, policy, cost = self._improved(earned, np.zeros((len(shift), len(self.log_next))))
+        cumulant, bias = self._evaluated(policy, (policy * earned).sum(-1) - cost)
+        log_policy, policy, cost = self._improved(earned, bias)
         for _ in range(_IMPROVEMENTS):
-            score = self.log_next + earned + bias[:, self.following]
-            log_policy = score - np.logaddexp.reduce(score, axis=-1, keepdims=True)
-            policy, cost = self._of_policy(log_policy)
             gained = (policy * earned).sum(-1) - cost
             before, (cumulant, bias) = cumulant, self._evaluated(policy, gained)
+            log_policy, policy, cost = self._improved(earned, bias)
             if (np.abs(cumulant - before) <= 1e-15 * (1 + np.abs(cumulant))).all():
                 break
         stay = self._stationary(policy)
+        if not (np.isfinite(cumulant) & (stay > -1e-6).all(-1)).all():
+            raise np.linalg.LinAlgError
         return {
             "cumulant": cumulant,
             "expected_reward": (stay * (policy * self.reward).sum(-1)).sum(-1),
@@ -195,8 +201,12 @@ class _Chain:
             "log_transition": log_policy,
         }
 
-    def _of_policy(self, log_policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and the KL of the next token in each context."""
+    def _improved(
+        self, earned: np.ndarray, bias: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best policy for a bias: logarithms, probabilities, and its KL in each context."""
+        score = self.log_next + earned + bias[:, self.following]
+        log_policy = score - np.logaddexp.reduce(score, axis=-1, keepdims=True)
         policy = np.exp(log_policy)
         ratio = np.where(policy > 0, log_policy - np.where(policy > 0, self.log_next, 0.0), 0.0)
         # Of x + e^{−x} − 1, which is 0 or more, little is left of a small x but its series.
@@ -204,14 +214,12 @@ class _Chain:
         x = np.where(small, ratio, 0.0)
         series = x**2 / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7)))))
         direct = policy * ratio - policy + np.exp(self.log_next)
-        return policy, np.where(small, policy * series, direct).sum(-1)
+        return log_policy, policy, np.where(small, policy * series, direct).sum(-1)
 
     def _moves(self, policy: np.ndarray) -> np.ndarray:
         """Probabilities of the next context, ``[N, S, S]``."""
-        number, contexts, _ = policy.shape
-        moves = np.zeros((number, contexts, contexts))
-        np.add.at(moves, (slice(None), np.arange(contexts)[:, None], self.following), policy)
-        return moves
+        to = self.following[..., None] == np.arange(len(self.log_next))
+        return np.einsum("nsv,svt->nst", policy, to)
 
     def _evaluated(self, policy: np.ndarray, gained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Average gain of a policy and its bias, which is 0 in the first context."""
@@ -237,7 +245,14 @@ def _solved(system: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _shift_for(chain: _Chain, name: str, goal: np.ndarray) -> np.ndarray:
     """The 1/β at which what is asked for is met: both grow with it."""
     low, high = (np.full(goal.shape, np.log(x / chain.span)) for x in (_LEAST, _MOST))
-    least, most = (chain.tilted(np.exp(x[:1]))[name][0] for x in (low, high))
+    least = chain.tilted(np.exp(low[:1]))[name][0]
+    while True:
+        try:
+            most = chain.tilted(np.exp(high[:1]))[name][0]
+            break
+        except np.linalg.LinAlgError:
+            # Two cycles of equal rewards, between which the tilted chain no longer moves.
+            high -= np.log(2)
     if name == "kl":
         least = 0.0
     outside = ~((goal > least) & (goal < most))
