@@ -70,8 +70,9 @@ def per_token(
 
     Raises:
         TypeError: not one of the three, but none or several.
-        ValueError: a reference with an ``end``, or whose tokens do not all lead to each other;
-            rewards of another shape, not finite or all equal; what no beta gives.
+        ValueError: a reference with an ``end``, or whose contexts do not all lead to each other;
+            rewards of another shape, not finite or all equal; what no beta gives; a beta below
+            1/500 of the range of the rewards, or at which the tilted chain falls apart into cycles.
 
     Computed on the host in double precision. Not differentiable, and not to be called under a
     trace; ``expected_reward`` is the derivative of ``value/beta`` by ``1/beta``. For what is earned
