@@ -88,6 +88,10 @@ def values(target):
     return target.log_probs, target.multiplier, best, target.expected_reward
 
 
+def gains(found):
+    return found.gain, found.lower, found.upper, found.success, found.best, found.bound_holds_to
+
+
 def drawn_best(best):
     numbers = best.log_probs, best.kl, best.kl_bound, best.expected_reward, best.win_rate
     return *numbers, best.log_prob(2), best.expectation(MODES)
@@ -472,10 +476,16 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "ensemble_reward": Contract(
         lambda r, weight: ensemble_reward(
-            jnp.stack([r, r[..., ::-1]]), "uncertainty", weight=weight
+            jnp.stack([r, r[..., ::-1]]), method="uncertainty", weight=weight
         ),
         (REWARD, BETA),
-        (Bad(lambda: ensemble_reward(REWARD, "median"), ValueError, "method must be one of"),),
+        (
+            Bad(
+                lambda: ensemble_reward(REWARD, method="median"),
+                ValueError,
+                "method must be one of",
+            ),
+        ),
     ),
     "proxy_bound": Contract(
         frontier.proxy_bound,
@@ -497,6 +507,14 @@ CONTRACTS: dict[str, Contract] = {
         lambda r, q: drawn_best(frontier.best_of_n(r, q, 4.0)),
         (REWARD, LOG_REF),
         (Bad(lambda: frontier.best_of_n(*PROBLEM[:2], 0.5), ValueError, "n must be"),),
+    ),
+    "success_gain": Contract(
+        lambda p, b: gains(frontier.success_gain(p, b)),
+        (np.array([0.2, 0.7]), np.array([0.5, 3.0])),
+        (
+            Bad(lambda: frontier.success_gain([0.2, 1.7], 1.0), ValueError, "success .* index 1"),
+            Bad(lambda: frontier.success_gain(0.2, -1.0), ValueError, "beta must be"),
+        ),
     ),
     "beta_for": Contract(
         lambda r, q: frontier.beta_for(REVERSE(r, q, jnp.ones_like(r[..., 0])), kl=0.2),
@@ -773,6 +791,9 @@ NOT_OF_ARRAYS = {
     "Status": "an enumeration",
     "Summary": "text for people",
     "SummaryRow": "a part of that text",
+    "PerToken": "what per_token returns",
+    "per_token": "a root on the host, of one chain",
+    "SuccessGain": "what success_gain returns",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
     "named": "a name, as text",

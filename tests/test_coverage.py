@@ -29,7 +29,7 @@ GRPO = Recipe("loss", "weighted-k3", "token", "mean", normalize="group-std", ddo
 REWARDS = ("zero_std_groups", "pass@1", "pass@k", "diversity", "kept")
 # Every name of a statement: those with intervals, which the simulations below must cover, and
 # those that never have one.
-WITH = {*REWARDS, "effective_beta", "expected_reward", "reference_ratio", "flip_beta"}
+WITH = {*REWARDS, "gradient", "effective_beta", "expected_reward", "reference_ratio", "flip_beta"}
 WITH |= {"effective_modes", "path", "implied_beta"}
 WITHOUT = {"direction", "right_answers", "reference", "favoured", "mara", "family", "distance"}
 WITHOUT |= {"advantages", "answers"}
@@ -100,10 +100,12 @@ SCENARIOS = {
         first_step=True,
     ),
     "normalised": Scenario(
-        *(4, 8, 6, 9, (0.0, 0.5, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
+        *(4, 8, 6, 9, (0.0, 0.5, 1.0), (*REWARDS, "gradient", "effective_beta")),
+        recipe=GRPO,
+        logged=(),
     ),
     "normalised, small groups": Scenario(
-        *(2, 4, 4, 30, (0.0, 1.0), (*REWARDS, "effective_beta")), recipe=GRPO, logged=()
+        *(2, 4, 4, 30, (0.0, 1.0), (*REWARDS, "gradient", "effective_beta")), recipe=GRPO, logged=()
     ),
 }
 
@@ -176,6 +178,11 @@ def truth_of(statement, scenario, truth, frame, found):
     if name == "zero_std_groups":
         equal = [(p * (truth.reward == x)).sum(1) ** size for x in scenario.levels]
         return float(np.mean(np.sum(equal, axis=0)))
+    if name == "gradient":
+        # All late groups of a prompt have equal rewards, not all the same.
+        late = scenario.groups * (scenario.steps - scenario.late_from)
+        masses = [(p * (truth.reward == x)).sum(1) for x in scenario.levels]
+        return float(np.mean(np.sum([x**size for x in masses], axis=0) ** late))
     if name.startswith("pass@"):
         return float((1 - (1 - (p * right).sum(1)) ** int(name[5:])).mean())
     if name == "diversity":

@@ -35,7 +35,7 @@ def test_ensembles_of_the_bank():
         ("worst_case", "worst-case", None),
         ("variance_penalised", "uncertainty", 1.0),
     ):
-        made = ensemble_reward(rewards, method, weight=weight)
+        made = ensemble_reward(rewards, method=method, weight=weight)
         assert_reference("ensembles", target(made, case["beta"]).probs, name, DTYPE)
 
 
@@ -46,18 +46,20 @@ def test_ensembles_forbid_what_a_member_forbids():
         ("worst-case", None, [0.0, 1.0, -INF]),
         ("uncertainty", 2.0, [0.0, 0.0, -INF]),
     ):
-        assert ensemble_reward(rewards, method, weight=weight).tolist() == want
-    rows = ensemble_reward(np.stack([rewards, rewards], 1), "uncertainty", weight=[[0.0], [2.0]])
+        assert ensemble_reward(rewards, method=method, weight=weight).tolist() == want
+    rows = ensemble_reward(
+        np.stack([rewards, rewards], 1), method="uncertainty", weight=[[0.0], [2.0]]
+    )
     assert rows.shape == (2, 2, 3)
     for message, call in {
-        "method must be one of": lambda: ensemble_reward(rewards, "median"),
+        "method must be one of": lambda: ensemble_reward(rewards, method="median"),
         "weight belongs to method='uncertainty', got 'mean': leave it out": lambda: ensemble_reward(
             rewards, weight=1.0
         ),
-        "got 'uncertainty': give one": lambda: ensemble_reward(rewards, "uncertainty"),
+        "got 'uncertainty': give one": lambda: ensemble_reward(rewards, method="uncertainty"),
         "first axis of members": lambda: ensemble_reward(rewards[0]),
         "weight must be 0 or more, got -1.0": lambda: ensemble_reward(
-            rewards, "uncertainty", weight=-1.0
+            rewards, method="uncertainty", weight=-1.0
         ),
         r"rewards must be finite or -inf .* nan at index \(0, 1\)": lambda: ensemble_reward(
             [[0.0, np.nan], [0.0, 1.0]]
@@ -76,7 +78,7 @@ def test_targets_of_ensembles_and_ensembles_of_targets():
     mixed = soup(list(each), thirds, of="probabilities")
     assert np.abs(np.exp(mixed) - np.exp(mean)).max() > 0.05
     # The minimum over rewards is not that over targets, however it is normalised.
-    worst = target(ensemble_reward(rewards, "worst-case"), 0.2).log_probs
+    worst = target(ensemble_reward(rewards, method="worst-case"), 0.2).log_probs
     least = kt.normalize(each.min(0))
     assert np.abs(np.exp(worst) - np.exp(least)).max() > 0.02
 
@@ -133,7 +135,7 @@ def test_the_worst_case_does_not_always_end_overoptimisation():
         "beta": np.geomspace(0.02, 20, 16),
         "n": np.geomspace(1, 256, 16),
     }
-    worst = ensemble_reward(shared + jitter, "worst-case")
+    worst = ensemble_reward(shared + jitter, method="worst-case")
     data = curves({"worst": worst, "mean": shared}, gold, ref, **few)
     for one in data.values():
         assert np.isfinite(one.peak).all()
@@ -142,7 +144,7 @@ def test_the_worst_case_does_not_always_end_overoptimisation():
     # A member that sees nothing in the best outcome takes the worst case to another one.
     blind = np.array([[0.0, 0.6, 1.0, 1.0], [0.0, 0.6, 1.0, 0.7], [0.0, 0.2, 0.0, 0.7]])
     proxies = {"mean": ensemble_reward(blind), "one": blind[0], "two": blind[1]}
-    (worst,) = curves({"": ensemble_reward(blind, "worst-case")}, gold, ref).values()
+    (worst,) = curves({"": ensemble_reward(blind, method="worst-case")}, gold, ref).values()
     for other in curves(proxies, gold, ref).values():
         # Its peak, or its far end, where it has none.
         assert worst.peak_reward < other.peak_reward - 0.02

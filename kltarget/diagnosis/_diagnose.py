@@ -28,6 +28,7 @@ from kltarget.diagnosis._of_curves import diagnosis_of_curves, is_of_curves
 from kltarget.diagnosis._own_answers import own_answers
 from kltarget.diagnosis._prompt_columns import columns_of
 from kltarget.diagnosis._recipe_as_logged import completed, unshaped
+from kltarget.diagnosis._say_gradient import gradient_statements
 from kltarget.diagnosis._say_rewards import (
     SEVERAL_TOKENS,
     Case,
@@ -221,6 +222,7 @@ def diagnose(
         late = evidence.num_right(log, threshold, late=True)
         alone, rule = own_answers(case, frame)
         statements = reward_statements(case, answers_recur=not alone)
+        statements += gradient_statements(case)
         statements += alone or [right_answers(case, right, late)]
         checked, fitting, shown = advantage_statement(case, keys) if told else (None, (), {})
         notes += fitting

@@ -9,6 +9,7 @@ import numpy as np
 
 from kltarget.diagnosis._aims import Aim
 from kltarget.diagnosis._collapse_steps import collapse_steps
+from kltarget.diagnosis._say_gradient import gradient_shares
 from kltarget.diagnosis._say_modes import modes_of
 from kltarget.diagnosis._say_rewards import Case
 
@@ -33,6 +34,7 @@ def columns_of(
             "pass@1": np.full(size, np.nan)
             if math.isinf(case.threshold)
             else np.bincount(groups.prompt, groups.right / groups.size, size) / per,
+            "gradient_share": gradient_shares(case),
             "right_answers": right,
             "late_right_answers": late,
             "collapse_step": collapse_steps(log, case.threshold),

@@ -16,7 +16,7 @@ from kltarget._core.words import counted, number, ratio, short, singular
 from kltarget.evidence import Interval
 
 _MOST_ROWS = 10
-_SHARES = {"zero_std_groups", "kept"}
+_SHARES = {"gradient", "kept", "zero_std_groups"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ Method = Literal["mean", "worst-case", "uncertainty"]
 
 
 def ensemble_reward(
-    rewards: ArrayLike, method: Method = "mean", *, weight: ArrayLike | None = None
+    rewards: ArrayLike, *, method: Method = "mean", weight: ArrayLike | None = None
 ) -> Float[Array, "*batch A"]:
     """The reward that several reward models stand for together.
 
@@ -50,7 +50,7 @@ def ensemble_reward(
         >>> from kltarget.objectives import ensemble_reward
         >>> rewards = jnp.array([[0.0, 0.5, 1.0], [0.0, 0.6, 0.1]])
         >>> for method, weight in (("mean", None), ("worst-case", None), ("uncertainty", 1.0)):
-        ...     reward = ensemble_reward(rewards, method, weight=weight)
+        ...     reward = ensemble_reward(rewards, method=method, weight=weight)
         ...     target = kt.solve(kt.Objective(reward, jnp.log(jnp.full(3, 1 / 3)), 0.1))
         ...     print([f"{r:.3f}" for r in reward], [f"{p:.3f}" for p in target.probs])
         ['0.000', '0.550', '0.550'] ['0.002', '0.499', '0.499']

@@ -42,6 +42,7 @@ _COLUMNS = {
     "mean_reward": "reward",
     "pass@1": "pass@1",
     "zero_std_share": "σ = 0",
+    "gradient_share": "share of the gradient",
     "right_answers": "right answers",
     "late_right_answers": "right, late",
     "reference_modes": "modes, reference",
