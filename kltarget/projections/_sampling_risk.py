@@ -61,8 +61,8 @@ def sampling_risk(
     A policy is fitted to n independent samples of a target p, or to n samples of a proposal ρ with
     the self-normalised weights ``p/ρ``, as one-shot Boltzmann projection does with those of the
     reference and weights ``e^{r/β}``. Fits converge to the projection ``q = argmin KL(p‖q)``. For a
-    target of reverse KL, β times the reverse risk ``E[KL(fit‖p)]`` is the expected :meth:`gap
-    <kltarget.Target.gap>` of the fitted policy.
+    target of reverse KL, β times the reverse risk ``E[KL(fit‖p)]`` is the expected
+    :meth:`~kltarget.Target.gap` of the fitted policy.
 
     Args:
         log_target: log-probabilities of p, ``[*batch, A]``; ``-inf`` means impossible.
