@@ -93,7 +93,7 @@ _ROOM = pytest.StashKey[int]()
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Lets go of compiled programs before they fill the memory or have too many memory maps.
 
-    Four gigabytes have about 10,000 of these, and the kernel's limit is 65,530. What is freed is
+    Five gigabytes have about 10,000 of these, and the kernel's limit is 65,530. What is freed is
     used again but stays with the process: the next time is half a gigabyte later.
     """
     usage = Path("/proc/self/statm")
@@ -103,7 +103,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     def resident() -> int:
         return int(usage.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    if resident() > item.config.stash.get(_ROOM, 4 << 30):
+    if resident() > item.config.stash.get(_ROOM, 5 << 30):
         jax.clear_caches()
         gc.collect()
         item.config.stash[_ROOM] = resident() + (1 << 29)
