@@ -153,7 +153,7 @@ def test_order_and_merging_of_equal_rewards_change_nothing():
 
 
 def test_best_of_n_stays_within_its_bounds():
-    """Claim: KL(best-of-n‖π_ref) is at most log n − (n − 1)/n (arXiv 2401.01879, Theorem 1).
+    """Claim: KL(best-of-n‖π_ref) is at most log n − (n − 1)/n (arXiv 2401.01879).
 
     Holds.
     """

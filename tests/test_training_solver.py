@@ -115,7 +115,7 @@ def test_tabular_policies_reach_the_target_of_their_recipe(choice):
 @pytest.mark.slow
 def test_one_step_of_k3_in_the_loss_has_the_forward_kl_target():
     """Claim: with its unbiased estimate k3 in the loss, GRPO is regularised by KL(π‖π_ref) (arXiv
-    2402.03300, Equation 4).
+    2402.03300).
 
     Fails: only its value is an estimate of that; training ends at β π_ref / (Λ − r), the target
     of KL(π_ref‖π).

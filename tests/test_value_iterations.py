@@ -60,7 +60,7 @@ def test_ten_steps_of_fifty_digits(tau):
 @pytest.mark.parametrize("tau", [0.0, 0.15])
 def test_policies_average_action_values_from_any_start(tau):
     """Claim: value iteration with a KL to the last policy and an entropy bonus is a softmax of an
-    average of all past action values (arXiv 2003.14089, Section 3).
+    average of all past action values (arXiv 2003.14089).
 
     Holds.
     """
@@ -117,7 +117,7 @@ def test_tsallis_steps_are_those_of_a_general_optimiser(q):
 @pytest.mark.broad
 def test_munchausen_is_mirror_descent_at_index_one():
     """Claim: adding α τ log π to the reward is value iteration with a KL of weight α τ and entropy
-    of weight (1 − α) τ (arXiv 2007.14430, Theorem 1).
+    of weight (1 − α) τ (arXiv 2007.14430).
 
     Holds.
     """
