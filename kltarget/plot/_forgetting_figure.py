@@ -12,17 +12,18 @@ from kltarget.plot import _style as look
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from kltarget.studies import ForgettingPath
+    from kltarget.studies import ForgettingPath, RetentionPath
 
 
 def forgetting(
-    paths: Mapping[str, ForgettingPath], *, ax: Axes | None = None, **style: Any
+    paths: Mapping[str, ForgettingPath | RetentionPath], *, ax: Axes | None = None, **style: Any
 ) -> Axes:
-    """Draws what has been forgotten of an old mode against what has been learned of a new one.
+    """Draws what has been forgotten of something old against what has been learned of a new one.
 
     Args:
-        paths: by name, such as :func:`kltarget.studies.forgetting_path` gives; of one with batch
-            axes every run is drawn, faintly.
+        paths: by name, such as :func:`kltarget.studies.forgetting_path` and
+            :func:`kltarget.studies.retention_path` give; of one with batch axes every run is drawn,
+            faintly.
         ax: axes to draw into. Default: those of a new figure.
         **style: properties of the lines.
 
@@ -59,7 +60,7 @@ def forgetting(
             }
             for row, (x, y) in enumerate(zip(gain, loss, strict=True)):
                 ax.plot(x, y, label=None if row else look.short_label(name), **line)
-        ax.set_xlabel("gain: overlap with the new mode, since the start")
-        ax.set_ylabel("loss of overlap with the old mode")
+        ax.set_xlabel("gain: learned of the new, since the start")
+        ax.set_ylabel("loss: forgotten of the old")
         look.legend_beside(ax)
     return ax

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from kltarget._core.checks import positive, typed_key
 from kltarget._core.numerics import as_float
 from kltarget.spaces import Box, GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
+from kltarget.studies._at_equal_gain import AtEqualGain
 
 if TYPE_CHECKING:  # tasks are trained on, and themselves know the trainers
     from kltarget.studies._forgetting import Forgetting
@@ -28,7 +29,7 @@ _FLOOR, _TINY, _FACTOR = math.log(1e-12), -300 * math.log(10), math.log(0.1)
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class ForgettingPath:
+class ForgettingPath(AtEqualGain):
     """Policies on their way from one mode to two; axes ``*batch`` run over runs, T over steps.
 
     Attributes:
@@ -46,26 +47,8 @@ class ForgettingPath:
         """The policies, with batch axes ``[*batch, T + 1]``."""
         return _mixture(self.params)
 
-    @property
-    def gain(self) -> Float[Array, "*batch T"]:
-        """What has been learned, the overlap with the new mode less that at the start."""
-        return self.overlap_new - self.overlap_new[..., :1]
-
-    @property
-    def loss(self) -> Float[Array, "*batch T"]:
-        """What has been forgotten, the overlap with the old mode at the start less that now."""
-        return self.overlap_old[..., :1] - self.overlap_old
-
-    def steps_to(self, gain: float = 0.9) -> Int[Array, "*batch"]:
-        """Steps until as much has been learned for the first time; −1 where it never is."""
-        there = self.gain >= gain
-        return jnp.where(there.any(-1), jnp.argmax(there, -1), -1).astype(jnp.int32)
-
-    def loss_at(self, gain: float = 0.9) -> Float[Array, "*batch"]:
-        """What has been forgotten when as much has been learned; NaN where it never is."""
-        steps = self.steps_to(gain)
-        then = jnp.take_along_axis(self.loss, jnp.maximum(steps, 0)[..., None], axis=-1)[..., 0]
-        return jnp.where(steps >= 0, then, jnp.nan)
+    def _mastered(self) -> tuple[Array, Array]:
+        return self.overlap_old, self.overlap_new
 
 
 def forgetting_path(

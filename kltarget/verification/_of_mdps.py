@@ -123,6 +123,7 @@ def _rows(
             "gap": float(target.value[b]) - own["objective"],
             "residual": float(own["met"] @ (policy * np.abs(own["residual"])).sum(-1) / total),
             "beta KL": float(coefficient * own["met"] @ (policy * ratio).sum(-1)),
+            "steps": float(total),
         }
         for goal, mass in zip(task.goals, _masses(task, log_policy), strict=True):
             row[f"mass of {task.states[goal]}"] = float(mass)
@@ -172,9 +173,12 @@ def _checks(
     rounding = 300 * float(jnp.finfo(target.value.dtype).eps) * scale
     residual = max(row["residual"] for row in rows) / scale
     off = max(abs(row["gap"] - row["beta KL"]) for row in rows)
-    # A reference that is the optimum leaves nothing; optimisers leave a little beside the values.
-    shares = {beta: max(gap, 0.03 * scale) for beta, gap in at_start.items()}
-    left = [row["gap"] / shares[row["beta"]] for row in rows]
+    # Beside a reference that is the optimum: what rounds, and what says by Pinsker's inequality,
+    # gap = β Σ γ^t E KL >= 2 β Σ γ^t E TV², that the actions are as near as they are asked to be.
+    left = []
+    for row in rows:
+        near = 2 * row["beta"] * row["steps"] * _NEAR**2
+        left.append(row["gap"] / max(at_start[row["beta"]], 1e3 * max(rounding, near)))
     lowest = min(row["gap"] for row in rows)
     quick = max(row["TV"] for row in rows if row["trained by"] == "natural gradient")
     checks = (
