@@ -112,16 +112,17 @@ def test_a_browser_solves_as_python_does(names, tmp_path):
     assert "prefers <b>“65–85”</b>, above it <b>“15–35”</b>" in dom
 
 
-LE_CAM = kt.FDivergence(lambda u: (1 - u) ** 2 / (2 * (1 + u)), name="Le Cam")
-QUARTIC = kt.FDivergence(lambda u: (u - 1) ** 2 + (u - 1) ** 4, name="quartic")
+OWN = {
+    "Le Cam": lambda u: (1 - u) ** 2 / (2 * (1 + u)),
+    "quartic": lambda u: (u - 1) ** 2 + (u - 1) ** 4,
+}
 
 
 @pytest.mark.broad
 @needs_browser
-@pytest.mark.parametrize(
-    "own", [LE_CAM, pytest.param(QUARTIC, marks=pytest.mark.slow)], ids=lambda own: own.name
-)
-def test_a_browser_solves_a_generator_of_ones_own_as_python_does(own, tmp_path):
+@pytest.mark.parametrize("name", ["Le Cam", pytest.param("quartic", marks=pytest.mark.slow)])
+def test_a_browser_solves_a_generator_of_ones_own_as_python_does(name, tmp_path):
+    own = kt.FDivergence(OWN[name], name=name)
     betas = np.array([1e-3, 0.02, 0.1316, 1.0, 50.0])
     page = pages.page("bimodal", beta=0.1, divergences=("reverse-kl", own))
     script = f"""((own) => {_js(_problems())}.map(([r, q]) => {_js(betas)}.map((beta) =>

@@ -111,13 +111,14 @@ def test_the_reference_of_a_real_run_is_what_it_is_graded_by():
     ("law", "grade"),
     [
         (MASS, "held"),
-        (target_of(REVERSE, 0.2), "held"),
+        (None, "held"),
         (NARROW, "narrowing"),
         (ALONE, "collapsed"),
     ],
     ids=["reference", "target", "narrow", "alone"],
 )
 def test_what_was_drawn(law, grade, known):
+    law = target_of(REVERSE, 0.2) if law is None else law
     found = graded(drawn(law, 0, known=known, prompts=16))
     assert found.grade == grade
     lost = grade != "held"

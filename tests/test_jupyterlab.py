@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -18,7 +19,8 @@ import urllib.request
 import pytest
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("jupyterlab")
+if importlib.util.find_spec("jupyterlab") is None:  # importing it takes seconds
+    pytest.skip("jupyterlab is not installed", allow_module_level=True)
 nbformat = pytest.importorskip("nbformat")
 websocket = pytest.importorskip("tornado.websocket")
 

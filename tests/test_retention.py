@@ -23,7 +23,8 @@ DTYPE = DTYPES[0]
 TIGHT = 1e-10 if X64 else 2e-5
 
 
-def _small():
+@pytest.fixture(scope="module")
+def small():
     """Two prompts with nine answers each, and one that neither task asks for."""
     policy = GRUPolicy(vocab_size=3, length=3, width=4)
     params = policy.init(key=jax.random.key(3))
@@ -45,9 +46,6 @@ def _listed(task, params):
     return task.policy.log_probs(params, tokens)[:, 1:].sum(-1).reshape(3, 9)
 
 
-SMALL = _small()
-
-
 def test_the_task_is_that_of_the_words():
     task, words = studies.retention(), tasks.load("words-3")
     assert task.policy == words.policy
@@ -64,9 +62,9 @@ def test_the_task_is_that_of_the_words():
 
 
 @pytest.mark.precise
-def test_answers_are_those_of_the_policy():
+def test_answers_are_those_of_the_policy(small):
     np.testing.assert_allclose(
-        SMALL.answers(SMALL.params), _listed(SMALL, SMALL.params), atol=TIGHT
+        small.answers(small.params), _listed(small, small.params), atol=TIGHT
     )
 
 
@@ -80,27 +78,27 @@ def test_answers_are_those_of_the_policy():
         ("sft", {"data": "uniform"}),
     ],
 )
-def test_steps_follow_the_score_function(method, options):
-    rate, params, start = 0.3, SMALL.params, _listed(SMALL, SMALL.params)
-    right = np.asarray(SMALL.right_new, float)
+def test_steps_follow_the_score_function(small, method, options):
+    rate, params, start = 0.3, small.params, _listed(small, small.params)
+    right = np.asarray(small.right_new, float)
     path = retention_path(
-        SMALL, method, learning_rate=rate, num_steps=2, optimizer=optax.sgd, **options
+        small, method, learning_rate=rate, num_steps=2, optimizer=optax.sgd, **options
     )
     measured, last = [], params
     for _ in range(3):
-        answers = np.asarray(_listed(SMALL, params), float)
+        answers = np.asarray(_listed(small, params), float)
         probs = np.exp(answers)
-        accuracy = (np.asarray(SMALL.old) @ (probs * np.asarray(SMALL.right_old)).sum(-1)).item()
-        new = (np.asarray(SMALL.new) @ (probs * right).sum(-1)).item()
-        drift = np.asarray(SMALL.old) @ (np.exp(start) * (start - answers)).sum(-1)
+        accuracy = (np.asarray(small.old) @ (probs * np.asarray(small.right_old)).sum(-1)).item()
+        new = (np.asarray(small.new) @ (probs * right).sum(-1)).item()
+        drift = np.asarray(small.old) @ (np.exp(start) * (start - answers)).sum(-1)
         measured.append((accuracy, new, float(drift)))
         if method == "rl":
             weight = probs * (right - options["beta"] * (answers - np.asarray(start)))
         else:
             own = np.exp(start) if options["data"] == "own" else np.ones_like(right)
             weight = right * own / (right * own).sum(-1, keepdims=True)
-        weight = jnp.asarray(np.asarray(SMALL.new)[:, None] * weight, DTYPE)
-        scores = jax.jacrev(lambda p: _listed(SMALL, p))(params)
+        weight = jnp.asarray(np.asarray(small.new)[:, None] * weight, DTYPE)
+        scores = jax.jacrev(lambda p: _listed(small, p))(params)
         gradient = jax.tree.map(lambda x, w=weight: jnp.tensordot(w, x, 2), scores)
         last, params = params, jax.tree.map(lambda x, g: x + rate * g, params, gradient)
     got = np.stack([path.accuracy_old, path.accuracy_new, path.drift], axis=-1)
@@ -110,27 +108,27 @@ def test_steps_follow_the_score_function(method, options):
         np.testing.assert_allclose(own, want, atol=3 * TIGHT)
 
 
-def test_a_batch_is_its_runs_and_jit_changes_nothing():
+def test_a_batch_is_its_runs_and_jit_changes_nothing(small):
     rates, betas = np.array([[0.1], [0.02]]), np.array([0.0, 0.5, 2.0])
-    batch = retention_path(SMALL, "rl", learning_rate=rates, beta=betas, num_steps=5)
+    batch = retention_path(small, "rl", learning_rate=rates, beta=betas, num_steps=5)
     assert batch.gain.shape == (2, 3, 6)
     options = {"learning_rate": 0.02, "beta": 0.5, "num_steps": 5}
-    one = retention_path(SMALL, "rl", **options)
-    jitted = jax.jit(lambda task: retention_path(task, "rl", **options))(SMALL)
+    one = retention_path(small, "rl", **options)
+    jitted = jax.jit(lambda task: retention_path(task, "rl", **options))(small)
     for whole, single, compiled in zip(*map(jax.tree.leaves, (batch, one, jitted)), strict=True):
         np.testing.assert_allclose(whole[1, 1], single, atol=1e-5)
         np.testing.assert_allclose(compiled, single, atol=1e-5)
-    given = jnp.log(jnp.where(SMALL.right_new, 1.0, 0.0).astype(DTYPE))
+    given = jnp.log(jnp.where(small.right_new, 1.0, 0.0).astype(DTYPE))
     given = jax.nn.log_softmax(given, axis=-1)
     paths = [
-        retention_path(SMALL, "sft", learning_rate=0.1, num_steps=3, data=data)
+        retention_path(small, "sft", learning_rate=0.1, num_steps=3, data=data)
         for data in ("uniform", given)
     ]
     np.testing.assert_allclose(*[path.accuracy_new for path in paths], rtol=1e-6)
 
 
-def test_what_is_never_learned_has_no_loss():
-    path = retention_path(SMALL, "rl", learning_rate=np.array([0.0, 0.3]), num_steps=40)
+def test_what_is_never_learned_has_no_loss(small):
+    path = retention_path(small, "rl", learning_rate=np.array([0.0, 0.3]), num_steps=40)
     assert path.steps_to(0.1).tolist()[0] == -1
     assert np.isnan([path.loss_at(0.1)[0], path.drift_at(0.1)[0]]).all()
     at = int(path.steps_to(0.1)[1])
@@ -154,25 +152,25 @@ def test_what_is_never_learned_has_no_loss():
         ({"beta": -1.0}, "beta must be 0 or more"),
     ],
 )
-def test_errors_name_the_argument(change, message):
+def test_errors_name_the_argument(small, change, message):
     options = {"method": "sft", "learning_rate": 0.1, **change}
     with pytest.raises(ValueError, match=re.escape(message)):
-        retention_path(SMALL, options.pop("method"), **options)
+        retention_path(small, options.pop("method"), **options)
 
 
-def test_prompts_without_a_right_answer_have_no_data():
-    right = SMALL.right_new.at[1].set(False)
-    task = Retention(**{**vars(SMALL), "right_new": right})
+def test_prompts_without_a_right_answer_have_no_data(small):
+    right = small.right_new.at[1].set(False)
+    task = Retention(**{**vars(small), "right_new": right})
     with pytest.raises(ValueError, match="right_new has no right answer to prompt 1"):
         retention_path(task, "sft", learning_rate=0.1)
 
 
 def test_the_policy_is_one_of_words():
-    small = GRUPolicy(vocab_size=5, length=3)
+    fives = GRUPolicy(vocab_size=5, length=3)
     with pytest.raises(ValueError, match="policy is over 3 tokens of"):
-        studies.retention(small, small.init(key=jax.random.key(0)))
+        studies.retention(fives, fives.init(key=jax.random.key(0)))
     with pytest.raises(ValueError, match="belong together"):
-        studies.retention(small)
+        studies.retention(fives)
 
 
 RATES = np.array([0.003, 0.02], DTYPE)
