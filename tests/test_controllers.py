@@ -189,8 +189,8 @@ def tree(logits):
 
 
 def test_an_entropy_in_the_advantage_is_no_regulariser():
-    """Claim: with an entropy term in its advantages, training is stable without a KL and without
-    a reference (arXiv 2508.03772, abstract).
+    """Claim: an entropy term in the advantages regularises the policy, so that no KL to a reference
+    is needed (arXiv 2508.03772, abstract and code).
 
     Fails: the term is a number, as a reward of −γ⟨H⟩ is. Where an answer is one token, all answers
     have the same, and it is a baseline; of two tokens it moves the first alone, and settles on the
