@@ -387,6 +387,11 @@ CONTRACTS: dict[str, Contract] = {
         (REWARD,),
         (Bad(lambda: kt.normalize([0.0, np.nan]), ValueError, "log_weights .* nan at index 1"),),
     ),
+    "gain_limit": Contract(
+        implied.gain_limit,
+        POLICIES,
+        (Bad(lambda: implied.gain_limit(*MISFIT), ValueError, "4 outcomes .* 3"),),
+    ),
     "kl": Contract(
         kt.kl,
         POLICIES,

@@ -1,6 +1,7 @@
 """What training asks for: the implied targets of recipes and of pairs, and coefficients."""
 
 from kltarget.implied._equivalent import equivalent_beta
+from kltarget.implied._gain_limit import gain_limit
 from kltarget.implied._implied_target import (
     ImpliedTarget,
     effective_beta,
@@ -21,6 +22,7 @@ __all__ = [
     "TokenPreferenceTarget",
     "effective_beta",
     "equivalent_beta",
+    "gain_limit",
     "implied_target",
     "preference_target",
     "preference_targets",

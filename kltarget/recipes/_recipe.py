@@ -126,6 +126,9 @@ class Recipe:
             is then where it starts.
         kl_target_per: whether these are of a whole ``"sequence"`` or, averaged over the tokens of
             each sequence and then over sequences, per ``"token"``.
+        kl_gain: K of ``β ← β (1 + K e)``, e the relative distance of the KL from ``kl_target``, cut
+            to between −0.2 and 0.2; trainers have samples per update over a horizon. What it may be
+            is :func:`kltarget.implied.gain_limit`.
         entropy_target: nats of entropy, averaged over all tokens, that a controller moves
             ``entropy_bonus`` to keep from falling below.
 
@@ -188,6 +191,7 @@ class Recipe:
     teacher_top_k: int | None = None
     kl_target: float | None = None
     kl_target_per: Literal["sequence", "token"] = "sequence"
+    kl_gain: float = 0.01
     entropy_target: float | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ from jax import lax
 from kltarget.recipes import Recipe
 from kltarget.training._engine import Motion, Program
 
-_RATE = 0.01
 _MOST = 0.2
 _ENTROPY_RATE = 0.01
 
@@ -99,7 +98,7 @@ class Controlled(Motion):
         measured = lax.stop_gradient(method.controlled(program, params, facts, key))
         if self.recipe.kl_target is not None:
             error = jnp.clip(measured / self.recipe.kl_target - 1, -_MOST, _MOST)
-            return state * (1 + _RATE * error)
+            return state * (1 + self.recipe.kl_gain * error)
         wanted = self.recipe.entropy_target or 0.0
         return jnp.maximum(state + _ENTROPY_RATE * (wanted - measured), 0)
 
