@@ -51,6 +51,8 @@ def beta_for(
     The target is that of ``max_π E_π[reward] − beta·D(π, π_ref)``, D any divergence. Spending all
     of a budget of D itself is the best there is within it: ``max E_π[reward]`` subject to ``D ≤ Δ``
     is solved by the target with ``D = Δ``, and along these targets ``dE_π[reward] = beta·dD``.
+    With a loss for the reward and the data for the reference that is the worst case in a ball of KL
+    (KL-DRO), ``min over β of β log E[e^{loss/β}] + β·Δ`` its expected loss.
 
     Exactly one of the five is asked for. As β grows, the first three and the success by default
     only fall, whatever the divergence, and have one β. The effective number of modes, and the
@@ -108,6 +110,8 @@ def beta_for(
         better outcomes fall in β. ``dE_π[r] = beta·dD`` is the first-order condition along the
         path. Budgets of KL: Beirami et al., "Theoretical guarantees on the best-of-n alignment
         policy", 2024, arXiv 2401.01879, who compare best-of-n with them.
+        Worst cases of a loss: Zou et al., "Generalization Analysis of Machine Learning Algorithms
+        via the Worst-Case Data-Generating Probability Measure", 2023, arXiv 2312.12236.
     """
     require_objective(objective, "beta_for")
     asked = {
