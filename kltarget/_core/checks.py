@@ -174,12 +174,17 @@ def raise_first(name: str, x: Any, bad: Any, rule: str) -> None:
         raise ValueError(f"{name} {rule}{got}{at_index(at)}")
 
 
-def positive(name: str, value: int | None, least: int = 1) -> int | None:
-    """``value``, or an error that names it if it is neither None nor large enough."""
+def positive(name: str, value: int, least: int = 1) -> int:
+    """``value``, or an error that names it if it is no whole number or not large enough."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if value is not None and (not whole or value < least):
+    if not whole or value < least:
         raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
     return value
+
+
+def positive_if_given(name: str, value: int | None, least: int = 1) -> int | None:
+    """As :func:`positive`, of what may be None."""
+    return None if value is None else positive(name, value, least)
 
 
 def typed_key(key: Any) -> Array:

@@ -13,7 +13,7 @@ from jax.scipy.sparse.linalg import bicgstab
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import positive, typed_key
+from kltarget._core.checks import positive, positive_if_given, typed_key
 from kltarget._core.pytrees import register
 from kltarget.spaces import MDP
 from kltarget.targets._protocol import Optimum
@@ -164,7 +164,7 @@ class MDPTarget(Optimum):
         By default as many as the horizon has, or 100.
         """
         positive("num_samples", num_samples)
-        positive("num_steps", num_steps)
+        positive_if_given("num_steps", num_steps)
         if num_steps is None:
             num_steps = self.mdp.horizon or 100
         self._require_steps("num_steps", num_steps)
