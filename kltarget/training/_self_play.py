@@ -98,8 +98,13 @@ def self_play(
                 "batch_size is for games of one stage, but game is a MarkovGame: leave it out"
             )
         play = markov_players(game, log_ref, beta)
-    else:
+    elif isinstance(game, PreferenceGame | MatrixGame):
         play = two_players(game, log_ref, beta)
+    else:
+        raise TypeError(
+            "game must be a PreferenceGame, a MatrixGame or a MarkovGame, "
+            f"got {type(game).__name__}"
+        )
     for name, x in (("num_seeds", num_seeds), ("num_history", num_history)):
         positive(name, x)
     positive("num_steps", num_steps, 1)
