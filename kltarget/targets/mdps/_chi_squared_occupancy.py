@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import (
     float_arguments,
+    integer_rows,
     log_probs_in,
     raise_first,
     require_normalized,
@@ -86,8 +87,12 @@ class OccupancyTarget(Optimum):
         return mean.reshape(*pairs.shape[:-1], *values.shape[2:])
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Log-probabilities of pairs of state and action, integers ``[..., 2]``."""
-        pair = jnp.asarray(x)
+        """Log-probabilities of pairs of state and action, integers ``[..., 2]``.
+
+        A ``TypeError`` or ``ValueError`` of anything else.
+        """
+        states, actions = self.reference.shape
+        pair = integer_rows(x, "x", {"state": states, "action": actions}, 1)
         return jnp.log(self.occupancy)[..., pair[..., 0], pair[..., 1]]
 
     def sample(
