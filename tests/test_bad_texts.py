@@ -39,7 +39,12 @@ LOG = np.errstate(divide="ignore")(np.log)
             lambda: Automaton.from_words(["a"], "ab", match="equals", end="$"),
             "end '.' is not in the alphabet",
         ),
+        (
+            lambda: Automaton.from_words(["a$"], "ab$", match="equals", end="$"),
+            "'a.' contains the end",
+        ),
         (lambda: Automaton(np.array([[0]]), names=["a", "b"]), "names must be one for each of 1"),
+        (lambda: MarkovReference.fit(["ab"], end="$$"), "end must be one letter"),
         (lambda: SWITCH.minimized([0, 1, 0]), r"labels has shape \(3,\)"),
         (lambda: SWITCH.run([[0, 1], [0, 2]]), r"from 0 to 1, got 2 at index \(1, 1\)"),
         (lambda: SWITCH.run(1), "tokens must have an axis of tokens"),
@@ -104,6 +109,8 @@ def test_bad_input_is_named(call, message):
     ("call", "message"),
     [
         (lambda: Automaton.from_words("ab", "ab"), r"put it in a list, \['ab'\]"),
+        (lambda: Automaton.from_words([1], "ab"), "words must be strings, got 1"),
+        (lambda: MarkovReference.fit(["a", b"b"]), "texts must be strings, got b'b' at 1"),
         (lambda: Automaton.counter("a", 2, most=1), "tokens must be integers"),
         (lambda: SWITCH.run("ab"), "MarkovReference.tokens makes them from strings"),
         (lambda: MarkovReference.fit("ab"), r"put it in a list, \[text\]"),
@@ -120,6 +127,20 @@ def test_bad_input_is_named(call, message):
 )
 def test_what_is_of_another_type_is_named(call, message):
     with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=None),
+        lambda: Automaton.counter([0], 2, most=None),
+        lambda: MarkovReference.fit(["ab"], order=None),
+        lambda: EVEN.sample(key=jax.random.key(0), num_samples=None, length=3),
+    ],
+)
+def test_numbers_that_are_needed_cannot_be_none(call):
+    with pytest.raises(ValueError, match="must be an integer of 1 or more, got None"):
         call()
 
 

@@ -285,6 +285,22 @@ def test_means_are_of_states_and_actions():
         occupied.expectation(np.ones(4))
 
 
+def test_probabilities_are_of_states_and_actions_that_there_are():
+    targets = solve_mdp(two_states(), log_ref(), 0.2), solve_occupancy(two_states(), log_ref(), 0.2)
+    for target in targets:
+        for wrong, message in (
+            ([[0, 2]], "x must have actions from 0 to 1, got 2 at index 0"),
+            ([[-1, 0]], "x must have states from 0 to 1, got -1"),
+            ([[0, 1, 1]], r"x has shape \(1, 3\): it needs . axes or more"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                target.log_prob(wrong)
+        with pytest.raises(TypeError, match="x must be integers, got dtype float"):
+            target.log_prob([[0.0, 1.0]])
+        assert np.isfinite(jax.jit(target.log_prob)(np.array([[0, 1]]))).all()
+    assert targets[0].log_prob(np.zeros((0, 3, 2), int)).shape == (0,)
+
+
 def test_states_that_no_policy_reaches():
     stay = np.eye(3)[:, None]
     mdp = MDP(stay, np.zeros((3, 1)), 0.9, np.array([0.0, 1.0, 0.0]))

@@ -80,6 +80,27 @@ def test_small_coefficients_come_to_what_the_best_policy_earns():
         assert (left >= -100 * eps(LAST)).all()
 
 
+def test_a_constant_added_to_every_reward_changes_no_policy():
+    # At values of 0 every action would be worth less than χ² charges to cut it off.
+    mdp, log_ref = problem(8)
+    betas = np.array([0.02, 0.5, 30.0], LAST)
+    own = solve_occupancy(mdp, log_ref, betas).raise_if_failed()
+    for offset in (-1e3, 1e3):
+        given = MDP(mdp.transition, mdp.reward + offset, mdp.discount, start=mdp.start)
+        target = solve_occupancy(given, log_ref, betas).raise_if_failed()
+        # Rewards around 1e3 are rounded to 1e3 eps, which is compared with 2β.
+        np.testing.assert_allclose(target.occupancy, own.occupancy, atol=1e3 * eps(LAST) / 0.04)
+
+
+@pytest.mark.parametrize("reward", [-40.0, 0.0, 40.0])
+def test_one_state_with_one_action_is_as_it_was(reward):
+    mdp = MDP(np.ones((1, 1, 1), LAST), np.array([[reward]], LAST), 0.5)
+    for root in (False, True):
+        target = solve_occupancy(mdp, np.zeros((1, 1), LAST), 0.1, root=root).raise_if_failed()
+        np.testing.assert_array_equal(target.occupancy, [[1.0]])
+        assert (target.value, target.value_error) == (reward, 0)
+
+
 @pytest.mark.broad
 def test_occupancy_is_that_of_the_policy_and_the_numbers_agree():
     mdp, log_ref = problem(7)

@@ -148,3 +148,8 @@ def test_bad_input_names_what_is_wrong(options, message):
     usual = {"beta": 1.0, "learning_rate": 0.1, "num_steps": 2, **options}
     with pytest.raises(ValueError, match=message):
         self_play(MatrixGame(PAYOFF), REFS, usual.pop("beta"), **usual)
+
+
+def test_what_is_no_game_is_named():
+    with pytest.raises(TypeError, match="a MatrixGame or a MarkovGame, got ndarray"):
+        self_play(PAYOFF, REFS, 1.0, learning_rate=0.1, num_steps=2)

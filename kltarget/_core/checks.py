@@ -174,12 +174,48 @@ def raise_first(name: str, x: Any, bad: Any, rule: str) -> None:
         raise ValueError(f"{name} {rule}{got}{at_index(at)}")
 
 
-def positive(name: str, value: int | None, least: int = 1) -> int | None:
-    """``value``, or an error that names it if it is neither None nor large enough."""
+def positive(name: str, value: int, least: int = 1) -> int:
+    """``value``, or an error that names it if it is no whole number or not large enough."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if value is not None and (not whole or value < least):
+    if not whole or value < least:
         raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
     return value
+
+
+def positive_if_given(name: str, value: int | None, least: int = 1) -> int | None:
+    """As :func:`positive`, of what may be None."""
+    return None if value is None else positive(name, value, least)
+
+
+def integer_rows(x: Any, name: str, wanted: dict[str, int], axes: int) -> Array:
+    """Integers whose last axis has one entry of each kind, such as states and actions, as an array.
+
+    Args:
+        x: as a caller gave it, ``[..., K]``.
+        name: of the argument.
+        wanted: what the K entries are called, and how many there are of each.
+        axes: how many axes it has at least.
+
+    Raises:
+        TypeError: what is no integer.
+        ValueError: another shape; outside a trace, numbers out of range.
+    """
+    rows = x if traced(x) else np.asarray(x)
+    if not (traced(rows) or rows.size):
+        rows = rows.astype(np.int32)
+    if not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {rows.dtype}")
+    if rows.ndim < axes or rows.shape[-1] != len(wanted):
+        kinds = ", ".join(wanted)
+        raise ValueError(
+            f"{name} has shape {rows.shape}: it needs {axes} axes or more, the last of {kinds}"
+        )
+    if not traced(rows):
+        for i, (kind, size) in enumerate(wanted.items()):
+            column = rows[..., i]
+            outside = (column < 0) | (column >= size)
+            raise_first(name, column, outside, f"must have {kind}s from 0 to {size - 1}")
+    return jnp.asarray(rows)
 
 
 def typed_key(key: Any) -> Array:

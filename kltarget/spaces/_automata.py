@@ -227,9 +227,9 @@ class Automaton:
             end: the letter after which texts are over.
 
         Raises:
-            TypeError: one string instead of several.
+            TypeError: one string instead of several, or words that are not strings.
             ValueError: no words, an empty one, one with letters outside the alphabet, an end
-                outside of it, an alphabet with a letter twice.
+                outside of it or in a word that texts are to equal, an alphabet with a letter twice.
         """
         if isinstance(words, str):
             raise TypeError(
@@ -241,6 +241,12 @@ class Automaton:
         if not spelled:
             raise ValueError("words must be one or more")
         if match == "equals":
+            for word in words:
+                if end is not None and end in word:
+                    raise ValueError(
+                        f"words: {word!r} contains the end {end!r}, and what comes before it must "
+                        "equal a word; leave it out"
+                    )
             return _equal_to(spelled, len(letters), over)
         table, found = _searching(spelled, len(letters))
         if match == "contains":
@@ -381,6 +387,8 @@ def _ended(table: np.ndarray, accepting: np.ndarray, over: int) -> tuple[np.ndar
 
 
 def _spelled(word: str, letters: list[str]) -> list[int]:
+    if not isinstance(word, str):
+        raise TypeError(f"words must be strings, got {word!r}")
     if not word:
         raise ValueError("words: one of them is empty")
     strange = [x for x in word if x not in letters]

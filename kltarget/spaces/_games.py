@@ -18,7 +18,7 @@ from kltarget._core.checks import (
     float_argument,
     float_arguments,
     mass_tolerance,
-    positive,
+    positive_if_given,
     raise_first,
     traced,
     worded,
@@ -211,7 +211,7 @@ class MarkovGame:
             raise ValueError(f"transition has shape {transition.shape}: no axis may be empty")
         if discount.ndim:
             raise ValueError(f"discount has shape {discount.shape}: it must be one number")
-        positive("horizon", self.horizon)
+        positive_if_given("horizon", self.horizon)
         raise_first("discount", discount, ~((discount >= 0) & (discount <= 1)), "must be in [0, 1]")
         if self.horizon is None:
             rule = "must be below 1 in a game without a horizon: give horizon=T for T steps"

@@ -276,9 +276,10 @@ class MarkovReference:
                 texts of any length.
 
         Raises:
-            TypeError: one string instead of several.
-            ValueError: no texts, too short ones, ones with an end in them, letters outside the
-                alphabet, an order below 1, smoothing that is below 0 or not finite.
+            TypeError: one string instead of several, or texts that are not strings.
+            ValueError: no texts, too short ones, ones with an end in them, an end that is not one
+                letter, letters outside the alphabet, an order below 1, smoothing that is below 0 or
+                not finite.
 
         Example:
             >>> from kltarget.spaces import MarkovReference
@@ -289,11 +290,16 @@ class MarkovReference:
         if isinstance(texts, str):
             raise TypeError("texts must be several strings, got one: put it in a list, [text]")
         listed = list(texts)
+        for i, text in enumerate(listed):
+            if not isinstance(text, str):
+                raise TypeError(f"texts must be strings, got {text!r} at {i}")
         positive("order", order)
         if not 0 <= smoothing < math.inf:
             raise ValueError(f"smoothing must be 0 or more and finite, got {smoothing}")
         letters = sorted(set().union(*listed)) if alphabet is None else list(alphabet)
         if end is not None:
+            if len(end) != 1:
+                raise ValueError(f"end must be one letter, got {end!r}")
             for i, text in enumerate(listed):
                 if end in text:
                     raise ValueError(

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import positive, typed_key
+from kltarget._core.checks import positive, positive_if_given, typed_key
 from kltarget._core.numerics import as_float
 from kltarget.spaces import Box, GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
@@ -119,7 +119,7 @@ def forgetting_path(
     if method not in ("sft", "rl"):
         raise ValueError(f"method must be one of 'sft', 'rl', got {method!r}")
     positive("num_steps", num_steps)
-    positive("batch_size", batch_size)
+    positive_if_given("batch_size", batch_size)
     if (batch_size is None) != (key is None):
         raise ValueError("key and batch_size belong together: give both, or neither for quadrature")
     if len(rates) != 5:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive_if_given
 from kltarget._core.numerics import widest, working_dtype
 from kltarget._core.progress import progress_bar
 from kltarget.divergences import Divergence, kl
@@ -54,8 +54,8 @@ class Options:
                 "optimizer must be a function of a learning rate, such as optax.adam, got "
                 f"{type(self.optimizer).__name__}"
             )
-        positive("history_every", self.history_every)
-        positive("chunk_runs", self.chunk_runs)
+        positive_if_given("history_every", self.history_every)
+        positive_if_given("chunk_runs", self.chunk_runs)
         if not self.gradient_tol >= 0:
             raise ValueError(f"gradient_tol must be 0 or more, got {self.gradient_tol}")
         if self.devices is not None and not len(self.devices):

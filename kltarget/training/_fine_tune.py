@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import positive_if_given
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL
 from kltarget.policies import Policy
 from kltarget.policies._mixture_policy import GaussianMixturePolicy
@@ -232,7 +232,7 @@ def sft(
         >>> print(jnp.exp(run.log_probs).round(3))
         [0.4 0.3 0.2 0.1]
     """
-    method = _methods.MaximumLikelihood(positive("batch_size", batch_size))
+    method = _methods.MaximumLikelihood(positive_if_given("batch_size", batch_size))
     problem = (policy, params, log_target, ForwardKL(), method)
     return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
@@ -300,7 +300,7 @@ def f_dpg(
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
-    method = _methods.PseudoReward(positive("batch_size", batch_size, 2))
+    method = _methods.PseudoReward(positive_if_given("batch_size", batch_size, 2))
     problem = (policy, params, log_target, divergence, method)
     return _run_setup.to_target(*problem, learning_rate, num_steps, key, options)
 
@@ -430,7 +430,7 @@ def dpo(
     by_token = _run_setup.weights_of_tokens(outcomes, weights, kl_gradient, divergence, shared)
     kind = "given" if known else pairs
     wrong = smoothing_of(label_smoothing, loss)
-    batch_size = positive("batch_size", batch_size)
+    batch_size = positive_if_given("batch_size", batch_size)
     method = _methods.Preferences(batch_size, kind, loss, wrong, by_token, kl_gradient)
     numbers = {"beta": beta, "reward_scale": reward_scale, "learning_rate": learning_rate}
     problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))

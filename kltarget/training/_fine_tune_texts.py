@@ -122,7 +122,7 @@ def fine_tune_on_texts(
             f"log_ref cannot be given with reference={recipe.reference!r} of the recipe: leave it "
             "out, or set reference='fixed'"
         )
-    _run_setup.check_batch(recipe, batch_size)
+    _run_setup.check_batch(recipe, positive("batch_size", batch_size))
     beta = recipe.beta if beta is None else beta
     if beta is None:
         beta = 0.0 if recipe.place == "none" else 1.0 if recipe.kl_target is not None else None

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import positive, raise_first
+from kltarget._core.checks import positive, positive_if_given, raise_first
 from kltarget._core.numerics import as_float
 from kltarget._core.progress import progress_bar
 from kltarget._core.pytrees import pytree
@@ -104,7 +104,7 @@ def fit(
         )
     positive("num_steps", num_steps)
     positive("history_every", history_every)
-    positive("batch_size", batch_size)
+    positive_if_given("batch_size", batch_size)
     init_key, split_key, batch_key = jax.random.split(key, 3)
     params = policy.init(key=init_key) if params is None else params
     if np.ndim(holdout) == 0:

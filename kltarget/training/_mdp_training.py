@@ -19,6 +19,7 @@ from kltarget._core.checks import (
     float_argument,
     log_probs_in,
     positive,
+    positive_if_given,
     raise_first,
     require_normalized,
     typed_key,
@@ -124,8 +125,9 @@ def fine_tune_mdp(
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
     mdp.require_discounted("fine_tune_mdp")
-    for name, x in (("num_steps", num_steps), ("num_seeds", num_seeds), ("width", width)):
-        positive(name, x)
+    positive("num_steps", num_steps)
+    positive("num_seeds", num_seeds)
+    positive_if_given("width", width)
     if key is None and (width is not None or num_seeds > 1):
         raise ValueError("key is needed for networks and several seeds: key=jax.random.key(0)")
     divergence = ReverseKL() if divergence is None else divergence

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kltarget._core.checks import mass_tolerance, positive, typed_key, worded
+from kltarget._core.checks import mass_tolerance, positive, positive_if_given, typed_key, worded
 from kltarget._core.numerics import as_float, working_dtype
 from kltarget._core.pytrees import as_function
 from kltarget.divergences import Divergence, ReverseKL
@@ -193,7 +193,7 @@ def train_runs(
 
 def check_batch(recipe: Recipe, batch_size: int | None) -> None:
     """Raises unless samples can be dealt to groups of the size the recipe needs."""
-    positive("batch_size", batch_size)
+    positive_if_given("batch_size", batch_size)
     if batch_size is None:
         return
     group = recipe.group_size or batch_size

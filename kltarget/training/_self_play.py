@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kltarget._core.checks import positive, typed_key
+from kltarget._core.checks import positive, positive_if_given, typed_key
 from kltarget._core.pytrees import pytree
 from kltarget.spaces import MarkovGame, MatrixGame, PreferenceGame
 from kltarget.training._markov_players import MarkovPlayers, markov_players
@@ -98,12 +98,17 @@ def self_play(
                 "batch_size is for games of one stage, but game is a MarkovGame: leave it out"
             )
         play = markov_players(game, log_ref, beta)
-    else:
+    elif isinstance(game, PreferenceGame | MatrixGame):
         play = two_players(game, log_ref, beta)
+    else:
+        raise TypeError(
+            "game must be a PreferenceGame, a MatrixGame or a MarkovGame, "
+            f"got {type(game).__name__}"
+        )
     for name, x in (("num_seeds", num_seeds), ("num_history", num_history)):
         positive(name, x)
     positive("num_steps", num_steps, 1)
-    positive("batch_size", batch_size, 2)
+    positive_if_given("batch_size", batch_size, 2)
     if jnp.ndim(learning_rate) or not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be a number above 0, got {learning_rate}")
     if key is None and (batch_size is not None or num_seeds > 1):

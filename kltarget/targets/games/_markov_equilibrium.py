@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import float_argument, require_normalized, worded
+from kltarget._core.checks import float_argument, integer_rows, require_normalized, worded
 from kltarget._core.matrices import times, transposed
 from kltarget._core.pytrees import made, pytree
 from kltarget._core.status import Status, flag
@@ -89,15 +89,14 @@ class MarkovEquilibrium(Distribution):
             Shape ``[*batch, ...]``: of the actions and of the moves between the states.
 
         Raises:
-            ValueError: more steps than the game has.
+            TypeError: what is no integer.
+            ValueError: other shapes, more steps than the game has; outside a trace, states or
+                actions that there are not.
         """
-        path = jnp.asarray(x)
-        if path.ndim < 2 or path.shape[-1] != 3:
-            raise ValueError(
-                f"x has shape {path.shape}: its last axes must be steps and 3, a state and two "
-                "actions"
-            )
-        pairs = path[..., 1] * self.game.num_actions[1] + path[..., 2]
+        rows, columns = self.game.num_actions
+        sizes = {"state": self.game.num_states, "row action": rows, "column action": columns}
+        path = integer_rows(x, "x", sizes, 2)
+        pairs = path[..., 1] * columns + path[..., 2]
         both = _process(self).log_prob(jnp.stack([path[..., 0], pairs], -1))
         # The decision process of both begins in any state alike.
         return both + float(np.log(self.game.num_states))

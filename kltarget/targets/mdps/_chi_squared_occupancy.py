@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from kltarget._core.checks import (
     float_arguments,
+    integer_rows,
     log_probs_in,
     raise_first,
     require_normalized,
@@ -86,8 +87,12 @@ class OccupancyTarget(Optimum):
         return mean.reshape(*pairs.shape[:-1], *values.shape[2:])
 
     def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Log-probabilities of pairs of state and action, integers ``[..., 2]``."""
-        pair = jnp.asarray(x)
+        """Log-probabilities of pairs of state and action, integers ``[..., 2]``.
+
+        A ``TypeError`` or ``ValueError`` of anything else.
+        """
+        states, actions = self.reference.shape
+        pair = integer_rows(x, "x", {"state": states, "action": actions}, 1)
         return jnp.log(self.occupancy)[..., pair[..., 0], pair[..., 1]]
 
     def sample(
@@ -193,7 +198,7 @@ def solve_occupancy(
         cast(log_policy, (*batch, *cells)),
         cast(errors, batch),
         jnp.where(
-            jnp.asarray(errors > 1e-6 * spread).reshape(batch), int(Status.NOT_CONVERGED), 0
+            jnp.asarray(~(errors <= 1e-6 * spread)).reshape(batch), int(Status.NOT_CONVERGED), 0
         ).astype(jnp.int32),
         root,
     )
@@ -203,6 +208,7 @@ class _Program(NamedTuple):
     """The convex program, over the states that the reference visits."""
 
     reward: np.ndarray
+    """Less its mean under the reference, so that at values of 0 not all actions are cut off."""
     reference: np.ndarray
     policy: np.ndarray
     flow: np.ndarray
@@ -237,6 +243,7 @@ def _program(mdp: MDP, policy: np.ndarray) -> _Program:
     on = reference > 0
     own = np.repeat(np.eye(states)[:, None], actions, 1)
     flow = (discount * moves - own)[on][:, visited]
+    reward = reward - reference[on] @ reward[on]
     return _Program(reward, reference, policy, flow, moves, on, visited, start, discount)
 
 
@@ -299,10 +306,11 @@ def _newton(program: _Program, beta: float, dual: np.ndarray) -> np.ndarray:
     # A state that nothing flows to leaves its value free, and so do actions that are cut off: where
     # steps along such directions lead nowhere, they are held back.
     least, damping = 1e-13, 1e-13
+    uncut = float(mass @ (flow**2).sum(-1)) / (2 * beta)
     for _ in range(500):
         slope = (1 - program.discount) * program.start[program.visited] + flow.T @ (mass * ratio)
         curve = (flow * (mass * (ratio > 0) / (2 * beta))[:, None]).T @ flow
-        curve += damping * (np.trace(curve) + 1e-300) * np.eye(len(dual))
+        curve += damping * (np.trace(curve) or uncut) * np.eye(len(dual))
         step = -np.linalg.solve(curve, slope)
         after, its_ratio = _dual(program, beta, dual + step)
         expected = -slope @ step

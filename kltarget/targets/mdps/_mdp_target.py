@@ -13,7 +13,7 @@ from jax.scipy.sparse.linalg import bicgstab
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import positive, typed_key
+from kltarget._core.checks import integer_rows, positive, positive_if_given, typed_key
 from kltarget._core.pytrees import register
 from kltarget.spaces import MDP
 from kltarget.targets._protocol import Optimum
@@ -134,9 +134,12 @@ class MDPTarget(Optimum):
             Shape ``[*batch, ...]``: of the start, the actions and the moves between the states.
 
         Raises:
-            ValueError: more steps than the process has.
+            TypeError: what is no integer.
+            ValueError: other shapes, more steps than the process has; outside a trace, states or
+                actions that there are not.
         """
-        path = jnp.asarray(x)
+        sizes = {"state": self.mdp.num_states, "action": self.mdp.num_actions}
+        path = integer_rows(x, "x", sizes, 2)
         self._require_steps("x", path.shape[-2])
         state, action = path[..., 0], path[..., 1]
         total = jnp.log(self.mdp.start)[..., state[..., 0]]
@@ -164,7 +167,7 @@ class MDPTarget(Optimum):
         By default as many as the horizon has, or 100.
         """
         positive("num_samples", num_samples)
-        positive("num_steps", num_steps)
+        positive_if_given("num_steps", num_steps)
         if num_steps is None:
             num_steps = self.mdp.horizon or 100
         self._require_steps("num_steps", num_steps)

@@ -15,7 +15,7 @@ from kltarget._core.checks import (
     float_argument,
     log_probs_in,
     mass_tolerance,
-    positive,
+    positive_if_given,
     raise_first,
     traced,
     worded,
@@ -98,7 +98,7 @@ def solve_mdp(
     """
     if not isinstance(mdp, MDP):
         raise TypeError(f"mdp must be an MDP, got {type(mdp).__name__}")
-    positive("num_steps", num_steps)
+    positive_if_given("num_steps", num_steps)
     dtype = mdp.reward.dtype
     log_ref = log_probs_in(dtype, log_ref=log_ref)
     beta = float_argument(beta, "beta").astype(dtype)
