@@ -339,8 +339,9 @@ class TransformerPolicy(Sequential):
 
     def _start(self, params: Any) -> Any:
         heads = (self.num_heads, self.width // self.num_heads)
-        empty = jnp.zeros((1, self.num_layers, self.length, *heads), params["tokens"].dtype)
-        state = {"keys": empty, "values": empty, "last": jnp.zeros((1, self.width), empty.dtype)}
+        empty = jnp.zeros((1, self.length, *heads), params["tokens"].dtype)
+        none = [empty] * self.num_layers
+        state = {"keys": none, "values": none, "last": jnp.zeros((1, self.width), empty.dtype)}
         return self._read(params, state, jnp.full(1, self.max_size, jnp.int32), jnp.int32(0))
 
     def _advance(self, params: Any, state: Any, tokens: Array, depth: Any) -> Any:
@@ -350,18 +351,19 @@ class TransformerPolicy(Sequential):
         """The state after one more token, whose keys and values join those already there."""
         x = self._embed(params, tokens) + params["positions"].at[position].get(mode="clip")[None]
         visible = (jnp.arange(self.length, dtype=jnp.int32) <= position)[None, None]
+        # A cache per layer: an array of all layers would be copied for every token.
         keys, values = [], []
-        for i, layer in enumerate(params["layers"]):
-            query, key, value = self._query_key_value(layer, x)
+        for layer, *past in zip(params["layers"], state["keys"], state["values"], strict=True):
+            query, *new = self._query_key_value(layer, x)
             # The final token is read at a position past the end, where nobody looks any more.
             past = [
-                lax.dynamic_update_slice_in_dim(state[name][:, i], new[:, None], position, 1)
-                for name, new in (("keys", key), ("values", value))
+                lax.dynamic_update_slice_in_dim(old, one[:, None], position, 1)
+                for old, one in zip(past, new, strict=True)
             ]
             x = self._finish(layer, x, _attend(query[:, None], *past, visible)[:, 0])
             keys.append(past[0])
             values.append(past[1])
-        return {"keys": jnp.stack(keys, axis=1), "values": jnp.stack(values, axis=1), "last": x}
+        return {"keys": keys, "values": values, "last": x}
 
     def _logits(self, params: Any, state: Any) -> Array:
         return self._read_out(params, state["last"])
