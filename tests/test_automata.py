@@ -114,6 +114,21 @@ def test_draws_are_those_of_the_target():
     assert_drawn_as_said(target, enumerated(arrays, 4)[0])
 
 
+def test_a_target_first_asked_under_a_trace_answers_after_it():
+    reference, automaton, _, rng = random_problem(5)
+    reward = jnp.asarray(rng.normal(size=4), float)
+    target, same = (
+        kt.solve_on_automaton(reference, automaton, reward, 0.5, length=3) for _ in range(2)
+    )
+    anchored, alike = (mara_on_automaton(x, float(reward.min())) for x in (target, same))
+    key = jax.random.key(0)
+    for one, other in ((target, same), (anchored, alike)):
+        drawn = jax.jit(lambda key, x=one: x.sample(key=key, num_samples=4))(key)
+        assert (drawn == other.sample(key=key, num_samples=4)).all()
+        assert (one.sample(key=key, num_samples=4) == drawn).all()
+    assert (jax.jit(lambda _: anchored.anchor)(0) == anchored.anchor).all()
+
+
 @pytest.mark.broad
 def test_jit_vmap_and_derivatives():
     reference, automaton, _, rng = random_problem(5)

@@ -55,6 +55,13 @@ def traced(*arrays: Any) -> bool:
     return any(isinstance(x, Tracer) for x in arrays)
 
 
+def at_once(*trees: Any) -> contextlib.AbstractContextManager[Any]:
+    """Computes arrays from concrete ones, whichever trace is under way: those that are kept."""
+    if traced(*jax.tree.leaves(trees)):
+        return contextlib.nullcontext()
+    return jax.ensure_compile_time_eval()
+
+
 def float_argument(x: object, name: str) -> Array:
     """An argument as an array of floats, or an error that names it."""
     try:

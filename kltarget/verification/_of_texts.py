@@ -127,7 +127,7 @@ def verify_texts(
         for i, name in enumerate(policies):
             one_key = jax.random.fold_in(start_key, i)
             policy, params = _starting(task, policies, name, one_key)
-            start = _measured(task, target, policy, [params] * betas.size, one_key, num_measured)
+            starts = _starts(task, target, policy, params, one_key, num_measured)
             for seed in range(num_seeds):
                 shown.set_postfix_str(name)
                 seeded = jax.random.fold_in(jax.random.fold_in(run_key, i), seed)
@@ -156,7 +156,7 @@ def verify_texts(
                     goal = target.next_log_probs(some)[b]
                     share = followable_by_samples(policy, trained[b], some, goal)
                     status = RunStatus(int(np.asarray(run.status)[b])).name
-                    runs.append(_row(task, name, seed, b, target, start[b], end[b], share, status))
+                    runs.append(_row(task, name, seed, b, target, starts[b], end[b], share, status))
                 shown.update()
     checks = _checks(runs, agreements, task, target, own, betas)
     description = (
@@ -237,6 +237,20 @@ def _measured(
     return found
 
 
+def _starts(
+    task: TextTask, target: AutomatonTarget, policy: Any, params: Any, key: Any, number: int
+) -> list[_Mean]:
+    """The KL from every target before training; of the reference that of final states, exactly."""
+    if not isinstance(policy, FromReference):
+        each = [params] * target.status.size
+        return [x.kl for x in _measured(task, target, policy, each, key, number)]
+    log_ref = np.asarray(target.states.objective.log_ref, float)
+    log_probs = np.asarray(target.states.log_probs, float)
+    some = log_ref > -np.inf
+    apart = np.where(some, log_ref, 0.0) - np.where(some, log_probs, 0.0)
+    return [_Mean(float(x), 0.0) for x in (np.exp(log_ref) * apart).sum(-1)]
+
+
 def _starting(task: TextTask, policies: Any, name: str, key: Any) -> tuple[Any, Any]:
     """A policy and its parameters, at the reference if they are not given."""
     if isinstance(policies, Mapping):
@@ -256,7 +270,7 @@ def _row(
     seed: int,
     b: int,
     target: AutomatonTarget,
-    start: _Measured,
+    start: _Mean,
     end: _Measured,
     share: float,
     status: str,
@@ -273,7 +287,7 @@ def _row(
     beta = float(target.states.objective.beta[b])
     row: dict[str, Any] = {"policy": name, "β": beta, "seed": seed}
     measures = {
-        "start KL": start.kl,
+        "start KL": start,
         "KL": end.kl,
         "TV": end.tv,
         "J": end.objective,

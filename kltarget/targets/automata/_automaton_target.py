@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kltarget._core.checks import positive
+from kltarget._core.checks import at_once, positive
 from kltarget._core.pytrees import register
 from kltarget._core.short_repr import short_repr
 from kltarget.divergences import ReverseKL, Scaled
@@ -208,8 +208,9 @@ class AutomatonTarget(TextsOptimum):
 
     @functools.cached_property
     def _product(self) -> Product:
-        product = product_of(self.reference, self.automaton)
-        return product if self.step_reward is None else tilted(product, self._log_tilt)
+        with at_once(self):
+            product = product_of(self.reference, self.automaton)
+            return product if self.step_reward is None else tilted(product, self._log_tilt)
 
     @property
     def _log_tilt(self) -> Array:

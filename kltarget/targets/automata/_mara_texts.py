@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from kltarget._core.checks import at_once
 from kltarget._core.numerics import as_float, log_sum_exp
 from kltarget._core.pytrees import register
 from kltarget._core.short_repr import short_repr
@@ -100,11 +101,12 @@ class AnchoredTarget(TextsOptimum):
     def anchor(self) -> Int[Array, "*batch T"]:
         """The text z whose reward and mass good texts were given, tokens ``[*batch, T]``."""
         objective = self.original.states.objective
-        reward = broadcast_fields(objective)[0]
-        best = broadcast_fields(self.states.objective)[0] == reward
-        # Of states with the anchor's reward it has the likeliest text.
-        ends = jnp.where(self.good & best, 0.0, -jnp.inf).astype(self.log_counts.dtype)
-        return likeliest_texts(self._product, ends, self.length, 1)[0][..., 0, :]
+        with at_once(self):
+            reward = broadcast_fields(objective)[0]
+            best = broadcast_fields(self.states.objective)[0] == reward
+            # Of states with the anchor's reward it has the likeliest text.
+            ends = jnp.where(self.good & best, 0.0, -jnp.inf).astype(self.log_counts.dtype)
+            return likeliest_texts(self._product, ends, self.length, 1)[0][..., 0, :]
 
     @property
     def value(self) -> Float[Array, "*batch"]:
