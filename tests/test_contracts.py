@@ -386,14 +386,7 @@ CONTRACTS: dict[str, Contract] = {
             target.log_level,
         ),
         (REWARD, BETA),
-        (
-            Bad(lambda: mara_on_automaton(REWARD, 0.5), TypeError, "solve_on_automaton"),
-            Bad(
-                lambda: mara_on_automaton(on_texts(REWARD, BETA, kt.ForwardKL()), 0.5),
-                ValueError,
-                "method='substitute'",
-            ),
-        ),
+        (Bad(lambda: mara_on_automaton(REWARD, 0.5), TypeError, "solve_on_automaton"),),
         narrow=None,
     ),
     "token_local_on_automaton": Contract(
