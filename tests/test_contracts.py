@@ -9,7 +9,9 @@ named.
 
 import dataclasses
 import functools
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 import types
@@ -36,6 +38,11 @@ from kltarget import (
 )
 from kltarget.divergences import KLMixture, Scaled, TermDivergence, score_weight
 from kltarget.objectives import ddrl_reward, ensemble_reward, references
+from kltarget.targets.automata import mara_on_automaton, token_local_on_automaton
+from kltarget.targets.chains import solve_chain
+from kltarget.targets.games import solve_game
+from kltarget.targets.grids import score_regularized
+from kltarget.targets.mdps import solve_mdp, solve_occupancy
 
 LOG_REF = oracles.log_normalised(np.array([[0.0, -1, -2, 0.5], [1, 0, -1, -3.0]]), np.float64)
 LOG_POLICY = oracles.log_normalised(np.array([[0.5, 0, -1, -2], [0, 1, 0, 0.5]]), np.float64)
@@ -119,8 +126,9 @@ def divergence_contract(divergence, *bad):
     )
 
 
-def target_contract(run, *bad):
-    return Contract(run, PROBLEM, (Bad(lambda: run(*PROBLEM[:2], -BETA), ValueError, "beta"), *bad))
+def target_contract(run, *bad, **options):
+    negative = Bad(lambda: run(*PROBLEM[:2], -BETA), ValueError, "beta")
+    return Contract(run, PROBLEM, (negative, *bad), **options)
 
 
 def made_of(objective):
@@ -210,16 +218,59 @@ def bowl(dtype):
 def same_nodes():
     """A grid to solve on again."""
     means = np.asarray(TWO_MODES[0], np.float32)
-    return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, error_tol=1e-3)
+    with jax.ensure_compile_time_eval():
+        return kt.solve_on_grid(modes_at(means), bowl(np.float32), 0.5, error_tol=1e-3)
 
 
-def on_texts(reward, beta):
-    """Texts of three tokens, rewarded by how many of them are the second."""
-    even = jnp.log(jnp.full((2, 2), 0.5, reward.dtype))
+def texts(dtype):
+    """Texts of two letters, read by how many of them are the second."""
+    even = np.full((2, 2), np.log(0.5), dtype)
     reference = kt.spaces.MarkovReference(even[0], even)
-    count = kt.spaces.Automaton.counter([1], 2, most=3)
-    target = kt.solve_on_automaton(reference, count, reward, beta, kt.ForwardKL(), length=3)
-    return target.log_prob([0, 1, 1]), target.value, target.conditionals([1]), target.entropy
+    return reference, kt.spaces.Automaton.counter([1], 2, most=3)
+
+
+def on_texts(reward, beta, divergence=None):
+    return kt.solve_on_automaton(*texts(reward.dtype), reward, beta, divergence, length=3)
+
+
+def local_on_texts(reward, beta):
+    problem = reward, beta, kt.ForwardKL()
+    return token_local_on_automaton(*texts(reward.dtype), *problem, length=3)
+
+
+MOVES = np.array([[[0.9, 0.1], [0.4, 0.6]], [[0.3, 0.7], [0.2, 0.8]]])
+
+
+def by_state(x):
+    """Two entries for each of two states."""
+    return x.reshape(*x.shape[:-1], 2, 2)
+
+
+def process(reward):
+    return kt.spaces.MDP(MOVES.astype(reward.dtype), by_state(reward), horizon=2)
+
+
+def on_process(reward, log_ref, beta):
+    return solve_mdp(process(reward), kt.normalize(by_state(log_ref)), beta)
+
+
+def in_game(payoff, log_ref, beta):
+    sides = kt.normalize(by_state(log_ref))
+    game = kt.spaces.MatrixGame(by_state(payoff))
+    return solve_game(game, (sides[..., 0, :], sides[..., 1, :]), beta)
+
+
+def on_chain(reward, log_ref, beta):
+    steps = np.stack([LOG_REF[[0, 1, 0, 1]], LOG_POLICY[[0, 0, 1, 1]]]).astype(reward.dtype)
+    return solve_chain(kt.spaces.Chain(kt.normalize(log_ref), steps), reward, beta)
+
+
+def by_scores(reward, log_ref, beta):
+    if reward.ndim == 1:
+        found = score_regularized(reward, log_ref, beta, spacing=0.5)
+        return found.log_probs, found.value
+    found = [by_scores(*row) for row in zip(reward, log_ref, beta, strict=True)]
+    return tuple(jnp.stack(x) for x in zip(*found, strict=True))
 
 
 CONTRACTS: dict[str, Contract] = {
@@ -318,11 +369,75 @@ CONTRACTS: dict[str, Contract] = {
         narrow=None,
     ),
     "solve_on_automaton": Contract(
-        on_texts,
+        lambda reward, beta: (
+            (target := on_texts(reward, beta, kt.ForwardKL())).value,
+            target.log_prob([0, 1, 1]),
+            target.conditionals([1]),
+            target.entropy,
+        ),
         (REWARD, BETA),
-        (Bad(lambda: on_texts(REWARD.astype(np.float32), -BETA), ValueError, "beta"),),
+        (Bad(lambda: on_texts(REWARD, -BETA), ValueError, "beta"),),
         # A reference of 16 bits is held in float32, and so are results.
         narrow=None,
+    ),
+    "mara_on_automaton": Contract(
+        lambda reward, beta: (
+            (target := mara_on_automaton(on_texts(reward, beta), 0.5)).value,
+            target.log_level,
+        ),
+        (REWARD, BETA),
+        (Bad(lambda: mara_on_automaton(REWARD, 0.5), TypeError, "solve_on_automaton"),),
+        narrow=None,
+    ),
+    "token_local_on_automaton": Contract(
+        lambda reward, beta: (
+            (target := local_on_texts(reward, beta)).objective_value,
+            target.entropy,
+        ),
+        (REWARD, BETA),
+        (
+            Bad(lambda: local_on_texts(REWARD, -BETA), ValueError, "beta"),
+            Bad(lambda: local_on_texts(REWARD[:, :3], BETA), ValueError, "reward has shape"),
+        ),
+        narrow=None,
+    ),
+    "solve_mdp": target_contract(
+        lambda *problem: ((target := on_process(*problem)).log_policy, target.value),
+        Bad(lambda: solve_mdp(MOVES, LOG_REF, 1.0), TypeError, "mdp must be an MDP"),
+        Bad(lambda: solve_mdp(process(REWARD), LOG_REF, 1.0), ValueError, "log_ref has shape"),
+        # A process of 16 bits is held in float32, and so are results.
+        narrow=None,
+    ),
+    "solve_game": Contract(
+        lambda *problem: (
+            (found := in_game(*problem)).row.log_probs,
+            found.column.log_probs,
+            found.value,
+        ),
+        (REWARD.copy(), LOG_REF, BETA),
+        (
+            Bad(lambda: in_game(*PROBLEM[:2], -BETA), ValueError, "beta"),
+            Bad(lambda: solve_game(REWARD, LOG_REF, 1.0), TypeError, "game must be"),
+        ),
+    ),
+    "solve_chain": target_contract(
+        lambda *problem: (
+            (target := on_chain(*problem)).value,
+            target.log_first,
+            target.log_kernels,
+        ),
+        Bad(lambda: solve_chain(LOG_REF, REWARD, 1.0), TypeError, "chain must be"),
+        Bad(lambda: on_chain(REWARD[:, :3], LOG_REF, BETA), ValueError, "reward has shape"),
+    ),
+    "score_regularized": Contract(
+        by_scores,
+        PROBLEM,
+        (
+            Bad(lambda: score_regularized(*PROBLEM, spacing=0.5), ValueError, "give one problem"),
+            Bad(lambda: score_regularized(*MISFIT, 1.0, spacing=0.5), ValueError, "log_ref"),
+        ),
+        differentiable=False,
+        traced=False,
     ),
     "solve_on_samples": Contract(
         lambda beta: (
@@ -733,13 +848,17 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 NOT_OF_ARRAYS = {
+    "ActionFlip": "a part of what action_flips returns",
+    "AnchoredTarget": "what mara_on_automaton returns",
     "Automaton": "a table, as data",
+    "AutomatonTarget": "what solve_on_automaton returns",
     "BanditPlay": "what bandit_play returns",
     "BestOfN": "what best_of_n returns",
     "Box": "a grid, as data",
     "Branches": "the shape of a tree, as data",
     "Chain": "a first law and kernels, as data",
     "ChainRun": "what fine_tune_chain returns",
+    "ChainTarget": "what solve_chain returns",
     "fine_tune_chain": "training of the steps of a chain",
     "GaussianChain": "a first law and linear steps, as data",
     "Step": "a step of a chain, as data",
@@ -747,8 +866,11 @@ NOT_OF_ARRAYS = {
     "distill": "training of students in one program",
     "DiscreteTarget": "abstract",
     "Divergence": "abstract",
+    "Equilibrium": "what solve_game returns",
     "Fit": "what fit returns",
+    "Flip": "a part of what equilibrium_flips returns",
     "GamePath": "what mirror_prox and nash_md return",
+    "GaussianChainTarget": "what solve_chain returns of a Gaussian chain",
     "GridTarget": "what solve_on_grid returns",
     "History": "a part of what trainers return",
     "ImpliedTarget": "what implied_target returns",
@@ -757,6 +879,9 @@ NOT_OF_ARRAYS = {
     "MarkovReference": "a chain, of no batch",
     "MDP": "a process, as data",
     "MDPRun": "what fine_tune_mdp returns",
+    "MDPTarget": "what solve_mdp returns",
+    "MarkovEquilibrium": "what solve_game returns of a Markov game",
+    "OccupancyTarget": "what solve_occupancy returns",
     "fine_tune_mdp": "training of policies of a process",
     "MirrorAscent": "what mirror_ascent returns",
     "MarkovGame": "transitions and rewards, as data",
@@ -787,6 +912,9 @@ NOT_OF_ARRAYS = {
     "LossReading": "what divergence_of_loss returns",
     "TermReading": "what read_term returns",
     "policy_of": "a model of another library as a policy",
+    "RegularizationGap": "what regularization_gap returns",
+    "ScoreTarget": "what score_regularized returns",
+    "TokenLocalTexts": "what token_local_on_automaton returns",
     "ValueIterates": "what mirror_descent_vi returns",
     "Weighted": "a function, as data",
     "RewardSum": "what adding rewards returns",
@@ -801,6 +929,14 @@ NOT_OF_ARRAYS = {
     "SuccessGain": "what success_gain returns",
     "Target": "what solve returns",
     "TokenLocalTarget": "what token_local_target returns",
+    "action_flips": "roots on a path of processes, on the host",
+    "equilibrium_flips": "roots on a path of games, on the host",
+    "over_modes": "a task of another task",
+    "regularization_gap": "a search for a better policy, of what solve_mdp returned",
+    "score": "a language model's log-probabilities",
+    "score_files": "files",
+    "solve_occupancy": "a program of many constraints, row by row on the host",
+    "watch": "a reward function of TRL, watched",
     "named": "a name, as text",
     "backward": "a walk with a function of the caller's",
     "bandit_play": "learning by simulation",
@@ -880,10 +1016,22 @@ ROOMS = (
 """Rooms whose functions are of arrays; the others hold labelled data, pages and figures."""
 
 
+def public_rooms():
+    """Those rooms and every public package inside them, whether or not a room shows it."""
+    rooms = [getattr(kt, name) for name in ROOMS]
+    inside = [
+        importlib.import_module(module.name)
+        for room in rooms
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")
+        if module.ispkg and "._" not in module.name
+    ]
+    return [room for room in (*rooms, *inside, references) if hasattr(room, "__all__")]
+
+
 def public_names():
     """Every name at the top and in those rooms, with what it stands for."""
     names = {name: getattr(kt, name) for name in kt.__all__}
-    for room in (*map(functools.partial(getattr, kt), ROOMS), references):
+    for room in public_rooms():
         for name in room.__all__:
             names.setdefault(name, getattr(room, name))
     return names
@@ -907,6 +1055,16 @@ def test_a_name_has_one_meaning():
         for name in set(getattr(kt, room).__all__) - {"load", "save"}:
             meaning = getattr(getattr(kt, room), name)
             assert meanings.setdefault(name, meaning) is meaning, f"{room}.{name}"
+    # Rows are by name.
+    for room in public_rooms():
+        for name in room.__all__:
+            assert public_names()[name] is getattr(room, name), f"{room.__name__}.{name}"
+
+
+def test_packages_inside_rooms_are_seen():
+    seen = {room.__name__.removeprefix("kltarget.") for room in public_rooms()}
+    assert {"targets.mdps", "recipes.configs", "adapters.lm", "objectives.references"} <= seen
+    assert not any("._" in room for room in seen)
 
 
 def test_the_top_is_what_people_type_first():
@@ -971,8 +1129,19 @@ def results():
     means = jnp.asarray(TWO_MODES[0], jnp.float32)
     density, reward = modes_at(means), bowl(np.float32)
     problem = tuple(x[0].astype(np.float32) for x in PROBLEM)
+    even = jnp.log(jnp.full((2, 2), 0.5, jnp.float32))
+    one = jnp.ones((1, 1), jnp.float32)
+    walk = kt.spaces.GaussianChain(one[0], one, one[None], one, one[None])
     return {
         "Target": kt.solve(kt.Objective(*problem)),
+        "AutomatonTarget": on_texts(*problem[::2]),
+        "AnchoredTarget": mara_on_automaton(on_texts(*problem[::2]), 0.5),
+        "ChainTarget": on_chain(*problem),
+        "GaussianChainTarget": solve_chain(walk, reward, 0.5),
+        "MDPTarget": on_process(*problem),
+        "OccupancyTarget": solve_occupancy(
+            kt.spaces.MDP(MOVES.astype(np.float32), by_state(problem[0]), 0.5), even, 0.5
+        ),
         "TokenLocalTarget": kt.token_local_target(PAIRS, *problem, kt.ForwardKL()),
         "ImpliedTarget": kt.implied_target(kt.Recipe(), *problem[:2], beta=0.5),
         "PreferenceTarget": implied.preference_target(
@@ -989,10 +1158,13 @@ def results():
 @pytest.mark.slow
 def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
-    assert set(classes) == {*results(), "DiscreteTarget"}
+    assert set(classes) == {*results(), "DiscreteTarget", "ScoreTarget"}
     stationary = {"TokenLocalTarget", "ImpliedTarget", "PreferenceTarget"}
     stationary |= {"TokenPreferenceTarget"}
     assert not any(issubclass(classes[name], targets.Target) for name in stationary)
+    # Of pairs of a state and an action there are tables, and a process sums over its two steps.
+    pairs = jnp.ones((2, 2), jnp.float32)
+    ones = {"MDPTarget": pairs / 2, "OccupancyTarget": pairs}
     for name, target in results().items():
         assert target.raise_if_failed() is target
         numbers = ["expected_reward", "divergence_value", "status"]
@@ -1004,7 +1176,7 @@ def test_every_target_answers_the_same_questions():
         draws = target.sample(key=jax.random.key(0), num_samples=5)
         assert draws.shape[0] == 5
         assert target.log_prob(draws).shape == (5,), name
-        one = target.expectation(lambda x: jnp.ones(x.shape[:1], jnp.float32))
+        one = target.expectation(ones.get(name, lambda x: jnp.ones(x.shape[:1], jnp.float32)))
         np.testing.assert_allclose(one, 1, rtol=1e-4)
 
 
@@ -1020,6 +1192,13 @@ def test_randomness_wants_a_key_by_name():
                 chosen = chosen and name not in ("fit", "verify") and "_texts" not in name
                 chosen |= name in ("compare", "diagnose", "forecast", "fine_tune_mdp")
                 assert key.default is (None if chosen else inspect.Parameter.empty), name
+
+
+@pytest.mark.parametrize("key", [0, "0", None, np.zeros(3, np.uint32)], ids=repr)
+def test_what_is_no_key_is_named(key):
+    chain = kt.spaces.Chain(EVEN, np.stack([[EVEN, EVEN]]))
+    with pytest.raises(TypeError, match=r"key must be a random key of JAX .* got"):
+        chain.sample(key=key, num_samples=1)
 
 
 def test_options_are_keyword_only():
@@ -1069,8 +1248,10 @@ ALIKE = (
     "Tsallis",
     "flip_beta",
     "greedy_limit",
+    "mara_on_automaton",
     "reference_limit",
     "solve_on_automaton",
+    "token_local_on_automaton",
     "token_local_target",
     "token_preference_target",
 )
@@ -1144,15 +1325,22 @@ def test_sixteen_bit_inputs_lose_no_more_than_their_own_rounding(name):
         )
 
 
-@rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE), quick=QUICK)
-def test_derivatives_are_finite_and_not_all_zero(name):
+@functools.cache
+def derivatives_of(name):
+    """Of a sum over all results but infinite ones; one program for all that ask."""
     contract = CONTRACTS[name]
-    arguments = cast(contract.arguments, np.float32)
 
     def total(*arrays):
-        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(contract.run(*arrays)))
+        found = jax.tree.leaves(contract.run(*arrays))
+        return sum(jnp.sum(jnp.sin(jnp.where(jnp.isinf(x), 0.0, x))) for x in found)
 
-    gradients = jax.jit(jax.grad(total, tuple(range(len(arguments)))))(*arguments)
+    return jax.jit(jax.grad(total, tuple(range(len(contract.arguments)))))
+
+
+@rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE), quick=QUICK)
+def test_derivatives_are_finite_and_not_all_zero(name):
+    arguments = cast(CONTRACTS[name].arguments, np.float32)
+    gradients = derivatives_of(name)(*arguments)
     assert all(np.isfinite(x).all() for x in gradients)
     assert any(np.any(np.asarray(x) != 0) for x in gradients)
     for x, argument in zip(gradients, arguments, strict=True):
@@ -1202,10 +1390,5 @@ def test_impossible_outcomes_keep_derivatives_finite(name):
     arguments = tuple(
         replaced[id(x)] if id(x) in replaced else x.astype(np.float32) for x in contract.arguments
     )
-
-    def total(*arrays):
-        found = jax.tree.leaves(contract.run(*arrays))
-        return sum(jnp.sum(jnp.where(jnp.isfinite(x), x, 0.0)) for x in found)
-
-    gradients = jax.jit(jax.grad(total, tuple(range(len(arguments)))))(*arguments)
+    gradients = derivatives_of(name)(*arguments)
     assert all(np.isfinite(x).all() for x in gradients)

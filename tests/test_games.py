@@ -391,6 +391,14 @@ def test_pairs_are_drawn_and_averaged():
     np.testing.assert_allclose(found.expectation(PAYOFF), found.expected_reward, rtol=1e-5)
     joint = np.exp(np.asarray(found.log_prob(np.argwhere(np.ones((3, 4))))))
     np.testing.assert_allclose(joint.sum(), 1.0, rtol=1e-5)
+    with pytest.raises(ValueError, match="x must have row actions from 0 to 2, got 3 at index 1"):
+        found.log_prob([[0, 0], [3, 0]])
+    with pytest.raises(ValueError, match="x must have column actions from 0 to 3, got -1"):
+        found.log_prob([0, -1])
+    with pytest.raises(TypeError, match="x must be integers"):
+        found.log_prob([0.5, 1.0])
+    with pytest.raises(ValueError, match=r"x has shape \(3,\).* row action, column action"):
+        found.log_prob([0, 1, 2])
 
 
 @pytest.mark.broad

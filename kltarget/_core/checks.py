@@ -226,9 +226,19 @@ def integer_rows(x: Any, name: str, wanted: dict[str, int], axes: int) -> Array:
 
 
 def typed_key(key: Any) -> Array:
-    """Random keys in the new style, whichever was given."""
-    key = jnp.asarray(key)
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    """Random keys in the new style, whichever was given.
+
+    Raises:
+        TypeError: what is no random key of JAX.
+    """
+    try:
+        keys = jnp.asarray(key)
+        old = not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(keys) if old else keys
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"key must be a random key of JAX such as jax.random.key(0), got {key!r}"
+        ) from None
 
 
 def concrete_labels(modes: Any, num_outcomes: int) -> np.ndarray:

@@ -121,9 +121,12 @@ def _token_local(
 
         def tally(mass: Array, _: Array) -> dict[str, Array]:
             charged = jnp.where(mass == 0, 0.0, here.divergence_value)
+            # Where the divergence is infinite, its derivatives must not be formed.
+            endless = jnp.isposinf(charged)
+            total = (mass * jnp.where(endless, 0.0, charged)).sum(-1)
             remarks = jnp.where(mass > 0, here.status & ~FAILURES, 0)
             return {
-                "divergence": (mass * charged).sum(-1),
+                "divergence": jnp.where(endless.any(-1), jnp.inf, total),
                 "remarks": lax.reduce(remarks, jnp.int32(0), lax.bitwise_or, (mass.ndim - 1,)),
             }
 

@@ -87,7 +87,10 @@ class TokenLocalTexts(Distribution):
             return self.values[0, ..., 0]
         beta = jnp.broadcast_to(self.objective.beta, self.status.shape)
         dtype = self.values.dtype
-        return self.expected_reward - beta.astype(dtype) * self.divergence_value
+        cost = self.divergence_value
+        endless = jnp.isposinf(cost)
+        value = self.expected_reward - beta.astype(dtype) * jnp.where(endless, 0.0, cost)
+        return jnp.where(endless, -jnp.inf, value)
 
     @property
     def state_probs(self) -> Float[Array, "*batch D"]:

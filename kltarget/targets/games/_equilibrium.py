@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import float_argument, require_normalized, typed_key
+from kltarget._core.checks import float_argument, integer_rows, require_normalized, typed_key
 from kltarget._core.matrices import times, transposed
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import pytree
@@ -114,9 +114,22 @@ class Equilibrium(Distribution):
         require_normalized(log_policy=log_pi)
         return _exploitability(self, log_pi, player == "row")
 
-    def log_prob(self, x: Any) -> Float[Array, "..."]:
-        """Log-probabilities of pairs of actions, integers ``[..., 2]``."""
-        pairs = jnp.asarray(x)
+    def log_prob(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Log-probabilities of pairs of actions.
+
+        Args:
+            x: the row player's and the column player's actions, integers ``[..., 2]``, whose
+                leading axes broadcast against ``*batch``.
+
+        Returns:
+            Log-probabilities, of the broadcast shape.
+
+        Raises:
+            TypeError: what is no integer.
+            ValueError: other shapes; outside a trace, actions that there are not.
+        """
+        rows, columns = self.game.num_actions
+        pairs = integer_rows(x, "x", {"row action": rows, "column action": columns}, 1)
         return self.row.log_prob(pairs[..., 0]) + self.column.log_prob(pairs[..., 1])
 
     def sample(
