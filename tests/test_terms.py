@@ -379,9 +379,9 @@ def coming_to_rest(num_steps):
     return lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
 
-# Every term on a list, and on a tree at one level or the other.
+# Every term on a tree, at one level or the other; a list is a tree of one step.
 PLACED = [
-    *(("one-two", "sequence", x) for x in TRAINED),
+    *(("one-two", "sequence", x) for x in ("mixed", "huber", "weighted quartic")),
     *(("tree", ("token", "sequence")[i % 2], x) for i, x in enumerate(TRAINED)),
 ]
 
