@@ -118,7 +118,7 @@ def test_below_the_limit_every_step_size_settles(seed, log_beta, share):
 
 def test_a_controller_keeps_the_kl_it_is_given():
     """Claim: a proportional controller of β in log space reaches a given KL to the pretrained model
-    (arXiv 1909.08593, section 2.2).
+    (arXiv 1909.08593).
 
     Holds with a correction: where rewards can buy that much KL, and with a gain below the mean of
     the log ratio over its variance under the target, 0.36 in an example. A tenth above it the KL
