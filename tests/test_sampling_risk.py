@@ -1,5 +1,6 @@
 """What samples buy, against every sample there is, and against samples drawn."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -140,6 +141,49 @@ def test_the_two_ways_of_a_family_agree():
         for name in ("effective_parameters", "second_order", "effective_samples"):
             one, two = (np.asarray(getattr(x, name)) for x in (own, family))
             np.testing.assert_allclose(one, two, rtol=2e4 * eps(DTYPE), err_msg=name)
+
+
+def test_numbers_of_samples_have_the_risk_that_was_asked_for():
+    p = np.random.default_rng(0).dirichlet(np.ones(6), 3)
+    for direction in ("reverse", "forward"):
+        risk = risk_of(p, 50, direction=direction)
+        wanted = jnp.asarray([0.2, 0.02, 1e-3], DTYPE)
+        needed = risk.num_samples_for(wanted)
+        again = risk_of(p, needed, direction=direction)
+        np.testing.assert_allclose(again.divergence_value, wanted, rtol=100 * eps(DTYPE))
+    assert float(risk_of(np.array([1.0]), 5).num_samples_for(0.1)) == 0
+    assert float(risk_of(np.array([1.0]), 5).bayes_error) == 0.5
+    # 1/2n − 1/n² is at most 1/16.
+    one, less = (jnp.full(3, x, DTYPE) for x in (1.0, -1.0))
+    bent = dataclasses.replace(risk, effective_parameters=one, second_order=less)
+    assert np.isnan(bent.num_samples_for(0.07)).all()
+    np.testing.assert_allclose(bent.num_samples_for(0.0625), 4, rtol=1e-3)
+    with pytest.raises(ValueError, match="divergence must be above 0"):
+        risk.num_samples_for(0.0)
+
+
+@pytest.mark.parametrize("outcomes", [4, 40])
+def test_the_criterion_of_dimension_and_number(outcomes):
+    """Claim: whether n samples are enough for a model of p parameters can be told from both, by
+    the risk to second order and what it implies for the Bayes error rate (arXiv 2105.08947).
+
+    Holds with a correction: enough they are, but of n = p/16ε² and a little more, which Pinsker's
+    inequality asks for at an error of ½ − ε, two thirds would do. From the abstract; the
+    inequality is ours, and the two laws are the projection and the fit.
+    """
+    error, rng = 0.05, np.random.default_rng(outcomes)
+    law = rng.dirichlet(np.full(outcomes, 5.0))
+    risk = risk_of(law, 100)
+    needed = float(risk.num_samples_for(8 * error**2))
+    assert needed == pytest.approx((outcomes - 1) / (16 * error**2), rel=0.15)
+    for share, enough in ((1.0, True), (0.7, True), (0.5, False)):
+        fits = rng.multinomial(int(share * needed), law, size=4000) / int(share * needed)
+        rates = (1 - np.abs(fits - law).sum(-1) / 2) / 2
+        sure = 4 * rates.std() / 4000**0.5
+        assert (rates.mean() - sure > 0.5 - error) == enough, (share, rates.mean())
+    at = risk_of(law, int(needed))
+    assert float(at.bayes_error) == pytest.approx(0.5 - error, abs=1e-4)
+    assert rates.mean() < 0.5 - error
 
 
 def test_the_risk_of_maximum_likelihood_to_second_order():

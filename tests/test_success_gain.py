@@ -264,3 +264,22 @@ def test_a_band_of_success_decides_where_training_rests():
     # Groups that are nearly all right are most of those that are met near the fixed point.
     assert hard < middle - 0.01 < everything - 0.01
     assert easy > everything
+
+
+def test_a_curriculum_of_middling_prompts_ends_where_they_leave_it():
+    """One policy per prompt, trained by exact gradients while its success is between two bounds."""
+    low, high, beta, rate = 0.2, 0.8, 0.25, 0.01
+    p = np.array([0.05, 0.19, 0.21, 0.4, 0.6, 0.79, 0.95])
+    start = np.log(p / (1 - p))
+    logit = start.copy()
+    for _ in range(30_000):
+        success = 1 / (1 + np.exp(-logit))
+        # That of success − β KL by the log-odds.
+        slope = success * (1 - success) * (1 - beta * (logit - start))
+        logit = logit + rate * np.where((low < success) & (success < high), slope, 0.0)
+    aim = np.asarray(success_gain(p.astype(DTYPE), beta).success)
+    wanted = np.where((low < p) & (p < high), np.minimum(aim, high), p)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), wanted, atol=rate)
+    # The band is part of the objective: it changes what is reached, not only how soon.
+    assert (wanted < aim - 0.05).sum() >= 4
+    assert wanted.mean() < aim.mean() - 0.1
