@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -258,7 +259,7 @@ def _log_density(apart: Array, spread: Array) -> Array:
     factor = cholesky(spread)
     squared = jnp.square(times(inverse_lower(factor), apart)).sum(-1)
     size = apart.shape[-1]
-    return -squared / 2 - jnp.log(diagonal(factor)).sum(-1) - size / 2 * np.log(2 * np.pi)
+    return -squared / 2 - jnp.log(diagonal(factor)).sum(-1) - size / 2 * math.log(2 * math.pi)
 
 
 def _at_end(chain: GaussianChain) -> GaussianMixture:
