@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from kltarget._core.checks import positive, require_normalized, traced
+from kltarget._core.checks import positive, require_normalized, traced, worded
 from kltarget._core.numerics import as_float
 from kltarget._core.pytrees import pytree
 from kltarget.studies._at_equal_gain import AtEqualGain
@@ -111,12 +111,9 @@ def retention_path(
     positive("num_steps", num_steps)
     rate, beta = as_float(learning_rate), as_float(beta)
     rate, beta = (x.astype(task.new.dtype) for x in (rate, beta))
-    try:
+    axes = f"learning_rate {rate.shape} and beta {beta.shape}"
+    with worded(f"the batch axes of {axes} do not broadcast"):
         rate, beta = jnp.broadcast_arrays(rate, beta)
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of learning_rate {rate.shape} and beta {beta.shape} do not broadcast"
-        ) from None
     if not traced(beta) and (np.asarray(beta) < 0).any():
         raise ValueError(f"beta must be 0 or more, got {float(beta.min()):g}")
     log_data = _log_probs(task, data) if method == "sft" else None
