@@ -127,6 +127,14 @@ def test_a_batch_is_its_runs_and_jit_changes_nothing(small):
     np.testing.assert_allclose(*[path.accuracy_new for path in paths], rtol=1e-6)
 
 
+def test_answers_that_end_early_are_no_numbers_to_divide_by(small):
+    policy = GRUPolicy(vocab_size=3, length=3, width=4, eos=2)
+    ending = Retention(**{**vars(small), "policy": policy, "space": SequenceSpace(3, 3, eos=2)})
+    path = retention_path(ending, "rl", learning_rate=0.1, beta=0.5, num_steps=5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(path))
+    assert abs(path.drift[0]) < TIGHT < path.drift[-1]
+
+
 def test_what_is_never_learned_has_no_loss(small):
     path = retention_path(small, "rl", learning_rate=np.array([0.0, 0.3]), num_steps=40)
     assert path.steps_to(0.1).tolist()[0] == -1

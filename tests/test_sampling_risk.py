@@ -158,6 +158,9 @@ def test_numbers_of_samples_have_the_risk_that_was_asked_for():
     bent = dataclasses.replace(risk, effective_parameters=one, second_order=less)
     assert np.isnan(bent.num_samples_for(0.07)).all()
     np.testing.assert_allclose(bent.num_samples_for(0.0625), 4, rtol=1e-3)
+    far = jnp.asarray([-1.0, 0.5, 5.0], DTYPE)
+    rates = dataclasses.replace(risk, divergence_value=far).bayes_error
+    np.testing.assert_allclose(rates, [np.nan, 0.25, 0.0], atol=1e-6)
     with pytest.raises(ValueError, match="divergence must be above 0"):
         risk.num_samples_for(0.0)
 

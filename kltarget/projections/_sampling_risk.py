@@ -52,10 +52,10 @@ class SamplingRisk:
 
         The judge sees one sample of either, with even odds, and knows both laws. By Pinsker's and
         Jensen's inequalities the mean rate of errors ``½(1 − E TV)`` is at least
-        ``½(1 − √(risk/2))``, to the order of the risk.
+        ``½(1 − √(risk/2))``, to the order of the risk, and at least 0. NaN where the expansion is
+        below 0 and says nothing.
         """
-        risk = jnp.clip(self.divergence_value, 0, 2)
-        return (1 - jnp.sqrt(risk / 2)) / 2
+        return (1 - jnp.sqrt(jnp.minimum(self.divergence_value, 2) / 2)) / 2
 
     def num_samples_for(self, divergence: ArrayLike) -> Float[Array, "*batch"]:
         """The number n of samples whose risk is this, to second order: the p–n criterion.

@@ -154,6 +154,8 @@ def _paths(
 ) -> RetentionPath:
     num_steps, optimizer = static
     start = task.answers(task.params)
+    # After its end an answer has one way to go on.
+    possible = start > -jnp.inf
 
     def objective(params: Any, beta: Array) -> Array:
         answers = task.answers(params)
@@ -161,7 +163,8 @@ def _paths(
             each = jnp.where(log_data > -jnp.inf, jnp.exp(log_data) * answers, 0.0)
         else:
             reward = task.right_new.astype(answers.dtype)
-            each = jnp.exp(answers) * (reward - beta * (answers - start))
+            ratio = jnp.where(possible, answers - start, 0.0)
+            each = jnp.exp(answers) * (reward - beta * ratio)
         return task.new @ each.sum(-1)
 
     def one(rate: Array, beta: Array) -> RetentionPath:
@@ -170,7 +173,8 @@ def _paths(
         def step(carry: Any, _: Any) -> Any:
             params, memory, _ = carry
             answers = task.answers(params)
-            drift = task.old @ (jnp.exp(start) * (start - answers)).sum(-1)
+            apart = jnp.where(possible, start - answers, 0.0)
+            drift = task.old @ (jnp.exp(start) * apart).sum(-1)
             gradient = jax.grad(objective)(params, beta)
             down = jax.tree.map(jnp.negative, gradient)
             # Optimisers count steps in integers and mix them with floats.
