@@ -294,12 +294,12 @@ def saturation_beta(
     if recipe.normalize == "batch-std" and len(rows.problems) > 1:
         forward = recipe.aim == "forward" and not recipe.entropy_bonus
         least = 0.0 if forward else smallest_coefficient(rows.problems)
-        return jnp.full(rows.batch, least, rows.dtype)
+        return jnp.asarray(np.full(rows.batch, least, rows.dtype))
     values = [
         0.0 if recipe.aim == "forward" and not recipe.entropy_bonus else smallest_coefficient([x])
         for x in rows.problems
     ]
-    return jnp.asarray(np.array(values).reshape(rows.batch), rows.dtype)
+    return jnp.asarray(np.array(values).reshape(rows.batch).astype(rows.dtype))
 
 
 def _find_all(rows: Rows) -> list[FixedPoint]:
@@ -408,18 +408,17 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
     if rows.recipe.aim == "total variation":
         divergence = TotalVariation()
 
-    def batched(values: Any, *own: int) -> Array:
-        return jnp.asarray(np.reshape(np.array(values, np.float64), (*batch, *own)), dtype)
+    def batched(values: Any, *own: int) -> np.ndarray:
+        return np.reshape(np.array(values, np.float64), (*batch, *own)).astype(dtype)
 
     log_probs, log_ref = batched([x.log_probs for x in found], size), batched(rows.log_ref, size)
-    remarks = jnp.asarray(np.array([int(x.status) for x in found], np.int32).reshape(batch))
+    remarks = np.array([int(x.status) for x in found], np.int32).reshape(batch)
     others = list(itertools.zip_longest(*(x.others for x in found), fillvalue=np.nan))
     # Of a recipe, not of a row: what else is in a batch changes nothing.
     local = rows.recipe.per_token and several_tokens(rows.space)
     if all(x.plain for x in rows.problems) and not (local and isinstance(rows.space, PrefixTree)):
         # What the reference cannot produce is never sampled, however well it were rewarded.
-        impossible = log_ref == -jnp.inf
-        reward = jnp.where(impossible, log_ref, batched([x.reward for x in found], size))
+        reward = np.where(log_ref == -np.inf, log_ref, batched([x.reward for x in found], size))
         beta = batched([x.beta for x in found])
         if local:
             assert isinstance(rows.space, SequenceSpace)
@@ -427,25 +426,24 @@ def _assemble(rows: Rows, found: list[FixedPoint]) -> ImpliedTarget:
         else:
             target = solve(Objective(reward, log_ref, beta, divergence))
         objective = target.objective
-        log_probs = jnp.where(jnp.isnan(log_probs), log_probs, target.log_probs)
-        unheld = remarks & Status.NO_TARGET > 0
-        multiplier, status = target.multiplier, jnp.where(unheld, 0, target.status) | remarks
+        log_probs = np.where(np.isnan(log_probs), log_probs, target.log_probs)
+        unheld = remarks & int(Status.NO_TARGET) > 0
+        multiplier, status = target.multiplier, np.where(unheld, 0, target.status) | remarks
     else:
         beta = batched(np.where(rows.beta > 0, rows.beta, 1.0))
-        known = jnp.where(jnp.isnan(log_probs), log_ref, log_probs)
+        known = np.where(np.isnan(log_probs), log_ref, log_probs)
         wish = reward_for(known, log_ref, beta, ReverseKL())
         objective = Objective(wish, log_ref, beta, ReverseKL())
         multiplier, status = solve(objective).multiplier, remarks
-    return ImpliedTarget(
-        objective=objective,
-        log_probs=log_probs,
-        multiplier=multiplier,
-        status=status,
-        reward=jnp.where(
-            log_ref == -jnp.inf, log_ref, batched([x.reward for x in rows.problems], size)
-        ),
-        beta=batched(rows.beta),
-        effective_beta=batched([x.effective_beta for x in found]),
-        other_rewards=batched(np.transpose(others), len(others)),
-        error=batched([x.error for x in found]),
-    )
+    own = batched([x.reward for x in rows.problems], size)
+    fields = {
+        "log_probs": log_probs,
+        "multiplier": multiplier,
+        "status": status,
+        "reward": np.where(log_ref == -np.inf, log_ref, own),
+        "beta": batched(rows.beta),
+        "effective_beta": batched([x.effective_beta for x in found]),
+        "other_rewards": batched(np.transpose(others), len(others)),
+        "error": batched([x.error for x in found]),
+    }
+    return ImpliedTarget(objective, **{name: jnp.asarray(x) for name, x in fields.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -105,6 +106,7 @@ class GaussianMixturePolicy:
         log_weights = jax.nn.log_softmax(params["logits"], axis=-1)
         return unchecked(log_weights, params["means"], _cholesky(params["factors"]))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def log_probs(self, params: Any, x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         """The log-density at points ``[*batch, d]``."""
         densities = self.component_log_probs(params, x)
@@ -159,6 +161,7 @@ class GaussianMixturePolicy:
         return jnp.broadcast_to(constant, noise.shape[:-1]) - jnp.square(noise).sum(-1) / 2
 
 
+@jax.jit
 def _cholesky(factors: Array) -> Array:
     """Triangular factors from lower triangles with logarithms on the diagonal."""
     size = factors.shape[-1]

@@ -33,6 +33,7 @@ def vector_of(mixture: GaussianMixture) -> np.ndarray:
     return np.concatenate(parts)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def mixture_of(vector: Array, count: int, size: int) -> GaussianMixture:
     below = np.tril_indices(size, -1)
     ends = np.cumsum([count - 1, count * size, count * size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -218,7 +219,9 @@ class GaussianMixture:
                 f"log_weights is not normalised: the weights sum to {total[at]:.10g}"
                 f"{checks.at_index(at)}, not 1; pass kltarget.normalize(log_weights)"
             )
-        checks.raise_first("means", self.means, ~jnp.isfinite(self.means), "must be finite")
+        checks.raise_first(
+            "means", self.means, ~np.isfinite(np.asarray(self.means, np.float64)), "must be finite"
+        )
         factors = np.asarray(self.cholesky, np.float64)
         scales = np.diagonal(factors, axis1=-2, axis2=-1)
         bad = ~((scales > 0).all(-1) & np.isfinite(factors).all((-1, -2)))
@@ -264,6 +267,7 @@ def _moments(weights: Array, means: Array) -> tuple[Array, Array]:
     return mean, product(transposed(share * apart), apart)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _factors(spread: Array, kind: str, size: int) -> Array:
     wide = spread.astype(working_dtype(spread.dtype))
     if kind == "full":

@@ -199,11 +199,16 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     total = plan.num_steps * len(chunks)
     with progress_bar(plan.options.progress, total=total, unit="step") as bar:
         for rows in chunks:
-            runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
-            final, history = _train_chunk(plan, runs, times, bar)
-            keep = min(len(rows), num_runs - rows[0])
-            results.append(jax.tree.map(lambda x, keep=keep: x[:keep], final))
-            histories.append({name: x[:keep] for name, x in history.items()})
+            if len(chunks) == 1 and len(rows) == num_runs:
+                final, history = _train_chunk(plan, plan.runs, times, bar)
+            else:
+                runs = jax.tree.map(lambda x, rows=rows: x[rows], plan.runs)
+                final, history = _train_chunk(plan, runs, times, bar)
+                keep = min(len(rows), num_runs - rows[0])
+                final = jax.tree.map(lambda x, keep=keep: x[:keep], final)
+                history = {name: x[:keep] for name, x in history.items()}
+            results.append(final)
+            histories.append(history)
     # Runs that stop early stay as they are, and so does what is measured of them.
     last = max(next(iter(h.values())).shape[1] for h in histories)
 
@@ -219,15 +224,15 @@ def _train_chunk(
     plan: Plan, runs: Any, times: list[int], bar: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     program, shared = plan.program, plan.shared
-    tol = jnp.asarray(plan.options.gradient_tol, runs["learning_rate"].dtype)
-    num_steps = jnp.int32(plan.num_steps)
+    tol = np.asarray(plan.options.gradient_tol, runs["learning_rate"].dtype)
+    num_steps = np.int32(plan.num_steps)
     state = _start(program, plan.params, runs)
     measured, taken = [], 0
     if not plan.only_last:
         measured.append(_measure(program, state, shared, runs)[0])
     for begin, end in itertools.pairwise(times):
-        state = _advance(program, state, shared, runs, tol, jnp.int32(begin), num_steps)
-        if end == plan.num_steps or not bool(jnp.any(state["active"])):
+        state = _advance(program, state, shared, runs, tol, np.int32(begin), num_steps)
+        if end == plan.num_steps or not np.any(state["active"]):
             break
         if not plan.only_last:
             # Of the distributions, which are large, only the last are kept.
@@ -239,21 +244,27 @@ def _train_chunk(
     show_progress(bar, plan.num_steps - taken, _of_runs(measured))
     history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in measured[0]}
     last = measured[-1]
-    finite = jnp.isfinite(last["gradient_norm"]) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
-    at_rest = last["gradient_norm"] <= tol * runs["scale"]
-    if not program.measured_exactly:
-        at_rest = jnp.zeros_like(at_rest)
-    status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
-    status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
     final = {
         "params": state["params"],
         "log_probs": log_probs,
         "gradient_norm": last["gradient_norm"],
         **({"gap": last["gap"]} if "gap" in last else {}),
-        "status": status.astype(jnp.int32),
+        "status": _status(program, state, last["gradient_norm"], log_probs, runs["scale"], tol),
         "num_steps": state["taken"],
     }
     return final, history
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _status(
+    program: Program, state: Any, norm: Array, log_probs: Array, scale: Array, tol: Array
+) -> Array:
+    """How each run ended."""
+    finite = jnp.isfinite(norm) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
+    at_rest = (norm <= tol * scale) & jnp.bool_(program.measured_exactly)
+    status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
+    status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
+    return status.astype(jnp.int32)
 
 
 def show_progress(bar: Any, num_steps: int, numbers: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def to_target(
     chosen, outcomes = Options(**options), outcomes_of(policy)
     off_grid = functions(method, outcomes, params, log_target=log_target)
     log_target = distribution(outcomes, log_target, "log_target")
-    reward = jnp.zeros(outcomes.num_outcomes, log_target.dtype)
+    reward = np.zeros(outcomes.num_outcomes, log_target.dtype)
     # The reference of what is shared is not looked at: every run has its target.
     shared, _ = shared_arrays(outcomes, params, reward, None, divergence, None)
     shared |= off_grid
@@ -72,7 +73,7 @@ def shared_arrays(
     dtype = table.dtype
     possible = outcomes.possible()
     reward = over_outcomes(outcomes, reward, "reward", batched=False)
-    bad = np.asarray(possible & ~jnp.isfinite(reward))
+    bad = np.asarray(possible) & ~np.isfinite(np.asarray(reward, np.float64))
     if bad.any():
         at = int(bad.argmax())
         raise ValueError(
@@ -163,32 +164,49 @@ def train_runs(
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     with worded(f"the batch axes of {listed} do not broadcast"):
         batch = jnp.broadcast_shapes(*shapes.values())
-    runs = {name: jnp.broadcast_to(x, batch).reshape(-1) for name, x in runs.items()}
+    given = runs | (own or {})
+    leading = {name: len(shapes[name]) for name in given}
     if log_target is not None:
-        wide = jnp.broadcast_to(log_target.astype(dtype), (*batch, log_target.shape[-1]))
-        runs["log_ref"] = wide.reshape(-1, log_target.shape[-1])
-    for name, x in (own or {}).items():
-        axes = len(shapes[name])
-        runs[name] = jax.tree.map(
-            lambda y, axes=axes: jnp.broadcast_to(y, (*batch, *y.shape[axes:])).reshape(
-                -1, *y.shape[axes:]
-            ),
-            x,
-        )
-    regularised = (runs["beta"] > 0) & (recipe is None or recipe.place != "none")
-    runs["scale"] = jnp.where(regularised, runs["beta"], jnp.ones_like(runs["beta"]))
+        given["log_ref"], leading["log_ref"] = log_target.astype(dtype), log_target.ndim - 1
+    regularised = recipe is None or recipe.place != "none"
+    runs = _of_each_run(given, tuple(leading.items()), batch, regularised)
     steps = min(options.history_every or 100, num_steps)
     devices = tuple(jax.devices() if options.devices is None else options.devices)
     program = Program(outcomes, method, options.optimizer, steps, num_modes, devices)
     final, history, step = train(Plan(program, params, shared, runs, num_steps, options))
-    back = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), final)
+    settings = {name: runs[name] for name in numbers}
+    back, settings = (final, settings) if len(batch) == 1 else _shaped((final, settings), batch)
     series = {name: x.reshape(*batch, -1) for name, x in history.items()}
-    settings = {name: runs[name].reshape(batch) for name in numbers}
     given = {**settings, "policy": outcomes.policy, "recipe": recipe}
     if isinstance(outcomes, Texts):
         del back["log_probs"]
         return TextRun(**back, **given, history=TextHistory(step=step, **series))
     return Run(**back, **given, history=History(step=step, **series))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _of_each_run(
+    given: dict[str, Any], leading: Any, batch: tuple[int, ...], regularised: bool
+) -> dict[str, Any]:
+    """What each run has of its own, ``[R, ...]``, and the scale of its gradients.
+
+    Of what is given ``leading`` says how many axes of each are those of the batch.
+    """
+    runs = {}
+    for name, axes in leading:
+
+        def each(x: Array, axes: int = axes) -> Array:
+            own = x.shape[axes:]
+            return jnp.broadcast_to(x, (*batch, *own)).reshape(-1, *own)
+
+        runs[name] = jax.tree.map(each, given[name])
+    held = (runs["beta"] > 0) & regularised
+    return {**runs, "scale": jnp.where(held, runs["beta"], jnp.ones_like(runs["beta"]))}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _shaped(results: Any, batch: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), results)
 
 
 def check_batch(recipe: Recipe, batch_size: int | None) -> None:

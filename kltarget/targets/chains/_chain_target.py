@@ -256,6 +256,7 @@ def _log_twists(chain: Chain, log_end: Array, remembers: bool = False) -> Array:
     return jnp.stack(values, -2)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _twisted(chain: Chain, twists: Array, remembers: bool) -> Array:
     states = chain.num_states
     reference = chain.log_kernels[..., None, :, :, :] if remembers else chain.log_kernels
@@ -267,6 +268,7 @@ def _twisted(chain: Chain, twists: Array, remembers: bool) -> Array:
     return jnp.where(some, joint - jnp.where(some, total, 0.0), reference)
 
 
+@jax.jit
 def _kl(log_p: Array, log_q: Array) -> Array:
     here = log_p > -jnp.inf
     ratio = jnp.where(here, log_p, 0.0) - jnp.where(here, log_q, 0.0)
