@@ -43,6 +43,7 @@ def _rounded_once_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
     return rounded_once(*primals), tangents[0]
 
 
+@jax.jit
 def expm1_ratio(x: Array) -> Array:
     """``(exp(x) − 1)/x``, equal to 1 at 0 and smooth through it."""
     small = jnp.abs(x) < 1e-2
@@ -51,6 +52,7 @@ def expm1_ratio(x: Array) -> Array:
     return jnp.where(small, series, jnp.expm1(y) / y)
 
 
+@jax.jit
 def log1p_ratio(x: Array) -> Array:
     """``log(1 + x)/x``, equal to 1 at 0 and smooth through it; NaN below −1."""
     small, ratio = _log1p_ratio_near_0(x)
@@ -167,6 +169,7 @@ def log_lambert(s: Array) -> Array:
     return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
 
 
+@jax.jit
 def log_sum_exp(x: Array) -> Array:
     """Over the last axis, which stays; -inf, with derivatives of 0, where there is nothing."""
     top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import math
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -123,7 +122,7 @@ class Divergence(abc.ABC):
         log_p, log_q = _pair(log_policy, log_ref)
         require_normalized(log_policy=as_float(log_policy), log_ref=as_float(log_ref))
         dtype = widest(as_float(log_policy).dtype, as_float(log_ref).dtype)
-        return _summed(self._over_outcomes(), log_p, log_q).astype(dtype)
+        return self._over_outcomes()._total(log_p, log_q).astype(dtype)
 
     def _over_outcomes(self) -> Divergence:
         """The same divergence with its batched parameters aligned to arrays ``[*batch, A]``."""
@@ -131,14 +130,7 @@ class Divergence(abc.ABC):
 
     def _total(self, log_p: Array, log_q: Array) -> Array:
         """The sum over outcomes, ``[*batch]``."""
-        total = self._curved(log_p, log_q).sum(-1)
-        if not self._linear:
-            return total
-        # Both sum to 1 but for rounding, which may be all there is of a small divergence.
-        surplus = (jnp.exp(log_p) - jnp.exp(log_q)).sum(-1)
-        rounding = jnp.abs(surplus) <= 64 * float(jnp.finfo(surplus.dtype).eps)
-        surplus = surplus - lax.stop_gradient(jnp.where(rounding, surplus, 0.0))
-        return total + self._linear * surplus
+        return _summed(self, log_p, log_q)
 
     def _integrand(self, log_p: Array, log_q: Array) -> Array:
         """``π_ref·f(u)`` of each outcome."""
@@ -200,9 +192,17 @@ class Divergence(abc.ABC):
         return -jnp.log(u * self.f_second(u))
 
 
-@functools.partial(jax.jit, inline=True)
+# What is jitted inside of larger programs is traced and differentiated once for each shape.
+@jax.jit
 def _summed(divergence: Divergence, log_p: Array, log_q: Array) -> Array:
-    return divergence._total(log_p, log_q)
+    total = divergence._curved(log_p, log_q).sum(-1)
+    if not divergence._linear:
+        return total
+    # Both sum to 1 but for rounding, which may be all there is of a small divergence.
+    surplus = (jnp.exp(log_p) - jnp.exp(log_q)).sum(-1)
+    rounding = jnp.abs(surplus) <= 64 * float(jnp.finfo(surplus.dtype).eps)
+    surplus = surplus - lax.stop_gradient(jnp.where(rounding, surplus, 0.0))
+    return total + divergence._linear * surplus
 
 
 def _priced(log_mass: Array, price: Array) -> Array:
@@ -356,6 +356,7 @@ class PowerDivergence(Divergence):
         return -gamma * jnp.where(lost, 0.0, log_u) - jnp.log(scale)
 
 
+@jax.jit
 def alpha_generator(alpha: Array, log_p: Array, log_q: Array, y: Array | None = None) -> Array:
     """``q f_α(e^y)`` with ``y = log(p/q)``, without overflow where ``q`` is tiny and ``e^y`` huge.
 
@@ -387,6 +388,7 @@ def alpha_generator(alpha: Array, log_p: Array, log_q: Array, y: Array | None = 
     return jnp.where(small, jnp.exp(log_q) * x * x * series, closed)
 
 
+@jax.jit
 def _weighted_ratio(log_weight: Array, x: Array) -> Array:
     """``exp(log_weight)·(e^x − 1)/x``, the exponentials joined where ``x`` is large."""
     large = x > 1

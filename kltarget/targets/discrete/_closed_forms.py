@@ -7,6 +7,8 @@ for total variation, as a root for the rest (:mod:`kltarget.targets.discrete._ro
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,6 +21,7 @@ from kltarget.targets.discrete._anchor import COMFORTABLE, anywhere, scaled_gaps
 from kltarget.targets.discrete._root import Solution, root
 
 
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def closed_form(
     divergence: Divergence,
     reward: Array,

@@ -161,6 +161,7 @@ def _implicit(
 
 
 @jax.custom_jvp
+@jax.jit
 def optimal_value(
     divergence: Divergence, reward: Array, log_ref: Array, beta: Array, log_probs: Array
 ) -> Array:
