@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -50,6 +51,18 @@ def kl(p, q):
     return float((p[on] * np.log(p[on] / q[on])).sum())
 
 
+@functools.partial(jax.jit, static_argnames=("names", "tilt_first"))
+def asked(chain, reward, beta, divergence=None, paths=None, *, names, tilt_first):
+    """Answers of a target in one program; the marginals and the law of paths where asked for."""
+    target = solve_chain(chain, reward, beta, divergence, tilt_first=tilt_first)
+    answers = {name: getattr(target, name) for name in names}
+    if paths is not None:
+        answers["marginals"] = jnp.exp(target.log_marginals())
+        answers["law"] = jnp.exp(target.log_prob(paths))
+        answers["mean"] = target.expectation(reward)
+    return answers
+
+
 def law_of(target):
     paths, _ = enumerated(np.exp(target.chain.log_initial), np.exp(target.chain.log_kernels))
     return paths, np.exp(np.asarray(target.log_prob(paths), float))
@@ -89,8 +102,13 @@ def test_the_chain_of_three_variables_has_the_values_found_at_50_digits():
 def test_the_law_of_paths_is_the_gibbs_law(tilt_first):
     first, kernels, reward = random_chain()
     beta = 0.4
-    target = solve_chain(Chain(np.log(first), np.log(kernels)), reward, beta, tilt_first=tilt_first)
     paths, mass = enumerated(first, kernels)
+    names = (
+        *("value", "expected_reward", "divergence_value", "step_kl", "marginal_kl"),
+        *("log_first", "log_kernels"),
+    )
+    chain = Chain(np.log(first), np.log(kernels))
+    found = asked(chain, reward, beta, None, paths, names=names, tilt_first=tilt_first)
     best = mass * np.exp(reward[paths[:, -1]] / beta)
     if tilt_first:
         best /= best.sum()
@@ -99,19 +117,19 @@ def test_the_law_of_paths_is_the_gibbs_law(tilt_first):
             own = paths[:, 0] == state
             best[own] *= first[state] / best[own].sum()
     tight = {"rtol": 200 * eps(), "atol": 16 * eps()}
-    np.testing.assert_allclose(law_of(target)[1], best, **tight)
-    _, walked = enumerated(np.exp(target.log_first), np.exp(target.log_kernels))
+    np.testing.assert_allclose(found["law"], best, **tight)
+    _, walked = enumerated(*(np.exp(found[name]) for name in ("log_first", "log_kernels")))
     np.testing.assert_allclose(walked, best, **tight)
-    np.testing.assert_allclose(target.divergence_value, kl(best, mass), **tight)
-    np.testing.assert_allclose(target.step_kl.sum(), kl(best, mass), **tight)
+    np.testing.assert_allclose(found["divergence_value"], kl(best, mass), **tight)
+    np.testing.assert_allclose(np.sum(found["step_kl"]), kl(best, mass), **tight)
     earned = (best * reward[paths[:, -1]]).sum()
-    np.testing.assert_allclose(target.expected_reward, earned, **tight)
-    np.testing.assert_allclose(target.expectation(reward), earned, **tight)
-    np.testing.assert_allclose(target.value, earned - beta * kl(best, mass), **tight)
+    np.testing.assert_allclose(found["expected_reward"], earned, **tight)
+    np.testing.assert_allclose(found["mean"], earned, **tight)
+    np.testing.assert_allclose(found["value"], earned - beta * kl(best, mass), **tight)
     for time in range(4):
         own, ref = (np.bincount(paths[:, time], w, 3) for w in (best, mass))
-        np.testing.assert_allclose(np.exp(target.log_marginals()[time]), own, **tight)
-        np.testing.assert_allclose(target.marginal_kl[time], kl(own, ref), **tight)
+        np.testing.assert_allclose(found["marginals"][time], own, **tight)
+        np.testing.assert_allclose(found["marginal_kl"][time], kl(own, ref), **tight)
 
 
 @pytest.mark.broad
@@ -121,11 +139,13 @@ def test_no_law_of_paths_is_better_under_any_divergence(divergence, tilt_first):
     """Paths as outcomes of their own, in logits that a search moves, know no chain."""
     first, kernels, reward = random_chain(states=2, steps=2, seed=3)
     beta = 0.7
-    target = solve_chain(
-        Chain(np.log(first), np.log(kernels)), reward, beta, divergence, tilt_first=tilt_first
-    )
     paths, mass = enumerated(first, kernels)
+    names = ("value", "log_first", "log_kernels", "step_kl", "remembers")
+    chain = Chain(np.log(first), np.log(kernels))
+    target = asked(chain, reward, beta, divergence, paths, names=names, tilt_first=tilt_first)
+    target = {name: np.asarray(x) for name, x in target.items()}
     own = np.array([paths[:, 0] == state for state in range(2)])
+    generator = jax.jit(divergence.f)
 
     def law(logits):
         p = np.exp(logits - logits.max())
@@ -135,22 +155,22 @@ def test_no_law_of_paths_is_better_under_any_divergence(divergence, tilt_first):
 
     def loss(logits):
         p = law(logits)
-        f = np.asarray(divergence.f(jnp.asarray(p / mass)), float)
+        f = np.asarray(generator(p / mass), float)
         return beta * (mass * f).sum() - (p * reward[paths[:, -1]]).sum()
 
     found = minimize(loss, np.log(mass), method="BFGS" if eps() < 1e-9 else "Powell")
-    np.testing.assert_allclose(target.value, -found.fun, atol=1e-8 if eps() < 1e-9 else 3e-5)
-    np.testing.assert_allclose(law_of(target)[1], law(found.x), atol=2e-4)
-    assert target.remembers is not (tilt_first or isinstance(divergence, kt.ReverseKL))
-    walked = np.exp(np.asarray(target.log_kernels, float))
-    begin = np.exp(np.asarray(target.log_first, float))
-    if target.remembers:
+    np.testing.assert_allclose(target["value"], -found.fun, atol=1e-8 if eps() < 1e-9 else 3e-5)
+    np.testing.assert_allclose(target["law"], law(found.x), atol=2e-4)
+    remembers = bool(target["remembers"])
+    assert remembers is not (tilt_first or isinstance(divergence, kt.ReverseKL))
+    walked, begin = (np.exp(target[name].astype(float)) for name in ("log_kernels", "log_first"))
+    if remembers:
         again = sum(enumerated(begin * (np.arange(2) == i), walked[i])[1] for i in range(2))
     else:
         again = enumerated(begin, walked)[1]
-    np.testing.assert_allclose(again, law_of(target)[1], rtol=500 * eps(), atol=16 * eps())
-    np.testing.assert_allclose(target.step_kl.sum(), kl(again, mass), rtol=1e-4)
-    marginal = np.exp(np.asarray(target.log_marginals(), float))
+    np.testing.assert_allclose(again, target["law"], rtol=500 * eps(), atol=16 * eps())
+    np.testing.assert_allclose(target["step_kl"].sum(), kl(again, mass), rtol=1e-4)
+    marginal = target["marginals"].astype(float)
     np.testing.assert_allclose(marginal[1], np.bincount(paths[:, 1], again, 2), rtol=1e-5)
 
 
@@ -202,14 +222,17 @@ def test_first_states_of_one_value_need_no_tilt():
 
 @pytest.mark.broad
 def test_drawn_paths_have_their_probabilities():
+    listed, _ = enumerated(FIRST, STEPS)
+
+    @jax.jit
+    def drawn(beta, divergence):
+        target = solve_chain(two_steps(), REWARD, beta, divergence, tilt_first=False)
+        paths = target.sample(key=jax.random.key(1), num_samples=4000)
+        return paths, jnp.exp(target.log_prob(listed))
+
     for divergence in (None, kt.ForwardKL()):
-        target = solve_chain(
-            two_steps(), REWARD, np.array([0.2, 1.0]), divergence, tilt_first=False
-        )
-        paths = np.asarray(target.sample(key=jax.random.key(1), num_samples=4000))
+        paths, probs = (np.asarray(x) for x in drawn(np.array([0.2, 1.0]), divergence))
         assert paths.shape == (4000, 2, 3)
-        listed, _ = enumerated(FIRST, STEPS)
-        probs = np.exp(np.asarray(target.log_prob(listed), float))
         for row in range(2):
             seen = np.bincount(paths[:, row] @ [4, 2, 1], minlength=8) / 4000
             assert (np.abs(seen - probs[row]) < 5 * np.sqrt(probs[row] / 4000) + 1e-3).all()
@@ -242,7 +265,9 @@ def test_first_states_that_never_occur_change_no_step(divergence):
     reward = np.array([-1.0, -2.0, -np.inf])
     with np.errstate(divide="ignore"):
         chain = Chain(np.log(first), np.log(kernels))
-    target = solve_chain(chain, reward, 0.5, divergence, tilt_first=False)
+    reverse = isinstance(divergence, kt.ReverseKL)
+    names = ("log_kernels", "step_kl", *(["values"] if reverse else []))
+    target = asked(chain, reward, 0.5, divergence, names=names, tilt_first=False)
     # With one first state there is nothing to tilt: the ends are a list by themselves.
     paths, mass = enumerated(first, kernels)
     with np.errstate(divide="ignore"):
@@ -250,30 +275,32 @@ def test_first_states_that_never_occur_change_no_step(divergence):
     listed = np.asarray(kt.solve(kt.Objective(reward, ends, 0.5, divergence)).probs, float)
     best = mass * (listed / np.exp(ends))[paths[:, -1]]
     tight = {"rtol": 200 * eps(), "atol": 16 * eps()}
-    walked = np.asarray(target.log_kernels, float)
-    walked = np.exp(walked[0] if target.remembers else walked)
+    walked = np.asarray(target["log_kernels"], float)
+    walked = np.exp(walked if reverse else walked[0])
     np.testing.assert_allclose(enumerated(first, walked)[1], best, **tight)
-    np.testing.assert_allclose(target.step_kl.sum(), kl(best, mass), **tight)
-    if not target.remembers:
+    np.testing.assert_allclose(np.sum(target["step_kl"]), kl(best, mass), **tight)
+    if reverse:
         start = 0.5 * np.log((mass * np.exp(reward[paths[:, -1]] / 0.5)).sum())
-        np.testing.assert_allclose(target.values[0, 0], start, **tight)
+        np.testing.assert_allclose(target["values"][0, 0], start, **tight)
 
 
 @pytest.mark.broad
 def test_values_have_the_derivatives_of_what_they_are():
-    def value(reward, kernels, tilt_first):
-        chain = Chain(jnp.log(FIRST), jax.nn.log_softmax(kernels, axis=-1))
-        return solve_chain(chain, reward, 0.5, tilt_first=tilt_first).value
+    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def slopes(reward, kernels, tilt_first):
+        chain = Chain(np.log(FIRST), jax.nn.log_softmax(kernels, axis=-1))
+        target = solve_chain(chain, reward, 0.5, tilt_first=tilt_first)
+        return target.value, target.log_last
 
+    moved = np.zeros_like(STEPS)
+    moved[0, 1, 0] = 1e-2
     for tilt_first in (True, False):
-        by_reward = jax.grad(value)(jnp.asarray(REWARD), jnp.log(STEPS), tilt_first)
-        target = solve_chain(two_steps(), REWARD, 0.5, tilt_first=tilt_first)
-        np.testing.assert_allclose(by_reward, np.exp(target.log_last), rtol=100 * eps())
-        by_kernels = jax.grad(value, argnums=1)(jnp.asarray(REWARD), jnp.log(STEPS), tilt_first)
-        moved = np.zeros_like(STEPS)
-        moved[0, 1, 0] = 1e-2
-        up, down = (value(REWARD, jnp.log(STEPS) + s * moved, tilt_first) for s in (1, -1))
-        np.testing.assert_allclose(by_kernels[0, 1, 0], (up - down) / 2e-2, rtol=2e-3)
+        here, up, down = (slopes(REWARD, np.log(STEPS) + s * moved, tilt_first) for s in (0, 1, -1))
+        (_, log_last), (by_reward, by_kernels) = here
+        np.testing.assert_allclose(by_reward, np.exp(log_last), rtol=100 * eps())
+        difference = float(up[0][0]) - float(down[0][0])
+        np.testing.assert_allclose(by_kernels[0, 1, 0], difference / 2e-2, rtol=2e-3)
 
 
 @pytest.mark.broad
@@ -291,12 +318,14 @@ def test_a_forbidden_end_has_no_part_in_derivatives_by_beta():
         laws = [p * w / w.sum() for w, p in zip(own, first, strict=True)]
         return np.array([np.sum(values), kl(np.concatenate(laws), mass)])
 
+    @jax.jit
+    @jax.jacrev
     def ours(beta):
         target = solve_chain(chain, reward, beta, tilt_first=False)
         return jnp.stack([target.values[0].sum(), target.step_kl.sum()])
 
     slopes = (fixed(0.4 + 1e-5) - fixed(0.4 - 1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.jacrev(ours)(0.4), slopes, rtol=max(1e-6, 500 * eps()))
+    np.testing.assert_allclose(ours(0.4), slopes, rtol=max(1e-6, 500 * eps()))
 
 
 @pytest.mark.broad
@@ -310,10 +339,11 @@ def test_a_condition_is_a_second_tilt(tilt_first):
     """
     first, kernels, reward = random_chain(seed=8)
     likelihood = np.array([0.7, 0.1, 0.4])
-    once = solve_chain(Chain(np.log(first), np.log(kernels)), reward, 0.5, tilt_first=tilt_first)
-    again = Chain(once.log_first, once.log_kernels)
-    twice = solve_chain(again, np.log(likelihood), 1.0, tilt_first=tilt_first)
     paths, mass = enumerated(first, kernels)
+    options = {"names": ("log_first", "log_kernels"), "tilt_first": tilt_first}
+    once = asked(Chain(np.log(first), np.log(kernels)), reward, 0.5, None, paths, **options)
+    again = Chain(once["log_first"], once["log_kernels"])
+    twice = asked(again, np.log(likelihood), 1.0, None, paths, **options)
     law = mass * np.exp(reward[paths[:, -1]] / 0.5) * likelihood[paths[:, -1]]
     if tilt_first:
         law /= law.sum()
@@ -321,7 +351,7 @@ def test_a_condition_is_a_second_tilt(tilt_first):
         for state in range(3):
             own = paths[:, 0] == state
             law[own] *= first[state] / law[own].sum()
-    np.testing.assert_allclose(law_of(twice)[1], law, rtol=500 * eps(), atol=32 * eps())
+    np.testing.assert_allclose(twice["law"], law, rtol=500 * eps(), atol=32 * eps())
 
 
 @pytest.mark.broad
@@ -329,20 +359,16 @@ def test_a_batch_is_its_rows():
     chains = [random_chain(seed=seed) for seed in (0, 1)]
     first, kernels, reward = map(np.stack, zip(*chains, strict=True))
     beta = np.array([[0.3], [2.0]])
+    options = {"names": ("value", "log_last", "log_kernels", "step_kl", "values")}
     for tilt_first in (True, False):
-        both = solve_chain(
-            Chain(np.log(first), np.log(kernels)), reward, beta, tilt_first=tilt_first
-        )
-        assert both.log_kernels.shape == (2, 2, 3, 3, 3)
+        options["tilt_first"] = tilt_first
+        both = asked(Chain(np.log(first), np.log(kernels)), reward, beta, **options)
+        assert both["log_kernels"].shape == (2, 2, 3, 3, 3)
         for i, j in ((0, 1), (1, 0)):
-            one = solve_chain(
-                Chain(np.log(first[j]), np.log(kernels[j])),
-                reward[j],
-                beta[i, 0],
-                tilt_first=tilt_first,
-            )
-            for name in ("value", "log_last", "log_kernels", "step_kl", "values"):
-                ours, theirs = getattr(both, name)[i, j], getattr(one, name)
+            alone = Chain(np.log(first[j]), np.log(kernels[j]))
+            one = asked(alone, reward[j], beta[i, 0], **options)
+            for name, theirs in one.items():
+                ours = np.asarray(both[name])[i, j]
                 np.testing.assert_allclose(ours, theirs, rtol=100 * eps(), atol=16 * eps())
 
 

@@ -39,12 +39,16 @@ def gibbs(log_ref, x):
 
 
 def iterated(payoff, log_mu, log_nu, beta, rounds=20_000):
-    """Best answers, averaged in logarithms with a step that is small enough to converge."""
-    u, v = np.zeros(len(log_mu)), np.zeros(len(log_nu))
+    """Best answers, averaged in logarithms with a step that is small enough to converge.
+
+    Of games ``[..., A, B]`` and their β ``[...]``.
+    """
+    beta = np.asarray(beta)[..., None]
+    u, v = (0.0 * (payoff.sum(axis) + beta) for axis in (-1, -2))
     for _ in range(rounds):
         mu, nu = gibbs(log_mu, u), gibbs(log_nu, v)
-        u += 0.5 * min(beta, 1) * (payoff @ nu / beta - u)
-        v += 0.5 * min(beta, 1) * (-payoff.T @ mu / beta - v)
+        u += 0.5 * np.minimum(beta, 1) * ((payoff @ nu[..., None])[..., 0] / beta - u)
+        v += 0.5 * np.minimum(beta, 1) * (-(mu[..., None, :] @ payoff)[..., 0, :] / beta - v)
     return gibbs(log_mu, u), gibbs(log_nu, v)
 
 
@@ -108,11 +112,9 @@ def test_batches_of_random_games_equal_damped_iteration():
     refs = np.log(rng.dirichlet(np.ones(5))), np.log(rng.dirichlet(np.ones(4)))
     found = solve_game(MatrixGame(payoff), refs, beta)
     assert found.row.probs.shape == (3, 2, 5)
-    for i in range(3):
-        for j in range(2):
-            mu, nu = iterated(payoff[i, 0], *refs, beta[j])
-            np.testing.assert_allclose(found.row.probs[i, j], mu, rtol=1e3 * eps())
-            np.testing.assert_allclose(found.column.probs[i, j], nu, rtol=1e3 * eps())
+    mu, nu = iterated(payoff, *refs, beta)
+    np.testing.assert_allclose(found.row.probs, mu, rtol=1e3 * eps())
+    np.testing.assert_allclose(found.column.probs, nu, rtol=1e3 * eps())
 
 
 def test_equal_rows_keep_their_reference_ratio():
@@ -254,12 +256,9 @@ def recursion(game, refs, beta, steps):
     values = np.zeros(3)
     for _ in range(steps):
         payoff = reward + float(game.discount) * transition @ values
-        values, policies = np.zeros(3), []
-        for s in range(3):
-            mu, nu = iterated(payoff[s], refs[0][s], refs[1][s], beta, rounds=400)
-            kls = [(p * (np.log(p) - q[s])).sum() for p, q in ((mu, refs[0]), (nu, refs[1]))]
-            values[s] = mu @ payoff[s] @ nu - beta * (kls[0] - kls[1])
-            policies.append((mu, nu))
+        policies = mu, nu = iterated(payoff, *refs, beta, rounds=400)
+        kls = [(p * (np.log(p) - q)).sum(-1) for p, q in zip(policies, refs, strict=True)]
+        values = np.einsum("sa,sab,sb->s", mu, payoff, nu) - beta * (kls[0] - kls[1])
     return values, policies
 
 
@@ -271,9 +270,9 @@ def test_markov_games_with_a_horizon_equal_a_recursion():
     for i, beta in enumerate((0.5, 1.0)):
         values, policies = recursion(game, refs, beta, 4)
         np.testing.assert_allclose(found.value[i], values, rtol=1e3 * eps())
-        for s, (mu, nu) in enumerate(policies):
-            np.testing.assert_allclose(found.stages.row.probs[i, 0, s], mu, rtol=1e3 * eps())
-            np.testing.assert_allclose(found.stages.column.probs[i, 0, s], nu, rtol=1e3 * eps())
+        played = (x.probs[i, 0] for x in (found.stages.row, found.stages.column))
+        for policy, exact in zip(played, policies, strict=True):
+            np.testing.assert_allclose(policy, exact, rtol=1e3 * eps())
     assert float(jnp.abs(found.duality_gap).max()) < 100 * eps()
     even = jnp.full_like(found.stages.row.log_probs, jnp.log(0.5))
     assert float(found.gap(even, even).min()) > 1e-3
@@ -295,19 +294,26 @@ def test_derivatives_of_markov_games_are_central_differences(horizon):
     wide()
     game, refs = random_markov_game(horizon=horizon)
 
-    def value(reward, beta):
-        changed = MarkovGame(game.transition, reward, discount=0.9, horizon=horizon)
-        found = solve_game(changed, refs, beta)
-        return found.value.sum() + found.stages.row.log_probs.sum()
+    way = np.random.default_rng(5).normal(size=game.reward.shape)
 
-    way = jnp.asarray(np.random.default_rng(5).normal(size=game.reward.shape))
-    step, beta = 1e-5, jnp.asarray(0.5)
-    pairs = [value(game.reward + s * way, beta + s) for s in (step, -step)]
-    _, along = jax.jvp(value, (game.reward, beta), (way, jnp.ones(())))
+    @jax.jit
+    def slopes(reward, beta):
+        def value(reward, beta):
+            changed = MarkovGame(game.transition, reward, discount=0.9, horizon=horizon)
+            found = solve_game(changed, refs, beta)
+            return found.value.sum() + found.stages.row.log_probs.sum()
+
+        # Forwards and backwards through one solution.
+        here, forwards = jax.linearize(value, reward, beta)
+        gradient, _ = jax.linear_transpose(forwards, reward, beta)(jnp.ones(()))
+        along = forwards(jnp.asarray(way), jnp.ones(())), forwards(jnp.asarray(way), jnp.zeros(()))
+        return here, along, gradient
+
+    step, reward = 1e-5, np.asarray(game.reward)
+    _, (along, only), gradient = slopes(reward, 0.5)
+    pairs = [float(slopes(reward + s * way, 0.5 + s)[0]) for s in (step, -step)]
     np.testing.assert_allclose(along, (pairs[0] - pairs[1]) / (2 * step), rtol=1e-6)
-    gradient = jax.grad(value)(game.reward, beta)
-    _, only = jax.jvp(lambda r: value(r, beta), (game.reward,), (way,))
-    np.testing.assert_allclose((gradient * way).sum(), only, rtol=1e-9)
+    np.testing.assert_allclose((np.asarray(gradient) * way).sum(), only, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +380,7 @@ def test_flips_are_where_two_actions_are_level_and_lead():
         assert float(probs[flip.below]) == pytest.approx(float(probs.max()), abs=2e3 * eps())
         assert float(probs[flip.above]) == pytest.approx(float(probs.max()), abs=2e3 * eps())
     # By another method, at which β the answers to one another are as likely.
-    policies = [iterated(CYCLE, LOG_REF[::-1], LOG_REF[::-1], b, 3000)[0] for b in (0.1, 1.0)]
+    policies, _ = iterated(CYCLE, LOG_REF[::-1], LOG_REF[::-1], [0.1, 1.0], 3000)
     between = [flip for flip in flips if 0.1 < flip.beta < 1.0]
     ends = [int(x.argmax()) for x in policies]
     assert (between[0].below, between[-1].above) == tuple(ends) if between else ends[0] == ends[1]

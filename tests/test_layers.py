@@ -139,22 +139,24 @@ def test_mean_values_are_those_of_the_policy_they_make():
 def test_derivatives_of_soft_values_are_visits_and_batches_are_rows():
     layers, leaves = dag(4)
 
+    @jax.jit
     def root(x):
         return backward(layers, x, soft)[0][0][..., 0]
 
-    visits = np.zeros(len(leaves))
-    for edges in itertools.product(*(range(x.below.shape[1]) for x in layers)):
+    slopes, leaves = jax.jit(jax.grad(root))(leaves), np.asarray(leaves)
+    known, visits = jax.tree.map(np.asarray, layers), np.zeros(len(leaves))
+    for edges in itertools.product(*(range(x.below.shape[1]) for x in known)):
         node, mass, reward = 0, 1.0, 0.0
-        for a, layer in zip(edges, layers, strict=True):
+        for a, layer in zip(edges, known, strict=True):
             mass *= math.exp(float(layer.log_ref[node, a]))
             reward += float(layer.step_reward[node, a])
             node = int(layer.below[node, a])
         visits[node] += mass * math.exp((reward + float(leaves[node])) / BETA)
     np.testing.assert_allclose(
-        jax.grad(root)(leaves), visits / visits.sum(), rtol=256 * eps(DTYPE), atol=4 * eps(DTYPE)
+        slopes, visits / visits.sum(), rtol=256 * eps(DTYPE), atol=4 * eps(DTYPE)
     )
-    batch = jnp.stack([leaves, leaves[::-1]])
-    rows = [root(x) for x in batch]
+    batch = np.stack([leaves, leaves[::-1]])
+    rows = np.stack([root(x) for x in batch])
     np.testing.assert_allclose(root(batch), rows, rtol=8 * eps(DTYPE))
     np.testing.assert_allclose(jax.jit(jax.vmap(root))(batch), rows, rtol=8 * eps(DTYPE))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 import scipy.optimize
@@ -19,26 +20,36 @@ REWARD = np.array([[0.0, 0.2], [1.0, 0.5]])
 LOG_REF = np.log(np.array([[0.5, 0.5], [0.25, 0.75]])).astype(LAST)
 
 
-def soft_policy(moves, reward, ref, beta, discount, num_steps=3000):
-    values = np.zeros(len(ref))
+def soft_policies(moves, reward, ref, beta, discount, num_steps):
+    """Of each β, by plain iteration."""
+    beta = np.asarray(beta)[:, None, None]
+    values = np.zeros((len(beta), len(ref)))
     for _ in range(num_steps):
-        q = reward + discount * moves @ values
-        top = q.max(-1)
-        values = top + beta * np.log((ref * np.exp((q - top[:, None]) / beta)).sum(-1))
-    return ref * np.exp((q - values[:, None]) / beta)
+        q = reward + discount * np.einsum("sat,bt->bsa", moves, values)
+        top = q.max(-1, keepdims=True)
+        values = (top + beta * np.log((ref * np.exp((q - top) / beta)).sum(-1, keepdims=True)))[
+            ..., 0
+        ]
+    return ref * np.exp((q - values[..., None]) / beta)
+
+
+@jax.jit
+def gap_of(mdp, log_ref, beta, divergence=None):
+    """The gap and the values of one solution, in one program."""
+    target = solve_mdp(mdp, log_ref, beta, divergence)
+    return regularization_gap(target), target.state_values
 
 
 @pytest.mark.broad
 def test_gaps_of_fifty_digits():
     mdp = MDP(TRANSITION.astype(LAST), REWARD.astype(LAST), 0.9)
-    target = solve_mdp(mdp, LOG_REF, np.array([0.2, 1.0], LAST))
-    gap = regularization_gap(target)
+    gap, values = jax.tree.map(np.asarray, gap_of(mdp, LOG_REF, np.array([0.2, 1.0], LAST)))
     best = [6.74725274725274725, 7.62637362637362637]
     close = {"rtol": 1e4 * eps(LAST)}
     np.testing.assert_allclose(gap.greedy_values, [best, best], **close)
     np.testing.assert_allclose(gap.return_gap.max(-1), [0.879916105423, 2.59311198203], **close)
     np.testing.assert_allclose(gap.bound, [2.77258872224, 13.8629436112], **close)
-    np.testing.assert_allclose(gap.value_gap[0], np.array(best) - target.state_values[0], **close)
+    np.testing.assert_allclose(gap.value_gap[0], np.array(best) - values[0], **close)
 
 
 @pytest.mark.broad
@@ -55,7 +66,7 @@ def test_the_bound_holds(divergence):
     reward = rng.normal(size=(40, 3, 2)).astype(LAST)
     ref = np.log(rng.dirichlet(np.ones(2), size=(40, 3))).astype(LAST)
     mdp = MDP(moves, reward, 0.8)
-    gap = regularization_gap(solve_mdp(mdp, ref, np.asarray(0.5, LAST), divergence))
+    gap, _ = gap_of(mdp, ref, np.asarray(0.5, LAST), divergence)
     slack = 1e3 * eps(LAST)
     for part in (gap.value_gap, gap.return_gap):
         assert (np.asarray(part) >= -slack).all()
@@ -87,7 +98,7 @@ def test_the_best_of_all_policies_of_a_process_that_ends(ending):
     reward[0] = 0
     mdp = MDP(moves.astype(LAST), reward.astype(LAST), **ending)
     ref = np.full((size, actions), np.log(1 / 3)).astype(LAST)
-    gap = regularization_gap(solve_mdp(mdp, ref, 0.3))
+    gap, _ = jax.tree.map(np.asarray, gap_of(mdp, ref, 0.3))
     each = [np.array(p) for p in itertools.product(range(actions), repeat=size)]
     if mdp.horizon is None:
         best = np.full(size, -np.inf)
@@ -121,13 +132,13 @@ def test_likeliest_actions_change_where_flips_say():
     assert len(flips) >= 2
     assert [f.beta for f in flips] == sorted(f.beta for f in flips)
     off = 1e-3 if LAST.itemsize < 8 else 1e-6
-    for flip in flips:
-        for side, action in ((1 - off, flip.below), (1 + off, flip.above)):
-            policy = soft_policy(moves, reward, ref, flip.beta * side, 0.8)
-            assert policy[flip.state].argmax() == action
+    sides = np.array([[f.beta * (1 - off), f.beta * (1 + off)] for f in flips])
+    policies = soft_policies(moves, reward, ref, sides.ravel(), 0.8, 3000)
+    for flip, pair in zip(flips, policies.reshape(len(flips), 2, 4, 3), strict=True):
+        assert pair[:, flip.state].argmax(-1).tolist() == [flip.below, flip.above]
     # Between flips nothing changes: the number of changes over a finer grid is that of the flips.
     fine = np.geomspace(0.05, 20, 200)
-    leaders = np.array([soft_policy(moves, reward, ref, b, 0.8, 300).argmax(-1) for b in fine])
+    leaders = soft_policies(moves, reward, ref, fine, 0.8, 300).argmax(-1)
     assert (leaders[1:] != leaders[:-1]).sum() == len(flips)
 
 
