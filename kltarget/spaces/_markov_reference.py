@@ -405,6 +405,7 @@ def following_contexts(size: int, order: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+@jax.jit
 def walk(table: Array, tokens: Array) -> Array:
     """The states before each token and after the last, from state 0: ``[..., T + 1]``."""
     flat = tokens.reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
