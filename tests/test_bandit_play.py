@@ -31,7 +31,7 @@ def test_regret_grows_like_a_logarithm(bonus):
     Holds: without the bonus, too, where the reference plays every arm.
     """
     learnt = bandit_play(
-        REWARD, LOG_REF, 0.5, key=jax.random.key(1), num_rounds=8192, num_seeds=512, bonus=bonus
+        REWARD, LOG_REF, 0.5, key=jax.random.key(1), num_rounds=4096, num_seeds=256, bonus=bonus
     )
     regret = np.asarray(learnt.regret, float)
     assert abs(grows_like(regret, np.log)) < 4
@@ -41,8 +41,8 @@ def test_regret_grows_like_a_logarithm(bonus):
 @pytest.mark.slow
 def test_the_comparison_tells_a_root_from_a_logarithm():
     """A control: sums of 1/√t with the same kind of noise."""
-    rng, rounds = np.random.default_rng(0), 8192
-    each = rng.exponential(size=(512, rounds)) / np.sqrt(np.arange(1, rounds + 1))
+    rng, rounds = np.random.default_rng(0), 4096
+    each = rng.exponential(size=(256, rounds)) / np.sqrt(np.arange(1, rounds + 1))
     regret = each.cumsum(1)
     assert abs(grows_like(regret, np.sqrt)) < 4
     assert grows_like(regret, np.log) > 10

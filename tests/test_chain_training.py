@@ -13,6 +13,7 @@ from kltarget.targets.chains import solve_chain
 from kltarget.verification import verify_chain
 
 FIRST = np.log([0.5, 0.5])
+STEPS_TAKEN = 400
 STEPS = np.log([[[0.8, 0.2], [0.3, 0.7]], [[0.9, 0.1], [0.2, 0.8]]])
 
 
@@ -67,7 +68,7 @@ def test_exact_gradients_reach_the_terminal_marginals_found_at_50_digits():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoise", "drift"])
 def test_gradients_confirm_the_law_of_paths(name):
-    report = verify_chain(name, key=jax.random.key(1), num_seeds=2)
+    report = verify_chain(name, key=jax.random.key(1), num_seeds=2, num_steps=STEPS_TAKEN)
     assert report.passed, str(report)
     assert len(report.runs) == 8
     assert {run["first law"] for run in report.runs} == {"tilted", "fixed"}
@@ -76,7 +77,7 @@ def test_gradients_confirm_the_law_of_paths(name):
 @pytest.mark.slow
 def test_a_wrong_target_and_too_little_training_are_seen(monkeypatch):
     task = tasks.load_chain("denoise")
-    short = verify_chain(task, key=jax.random.key(0), beta=[0.3], num_seeds=1, num_steps=3)
+    short = verify_chain(task, key=jax.random.key(0), num_seeds=2, num_steps=3)
     assert not short.passed
     assert [check.name for check in short.checks if not check.passed] == [
         "gap below 0.0001",
@@ -85,7 +86,8 @@ def test_a_wrong_target_and_too_little_training_are_seen(monkeypatch):
     # Of half the β, as if a factor were lost.
     wrong = lambda chain, reward, beta, **options: solve_chain(chain, reward, beta / 2, **options)  # noqa: E731
     monkeypatch.setattr("kltarget.verification._of_chains.solve_chain", wrong)
-    assert not verify_chain(task, key=jax.random.key(0), beta=[0.3], num_seeds=1).passed
+    same = {"num_seeds": 2, "num_steps": STEPS_TAKEN}
+    assert not verify_chain(task, key=jax.random.key(0), **same).passed
 
 
 @pytest.mark.parametrize(

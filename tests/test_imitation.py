@@ -114,12 +114,12 @@ def test_the_share_of_reverse_kl_at_which_a_mode_is_lost():
 
 
 def transported(p, q, cost, epsilon):
-    """``OT_ε`` by a thousand iterations in NumPy, in logarithms."""
-    f, g = np.zeros(len(p)), np.zeros(len(q))
+    """``OT_ε`` by a thousand iterations in NumPy."""
+    kernel, v = np.exp(-cost / epsilon), np.ones(len(q))
     for _ in range(1000):
-        f = -epsilon * logsumexp((g - cost) / epsilon + np.log(q), axis=1)
-        g = -epsilon * logsumexp((f - cost.T) / epsilon + np.log(p), axis=1)
-    return p @ f + q @ g
+        u = 1 / (kernel @ (q * v))
+        v = 1 / (kernel.T @ (p * u))
+    return epsilon * (p @ np.log(u) + q @ np.log(v))
 
 
 @pytest.mark.slow
@@ -131,11 +131,16 @@ def test_sinkhorn_is_what_plain_iterations_give():
     distance, divergence = (losses.sinkhorn(cost, debiased=x) for x in (False, True))
     between = transported(p, q, cost, 0.5)
     own = (transported(p, p, cost, 0.5) + transported(q, q, cost, 0.5)) / 2
-    assert float(distance(logs(p), logs(q), 0.5)) == pytest.approx(between, rel=5e-3)
-    assert float(divergence(logs(p), logs(q), 0.5)) == pytest.approx(between - own, rel=2e-2)
+
+    @jax.jit
+    def found(logits):
+        apart = jax.value_and_grad(lambda x: divergence(jax.nn.log_softmax(x), logs(q), 0.5))
+        return distance(logits, logs(q), 0.5), *apart(logits)
+
+    far, apart, slope = map(np.asarray, found(logs(p)))
+    assert far == pytest.approx(between, rel=5e-3)
+    assert apart == pytest.approx(between - own, rel=2e-2)
     step = 1e-3
-    of_logits = jax.grad(lambda x: divergence(jax.nn.log_softmax(x), logs(q), 0.5))
-    slope = np.asarray(of_logits(logs(p)))
     for k in range(5):
         moved = [softmax(np.log(p) + s * step * np.eye(5)[k]) for s in (1, -1)]
         up, down = (transported(x, q, cost, 0.5) - transported(x, x, cost, 0.5) / 2 for x in moved)
@@ -159,7 +164,7 @@ def test_transport_averages_the_modes_of_a_target_that_cannot_be_held():
     target /= target.sum()
     cost = (texts[:, None] != texts[None]).sum(-1)
     policy = MarkovPolicy(2, 4, 0)
-    starts, options = starts_of(policy, 4), {"learning_rate": 0.1, "history_every": None}
+    starts, options = starts_of(policy, 4), {"learning_rate": 0.2, "history_every": None}
     kept = {}
     for name, loss, parameter in (
         ("kl", losses.kl_mixture, [[0.0], [1.0]]),
@@ -171,7 +176,7 @@ def test_transport_averages_the_modes_of_a_target_that_cannot_be_held():
             logs(target),
             loss,
             parameter=jnp.asarray(parameter, DTYPE),
-            num_steps=200,
+            num_steps=80,
             **options,
         )
         kept[name] = np.exp(np.asarray(run.log_probs))[..., [0, -1]].sum(-1)

@@ -64,7 +64,7 @@ def test_sampled_gradients_come_near():
         log_ref,
         0.3,
         learning_rate=0.01,
-        num_steps=3000,
+        num_steps=1500,
         key=jax.random.key(0),
         batch_size=64,
         num_seeds=8,

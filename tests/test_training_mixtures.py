@@ -210,7 +210,6 @@ def test_exact_gradients_are_those_of_the_objective(choice):
         pytest.param(("pathwise", "loss", "k1"), "none", marks=pytest.mark.slow),
         pytest.param(("pathwise", "loss", "k3"), "none", marks=pytest.mark.slow),
         pytest.param(("score", "loss", "k3"), "leave-one-out", marks=pytest.mark.slow),
-        pytest.param(("pathwise", "reward", "k2"), "none", marks=pytest.mark.slow),
     ],
 )
 def test_sampled_gradients_have_the_exact_mean(choice, baseline):
