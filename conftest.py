@@ -58,6 +58,7 @@ BROAD_EXAMPLES = (
     "kltarget.studies.forgetting_path",
     "kltarget.training.estimators.surrogate",
     "kltarget.training.f_dpg",
+    "kltarget.training.f_dpg_on_texts",
     "kltarget.training.fine_tune_mdp",
     "kltarget.training.fit",
 )

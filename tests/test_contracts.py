@@ -968,6 +968,7 @@ NOT_OF_ARRAYS = {
     "self_play": "training of two policies in a game",
     "TextHistory": "a part of what trainers on texts return",
     "TextRun": "what trainers on texts return",
+    "f_dpg_on_texts": "training towards functions of texts",
     "fine_tune_on_texts": "training by functions of texts",
     "sft_on_texts": "training by draws of texts",
     "mirror_descent_vi": "an iteration on a process",

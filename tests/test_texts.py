@@ -13,7 +13,7 @@ from oracles import eps
 
 import kltarget as kt
 from kltarget import tasks
-from kltarget.policies import GRUPolicy, TabularPolicy, TransformerPolicy
+from kltarget.policies import GRUPolicy, MarkovPolicy, TabularPolicy, TransformerPolicy
 from kltarget.recipes import Recipe
 from kltarget.spaces import MarkovReference
 from kltarget.targets.automata import over_modes
@@ -133,6 +133,8 @@ NETWORKS = [
     GRUPolicy(3, 4, width=5, eos=1),
     TransformerPolicy(3, 4, width=4, num_layers=1, num_heads=2),
     TabularPolicy(2, 3),
+    MarkovPolicy(3, 4, 2, eos=1),
+    MarkovPolicy(2, 3, 4),
 ]
 
 

@@ -80,9 +80,9 @@ class MarkovPolicy(Sequential):
         return params["logits"].at[position, context].get(mode="clip")
 
     def _teacher_forced(self, params: Any, tokens: Array) -> Array:
-        start = jnp.zeros(tokens.shape[0], jnp.int32)
-        states = [(start, start)]
-        for t in range(self.length - 1):
-            states.append(self._advance(params, states[-1], tokens[:, t], t))
-        each = [self._logits(params, state) for state in states]
-        return jnp.stack(each, axis=1)
+        context = jnp.zeros(tokens.shape, jnp.int32)
+        for back in range(self.order, 0, -1):
+            before = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (back, 0)))[:, : self.length]
+            context = context * self.max_size + before
+        position = jnp.broadcast_to(jnp.arange(self.length), tokens.shape)
+        return params["logits"][position, context]

@@ -5,7 +5,7 @@ from kltarget.training._bandit_play import BanditPlay, bandit_play
 from kltarget.training._chain_training import ChainRun, fine_tune_chain
 from kltarget.training._distillation import Distillation, distill
 from kltarget.training._fine_tune import dpo, f_dpg, fine_tune, sft
-from kltarget.training._fine_tune_texts import fine_tune_on_texts, sft_on_texts
+from kltarget.training._fine_tune_texts import f_dpg_on_texts, fine_tune_on_texts, sft_on_texts
 from kltarget.training._fitting import Fit, fit
 from kltarget.training._game_iterations import GamePath, mirror_prox, nash_md
 from kltarget.training._imitate import imitate
@@ -41,6 +41,7 @@ __all__ = [
     "dpo",
     "estimators",
     "f_dpg",
+    "f_dpg_on_texts",
     "fine_tune",
     "fine_tune_chain",
     "fine_tune_mdp",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from kltarget._core.checks import positive
 from kltarget._core.pytrees import as_function
+from kltarget.divergences import Divergence
 from kltarget.policies import Policy
 from kltarget.recipes import Recipe
 from kltarget.training import _methods, _run_setup
@@ -228,6 +229,103 @@ def sft_on_texts(
     return _run_setup.train_runs(*problem)
 
 
+def f_dpg_on_texts(
+    policy: Policy,
+    params: Any,
+    log_target: Callable[[Int[Array, "N T"]], Float[Array, " N"]],
+    divergence: Divergence,
+    *,
+    batch_size: int,
+    key: Shaped[Array, "..."],
+    learning_rate: ArrayLike,
+    num_steps: int,
+    num_measured: int = 1024,
+    **options: Any,
+) -> TextRun:
+    """Minimises any f-divergence to a target over texts too many to list, ``D_f(π‖p)``.
+
+    As :func:`f_dpg` with a ``batch_size``: texts are drawn from the policy and rewarded with
+    ``−f′(π/p)``, of which the target has only to say log-probabilities. Those of targets on
+    automata are exact, partition function and all.
+
+    Args:
+        policy: any :class:`Policy` over sequences.
+        params: its parameters, from which every run starts.
+        log_target: log-probabilities of whole texts, a function of tokens ``[N, T]`` that gives
+            ``[N]``, such as ``kltarget.solve_on_automaton(…).log_prob``. Reverse KL alone does not
+            ask for normalised ones.
+        divergence: any f-divergence, the policy first. Where the policy goes and the target cannot,
+            f must have a finite slope at infinity, as of forward KL, Jensen–Shannon and total
+            variation: the reward is else ``−inf``, and the run stops as ``NON_FINITE``.
+        batch_size: texts per step, at least 2.
+        key: random keys; runs that share a key share their random numbers.
+        learning_rate: what ``optimizer`` is called with.
+        num_steps: number of gradient steps.
+        num_measured: texts that a measurement samples.
+        **options: as in :func:`fine_tune_on_texts`.
+
+    Returns:
+        The runs. In their history the reference is the target, ``reverse_kl`` is ``KL(π‖p)``, and
+        there is no reward.
+
+    Raises:
+        TypeError: a policy, target or divergence that is none.
+        ValueError: values out of range, a function that gives another shape.
+
+    Not differentiable, and not to be called under a trace.
+
+    Example:
+        Towards texts of a chain in which a word is found half of the time:
+
+        >>> import jax, kltarget as kt
+        >>> from kltarget.policies import MarkovPolicy
+        >>> from kltarget.projections import moment_projection_on_automaton
+        >>> from kltarget.training import f_dpg_on_texts
+        >>> reference = kt.spaces.MarkovReference.fit(["abab", "aabb", "bbab"], smoothing=1.0)
+        >>> word = kt.spaces.Automaton.from_words(["bbb"], "ab")
+        >>> projection = moment_projection_on_automaton(
+        ...     reference, word, word.accepting, [0.5], length=30
+        ... )
+        >>> policy = MarkovPolicy(2, 30, 2)
+        >>> run = f_dpg_on_texts(
+        ...     policy,
+        ...     policy.init(key=jax.random.key(0)),
+        ...     projection.target.log_prob,
+        ...     kt.ReverseKL(),
+        ...     batch_size=64,
+        ...     key=jax.random.key(1),
+        ...     learning_rate=0.1,
+        ...     num_steps=60,
+        ...     history_every=60,
+        ... )
+        >>> bool(run.history.reverse_kl[-1] < run.history.reverse_kl[0] / 2)
+        True
+
+    References:
+        Go et al., "Aligning Language Models with Preferences through f-divergence Minimization",
+        2023, arXiv 2302.08215. Khalifa, Elsahar and Dymetman, "A Distributional Approach to
+        Controlled Text Generation", 2021, arXiv 2012.11635 (the targets).
+    """
+    if not isinstance(divergence, Divergence):
+        raise TypeError(f"divergence must be a kltarget.Divergence, got {divergence!r}")
+    method = _methods.PseudoReward(positive("batch_size", batch_size, 2))
+    outcomes = _texts_of(policy, num_measured)
+    known = _of_texts(outcomes, params, log_target, "log_target", ())
+    functions = {
+        "reward": jax.tree_util.Partial(_nothing),
+        "log_ref": known,
+        "token_log_ref": jax.tree_util.Partial(_as_of_one_token, known),
+    }
+    shared = {
+        "reward": _of_no_text(outcomes, params),
+        "functions": functions,
+        "divergence": divergence,
+    }
+    numbers = {"beta": 1.0, "reward_scale": 1.0, "learning_rate": learning_rate}
+    problem = (outcomes, params, method, shared, numbers, num_steps, key, Options(**options))
+    return _run_setup.train_runs(*problem)
+
+
 def _texts_of(policy: Any, num_measured: int) -> Texts:
     positive("num_measured", num_measured, 2)
     listed = sequences_of(policy)
@@ -269,6 +367,11 @@ def _of_no_text(outcomes: Texts, params: Any) -> Array:
 
 def _nothing(tokens: Array) -> Array:
     return jnp.zeros(tokens.shape[:-1])
+
+
+def _as_of_one_token(log_prob: Any, tokens: Array) -> Array:
+    """What a text's tokens add up to, as if it were one token."""
+    return log_prob(tokens)[..., None]
 
 
 def _zeros(tokens: Array) -> Array:

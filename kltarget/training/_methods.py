@@ -210,15 +210,15 @@ class PseudoReward(Method):
 
     def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
-        outcomes, log_target = program.outcomes, facts["log_ref"]
+        outcomes, known = program.outcomes, facts
         if key is None:
             table = outcomes.log_probs(params)[:, None]
         else:
             samples = outcomes.sample(lax.stop_gradient(params), key, self.batch_size)
             table = outcomes.log_probs_of(params, samples)
-            log_target = outcomes.look_up(samples, facts)["log_ref"]
+            known = outcomes.look_up(samples, facts)
         log_probs = lax.stop_gradient(table.sum(-1))
-        reward = estimators.pseudo_reward(facts["divergence"], log_probs, log_target)
+        reward = estimators.pseudo_reward(facts["divergence"], log_probs, known["log_ref"])
         recipe = Recipe(place="none", baseline="leave-one-out")
         weights = jnp.exp(log_probs) if key is None else None
         return estimators.surrogate(recipe, table, table, reward, 0.0, weights).sum()
