@@ -23,7 +23,7 @@ from kltarget.diagnosis import LogRatios, diagnose, fit_families
 from kltarget.evidence import chance_of_seeing, entropy_of_counts, entropy_of_seen
 from kltarget.recipes import Recipe
 
-LEAST, NUMBER = 0.92, 200
+LEAST, NUMBER = 0.92, 100
 PLAIN = Recipe()
 GRPO = Recipe("loss", "weighted-k3", "token", "mean", normalize="group-std", ddof=1, epsilon=1e-4)
 REWARDS = ("zero_std_groups", "pass@1", "pass@k", "diversity", "kept")
