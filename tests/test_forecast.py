@@ -208,7 +208,7 @@ def shares_held(number, recipes):
 @pytest.mark.slow
 def test_intervals_hold_the_truth():
     """In 92 % of two hundred data sets, which take minutes: as many as are asked for."""
-    number = int(os.environ.get("KLTARGET_DATA_SETS", "16"))
+    number = int(os.environ.get("KLTARGET_DATA_SETS", "8"))
     held = shares_held(number, [REVERSE, FORWARD, GROUPS])
     # Of 27 numbers that each hold with a chance of 0.92, one falls below this in a thousand runs.
     least = 0.92 if number >= 200 else binom.ppf(1e-3 / 27, number, 0.92) / number

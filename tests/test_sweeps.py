@@ -278,7 +278,7 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     written = {}
-    for _ in range(10):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", _SWEEP, str(folder)], env=environment)
         # After so many new parts, in the midst of what follows: no clock has a say.
         enough = len(written) + rng.integers(1, 12)
@@ -289,7 +289,7 @@ def test_a_killed_sweep_loses_nothing(tmp_path):
         now = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
         assert {name: now[name] for name in written} == written  # nothing is written twice
         written = now
-    assert 10 <= len(written) < 250
+    assert 4 <= len(written) < 250
     resumed = kt.sweep("bimodal", folder=folder, **MANY_PARTS)
     whole = kt.sweep("bimodal", **MANY_PARTS)
     for name in whole.data_vars:

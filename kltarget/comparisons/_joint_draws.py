@@ -59,23 +59,23 @@ def _of_curve(
     """With one scatter, and the priors of these draws."""
     kernel = pairs.kernel(curve.scale)
     scattered = kernel @ pairs.after
-    after_each = pairs.after.T[pairs.columns[pairs.pair]]
+    before_each, after_each = pairs.before.T[pairs.rows], pairs.after.T[pairs.columns[pairs.pair]]
     spacing, size = pairs.nodes[1] - pairs.nodes[0], pairs.pair.size
     priors, impossible = pairs.priors[which], pairs.impossible[which]
     before, after = np.empty((2, len(priors), size))
     for row, prior in enumerate(priors):
         shift = basis @ rng.multivariate_normal(curve.knots, curve.covariance)
-        moved = pairs.moved(shift, scattered)
-        likely = (prior[:, None] * pairs.before)[:, pairs.rows] * moved[:, pairs.columns]
-        summed = np.cumsum(likely, axis=0)
+        # Nodes last: a pair's lie together.
+        moved = np.ascontiguousarray(pairs.moved(shift, scattered).T)
+        summed = np.cumsum(prior * before_each * moved[pairs.columns], axis=1)
         never = impossible[row] * pairs.missed
-        share = never / np.maximum(never + summed[-1], _LEAST)
-        start = _drawn((summed / np.maximum(summed[-1], _LEAST)).T[pairs.pair], rng)
+        share = never / np.maximum(never + summed[:, -1], _LEAST)
+        start = _drawn(summed[pairs.pair], rng)
         # Between two nodes one of them, each as often as it is near.
         place = (pairs.nodes[start] + shift[start] - pairs.nodes[0]) / spacing
         place = np.clip(np.floor(place + rng.uniform(size=size)), 0, pairs.nodes.size - 1)
         ends = np.cumsum(kernel[place.astype(int)] * after_each, axis=1)
-        stop = _drawn(ends / np.maximum(ends[:, -1:], _LEAST), rng)
+        stop = _drawn(ends, rng)
         within = spacing * (rng.uniform(size=(2, size)) - 0.5)
         hopeless = rng.uniform(size=size) < share[pairs.pair]
         before[row] = np.where(hopeless, -np.inf, pairs.nodes[start] + within[0])
@@ -84,6 +84,7 @@ def _of_curve(
 
 
 def _drawn(summed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where cumulative masses ``[P, N]`` first exceed a uniform number."""
-    found = (summed < rng.uniform(size=(len(summed), 1))).sum(1)
+    """Where cumulative masses ``[P, N]`` first exceed a uniform share of all."""
+    uniform = rng.uniform(size=(len(summed), 1))
+    found = np.count_nonzero(summed < uniform * np.maximum(summed[:, -1:], _LEAST), axis=1)
     return np.minimum(found, summed.shape[1] - 1)

@@ -100,11 +100,16 @@ class PairCounts:
     def _never(self) -> np.ndarray:
         return self.impossible.mean() * self.missed
 
+    @functools.cached_property
+    def _scattered(self) -> dict[float, np.ndarray]:
+        return {0.0: self.after}
+
     def scattered(self, scale: float) -> np.ndarray:
         """Likelihoods of the counts after about each node, ``[N, V]``."""
-        if scale == 0:
-            return self.after
-        return self.kernel(scale) @ self.after
+        # Grids of several laws have their scales in common.
+        if scale not in self._scattered:
+            self._scattered[scale] = self.kernel(scale) @ self.after
+        return self._scattered[scale]
 
     def kernel(self, scale: float) -> np.ndarray:
         """The scatter about each node, ``[N, N]``."""

@@ -133,8 +133,9 @@ def _excess(
     """By how much the regulariser pulls back more than the reward pulls on, ``[B, N]``."""
     right = _pull(rule, log_expit(log_odds) - log_expit(NODES))
     wrong = _pull(rule, log_expit(-log_odds) - log_expit(-NODES))
+    # Most are the same at every success, which needs no search.
     gained, of_wrong, of_right = (
-        np.interp(log_odds, _FINE, x) for x in (lead, kept[:, 0], kept[:, 1])
+        np.interp(log_odds, _FINE, x) if np.ptp(x) else x[0] for x in (lead, *kept.T)
     )
     return of_right * right - of_wrong * wrong - gained / beta[:, None]
 
