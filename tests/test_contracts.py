@@ -1159,14 +1159,15 @@ def results():
 @pytest.mark.slow
 def test_every_target_answers_the_same_questions():
     classes = {n: x for n, x in callables().items() if n.endswith("Target") and inspect.isclass(x)}
-    assert set(classes) == {*results(), "DiscreteTarget", "ScoreTarget"}
+    found = results()
+    assert set(classes) == {*found, "DiscreteTarget", "ScoreTarget"}
     stationary = {"TokenLocalTarget", "ImpliedTarget", "PreferenceTarget"}
     stationary |= {"TokenPreferenceTarget"}
     assert not any(issubclass(classes[name], targets.Target) for name in stationary)
     # Of pairs of a state and an action there are tables, and a process sums over its two steps.
     pairs = jnp.ones((2, 2), jnp.float32)
     ones = {"MDPTarget": pairs / 2, "OccupancyTarget": pairs}
-    for name, target in results().items():
+    for name, target in found.items():
         assert target.raise_if_failed() is target
         numbers = ["expected_reward", "divergence_value", "status"]
         numbers.append("objective_value" if name in stationary else "value")
@@ -1294,13 +1295,18 @@ def test_jit_vmap_and_loops_agree(name, dtype):
     contract = CONTRACTS[name]
     arguments = cast(contract.arguments, dtype)
     eager = contract.run(*arguments)
-    one = contract.run
-    if contract.traced:
-        one = jax.jit(contract.run)
-        close(one(*arguments), eager, dtype)
-        close(jax.jit(jax.vmap(contract.run))(*arguments), eager, dtype)
-    rows = [one(*(x[k] for x in arguments)) for k in range(2)]
-    close(jax.tree.map(lambda *x: np.stack(x), *rows), eager, dtype)
+
+    def row(k, *arrays):
+        return contract.run(*(x[k] for x in arrays))
+
+    if not contract.traced:
+        rows = [row(k, *arguments) for k in range(2)]
+        close(jax.tree.map(lambda *x: np.stack(x), *rows), eager, dtype)
+        return
+    together = jax.jit(lambda *x: (jax.vmap(contract.run)(*x), row(1, *x)))
+    mapped, alone = together(*arguments)
+    close(mapped, eager, dtype)
+    close(alone, jax.tree.map(lambda x: np.asarray(x)[1], eager), dtype)
 
 
 @contracts
@@ -1319,34 +1325,47 @@ def test_the_dtype_is_kept(name, dtype):
 @rows(x for x in CONTRACTS if CONTRACTS[x].narrow is not None and x not in ALIKE)
 def test_sixteen_bit_inputs_lose_no_more_than_their_own_rounding(name):
     contract = CONTRACTS[name]
-    got, wide = (contract.run(*cast(contract.arguments, t)) for t in (jnp.bfloat16, np.float32))
+    run = jax.jit(contract.run) if contract.traced else contract.run
+    got, wide = (run(*cast(contract.arguments, t)) for t in (jnp.bfloat16, np.float32))
     for x, y in zip(leaves(got), leaves(wide), strict=True):
         np.testing.assert_allclose(
             x.astype(np.float32), y, rtol=contract.narrow, atol=contract.narrow
         )
 
 
-@functools.cache
-def derivatives_of(name):
-    """Of a sum over all results but infinite ones; one program for all that ask."""
-    contract = CONTRACTS[name]
+LOGARITHMIC = set(CONTRACTS) - {"reward_for", "normalize", "log_odds", *COSTLY}
 
-    def total(*arrays):
-        found = jax.tree.leaves(contract.run(*arrays))
-        return sum(jnp.sum(jnp.sin(jnp.where(jnp.isinf(x), 0.0, x))) for x in found)
 
-    return jax.jit(jax.grad(total, tuple(range(len(contract.arguments)))))
+def with_impossible_outcomes(name):
+    """The arguments of a function of log-probabilities with -inf on both sides."""
+    masked = cast((LOG_POLICY, LOG_REF, REWARD), np.float32)
+    policy, log_ref, reward = (x.copy() for x in masked)
+    policy[:, 1] = log_ref[:, 1] = reward[:, 2] = -INF
+    policy = oracles.log_normalised(policy.astype(np.float64), np.float32)
+    replaced = {id(LOG_POLICY): policy, id(LOG_REF): log_ref, id(REWARD): reward}
+    return tuple(replaced.get(id(x), x.astype(np.float32)) for x in CONTRACTS[name].arguments)
 
 
 @rows((x for x in CONTRACTS if CONTRACTS[x].differentiable), slow=(*COSTLY, *ALIKE), quick=QUICK)
 def test_derivatives_are_finite_and_not_all_zero(name):
-    arguments = cast(CONTRACTS[name].arguments, np.float32)
-    gradients = derivatives_of(name)(*arguments)
+    contract = CONTRACTS[name]
+
+    @functools.partial(jax.grad, argnums=tuple(range(len(contract.arguments))))
+    def total(*arrays):
+        found = jax.tree.leaves(contract.run(*arrays))
+        return sum(jnp.sum(jnp.sin(jnp.where(jnp.isinf(x), 0.0, x))) for x in found)
+
+    arguments, derivatives = cast(contract.arguments, np.float32), jax.jit(total)
+    gradients = derivatives(*arguments)
     assert all(np.isfinite(x).all() for x in gradients)
     assert any(np.any(np.asarray(x) != 0) for x in gradients)
     for x, argument in zip(gradients, arguments, strict=True):
         assert x.dtype == argument.dtype
         assert x.shape == argument.shape
+    if name in LOGARITHMIC:
+        # Where sums of infinities would make NaNs.
+        masked = derivatives(*with_impossible_outcomes(name))
+        assert all(np.isfinite(x).all() for x in masked)
 
 
 @pytest.mark.parametrize(
@@ -1363,33 +1382,3 @@ def test_bad_input_gives_the_promised_error(name, index):
 def test_every_row_refuses_something(name):
     assert CONTRACTS[name].bad
     assert np.shape(CONTRACTS[name].arguments[0])[0] == 2
-
-
-LOGARITHMIC = set(CONTRACTS) - {"reward_for", "normalize", "log_odds", *COSTLY}
-
-
-@pytest.mark.broad
-@pytest.mark.quick_only(
-    "entropy",
-    "kl",
-    "ForwardKL",
-    "mirror_ascent",
-    "mode_log_mass",
-    "soft_values",
-    "solve",
-    "solve_on_samples",
-)
-@pytest.mark.parametrize("name", sorted(x for x in LOGARITHMIC if CONTRACTS[x].differentiable))
-def test_impossible_outcomes_keep_derivatives_finite(name):
-    # For all functions of log-probabilities: -inf on both sides, where sums would make NaNs.
-    masked = cast((LOG_POLICY, LOG_REF, REWARD), np.float32)
-    policy, log_ref, reward = (x.copy() for x in masked)
-    policy[:, 1] = log_ref[:, 1] = reward[:, 2] = -INF
-    policy = oracles.log_normalised(policy.astype(np.float64), np.float32)
-    contract = CONTRACTS[name]
-    replaced = {id(LOG_POLICY): policy, id(LOG_REF): log_ref, id(REWARD): reward}
-    arguments = tuple(
-        replaced[id(x)] if id(x) in replaced else x.astype(np.float32) for x in contract.arguments
-    )
-    gradients = derivatives_of(name)(*arguments)
-    assert all(np.isfinite(x).all() for x in gradients)

@@ -290,7 +290,6 @@ TRAINED = {
         Recipe("loss", "k3", "token", "leave-one-out", "others-std", ddof=1, group_size=8),
         1.0,
     ),
-    "large groups": (Recipe("loss", "k2", **GRPO), 2.5),
     "whitened with the KL": (Recipe("reward", "k1", "sequence", "mean", "batch-std"), 0.5),
     "whitened before the KL": (
         Recipe("reward", "k1", "sequence", "mean", "group-std", "before", 1e-9, group_size=8),
@@ -306,12 +305,10 @@ TRAINED = {
     ),
     "lengths without a baseline": (Recipe("reward", "k1", length="mean"), 1.0),
     "lengths in large groups": (Recipe("loss", "k2", **GRPO, length="mean"), 2.5),
-    "clipped rewards": (Recipe("loss", "k2", reward_scale=3, reward_clip=0.8), 0.5),
     "rewards clipped from both sides": (
         Recipe("loss", "k2", reward_scale=3, reward_clip=1.8, reward_clip_low=0.6),
         0.5,
     ),
-    "ends that are cut off": (Recipe("loss", "k3", "token", "mean", eos="cut"), 0.5),
     "ends that are cut off, in groups": (
         Recipe("loss", "k2", **GRPO, ddof=1, group_size=4, length="mean", eos="cut"),
         1.0,
@@ -365,13 +362,11 @@ def assert_reached(problem, recipe, beta, target=None):
     return target
 
 
-# Sequences of one length are what presets are trained on.
-PLACES = [("dropped groups", "lengths"), ("k3 in groups", "graded")]
-
-
-@pytest.mark.quick_only("-".join(PLACES[0]))
-@pytest.mark.parametrize(("name", "where"), [*PLACES, *((x, "graded lengths") for x in TRAINED)])
-def test_training_reaches_the_implied_target(name, where):
+@pytest.mark.quick_only("dropped groups")
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_reaches_the_implied_target(name):
+    # Sequences of one length are what presets are trained on.
+    where = "lengths" if name == "dropped groups" else "graded lengths"
     recipe, beta = TRAINED[name]
     assert_reached(PROBLEMS[where](), recipe, np.array([beta, 2 * beta]))
 
@@ -399,8 +394,8 @@ def trained_as(recipe):
 DIFFERENT = {trained_as(x.recipe): name for name, x in PRESETS.items()}
 ONE_CHOICE = ("trl-rloo>=0.22", "prime-rl*")
 PRESETS_AT = [(name, "one-two") for name in ONE_CHOICE]
-# Every second one: each field by itself is trained above, and pairs of them in test_combinations.
-PRESETS_AT += [(name, "tree") for name in list(DIFFERENT.values())[::2]]
+# Every third one: each field by itself is trained above, and pairs of them in test_combinations.
+PRESETS_AT += [(name, "tree") for name in list(DIFFERENT.values())[::3]]
 
 
 @pytest.mark.quick_only(*(f"{name}-one-two" for name in ONE_CHOICE))
@@ -950,7 +945,7 @@ RECIPES = st.sampled_from(
 
 @st.composite
 def prompts(draw):
-    size = draw(st.integers(2, 6))
+    size = draw(st.sampled_from([2, 3, 5]))  # every size is compiled anew
     numbers = st.integers(0, 2)
     reward = np.array(draw(st.lists(numbers, min_size=size, max_size=size)), DTYPE) / 2
     weights = st.lists(st.floats(-3, 1, width=32), min_size=size, max_size=size)
@@ -1084,9 +1079,10 @@ def test_degenerate_prompts():
 
 
 @pytest.mark.quick_only("reverse-reward")
-@pytest.mark.parametrize("match", ["reward", "kl"])
 @pytest.mark.parametrize(
-    "other", [kt.ReverseKL(), kt.ForwardKL(), of_group(K2, 8)], ids=["reverse", "forward", "recipe"]
+    ("other", "match"),
+    [(kt.ReverseKL(), "reward"), (kt.ForwardKL(), "kl"), (of_group(K2, 8), "kl")],
+    ids=["reverse-reward", "forward-kl", "recipe-kl"],
 )
 def test_equivalent_coefficients_are_equivalent(other, match):
     recipe = Recipe("loss", "k3", "token", "mean", group_size=8, beta=0.4)
@@ -1203,10 +1199,12 @@ def sizes_of(recipe):
 
 
 def turns():
-    """Every combination of fields with one size of groups, so that any two values meet."""
-    for k, recipe in enumerate(GROUP_FIELDS):
+    """Every baseline with every deviation, so that any two values of fields meet, and sizes."""
+    for k in range(len(GROUP_FIELDS) // 2):
+        # In turn, along both, groups that are kept and groups that are dropped.
+        recipe = GROUP_FIELDS[2 * k + (k // 5 + k % 5) % 2]
         sizes = sizes_of(recipe)
-        yield of_group(recipe, sizes[k // 10 % len(sizes) if len(sizes) < 3 else k % 3])
+        yield of_group(recipe, sizes[k // 5 % len(sizes) if len(sizes) < 3 else k % 3])
 
 
 def gradient_over_all_groups(recipe, reward, log_ref, log_probs, beta):
@@ -1231,7 +1229,7 @@ to_the_last_digits = pytest.mark.skipif(np.float64 != DTYPE, reason="gradients t
 
 @to_the_last_digits
 @pytest.mark.precise
-@pytest.mark.parametrize("recipe", list(turns()), ids=range(len(GROUP_FIELDS)))
+@pytest.mark.parametrize("recipe", list(turns()), ids=range(len(GROUP_FIELDS) // 2))
 def test_training_against_every_group(recipe):
     (reward, log_ref), log_probs = ENUMERATED, np.log([0.35, 0.25, 0.4])
     rate, beta = 1e-3, 1.7

@@ -3,7 +3,7 @@
 Oracles: SciPy's densities and adaptive quadrature, mpmath, and the reference bank.
 """
 
-import itertools
+import functools
 import math
 
 import jax
@@ -14,7 +14,7 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 from oracles import DTYPES, eps
-from scipy import integrate, stats
+from scipy import stats
 
 import kltarget as kt
 from kltarget import mixtures
@@ -60,7 +60,7 @@ def assert_near(got, want, terms=32):
 # What a mixture is.
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(3, marks=SLOW), 6])
+@pytest.mark.parametrize("size", [1, 6])
 def test_densities_moments_and_responsibilities(size):
     rng = np.random.default_rng(size)
     root = rng.normal(size=(2, 3, size, size))
@@ -124,7 +124,7 @@ def test_components_without_weight_do_not_count():
     def at_peak(p):
         return p.log_prob(x).sum() + mixtures.tilt(p, up(), 0.5).log_normalizer
 
-    gradient = jax.grad(at_peak)(p)
+    gradient = jax.jit(jax.grad(at_peak))(p)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert gradient.means[1, 0] == 0
 
@@ -323,21 +323,21 @@ def test_powers_and_sums_against_quadrature(which):
     }[which]
     target = mixtures.tilt(p, reward, beta)
 
-    def integral(function):
-        parts = [-12, -4, -2, -1, 0, 1, 2, 3, 4, 12]
-        pieces = itertools.pairwise(parts)
-        return sum(integrate.quad(function, *x, epsabs=1e-14, epsrel=1e-13)[0] for x in pieces)
-
-    def weight(x):
-        x = np.array([x])
-        return float(np.exp(p.log_prob(x) + reward(x) / beta))
-
-    total = integral(weight)
-    np.testing.assert_allclose(target.log_normalizer, math.log(total), rtol=1e-11)
+    # On pieces at whose ends nothing bends, by Gauss's rule of 100 nodes each.
+    nodes, shares = np.polynomial.legendre.leggauss(100)
+    parts = np.array([-12, -4, -2, -1, 0, 1, 2, 3, 4, 12])
+    half = np.diff(parts)[:, None] / 2
+    x = (parts[:-1, None] + half * (nodes + 1)).reshape(-1, 1)
     points = np.linspace(-3, 4, 8)[:, None]
-    want = [weight(x[0]) / total for x in points]
-    np.testing.assert_allclose(np.exp(target.log_prob(points)), want, rtol=1e-10)
-    gained = integral(lambda x: weight(x) / total * float(reward(np.array([x]))))
+    known = jax.jit(lambda x: (p.log_prob(x), reward(x), target.log_prob(x)))
+    log_p, rewards, log_target = map(np.asarray, known(np.concatenate([x, points])))
+    weight = np.exp(log_p + rewards / beta)
+    measure = (half * shares).ravel() * weight[: len(x)]
+    total = measure.sum()
+    np.testing.assert_allclose(target.log_normalizer, math.log(total), rtol=1e-11)
+    want = weight[len(x) :] / total
+    np.testing.assert_allclose(np.exp(log_target[len(x) :]), want, rtol=1e-10)
+    gained = measure @ rewards[: len(x)] / total
     np.testing.assert_allclose(target.expected_reward, gained, rtol=1e-9)
     low, high = target.divergence_bounds()
     assert 0 <= low <= target.divergence_value <= high < low + 0.2
@@ -401,16 +401,19 @@ def test_derivatives_of_tilts():
         return sum(parts) + target.mixture.covariance[0, 1]
 
     arguments = (p, cast([0.3, -0.2]), cast([[-0.5, 0.1], [0.1, 0.2]]), cast(0.7))
-    check_grads(numbers, arguments, order=1, modes=["fwd", "rev"], **oracles_tolerance())
+    check_grads(jax.jit(numbers), arguments, order=1, modes=["fwd", "rev"], **oracles_tolerance())
     # The envelope: more reward at a point is worth its probability, more β minus the divergence.
     reward = mixtures.QuadraticReward(arguments[2], arguments[1])
     target = mixtures.tilt(p, reward, 0.7)
-    slope = jax.grad(lambda beta: mixtures.tilt(p, reward, beta).value)(cast(0.7))
-    np.testing.assert_allclose(slope, -target.divergence_value, rtol=2e4 * eps(DTYPE))
-    slope = jax.grad(
-        lambda v: mixtures.tilt(p, mixtures.QuadraticReward(arguments[2], v), 0.7).value
-    )(arguments[1])
-    np.testing.assert_allclose(slope, target.mixture.mean, rtol=2e4 * eps(DTYPE))
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def slopes(beta, vector):
+        return mixtures.tilt(p, mixtures.QuadraticReward(arguments[2], vector), beta).value
+
+    by_beta, by_vector = slopes(arguments[3], arguments[1])
+    np.testing.assert_allclose(by_beta, -target.divergence_value, rtol=2e4 * eps(DTYPE))
+    np.testing.assert_allclose(by_vector, target.mixture.mean, rtol=2e4 * eps(DTYPE))
 
 
 def oracles_tolerance():
@@ -421,7 +424,7 @@ def oracles_tolerance():
 # Forward KL and its kind.
 
 
-@pytest.mark.parametrize("size", [1, *(pytest.param(n, marks=SLOW) for n in (2, 3, 4)), 5])
+@pytest.mark.parametrize("size", [1, pytest.param(3, marks=SLOW), 5])
 def test_forward_targets_reference_values(size):
     case = oracles.reference(f"fkl-gauss-d{size}")
     p = gmm([1.0], [[0.0] * size], [1.0])
@@ -485,8 +488,8 @@ def test_forward_target_of_a_mixture_reference_value():
     [
         kt.ForwardKL(),
         kt.SquaredHellinger(),
-        pytest.param(kt.NeymanChiSquared(), marks=SLOW),
-        pytest.param(kt.Alpha(-0.5), marks=SLOW),
+        kt.NeymanChiSquared(),
+        kt.Alpha(-0.5),
     ],
     ids=repr,
 )
@@ -537,6 +540,7 @@ def test_derivatives_of_power_targets():
         moments = target.mean[1] + target.covariance[0, 1]
         return sum(parts) + moments + target.component_log_mass[1]
 
+    numbers = jax.jit(numbers)
     for beta in (0.2, 3.0):  # with an atom and without
         check_grads(
             numbers,

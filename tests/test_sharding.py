@@ -41,6 +41,11 @@ def loss(reward, log_ref, beta, divergence):
     return jnp.sum(kt.solve(kt.Objective(reward, log_ref, beta, divergence)).probs[:, 0])
 
 
+@jax.jit
+def numbers_and_gradient(*problem):
+    return numbers(*problem), jax.grad(loss, (0, 1, 2))(*problem)
+
+
 @pytest.mark.broad
 @pytest.mark.quick_only("forward KL-batch")
 @pytest.mark.parametrize("axis", ["batch", "outcomes"])
@@ -55,8 +60,8 @@ def test_sharded_inputs_give_the_same_results(problem, divergence, axis, all_dev
     ]
     assert len(sharded[0].sharding.device_set) == jax.device_count()
 
-    compute = jax.jit(numbers)
-    want, got = compute(*problem, divergence), compute(*sharded, divergence)
+    want, gradient = numbers_and_gradient(*problem, divergence)
+    got, sharded_gradient = numbers_and_gradient(*sharded, divergence)
     for name in want:
         np.testing.assert_allclose(
             got[name], want[name], rtol=32 * oracles.eps(DTYPE), atol=32 * oracles.eps(DTYPE)
@@ -64,8 +69,7 @@ def test_sharded_inputs_give_the_same_results(problem, divergence, axis, all_dev
     if axis == "batch":  # rows are independent: nothing is gathered on the way
         assert got["log_probs"].sharding.is_equivalent_to(sharded[0].sharding, 2)
 
-    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
-    for x, y in zip(gradient(*sharded, divergence), gradient(*problem, divergence), strict=True):
+    for x, y in zip(sharded_gradient, gradient, strict=True):
         np.testing.assert_allclose(x, y, rtol=64 * oracles.eps(DTYPE), atol=64 * oracles.eps(DTYPE))
 
 

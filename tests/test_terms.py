@@ -379,10 +379,12 @@ def coming_to_rest(num_steps):
     return lambda rate: optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
 
-# Every term on a tree, at one level or the other; a list is a tree of one step.
-PLACED = [
-    *(("one-two", "sequence", x) for x in ("mixed", "huber", "weighted quartic")),
-    *(("tree", ("token", "sequence")[i % 2], x) for i, x in enumerate(TRAINED)),
+# Terms of every kind on a tree, at one level or the other; a list is a tree of one step. Left out
+# are a second clamp, a second polynomial, and what is trained on the list and in groups.
+ALIKE = ("clamped_k2", "cubic_and_quartic", "mixed")
+PLACED = [("one-two", "sequence", "mixed")]
+PLACED += [
+    ("tree", ("token", "sequence")[i % 2], x) for i, x in enumerate(TRAINED) if x not in ALIKE
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -313,14 +314,17 @@ def _require_valid(found: _Combined, arrays: dict[str, Array]) -> None:
         if name in kinds:
             coefficient = arrays[f"the coefficient of {key}"]
             kinds[name].append((x, coefficient))
-            if name == "forward":
-                bad = ~((coefficient >= 0) & (coefficient < jnp.inf))
-                raise_first(f"the coefficient of {key}", coefficient, bad, "must be 0 or more")
+            if name == "forward" and not traced(coefficient):
+                known = np.asarray(coefficient)
+                bad = ~((known >= 0) & (known < np.inf))
+                raise_first(f"the coefficient of {key}", known, bad, "must be 0 or more")
     inner = [c for _, c in kinds["reverse"]] + [x for k, x in arrays.items() if k == "entropy"]
     name = "reverse and entropy" if inner else "forward"
-    total = jnp.stack(inner or [c for _, c in kinds["forward"]]).sum(0)
-    bad = ~((total > 0) & (total < jnp.inf))
-    raise_first(f"the sum of the coefficients of {name}", total, bad, "must be above 0")
+    summed = inner or [c for _, c in kinds["forward"]]
+    if not traced(*summed):
+        total = np.stack(summed).sum(0)
+        bad = ~((total > 0) & (total < np.inf))
+        raise_first(f"the sum of the coefficients of {name}", total, bad, "must be above 0")
     _raise_unbounded("coefficient", "reverse", tuple(kinds["reverse"]))
     raise_first("reverse", None, found.empty, "has references without any outcome in common")
     raise_first(
@@ -334,7 +338,7 @@ def _require_valid(found: _Combined, arrays: dict[str, Array]) -> None:
 
 def _raise_unbounded(word: str, name: str, terms: tuple[tuple[Array, Array], ...]) -> None:
     """An error that names a reference which is led away from where it has nothing."""
-    if not terms or traced(*jax.tree.leaves(terms)):
+    if traced(*jax.tree.leaves(terms)) or not any((np.asarray(c) < 0).any() for _, c in terms):
         return
     endless = _sum_of_logs(terms) == jnp.inf
     for k, (log_probs, coefficient) in enumerate(terms):
