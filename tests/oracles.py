@@ -36,11 +36,20 @@ def eps(dtype: Any) -> float:
 
 def double_precision() -> Any:
     """64-bit floats inside a ``with`` block, whatever the session's mode."""
+    return _with_x64(True)
+
+
+def single_precision() -> Any:
+    """32-bit floats inside a ``with`` block, whatever the session's mode."""
+    return _with_x64(False)
+
+
+def _with_x64(on: bool) -> Any:
     if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
+        return jax.enable_x64(on)
     from jax.experimental import enable_x64
 
-    return enable_x64(True)
+    return enable_x64(on)
 
 
 @functools.cache

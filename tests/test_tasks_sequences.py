@@ -1,6 +1,7 @@
 """Tasks over sequences: the right answers counted another way, and references that are models."""
 
 import csv
+import dataclasses
 import importlib.resources
 import itertools
 import math
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import DTYPES, eps
+from oracles import DTYPES, eps, single_precision
 
 import kltarget as kt
 from kltarget import cli, plot, studies, tasks
@@ -200,11 +201,16 @@ def test_the_reference_has_learnt_its_corpus(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["words-3"])
-def test_training_again_gives_as_good_a_reference(name):
+def test_training_again_gives_as_good_a_reference(monkeypatch):
+    """Already after 1500 of the 4000 steps; in float32, as what is shipped."""
+    name = "words-3"
     task, probs = tasks.load(name), SEQUENCE_TASKS[name].corpus()
-    fitted = studies.train_reference(name, key=jax.random.key(1))
-    again = task.space.joint(task.policy.conditionals(fitted.params, task.space))
+    monkeypatch.setitem(
+        SEQUENCE_TASKS, name, dataclasses.replace(SEQUENCE_TASKS[name], num_steps=1500)
+    )
+    with single_precision():
+        fitted = studies.train_reference(name, key=jax.random.key(1))
+        again = task.space.joint(task.policy.conditionals(fitted.params, task.space))
     again = np.asarray(again, np.float64)
     shipped = np.sum(probs * task.log_ref)
     assert np.sum(probs * again) == pytest.approx(shipped, abs=0.02)
@@ -296,8 +302,7 @@ def test_the_command_lists_tasks_without_loading_them(capsys, monkeypatch):
     ("name", "favourite"),
     [
         ("words-3", "the"),
-        ("primes", "000002"),
-        ("brackets", "()()()()()()()()()()"),
+        ("arithmetic-24", "3×8−1+1"),
     ],
 )
 def test_the_command_solves_them(name, favourite, capsys, tmp_path):

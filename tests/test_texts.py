@@ -252,7 +252,7 @@ def test_imitation_learns_a_chain():
 
 @pytest.mark.slow
 def test_verification_confirms_and_can_fail(monkeypatch):
-    options = {"policies": ["gru"], "beta": [0.1], "num_measured": 512}
+    options = {"policies": ["gru"], "beta": [0.1], "num_measured": 256}
     report = verify_texts("dates", key=jax.random.key(0), num_steps=100, **options)
     assert report.passed, str(report)
     (run,) = report.runs
@@ -277,7 +277,7 @@ def test_verification_confirms_and_can_fail(monkeypatch):
 
 @pytest.mark.slow
 def test_a_transformer_learns_dates_in_a_few_steps():
-    options = {"policies": ["transformer"], "beta": [0.1], "num_measured": 1024}
+    options = {"policies": ["transformer"], "beta": [0.1], "num_measured": 256}
     options |= {"num_steps": 60, "learning_rate": 0.01}
     (run,) = verify_texts("dates", key=jax.random.key(0), **options).runs
     assert run["start KL"] > 6
@@ -286,8 +286,9 @@ def test_a_transformer_learns_dates_in_a_few_steps():
 
 @pytest.mark.slow
 def test_verified_networks_begin_at_the_reference():
-    options = {"policies": ["gru"], "beta": [0.3], "num_measured": 2000}
-    options |= {"num_steps": 1, "learning_rate": 1e-12}
+    # The programs of the network above, with steps of nothing.
+    options = {"policies": ["gru"], "beta": [0.3], "num_measured": 256}
+    options |= {"num_steps": 100, "learning_rate": 1e-12}
     (run,) = verify_texts("dates", key=jax.random.key(0), **options).runs
     task = tasks.load_texts("dates")
     target = kt.solve_on_automaton(

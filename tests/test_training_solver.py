@@ -436,9 +436,11 @@ def test_neural_policies_come_close(policy):
         REWARD.astype(DTYPE),
         Recipe(baseline="leave-one-out", group_size=16),
     )
-    options = {"beta": 0.3, "learning_rate": 0.01, "num_steps": 1500, "history_every": 500}
+    options = {"beta": 0.3, "learning_rate": 0.02, "num_steps": 600, "history_every": 300}
     exact = fine_tune(*arguments, **options)
     assert distance(exact, target) < 5e-3
+    if isinstance(policy, TransformerPolicy):
+        return  # Its samples are those that verify_texts trains on.
     key = jax.random.key(0)
     sampled = fine_tune(*arguments, **options, batch_size=64, key=key)
     assert distance(sampled, target) < 0.06

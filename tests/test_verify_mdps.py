@@ -13,6 +13,9 @@ from kltarget.spaces import MDP
 from kltarget.targets.mdps import solve_mdp
 from kltarget.verification import verifier_of, verify_mdp
 
+# One program per way of training for all runs on a process.
+SAME = {"num_seeds": 2, "num_steps": 700}
+
 
 def _failed(report):
     return {check.name for check in report.checks if not check.passed}
@@ -21,7 +24,7 @@ def _failed(report):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tasks.mdp_names())
 def test_training_ends_at_the_optimum(name):
-    report = verify_mdp(name, key=jax.random.key(1), num_seeds=2)
+    report = verify_mdp(name, key=jax.random.key(1), **SAME)
     assert report.passed, str(report)
     ways = report.to_dataframe()["trained by"]
     assert ways.value_counts().to_dict() == {"gradient": 4, "natural gradient": 2, "network": 4}
@@ -31,7 +34,7 @@ def test_training_ends_at_the_optimum(name):
 
 @pytest.mark.slow
 def test_too_little_training_does_not_pass():
-    report = verify_mdp("five-arms", key=jax.random.key(1), beta=[0.2], num_seeds=1, num_steps=20)
+    report = verify_mdp("five-arms", key=jax.random.key(1), learning_rate=1e-4, **SAME)
     failed = _failed(report)
     assert "a thousandth of the reference's gap is left at most" in failed
     assert "trained policies are path consistent" in failed
@@ -43,17 +46,16 @@ def test_too_little_training_does_not_pass():
 @pytest.mark.slow
 def test_a_wrong_target_and_goals_that_pay_differently_are_seen(monkeypatch):
     task = tasks.load_mdp("two-goals")
-    short = {"beta": [0.3], "num_seeds": 1, "num_steps": 300}
     wrong = lambda mdp, log_ref, beta: solve_mdp(mdp, log_ref, beta / 2)  # noqa: E731
     monkeypatch.setattr("kltarget.verification._of_mdps.solve_mdp", wrong)
-    failed = _failed(verify_mdp(task, key=jax.random.key(0), **short))
+    failed = _failed(verify_mdp(task, key=jax.random.key(0), **SAME))
     assert "J* − J is β times the KL from the optimum" in failed
     assert "actions apart by less than 0.001" in failed
     monkeypatch.undo()
     # Twice the reward of the right goal: nothing is said of a ratio.
     reward = task.mdp.reward.at[:, task.labels.index("right")].multiply(2)
     uneven = dataclasses.replace(task, mdp=dataclasses.replace(task.mdp, reward=reward))
-    report = verify_mdp(uneven, key=jax.random.key(0), **short)
+    report = verify_mdp(uneven, key=jax.random.key(0), **SAME)
     assert not any("ratio" in check.name for check in report.checks)
     assert report.passed, str(report)
 
