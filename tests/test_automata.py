@@ -137,14 +137,14 @@ def test_jit_vmap_and_derivatives():
     def value(reward, beta):
         return kt.solve_on_automaton(reference, automaton, reward, beta, length=6).value
 
-    eager = value(reward, jnp.array([0.5, 1.0]))
-    np.testing.assert_allclose(jax.jit(value)(reward, jnp.array([0.5, 1.0])), eager, rtol=1e-5)
-    mapped = jax.vmap(value, (None, 0))(reward, jnp.array([0.5, 1.0]))
-    np.testing.assert_allclose(mapped, eager, rtol=1e-5)
+    beta = jnp.array([0.5, 1.0])
+    target = kt.solve_on_automaton(reference, automaton, reward, beta, length=6)
+    np.testing.assert_allclose(jax.jit(value)(reward, beta), target.value, rtol=1e-5)
     # The envelope: the derivative in the rewards is how likely each state is.
-    target = kt.solve_on_automaton(reference, automaton, reward, 0.5, length=6)
-    slopes = jax.grad(lambda r: value(r, jnp.array(0.5)))(reward)
-    np.testing.assert_allclose(slopes, target.states.probs, atol=1e-5)
+    slopes = jax.jit(jax.vmap(jax.value_and_grad(value), (None, 0)))
+    mapped, by_reward = slopes(reward, beta)
+    np.testing.assert_allclose(mapped, target.value, rtol=1e-5)
+    np.testing.assert_allclose(by_reward, target.states.probs, atol=1e-5)
 
 
 def test_a_reference_of_the_whole_past_is_one_of_one_token_where_that_is_all():
@@ -385,9 +385,12 @@ def test_lengths_equal_enumeration(order):
     lengths = np.array([[*text, 2].index(2) for text in texts.tolist()])
     wanted = [probs[:, lengths == n].sum(-1) for n in range(length + 1)]
     close(target.length_marginal(), np.stack(wanted, -1), target.value.dtype)
-    slopes = jax.grad(
-        lambda r: kt.solve_on_automaton(reference, automaton, r, 0.2, length=length).entropy
-    )(jnp.array([0.0, 1.0, 0.5]))
-    assert np.isfinite(slopes).all()
+
+    @jax.jit
+    @jax.grad
+    def slopes(reward):
+        return kt.solve_on_automaton(reference, automaton, reward, 0.2, length=length).entropy
+
+    assert np.isfinite(slopes(np.array([0.0, 1.0, 0.5]))).all()
     with pytest.raises(ValueError, match="this one has none: every text has 3 tokens"):
         kt.solve_on_automaton(EVEN, SWITCH, [0.0, 1.0], 1.0, length=3).length_marginal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -42,6 +43,14 @@ def corridor(size=5, slip=0.1, cost=-1.0, **fields):
     return MDP(moves.astype(LAST), reward.astype(LAST), **fields)
 
 
+@functools.partial(jax.jit, static_argnames="names")
+def asked(mdp, log_ref, beta, divergence=None, paths=None, *, names):
+    """Answers of a target in one program, and the log-probabilities of paths."""
+    target = solve_mdp(mdp, log_ref, beta, divergence)
+    answers = {name: getattr(target, name) for name in names}
+    return answers if paths is None else answers | {"log_prob": target.log_prob(paths)}
+
+
 def forward_kl(q, ref, beta):
     """Policy and value by bisection for the level Λ of ``βπ_ref/(Λ − q)``."""
     low, high = q.max(), q.max() + beta
@@ -56,7 +65,10 @@ def forward_kl(q, ref, beta):
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL()], ids=str)
 def test_a_horizon_is_a_recursion_from_its_end(divergence):
     mdp, log_ref = random_mdp(0, discount=0.9, horizon=6)
-    target = solve_mdp(mdp, log_ref, 0.4, divergence).raise_if_failed()
+    names = ("state_values", "log_policy", "value", "value_error", "status")
+    found = asked(mdp, log_ref, 0.4, divergence, names=names)
+    found = {name: np.asarray(x) for name, x in found.items()}
+    assert found["status"] == 0
     moves, reward = np.asarray(mdp.transition, float), np.asarray(mdp.reward, float)
     ref, values = np.exp(log_ref.astype(float)), np.zeros(4)
     for time in reversed(range(6)):
@@ -68,11 +80,12 @@ def test_a_horizon_is_a_recursion_from_its_end(divergence):
         else:
             rows = [forward_kl(*row, 0.4) for row in zip(q, ref, strict=True)]
             policy, values = (np.array(x) for x in zip(*rows, strict=True))
-        np.testing.assert_allclose(target.state_values[time], values, atol=200 * eps(LAST))
-        np.testing.assert_allclose(np.exp(target.log_policy[time]), policy, atol=500 * eps(LAST))
-    assert target.log_policy.shape == (6, 4, 3)
-    np.testing.assert_allclose(target.value, np.asarray(mdp.start) @ values, rtol=300 * eps(LAST))
-    assert target.value_error == 0
+        np.testing.assert_allclose(found["state_values"][time], values, atol=200 * eps(LAST))
+        np.testing.assert_allclose(np.exp(found["log_policy"][time]), policy, atol=500 * eps(LAST))
+    assert found["log_policy"].shape == (6, 4, 3)
+    wanted = np.asarray(mdp.start) @ values
+    np.testing.assert_allclose(found["value"], wanted, rtol=300 * eps(LAST))
+    assert found["value_error"] == 0
 
 
 @pytest.mark.broad
@@ -81,12 +94,18 @@ def test_a_horizon_by_all_paths():
     mdp, log_ref = random_mdp(1, size=2, actions=2, discount=0.8, horizon=3)
     target = solve_mdp(mdp, log_ref, 0.3)
     paths = np.array(list(itertools.product(range(2), repeat=6))).reshape(-1, 3, 2)
-    chance = np.exp(np.asarray(target.log_prob(paths), float))
+    names = (
+        *("value", "expected_reward", "divergence_value"),
+        *("log_policy", "returns", "visits", "occupancy"),
+    )
+    answers = asked(mdp, log_ref, 0.3, None, paths, names=names)
+    answers = {name: np.asarray(x, float) for name, x in answers.items()}
+    chance = np.exp(answers["log_prob"])
     np.testing.assert_allclose(chance.sum(), 1, rtol=100 * eps(LAST))
     by_hand = np.asarray(mdp.start, float)[paths[:, 0, 0]]
-    policy = np.exp(np.asarray(target.log_policy, float))
+    policy = np.exp(answers["log_policy"])
     earned, charged = np.zeros(len(paths)), np.zeros(len(paths))
-    ratio = np.asarray(target.log_policy, float) - log_ref
+    ratio = answers["log_policy"] - log_ref
     for t in range(3):
         state, action = paths[:, t].T
         by_hand = by_hand * policy[t, state, action]
@@ -96,19 +115,21 @@ def test_a_horizon_by_all_paths():
         charged += 0.8**t * ratio[t, state, action]
     close = {"rtol": 500 * eps(LAST), "atol": 50 * eps(LAST)}
     np.testing.assert_allclose(chance, by_hand, **close)
-    np.testing.assert_allclose(target.expected_reward, chance @ earned, **close)
-    np.testing.assert_allclose(target.divergence_value, chance @ charged, **close)
-    np.testing.assert_allclose(target.value, chance @ (earned - 0.3 * charged), **close)
-    np.testing.assert_allclose(mdp.start @ target.returns[0], chance @ earned, **close)
+    np.testing.assert_allclose(answers["expected_reward"], chance @ earned, **close)
+    np.testing.assert_allclose(answers["divergence_value"], chance @ charged, **close)
+    np.testing.assert_allclose(answers["value"], chance @ (earned - 0.3 * charged), **close)
+    start = np.asarray(mdp.start, float)
+    np.testing.assert_allclose(start @ answers["returns"][0], chance @ earned, **close)
     often = np.zeros((3, 2))
     for t in range(3):
         np.add.at(often[t], paths[:, t, 0], 0.8**t * chance)
-    np.testing.assert_allclose(target.visits, often, **close)
-    np.testing.assert_allclose(target.occupancy.sum(), 1, **close)
+    np.testing.assert_allclose(answers["visits"], often, **close)
+    np.testing.assert_allclose(answers["occupancy"].sum(), 1, **close)
     drawn = np.asarray(target.sample(key=jax.random.key(0), num_samples=4000))
     assert drawn.shape == (4000, 3, 2)
-    found, counts = np.unique(drawn, axis=0, return_counts=True)
-    wanted = np.exp(np.asarray(target.log_prob(found), float))
+    counts = (drawn[:, None] == paths).all((-2, -1)).sum(0)
+    assert counts.sum() == 4000
+    wanted = chance
     off = (counts - 4000 * wanted) / np.sqrt(4000 * wanted * (1 - wanted))
     assert np.abs(off).max() < 5
     with pytest.raises(ValueError, match="x has 4 steps, but the process ends after 3"):
@@ -145,12 +166,14 @@ def test_a_tree_is_a_space_of_sequences():
     )
     for ending in ({"horizon": length}, {"discount": 1.0}):
         mdp = MDP(moves.astype(LAST), reward.astype(LAST), start=start.astype(LAST), **ending)
-        target = solve_mdp(mdp, np.log(ref).astype(LAST), 0.3).raise_if_failed()
-        np.testing.assert_allclose(target.value, joint.value, rtol=100 * eps(LAST))
         states = [[place[tuple(s[:t])] for t in range(length)] for s in sequences]
         paths = np.stack([np.array(states), sequences], -1)
+        options = {"names": ("value", "status")}
+        target = asked(mdp, np.log(ref).astype(LAST), 0.3, None, paths, **options)
+        assert target["status"] == 0
+        np.testing.assert_allclose(target["value"], joint.value, rtol=100 * eps(LAST))
         np.testing.assert_allclose(
-            target.log_prob(paths), joint.log_probs, rtol=200 * eps(LAST), atol=50 * eps(LAST)
+            target["log_prob"], joint.log_probs, rtol=200 * eps(LAST), atol=50 * eps(LAST)
         )
 
 
@@ -159,24 +182,30 @@ def test_absorption_under_reverse_kl_is_a_linear_equation():
     mdp = corridor(discount=1.0)
     ref = np.random.default_rng(0).dirichlet(np.ones(2), size=5)
     beta = np.array([0.3, 3.0])
-    target = solve_mdp(mdp, np.log(ref).astype(LAST), beta.astype(LAST)).raise_if_failed()
-    for row, b in enumerate(beta):
-        # Deterministic moves would make it exact: with slips, actions are tilted by means.
-        values = np.zeros(5)
-        moves, reward = np.asarray(mdp.transition, float), np.asarray(mdp.reward, float)
-        for _ in range(20_000):
-            q = reward + moves @ values
-            values = b * np.log((ref * np.exp(q / b)).sum(-1))
-        np.testing.assert_allclose(target.state_values[row], values, atol=3e3 * eps(LAST))
+    names = ("state_values", "status", "visits", "occupancy", "expected_reward")
+    target = asked(mdp, np.log(ref).astype(LAST), beta.astype(LAST), names=names)
+    assert not np.asarray(target["status"]).any()
+    # Deterministic moves would make it exact: with slips, actions are tilted by means.
+    values, b = np.zeros((2, 5)), beta[:, None, None]
+    moves, reward = np.asarray(mdp.transition, float), np.asarray(mdp.reward, float)
+    for _ in range(20_000):
+        q = reward + (moves @ values[:, None, :, None])[..., 0]
+        values = beta[:, None] * np.log((ref * np.exp(q / b)).sum(-1))
+    np.testing.assert_allclose(target["state_values"], values, atol=3e3 * eps(LAST))
     sure = corridor(slip=0.0, discount=1.0)
-    target = solve_mdp(sure, np.log(ref).astype(LAST), np.asarray(3.0, LAST))
+    # Twice, in the shape that is compiled.
+    threes = np.full(2, 3.0, LAST)
+    both = asked(sure, np.log(ref).astype(LAST), threes, names=names)
+    target = {name: np.asarray(x)[0] for name, x in both.items()}
     kernel = np.einsum("sa,sat->st", ref * np.exp(-1 / 3.0), np.asarray(sure.transition, float))
     desire = np.linalg.solve(np.eye(4) - kernel[1:, 1:], kernel[1:, 0])
-    np.testing.assert_allclose(target.state_values[1:], 3 * np.log(desire), rtol=500 * eps(LAST))
+    found = target["state_values"][1:]
+    np.testing.assert_allclose(found, 3 * np.log(desire), rtol=500 * eps(LAST))
     # The number of steps until absorption is a sum of visits, and each costs 1.
-    np.testing.assert_allclose(target.visits.sum(), -target.expected_reward, rtol=1e3 * eps(LAST))
-    assert target.visits[0] == 0
-    np.testing.assert_allclose(target.occupancy.sum(), 1, rtol=100 * eps(LAST))
+    steps = target["visits"].sum()
+    np.testing.assert_allclose(steps, -target["expected_reward"], rtol=1e3 * eps(LAST))
+    assert target["visits"][0] == 0
+    np.testing.assert_allclose(target["occupancy"].sum(), 1, rtol=100 * eps(LAST))
 
 
 @pytest.mark.broad
@@ -206,18 +235,24 @@ def test_an_end_that_lacks_an_action_is_not_charged_for_it(divergence):
 @pytest.mark.parametrize("divergence", [kt.ForwardKL(), kt.Tsallis(2.0)], ids=str)
 def test_absorption_is_the_limit_of_discounting(divergence):
     ref = np.log(np.array([[0.2, 0.8]] * 5)).astype(LAST)
-    target = solve_mdp(corridor(discount=1.0), ref, 0.5, divergence).raise_if_failed()
-    near = [
-        np.asarray(solve_mdp(corridor(discount=1 - x), ref, 0.5, divergence).state_values, float)
-        for x in (2e-3, 1e-3, 5e-4)
-    ]
+    names = (
+        *("state_values", "value", "expected_reward", "divergence_value"),
+        *("value_error", "status"),
+    )
+    target, *near = (
+        asked(corridor(discount=1 - x), ref, 0.5, divergence, names=names)
+        for x in (0.0, 2e-3, 1e-3, 5e-4)
+    )
+    assert target["status"] in (0, kt.Status.TRUNCATED)
+    near = [np.asarray(x["state_values"], float) for x in near]
     # Richardson: two orders of 1 − γ drop out.
     first = [2 * near[1] - near[0], 2 * near[2] - near[1]]
     limit = (4 * first[1] - first[0]) / 3
-    np.testing.assert_allclose(target.state_values, limit, atol=1e-4 if LAST.itemsize < 8 else 1e-6)
-    paid = target.expected_reward - 0.5 * target.divergence_value
-    np.testing.assert_allclose(target.value, paid, rtol=1e3 * eps(LAST))
-    assert target.value_error <= 1e3 * eps(LAST)
+    far = 1e-4 if LAST.itemsize < 8 else 1e-6
+    np.testing.assert_allclose(target["state_values"], limit, atol=far)
+    paid = float(target["expected_reward"]) - 0.5 * float(target["divergence_value"])
+    np.testing.assert_allclose(target["value"], paid, rtol=1e3 * eps(LAST))
+    assert target["value_error"] <= 1e3 * eps(LAST)
 
 
 @pytest.mark.broad
@@ -236,18 +271,32 @@ def test_the_limit_without_regulariser_is_a_linear_program():
 
 @pytest.mark.broad
 def test_a_sparse_process_ends_as_a_dense_one_does():
+    """Of a dense one that is iterated in NumPy."""
     mdp = corridor(discount=1.0)
     near = np.arange(5)[:, None, None] + np.array([-1, 1])
     after = np.broadcast_to(np.clip(near, 0, 4), (5, 2, 2)).copy()
     chances = np.broadcast_to(np.array([[0.9, 0.1], [0.1, 0.9]]), (5, 2, 2)).copy()
     after[0] = 0
     ref = np.full((5, 2), np.log(0.5)).astype(LAST)
-    for ending in ({"discount": 1.0}, {"horizon": 4}):
+    moves, reward = (np.asarray(x, float) for x in (mdp.transition, mdp.reward))
+    values, policies = [np.zeros(5)], []
+    for _ in range(1000):
+        q = reward + moves @ values[0]
+        values.insert(0, 0.7 * np.log(0.5 * np.exp(q / 0.7).sum(-1)))
+        policies.insert(0, 0.5 * np.exp((q - values[0][:, None]) / 0.7))
+    step = (policies[0][..., None] * moves).sum(1)[1:, 1:]
+    often = [0, *np.linalg.solve(np.eye(4) - step.T, np.full(4, 0.2))]
+    law = [np.full(5, 0.2)]
+    for policy in policies[-4:-1]:
+        law.append(law[-1] @ (policy[..., None] * moves).sum(1))
+    for ending, wanted in (
+        ({"discount": 1.0}, (values[0], often)),
+        ({"horizon": 4}, (values[-5:-1], law)),
+    ):
         few = MDP(chances.astype(LAST), mdp.reward, successors=after, **ending)
-        one, other = solve_mdp(few, ref, 0.7), solve_mdp(corridor(**ending), ref, 0.7)
-        close = {"atol": 1e3 * eps(LAST)}
-        np.testing.assert_allclose(one.state_values, other.state_values, **close)
-        np.testing.assert_allclose(one.visits, other.visits, **close)
+        found = asked(few, ref, 0.7, names=("state_values", "visits"))
+        for x, exact in zip(found.values(), wanted, strict=True):
+            np.testing.assert_allclose(x, exact, atol=1e3 * eps(LAST))
         np.testing.assert_array_equal(few.absorbing, [True] + [False] * 4)
 
 
@@ -257,18 +306,20 @@ def test_derivatives_reach_the_end(ending):
     ref = np.full((5, 2), np.log(0.5)).astype(LAST)
     mdp = corridor(**ending)
 
-    def value(reward, beta):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def slopes(reward, beta):
         moved = MDP(mdp.transition, reward, mdp.discount, horizon=mdp.horizon)
-        return solve_mdp(moved, ref, beta, kt.ForwardKL()).value
+        target = solve_mdp(moved, ref, beta, kt.ForwardKL())
+        taken = target.visits[..., None] * jnp.exp(target.log_policy)
+        return target.value, (taken, target.divergence_value)
 
-    beta = jnp.asarray(0.5, LAST)
-    slopes, of_beta = jax.jit(jax.grad(value, (0, 1)))(mdp.reward, beta)
-    target = solve_mdp(mdp, ref, beta, kt.ForwardKL())
-    taken = target.visits[..., None] * jnp.exp(target.log_policy)
+    (slopes, of_beta), (taken, charged) = slopes(mdp.reward, np.asarray(0.5, LAST))
+    slopes, taken = np.asarray(slopes), np.asarray(taken)
     taken = taken if mdp.horizon is None else taken.sum(0)
     # The end itself could be earned in, but is not visited.
     np.testing.assert_allclose(slopes[1:], taken[1:], rtol=1e3 * eps(LAST), atol=1e2 * eps(LAST))
-    np.testing.assert_allclose(of_beta, -target.divergence_value, rtol=2e3 * eps(LAST))
+    np.testing.assert_allclose(of_beta, -charged, rtol=2e3 * eps(LAST))
 
 
 STAY = np.eye(2)[:, None]

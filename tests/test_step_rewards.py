@@ -32,6 +32,8 @@ def earned(texts, automaton, steps, end=None):
 @pytest.mark.parametrize("order", [1, 2])
 def test_equal_to_enumeration(order, dtype):
     wide(dtype)
+    if dtype is np.float32 and jax.config.jax_enable_x64:
+        pytest.skip("where float32 is the default it is tested")
     chain, automaton, arrays, rng = random_problem(order, order, dtype=dtype)
     texts, log_ref, finals = enumerated(arrays, 5)
     reward, steps = rng.normal(size=4), rng.normal(size=(2, 1, 4, 3))
@@ -64,7 +66,7 @@ def test_equal_to_enumeration(order, dtype):
         return jnp.stack([again.value.sum(0), again.expected_reward.sum(0)])
 
     # By the envelope theorem, and because the tilted law is an exponential family in 1/β.
-    slopes = jax.jvp(by_beta, (beta,), (np.ones_like(beta),))[1]
+    slopes = jax.jit(lambda x: jax.jvp(by_beta, (x,), (jnp.ones_like(x),))[1])(beta)
     close(slopes, np.stack([-kl.sum(0), -(spread / beta.astype(float) ** 2).sum(0)]), dtype, 512)
     shares = [[probs[..., texts[:, t] == v].sum(-1) for v in range(3)] for t in range(5)]
     close(target.marginals(), np.moveaxis(shares, (0, 1), (-2, -1)), dtype, 64)
@@ -99,9 +101,11 @@ def test_what_is_earned_on_the_way_may_be_counted_instead():
             factor * float(counted.divergence_value), rel=1e-4
         )
     # The envelope.
-    slope = jax.grad(
-        lambda x: (
-            kt.solve_on_automaton(EVEN, one, jnp.zeros(1), 0.3, length=60, step_reward=x).value
+    slope = jax.jit(
+        jax.grad(
+            lambda x: (
+                kt.solve_on_automaton(EVEN, one, jnp.zeros(1), 0.3, length=60, step_reward=x).value
+            )
         )
     )(jnp.asarray(steps, float))
     assert float(slope[0, 1]) == pytest.approx(10 * float(counted.expected_reward), rel=1e-4)

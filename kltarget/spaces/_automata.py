@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -110,7 +111,7 @@ class Automaton:
         if not traced(read):
             outside = (read < 0) | (read >= self.vocab_size)
             raise_first("tokens", read, outside, f"must be from 0 to {self.vocab_size - 1}")
-        return walk(jnp.asarray(self.transitions), jnp.asarray(read))[..., -1]
+        return _ends(self.transitions, read)
 
     def complement(self) -> Automaton:
         """The automaton that accepts what this one does not."""
@@ -336,6 +337,12 @@ class Automaton:
 
 
 register(Automaton, ("transitions", "accepting"), ("names",))
+
+
+@jax.jit
+def _ends(transitions: Array, tokens: Array) -> Array:
+    return walk(transitions, tokens)[..., -1]
+
 
 # The library reads them as escapes alone.
 _BLANKS = {ord("\n"): r"\n", ord("\t"): r"\t", ord("\r"): r"\r"}

@@ -123,19 +123,7 @@ class MarkovReference:
 
     def log_next(self) -> Float[Array, "contexts V"]:
         """Log-probabilities of the next token in each context, the shorter contexts first."""
-        size, rows, joint = self.vocab_size, [], self.log_initial
-        for j in reversed(range(self.order)):
-            total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
-            known = total > -jnp.inf
-            # After what is impossible any token may come, but after an end only an end.
-            even = jnp.full_like(joint, -math.log(size))
-            if self.end is not None and j:
-                ended = jnp.where(jnp.arange(size) == self.end, 0.0, -jnp.inf)
-                even = even.at[..., self.end, :].set(ended.astype(even.dtype))
-            given = jnp.where(known, joint - jnp.where(known, total, 0.0), even)
-            rows.insert(0, given.reshape(size**j, size))
-            joint = total[..., 0]
-        return jnp.concatenate([*rows, self.log_transition.reshape(-1, size)])
+        return _log_next(self)
 
     @functools.cached_property
     def following(self) -> np.ndarray:
@@ -183,8 +171,7 @@ class MarkovReference:
         Returns:
             Shape ``[..., T]``, whose sum over the last axis is :meth:`log_prob`.
         """
-        tokens = self.tokens(tokens)
-        return self.log_next()[self.contexts(tokens), tokens]
+        return _log_probs(self, self.tokens(tokens))
 
     def sample(
         self, *, key: PRNGKeyArray, num_samples: int, length: int
@@ -329,6 +316,29 @@ class MarkovReference:
             log_first = np.log(first / first.sum())
             log_then = np.log(then / then.sum(-1, keepdims=True))
         return cls(log_first, log_then, tuple(letters), None if end is None else size - 1)
+
+
+@jax.jit
+def _log_next(reference: MarkovReference) -> Array:
+    size, rows, joint = reference.vocab_size, [], reference.log_initial
+    for j in reversed(range(reference.order)):
+        total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
+        known = total > -jnp.inf
+        # After what is impossible any token may come, but after an end only an end.
+        even = jnp.full_like(joint, -math.log(size))
+        if reference.end is not None and j:
+            ended = jnp.where(jnp.arange(size) == reference.end, 0.0, -jnp.inf)
+            even = even.at[..., reference.end, :].set(ended.astype(even.dtype))
+        given = jnp.where(known, joint - jnp.where(known, total, 0.0), even)
+        rows.insert(0, given.reshape(size**j, size))
+        joint = total[..., 0]
+    return jnp.concatenate([*rows, reference.log_transition.reshape(-1, size)])
+
+
+@jax.jit
+def _log_probs(reference: MarkovReference, tokens: Array) -> Array:
+    contexts = walk(jnp.asarray(reference.following), tokens)[..., :-1]
+    return _log_next(reference)[contexts, tokens]
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

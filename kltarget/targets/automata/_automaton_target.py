@@ -248,7 +248,8 @@ class AutomatonTarget(TextsOptimum):
         return product.log_next[..., nodes, tokens].sum(-1)
 
     def _walks(self, log_final: Array) -> tuple[Walk, ...]:
-        return (Walk(self._product, log_final, jnp.zeros_like(log_final[..., 0])),)
+        none = jnp.zeros(log_final.shape[:-1], log_final.dtype)
+        return (Walk(self._product, log_final, none),)
 
 
 register(

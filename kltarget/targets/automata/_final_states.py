@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -72,15 +73,22 @@ def over_final_states(
     if step_reward is not None:
         product = tilted(product, log_tilt(step_reward, beta, divergence))
     masses, log_total = final_log_masses(product, num_states=size, length=length)
+    rewards, masses = _of_texts(reference, rewards, some, masses)
+    _require_texts(rewards, masses)
+    return Objective(rewards, masses, beta, divergence), log_total
+
+
+@jax.jit
+def _of_texts(
+    reference: MarkovReference, rewards: Array, some: Array, masses: Array
+) -> tuple[Array, Array]:
     # Sums of texts pass over NaN, and normalising would hide what the reference lacks.
     masses = jnp.where(normalized(reference), masses, jnp.nan)
     # A state that no text ends in is no outcome; one of impossible texts may be.
     # What no reward may be stays, so that it is refused or flagged as everywhere else.
     bad = jnp.isnan(rewards) | (rewards == jnp.inf)
     kept = jnp.broadcast_to(some, bad.shape) | bad
-    rewards = jnp.where(kept, rewards, -jnp.inf)
-    _require_texts(rewards, masses)
-    return Objective(rewards, masses, beta, divergence), log_total
+    return jnp.where(kept, rewards, -jnp.inf), masses
 
 
 def _require_texts(reward: Array, log_masses: Array) -> None:

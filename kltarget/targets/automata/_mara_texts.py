@@ -145,11 +145,7 @@ class AnchoredTarget(TextsOptimum):
         It is infinite where the target has mass and the reference none.
         """
         masses = self.original.states.objective.log_ref
-        shape = self.good.shape
-        log_ref = jnp.where(
-            self.good, jnp.broadcast_to(self.log_counts, shape), jnp.broadcast_to(masses, shape)
-        )
-        return log_ratio_of(self.states.log_probs, log_ref)
+        return _level(self.good, self.log_counts, masses, self.states.log_probs)
 
     @functools.cached_property
     def _product(self) -> Product:
@@ -165,26 +161,13 @@ class AnchoredTarget(TextsOptimum):
         return jnp.where(good & (log_ref > -jnp.inf), 0.0, log_ref)
 
     def _walks(self, log_final: Array) -> tuple[Walk, ...]:
-        def ending(some: Array, product: Product) -> Walk:
-            share = log_sum_exp(jnp.where(some, self.states.log_probs, -jnp.inf))[..., 0]
-            return Walk(product, jnp.where(some, log_final, -jnp.inf), share)
-
-        return ending(~self.good, self._product), ending(self.good, counting(self._product))
+        return _two_walks(self._product, self.good, self.states.log_probs, log_final)
 
     @property
     def _lift(self) -> Array:
         """``E_π[log π_ref(z)/π_ref]`` over good texts, how much rarer than the anchor they are."""
-        _, (counted, log_final, log_share) = self._walks(without_undetermined(self.log_level))
-        log_next = self._product.log_next
-        log_ref = jnp.where(log_next > -jnp.inf, log_next, 0.0)
-
-        def log_mass(steps: Array) -> Array:
-            walked = counted._replace(log_next=steps)
-            return log_values(walked, log_final, length=self.length)[0][..., 0]
-
-        # The derivative of a log-sum along what the texts' weights move by is that's mean.
-        _, mean = jax.jvp(log_mass, (counted.log_next,), (log_ref,))
-        return jnp.exp(log_share) * (self.log_anchor - mean)
+        _, good = self._walks(without_undetermined(self.log_level))
+        return _lift(good, self._product.log_next, self.log_anchor, self.length)
 
     @property
     def _unlike(self) -> Array:
@@ -202,6 +185,60 @@ register(
     ("original", "states", "good", "log_counts", "log_anchor", "log_total"),
     ("method",),
 )
+
+
+@jax.jit
+def _two_walks(
+    product: Product, good: Array, log_probs: Array, log_final: Array
+) -> tuple[Walk, ...]:
+    def ending(some: Array, product: Product) -> Walk:
+        share = log_sum_exp(jnp.where(some, log_probs, -jnp.inf))[..., 0]
+        return Walk(product, jnp.where(some, log_final, -jnp.inf), share)
+
+    return ending(~good, product), ending(good, counting(product))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _lift(good: Walk, log_next: Array, log_anchor: Array, length: int) -> Array:
+    counted, log_final, log_share = good
+    log_ref = jnp.where(log_next > -jnp.inf, log_next, 0.0)
+
+    def log_mass(steps: Array) -> Array:
+        walked = counted._replace(log_next=steps)
+        return log_values(walked, log_final, length=length)[0][..., 0]
+
+    # The derivative of a log-sum along what the texts' weights move by is that's mean.
+    _, mean = jax.jvp(log_mass, (counted.log_next,), (log_ref,))
+    return jnp.exp(log_share) * (log_anchor - mean)
+
+
+@jax.jit
+def _level(good: Array, log_counts: Array, masses: Array, log_probs: Array) -> Array:
+    each = (jnp.broadcast_to(x, good.shape) for x in (log_counts, masses))
+    return log_ratio_of(log_probs, jnp.where(good, *each))
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _merged(
+    reward: Array,
+    anchored: Array,
+    bar: Array,
+    likely: Array,
+    counts: Array,
+    masses: Array,
+    reverse: bool,
+) -> tuple[Array, Array, Array, Array]:
+    """Good states, their reference, the logarithm of its total, and that of the anchor's mass."""
+    bar = jnp.broadcast_to(bar.astype(reward.dtype), reward.shape[:-1])[..., None]
+    likely, each = (jnp.broadcast_to(x, reward.shape) for x in (likely, counts))
+    good = (reward >= bar) & (likely > -jnp.inf) & (reward > -jnp.inf)
+    first = jnp.where(good & (reward == anchored), likely, -jnp.inf).max(-1)
+    log_ref = jnp.where(good, first[..., None] + each, masses)
+    if not reverse:
+        return good, log_ref, jnp.zeros_like(first), first
+    # Its target is the same whatever the total, which may be beyond every float.
+    log_total = log_sum_exp(log_ref)[..., 0]
+    return good, log_ref - log_total[..., None], log_total, first
 
 
 def mara_on_automaton(
@@ -303,16 +340,9 @@ def mara_on_automaton(
         measure=True,
     )
     anchored = broadcast_fields(mara(listed, threshold, method="substitute", anchor=anchor))[0]
-    bar = jnp.broadcast_to(as_float(threshold).astype(reward.dtype), reward.shape[:-1])[..., None]
-    likely, each = (jnp.broadcast_to(x, reward.shape) for x in (likely, counts))
-    good = (reward >= bar) & (likely > -jnp.inf) & (reward > -jnp.inf)
-    first = jnp.where(good & (reward == anchored), likely, -jnp.inf).max(-1)
-    log_ref = jnp.where(good, first[..., None] + each, masses)
-    log_total = jnp.zeros_like(first)
-    if reverse:
-        # Its target is the same whatever the total, which may be beyond every float.
-        log_total = log_sum_exp(log_ref)[..., 0]
-        log_ref = log_ref - log_total[..., None]
+    good, log_ref, log_total, first = _merged(
+        reward, anchored, as_float(threshold), likely, counts, masses, reverse
+    )
     dtype = objective.reward.dtype
     states = solve(
         Objective(
@@ -326,6 +356,7 @@ def mara_on_automaton(
     return AnchoredTarget(target, states, good, counts, first, log_total, method)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _tied(scores: Array, length: int) -> Array:
     """Scores that differ by no more than rounding, made equal: the same steps in another order."""
     order = jnp.argsort(-scores)

@@ -39,10 +39,10 @@ def over_modes(task: TextTask) -> Task:
     if not isinstance(task, TextTask):
         raise TypeError(f"task must be a TextTask, as tasks.load_texts gives, got {task!r}")
     with double_precision():
-        # The reference's masses do not depend on β.
-        target = solve_on_automaton(
-            task.reference, task.automaton, task.reward, 1.0, length=task.length
-        )
+        # The reference's masses do not depend on β, nor on rewards: those of a wider type would
+        # have masses sum to 1 within its rounding.
+        reward = task.reward.astype(task.reference.log_transition.dtype)
+        target = solve_on_automaton(task.reference, task.automaton, reward, 1.0, length=task.length)
         masses = np.exp(np.asarray(target.states.objective.log_ref))
     modes = [*task.mode_names, -1]
     rewards = []

@@ -57,11 +57,15 @@ def product_of(reference: MarkovReference, automaton: Automaton) -> Product:
         below = below.astype(transitions.dtype) + transitions[state]
     else:
         context, state, below = _explored(following, np.asarray(transitions), over, reference.end)
-    steps = reference.log_next()[jnp.asarray(context)]
-    ended = jnp.asarray(over)[context]
+    return _product(reference, context, state, below)
+
+
+@jax.jit
+def _product(reference: MarkovReference, context: Array, state: Array, below: Array) -> Product:
+    steps = reference.log_next()[context]
+    ended = jnp.asarray(reference.over)[context]
     possible = ~ended[:, None] | (steps > -jnp.inf)
-    below, state = jnp.asarray(below, jnp.int32), jnp.asarray(state, jnp.int32)
-    return Product(steps, below, state, possible, ended)
+    return Product(steps, below.astype(jnp.int32), state.astype(jnp.int32), possible, ended)
 
 
 def tilted(product: Product, log_tilt: Float[Array, "*batch D V"]) -> Product:

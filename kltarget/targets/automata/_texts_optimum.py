@@ -99,8 +99,7 @@ class TextsOptimum(Optimum):
         """
         tokens = whole_texts(self.reference, self.length, x)
         state = self.automaton.run(tokens)
-        final = self._log_final[..., state]
-        return jnp.broadcast_to(self._log_weight(tokens, state), final.shape) + final
+        return _weighted(self._log_weight(tokens, state), self._log_final, state)
 
     def conditionals(self, prefix: ArrayLike) -> Float[Array, "*batch V"]:
         """Log-probabilities of the token after a prefix.
@@ -157,7 +156,7 @@ class TextsOptimum(Optimum):
         It is NaN where the target has mass and the reference none.
         """
         log_final = without_undetermined(self._log_final)
-        return jnp.where(jnp.isnan(log_final).any(-1), jnp.nan, self._sums(log_final).entropy)
+        return _unless_lost(self._sums(log_final).entropy, log_final)
 
     @property
     def effective_texts(self) -> Float[Array, "*batch"]:
@@ -203,8 +202,7 @@ class TextsOptimum(Optimum):
         There only the total of the texts is determined.
         """
         log_final = self._log_final
-        lost = jnp.isposinf(log_final)
-        if not traced(lost) and np.asarray(lost).any():
+        if not traced(log_final) and (lost := np.isposinf(np.asarray(log_final))).any():
             *row, state = first_index(lost)
             raise ValueError(
                 f"texts are not determined{at_index(tuple(row))}: the target has mass in state "
@@ -214,20 +212,38 @@ class TextsOptimum(Optimum):
         return without_undetermined(log_final)
 
     def _sums(self, log_final: Array) -> PolicySums:
-        options = {"length": self.length, "end": self.reference.end}
-        each = [
-            policy_sums(part.product, part.log_final, **options).weighted(part.log_share)
-            for part in self._walks(log_final)
-        ]
-        return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
+        return _sums_of(self._walks(log_final), self.length, self.reference.end)
 
 
+@jax.jit
+def _weighted(log_weight: Array, log_final: Array, state: Array) -> Array:
+    final = log_final[..., state]
+    return jnp.broadcast_to(log_weight, final.shape) + final
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _sums_of(walks: Sequence[Walk], length: int, end: int | None) -> PolicySums:
+    options = {"length": length, "end": end}
+    each = [
+        policy_sums(part.product, part.log_final, **options).weighted(part.log_share)
+        for part in walks
+    ]
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
+
+
+@jax.jit
+def _unless_lost(x: Array, log_final: Array) -> Array:
+    return jnp.where(jnp.isnan(log_final).any(-1), jnp.nan, x)
+
+
+@jax.jit
 def without_undetermined(log_final: Array) -> Array:
     """NaN in rows whose texts are not determined."""
     lost = jnp.isposinf(log_final).any(-1, keepdims=True)
     return jnp.where(lost, jnp.nan, log_final)
 
 
+@jax.jit
 def log_ratio_of(log_probs: Array, log_ref: Array) -> Array:
     """``log π/π_ref`` of final states; ``inf`` where only the target has any mass, 0 where none."""
     log_ref = jnp.broadcast_to(log_ref, log_probs.shape)
