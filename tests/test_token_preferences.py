@@ -375,3 +375,46 @@ def test_what_else_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             trained(*problem(), **options)
+
+
+def test_learned_masks_are_left_open_by_the_loss():
+    """Claim: masks that are learned with the policy find an optimal level of sparsity (arXiv
+    2410.05102, abstract).
+
+    Fails: every positive mask reaches the same least loss, each with a policy of its own, so that
+    the loss prefers none; a price on their sum then makes them ever smaller, and the policy leaves
+    the reference for the best answer. Masks are free numbers of prefixes here, not functions of
+    activations; of the paper the abstract alone was at hand.
+    """
+    reward, log_ref = problem()
+    names = ("DPO", "TDPO", "one mask", "two masks")
+    targets = [np.asarray(target_of(x, reward, log_ref, 0.5).log_probs, float) for x in names]
+    least = [
+        loss_of(x, reward, log_ref, 0.5, *CASES[name])
+        for name, x in zip(names, targets, strict=True)
+    ]
+    np.testing.assert_allclose(least, least[0], rtol=FINE)
+    assert min(variation(targets[0], x) for x in targets[1:]) > 0.01
+
+    # A common mask is a factor of β: the smaller, the cheaper, and no less than the least is lost.
+    kept = []
+    for weight in (1.0, 0.25, 1 / 16, 1 / 64):
+        target = kt.solve(kt.Objective(reward.astype(DTYPE), log_ref.astype(DTYPE), 0.5 * weight))
+        policy = np.asarray(target.log_probs, float)
+        same = [np.full(2**t, weight) for t in range(3)]
+        lost = loss_of(policy, reward, log_ref, 0.5, same, ZEROS)
+        np.testing.assert_allclose(lost, least[0], rtol=FINE)
+        kept.append(np.exp(policy[reward.argmax()]))
+    assert kept[0] < 0.5 and kept == sorted(kept) and kept[-1] > 0.999
+
+    def split(x):
+        return log_softmax(x[:8]), [np.exp(x[8:9]), np.exp(x[9:11]), np.exp(x[11:])]
+
+    def priced(x):
+        policy, mask = split(x)
+        return loss_of(policy, reward, log_ref, 0.5, mask, ZEROS) + 0.01 * np.exp(x[8:]).sum()
+
+    start = np.concatenate([targets[0], np.zeros(7)])
+    policy, mask = split(minimize(priced, start, method="BFGS", options={"maxiter": 40}).x)
+    assert sum(map(np.sum, mask)) < 0.1 * 7
+    assert np.exp(policy[reward.argmax()]) > 0.9
