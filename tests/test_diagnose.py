@@ -951,20 +951,20 @@ def test_a_watched_page_loads_itself_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rollouts(tmp_path):
+def test_hundreds_of_thousands_of_rollouts(tmp_path):
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
     try:
         import bench_rollouts
     finally:
         sys.path.pop(0)
     path = tmp_path / "rollouts.parquet"
-    bench_rollouts.make(path, 100_000, 1_000)
+    bench_rollouts.make(path, 300_000, 3_000)
     few = tmp_path / "few.parquet"
     bench_rollouts.make(few, 1_000, 100)
     small, found = map(bench_rollouts.measure, (few, path))
     assert found["tier"] == 3
     # At most a kilobyte for each rollout: what the libraries take differs between machines.
-    assert (found["peak_gib"] - small["peak_gib"]) * 2**30 < 1e8
+    assert (found["peak_gib"] - small["peak_gib"]) * 2**30 < 3e8
 
 
 MOVED = {
