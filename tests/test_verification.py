@@ -475,7 +475,7 @@ def test_networks_are_split_into_optimisation_and_family():
     report = verify_tree(
         tree(3, 1),
         key=KEY,
-        policies=["transformer"],
+        policies=["gru", "transformer"],
         recipes=RECIPES[:1],
         beta=[0.2, 1.0],
         num_seeds=1,
