@@ -160,7 +160,7 @@ def test_which_divergence_covers_which_mode():
     order = (kt.ChiSquared(), kt.ReverseKL(), kt.JensenShannon(), kt.ForwardKL())
     start = mixture(np.ones((3, 1)), STARTS[:, None], np.full((3, 1), 0.6))
     found = distill(mixture(*SPREAD), order, start, learning_rate=0.03, num_steps=1500)
-    x = np.linspace(-20, 20, 8001)
+    x = np.linspace(-20, 20, 2001)
     parts = np.log(SPREAD[0]) + norm.logpdf(x[:, None], SPREAD[1], SPREAD[2])
     log_q = np.logaddexp.reduce(parts, axis=-1)
 

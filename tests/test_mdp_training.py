@@ -174,16 +174,16 @@ def random_processes(rng, batch, states=5, actions=3):
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), kt.Tsallis(2.0)])
 def test_gradients_end_at_the_optimum(divergence):
     mdp, log_ref = random_processes(np.random.default_rng(0), (4,))
-    beta = np.array([0.3, 1.0, 3.0], LAST)[:, None]
+    beta = np.array([0.3, 3.0], LAST)[:, None]
     target = solve_mdp(mdp, log_ref, beta, divergence).raise_if_failed()
     options = {"key": jax.random.key(0), "num_seeds": 2, "learning_rate": 0.1}
     # A softmax comes to the zeros of the last one like 1/t.
-    num_steps = 8000 if isinstance(divergence, kt.Tsallis) else 1500
+    num_steps = 3000 if isinstance(divergence, kt.Tsallis) else 500
     run = fine_tune_mdp(mdp, log_ref, beta, divergence, num_steps=num_steps, **options)
-    assert run.log_policy.shape == (2, 3, 4, 5, 3)
-    gap = np.asarray(target.value, float) - np.asarray(run.objective[-1], float)
-    assert gap.min() > -1e-5 * np.abs(np.asarray(target.value)).max()
-    start = np.asarray(target.value, float) - np.asarray(run.objective[0], float)
+    assert run.log_policy.shape == (2, 2, 4, 5, 3)
+    value, objective = (np.asarray(x, float) for x in (target.value, run.objective))
+    gap, start = value - objective[-1], value - objective[0]
+    assert gap.min() > -1e-5 * np.abs(value).max()
     assert (gap / start[0]).max() < 1e-3
     apart = np.exp(np.asarray(run.log_policy)) - np.exp(np.asarray(target.log_policy))
     assert np.abs(apart).max() < 0.02
@@ -211,7 +211,7 @@ def test_networks_end_at_the_optimum():
     target = solve_mdp(mdp, log_ref, beta)
     shared = {"width": 16, "key": jax.random.key(0), "num_seeds": 2}
     for options in (
-        {"learning_rate": 0.02, "num_steps": 1500},
+        {"learning_rate": 0.02, "num_steps": 1000},
         {"learning_rate": 0.3 / beta, "num_steps": 60, "natural": True},
     ):
         run = fine_tune_mdp(mdp, log_ref, beta, **options, **shared)

@@ -93,14 +93,16 @@ def test_the_four_targets(beta):
             np.testing.assert_allclose(np.exp(np.asarray(found[name])), probs, rtol=1e-9)
 
 
+BETAS = [0.05, 0.5, 1.0]
+
+
 @pytest.fixture(scope="module")
 def report():
-    """As many runs of each recipe and as many steps as at every β: the same programs."""
     return verify_tree(
         tree(3, 1),
         key=KEY,
         policies=["tabular"],
-        beta=[0.05, 0.5, 1.0],
+        beta=BETAS,
         reward_scale=[1.0],
         num_steps=1000,
     )
@@ -448,17 +450,18 @@ def test_bad_options_of_the_command(capsys, arguments, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "recipes"),
-    [("one-two", RECIPES), ((3, 1), ALL_RECIPES), ((4, 3), RECIPES)],
-    ids=["one-two", "three tokens", "four tokens"],
+    [("one-two", RECIPES), ((3, 1), ALL_RECIPES[4:])],
+    ids=["one-two", "three tokens"],
 )
-def test_every_recipe_at_every_beta(problem, recipes):
+def test_every_recipe_reaches_its_target(problem, recipes):
+    """With those of the report on the tree of three tokens."""
     run = verify if isinstance(problem, str) else verify_tree
     report = run(
         problem if isinstance(problem, str) else tree(*problem),
         key=KEY,
         policies=["tabular"],
         recipes=recipes,
-        beta=[0.05, 0.1, 0.2, 0.5, 1.0, 2.0],
+        beta=BETAS,
         reward_scale=[1.0],
         num_seeds=1,
         num_steps=1000,
@@ -473,7 +476,7 @@ def test_networks_are_split_into_optimisation_and_family():
         tree(3, 1),
         key=KEY,
         policies=["gru", "transformer"],
-        recipes=RECIPES[:2],
+        recipes=RECIPES[:1],
         beta=[0.2, 1.0],
         num_seeds=1,
     )
