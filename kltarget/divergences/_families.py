@@ -264,8 +264,8 @@ class SquaredHellinger(PowerDivergence):
 
     Example:
         >>> import kltarget as kt
-        >>> print(kt.SquaredHellinger().f(4.0))
-        1.0
+        >>> print(f"{kt.SquaredHellinger().f(4.0):.4f}")
+        1.0000
     """
 
     name: ClassVar[str] = "squared Hellinger"
