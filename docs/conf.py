@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import os
 import pkgutil
@@ -37,6 +38,7 @@ html_title = "kltarget"
 html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["kltarget.css"]
 html_math_renderer = "mathml"
 
@@ -129,6 +131,39 @@ def _doors() -> dict[str, object]:
     }
 
 
+class NamesTable(SphinxDirective):
+    """Every public name of the rooms with the first sentence of its docstring."""
+
+    def run(self) -> list[nodes.Node]:
+        """Asks the rooms themselves, so that none is forgotten."""
+        doors: dict[int, list[str]] = {}
+        for door, public in _doors().items():
+            if not inspect.ismodule(public) and inspect.getdoc(public) != type(public).__doc__:
+                doors.setdefault(id(public), []).append(door)
+        rooms: dict[str, list[str]] = {}
+        for shortest, *others in sorted(doors.values()):
+            room = (others or [shortest])[0].rpartition(".")[0]
+            rooms.setdefault(room, []).append(shortest)
+        text = "\n".join(map(_names_of, sorted(rooms), (rooms[x] for x in sorted(rooms))))
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def _names_of(room: str, doors: list[str]) -> str:
+    title = room.removeprefix("kltarget.")
+    rows = [
+        f"   * - :py:obj:`{door.removeprefix('kltarget.')} <{door}>`\n"
+        f"     - {_first_sentence(_doors()[door])}"
+        for door in sorted(doors, key=lambda x: x.rpartition(".")[2].lower())
+    ]
+    table = [".. list-table::", "   :widths: 35 65", "", *rows]
+    return "\n".join([title, "-" * len(title), "", *table, ""])
+
+
+def _first_sentence(public: object) -> str:
+    paragraph = " ".join((inspect.getdoc(public) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[.:]) (?=[A-Z])", paragraph, maxsplit=1)[0]
+
+
 class CommandHelp(SphinxDirective):
     """The help of the command line, a section for each sub-command."""
 
@@ -191,5 +226,6 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)

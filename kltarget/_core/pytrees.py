@@ -8,13 +8,20 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
+from kltarget._core.short_repr import short_repr
+
 _Class = TypeVar("_Class", bound=type)
 _T = TypeVar("_T")
 
 
 @dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(dataclasses.field,))
 def pytree(cls: _Class) -> _Class:
-    """Makes a class a frozen dataclass of arrays, which are a pytree's leaves; no two are equal."""
+    """Makes a class a frozen dataclass of arrays, which are a pytree's leaves; no two are equal.
+
+    It prints its arrays' types and shapes, not the arrays.
+    """
+    if "__repr__" not in vars(cls):
+        cls.__repr__ = short_repr
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
 
 

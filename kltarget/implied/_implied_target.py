@@ -6,12 +6,12 @@ import dataclasses
 import itertools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status
 from kltarget.divergences import ReverseKL, TotalVariation
 from kltarget.implied._fixed_point_problem import FixedPoint, Problem
@@ -29,8 +29,7 @@ from kltarget.targets._protocol import StationaryPolicy
 from kltarget.tasks import ProblemLike
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class ImpliedTarget(StationaryPolicy):
     """The policy at which a recipe's expected gradient vanishes.
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kltarget._core.checks import ArgumentError, float_arguments, traced
+from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status
 from kltarget._core.words import quoted
 from kltarget.divergences import Divergence, ReverseKL
@@ -31,8 +32,7 @@ Loss = Literal["dpo", "ipo", "kto"]
 _NAMED = 3
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class PreferenceTarget(StationaryPolicy):
     """The policy that a loss over pairs has its minimum at.
 

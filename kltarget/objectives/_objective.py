@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from kltarget._core import checks
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import made, register
+from kltarget._core.short_repr import short_repr
 from kltarget._core.words import short
 from kltarget.divergences import Divergence, ReverseKL, Scaled
 
@@ -100,6 +101,8 @@ class Objective:
             *,
             measure: bool = False,
         ) -> None: ...
+
+    __repr__ = short_repr
 
     reward: Float[Array, "*#batch A"]
     log_ref: Float[Array, "*#batch A"]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from kltarget._core.page import Page, Table
 from kltarget._core.words import compact
 from kltarget.divergences import Divergence, ForwardKL, ReverseKL, Scaled, TotalVariation
 from kltarget.recipes._recipe_checks import check_fields, check_together
 from kltarget.recipes._terms import TermReading, read_term, swapped_k3
 from kltarget.recipes._weighted import Weighted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Aim = Literal["reverse", "forward", "total variation", "other", "none"]
 """What a regulariser's expected gradient is that of, for most a direction of the KL."""
@@ -430,3 +434,34 @@ class Recipe:
             return None
         deviation = reward_std + self.epsilon if self.normalized else 1.0
         return deviation / self.baseline_factor / self.reward_scale / self.temperature
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each ``setting``: its ``value``, and whether that is the ``default``.
+
+        Example:
+            >>> from kltarget.recipes import Recipe
+            >>> frame = Recipe("loss", "k3").to_dataframe()
+            >>> print(frame[~frame.default].to_string(index=False))
+              setting value  default
+                place  loss    False
+            estimator    k3    False
+        """
+        import pandas as pd
+
+        told = [(x.name, getattr(self, x.name), x.default) for x in dataclasses.fields(self)]
+        rows = [(name, value, value == default) for name, value, default in told]
+        return pd.DataFrame(rows, columns=["setting", "value", "default"])
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self._told())
+        return f"Recipe({told})"
+
+    def _repr_html_(self) -> str:
+        rows = [("setting", "value"), *((name, str(value)) for name, value in self._told())]
+        return Page([Table(rows, "ll")]).to_html()
+
+    def _told(self) -> list[tuple[str, Any]]:
+        """What every recipe is told by, and what is not as it is by default."""
+        first = ("place", "estimator", "level", "baseline")
+        fields = ((x.name, getattr(self, x.name), x.default) for x in dataclasses.fields(self))
+        return [(name, x) for name, x, default in fields if name in first or x != default]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import Box, GaussianMixture
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class Forgetting:
     """An old mode to keep, a new one to learn, and the mixture that training starts from.
 

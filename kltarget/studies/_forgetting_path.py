@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kltarget._core.checks import positive, positive_if_given, typed_key
 from kltarget._core.numerics import as_float
+from kltarget._core.pytrees import pytree
 from kltarget.spaces import Box, GaussianMixture
 from kltarget.spaces._gaussian_mixture import unchecked
 from kltarget.studies._at_equal_gain import AtEqualGain
@@ -27,8 +27,7 @@ if TYPE_CHECKING:  # tasks are trained on, and themselves know the trainers
 _FLOOR, _TINY, _FACTOR = math.log(1e-12), -300 * math.log(10), math.log(0.1)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class ForgettingPath(AtEqualGain):
     """Policies on their way from one mode to two; axes ``*batch`` run over runs, T over steps.
 

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,10 @@ from kltarget._core.status import raise_if_failed
 from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
+from kltarget.targets._tables import frame_of, page_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Distribution(abc.ABC):
@@ -171,6 +175,27 @@ class DiscreteTarget(OverOutcomes, Distribution):
     def divergence_value(self) -> Float[Array, "*batch"]:
         """``D(π, π_ref)`` in nats, the objective's own divergence, shape ``[*batch]``."""
         return _divergence_value(self.objective, self.log_probs)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each outcome of each problem.
+
+        Returns:
+            Columns ``row`` if there is a batch axis (``row 0``, ``row 1``, … if there are several),
+            ``outcome``, ``beta``, ``reward``, ``log_ref`` and ``log_prob``, natural logarithms.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> even = jnp.log(jnp.full(2, 0.5))
+            >>> frame = kt.solve(kt.Objective(jnp.array([0.0, 1.0]), even, 1.0)).to_dataframe()
+            >>> print(frame.round(3).to_string(index=False))
+             outcome  beta  reward  log_ref  log_prob
+                   0   1.0     0.0   -0.693    -1.313
+                   1   1.0     1.0   -0.693    -0.313
+        """
+        return frame_of(self)
+
+    def _repr_html_(self) -> str:
+        return page_of(self).to_html()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,13 +6,21 @@ import dataclasses
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax.numpy as jnp
 import numpy as np
 
+from kltarget._core.page import Page, Paragraph, Table
+from kltarget._core.words import counted, number, probability, short
 from kltarget.objectives import Objective
 from kltarget.spaces import SequenceSpace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 10
+"""Outcomes of a page."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +118,41 @@ class Task:
         """
         reward, log_ref = jnp.asarray(self.reward), jnp.asarray(self.log_ref)
         return Objective(reward, log_ref, beta, **options)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each outcome: its ``label``, ``reward``, ``log_ref`` and ``mode``.
+
+        Example:
+            >>> from kltarget import tasks
+            >>> print(tasks.load("one-two").to_dataframe().round(2).to_string(index=False))
+            label  reward  log_ref  mode
+                1     1.0    -1.20     0
+                2     1.0    -3.91     1
+            other     0.0    -0.39    -1
+        """
+        import pandas as pd
+
+        columns = {"label": list(self.labels), "reward": self.reward, "log_ref": self.log_ref}
+        return pd.DataFrame({**columns, "mode": self.modes})
+
+    def __repr__(self) -> str:
+        modes = len(np.unique(self.modes[self.modes >= 0]))
+        size = f"{counted(self.num_outcomes, 'outcome')}, {counted(modes, 'mode')}"
+        return f"<Task {self.name!r}: {size}; {self.description}>"
+
+    def _repr_html_(self) -> str:
+        order, modes = np.argsort(-self.log_ref, kind="stable")[:_SHOWN], self.mode_names
+        rows = [("outcome", "reward", "reference", "mode")]
+        for at in order:
+            mode = modes.get(int(self.modes[at]), "")
+            share = probability(float(self.log_ref[at]))
+            rows.append(
+                (short(self.labels[at]), number(float(self.reward[at])), share, short(mode))
+            )
+        left = self.num_outcomes - len(order)
+        more = [Paragraph(f"and {counted(left, 'more outcome')}", faint=True)] if left else []
+        title = Paragraph(self.description, label=f"{self.name}:")
+        return Page([title, Table(rows, "lrrl"), *more]).to_html()
 
 
 class Labels(Sequence[str]):
