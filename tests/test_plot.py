@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 import kltarget as kt
 from kltarget import plot, tasks
@@ -50,6 +51,16 @@ def test_bars_are_the_probabilities():
     assert ax.get_ylabel() == "probability"
     left = [[bar.get_x() for bar in group] for group in ax.containers]
     assert np.all(np.diff(left, axis=0) > 0), "bars of one outcome stand side by side"
+
+
+def test_axes_are_shown_as_their_figure():
+    ax = plot.target(tasks.load("one-two").objective(0.1))
+    picture = imread(io.BytesIO(ax._repr_png_()), format="png")
+    assert picture.shape[0] > 200
+    assert picture[..., :3].std() > 0.05
+    # Axes of somebody's own are left as they are.
+    own = Figure().add_subplot()
+    assert not hasattr(plot.target(tasks.load("one-two").objective(0.1), ax=own), "_repr_png_")
 
 
 def test_long_labels_turn_the_bars():

@@ -1,8 +1,8 @@
 """Figures. Every function has the form ``plot.<noun>(data, *, ax=None, …) -> Axes``.
 
 Those of several panels, such as ``frontier``, return their ``Figure``. Without ``ax`` a figure is
-made that pyplot does not know of: show it as ``ax.figure`` in a notebook or write it with
-``ax.figure.savefig(…)``.
+made that pyplot does not know of: a notebook shows it where a cell ends with the axes, and
+``ax.figure.savefig(…)`` writes it.
 
 The style sheet ``kltarget.mplstyle`` is in force while a figure is drawn and never outside; use it
 for figures of your own with ``matplotlib.style.context(kltarget.plot.STYLE)``. Where matplotlib is

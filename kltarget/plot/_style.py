@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ def drawing(ax: Axes | None, **figure: Any) -> Iterator[Axes]:
     with in_style(ax):
         if ax is None:
             ax = new_figure(**figure).add_subplot()
+            # A cell that ends with them shows their figure.
+            vars(ax)["_repr_png_"] = functools.partial(_picture, ax)
         dress(ax)
         yield ax
 
@@ -48,6 +52,14 @@ def new_figure(**options: Any) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(**options)
+
+
+def _picture(ax: Axes) -> bytes:
+    with io.BytesIO() as file:
+        new = ax.get_figure(root=True)
+        assert new is not None
+        new.savefig(file, format="png", bbox_inches="tight")
+        return file.getvalue()
 
 
 def dress(ax: Axes) -> None:
