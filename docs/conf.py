@@ -1,10 +1,12 @@
 """Sphinx configuration: `sphinx-build -W docs build/docs`."""
 
+import base64
 import contextlib
 import functools
 import importlib
 import inspect
 import io
+import json
 import os
 import pkgutil
 import re
@@ -131,6 +133,60 @@ def _doors() -> dict[str, object]:
     }
 
 
+class Gallery(SphinxDirective):
+    """The notebooks' pictures, one of each section, under the section's title."""
+
+    def run(self) -> list[nodes.Node]:
+        """Takes them out of the notebooks as they are stored, with nothing to compute."""
+        pictures = HERE / "notebooks" / "pictures"
+        pictures.mkdir(exist_ok=True)
+        found: list[nodes.Node] = []
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            cards = [
+                self._card(title, f"notebooks/{path.stem}", _written(pictures, path.stem, k, png))
+                for k, (title, png) in enumerate(_pictures(path).items())
+            ]
+            if cards:
+                heading = nodes.rubric("", _title(path))
+                found += [heading, nodes.container("", *cards, classes=["gallery"])]
+        return found
+
+    def _card(self, title: str, page: str, picture: str) -> nodes.Node:
+        link = nodes.reference("", "", refuri=f"{page}.html", internal=True)
+        link += nodes.image(uri=picture, alt=title)
+        return nodes.container("", nodes.paragraph("", "", link), nodes.paragraph("", title))
+
+
+def _cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+def _heading(cell: dict) -> str:
+    lines = "".join(cell["source"]).splitlines() if cell["cell_type"] == "markdown" else []
+    return next((x.lstrip("# ") for x in reversed(lines) if x.startswith("#")), "")
+
+
+def _title(path: Path) -> str:
+    return next(filter(None, map(_heading, _cells(path))))
+
+
+def _pictures(path: Path) -> dict[str, str]:
+    """The first picture of each section, by the section's title."""
+    found, title = {}, ""
+    for cell in _cells(path):
+        title = _heading(cell) or title
+        for output in cell.get("outputs", ()):
+            if png := output.get("data", {}).get("image/png"):
+                found.setdefault(title, png)
+    return found
+
+
+def _written(folder: Path, stem: str, k: int, png: str) -> str:
+    name = f"{stem}-{k}.png"
+    (folder / name).write_bytes(base64.b64decode(png))
+    return f"notebooks/pictures/{name}"
+
+
 class NamesTable(SphinxDirective):
     """Every public name of the rooms with the first sentence of its docstring."""
 
@@ -226,6 +282,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("gallery", Gallery)
     app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)

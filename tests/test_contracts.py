@@ -1178,6 +1178,8 @@ def test_every_target_answers_the_same_questions():
         draws = target.sample(key=jax.random.key(0), num_samples=5)
         assert draws.shape[0] == 5
         assert target.log_prob(draws).shape == (5,), name
+        with pytest.raises(TypeError, match="key must be a random key of JAX"):
+            target.sample(key=0, num_samples=1)
         one = target.expectation(ones.get(name, lambda x: jnp.ones(x.shape[:1], jnp.float32)))
         np.testing.assert_allclose(one, 1, rtol=1e-4)
 

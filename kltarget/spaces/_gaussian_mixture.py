@@ -177,7 +177,7 @@ class GaussianMixture:
         Returns:
             Points, shape ``[num_samples, *batch, d]``.
         """
-        which_key, noise_key = jax.random.split(key)
+        which_key, noise_key = jax.random.split(checks.typed_key(key))
         weights, means, factors = self._broadcast()
         shape = (num_samples, *self.batch_shape)
         which = jax.random.categorical(which_key, weights, axis=-1, shape=shape)

@@ -22,6 +22,7 @@ from kltarget._core.checks import (
     positive,
     require_normalized,
     traced,
+    typed_key,
 )
 from kltarget._core.numerics import working_dtype
 from kltarget._core.pytrees import register
@@ -179,7 +180,8 @@ class MarkovReference:
         """Independent texts of a length, tokens of shape ``[num_samples, length]``."""
         positive("num_samples", num_samples)
         positive("length", length)
-        return _sample(self.log_next(), jnp.asarray(self.following), key, num_samples, length)
+        following = jnp.asarray(self.following)
+        return _sample(self.log_next(), following, typed_key(key), num_samples, length)
 
     def tokens(self, texts: Any) -> Int[Array, "... T"]:
         """Tokens of strings of one length, or tokens as they are.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from kltarget._core.checks import typed_key
 from kltarget._core.numerics import as_float
 from kltarget._core.status import raise_if_failed
 from kltarget.divergences import Scaled
@@ -147,7 +148,7 @@ class OverOutcomes:
             [1 1 1 1]
         """
         shape = (num_samples, *self.log_probs.shape[:-1])
-        return jax.random.categorical(key, self.log_probs, axis=-1, shape=shape)
+        return jax.random.categorical(typed_key(key), self.log_probs, axis=-1, shape=shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

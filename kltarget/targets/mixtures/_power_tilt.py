@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kltarget._core.checks import at_index, first_index, float_argument, traced
+from kltarget._core.checks import at_index, first_index, float_argument, traced, typed_key
 from kltarget._core.matrices import cholesky, product, times, transposed
 from kltarget._core.numerics import log_sum_exp, working_dtype
 from kltarget._core.pytrees import pytree
@@ -116,7 +116,7 @@ class PowerTarget(Optimum):
         self, *, key: PRNGKeyArray, num_samples: int
     ) -> Float[Array, "num_samples *batch d"]:
         """Independent draws, shape ``[num_samples, *batch, d]``; not differentiable."""
-        return _sample(self, key, num_samples, _alpha(self.divergence))
+        return _sample(self, typed_key(key), num_samples, _alpha(self.divergence))
 
     def expectation(self, fn: Callable[[Array], Array]) -> Float[Array, "*batch"]:
         """``E_π*[fn]``, atom included, in up to three dimensions.
