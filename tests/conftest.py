@@ -98,8 +98,9 @@ _ROOM = pytest.StashKey[int]()
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Lets go of compiled programs before they fill the memory or have too many memory maps.
 
-    Five gigabytes have about 10,000 of these, and the kernel's limit is 65,530. What is freed is
-    used again but stays with the process: the next time is half a gigabyte later.
+    Five gigabytes have about 10,000 of these, and the kernel's limit is 65,530. Two thirds of the
+    machine's memory are shared by the workers. What is freed is used again but stays with the
+    process: the next time is half a gigabyte later.
     """
     usage = Path("/proc/self/statm")
     if not usage.exists():
@@ -108,7 +109,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     def resident() -> int:
         return int(usage.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    if resident() > item.config.stash.get(_ROOM, 5 << 30):
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if resident() > item.config.stash.get(_ROOM, min(8 << 30, memory * 2 // 3 // workers)):
         jax.clear_caches()
         gc.collect()
         item.config.stash[_ROOM] = resident() + (1 << 29)
