@@ -273,6 +273,17 @@ def _help(*command: str) -> str:
     return text.getvalue()
 
 
+def _explorers(app: Sphinx, exception: Exception | None) -> None:
+    """Writes the explorers that a page of the documentation frames."""
+    from kltarget.pages import page
+
+    if exception is None and app.builder.format == "html":
+        folder = Path(app.outdir) / "explorers"
+        folder.mkdir(exist_ok=True)
+        for task in ("one-two", "bimodal", "words"):
+            (folder / f"{task}.html").write_text(page(task))
+
+
 def setup(app: Sphinx) -> None:
     """Brings the notebooks under this folder, where Sphinx looks for pages."""
     for stale in (HERE / "notebooks").glob("*.ipynb"):
@@ -286,3 +297,4 @@ def setup(app: Sphinx) -> None:
     app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)
+    app.connect("build-finished", _explorers)
