@@ -200,19 +200,21 @@ class NamesTable(SphinxDirective):
         for shortest, *others in sorted(doors.values()):
             room = (others or [shortest])[0].rpartition(".")[0]
             rooms.setdefault(room, []).append(shortest)
-        text = "\n".join(map(_names_of, sorted(rooms), (rooms[x] for x in sorted(rooms))))
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        return [self._section(room, rooms[room]) for room in sorted(rooms)]
+
+    def _section(self, room: str, doors: list[str]) -> nodes.section:
+        title = room.removeprefix("kltarget.")
+        body = nodes.title("", title), *self.parse_text_to_nodes(_names_of(doors))
+        return nodes.section("", *body, ids=[nodes.make_id(f"names {title}")])
 
 
-def _names_of(room: str, doors: list[str]) -> str:
-    title = room.removeprefix("kltarget.")
+def _names_of(doors: list[str]) -> str:
     rows = [
         f"   * - :py:obj:`{door.removeprefix('kltarget.')} <{door}>`\n"
         f"     - {_first_sentence(_doors()[door])}"
         for door in sorted(doors, key=lambda x: x.rpartition(".")[2].lower())
     ]
-    table = [".. list-table::", "   :widths: 35 65", "", *rows]
-    return "\n".join([title, "-" * len(title), "", *table, ""])
+    return "\n".join([".. list-table::", "   :widths: 35 65", "", *rows])
 
 
 def _first_sentence(public: object) -> str:
