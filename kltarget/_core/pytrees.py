@@ -21,7 +21,7 @@ def pytree(cls: _Class) -> _Class:
     It prints its arrays' types and shapes, not the arrays.
     """
     if "__repr__" not in vars(cls):
-        cls.__repr__ = short_repr
+        type.__setattr__(cls, "__repr__", short_repr)
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def page_of(target: Any) -> Page:
     status = np.asarray(target.status).ravel()
     beta = arrays["beta"][..., 0].ravel()
     reached = _gain(arrays).ravel(), np.asarray(target.divergence_value, float).ravel()
-    rows = [("row", "β", "expected reward", "divergence", "status")]
+    rows: list[Sequence[str]] = [("row", "β", "expected reward", "divergence", "status")]
     for at in range(min(status.size, _SHOWN)):
         place = ", ".join(map(str, np.unravel_index(at, np.shape(target.status))))
         found = [number(float(x[at])) for x in (beta, *reached)]
@@ -53,7 +54,7 @@ def _of_one(target: Any, arrays: dict[str, np.ndarray], title: str) -> Page:
     reward, log_ref, log_prob = (arrays[x] for x in ("reward", "log_ref", "log_prob"))
     # The likeliest first; of those without mass the ones that the reference has most of.
     order = np.lexsort((-log_ref, -np.where(np.isnan(log_prob), -math.inf, log_prob)))
-    rows = [("outcome", "reward", "reference", "target")]
+    rows: list[Sequence[str]] = [("outcome", "reward", "reference", "target")]
     for at in order[:_SHOWN]:
         shares = (probability(float(x[at])) for x in (log_ref, log_prob))
         rows.append((f"{at:,}", number(float(reward[at])), *shares))

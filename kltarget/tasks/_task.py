@@ -143,7 +143,7 @@ class Task:
     def _repr_html_(self) -> str:
         order, modes = np.argsort(-self.log_ref, kind="stable")[:_SHOWN], self.mode_names
         rows = [("outcome", "reward", "reference", "mode")]
-        for at in order:
+        for at in map(int, order):
             mode = modes.get(int(self.modes[at]), "")
             share = probability(float(self.log_ref[at]))
             rows.append(
