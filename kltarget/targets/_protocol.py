@@ -19,7 +19,7 @@ from kltarget._core.status import raise_if_failed
 from kltarget.divergences import Scaled
 from kltarget.objectives import Objective
 from kltarget.objectives._objective import broadcast_fields
-from kltarget.targets._tables import frame_of, page_of
+from kltarget.targets._target_tables import frame_of, page_of
 
 if TYPE_CHECKING:
     import pandas as pd
