@@ -133,6 +133,16 @@ def test_files_import_each_other_in_no_circle():
         visit(module)
 
 
+def test_the_citation_is_of_this_version():
+    checkout = ROOT.parent
+    versions = [
+        re.search(rf"^version{sign} *\"?([\d.]+)", (checkout / name).read_text(), re.MULTILINE)
+        for name, sign in (("pyproject.toml", " ="), ("CITATION.cff", ":"))
+    ]
+    assert None not in versions
+    assert len({found[1] for found in versions}) == 1
+
+
 def test_a_file_name_occurs_once():
     counts = Counter(path.name for path in files() if path.parent != ROOT)
     assert [name for name, number in counts.items() if number > 1] == []
