@@ -134,7 +134,7 @@ def test_files_import_each_other_in_no_circle():
 
 
 def test_the_citation_is_of_this_version():
-    checkout = ROOT.parent
+    checkout = pathlib.Path(__file__).parents[1]
     versions = [
         re.search(rf"^version{sign} *\"?([\d.]+)", (checkout / name).read_text(), re.MULTILINE)
         for name, sign in (("pyproject.toml", " ="), ("CITATION.cff", ":"))
