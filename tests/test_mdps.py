@@ -332,7 +332,7 @@ def test_batches_of_processes_and_betas_are_loops_under_jit_and_vmap():
     names = ("state_values", "log_policy", "value", "occupancy", "status", "value_error")
 
     def one(moves, reward, beta):
-        return asked(MDP(moves, reward, 0.8), ref, beta, names=names)
+        return asked(MDP(moves, reward, 0.8), ref, beta, kt.ForwardKL(), names=names)
 
     # [M, 1] processes against [B] coefficients.
     many = one(moves[:, None], reward[:, None], beta)

@@ -58,6 +58,8 @@ def test_axes_are_shown_as_their_figure():
     picture = imread(io.BytesIO(ax._repr_png_()), format="png")
     assert picture.shape[0] > 200
     assert picture[..., :3].std() > 0.05
+    ax.remove()
+    assert ax._repr_png_() is None
     # Axes of somebody's own are left as they are.
     own = Figure().add_subplot()
     assert not hasattr(plot.target(tasks.load("one-two").objective(0.1), ax=own), "_repr_png_")

@@ -121,3 +121,15 @@ def test_large_results_print_in_a_line():
     for x in (task, kt.solve(task, beta=1.0), task.objective(1.0)):
         assert len(repr(x)) < 300
         assert "\n" not in repr(x)
+
+
+def test_under_a_trace_there_is_no_table():
+    def shown(beta):
+        target = kt.solve(kt.Objective(REWARD, LOG_REF, beta))
+        assert target._repr_html_() is None
+        assert "Target(" in repr(target)
+        with pytest.raises(TypeError, match="to_dataframe needs numbers"):
+            target.to_dataframe()
+        return target.value
+
+    jax.jit(shown)(0.3)

@@ -3,6 +3,7 @@
 import collections
 import datetime
 import functools
+import json
 import re
 
 import jax
@@ -255,6 +256,7 @@ def test_verification_confirms_and_can_fail(monkeypatch):
     options = {"policies": ["gru"], "beta": [0.1], "num_measured": 256}
     report = verify_texts("dates", key=jax.random.key(0), num_steps=100, **options)
     assert report.passed, str(report)
+    assert [x["passed"] for x in json.loads(report.to_json())["checks"]] == [True] * 7
     (run,) = report.runs
     # The identity J* − J = β KL, on the same texts.
     assert run["J*"] - run["J"] == pytest.approx(0.1 * run["KL"], abs=1e-3)

@@ -54,11 +54,12 @@ def new_figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def _picture(ax: Axes) -> bytes:
+def _picture(ax: Axes) -> bytes | None:
+    figure = ax.get_figure(root=True)
+    if figure is None:  # they were removed from it
+        return None
     with io.BytesIO() as file:
-        new = ax.get_figure(root=True)
-        assert new is not None
-        new.savefig(file, format="png", bbox_inches="tight")
+        figure.savefig(file, format="png", bbox_inches="tight")
         return file.getvalue()
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from kltarget._core.checks import typed_key
+from kltarget._core.checks import traced, typed_key
 from kltarget._core.numerics import as_float
 from kltarget._core.status import raise_if_failed
 from kltarget.divergences import Scaled
@@ -184,6 +184,9 @@ class DiscreteTarget(OverOutcomes, Distribution):
             Columns ``row`` if there is a batch axis (``row 0``, ``row 1``, … if there are several),
             ``outcome``, ``beta``, ``reward``, ``log_ref`` and ``log_prob``, natural logarithms.
 
+        Raises:
+            TypeError: under a trace, where there are no numbers.
+
         Example:
             >>> import jax.numpy as jnp, kltarget as kt
             >>> even = jnp.log(jnp.full(2, 0.5))
@@ -195,8 +198,9 @@ class DiscreteTarget(OverOutcomes, Distribution):
         """
         return frame_of(self)
 
-    def _repr_html_(self) -> str:
-        return page_of(self).to_html()
+    def _repr_html_(self) -> str | None:
+        # Under a trace there are no numbers to show, and the line of text is shown instead.
+        return None if traced(self.log_probs) else page_of(self).to_html()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

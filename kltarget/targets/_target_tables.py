@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.checks import traced
 from kltarget._core.page import Page, Paragraph, Table
 from kltarget._core.status import IN_WORDS, Status
 from kltarget._core.words import counted, number, probability
@@ -23,6 +24,8 @@ def frame_of(target: Any) -> pd.DataFrame:
     """See :meth:`kltarget.targets.DiscreteTarget.to_dataframe`."""
     import pandas as pd
 
+    if traced(target.log_probs):
+        raise TypeError("to_dataframe needs numbers: call it outside of jit, vmap and grad")
     arrays = _arrays(target)
     shape = arrays["log_prob"].shape
     rows = ["row"] if len(shape) == 2 else [f"row {axis}" for axis in range(len(shape) - 1)]

@@ -252,8 +252,8 @@ def f_dpg_on_texts(
         policy: any :class:`Policy` over sequences.
         params: its parameters, from which every run starts.
         log_target: log-probabilities of whole texts, a function of tokens ``[N, T]`` that gives
-            ``[N]``, such as ``kltarget.solve_on_automaton(…).log_prob``. Reverse KL alone does not
-            ask for normalised ones.
+            ``[N]``, such as ``kltarget.solve_on_automaton(…).log_prob``. They must
+            be normalised: of reverse KL alone no step depends on it.
         divergence: any f-divergence, the policy first. Where the policy goes and the target cannot,
             f must have a finite slope at infinity, as of forward KL, Jensen–Shannon and total
             variation: the reward is else ``−inf``, and the run stops as ``NON_FINITE``.

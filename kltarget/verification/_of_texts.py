@@ -334,7 +334,9 @@ def _checks(
     astray, stayed = 0, 0
     for run in runs:
         error = np.hypot(run["start KL ±"], run["KL ±"])
-        gained = (run["start KL"] - run["KL"]) / error
+        gained = float((run["start KL"] - run["KL"]) / error)
+        # Of a KL that is no number nothing is known but that it is no nearer.
+        gained = -np.inf if np.isnan(gained) else gained
         nearer.setdefault(run["β"], []).append(gained)
         # A family that does not lead from the start to the target says nothing against either.
         held = run["left"] in ("family", "nothing") and gained >= -_ALLOWED_ERRORS
@@ -345,7 +347,7 @@ def _checks(
     checks.append(Check(name, bool(best > 3), f"by {best:.3g} standard errors of the KL at least"))
     name = "every other run stayed where its policy could not follow"
     detail = f"{stayed} of {len(runs)} ended no nearer, of which {astray} could have or went astray"
-    checks.append(Check(name, astray == 0, detail))
+    checks.append(Check(name, bool(astray == 0), detail))
     above = max((run["J"] - run["J*"]) / run["J ±"] for run in runs)
     detail = f"the largest J is {above:+.3g} standard errors from J*"
     checks.append(Check("no policy has a larger J than J*", bool(above <= _ALLOWED_ERRORS), detail))
