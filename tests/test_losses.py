@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import kltarget as kt
@@ -434,6 +435,20 @@ def test_a_loss_that_casts_to_single_precision():
     found = divergence_of_loss(in_single_precision)
     assert found.recipe == Recipe(**TOKENS, estimator="k3", beta=0.04)
     assert found.remarks == ()
+
+
+@pytest.mark.broad
+def test_a_loss_may_keep_what_it_was_given():
+    seen = []
+
+    def logged(logp, ref, old, advantages, mask):
+        seen.append(jnp.mean(advantages))
+        return in_single_precision(logp, ref, old, advantages, mask)
+
+    found = divergence_of_loss(logged)
+    assert found.recipe == Recipe(**TOKENS, estimator="k3", beta=0.04)
+    # Arrays, not what a trace leaves of them.
+    assert np.isfinite([float(x) for x in seen]).all()
 
 
 @pytest.mark.broad
