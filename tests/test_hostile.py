@@ -369,8 +369,8 @@ TIES = {
     "others": np.array([0.2, 0.2, 1.0]),
     "all": np.full(3, 0.5),
 }
-# Without multiples of other members, whose formulas are the same.
-MULTIPLES = ("hellinger", "neyman", "tsallis-0.5", "tsallis-1.5", "tsallis-4")
+# Of multiples of other members, whose formulas are the same, one: its factor has a slope too.
+MULTIPLES = ("neyman", "tsallis-0.5", "tsallis-1.5", "tsallis-4")
 SMOOTH = [x for x in DIVERGENCES if x not in (*MULTIPLES, "total-variation")]
 
 
