@@ -508,6 +508,82 @@ def test_a_million_outcomes(case, dtype):
     assert error.max() <= BAR * eps(dtype)
 
 
+LOG_RATIOS = {
+    "forward-kl": (kt.ForwardKL(), lambda z: -np.log(z), None),
+    "jensen-shannon": (kt.JensenShannon(), lambda z: -np.log(np.expm1(z)), None),
+    "alpha-0.3": (kt.Alpha(0.3), lambda z: -np.log(0.7 * z) / np.longdouble(0.7), None),
+    "alpha-1.5": (kt.Alpha(1.5), lambda s: 2 * np.log(np.maximum(1 + s / 2, 0)), 0),
+    "chi-squared": (kt.ChiSquared(), lambda s: np.log(np.maximum(1 + s / 2, 0)), 0),
+    "chi-squared-kl": (kt.ChiSquaredKL(), lambda s: lambert(s), 0),
+}
+"""``log (f′)⁻¹`` as it is written on paper, of the slope or of its distance to f′(∞)."""
+
+
+def lambert(s):
+    """The x with ``e^x + x = s``, by Newton's method from above."""
+    x = np.where(s > 1, np.log(np.maximum(s, 1)), s)
+    for _ in range(6):
+        grown = np.exp(x)
+        x = x - (grown + x - s) / (grown + 1)
+    return x
+
+
+@pytest.mark.quick_only("forward-kl", "alpha-1.5")
+@dtypes
+@pytest.mark.parametrize("name", LOG_RATIOS)
+def test_many_outcomes_of_many_rewards(name, dtype):
+    """Where levels stand for a dozen outcomes each, against bisection in longer floats."""
+    rng = np.random.default_rng(3)
+    size = 8_201
+    drawn = rng.normal(size=(6, size))
+    drawn[0] = rng.uniform(size=size)
+    drawn[1] = np.sort(drawn[1])
+    drawn[2] = drawn[2] > 1
+    drawn[3] = 0.01 * np.floor(300 * rng.beta(0.2, 0.2, size=size))
+    drawn[4, rng.random(size) < 0.5] = -INF
+    reward = drawn.astype(dtype)
+    log_ref = oracles.log_normalised(2 * rng.normal(size=(6, size)), dtype)
+    if name != "chi-squared-kl":  # it may put mass beyond the reference, or finds it in bounds
+        log_ref[5, rng.random(size) < 0.5] = -INF
+        log_ref[5, reward[5].argmax()] = -3.0
+        log_ref[5] = oracles.log_normalised(log_ref[5], dtype)
+    beta = np.array([0.1, 0.03, 0.3, 0.1, 1.0, 0.1], dtype)
+    divergence, log_ratio, endless = LOG_RATIOS[name]
+    target = kt.solve(kt.Objective(reward, log_ref, beta, divergence)).raise_if_failed()
+
+    ref, gain = log_ref.astype(np.longdouble), reward.astype(np.longdouble) / beta[:, None]
+    gap = gain - np.where(log_ref > -INF, gain, -INF).max(-1, keepdims=True)
+
+    def at(x):  # the best one's slope, or the logarithm of its distance to the slope at infinity
+        s = gap + x if endless is not None else np.exp(-x) - gap
+        with np.errstate(all="ignore"):
+            return np.where(gap > -INF, ref + log_ratio(s), -INF)
+
+    low, high = np.full((6, 1), np.longdouble(-100)), np.full((6, 1), np.longdouble(1e4))
+    for _ in range(75):
+        middle = (low + high) / 2
+        more = np.exp(at(middle)).sum(-1, keepdims=True) > 1
+        low, high = np.where(more, low, middle), np.where(more, middle, high)
+    log_probs = at(low)
+    got = np.asarray(target.log_probs, np.longdouble)
+    held = log_probs > -300
+    assert held.sum(-1).min() > 1
+    # An outcome that is about to be truncated moves with all the others' rounding.
+    u = np.exp(np.where(held, log_probs, 0) - np.where(held, ref, 0)).astype(float)
+    bend = np.where(held, 1 / (u * np.asarray(divergence.f_second(u.astype(dtype)))), 0)
+    condition = bend / (np.exp(log_probs) * bend).sum(-1, keepdims=True)
+    bar = BAR * (1 + np.abs(log_probs[held])) + (2 * condition[held] if endless == 0 else 0)
+    assert (np.abs(got[held] - log_probs[held]) <= bar * eps(dtype)).all()
+    slope = (
+        low[:, 0]
+        if endless is not None
+        else float(divergence.slope_at_infinity) - np.exp(-low[:, 0])
+    )
+    best = np.where(log_ref > -INF, reward, -INF).max(-1)
+    multiplier = (best - slope * beta).astype(float)
+    np.testing.assert_allclose(target.multiplier, multiplier, rtol=64 * eps(dtype))
+
+
 @dtypes
 @pytest.mark.parametrize("divergence", [kt.ReverseKL(), kt.ForwardKL(), TV], ids=lambda d: d.name)
 def test_batches_equal_loops(divergence, dtype):

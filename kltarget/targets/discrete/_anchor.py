@@ -72,7 +72,8 @@ def find_anchor(
         return highest, highest, endless, jnp.zeros_like(plain), jnp.log(plain)
 
     def compensated() -> tuple[Array, Array, Array, Array, Array]:
-        anchor = best = supported_max(reward, log_ref)
+        visible = jnp.all(plain > float(jnp.finfo(plain.dtype).tiny) ** 0.5)
+        anchor = best = lax.cond(visible, lambda: highest, lambda: supported_max(reward, log_ref))
         bound = jnp.full_like(plain, jnp.inf)
         if levels.by_slope:
             # The sum of two floats holds the slopes of a row as long as none exceeds 1/eps.
@@ -85,8 +86,12 @@ def find_anchor(
             )
         tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
         pivot = jnp.max(tied, axis=-1, keepdims=True)
-        log_ties = jnp.log(jnp.exp(tied - pivot).sum(-1, keepdims=True))
-        return best, anchor, bound, pivot, log_ties
+        ties = lax.cond(
+            visible & jnp.all(anchor == highest),
+            lambda: plain * jnp.exp(-pivot),
+            lambda: jnp.exp(tied - pivot).sum(-1, keepdims=True),
+        )
+        return best, anchor, bound, pivot, jnp.log(ties)
 
     likely = jnp.all(jnp.log(plain) >= COMFORTABLE)
     best, anchor, bound, *parts = lax.cond(likely, simple, compensated)
@@ -94,14 +99,28 @@ def find_anchor(
 
 
 def _steepest(levels: Coordinate, reward: Array, log_ref: Array, beta: Array, best: Array) -> Array:
-    """A quick bound of the best outcome's slope: the likeliest outcome's, had it the worst reward.
+    """A quick bound of the best outcome's slope.
 
-    An outcome j alone bounds the best one's slope by ``f′(1/π_ref(j)) − v_j``, as its own
-    probability cannot exceed 1.
+    An outcome j alone bounds it by ``f′(1/π_ref(j)) − v_j``, as its own probability cannot exceed
+    1; some of the outcomes will do.
     """
-    worst = jnp.min(jnp.where(reward > -jnp.inf, reward, jnp.inf), axis=-1, keepdims=True)
-    likeliest = jnp.max(jnp.where(reward > -jnp.inf, log_ref, -jnp.inf), axis=-1, keepdims=True)
-    return levels.of(-likeliest) + (best - worst) / beta
+    some_reward, some_ref = sample(reward), sample(log_ref)
+    usable = (some_ref > -jnp.inf) & (some_reward > -jnp.inf)
+    own = levels.of(-jnp.where(usable, some_ref, 0.0)) - (some_reward - best) / beta
+    return jnp.min(jnp.where(usable, own, jnp.inf), axis=-1, keepdims=True)
+
+
+def sample(x: Array) -> Array:
+    """One in twelve of many outcomes, in runs that lie together in memory, or all of a few."""
+    runs = x.shape[-1] // (12 * _RUN)
+    if runs < 40:
+        return x
+    batch = x.shape[:-1]
+    long = x[..., : runs * 12 * _RUN].reshape(*batch, runs, 12 * _RUN)
+    return long[..., :_RUN].reshape(*batch, runs * _RUN)
+
+
+_RUN = 16
 
 
 def _nearest(levels: Coordinate, reward: Array, log_ref: Array, beta: Array, best: Array) -> Array:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import two_sum
+from kltarget._core.numerics import divide_exactly, two_sum
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
-from kltarget.targets.discrete._anchor import COMFORTABLE, anywhere, scaled_gaps, supported_max
-from kltarget.targets.discrete._root import Solution, root
+from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_max
+from kltarget.targets.discrete._root import Found, Solution, off_one, root
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -40,24 +40,21 @@ def closed_form(
         mass_tolerance: how far the reference mass may be from 1; None leaves it unchecked.
         measure: whether it is meant to be something else.
     """
-    highest = jnp.max(reward, axis=-1, keepdims=True)
     status = flag(~((beta > 0) & (beta < jnp.inf)), Status.INVALID_BETA)
-    status = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
     if mass_tolerance is not None:
         mass = jnp.exp(log_ref).sum(-1, keepdims=True)
         far = ~(jnp.abs(mass - 1) <= mass_tolerance)
         status = status | flag(far, Status.INVALID_REFERENCE)
     if isinstance(divergence, ReverseKL):
-        return _gibbs(reward, log_ref, beta, highest, status)
+        return _gibbs(reward, log_ref, beta, status)
+    highest = jnp.max(reward, axis=-1, keepdims=True)
+    status = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
     if isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
         found = root(divergence, reward, log_ref, beta, highest, measure)
-    status = status | found.status
-    # Whatever went wrong on the way, what is no distribution is not returned as one.
-    total = jnp.exp(found.log_probs).sum(-1, keepdims=True)
-    off = ~(jnp.abs(total - 1) <= float(jnp.finfo(total.dtype).eps) ** 0.5)
-    return _certified(found.log_probs, found.multiplier, _not_converged(status, off))
+    status = _not_converged(status | found.status, found.off)
+    return _certified(found.log_probs, found.multiplier, status)
 
 
 def _not_converged(status: Array, off: Array) -> Array:
@@ -75,36 +72,41 @@ def _certified(log_probs: Array, multiplier: Array, status: Array) -> Solution:
     )
 
 
-def _gibbs(reward: Array, log_ref: Array, beta: Array, highest: Array, status: Array) -> Solution:
-    plain = log_ref + (reward - highest) / beta
-    log_sum = jnp.log(jnp.exp(plain).sum(-1, keepdims=True))
+def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solution:
+    top = jnp.max(log_ref + reward / beta, axis=-1, keepdims=True)
 
     # Each branch writes its result whole: memory is what this costs. Σπ = 1 needs no check, for it
     # is what log_sum was made for.
     def simple() -> Solution:
-        log_probs = log_ref + (reward - highest) / beta - log_sum
-        return _certified(log_probs, highest + beta * log_sum, status)
+        # To twice a float's precision, for log π_ref and r/β can cancel.
+        v, v_low = divide_exactly(reward, jnp.zeros_like(beta), beta)
+        score, low = two_sum(log_ref, v)
+        shifted = (score - top) + (low + v_low)
+        log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+        return _certified(shifted - log_sum, beta * (top + log_sum), status)
 
     def compensated() -> Solution:
+        # From the best reward, so that rewards far from 0 keep their differences.
+        highest = jnp.max(reward, axis=-1, keepdims=True)
         best = supported_max(reward, log_ref)
         v, v_low = scaled_gaps(reward, best, beta)
         score, low = two_sum(log_ref, v)
         top = jnp.max(score, axis=-1, keepdims=True)
         shifted = (score - top) + (low + v_low)
         log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
-        empty = status | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
-        found = _not_converged(empty, ~jnp.isfinite(log_sum))
+        found = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
+        found = found | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
+        found = _not_converged(found, ~jnp.isfinite(log_sum))
         return _certified(shifted - log_sum, best + beta * (top + log_sum), found)
 
-    # The comparison is false for NaN, which rows without support produce. Above it are measures,
-    # whose total mass may be more than a float holds.
-    plainly = jnp.all(jnp.abs(log_sum) <= -COMFORTABLE)
-    return lax.cond(plainly, simple, compensated)
+    # The comparison is false for NaN, which rows without support and wrong values produce.
+    near = jnp.all(jnp.abs(top) <= 0.1 / float(jnp.finfo(top.dtype).eps))
+    return lax.cond(near, simple, compensated)
 
 
 def total_variation(
     reward: Array, log_ref: Array, beta: Array, best: Array, measure: bool
-) -> Solution:
+) -> Found:
     argmax = reward == best
     kept = (best - reward < beta) & ~argmax
     minus_inf = jnp.full_like(log_ref, -jnp.inf)
@@ -133,7 +135,7 @@ def total_variation(
             Status.NOT_UNIQUE,
         )
     )
-    return Solution(log_probs, best - beta / 2, status)
+    return Found(log_probs, best - beta / 2, status, off_one(log_probs))
 
 
 def _log_mass(log_ref: Array, among: Array) -> Array:

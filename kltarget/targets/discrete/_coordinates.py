@@ -38,6 +38,11 @@ class Coordinate:
     by_slope: bool
     """Whether the coordinate is the slope; otherwise it is ``log u_max``."""
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether ``gap`` knows."""
+        return type(self) is not Coordinate
+
     def of(self, log_u_max: Array) -> Array:
         """The coordinate at which the best outcome has a given log density ratio."""
         if not self.by_slope:
@@ -64,14 +69,22 @@ class Coordinate:
         rho = jnp.exp(divergence._log_elasticity(log_u) - divergence._log_elasticity(finite))
         return _present(log_u, rho, log_u > -jnp.inf)
 
-    def quick(self, at: Array, v: Array) -> Place:
-        """``u`` and the derivative of ``log u``, by the shortest way.
+    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
+        """``u`` and, unless :meth:`rate` tells it from that, the derivative of ``log u``.
 
-        For steps at moderate coordinates, where speed counts and neither overflow nor cancellation
-        threatens.
+        By the shortest way, for steps at moderate coordinates, where speed counts and neither
+        overflow nor cancellation threatens.
         """
         log_u, rate = self.place(at, 0.0, v, 0.0)
         return jnp.exp(log_u), rate
+
+    def rate(self, at: Array, u: Array) -> Array:
+        """The derivative of ``log u`` in a moderate coordinate."""
+        raise NotImplementedError
+
+    def rate_at(self, log_u: Array) -> Array:
+        """The derivative of ``log u`` in a coordinate that is the slope."""
+        return jnp.exp(self.divergence._log_elasticity(log_u))
 
     def gap(self, at: Array, rate: Array) -> Array:
         """The ``v`` at which ``place`` has derivative ``rate``; NaN if it cannot tell."""
@@ -108,14 +121,16 @@ class _PowerBelow(Coordinate):
         one = jnp.ones_like(rho)
         return jnp.where(tied, at, log_u), jnp.where(tied, one, rho)
 
-    def quick(self, at: Array, v: Array) -> Place:
+    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
         gamma = self.gamma
         powers = {-2: lax.rsqrt, -1: lambda z: 1 / z, -0.5: lambda z: 1 / (z * z)}
         if isinstance(gamma, jax.Array) or gamma not in powers:
             return super().quick(at, v)
-        t = jnp.exp(gamma * at)
-        z = t + (gamma / self.scale) * v
-        return powers[gamma](z), t / z
+        return (powers[gamma](jnp.exp(gamma * at) + (gamma / self.scale) * v),)
+
+    def rate(self, at: Array, u: Array) -> Array:
+        powers = {-2: jnp.square, -1: lambda u: u, -0.5: jnp.sqrt}
+        return jnp.exp(self.gamma * at) * powers[self.gamma](u)
 
     def gap(self, at: Array, rate: Array) -> Array:
         return self.scale * jnp.exp(self.gamma * at) * (1 / rate - 1) / self.gamma
@@ -138,12 +153,14 @@ class _PowerAbove(Coordinate):
             log_u = jnp.log(1 + self.gamma * s) / self.gamma
         return _present(log_u, 1 / (self.scale * (1 + self.gamma * s)), inside)
 
-    def quick(self, at: Array, v: Array) -> Place:
+    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
         if isinstance(self.gamma, jax.Array) or self.gamma != 1:
             return super().quick(at, v)
-        u = jnp.maximum(1 + (at + v) / self.scale, 0)
+        return (jnp.maximum(1 + (at + v) / self.scale, 0),)
+
+    def rate(self, at: Array, u: Array) -> Array:
         rate = 1 / (self.scale * jnp.where(u > 0, u, jnp.ones_like(u)))
-        return u, jnp.where(u > 0, rate, jnp.zeros_like(rate))
+        return jnp.where(u > 0, rate, jnp.zeros_like(rate))
 
     def gap(self, at: Array, rate: Array) -> Array:
         flat = self.gamma == 0
@@ -165,9 +182,11 @@ class _JensenShannon(Coordinate):
         grown = jnp.logaddexp(log_u, jnp.zeros_like(log_u))
         return log_u, jnp.exp(grown - jnp.logaddexp(finite, jnp.zeros_like(finite)))
 
-    def quick(self, at: Array, v: Array) -> Place:
-        u = 1 / jnp.expm1(log1p(jnp.exp(-at)) - v)
-        return u, (1 + u) * (1 / (1 + jnp.exp(at)))
+    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
+        return (1 / jnp.expm1(log1p(jnp.exp(-at)) - v),)
+
+    def rate(self, at: Array, u: Array) -> Array:
+        return (1 + u) * (1 / (1 + jnp.exp(at)))
 
     def gap(self, at: Array, rate: Array) -> Array:
         inverse = jnp.exp(-at)
@@ -181,9 +200,15 @@ class _ChiSquaredKL(Coordinate):
         log_u = log_lambert(1 + _add(at, at_low, v, v_low))
         return _present(log_u, 1 / (1 + jnp.exp(log_u)), log_u > -jnp.inf)
 
-    def quick(self, at: Array, v: Array) -> Place:
-        u = lambert(1 + (at + v), 0 if v.dtype == jnp.float32 else 1)  # steps are polished later
-        return u, 1 / (1 + u)
+    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
+        # steps are polished later
+        return (lambert(1 + (at + v), 0 if v.dtype == jnp.float32 else 1),)
+
+    def rate(self, at: Array, u: Array) -> Array:
+        return 1 / (1 + u)
+
+    def rate_at(self, log_u: Array) -> Array:
+        return 1 / (1 + jnp.exp(log_u))
 
     def gap(self, at: Array, rate: Array) -> Array:
         u = 1 / rate - 1

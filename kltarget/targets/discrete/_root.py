@@ -18,16 +18,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import paired_sum, two_sum
+from kltarget._core.numerics import grouped_sums, paired_sum, two_sum
 from kltarget._core.status import Status, flag
 from kltarget.divergences import Divergence
-from kltarget.targets.discrete._anchor import LogMass, anywhere, find_anchor, scaled_gaps
+from kltarget.targets.discrete._anchor import anywhere, find_anchor, scaled_gaps
 from kltarget.targets.discrete._coordinates import Coordinate, coordinate
 from kltarget.targets.discrete._flat_pieces import several, shared_out
+from kltarget.targets.discrete._levels import between
 from kltarget.targets.discrete._marginal import marginal_root
-
-Masses = Callable[[Array, Array], tuple[Array, Array]]
-"""From a coordinate in two parts to a mass and its derivative."""
+from kltarget.targets.discrete._seek import GROUP, Row
 
 
 class Solution(NamedTuple):
@@ -38,6 +37,21 @@ class Solution(NamedTuple):
     status: Array
 
 
+class Found(NamedTuple):
+    """A solution that is still to be certified, and where its probabilities do not sum to one."""
+
+    log_probs: Array
+    multiplier: Array
+    status: Array
+    off: Array
+
+
+def off_one(log_probs: Array) -> Array:
+    """Whatever went wrong on the way, what is no distribution is not returned as one."""
+    total = jnp.exp(log_probs).sum(-1, keepdims=True)
+    return ~(jnp.abs(total - 1) <= float(jnp.finfo(total.dtype).eps) ** 0.5)
+
+
 def root(
     divergence: Divergence,
     reward: Array,
@@ -45,7 +59,7 @@ def root(
     beta: Array,
     highest: Array,
     measure: bool,
-) -> Solution:
+) -> Found:
     """The coordinate of the best outcome at which ``Σπ = 1``, and the target there."""
     # No ratio exceeds the best outcome's, which is thus at least 1 over the reference's mass.
     least = jnp.zeros_like(beta)
@@ -61,7 +75,7 @@ def root(
         return _search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
     # α is traced: it may lie on either side of reverse KL, where coordinates meet, or beyond χ².
-    def part(index: int, harmless: float) -> Solution:
+    def part(index: int, harmless: float) -> Found:
         here = jnp.where(which == index, gamma, jnp.full_like(gamma, harmless))
         if index == 2:
             return _steep(divergence, here, reward, log_ref, beta)
@@ -74,10 +88,10 @@ def root(
     if jnp.ndim(gamma) == 0:
         return lax.switch(which, parts)
     fields = zip(*(solved() for solved in parts), strict=True)
-    return Solution(*(lax.select_n(jnp.broadcast_to(which, x.shape), x, *y) for x, *y in fields))
+    return Found(*(lax.select_n(jnp.broadcast_to(which, x.shape), x, *y) for x, *y in fields))
 
 
-def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Array) -> Solution:
+def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Array) -> Found:
     """The target of a power divergence with γ > 1, from the outcome next to truncation."""
     scale = jnp.asarray(divergence._scale, beta.dtype)
     found = marginal_root(reward, log_ref, beta * scale, gamma)
@@ -86,12 +100,12 @@ def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Arr
     multiplier = found.reward - beta * (scale * found.slope + divergence._linear)
     empty, lost = ~anywhere(usable), anywhere(usable & jnp.isneginf(log_probs))
     status = flag(empty, Status.EMPTY_SUPPORT) | flag(lost, Status.TRUNCATED)
-    return Solution(log_probs, multiplier, status)
+    return Found(log_probs, multiplier, status, off_one(log_probs))
 
 
 def _search(
     levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array, least: Array
-) -> Solution:
+) -> Found:
     divergence, by_slope = levels.divergence, levels.by_slope
     finfo = jnp.finfo(reward.dtype)
     eps = float(finfo.eps)
@@ -108,25 +122,6 @@ def _search(
             return jnp.minimum((reward - anchor) / beta, above), 0.0
         v, v_low = scaled_gaps(reward, anchor, beta)
         return jnp.minimum(v, above), v_low
-
-    def rest(reward: Array, log_ref: Array, at: Array, at_low: Array) -> tuple[Array, Array]:
-        """Target mass on all but the anchor's ties, and its derivative in the coordinate."""
-
-        def fast() -> tuple[Array, Array]:
-            v = jnp.minimum((reward - anchor) / beta, above)
-            u, rate = levels.quick(at, v)
-            mass = jnp.where(v != 0, jnp.exp(log_ref) * u, 0.0)
-            return paired_sum(mass, mass * rate)
-
-        def careful() -> tuple[Array, Array]:
-            v, v_low = gaps(reward)
-            log_u, rate = levels.place(at, at_low, v, v_low)
-            mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
-            return paired_sum(mass, mass * rate)
-
-        limit = 0.3 / eps**0.5 if by_slope else _QUICK
-        easy = (jnp.abs(at) <= limit) & (above <= limit)
-        return lax.cond(jnp.all(easy), fast, careful)
 
     # Coordinates below and above the root, strictly: the best outcome gains, and the anchor's own
     # probability cannot exceed 1.
@@ -146,112 +141,101 @@ def _search(
         top = jnp.where(capped, cap, top)
         bottom = jnp.minimum(bottom, top - 1)
 
-    # The first guess: the others as one outcome at their mean distance.
-    mean_gap = (reward.mean(-1, keepdims=True) - anchor) / beta
-    log_others = jnp.log(jnp.maximum(1 - jnp.exp(log_m), 0))
-    far = jnp.isfinite(mean_gap) & (mean_gap < 0)
-    log_weight = jnp.where(far, log_others, jnp.full_like(zero, -jnp.inf))
-    v, lawless = jnp.where(far, mean_gap, -jnp.ones_like(zero)), jnp.full_like(zero, jnp.nan)
-    guess, _ = _two_level(levels, zero, log_mass, log_weight, v, lawless, bottom, top)
     no = jnp.zeros_like(empty)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
+    row = Row(levels, log_mass, above, idle, 0.3 / eps**0.5 if by_slope else _QUICK)
+    # Where there are many outcomes, some stand together for one level in the search's model.
+    grouped = reward.shape[-1] > _MANY and levels.has_gaps
 
-    def seek(others: Masses, start: Array, tol: float, max_steps: int) -> _Search:
-        """From a start to within a last step of the root, given the mass of the others."""
+    def summed(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tuple[Array, Array]:
+        return grouped_sums(terms, GROUP, *arrays) if grouped else paired_sum(*terms(*arrays))
 
-        def advance(state: _Search) -> _Search:
-            at, at_low = two_sum(state.at, state.at_low + state.step)
-            at_low = at_low if by_slope else zero
-            mass, slope = others(at, at_low)
-            log_u, _ = levels.place(at, 0.0, zero, 0.0)
-            total = mass + jnp.exp(log_mass.times(log_u))
-            short = total < 1
-            low = jnp.where(short, at, state.low)
-            high = jnp.where(short, state.high, at)
-            condensed = (state.steps == 0) & capped & (at == top) & short
-            step, newton = _next(levels, log_mass, at, mass, slope, low, high)
-            near = jnp.abs(jnp.log(total) if by_slope else newton) <= tol
-            # At a kink (truncation) the model's steps can swing forever; bisection ends that.
-            swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & ~near & (state.steps > 3)
-            step = jnp.where(swings, _between(low, high, by_slope) - at, step)
-            step = jnp.where(near, newton, step)
-            step = jnp.where(condensed, zero, step)
-            closed = high - low <= 2 * eps * jnp.maximum(jnp.abs(high), 1)
-            done = condensed | near | closed
-            condensed = condensed | state.condensed
-            after = _Search(at, at_low, step, low, high, total, done, condensed, state.steps + 1)
-            # Rows that are done stay where they are.
-            return jax.tree.map(
-                lambda new, old: jnp.where(state.done, old, new) if jnp.ndim(new) else new,
-                after,
-                state,
-            )
+    def plain_gaps(reward: Array) -> Array:
+        return jnp.minimum((reward - anchor) / beta, above)
 
-        def unfinished(state: _Search) -> Array:
-            return jnp.any(~state.done) & (state.steps < max_steps)
+    def masses_at(at: Array, at_low: Array) -> tuple[Array, Array]:
+        # Kept in memory: inside of a sum, compilers would compute it anew for each of its uses.
+        v = plain_gaps(reward)
+        u, *rates = levels.quick(at, v)
+        kept = (jnp.where(v != 0, u, 0.0), *rates)
 
-        state = _Search(start, zero, zero, bottom, top, zero, idle, no, jnp.int32(0))
-        return lax.while_loop(unfinished, advance, state)
+        def quick(log_ref: Array, *kept: Array) -> tuple[Array, Array]:
+            mass = jnp.exp(log_ref) * kept[0]
+            return mass, mass * row.rate(at, *kept)
 
-    stride = reward.shape[-1] // _SAMPLE
-    if stride > 1:
-        # A sample of the outcomes gives a start that saves passes over all of them.
-        some_reward, some_ref = reward[..., ::stride], log_ref[..., ::stride]
-        apart = (some_reward - anchor) / beta != 0
-        drawn = jnp.where(apart, jnp.exp(some_ref), 0.0).sum(-1, keepdims=True)
-        scale = jnp.exp(log_others) / jnp.where(drawn > 0, drawn, 1.0)
+        def careful(reward: Array, log_ref: Array) -> tuple[Array, Array]:
+            v, v_low = gaps(reward)
+            log_u, rate = levels.place(at, at_low, v, v_low)
+            mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
+            return mass, mass * rate
 
-        def sampled(at: Array, at_low: Array) -> tuple[Array, Array]:
-            mass, slope = rest(some_reward, some_ref, at, at_low)
-            return scale * mass, scale * slope
+        return lax.cond(
+            row.moderate(at),
+            lambda *kept: summed(quick, log_ref, *kept),
+            lambda *_: summed(careful, reward, log_ref),
+            *kept,
+        )
 
-        rough = seek(sampled, guess, 0.01, 20)
-        guess = jnp.clip(rough.at + rough.step, bottom, top)
-    start = jnp.where(capped, top, guess)
-    state = seek(functools.partial(rest, reward, log_ref), start, tol, _MAX_STEPS)
-    at, at_low = two_sum(state.at, state.at_low + state.step)
+    if grouped:
+        first, propose = row.sampled_levels(plain_gaps, reward, log_ref), row.many_level
+    else:
+        mean_gap = (reward.mean(-1, keepdims=True) - anchor) / beta
+        first, propose = row.mean_level(mean_gap), row.two_level
+    start = (zero, first, bottom, top)
+    state = row.seek(masses_at, propose, start, tol, _MAX_STEPS, capped)
+    at, at_low = two_sum(state.at, state.at_low + state.last)
 
-    def place(at: Array, at_low: Array) -> tuple[Array, Array]:
+    def place(at: Array, at_low: Array, reward: Array = reward) -> Array:
         v, v_low = gaps(reward)
         log_u, rate = levels.place(at, at_low, v, v_low)
         log_probs = log_ref + log_u
-        return (log_probs if by_slope else log_probs + rate * at_low), rate
+        return log_probs if by_slope else log_probs + rate * at_low
 
+    log_probs = place(at, at_low)
     if by_slope:
 
         def polish(last: _Polish) -> _Polish:
-            log_probs, rate = place(last.at, last.at_low)
-            probs = jnp.exp(log_probs)
-            total, slope = paired_sum(probs, probs * rate)
+            def terms(log_probs: Array, log_ref: Array) -> tuple[Array, Array]:
+                present = log_probs > -jnp.inf
+                log_u = jnp.where(present, log_probs - log_ref, 0.0)
+                probs = jnp.exp(log_probs)
+                return probs, probs * levels.rate_at(log_u)
+
+            total, slope = lax.cond(
+                jnp.all(idle),
+                lambda _: (jnp.ones_like(zero), jnp.ones_like(zero)),
+                lambda x: tuple(y.sum(-1, keepdims=True) for y in summed(terms, x, log_ref)),
+                last.log_probs,
+            )
             error = jnp.log(total)
             size = jnp.abs(error)
             at, at_low = two_sum(last.at, last.at_low - error * total / slope)
             settled = (size <= tol) & (size > 0.5 * last.error)  # only rounding is left
-            return _Polish(at, at_low, size, (size <= eps**0.75) | settled, last.steps + 1)
+            done = (size <= eps**0.75) | settled
+            # The gaps are to be computed again: kept, they would be two more arrays.
+            log_probs = place(at, at_low, lax.optimization_barrier(reward))
+            return _Polish(at, at_low, log_probs, size, done, last.steps + 1)
 
         # Newton's last steps, from all digits of the slopes. One outcome next to its truncation
         # bends the equation; among many it counts for little, and one step does.
-        last = _Polish(at, at_low, jnp.full_like(zero, jnp.inf), no, jnp.int32(0))
-        if stride > 1:
+        last = _Polish(at, at_low, log_probs, jnp.full_like(zero, jnp.inf), no, jnp.int32(0))
+        if grouped:
             last = polish(last)
         else:
             last = lax.while_loop(
                 lambda last: jnp.any(~(last.done | idle)) & (last.steps < _MAX_POLISH), polish, last
             )
-        at, at_low = last.at, last.at_low
+        at, at_low, log_probs = last.at, last.at_low, last.log_probs
 
-    def outcome() -> Array:
-        return place(at, at_low)[0]
+        def mended(log_probs: Array) -> Array:
+            # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
+            usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
+            usable = usable - jnp.max(usable, axis=-1, keepdims=True)
+            return _share_rounding(jnp.where(overwhelmed, usable, log_probs), log_ref)
 
-    def mended() -> Array:
-        # Where the reference mass of all usable outcomes underflows, rewards count for nothing.
-        usable = jnp.where(reward > -jnp.inf, log_ref, -jnp.inf)
-        usable = usable - jnp.max(usable, axis=-1, keepdims=True)
-        return _share_rounding(jnp.where(overwhelmed, usable, outcome()), log_ref)
-
-    rare = jnp.any(overwhelmed | ~(log_best >= _FINE))
-    log_probs = lax.cond(rare, mended, outcome) if by_slope else outcome()
+        rare = jnp.any(overwhelmed | ~(log_best >= _FINE))
+        log_probs = lax.cond(rare, mended, lambda x: x, log_probs)
     done = state.done
     if divergence._flats:
         total = jnp.exp(log_probs).sum(-1, keepdims=True)
@@ -259,10 +243,10 @@ def _search(
 
         def shared() -> tuple[Array, Array]:
             return shared_out(
-                lambda at: place(at, zero)[0],
+                lambda at: place(at, zero),
                 bottom,
                 top,
-                lambda low, high: _between(low, high, by_slope),
+                lambda low, high: between(low, high, by_slope),
             )
 
         mixed, jump = lax.cond(jnp.any(jumps), shared, lambda: (log_probs, at))
@@ -300,17 +284,8 @@ def _search(
             | flag(state.condensed, Status.CONDENSED)
             | flag(state.condensed & (count > 1), Status.NOT_UNIQUE)
         )
-    return Solution(log_probs, multiplier, status)
-
-
-def _between(low: Array, high: Array, by_slope: bool) -> Array:
-    middle = 0.5 * low + 0.5 * high
-    if not by_slope:
-        return middle
-    # Slopes span hundreds of orders of magnitude, on both sides of 0: halve their logarithms, until
-    # these have no digits left to tell them apart.
-    wide = high - low > jnp.abs(middle)
-    return jnp.where(wide, jnp.sinh(0.5 * (jnp.arcsinh(low) + jnp.arcsinh(high))), middle)
+    # Among many the last pass has seen it, and another would take its time.
+    return Found(log_probs, multiplier, status, no if grouped else off_one(log_probs))
 
 
 def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
@@ -332,116 +307,18 @@ _FINE = -32.0
 _QUICK = 40.0
 """Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
 
-_SAMPLE = 4096
+_MANY = 8192
+
 _MAX_POLISH = 4
 
 _MAX_STEPS = 100
 """Bisection alone closes the widest bracket, e^±1000 to the last bit of a double, in about 65."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    at: Array
-    at_low: Array
-    step: Array
-    low: Array
-    high: Array
-    total: Array
-    done: Array
-    condensed: Array
-    steps: Array
-
-
 class _Polish(NamedTuple):
     at: Array
     at_low: Array
+    log_probs: Array
     error: Array
     done: Array
     steps: Array
-
-
-def _next(
-    levels: Coordinate,
-    log_mass: LogMass,
-    at: Array,
-    mass: Array,
-    slope: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array]:
-    """The step from ``at`` to the root of a two-level model of the equation, and Newton's step.
-
-    The anchor's outcomes are exact in the model; the others act as one outcome, whose mass and
-    distance match the value and the slope found at ``at``. For two reward levels (verifiable
-    rewards) the model is the problem itself. Outside the bracket the step falls back to bisection.
-    """
-    present = mass > 0
-    some = jnp.where(present, mass, jnp.ones_like(mass))
-    rate = jnp.where(present, slope / some, jnp.ones_like(mass))
-    v = levels.gap(at, rate)
-    level, _ = levels.place(at, 0.0, v, 0.0)
-    fits = jnp.isfinite(v) & jnp.isfinite(level) & ((v < 0) | levels.by_slope)
-    log_weight = jnp.log(some) - jnp.where(fits, level, jnp.zeros_like(level))
-    log_weight = jnp.where(present, log_weight, jnp.full_like(mass, -jnp.inf))
-    v = jnp.where(fits, v, -jnp.ones_like(v))
-    power = jnp.where(fits, jnp.full_like(rate, jnp.nan), rate)
-    return _two_level(levels, at, log_mass, log_weight, v, power, low, high)
-
-
-def _two_level(
-    levels: Coordinate,
-    at: Array,
-    log_mass: LogMass,
-    log_weight: Array,
-    v: Array,
-    power: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array]:
-    """The step from ``at`` to where two levels have total mass 1, and Newton's first step.
-
-    One level is the anchor's, of reference mass ``log_mass``; the other lies at the gap ``v`` and
-    has the reference mass ``log_weight``, or, where ``power`` is not NaN, the target mass
-    ``log_weight`` at ``at`` and grows exponentially with the coordinate at that rate.
-    """
-    zero = jnp.zeros_like(at)
-    lawful = ~jnp.isnan(power)
-    exponent = jnp.where(lawful, power, zero)
-
-    def total_at(step: Array) -> tuple[Array, Array]:
-        """Logarithm of the total mass after a step, and its derivative."""
-        if levels.by_slope:  # a slope of 1e10 must not swallow a step of 1
-            log_u_anchor, own = levels.place(at, step, zero, 0.0)
-            log_best = log_mass.times(log_u_anchor)
-            log_u, local = levels.place(at, step, v, 0.0)
-        else:
-            log_best, own = log_mass.times(at) + step, jnp.ones_like(step)
-            log_u, local = levels.place(at + step, 0.0, v, 0.0)
-        log_u = jnp.where(lawful, exponent * step, log_u)
-        local = jnp.where(lawful, exponent, local)
-        log_rest = jnp.where(log_weight > -jnp.inf, log_weight + log_u, log_weight)
-        log_total = jnp.logaddexp(log_best, log_rest)
-        share = jnp.where(log_rest > -jnp.inf, jnp.exp(log_rest - log_total), 0.0)
-        return log_total, (1 - share) * own + jnp.where(share > 0, share * local, zero)
-
-    def improve(_: int, search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        step, low, high = search
-        log_total, local = total_at(step)
-        low, high = jnp.where(log_total < 0, step, low), jnp.where(log_total < 0, high, step)
-        # Mass is nearly linear in the slope, its logarithm in the logarithm of the ratio.
-        excess = -jnp.expm1(-jnp.maximum(log_total, -30.0)) if levels.by_slope else log_total
-        newton = step - excess / local
-        inside = (newton >= low) & (newton <= high)  # it stays where it has converged
-        middle = _between(at + low, at + high, levels.by_slope) - at
-        return jnp.where(inside, newton, middle), low, high
-
-    log_total, local = total_at(zero)
-    below, above = low - at, high - at
-    step, _, _ = lax.fori_loop(0, _MODEL_STEPS, improve, (zero, below, above))
-    inside = (step > below) & (step < above)
-    step = jnp.where(inside, step, _between(low, high, levels.by_slope) - at)
-    return step, -log_total / local
-
-
-_MODEL_STEPS = 12
