@@ -134,13 +134,27 @@ def grouped_sums(
     would be cut from memory.
     """
     *batch, length = arrays[0].shape
-    groups, left = divmod(length, size)
-    full = lax.complex(*terms(*(x[..., : groups * size] for x in arrays)))
-    sums = full.reshape(*batch, size, groups).sum(-2)
+    # In sixteen parts, which several cores share where there is a single row.
+    part = length // (16 * size)
+    left = length - part * 16 * size
+    full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
+    sums = full.reshape(*batch, size, 16, part).sum(-3).reshape(*batch, 16 * part)
     if left:
         last = lax.complex(*terms(*(x[..., -left:] for x in arrays))).sum(-1, keepdims=True)
         sums = jnp.concatenate([sums, last], axis=-1)
     return sums.real, sums.imag
+
+
+def num_groups(length: int, size: int, most: int) -> tuple[int, int]:
+    """How many groups are left when :func:`grouped_sums` is applied until they are few enough.
+
+    And how many entries have one of these in common.
+    """
+    every = 1
+    while length > most:
+        part = length // (16 * size)
+        length, every = 16 * part + (length > 16 * size * part), every * size
+    return length, every
 
 
 def safe_exp_product(x: Array, log_weight: Array) -> Array:

@@ -110,13 +110,12 @@ def _steepest(levels: Coordinate, reward: Array, log_ref: Array, beta: Array, be
     return jnp.min(jnp.where(usable, own, jnp.inf), axis=-1, keepdims=True)
 
 
-def sample(x: Array) -> Array:
-    """One in twelve of many outcomes, in runs that lie together in memory, or all of a few."""
-    runs = x.shape[-1] // (12 * _RUN)
-    if runs < 40:
+def sample(x: Array, every: int = 12) -> Array:
+    """One in so many outcomes, in runs that lie together in memory; of a few all."""
+    batch, runs = x.shape[:-1], x.shape[-1] // (every * _RUN)
+    if runs < 32:
         return x
-    batch = x.shape[:-1]
-    long = x[..., : runs * 12 * _RUN].reshape(*batch, runs, 12 * _RUN)
+    long = x[..., : runs * every * _RUN].reshape(*batch, runs, every * _RUN)
     return long[..., :_RUN].reshape(*batch, runs * _RUN)
 
 

@@ -26,7 +26,7 @@ from kltarget.targets.discrete._coordinates import Coordinate, coordinate
 from kltarget.targets.discrete._flat_pieces import several, shared_out
 from kltarget.targets.discrete._levels import between
 from kltarget.targets.discrete._marginal import marginal_root
-from kltarget.targets.discrete._seek import GROUP, Row
+from kltarget.targets.discrete._seek import GROUP, MANY, Row
 
 
 class Solution(NamedTuple):
@@ -146,10 +146,12 @@ def _search(
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
     row = Row(levels, log_mass, above, idle, 0.3 / eps**0.5 if by_slope else _QUICK)
     # Where there are many outcomes, some stand together for one level in the search's model.
-    grouped = reward.shape[-1] > _MANY and levels.has_gaps
+    grouped = reward.shape[-1] > MANY and levels.has_gaps
 
     def summed(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tuple[Array, Array]:
-        return grouped_sums(terms, GROUP, *arrays) if grouped else paired_sum(*terms(*arrays))
+        if grouped:
+            return grouped_sums(terms, GROUP, *arrays)
+        return paired_sum(*terms(*arrays))
 
     def plain_gaps(reward: Array) -> Array:
         return jnp.minimum((reward - anchor) / beta, above)
@@ -170,12 +172,15 @@ def _search(
             mass = jnp.where(v != 0, jnp.exp(log_ref + log_u), 0.0)
             return mass, mass * rate
 
-        return lax.cond(
+        sums = lax.cond(
             row.moderate(at),
             lambda *kept: summed(quick, log_ref, *kept),
             lambda *_: summed(careful, reward, log_ref),
             *kept,
         )
+        while grouped and sums[0].shape[-1] > MANY:
+            sums = grouped_sums(lambda *x: x, GROUP, *sums)
+        return sums
 
     if grouped:
         first, propose = row.sampled_levels(plain_gaps, reward, log_ref), row.many_level
@@ -202,12 +207,13 @@ def _search(
                 probs = jnp.exp(log_probs)
                 return probs, probs * levels.rate_at(log_u)
 
-            total, slope = lax.cond(
+            sums = lax.cond(
                 jnp.all(idle),
-                lambda _: (jnp.ones_like(zero), jnp.ones_like(zero)),
-                lambda x: tuple(y.sum(-1, keepdims=True) for y in summed(terms, x, log_ref)),
+                lambda x: tuple(jnp.ones_like(y) for y in summed(terms, x, log_ref)),
+                lambda x: summed(terms, x, log_ref),
                 last.log_probs,
             )
+            total, slope = (x.sum(-1, keepdims=True) for x in sums)
             error = jnp.log(total)
             size = jnp.abs(error)
             at, at_low = two_sum(last.at, last.at_low - error * total / slope)
@@ -306,8 +312,6 @@ _FINE = -32.0
 
 _QUICK = 40.0
 """Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
-
-_MANY = 8192
 
 _MAX_POLISH = 4
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import two_sum
+from kltarget._core.numerics import num_groups, two_sum
 from kltarget.targets.discrete._anchor import LogMass, sample
 from kltarget.targets.discrete._coordinates import Coordinate
 from kltarget.targets.discrete._levels import Levels, between, seen_from, two_level_step
@@ -175,14 +175,14 @@ class Row:
         self, gaps: Callable[[Array], Array], reward: Array, log_ref: Array
     ) -> Levels:
         """The others as a sample of them, filled up to a level for each group."""
-        gap, log_weight = gaps(sample(reward)), sample(log_ref)
+        groups, every = num_groups(reward.shape[-1], GROUP, MANY)
+        gap, log_weight = gaps(sample(reward, every)), sample(log_ref, every)
         usable = (gap != 0) & (gap > -jnp.inf)
         drawn = jnp.where(usable, jnp.exp(log_weight), 0.0).sum(-1, keepdims=True)
         scale = self._log_others(drawn) - jnp.log(jnp.where(drawn > 0, drawn, 1.0))
         log_weight = jnp.where(usable, log_weight + scale, -jnp.inf)
         gap = jnp.where(usable, gap, -1.0)
-        missing = -(-reward.shape[-1] // GROUP) - gap.shape[-1]
-        fill = [(0, 0)] * (gap.ndim - 1) + [(0, missing)]
+        fill = [(0, 0)] * (gap.ndim - 1) + [(0, groups - gap.shape[-1])]
         log_weight = jnp.pad(log_weight, fill, constant_values=-jnp.inf)
         gap = jnp.pad(gap, fill, constant_values=-1.0)
         at = jnp.zeros_like(self.above)
@@ -192,6 +192,9 @@ class Row:
         held = jnp.exp(self.log_mass.times(jnp.zeros_like(like)))
         return jnp.log(jnp.maximum(1 - held, 0))
 
+
+MANY = 8192
+"""Beyond this number of outcomes, groups of them are levels of the model, at most this number."""
 
 GROUP = 12
 """Outcomes to a level: of fewer the model is better, of more it is smaller."""
