@@ -125,11 +125,11 @@ def _of_sweep(data: xr.Dataset, kl: str) -> Iterator[_Path]:
     for at in itertools.product(*map(range, sizes)):
         row = data.isel(dict(zip(further, at, strict=True)))
         names = [_setting(name, row[name].values.item()) for name in further]
-        shade, dashes = (*at, 0, 0)[:2]
+        shade, dashes = at if len(at) > 1 else (*at, *at, 0, 0)[:2]
         # Where lines coincide, later and thinner ones leave the rim of the earlier ones visible.
         first = sizes[0] if further else 1
         width = 1.5 + 1.7 * (1 - shade / max(first - 1, 1)) * (first > 1)
-        line = {"color": look.color(shade), "ls": _LINE_STYLES[dashes], "lw": width}
+        line = {"color": look.color(shade), "ls": _LINE_STYLES[dashes % 4], "lw": width}
         paid, kept, earned = (np.asarray(row[name], float) for name in variables)
         short_name = next((name for name in names if name.startswith("MARA")), ", ".join(names))
         beta = np.asarray(row["beta"], float)
@@ -153,7 +153,7 @@ def _of_families(data: xr.Dataset, kl: str) -> Iterator[_Path]:
         order = order[np.isfinite(values[order])]
         paid, kept, earned = (np.asarray(row[x], float)[order] for x in variables)
         width = 1.5 + 1.7 * (1 - k / max(len(names) - 1, 1))
-        line = {"color": look.color(k), "ls": "-", "lw": width}
+        line = {"color": look.color(k), "ls": _LINE_STYLES[k % 4], "lw": width}
         label = f"{name} ({_SYMBOLS.get(str(parameter), parameter)})"
         short_name = "MARA" if name == "mara" else name
         yield _Path(label, values[order], paid, kept, earned, line, short_name)

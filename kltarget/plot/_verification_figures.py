@@ -64,7 +64,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         policies = list(dict.fromkeys(policy for policy, *_ in groups))
         markers = dict(zip(policies, itertools.cycle(_MARKERS), strict=False))
         recipes = list(dict.fromkeys(recipe for _, recipe, _ in groups))
-        least = 1.0
+        least, hidden = 1.0, 0
         points = {"s": 15, "linewidths": 0.8, "alpha": 0.75, "rasterized": True, **style}
         # Small and hollow, those that spread most first: the others stay visible.
         for policy, recipe, runs in sorted(groups, key=lambda group: -policies.index(group[0])):
@@ -72,6 +72,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
             y = np.concatenate([run.mode_mass for run in runs])
             shown = (x >= _LEAST_MASS) & (y > 0)
             least = min([least, *x[shown], *y[shown]])
+            hidden += int((~shown).sum())
             ring = {"facecolors": "none", "edgecolors": look.color(recipes.index(recipe))}
             depth = 4 if policy == policies[0] else 3
             ax.scatter(x[shown], y[shown], marker=markers[policy], zorder=depth, **ring, **points)
@@ -84,6 +85,8 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         for policy, marker in markers.items():
             hollow = {"marker": marker, "mfc": "none", "mec": look.ink()}
             ax.plot([], [], ls="", ms=5, label=policy, **hollow)
+        if hidden:
+            look.unseen(ax, f"{hidden:,} below {_LEAST_MASS:g} not shown")
         ax.legend(loc="upper left", fontsize="small")
     return ax
 
@@ -173,8 +176,9 @@ def _lines(
     with look.drawing(ax) as ax:
         levels, place = np.unique(beta, return_inverse=True)
         colors = look.shades(levels.size)
-        for b, shade in zip(levels, colors, strict=False):
-            ax.plot([], [], color=shade, label=f"β = {b:.4g}")
+        names, left_out = look.named([f"β = {b:.4g}" for b in levels])
+        for name, shade in zip(names, colors, strict=False):
+            ax.plot([], [], color=shade, label=name)
         for row, shade in zip(values, colors[place], strict=True):
             ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
         if ends is not None:
@@ -185,7 +189,7 @@ def _lines(
         if metric in _VANISHING:
             ax.set_yscale("log")
         ax.margins(x=0)
-        look.legend_beside(ax)
+        look.legend_beside(ax, title=left_out or None)
     return ax
 
 
@@ -254,14 +258,13 @@ def verification(report: Report) -> Figure:
     """
     with look.in_style():
         groups = list(report.groups())
-        # No wider than a page of text, on which it can be read.
+        # No wider than what a telephone shows legibly.
         below = 1.1 + 0.36 * len(groups)
-        figure = look.new_figure(figsize=(9.0, 4.2 + below))
-        panels = figure.add_gridspec(2, 2, height_ratios=(4.0, below))
-        left, right = (figure.add_subplot(panels[0, k]) for k in (0, 1))
-        middle = figure.add_subplot(panels[1, :])
-        predicted_vs_reached(report, ax=left)
-        left.set_title("modes: predicted and reached")
+        figure = look.new_figure(figsize=(6.4, 7.0 + below))
+        panels = figure.subplots(3, 1, height_ratios=(3.9, below, 3.1))
+        first, middle, last = panels
+        predicted_vs_reached(report, ax=first)
+        first.set_title("modes: predicted and reached")
         distances(report, ax=middle)
         policy, recipe, runs = groups[-1]
         scale = runs[0].reward_scale
@@ -270,8 +273,8 @@ def verification(report: Report) -> Figure:
         values = [np.pad(x.history, (0, len(longest) - len(x.history)), "edge") for x in runs]
         ends = np.array([run.target_expected_reward for run in runs])
         beta = np.array([run.beta for run in runs])
-        _lines(longest, np.array(values), ends, beta, "expected_reward", right, {})
-        right.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
+        _lines(longest, np.array(values), ends, beta, "expected_reward", last, {})
+        last.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
         figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
     return figure
 
