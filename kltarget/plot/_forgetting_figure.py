@@ -59,6 +59,8 @@ def forgetting(
         ax.set_xlabel("gain: learned of the new, since the start")
         ax.set_ylabel("loss: forgotten of the old")
         look.legend_beside(ax)
-        for handle in ax.get_legend().legend_handles:
-            handle.set_alpha(1.0)
+        legend = ax.get_legend()
+        for handle in legend.legend_handles if legend else ():
+            if handle is not None:
+                handle.set_alpha(1.0)
     return ax
