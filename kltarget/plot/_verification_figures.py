@@ -232,8 +232,11 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
             for j, name in enumerate(shown):
+                look_of_own: dict[str, Any] = (
+                    {"fontweight": "bold"} if name == runs[0].target else {}
+                )
                 shade = "white" if table[i, j] < 5e-3 else "black"
-                ax.text(j, i, _brief(table[i, j]), color=shade, **centred)
+                ax.text(j, i, _brief(table[i, j]), color=shade, **centred, **look_of_own)
                 if name == runs[0].target:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
         names = [title_of(name) for name in shown]
