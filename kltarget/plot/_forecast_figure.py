@@ -50,6 +50,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     what = "reward" if data.graded else "success"
     main = "expected_reward" if data.graded else "success"
     lines = [(what, data.curves[main], data.start[main])]
+    several = []
     if not data.graded:
         passes = zip(data.k, data.pass_at_k, data.start_pass_at_k, strict=True)
         several = [(f"pass@{k}", at, start) for k, at, start in passes if k > 1]
@@ -75,7 +76,8 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
             bbox={"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 1, "alpha": 0.8},
         )
     ax.set(xscale="log", xlabel="β", ylabel="mean over the prompts")
-    _legend_above(ax)
+    drawn = len(lines) - 1
+    _legend_above(ax, f"{drawn} of {len(several)} k drawn" if drawn < len(several) else None)
 
 
 def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
@@ -93,5 +95,6 @@ def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     _legend_above(ax)
 
 
-def _legend_above(ax: Axes) -> None:
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+def _legend_above(ax: Axes, title: str | None = None) -> None:
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "alignment": "left"}
+    ax.legend(ncols=2, title=title, **place)

@@ -92,7 +92,8 @@ def frontier(
         for panel, attribute in ((left, "kl"), (right, "modes")):
             look.dress(panel)
             _draw(panel, paths, attribute, style)
-        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, _end(paths)))
+        end = _end(paths)
+        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, end))
         # From 1 on: of a constant number the rounding errors are not what is to be seen.
         most = max(*(float(np.nanmax(x.modes, initial=1.0)) for x in paths), 1.5)
         margin = 0.04 * (most - 1)
@@ -101,6 +102,9 @@ def frontier(
         for name, fill in zip(marks, (look.paper(), look.ink()), strict=True):
             handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=look.ink()))
             names.append(name)
+        if end is not None:
+            handles.append(Line2D([], [], ls=""))
+            names.append("KL cut off where all is earned")
         if ax is None:
             place = {"loc": "outside upper left", "ncols": 2}
             figure.legend(handles, names, handlelength=2.2, **place)
