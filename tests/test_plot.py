@@ -1,5 +1,6 @@
 """What the figures show: the right numbers, at the right places, under names that can be read."""
 
+import dataclasses
 import io
 import itertools
 import subprocess
@@ -263,10 +264,19 @@ def test_mistakes_are_named():
 @pytest.mark.broad
 def test_the_figure_of_a_verification_is_no_wider_than_a_page():
     options = {"policies": ["tabular"], "num_seeds": 1, "beta": [0.3], "num_steps": 20}
-    figure = plot.verification(kt.verify("one-two", key=jax.random.key(0), **options))
+    report = kt.verify("one-two", key=jax.random.key(0), **options)
+    figure = plot.verification(report)
     assert figure.get_size_inches()[0] <= 6.4
     figure.canvas.draw()
     assert min(ax.get_position().width * figure.get_size_inches()[0] for ax in figure.axes) > 2.2
+    # A mode that is gone is at the edge, not beyond it.
+    gone = np.array(report.runs[0].mode_mass)
+    gone[0] = 1e-9
+    runs = (dataclasses.replace(report.runs[0], mode_mass=gone), *report.runs[1:])
+    ax = plot.predicted_vs_reached(dataclasses.replace(report, runs=runs))
+    assert "1 at the lower edge: reached less" in _legend(ax)
+    lowest = min(np.asarray(points.get_offsets())[:, 1].min() for points in ax.collections)
+    assert ax.get_ylim()[0] < lowest == pytest.approx(1e-5)
 
 
 def _falling(slope):

@@ -40,7 +40,8 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
     """Draws the probability of every mode under the target against what training reached.
 
     A point is a mode in a run: colours are recipes, shapes are policies. On the diagonal the
-    prediction is exact. Modes that the target gives less than 1e-4 are left out.
+    prediction is exact. Modes that the target gives less than 1e-4 are left out; those of which
+    training left less than 1e-5 lie at the lower edge.
 
     Args:
         report: what :func:`kltarget.verification.verify` found.
@@ -64,31 +65,39 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         policies = list(dict.fromkeys(policy for policy, *_ in groups))
         markers = dict(zip(policies, itertools.cycle(_MARKERS), strict=False))
         recipes = list(dict.fromkeys(recipe for _, recipe, _ in groups))
-        least, hidden = 1.0, 0
+        pairs = [(x, y) for *_, runs in groups for run in runs for x, y in _masses(run)]
+        least = min((x for pair in pairs if pair[0] >= _LEAST_MASS for x in pair), default=1.0)
+        low = max(10.0 ** np.floor(np.log10(max(least, 1e-300))), _LEAST_MASS / 10)
         points = {"s": 15, "linewidths": 0.8, "alpha": 0.75, "rasterized": True, **style}
         # Small and hollow, those that spread most first: the others stay visible.
         for policy, recipe, runs in sorted(groups, key=lambda group: -policies.index(group[0])):
-            x = np.concatenate([run.target_mode_mass for run in runs])
-            y = np.concatenate([run.mode_mass for run in runs])
-            shown = (x >= _LEAST_MASS) & (y > 0)
-            least = min([least, *x[shown], *y[shown]])
-            hidden += int((~shown).sum())
+            x, y = np.array([pair for run in runs for pair in _masses(run)]).T
+            shown = x >= _LEAST_MASS
+            y = np.maximum(y, low)
             ring = {"facecolors": "none", "edgecolors": look.color(recipes.index(recipe))}
             depth = 4 if policy == policies[0] else 3
             ax.scatter(x[shown], y[shown], marker=markers[policy], zorder=depth, **ring, **points)
-        low = max(10.0 ** np.floor(np.log10(least)), _LEAST_MASS / 10)
         ax.plot([low, 1], [low, 1], color=look.GREY, lw=1.2, zorder=2)
-        ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(low, 1.4))
+        ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(0.8 * low, 1.4))
         ax.set(xlabel="mode probability in the target", ylabel="reached by training")
         for r, recipe in enumerate(recipes):
             ax.plot([], [], ls="", marker="o", ms=5, color=look.color(r), label=recipe)
         for policy, marker in markers.items():
             hollow = {"marker": marker, "mfc": "none", "mec": look.ink()}
             ax.plot([], [], ls="", ms=5, label=policy, **hollow)
-        if hidden:
-            look.unseen(ax, f"{hidden:,} below {_LEAST_MASS:g} not shown")
+        unshown = sum(x < _LEAST_MASS for x, _ in pairs)
+        if unshown:
+            look.unseen(ax, f"{unshown:,} below {_LEAST_MASS:g} not shown")
+        lost = sum(x >= _LEAST_MASS and y < low for x, y in pairs)
+        if lost:
+            look.unseen(ax, f"{lost:,} at the lower edge: reached less")
         ax.legend(loc="upper left", fontsize="small")
     return ax
+
+
+def _masses(run: Any) -> list[tuple[float, float]]:
+    """Of each mode the mass in the target and the mass that was reached."""
+    return list(zip(map(float, run.target_mode_mass), map(float, run.mode_mass), strict=True))
 
 
 def training(
