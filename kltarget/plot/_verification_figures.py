@@ -91,7 +91,7 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         lost = sum(x >= _LEAST_MASS and y < low for x, y in pairs)
         if lost:
             look.unseen(ax, f"{lost:,} at the lower edge: reached less")
-        ax.legend(loc="upper left", fontsize="small")
+        look.legend_beside(ax)
     return ax
 
 
@@ -273,8 +273,9 @@ def verification(report: Report) -> Figure:
         # No wider than what a telephone shows legibly.
         below = 1.1 + 0.36 * len(groups)
         figure = look.new_figure(figsize=(6.4, 7.0 + below))
-        panels = figure.subplots(3, 1, height_ratios=(3.9, below, 3.1))
-        first, middle, last = panels
+        # Each is laid out by itself: the legend of one takes no room from the others.
+        parts: Any = figure.subfigures(3, 1, height_ratios=(3.9, below, 3.1))
+        first, middle, last = (part.subplots() for part in parts)
         predicted_vs_reached(report, ax=first)
         first.set_title("modes: predicted and reached")
         distances(report, ax=middle)
@@ -287,7 +288,7 @@ def verification(report: Report) -> Figure:
         beta = np.array([run.beta for run in runs])
         _lines(longest, np.array(values), ends, beta, "expected_reward", last, {})
         last.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
-        figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
+        parts[0].suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
     return figure
 
 
