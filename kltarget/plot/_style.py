@@ -176,12 +176,19 @@ def grouped_bars(
         draw(place, lengths, width * share, **options)
 
 
+def is_narrow(ax: Axes) -> bool:
+    """Whether the axes are too narrow for anything beside them."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return bool(ax.get_window_extent().width / figure.dpi < _NARROW)
+
+
 def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:
     """A legend to the right of the axes, of narrow ones below, where it covers nothing."""
     place: dict[str, Any] = {"loc": "upper left", "alignment": "left"}
     figure = ax.get_figure(root=True)
     assert figure is not None
-    if ax.get_window_extent().width / figure.dpi < _NARROW:
+    if is_narrow(ax):
         place |= _below(ax, figure, entries[1] if entries else ax.get_legend_handles_labels()[1])
     else:
         place["bbox_to_anchor"] = (1.01, 1.0)

@@ -236,7 +236,8 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         norm = LogNorm(1e-5, 1.0, clip=True)
         options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
         ax.imshow(np.maximum(table, 1e-9), **options)
-        size = "small" if len(shown) <= len(TARGETS) else "x-small"
+        room = len(shown) <= len(TARGETS) and not look.is_narrow(ax)
+        size = "small" if room else "x-small"
         centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
         frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
@@ -249,16 +250,17 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
                 if name == runs[0].target:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
         names = [title_of(name) for name in shown]
-        if len(shown) <= len(TARGETS):
+        narrow = look.is_narrow(ax)
+        if len(shown) <= len(TARGETS) and not narrow:
             ax.set_xticks(range(len(shown)), [name.replace(" ", "\n", 1) for name in names])
-        else:  # terms of one's own bring columns of their own
+        else:  # or terms of one's own bring columns of their own
             ax.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, **({"labelsize": "x-small"} if narrow else {}))
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target", color=look.ink())
+        ax.set_title(f"{'TV' if narrow else 'total variation'} from each target", color=look.ink())
     return ax
 
 
