@@ -257,7 +257,9 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
             ax.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
-        ax.tick_params(length=0, **({"labelsize": "x-small"} if narrow else {}))
+        ax.tick_params(length=0)
+        if narrow:
+            ax.tick_params(labelsize="x-small")
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.set_title(f"{'TV' if narrow else 'total variation'} from each target", color=look.ink())
