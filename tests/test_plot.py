@@ -1,6 +1,8 @@
 """What the figures show: the right numbers, at the right places, under names that can be read."""
 
+import dataclasses
 import io
+import itertools
 import subprocess
 import sys
 
@@ -147,7 +149,9 @@ def test_names_neither_overlap_nor_leave_the_axes(label, width):
     for text in ax.texts:
         # The extent of an annotation includes its line, which only widens it to the left or below.
         box = text.get_window_extent()
-        assert box.x1 <= legend.x0 + 2
+        # Below narrow axes, beside others.
+        assert legend.y1 < 0 if width < 5 else box.x1 <= legend.x0 + 2
+        assert box.x1 <= ax.figure.bbox.x1
         assert box.y1 <= strip.y0 + 2
 
 
@@ -260,7 +264,107 @@ def test_mistakes_are_named():
 @pytest.mark.broad
 def test_the_figure_of_a_verification_is_no_wider_than_a_page():
     options = {"policies": ["tabular"], "num_seeds": 1, "beta": [0.3], "num_steps": 20}
-    figure = plot.verification(kt.verify("one-two", key=jax.random.key(0), **options))
-    assert figure.get_size_inches()[0] <= 9
+    report = kt.verify("one-two", key=jax.random.key(0), **options)
+    figure = plot.verification(report)
+    assert figure.get_size_inches()[0] <= 6.4
     figure.canvas.draw()
     assert min(ax.get_position().width * figure.get_size_inches()[0] for ax in figure.axes) > 2.2
+    # A mode that is gone is at the edge, not beyond it.
+    gone = np.array(report.runs[0].mode_mass)
+    gone[0] = 1e-9
+    runs = (dataclasses.replace(report.runs[0], mode_mass=gone), *report.runs[1:])
+    ax = plot.predicted_vs_reached(dataclasses.replace(report, runs=runs))
+    assert "1 at the lower edge: reached less" in _legend(ax)
+    lowest = min(np.asarray(points.get_offsets())[:, 1].min() for points in ax.collections)
+    assert ax.get_ylim()[0] < lowest == pytest.approx(1e-5)
+
+
+def _falling(slope):
+    """Forty outcomes, each less likely than the one before by a factor exp(slope)."""
+    log_ref = np.asarray(kt.normalize(-slope * np.arange(40.0)))
+    return kt.Objective((np.arange(40) % 7 == 0) * 0.8, log_ref, [0.01, 0.1, 1.0])
+
+
+def test_a_tail_beyond_all_sight_is_counted_and_left_out():
+    objective = _falling(3.8)
+    assert objective.log_ref.min() / np.log(10) < -60
+    ax = plot.target(objective)
+    probs = np.asarray(kt.solve(objective).probs)
+    below = (np.maximum(probs.max(0), np.exp(objective.log_ref)) < 1e-12).sum()
+    assert ax.get_ylim()[0] == pytest.approx(1e-12)
+    assert f"{below} outcomes below 1e-12" in _legend(ax)
+    assert ax.get_xlim()[1] == pytest.approx(40 - below + 0.5)
+    assert "below" not in " ".join(_legend(plot.target(_falling(0.2))))
+
+
+def test_positions_are_on_a_linear_axis_where_it_shows_the_mass():
+    task = tasks.load("bimodal")
+    ax = plot.target(task.objective([0.05, 1.0]), labels=task.labels)
+    assert ax.get_yscale() == "linear"
+    assert ax.get_ylim()[0] == 0
+    # A favourite beside ninety-nine that share the rest: they would lie on the axis.
+    log_ref = np.log(np.r_[0.6, np.full(99, 0.4 / 99)])
+    assert plot.target((task.reward, log_ref), labels=task.labels).get_yscale() == "log"
+
+
+def test_what_is_not_drawn_or_named_is_said():
+    ax = plot.target(tasks.load("one-two").objective(np.geomspace(0.01, 10, 31)))
+    title = ax.get_legend().get_title().get_text()
+    assert title.splitlines() == ["reverse KL", f"{len(_legend(ax)) - 1} of 31 β named"]
+    ax = plot.beta_path(_falling(3.8), top=5)
+    assert _legend(ax)[-1] == "35 others, below 0.1 %"
+    kinds = [kt.Alpha(x) for x in (-2.0, -1.0, 0.5, 1.5, 2.0, 2.5, 3.0)]
+    task = _graded(20)
+    ax = plot.target([kt.solve(task.objective(0.3, divergence=d)) for d in kinds], problem=task)
+    assert sum("α-divergence" in x for x in _legend(ax)) == 7
+    ax = plot.tree("words-3", least=0.01)
+    probs = np.exp(np.asarray(tasks.load("words-3").log_ref, float))
+    drawn = probs[probs > 0.01]
+    assert ax.get_xlabel().startswith(f"tokens of {drawn.size} of {(probs > 0).sum():,} sequences")
+    assert ax.get_xlabel().endswith(f"{100 * drawn.sum():.1f} %")
+
+
+@pytest.mark.parametrize("sheet", [plot.STYLE, plot.DARK], ids=["light", "dark"])
+def test_lines_are_told_apart_in_grey(sheet):
+    with mpl.style.context(sheet):
+        ax = plot.beta_path(_graded(12), beta=[0.1, 1.0, 10.0], top=9)
+    lines = [line for line in ax.lines if str(line.get_label()).startswith("answer")]
+    assert len(lines) == 9
+    for line, other in itertools.combinations(lines, 2):
+        apart = abs(_lightness(line.get_color()) - _lightness(other.get_color()))
+        assert line.get_marker() != other.get_marker() or apart > 5
+
+
+def _lightness(color):
+    """L* of the CIE, from 0 to 100."""
+    rgb = np.array(to_rgba(color)[:3])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 116 * float(linear @ [0.2126, 0.7152, 0.0722]) ** (1 / 3) - 16
+
+
+def test_figures_of_four_inches_keep_their_axes_and_cut_nothing():
+    long = _graded(6, label="A rather long answer {}")
+    beta = np.geomspace(0.1, 10, 9)
+    targets = {name: kt.solve(long.objective(b)) for name, b in (("weak", 0.1), ("strong", 3.0))}
+    drawings = (
+        lambda ax: plot.target(long.objective([0.1, 1.0, 3.0]), problem=long, ax=ax),
+        lambda ax: plot.beta_path(_graded(12), beta=beta, top=8, ax=ax),
+        lambda ax: plot.ratio(kt.solve(long.objective(beta)), ax=ax),
+        lambda ax: plot.recipe_comparison(targets, labels=long.labels, ax=ax),
+    )
+    for draw in drawings:
+        with mpl.style.context(plot.STYLE):
+            ax = Figure(figsize=(4.0, 3.8)).add_subplot()
+        draw(ax)
+        ax.figure.draw_without_rendering()
+        legend = ax.get_legend()
+        assert not legend.get_window_extent().overlaps(ax.get_window_extent())
+        assert ax.get_window_extent().height > 0.3 * ax.figure.bbox.height
+        named = {x.get_label() for x in (*ax.lines, *ax.containers)}
+        assert {x for x in named if not str(x).startswith("_")} <= set(_legend(ax))
+        # What a picture of all would take is what there is.
+        drawn, page = ax.figure.get_tightbbox(), ax.figure.bbox_inches
+        assert drawn.x0 > -0.02
+        assert drawn.y0 > -0.02
+        assert drawn.x1 < page.x1 + 0.02
+        assert drawn.y1 < page.y1 + 0.02

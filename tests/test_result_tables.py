@@ -4,6 +4,7 @@ import html.parser
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 import kltarget as kt
@@ -133,3 +134,44 @@ def test_under_a_trace_there_is_no_table():
         return target.value
 
     jax.jit(shown)(0.3)
+
+
+def test_mixtures_show_their_components():
+    weights, means = np.array([0.7, 0.3]), np.array([[-2.0, 0.0], [2.0, 1.0]])
+    covariances = np.array([[[0.64, 0.1], [0.1, 0.25]], [[0.36, 0.0], [0.0, 4.0]]])
+    mixture = kt.GaussianMixture(np.log(weights), means, covariances)
+    assert repr(mixture).startswith("GaussianMixture(log_weights=[")
+    assert "cholesky=" in repr(mixture)
+    assert "\n" not in repr(mixture)
+    frame = mixture.to_dataframe()
+    assert list(frame) == ["component", "weight", "mean 0", "mean 1", "std 0", "std 1"]
+    np.testing.assert_allclose(frame.weight, weights, rtol=1e-6)
+    np.testing.assert_allclose(frame[["mean 0", "mean 1"]], means, rtol=1e-6)
+    spread = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+    np.testing.assert_allclose(frame[["std 0", "std 1"]], spread, rtol=1e-6)
+    assert rows_of(mixture)[1] == ["0", "0.7000", "-2", "0", "0.8", "0.5"]
+    many = kt.GaussianMixture(np.log(np.full((2, 12), 1 / 12)), np.zeros((12, 6)), np.ones((12, 6)),
+                              covariance_type="diag")  # fmt: skip
+    assert len(many.to_dataframe()) == 24
+    assert "and 14 more components and 2 more dimensions" in many._repr_html_()
+    assert len(rows_of(many)[0]) == 2 + 1 + 2 * 4
+
+    def shown(means):
+        p = kt.GaussianMixture(np.log(weights), means, covariances)
+        assert p._repr_html_() is None
+        with pytest.raises(TypeError, match="to_dataframe needs numbers"):
+            p.to_dataframe()
+        return p.mean
+
+    jax.jit(shown)(means)
+
+
+def test_a_diagnosis_prints_in_a_line():
+    frame = pd.DataFrame({"answer": ["1", "2"] * 8, "reward": [1, 0] * 8})
+    frame = frame.assign(completion=frame.answer, prompt="?", step=1, group_id=0, logp=None)
+    found = kt.diagnose(frame.assign(ref_logp=-0.7), kt.Recipe(), beta=0.5)
+    assert found.headline in repr(found)
+    assert "\n" not in repr(found)
+    assert len(repr(found)) < 400
+    assert list(found.to_dataframe().prompt) == ["?"]
+    assert f"<h1>{found.headline}</h1>" in found._repr_html_()

@@ -33,7 +33,6 @@ STYLE = """
 .kltarget summary { overflow-wrap: anywhere; }
 .kltarget img { max-width: 100%; height: auto; margin: .8rem 0; }
 @media (max-width: 44rem) {
-  .kltarget img { max-width: none; width: 44rem; }
   .kltarget th, .kltarget td { padding: .15rem .4rem; }
 }
 """

@@ -19,7 +19,7 @@ from kltarget._core.page import (
     Table,
 )
 from kltarget._core.records import Record
-from kltarget._core.words import number
+from kltarget._core.words import counted, number
 from kltarget.diagnosis._action import Action
 from kltarget.diagnosis._statement import Featured, Statement
 from kltarget.recipes import Recipe
@@ -132,6 +132,10 @@ class Diagnosis(Record):
 
     def __str__(self) -> str:
         return self.page().to_text()
+
+    def __repr__(self) -> str:
+        found = counted(len(self.statements), "statement")
+        return f"<Diagnosis of {self.title}: {self.headline} ({found}; print it to read it)>"
 
     def _repr_html_(self) -> str:
         return f"<style>{STYLE}</style>{self.page().to_html()}"

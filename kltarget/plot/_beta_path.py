@@ -96,7 +96,7 @@ def _lines(
     """Lines of the chosen modes, of the rest, and the flips: β with the column they lie on."""
     mass = np.exp(path.log_mass)
     for place, k in enumerate(chosen):
-        options = {"color": look.color(place), "zorder": 3, **style}
+        options = {**look.series(place), "zorder": 3, **style}
         ax.plot(path.beta, mass[:, k], label=look.short_label(path.names[k], 16), **options)
     rest = 1 - mass[:, chosen].sum(1)
     top = max(float(mass[:, chosen].max()), _LEAST_TOP)
@@ -108,6 +108,8 @@ def _lines(
         ends = dict.fromkeys(percent(math.log(x)) for x in (rest.min(), rest.max()))
         label = f"all others, {' to '.join(ends)}"
         ax.axhspan(0.97 * top, top, color=look.GREY, alpha=0.45, lw=0, label=label, zorder=1)
+    elif len(path.names) > len(chosen):
+        look.unseen(ax, f"{len(path.names) - len(chosen)} others, below 0.1 %")
     ax.set(xscale="log", xlim=(path.beta[0], path.beta[-1]), ylim=(0, top))
     points = [(at, path.level(at, k)) for at, k in flips]
     _mark_flips(ax, [(at, level) for at, level in points if level > _LEAST_LEVEL * top])
@@ -205,13 +207,14 @@ def ratio(
         raise ValueError("data is empty: give at least one target")
     with look.drawing(ax) as ax:
         seen, points = [0.0], []
-        for path in paths:
+        for k, path in enumerate(paths):
             i, j = (path.column(key) for key in pair)
             with np.errstate(invalid="ignore"):
-                odds = path.log_mass[:, i] - path.log_mass[:, j]
-            odds = np.where(np.isfinite(odds), odds / math.log(10), np.nan)
-            options = {"label": path.name or None, "zorder": 3, **style}
-            ax.plot(path.beta, 10.0 ** np.clip(odds, -100, 100), **options)
+                odds = (path.log_mass[:, i] - path.log_mass[:, j]) / math.log(10)
+            options = {**look.series(k), "label": path.name or None, "zorder": 3, **style}
+            # A line that ends where a mode has nothing left runs out of the axes there.
+            drawn = np.clip(odds, -100, 100) if np.isfinite(odds).any() else odds * np.nan
+            ax.plot(path.beta, 10.0**drawn, **options)
             points += [(float(at), 1.0) for at in path.crossings(i, j)]
             seen += odds[np.isfinite(odds)].tolist()
         in_reference = _reference_odds(paths, pair)

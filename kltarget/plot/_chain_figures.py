@@ -57,7 +57,7 @@ def chain_ends(task: str | ChainTask, beta: float, *, ax: Axes | None = None, **
         dashes = {"color": look.GREY, "ls": look.DASHED, "lw": 1.4, "zorder": 2}
         ax.plot(points, base, label="reference", **dashes)
         for k, (law, name) in enumerate(lines):
-            line = {"color": look.color(k), "label": name, "zorder": 3 + k}
+            line = {**look.series(k), "label": name, "zorder": 3 + k}
             ax.plot(points, law, **{**line, **({"ls": (0, (4, 2))} if k else {}), **style})
         ax.set(xlim=(points[0], points[-1]), ylim=(0, 1.08 * top))
         ax.set(xlabel="x₀", ylabel="probability of x₀")

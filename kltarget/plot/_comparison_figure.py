@@ -43,12 +43,13 @@ def comparison(data: Comparison, **style: Any) -> Figure:
     """
     with look.in_style():
         wide = data.shifts is not None
-        figure = look.new_figure(figsize=(11.5 if wide else 4.6, 3.9), layout="constrained")
-        axes = figure.subplots(1, 3 if wide else 1, squeeze=False)[0]
-        _passes(axes[0], data, style)
+        size = (6.4, 6.6) if wide else (4.6, 3.9)
+        figure = look.new_figure(figsize=size, layout="constrained")
+        panels = figure.add_gridspec(2, 2) if wide else figure.add_gridspec(1, 1)
+        _passes(figure.add_subplot(panels[0, 0]), data, style)
         if data.shifts is not None:
-            _prompts(axes[1], data)
-            _shifts(axes[2], data, style)
+            _prompts(figure.add_subplot(panels[0, 1]), data)
+            _shifts(figure.add_subplot(panels[1, :]), data, style)
     return figure
 
 
@@ -61,7 +62,8 @@ def _passes(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     for i, (name, band, dashes) in enumerate(lines):
         low, middle, high = np.array(band).T
         color = look.color(i)
-        ax.plot(data.k, middle, **{"color": color, "linestyle": dashes, "label": name, **style})
+        line = {**look.series(i), "linestyle": dashes, "label": name, **style}
+        ax.plot(data.k, middle, **line)
         ax.fill_between(data.k, low, high, color=color, alpha=0.2, linewidth=0)
     ax.set_xscale("log", base=2)
     ax.set(xlabel="k", ylabel="pass@k, mean over the prompts")
@@ -75,13 +77,14 @@ def _prompts(ax: Axes, data: Comparison) -> None:
     places = _logit(rates)
     moved = np.array(data.moved)
     kinds = [
-        (moved == 0, look.GREY, "not known"),
-        (moved > 0, look.color(0), f"rose: {data.num_rose:,}"),
-        (moved < 0, look.color(1), f"fell: {data.num_fell:,}"),
+        (moved == 0, look.GREY, "o", "not known"),
+        (moved > 0, look.color(0), "^", f"rose: {data.num_rose:,}"),
+        (moved < 0, look.color(1), "v", f"fell: {data.num_fell:,}"),
     ]
-    for chosen, color, label in kinds:
+    for chosen, color, marker, label in kinds:
         if chosen.any():
-            ax.scatter(*places[:, chosen], s=9, color=color, alpha=0.6, linewidth=0, label=label)
+            dots = {"s": 14, "marker": marker, "alpha": 0.7, "linewidth": 0, "label": label}
+            ax.scatter(*places[:, chosen], color=color, **dots)
     ends = [float(places.min()), float(places.max())]
     ax.plot(ends, ends, color=look.GREY, linewidth=1, linestyle=look.DASHED)
     _rates(ax, "x")
@@ -102,20 +105,22 @@ def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:
     color = look.color(0)
     ax.plot(place[inside], middle, **{"color": color, "label": "what happened", **style})
     ax.fill_between(place[inside], below, above, color=color, alpha=0.2, linewidth=0)
-    laws = [law for law in data.laws if law.symbol and data.from_base][:_SHOWN_LAWS]
-    for i, law in enumerate(laws, start=1):
+    laws = [law for law in data.laws if law.symbol and data.from_base]
+    for i, law in enumerate(laws[:_SHOWN_LAWS], start=1):
         label = f"{law.title}, {law.symbol} = {law.parameter[1]:.2g}"
         curve = np.array(law.curve)[inside]
-        ax.plot(place[inside], curve, color=look.color(i), linestyle=look.DASHED, label=label)
+        ax.plot(place[inside], curve, **look.series(i), linestyle=look.DASHED, label=label)
     ax.axhline(0, color=look.GREY, linewidth=1)
     _rates(ax, "x")
     top = float(max(above.max(), 0.5))
     ax.set(
         xlabel=f"success {data.labels[0]}",
         ylabel="shift of the log-odds",
-        ylim=(min(float(below.min()), 0.0) - 0.1, 1.5 * top),
+        ylim=(min(float(below.min()), 0.0) - 0.1, 1.1 * top),
     )
-    ax.legend(loc="upper left", fontsize="small", framealpha=0.9)
+    best = f"best {_SHOWN_LAWS} of {len(laws)} laws" if len(laws) > _SHOWN_LAWS else None
+    place_of_legend = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
+    ax.legend(title=best, alignment="left", **place_of_legend)
 
 
 def _rates(ax: Axes, which: str) -> None:

@@ -101,8 +101,12 @@ def _on_line(ax: Axes, named: Any, behind: Any, reward: Any, span: Any, style: A
     for k, (name, target) in enumerate(named.items()):
         height = _heights(target, points)
         # A pole on an atom would leave nothing to see of the rest.
+        highest = float(height.max())
         top = max(top, min(height[np.isfinite(height)].max(), 4 * top))
-        line = {"color": look.color(k), "label": look.short_label(name), "lw": 1.6, **style}
+        label = look.short_label(name)
+        if highest > 1.08 * top:
+            label += f", up to {look.short_number(highest)}"
+        line = {**look.series(k), "label": label, "lw": 1.6, **style}
         ax.plot(x, height, **line)
     arrow = {"arrowstyle": "-|>", "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
     for k, target in enumerate(named.values()):

@@ -64,7 +64,9 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
             for i in shown
         ]
         ax.set_xticks(range(len(shown)), labels)
-        ax.set(xlabel="answer, and its reward", ylabel="probability", xlim=(-0.6, len(shown) - 0.4))
+        left = len(featured.names) - len(shown)
+        what = "answer, and its reward" + (f"; {left} more not shown" if left else "")
+        ax.set(xlabel=what, ylabel="probability", xlim=(-0.6, len(shown) - 0.4))
         ax.grid(False, axis="x")
         look.legend_beside(ax)
         ax.set_title(f"“{look.short_label(featured.prompt, 40)}”", color=look.ink())
@@ -86,12 +88,13 @@ def diagnosis(diagnosis: Diagnosis) -> Figure:
     if diagnosis.beta is not None:
         title += f", β = {diagnosis.beta:g}"
     with look.in_style():
-        figure = look.new_figure(figsize=(12.0, 4.2))
+        # No wider than what a telephone shows legibly.
+        figure = look.new_figure(figsize=(6.4, 6.6 if has_target else 3.6))
         if has_target:
-            left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
-            beta_path(diagnosis, ax=right)
+            upper, lower = figure.subplots(2, 1)
+            beta_path(diagnosis, ax=lower)
         else:
-            left = figure.subplots()
-        answers(diagnosis, ax=left)
+            upper = figure.subplots()
+        answers(diagnosis, ax=upper)
         figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -38,7 +38,7 @@ def forecast(data: Forecast, **style: Any) -> Figure:
         2
     """
     with look.in_style():
-        figure = look.new_figure(figsize=(9.0, 3.6), layout="constrained")
+        figure = look.new_figure(figsize=(6.4, 3.7), layout="constrained")
         left, right = figure.subplots(1, 2)
         _over_beta(left, data, style)
         _over_kl(right, data, style)
@@ -50,6 +50,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     what = "reward" if data.graded else "success"
     main = "expected_reward" if data.graded else "success"
     lines = [(what, data.curves[main], data.start[main])]
+    several = []
     if not data.graded:
         passes = zip(data.k, data.pass_at_k, data.start_pass_at_k, strict=True)
         several = [(f"pass@{k}", at, start) for k, at, start in passes if k > 1]
@@ -57,7 +58,7 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     for i, (name, curve, start) in enumerate(lines):
         low, middle, high = np.array(curve).T
         color = look.color(i)
-        ax.plot(data.beta, middle, **{"color": color, "label": name, **style})
+        ax.plot(data.beta, middle, **{**look.series(i), "label": name, **style})
         ax.fill_between(data.beta, low, high, color=color, alpha=0.2, linewidth=0)
         ax.axhline(start[1], color=color, linestyle=":", linewidth=1)
     low, high = ax.get_ylim()
@@ -75,7 +76,8 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
             bbox={"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 1, "alpha": 0.8},
         )
     ax.set(xscale="log", xlabel="β", ylabel="mean over the prompts")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
+    drawn = len(lines) - 1
+    _legend_above(ax, f"{drawn} of {len(several)} k drawn" if drawn < len(several) else None)
 
 
 def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
@@ -90,4 +92,9 @@ def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     ax.plot(kl, best, color=look.color(3), linestyle=look.DASHED, label="best of n")
     top = None if data.graded else 1.02
     ax.set(xlabel="KL(π‖π_ref), nats a prompt", ylabel=kind, ylim=(None, top))
-    ax.legend(loc="lower right")
+    _legend_above(ax)
+
+
+def _legend_above(ax: Axes, title: str | None = None) -> None:
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "alignment": "left"}
+    ax.legend(ncols=2, title=title, **place)

@@ -52,15 +52,15 @@ def forgetting(
         for k, (name, path) in enumerate(paths.items()):
             gain = np.asarray(path.gain, float)
             gain, loss = (x.reshape(-1, gain.shape[-1]) for x in (gain, np.asarray(path.loss)))
-            line = {
-                "color": look.color(k),
-                "lw": 1.6,
-                "alpha": 1.0 if len(gain) == 1 else 0.3,
-                **style,
-            }
+            line = {"lw": 1.6, "alpha": 1.0 if len(gain) == 1 else 0.3, **style}
             for row, (x, y) in enumerate(zip(gain, loss, strict=True)):
-                ax.plot(x, y, label=None if row else look.short_label(name), **line)
+                own = {"color": look.color(k)} if row else look.series(k)
+                ax.plot(x, y, label=None if row else look.short_label(name), **{**own, **line})
         ax.set_xlabel("gain: learned of the new, since the start")
         ax.set_ylabel("loss: forgotten of the old")
         look.legend_beside(ax)
+        legend = ax.get_legend()
+        for handle in legend.legend_handles if legend else ():
+            if handle is not None:
+                handle.set_alpha(1.0)
     return ax

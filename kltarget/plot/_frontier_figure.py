@@ -92,7 +92,8 @@ def frontier(
         for panel, attribute in ((left, "kl"), (right, "modes")):
             look.dress(panel)
             _draw(panel, paths, attribute, style)
-        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, _end(paths)))
+        end = _end(paths)
+        left.set(xlabel=_KL_NAMES[kl], ylabel="expected reward", xlim=(0, end))
         # From 1 on: of a constant number the rounding errors are not what is to be seen.
         most = max(*(float(np.nanmax(x.modes, initial=1.0)) for x in paths), 1.5)
         margin = 0.04 * (most - 1)
@@ -101,6 +102,9 @@ def frontier(
         for name, fill in zip(marks, (look.paper(), look.ink()), strict=True):
             handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc=fill, mec=look.ink()))
             names.append(name)
+        if end is not None:
+            handles.append(Line2D([], [], ls=""))
+            names.append("KL cut off where all is earned")
         if ax is None:
             place = {"loc": "outside upper left", "ncols": 2}
             figure.legend(handles, names, handlelength=2.2, **place)
@@ -125,11 +129,11 @@ def _of_sweep(data: xr.Dataset, kl: str) -> Iterator[_Path]:
     for at in itertools.product(*map(range, sizes)):
         row = data.isel(dict(zip(further, at, strict=True)))
         names = [_setting(name, row[name].values.item()) for name in further]
-        shade, dashes = (*at, 0, 0)[:2]
+        shade, dashes = at if len(at) > 1 else (*at, *at, 0, 0)[:2]
         # Where lines coincide, later and thinner ones leave the rim of the earlier ones visible.
         first = sizes[0] if further else 1
         width = 1.5 + 1.7 * (1 - shade / max(first - 1, 1)) * (first > 1)
-        line = {"color": look.color(shade), "ls": _LINE_STYLES[dashes], "lw": width}
+        line = {"color": look.color(shade), "ls": _LINE_STYLES[dashes % 4], "lw": width}
         paid, kept, earned = (np.asarray(row[name], float) for name in variables)
         short_name = next((name for name in names if name.startswith("MARA")), ", ".join(names))
         beta = np.asarray(row["beta"], float)
@@ -153,7 +157,7 @@ def _of_families(data: xr.Dataset, kl: str) -> Iterator[_Path]:
         order = order[np.isfinite(values[order])]
         paid, kept, earned = (np.asarray(row[x], float)[order] for x in variables)
         width = 1.5 + 1.7 * (1 - k / max(len(names) - 1, 1))
-        line = {"color": look.color(k), "ls": "-", "lw": width}
+        line = {"color": look.color(k), "ls": _LINE_STYLES[k % 4], "lw": width}
         label = f"{name} ({_SYMBOLS.get(str(parameter), parameter)})"
         short_name = "MARA" if name == "mara" else name
         yield _Path(label, values[order], paid, kept, earned, line, short_name)

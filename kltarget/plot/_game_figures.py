@@ -76,7 +76,7 @@ def equilibrium_path(
     pair = [x if x.ndim == 1 else x[state] for x in pair]
     with look.drawing(ax) as ax:
         for k, name in enumerate(task.labels[at]):
-            line = {"color": look.color(k), "label": look.short_label(name, 16), "zorder": 3}
+            line = {**look.series(k), "label": look.short_label(name, 16), "zorder": 3}
             ax.plot(grid, probs[:, k], **{**line, **style})
             level = float(np.exp(pair[at][k]))
             ax.axhline(level, color=look.color(k), lw=0.9, ls=look.DASHED, zorder=2)
@@ -147,7 +147,7 @@ def game_rates(
             if kl.ndim != 1:
                 raise ValueError(f"paths: {name!r} has batch axes: give that of one game and one β")
             shown = np.where(kl > _floor(path), kl, np.nan)
-            line = {"color": look.color(k), "label": name, "zorder": 3}
+            line = {**look.series(k), "label": name, "zorder": 3}
             ax.plot(np.arange(len(kl)), shown, **{**line, **style})
             first, longest = max(first, float(kl[0])), max(longest, len(kl))
         if step_size is not None:

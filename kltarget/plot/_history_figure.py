@@ -60,8 +60,10 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     # Curves know the target of a prompt that is as hard as the mean one.
     called = "target, if all alike:" if diagnosis.tier == 0 else "target"
     with look.in_style():
-        figure = look.new_figure(figsize=(3.0 * len(shown), 2.9))
-        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        rows = -(-len(shown) // 2)
+        figure = look.new_figure(figsize=(6.4 if len(shown) > 1 else 3.4, 0.2 + 2.4 * rows))
+        grid = figure.add_gridspec(rows, min(len(shown), 2))
+        panels = [figure.add_subplot(grid[k // 2, k % 2]) for k in range(len(shown))]
         for ax, name in zip(panels, shown, strict=True):
             ax.plot(steps, diagnosis.history[name], color=look.color(1), marker=".", zorder=3)
             target = diagnosis.asymptotes.get(name)

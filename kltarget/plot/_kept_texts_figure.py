@@ -90,6 +90,8 @@ def kept_texts(
         ax.set(xscale="log", xlim=edges[[0, -1]], ylim=(len(rows) - 0.5, -0.5), xlabel=BETA)
         ax.set_yticks(range(len(rows)), [look.short_label(names[k], 18) for k in rows])
         ax.tick_params(axis="y", length=0)
+        if len(rows) < len(names):
+            ax.set_ylabel(f"the likeliest {len(rows)} of {len(names)} modes")
         ax.grid(visible=False)
         said = f"{counted(int(kept[0]), 'mode')} of {len(names)}"
         ax.set_title(

@@ -72,7 +72,7 @@ def regularization_gap(
             {"of the value": gap.value_gap, "of the rewards": gap.return_gap}.items()
         ):
             most = np.asarray(values, float).max(over)
-            line = {"color": look.color(k), "label": name, "zorder": 3}
+            line = {**look.series(k), "label": name, "zorder": 3}
             ax.plot(grid, np.where(most > least, most, np.nan), **{**line, **style})
         ax.set(xscale="log", yscale="log", xlim=(grid[0], grid[-1]))
         ax.set(xlabel="β, reward units per nat", ylabel="largest gap, reward units")
@@ -127,12 +127,12 @@ def action_flips(
             own = [flip for flip in flips if flip.state == state]
             cuts = np.array([grid[0], *(flip.beta for flip in own), grid[-1]])
             for k, action in enumerate([int(lead[state]), *(flip.above for flip in own)]):
-                bar = {"color": look.color(action), "height": 0.62, "zorder": 2}
+                bar = {**look.filling(action), "height": 0.62, "zorder": 2}
                 ax.barh(y, cuts[k + 1] - cuts[k], left=cuts[k], **bar)
                 drawn.add(action)
             levels += [(flip.beta, y) for flip in own]
         for action in sorted(drawn):
-            ax.barh([0], [0], left=grid[0], color=look.color(action), label=task.labels[action])
+            ax.barh([0], [0], left=grid[0], **look.filling(action), label=task.labels[action])
         if levels:
             circle = {"ls": "", "marker": "o", "ms": 6, "mfc": look.paper(), "mec": look.ink()}
             ax.plot(*zip(*levels, strict=True), label=_FLIP, zorder=4, **circle)
@@ -142,6 +142,8 @@ def action_flips(
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
         ax.set_xlabel("β, reward units per nat")
+        if len(rows) < len(states):
+            ax.set_ylabel(f"{len(rows)} of {len(states)} states")
         # Matplotlib names lines before bars.
         entries = sorted(
             zip(*ax.get_legend_handles_labels(), strict=True), key=lambda x: x[1] == _FLIP

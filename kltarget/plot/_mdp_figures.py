@@ -150,10 +150,11 @@ def goal_masses(
     masses, level = task.goal_masses(target.log_policy), task.goal_masses(task.log_ref)
     with look.drawing(ax) as ax:
         for k, goal in enumerate(task.goals):
-            line = {"color": look.color(k), "label": task.states[goal], "zorder": 3}
+            line = {**look.series(k), "label": task.states[goal], "zorder": 3}
             ax.plot(grid, masses[:, k], **{**line, **style})
-            ax.axhline(level[k], color=look.color(k), lw=0.9, ls=look.DASHED, zorder=2)
-        ax.plot([], [], color=look.GREY, lw=0.9, ls=look.DASHED, label="reference")
+            # Above the lines: with equal rewards they lie on it at every β.
+            ax.axhline(level[k], color=look.ink(), lw=0.9, ls=look.DASHED, zorder=4)
+        ax.plot([], [], color=look.ink(), lw=0.9, ls=look.DASHED, label="reference")
         ax.set(xscale="log", xlim=(grid[0], grid[-1]), ylim=(0, 1.03))
         ax.set(xlabel="β, reward units per nat", ylabel="probability to end there")
         look.legend_beside(ax)

@@ -72,7 +72,7 @@ def munchausen_averaging(
     options = {"temperature": temperature, "munchausen": munchausen, "num_steps": num_steps}
     paths = {index: munchausen_vi(mdp, log_start, q=index, errors=errors, **options) for index in q}
     with look.in_style():
-        figure = look.new_figure(figsize=(8.4, 3.2))
+        figure = look.new_figure(figsize=(6.4, 3.7))
         left, right = figure.subplots(1, 2)
         for k, (index, path) in enumerate(paths.items()):
             lost = losses(path)[1:]
@@ -80,7 +80,7 @@ def munchausen_averaging(
             steps, mean = np.arange(1, len(rows) + 1), rows.mean(1)
             forgotten = look.short_number(munchausen / index)
             name = f"q = {look.short_number(index)}, α/q = {forgotten}"
-            line = {"color": look.color(k), "label": name, "zorder": 3 + 0.01 * k, **style}
+            line = {**look.series(k), "label": name, "zorder": 3 + 0.01 * k, **style}
             left.plot(steps, mean, **line)
             if rows.shape[1] > 1:
                 error = 2 * rows.std(1, ddof=1) / np.sqrt(rows.shape[1])
@@ -96,7 +96,7 @@ def munchausen_averaging(
         for ax in (left, right):
             look.dress(ax)
             ax.set(xscale="log", xlim=(1, max(num_steps, 2)), xlabel="step k")
-        look.legend_beside(right, *left.get_legend_handles_labels())
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
 

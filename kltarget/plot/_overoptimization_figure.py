@@ -80,7 +80,7 @@ def overoptimization(
                 label += f", best at {_SYMBOLS[row.parameter_name.item()]} = {peak}"
                 at = np.sqrt(max(float(row["peak_kl"]), 0.0)), float(row["peak_reward"])
                 ax.plot(*at, ls="", marker="o", ms=6, color=color, zorder=4)
-            ax.plot(far, gold, **{"color": color, "label": label, "zorder": 3, **style})
+            ax.plot(far, gold, **{**look.series(k), "label": label, "zorder": 3, **style})
         ax.set(xlabel="√KL(π‖π_ref), √nats", ylabel="expected reward", xlim=(0, None))
         handles, labels = ax.get_legend_handles_labels()
         for kind, ls in (("gold", "-"), ("proxy", "--")):

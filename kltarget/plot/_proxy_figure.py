@@ -112,7 +112,8 @@ def proxy_gains(
             promised = (proxied - slack * np.sqrt(chi)) / correlation
             color = {"color": look.color(k)}
             ax.plot(far[shown], proxied[shown], ls=look.DASHED, lw=1.2, zorder=3, **color)
-            ax.plot(far[shown], earned[shown], **{**color, "label": name, "zorder": 4, **style})
+            full = {**look.series(k), "label": name, "zorder": 4}
+            ax.plot(far[shown], earned[shown], **{**full, **style})
             ax.plot(far[shown], promised[shown], ls=_DOTTED, lw=1.4, zorder=2, **color)
             for line in (proxied[shown], earned[shown]):
                 lowest, highest = line.min(initial=lowest), line.max(initial=highest)

@@ -81,6 +81,8 @@ def recipe_comparison(
         if show_rest:
             bars.append((rest, {"color": look.GREY, "label": "all others", **style}))
         look.grouped_bars(ax, bars, 0.84, lying=True)
+        if len(names) > chosen.size and not show_rest:
+            look.unseen(ax, f"{len(names) - chosen.size} others, below 0.1 %")
         ax.set_yticks(range(len(rows)), [look.short_label(name, _LONGEST_NAME) for name in rows])
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")

@@ -54,7 +54,8 @@ def space_report(report: SpaceReport, *, ax: Axes | None = None, **style: Any) -
             # The levels of β are side by side, so that none covers another.
             shift = 0.4 * (k - (len(levels) - 1) / 2) / max(len(levels), 2)
             y = [kinds.index(report.problem if kind is None else r[kind]) + shift for r in own]
-            points = {"ls": "", "marker": "o", "ms": 5, "mfc": "none", "mew": 1.4, "zorder": 3}
+            marker = look.MARKERS[k % len(look.MARKERS)] or "o"
+            points = {"ls": "", "marker": marker, "ms": 5, "mfc": "none", "mew": 1.4, "zorder": 3}
             points |= {"color": look.color(k), "label": f"β = {look.short_number(level)}"}
             ax.plot(x, y, **{**points, **style})
         ax.set_yticks(range(len(kinds)), kinds)

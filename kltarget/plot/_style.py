@@ -22,8 +22,15 @@ DARK = pathlib.Path(__file__).with_name("kltarget-dark.mplstyle")
 GREY = "#9a9a9a"
 DASHED = (0, (4, 3))
 NUM_COLORS = 7
+MARKERS = ("", "s", "^", "D", "v", "P", "X", "<")
+"""Of series; circles are for places where something happens, dashes for what is compared with."""
+
+HATCHES = ("", "///", "...", "xx", "\\\\\\", "ooo", "++")
 
 _LONGEST_LABEL = 26
+_MOST_NAMED = 6
+# Beside axes that are narrower than this, in inches, a legend would leave too little of them.
+_NARROW = 3.5
 
 
 @contextlib.contextmanager
@@ -110,6 +117,36 @@ def color(k: int) -> Any:
     return palette[k % len(palette)]
 
 
+def series(k: int) -> dict[str, Any]:
+    """The looks of line k of a figure, told apart without colours by its marker."""
+    marker = MARKERS[k % len(MARKERS)]
+    if not marker:
+        return {"color": color(k)}
+    # Where lines coincide, their markers are at different places.
+    places = (0.02 + 0.03 * (k % 5), 0.15)
+    return {"color": color(k), "marker": marker, "ms": 4.5, "markevery": places}
+
+
+def filling(k: int) -> dict[str, Any]:
+    """The looks of area k where its place does not tell it from others, nor colours do."""
+    hatch = HATCHES[k % len(HATCHES)]
+    return {"facecolor": color(k), "hatch": hatch, "edgecolor": paper()}
+
+
+def named(names: list[str]) -> tuple[list[str], str]:
+    """Of many names in order a few, the others hidden from a legend, and how many these are."""
+    if len(names) <= _MOST_NAMED:
+        return names, ""
+    listed = np.linspace(0, len(names) - 1, _MOST_NAMED - 1).round()
+    kept = [name if i in listed else "_nolegend_" for i, name in enumerate(names)]
+    return kept, f"{listed.size} of {len(names)} β named"
+
+
+def unseen(ax: Axes, text: str) -> None:
+    """A line of the legend about what is not drawn."""
+    ax.plot([], [], ls="", label=text)
+
+
 def faint() -> Any:
     """A colour for what belongs in the background but must be seen."""
     return _rc("patch.edgecolor")
@@ -139,10 +176,38 @@ def grouped_bars(
         draw(place, lengths, width * share, **options)
 
 
+def is_narrow(ax: Axes) -> bool:
+    """Whether the axes are too narrow for anything beside them."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return bool(ax.get_window_extent().width / figure.dpi < _NARROW)
+
+
 def legend_beside(ax: Axes, *entries: Any, **options: Any) -> None:
-    """A legend to the right of the axes, where it covers nothing."""
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "alignment": "left"}
+    """A legend to the right of the axes, of narrow ones below, where it covers nothing."""
+    place: dict[str, Any] = {"loc": "upper left", "alignment": "left"}
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    if is_narrow(ax):
+        place |= _below(ax, figure, entries[1] if entries else ax.get_legend_handles_labels()[1])
+    else:
+        place["bbox_to_anchor"] = (1.01, 1.0)
     ax.legend(*entries, **place, **options)
+
+
+def _below(ax: Axes, figure: Figure, names: Any) -> dict[str, Any]:
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+
+    ticks = max((x.get_text().count("\n") for x in ax.get_xticklabels()), default=0)
+    depth = 0.26 + 0.15 * ticks + (0.2 if ax.get_xlabel() else 0.0)
+    # Long labels of the other axis leave room below themselves.
+    alone = all(other is ax or other.get_label() == "<colorbar>" for other in figure.axes)
+    across = figure.transFigure if alone else ax.transAxes
+    place = blended_transform_factory(across, ax.transAxes)
+    place += ScaledTranslation(0, -depth, figure.dpi_scale_trans)
+    columns = 2 if max(map(len, names), default=0) <= _LONGEST_LABEL - 2 else 1
+    at = {"bbox_to_anchor": (0.02 * alone, 0.0), "bbox_transform": place}
+    return {**at, "ncols": columns, "fontsize": "small", "title_fontsize": "small"}
 
 
 def short_label(label: str, room: int = _LONGEST_LABEL) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core.words import counted
 from kltarget.objectives import Objective
 from kltarget.plot import _style as look
 from kltarget.plot._paths import as_drawn
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 # Bars stay countable and their labels level up to here; beyond it outcomes are ranked on an axis.
 _MOST_BARS = 12
 _MOST_POSITIONS = 1000
-_MOST_LEGEND_ENTRIES = 6
+# Nothing below it is drawn unless all is: a tail of 1e-65 would press the rest together.
+_LEAST_DECADE = -12
+# On a linear axis this part of its end is still seen, and as much mass has to lie above it.
+_SEEN, _ENOUGH = 0.01, 0.9
 _MOST_TICK_CHARACTERS = 64
 
 
@@ -40,7 +44,8 @@ def target(
     Up to 12 outcomes are drawn as groups of bars in the given order. More are drawn as points on a
     logarithmic scale, ranked by reference mass with the rewards as a strip above and the ``top``
     most probable outcomes named. Up to 1,000 labels that count upwards, such as token positions,
-    keep their order instead of being ranked.
+    keep their order instead of being ranked, on a linear scale where that shows nine tenths of each
+    distribution.
 
     Args:
         data: a target, whose batch may hold several β; a sequence of targets; an objective, which
@@ -56,7 +61,7 @@ def target(
 
     Returns:
         The axes; ``ax.figure`` is the figure. Probabilities of exactly zero have no point on the
-        logarithmic scale.
+        logarithmic scale, which ends at 1e-12; the legend counts the outcomes that lie below.
 
     Raises:
         TypeError: ``data`` is none of these.
@@ -105,6 +110,7 @@ class _Curve:
     name: str
     label: str
     color: Any
+    marker: str
     log_probs: np.ndarray
     objective: Objective
 
@@ -127,13 +133,15 @@ def _curves(data: Any) -> list[_Curve]:
     names = [f"β = {beta:.4g}" for beta in betas]
     if len(set(titles)) > 1:
         names = [f"{name}, {title}" for name, title in zip(names, titles, strict=True)]
-    labels = names
-    if len(rows) > _MOST_LEGEND_ENTRIES:
-        listed = np.linspace(0, len(rows) - 1, _MOST_LEGEND_ENTRIES - 1).round()
-        labels = [name if i in listed else "_nolegend_" for i, name in enumerate(names)]
-    # From dark for weak regularisation to bright.
-    colors = look.shades(len(rows))[np.argsort(np.argsort(betas, kind="stable"))]
-    curves = zip(names, labels, colors, log_probs, objectives, strict=True)
+    kinds = list(dict.fromkeys(titles))
+    # Of divergences each is named, of many β of one divergence some.
+    labels = names if len(kinds) > 1 else look.named(names)[0]
+    if len(kinds) == len(rows) > 1 == len(set(betas)):
+        colors: Any = [look.color(k) for k in range(len(rows))]
+    else:  # from dark for weak regularisation to bright
+        colors = look.shades(len(rows))[np.argsort(np.argsort(betas, kind="stable"))]
+    markers = [look.MARKERS[kinds.index(title) % len(look.MARKERS)] or "o" for title in titles]
+    curves = zip(names, labels, colors, markers, log_probs, objectives, strict=True)
     return [_Curve(*curve) for curve in curves]
 
 
@@ -195,25 +203,44 @@ def _points(
     reward, log_ref = problem[:, order]
     rows = [c.log_probs[order] for c in curves]
 
-    ax.set(xscale="log" if size > 60 and not keep_order else "linear", yscale="log")
+    everything = np.exp([log_ref, *rows])
+    seen = np.where(everything >= _SEEN * everything.max(), everything, 0.0).sum(-1)
+    # Logarithms would hide how much of the mass is where, which positions in order show.
+    linear = keep_order and bool((seen >= _ENOUGH).all())
+    ax.set(xscale="log" if size > 60 and not keep_order else "linear")
+    ax.set(yscale="linear" if linear else "log")
     ax.plot(x, _mass(log_ref), color=look.GREY, lw=2.2, label="reference", zorder=2)
     # Well rewarded outcomes are large, the fourth power keeps the many middling ones of a graded
     # reward small.
     emphasis = _unit(reward) ** 4
-    least, most = (1.5, 30.0) if size > 200 else (9.0, 45.0)
+    least, most = (1.5, 30.0) if size > 200 else (4.0, 16.0) if linear else (9.0, 45.0)
     usual = {"linewidths": 0, "zorder": 3, "rasterized": size > 500}
     for k, (curve, row) in enumerate(zip(curves, rows, strict=True)):
         # Where targets coincide, later and smaller points leave the rim of the earlier ones
         # visible.
         shrink = 1 - 0.65 * k / max(len(curves) - 1, 1)
-        ax.plot([], [], ls="", marker="o", ms=6, color=curve.color, label=curve.label)
-        options = {"color": [curve.color], **usual, **style}
+        dot = {"marker": curve.marker, "color": curve.color}
+        ax.plot([], [], ls="-" if linear else "", ms=6, label=curve.label, **dot)
+        if linear:
+            ax.plot(x, _mass(row), color=curve.color, lw=1.0, zorder=3)
+        options = {"color": [curve.color], "marker": curve.marker, **usual, **style}
         ax.scatter(x, _mass(row), (least + (most - least) * emphasis) * shrink, **options)
 
-    _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
+    if linear:
+        ax.set_ylim(0, 1.06 * float(everything.max()))
+    else:
+        _probability_axis(ax, log_ref, rows, room=0.5 if top else 0.06)
     _reward_strip(ax, x, reward)
     best = np.max(rows if rows else [log_ref], axis=0)
-    chosen = np.sort(np.argsort(-best, kind="stable")[:top])
+    end = -np.inf if linear else math.log(ax.get_ylim()[0])
+    shown = np.maximum(best, log_ref) >= end
+    if not shown.all():
+        below = counted(size - int(shown.sum()), "outcome")
+        look.unseen(ax, f"{below} below 1e{round(end / math.log(10))}")
+        if not keep_order:
+            ax.set_xlim(right=float(x[shown][-1]) + 0.5)
+    order_of_names = np.argsort(np.where(shown, -best, np.inf), kind="stable")
+    chosen = np.sort(order_of_names[: min(top, int(shown.sum()))])
     if chosen.size:
         _name_points(ax, x[chosen], best[chosen], [str(labels[int(order[i])]) for i in chosen])
     place = "outcome" if keep_order else "rank of the outcome under the reference"
@@ -237,10 +264,10 @@ def _mass(log_probs: np.ndarray) -> np.ndarray:
 
 
 def _probability_axis(ax: Axes, log_ref: np.ndarray, rows: list[np.ndarray], room: float) -> None:
-    """Limits that show the whole reference and at most four decades below; names need room."""
+    """Limits that show the reference and at most four decades below, to 1e-12; names need room."""
     decades = [row[np.isfinite(row)] / math.log(10) for row in (log_ref, *rows)]
     least = [math.floor(row.min(initial=-1.0)) for row in decades]
-    low = max(min(least), least[0] - 4)
+    low = max(min(least), least[0] - 4, _LEAST_DECADE)
     ax.set_ylim(10.0**low, 10.0 ** (room * -low))
     step = max(1, round(-low / 6))
     ax.set_yticks([10.0**k for k in range(0, low - 1, -step)])
@@ -304,8 +331,10 @@ def _legend(ax: Axes, curves: list[_Curve], reward: np.ndarray | None = None) ->
             handles.append(Patch(facecolor=_reward_colors()(unit[i]), edgecolor=look.GREY, lw=0.6))
             names.append(f"reward {look.short_number(reward[i])}")
     divergences = {curve.objective.divergence.title for curve in curves}
-    title = divergences.pop() if len(divergences) == 1 else None
-    look.legend_beside(ax, handles, names, title=title)
+    title = [divergences.pop()] if len(divergences) == 1 else []
+    if any(curve.label.startswith("_") for curve in curves):
+        title.append(look.named([curve.name for curve in curves])[1])
+    look.legend_beside(ax, handles, names, title="\n".join(title) or None)
 
 
 def counts_upwards(labels: Sequence[str]) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._core.words import percent
 from kltarget.plot import _style as look
 from kltarget.plot._paths import as_drawn
 from kltarget.spaces import SequenceSpace
@@ -85,11 +87,20 @@ def tree(
         ax.scatter(x, y, _LARGEST_NODE * mass, **options)
         for node in sorted(nodes[1:], key=lambda node: (len(node.tokens), node.height)):
             _name(ax, node, spelling)
-        ax.set(xticks=range(depth + 1), yticks=[], xlabel="tokens")
+        ax.set(xticks=range(depth + 1), yticks=[], xlabel=_tokens(leaves, log_probs))
         ax.set(xlim=(-0.15, depth + 0.12), ylim=(len(leaves) - 0.4, -0.6))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
     return ax
+
+
+def _tokens(leaves: list[_Node], log_probs: np.ndarray) -> str:
+    """What the axis is called, and how much is left out if anything is."""
+    possible = int(np.isfinite(log_probs).sum())
+    if len(leaves) == possible:
+        return "tokens"
+    mass = percent(math.log(sum(leaf.mass for leaf in leaves)))
+    return f"tokens of {len(leaves)} of {possible:,} sequences, {mass}"
 
 
 @dataclasses.dataclass(eq=False)

@@ -69,7 +69,7 @@ def value_iterations(
                 low = np.maximum(mean - error, _ROUNDING)
                 shade = {"color": look.color(k), "alpha": 0.2, "lw": 0, "zorder": 2}
                 ax.fill_between(steps, low, mean + error, **shade)
-            line = {"color": look.color(k), "label": name, "zorder": 4}
+            line = {**look.series(k), "label": name, "zorder": 4}
             ax.plot(steps, shown, **{**line, **style})
             top, longest = max(top, float(mean[0])), max(longest, len(lost))
         steps = np.arange(1, longest + 1)

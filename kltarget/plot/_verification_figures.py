@@ -40,7 +40,8 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
     """Draws the probability of every mode under the target against what training reached.
 
     A point is a mode in a run: colours are recipes, shapes are policies. On the diagonal the
-    prediction is exact. Modes that the target gives less than 1e-4 are left out.
+    prediction is exact. Modes that the target gives less than 1e-4 are left out; those of which
+    training left less than 1e-5 lie at the lower edge.
 
     Args:
         report: what :func:`kltarget.verification.verify` found.
@@ -64,28 +65,39 @@ def predicted_vs_reached(report: Report, *, ax: Axes | None = None, **style: Any
         policies = list(dict.fromkeys(policy for policy, *_ in groups))
         markers = dict(zip(policies, itertools.cycle(_MARKERS), strict=False))
         recipes = list(dict.fromkeys(recipe for _, recipe, _ in groups))
-        least = 1.0
+        pairs = [(x, y) for *_, runs in groups for run in runs for x, y in _masses(run)]
+        least = min((x for pair in pairs if pair[0] >= _LEAST_MASS for x in pair), default=1.0)
+        low = max(10.0 ** np.floor(np.log10(max(least, 1e-300))), _LEAST_MASS / 10)
         points = {"s": 15, "linewidths": 0.8, "alpha": 0.75, "rasterized": True, **style}
         # Small and hollow, those that spread most first: the others stay visible.
         for policy, recipe, runs in sorted(groups, key=lambda group: -policies.index(group[0])):
-            x = np.concatenate([run.target_mode_mass for run in runs])
-            y = np.concatenate([run.mode_mass for run in runs])
-            shown = (x >= _LEAST_MASS) & (y > 0)
-            least = min([least, *x[shown], *y[shown]])
+            x, y = np.array([pair for run in runs for pair in _masses(run)]).T
+            shown = x >= _LEAST_MASS
+            y = np.maximum(y, low)
             ring = {"facecolors": "none", "edgecolors": look.color(recipes.index(recipe))}
             depth = 4 if policy == policies[0] else 3
             ax.scatter(x[shown], y[shown], marker=markers[policy], zorder=depth, **ring, **points)
-        low = max(10.0 ** np.floor(np.log10(least)), _LEAST_MASS / 10)
         ax.plot([low, 1], [low, 1], color=look.GREY, lw=1.2, zorder=2)
-        ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(low, 1.4))
+        ax.set(xscale="log", yscale="log", xlim=(low, 1.4), ylim=(0.8 * low, 1.4))
         ax.set(xlabel="mode probability in the target", ylabel="reached by training")
         for r, recipe in enumerate(recipes):
             ax.plot([], [], ls="", marker="o", ms=5, color=look.color(r), label=recipe)
         for policy, marker in markers.items():
             hollow = {"marker": marker, "mfc": "none", "mec": look.ink()}
             ax.plot([], [], ls="", ms=5, label=policy, **hollow)
-        ax.legend(loc="upper left", fontsize="small")
+        unshown = sum(x < _LEAST_MASS for x, _ in pairs)
+        if unshown:
+            look.unseen(ax, f"{unshown:,} below {_LEAST_MASS:g} not shown")
+        lost = sum(x >= _LEAST_MASS and y < low for x, y in pairs)
+        if lost:
+            look.unseen(ax, f"{lost:,} at the lower edge: reached less")
+        look.legend_beside(ax)
     return ax
+
+
+def _masses(run: Any) -> list[tuple[float, float]]:
+    """Of each mode the mass in the target and the mass that was reached."""
+    return list(zip(map(float, run.target_mode_mass), map(float, run.mode_mass), strict=True))
 
 
 def training(
@@ -173,8 +185,9 @@ def _lines(
     with look.drawing(ax) as ax:
         levels, place = np.unique(beta, return_inverse=True)
         colors = look.shades(levels.size)
-        for b, shade in zip(levels, colors, strict=False):
-            ax.plot([], [], color=shade, label=f"β = {b:.4g}")
+        names, left_out = look.named([f"β = {b:.4g}" for b in levels])
+        for name, shade in zip(names, colors, strict=False):
+            ax.plot([], [], color=shade, label=name)
         for row, shade in zip(values, colors[place], strict=True):
             ax.plot(step, row, **{"color": shade, "lw": 1.2, "zorder": 3, **style})
         if ends is not None:
@@ -185,7 +198,7 @@ def _lines(
         if metric in _VANISHING:
             ax.set_yscale("log")
         ax.margins(x=0)
-        look.legend_beside(ax)
+        look.legend_beside(ax, title=left_out or None)
     return ax
 
 
@@ -223,26 +236,33 @@ def distances(report: Report, *, ax: Axes | None = None, **style: Any) -> Axes:
         norm = LogNorm(1e-5, 1.0, clip=True)
         options = {"cmap": "viridis", "norm": norm, "aspect": "auto", **style}
         ax.imshow(np.maximum(table, 1e-9), **options)
-        size = "small" if len(shown) <= len(TARGETS) else "x-small"
+        room = len(shown) <= len(TARGETS) and not look.is_narrow(ax)
+        size = "small" if room else "x-small"
         centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
         frame = {"fill": False, "ec": "#d55e00", "lw": 2.2, "zorder": 4}
         for i, (_, _, runs) in enumerate(groups):
             for j, name in enumerate(shown):
+                look_of_own: dict[str, Any] = (
+                    {"fontweight": "bold"} if name == runs[0].target else {}
+                )
                 shade = "white" if table[i, j] < 5e-3 else "black"
-                ax.text(j, i, _brief(table[i, j]), color=shade, **centred)
+                ax.text(j, i, _brief(table[i, j]), color=shade, **centred, **look_of_own)
                 if name == runs[0].target:
                     ax.add_patch(Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
         names = [title_of(name) for name in shown]
-        if len(shown) <= len(TARGETS):
+        narrow = look.is_narrow(ax)
+        if len(shown) <= len(TARGETS) and not narrow:
             ax.set_xticks(range(len(shown)), [name.replace(" ", "\n", 1) for name in names])
-        else:  # terms of one's own bring columns of their own
+        else:  # or terms of one's own bring columns of their own
             ax.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         rows = [f"{policy}: {recipe}" for policy, recipe, _ in groups]
         ax.set_yticks(range(len(groups)), rows)
         ax.tick_params(length=0)
+        if narrow:
+            ax.tick_params(labelsize="x-small")
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.set_title("total variation from each target", color=look.ink())
+        ax.set_title(f"{'TV' if narrow else 'total variation'} from each target", color=look.ink())
     return ax
 
 
@@ -254,14 +274,14 @@ def verification(report: Report) -> Figure:
     """
     with look.in_style():
         groups = list(report.groups())
-        # No wider than a page of text, on which it can be read.
+        # No wider than what a telephone shows legibly.
         below = 1.1 + 0.36 * len(groups)
-        figure = look.new_figure(figsize=(9.0, 4.2 + below))
-        panels = figure.add_gridspec(2, 2, height_ratios=(4.0, below))
-        left, right = (figure.add_subplot(panels[0, k]) for k in (0, 1))
-        middle = figure.add_subplot(panels[1, :])
-        predicted_vs_reached(report, ax=left)
-        left.set_title("modes: predicted and reached")
+        figure = look.new_figure(figsize=(6.4, 7.0 + below))
+        # Each is laid out by itself: the legend of one takes no room from the others.
+        parts: Any = figure.subfigures(3, 1, height_ratios=(3.9, below, 3.1))
+        first, middle, last = (part.subplots() for part in parts)
+        predicted_vs_reached(report, ax=first)
+        first.set_title("modes: predicted and reached")
         distances(report, ax=middle)
         policy, recipe, runs = groups[-1]
         scale = runs[0].reward_scale
@@ -270,9 +290,9 @@ def verification(report: Report) -> Figure:
         values = [np.pad(x.history, (0, len(longest) - len(x.history)), "edge") for x in runs]
         ends = np.array([run.target_expected_reward for run in runs])
         beta = np.array([run.beta for run in runs])
-        _lines(longest, np.array(values), ends, beta, "expected_reward", right, {})
-        right.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
-        figure.suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
+        _lines(longest, np.array(values), ends, beta, "expected_reward", last, {})
+        last.set_title(f"{policy}: {recipe}, reward scale {scale:g}")
+        parts[0].suptitle(report.problem, x=0.01, ha="left", fontsize=12.5)
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kltarget._core import checks
 from kltarget._core.matrices import cholesky, diagonal, inverse_lower, product, times, transposed
 from kltarget._core.numerics import as_float, log_sum_exp, widest, working_dtype
+from kltarget._core.page import Page, Paragraph, Table
 from kltarget._core.pytrees import made, register
+from kltarget._core.short_repr import short_repr
+from kltarget._core.words import counted, number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COVARIANCE_TYPES = ("full", "diag", "spherical")
+_SHOWN, _SHOWN_AXES = 10, 4
+"""Rows and dimensions of a page."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
@@ -186,6 +194,67 @@ class GaussianMixture:
         center = jnp.where(chosen[..., None], means[None], 0.0).sum(-2)
         factor = jnp.where(chosen[..., None, None], factors[None], 0.0).sum(-3)
         return (center + times(factor, noise)).astype(self.means.dtype)
+
+    __repr__ = short_repr
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each component of each mixture.
+
+        Returns:
+            Columns ``row`` if there is a batch axis (``row 0``, ``row 1``, … if there are several),
+            ``component``, ``weight``, ``mean 0``, …, and ``std 0``, …, one per dimension.
+
+        Raises:
+            TypeError: under a trace, where there are no numbers.
+
+        Example:
+            >>> import jax.numpy as jnp, kltarget as kt
+            >>> even = jnp.log(jnp.full(2, 0.5))
+            >>> p = kt.GaussianMixture(
+            ...     even, [[-2.0], [2.0]], [0.64, 0.36], covariance_type="spherical"
+            ... )
+            >>> print(p.to_dataframe().round(2).to_string(index=False))
+             component  weight  mean 0  std 0
+                     0     0.5    -2.0    0.8
+                     1     0.5     2.0    0.6
+        """
+        import pandas as pd
+
+        if checks.traced(self.log_weights, self.means, self.cholesky):
+            raise TypeError("to_dataframe needs numbers: call it outside of jit, vmap and grad")
+        weights, means, factors = (np.asarray(x, np.float64) for x in self._broadcast())
+        spread = np.sqrt(np.square(factors).sum(-1))
+        shape = weights.shape
+        rows = ["row"] if len(shape) == 2 else [f"row {axis}" for axis in range(len(shape) - 1)]
+        columns = dict(zip([*rows, "component"], np.indices(shape), strict=True))
+        columns["weight"] = np.exp(weights)
+        columns |= {f"mean {i}": means[..., i] for i in range(self.dim)}
+        columns |= {f"std {i}": spread[..., i] for i in range(self.dim)}
+        return pd.DataFrame({name: x.ravel() for name, x in columns.items()})
+
+    def _repr_html_(self) -> str | None:
+        # Under a trace there are no numbers to show, and the line of text is shown instead.
+        if checks.traced(self.log_weights, self.means, self.cholesky):
+            return None
+        frame = self.to_dataframe()
+        told = [name for name in frame if not name.startswith(("mean", "std"))]
+        told += [f"{x} {i}" for x in ("mean", "std") for i in range(min(self.dim, _SHOWN_AXES))]
+        rows = [tuple(told)]
+        for row in frame[told].head(_SHOWN).itertuples(index=False):
+            cells = zip(told, row, strict=True)
+            rows.append(tuple(f"{x:.4f}" if name == "weight" else number(x) for name, x in cells))
+        size = counted(self.num_components, "component")
+        title = f"GaussianMixture, {size} in {counted(self.dim, 'dimension')}"
+        left = [
+            f"{counted(more, f'more {what}')}"
+            for more, what in (
+                (len(frame) - _SHOWN, "component"),
+                (self.dim - _SHOWN_AXES, "dimension"),
+            )
+            if more > 0
+        ]
+        more = [Paragraph(f"and {' and '.join(left)}", faint=True)] if left else []
+        return Page([Paragraph("", label=title), Table(rows, "r" * len(told)), *more]).to_html()
 
     def _log_joint(self, x: ArrayLike) -> Array:
         """``log w_k N(x; μ_k, Σ_k)``, shape ``[..., K]``, in the working dtype."""
