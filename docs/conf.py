@@ -1,12 +1,10 @@
 """Sphinx configuration: `sphinx-build -W docs build/docs`."""
 
-import base64
 import contextlib
 import functools
 import importlib
 import inspect
 import io
-import json
 import os
 import pkgutil
 import re
@@ -26,6 +24,9 @@ from sphinx.util.nodes import make_refnode
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.append(str(ROOT / "tests"))  # whose docstrings state the published claims
+sys.path.append(str(HERE))
+from pictures import Figures, Gallery, first_sentence  # noqa: E402
+
 logger = logging.getLogger(__name__)
 
 project = "kltarget"
@@ -133,60 +134,6 @@ def _doors() -> dict[str, object]:
     }
 
 
-class Gallery(SphinxDirective):
-    """The notebooks' pictures, one of each section, under the section's title."""
-
-    def run(self) -> list[nodes.Node]:
-        """Takes them out of the notebooks as they are stored, with nothing to compute."""
-        pictures = HERE / "notebooks" / "pictures"
-        pictures.mkdir(exist_ok=True)
-        found: list[nodes.Node] = []
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-            cards = [
-                self._card(title, f"notebooks/{path.stem}", _written(pictures, path.stem, k, png))
-                for k, (title, png) in enumerate(_pictures(path).items())
-            ]
-            if cards:
-                heading = nodes.rubric("", _title(path))
-                found += [heading, nodes.container("", *cards, classes=["gallery"])]
-        return found
-
-    def _card(self, title: str, page: str, picture: str) -> nodes.Node:
-        link = nodes.reference("", "", refuri=f"{page}.html", internal=True)
-        link += nodes.image(uri=picture, alt=title)
-        return nodes.container("", nodes.paragraph("", "", link), nodes.paragraph("", title))
-
-
-def _cells(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["cells"]
-
-
-def _heading(cell: dict) -> str:
-    lines = "".join(cell["source"]).splitlines() if cell["cell_type"] == "markdown" else []
-    return next((x.lstrip("# ") for x in reversed(lines) if x.startswith("#")), "")
-
-
-def _title(path: Path) -> str:
-    return next(filter(None, map(_heading, _cells(path))))
-
-
-def _pictures(path: Path) -> dict[str, str]:
-    """The first picture of each section, by the section's title."""
-    found, title = {}, ""
-    for cell in _cells(path):
-        title = _heading(cell) or title
-        for output in cell.get("outputs", ()):
-            if png := output.get("data", {}).get("image/png"):
-                found.setdefault(title, png)
-    return found
-
-
-def _written(folder: Path, stem: str, k: int, png: str) -> str:
-    name = f"{stem}-{k}.png"
-    (folder / name).write_bytes(base64.b64decode(png))
-    return f"notebooks/pictures/{name}"
-
-
 class NamesTable(SphinxDirective):
     """Every public name of the rooms with the first sentence of its docstring."""
 
@@ -211,15 +158,10 @@ class NamesTable(SphinxDirective):
 def _names_of(doors: list[str]) -> str:
     rows = [
         f"   * - :py:obj:`{door.removeprefix('kltarget.')} <{door}>`\n"
-        f"     - {_first_sentence(_doors()[door])}"
+        f"     - {first_sentence(_doors()[door])}"
         for door in sorted(doors, key=lambda x: x.rpartition(".")[2].lower())
     ]
     return "\n".join([".. list-table::", "   :widths: 35 65", "", *rows])
-
-
-def _first_sentence(public: object) -> str:
-    paragraph = " ".join((inspect.getdoc(public) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.:]) (?=[A-Z])", paragraph, maxsplit=1)[0]
 
 
 class CommandHelp(SphinxDirective):
@@ -295,6 +237,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("figures", Figures)
     app.add_directive("gallery", Gallery)
     app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
