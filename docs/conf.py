@@ -161,7 +161,7 @@ def _names_of(doors: list[str]) -> str:
         f"     - {first_sentence(_doors()[door])}"
         for door in sorted(doors, key=lambda x: x.rpartition(".")[2].lower())
     ]
-    return "\n".join([".. list-table::", "   :widths: 35 65", "", *rows])
+    return "\n".join([".. list-table::", "   :class: names", "   :widths: 35 65", "", *rows])
 
 
 class CommandHelp(SphinxDirective):
