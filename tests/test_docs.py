@@ -10,6 +10,7 @@ import os
 import pkgutil
 import re
 import shlex
+import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from claims import VERDICTS, read_claims
+from PIL import Image
 from test_house import FLOORS
 
 import kltarget as kt
@@ -239,6 +241,18 @@ def test_the_picture_of_the_house_is_that_of_the_arrows():
     assert picture
     rooms = [set(re.split(r" {2,}", line)[0].split(" · ")) for line in picture[1].splitlines()]
     assert rooms == [set(floor) for floor in reversed(FLOORS)]
+
+
+def test_pictures_of_the_readme_are_packed_and_the_animation_is_small_and_loops():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        packed = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{path}" for path in pictures} <= set(packed)
+    (animation,) = (ROOT / path for path in pictures if path.endswith(".gif"))
+    assert animation.stat().st_size < 500_000
+    with Image.open(animation) as frames:
+        assert frames.info["loop"] == 0
+        assert 3 < frames.n_frames * frames.info["duration"] / 1000 < 8
 
 
 def test_links_are_well_formed():
