@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import io
+import json
 import os
 import pkgutil
 import re
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.append(str(ROOT / "tests"))  # whose docstrings state the published claims
 sys.path.append(str(HERE))
+from page_of_notebook import explored, page_of  # noqa: E402
 from pictures import Figures, Gallery, first_sentence  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,11 @@ logger = logging.getLogger(__name__)
 project = "kltarget"
 author = "The kltarget authors"
 copyright = author
-version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+version = release = metadata["version"]
+# Notebooks have a link to Colab where pyproject.toml says which repository they are in.
+repository = metadata.get("urls", {}).get("Repository")
+notebooks = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["**.ipynb_checkpoints"]
@@ -43,6 +49,7 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["kltarget.css"]
+html_js_files = ["explorer.js"]
 html_math_renderer = "mathml"
 
 # Notebooks are stored with their outputs, which the tests of the notebooks keep true.
@@ -224,7 +231,8 @@ def _explorers(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         folder = Path(app.outdir) / "explorers"
         folder.mkdir(exist_ok=True)
-        for task in ("one-two", "bimodal", "words"):
+        contents = (json.loads(path.read_text(encoding="utf-8")) for path in notebooks.values())
+        for task in {"one-two", "bimodal", "words"}.union(*map(explored, contents)):
             (folder / f"{task}.html").write_text(page(task))
 
 
@@ -232,8 +240,11 @@ def setup(app: Sphinx) -> None:
     """Brings the notebooks under this folder, where Sphinx looks for pages."""
     for stale in (HERE / "notebooks").glob("*.ipynb"):
         stale.unlink()
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        shutil.copy2(notebook, HERE / "notebooks")
+    for stem, path in notebooks.items():
+        page = page_of(json.loads(path.read_text(encoding="utf-8")), stem, repository)
+        copied = HERE / "notebooks" / path.name
+        copied.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
+        shutil.copystat(path, copied)  # a page that has not changed is not made anew
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import io
 import itertools
+import json
 import os
 import pkgutil
 import re
@@ -381,3 +382,35 @@ def test_the_pages_that_run_are_read():
         ("trainers", "command"),
         ("jupyter", "command"),
     }
+
+
+def test_a_notebooks_page_has_its_explorer_and_a_link_to_colab(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from page_of_notebook import explored, page_of
+
+    path = ROOT / "notebooks" / "01_mode_collapse.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert explored(notebook) == {"bimodal"}
+    stored = json.dumps(notebook)
+    address = "https://github.com/someone/kltarget.git"
+    page = page_of(notebook, path.stem, address)
+    (frame,) = (
+        x["data"]["text/html"][0]
+        for cell in page["cells"]
+        for x in cell.get("outputs", ())
+        if "<iframe" in str(x.get("data", ""))
+    )
+    assert 'src="../explorers/bimodal.html"' in frame
+    opened = "https://colab.research.google.com/github/someone/kltarget/blob/main/notebooks"
+    assert f'href="{opened}/01_mode_collapse.ipynb"' in page["cells"][0]["source"][-1]
+    # Where no address is given, or of a host that Colab does not read, there is no link.
+    for other in (None, "https://example.org/someone/kltarget"):
+        assert "colab" not in json.dumps(page_of(notebook, path.stem, other))
+    assert json.dumps(notebook) == stored
+
+
+def test_choosing_beta_is_in_a_title():
+    """The search of the documentation puts pages whose title has the words first."""
+    titles = {re.search(r"^# (.+)", page.read_text("utf-8"), re.MULTILINE)[1] for page in PAGES}
+    words = [set(re.findall(r"\w+", title.lower())) for title in titles]
+    assert sum({"choose", "beta"} <= each for each in words) == 1

@@ -308,6 +308,7 @@ def test_the_state_goes_both_ways(bimodal):
     content = {"data": {"method": "update", "state": state, "buffer_paths": []}}
     frontend.receive({"content": content, "buffers": []})
     assert (bimodal.beta, bimodal.threshold, bimodal.odds) == (0.3, None, 2.0)
+    assert repr(bimodal) == "Explorer('bimodal', divergence='forward-kl', beta=0.3, odds=2.0)"
     assert bimodal.scene.log_ref[25] - bimodal.scene.log_ref[75] == pytest.approx(np.log(2))
 
 
