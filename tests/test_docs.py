@@ -414,3 +414,16 @@ def test_choosing_beta_is_in_a_title():
     titles = {re.search(r"^# (.+)", page.read_text("utf-8"), re.MULTILINE)[1] for page in PAGES}
     words = [set(re.findall(r"\w+", title.lower())) for title in titles]
     assert sum({"choose", "beta"} <= each for each in words) == 1
+
+
+def test_every_figure_has_a_picture():
+    """Of a notebook that calls it, or else of the example in its docstring."""
+    notebooks = "\n".join(path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    functions = [x for x in (getattr(kt.plot, name) for name in kt.plot.__all__) if callable(x)]
+    for function in functions:
+        examples = "\n".join(
+            x.source for x in doctest.DocTestParser().get_examples(function.__doc__)
+        )
+        called = rf"\bplot\.{function.__name__}\("
+        assert re.search(called, notebooks) or re.search(called, examples), function.__name__
+    assert len(functions) > 20
