@@ -1,6 +1,5 @@
 """Sphinx configuration: `sphinx-build -W docs build/docs`."""
 
-import base64
 import contextlib
 import functools
 import importlib
@@ -26,12 +25,20 @@ from sphinx.util.nodes import make_refnode
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.append(str(ROOT / "tests"))  # whose docstrings state the published claims
+sys.path.append(str(HERE))
+from page_of_notebook import explored, page_of  # noqa: E402
+from pictures import Figures, Gallery, first_sentence  # noqa: E402
+
 logger = logging.getLogger(__name__)
 
 project = "kltarget"
 author = "The kltarget authors"
 copyright = author
-version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+version = release = metadata["version"]
+# Notebooks have a link to Colab where pyproject.toml says which repository they are in.
+repository = metadata.get("urls", {}).get("Repository")
+notebooks = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["**.ipynb_checkpoints"]
@@ -42,6 +49,7 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["kltarget.css"]
+html_js_files = ["explorer.js"]
 html_math_renderer = "mathml"
 
 # Notebooks are stored with their outputs, which the tests of the notebooks keep true.
@@ -133,60 +141,6 @@ def _doors() -> dict[str, object]:
     }
 
 
-class Gallery(SphinxDirective):
-    """The notebooks' pictures, one of each section, under the section's title."""
-
-    def run(self) -> list[nodes.Node]:
-        """Takes them out of the notebooks as they are stored, with nothing to compute."""
-        pictures = HERE / "notebooks" / "pictures"
-        pictures.mkdir(exist_ok=True)
-        found: list[nodes.Node] = []
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-            cards = [
-                self._card(title, f"notebooks/{path.stem}", _written(pictures, path.stem, k, png))
-                for k, (title, png) in enumerate(_pictures(path).items())
-            ]
-            if cards:
-                heading = nodes.rubric("", _title(path))
-                found += [heading, nodes.container("", *cards, classes=["gallery"])]
-        return found
-
-    def _card(self, title: str, page: str, picture: str) -> nodes.Node:
-        link = nodes.reference("", "", refuri=f"{page}.html", internal=True)
-        link += nodes.image(uri=picture, alt=title)
-        return nodes.container("", nodes.paragraph("", "", link), nodes.paragraph("", title))
-
-
-def _cells(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["cells"]
-
-
-def _heading(cell: dict) -> str:
-    lines = "".join(cell["source"]).splitlines() if cell["cell_type"] == "markdown" else []
-    return next((x.lstrip("# ") for x in reversed(lines) if x.startswith("#")), "")
-
-
-def _title(path: Path) -> str:
-    return next(filter(None, map(_heading, _cells(path))))
-
-
-def _pictures(path: Path) -> dict[str, str]:
-    """The first picture of each section, by the section's title."""
-    found, title = {}, ""
-    for cell in _cells(path):
-        title = _heading(cell) or title
-        for output in cell.get("outputs", ()):
-            if png := output.get("data", {}).get("image/png"):
-                found.setdefault(title, png)
-    return found
-
-
-def _written(folder: Path, stem: str, k: int, png: str) -> str:
-    name = f"{stem}-{k}.png"
-    (folder / name).write_bytes(base64.b64decode(png))
-    return f"notebooks/pictures/{name}"
-
-
 class NamesTable(SphinxDirective):
     """Every public name of the rooms with the first sentence of its docstring."""
 
@@ -211,15 +165,10 @@ class NamesTable(SphinxDirective):
 def _names_of(doors: list[str]) -> str:
     rows = [
         f"   * - :py:obj:`{door.removeprefix('kltarget.')} <{door}>`\n"
-        f"     - {_first_sentence(_doors()[door])}"
+        f"     - {first_sentence(_doors()[door])}"
         for door in sorted(doors, key=lambda x: x.rpartition(".")[2].lower())
     ]
-    return "\n".join([".. list-table::", "   :widths: 35 65", "", *rows])
-
-
-def _first_sentence(public: object) -> str:
-    paragraph = " ".join((inspect.getdoc(public) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.:]) (?=[A-Z])", paragraph, maxsplit=1)[0]
+    return "\n".join([".. list-table::", "   :class: names", "   :widths: 35 65", "", *rows])
 
 
 class CommandHelp(SphinxDirective):
@@ -282,7 +231,8 @@ def _explorers(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         folder = Path(app.outdir) / "explorers"
         folder.mkdir(exist_ok=True)
-        for task in ("one-two", "bimodal", "words"):
+        contents = (json.loads(path.read_text(encoding="utf-8")) for path in notebooks.values())
+        for task in {"one-two", "bimodal", "words"}.union(*map(explored, contents)):
             (folder / f"{task}.html").write_text(page(task))
 
 
@@ -290,11 +240,15 @@ def setup(app: Sphinx) -> None:
     """Brings the notebooks under this folder, where Sphinx looks for pages."""
     for stale in (HERE / "notebooks").glob("*.ipynb"):
         stale.unlink()
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        shutil.copy2(notebook, HERE / "notebooks")
+    for stem, path in notebooks.items():
+        page = page_of(json.loads(path.read_text(encoding="utf-8")), stem, repository)
+        copied = HERE / "notebooks" / path.name
+        copied.write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
+        shutil.copystat(path, copied)  # a page that has not changed is not made anew
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("figures", Figures)
     app.add_directive("gallery", Gallery)
     app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon

@@ -6,10 +6,12 @@ import functools
 import importlib
 import io
 import itertools
+import json
 import os
 import pkgutil
 import re
 import shlex
+import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from claims import VERDICTS, read_claims
+from PIL import Image
 from test_house import FLOORS
 
 import kltarget as kt
@@ -241,6 +244,18 @@ def test_the_picture_of_the_house_is_that_of_the_arrows():
     assert rooms == [set(floor) for floor in reversed(FLOORS)]
 
 
+def test_pictures_of_the_readme_are_packed_and_the_animation_is_small_and_loops():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        packed = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{path}" for path in pictures} <= set(packed)
+    (animation,) = (ROOT / path for path in pictures if path.endswith(".gif"))
+    assert animation.stat().st_size < 500_000
+    with Image.open(animation) as frames:
+        assert frames.info["loop"] == 0
+        assert 3 < frames.n_frames * frames.info["duration"] / 1000 < 8
+
+
 def test_links_are_well_formed():
     for page in (*PAGES, ROOT / "README.md"):
         for url in re.findall(r"\w+://[^\s)>\"`]+", page.read_text()):
@@ -367,3 +382,48 @@ def test_the_pages_that_run_are_read():
         ("trainers", "command"),
         ("jupyter", "command"),
     }
+
+
+def test_a_notebooks_page_has_its_explorer_and_a_link_to_colab(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from page_of_notebook import explored, page_of
+
+    path = ROOT / "notebooks" / "01_mode_collapse.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert explored(notebook) == {"bimodal"}
+    stored = json.dumps(notebook)
+    address = "https://github.com/someone/kltarget.git"
+    page = page_of(notebook, path.stem, address)
+    (frame,) = (
+        x["data"]["text/html"][0]
+        for cell in page["cells"]
+        for x in cell.get("outputs", ())
+        if "<iframe" in str(x.get("data", ""))
+    )
+    assert 'src="../explorers/bimodal.html"' in frame
+    opened = "https://colab.research.google.com/github/someone/kltarget/blob/main/notebooks"
+    assert f'href="{opened}/01_mode_collapse.ipynb"' in page["cells"][0]["source"][-1]
+    # Where no address is given, or of a host that Colab does not read, there is no link.
+    for other in (None, "https://example.org/someone/kltarget"):
+        assert "colab" not in json.dumps(page_of(notebook, path.stem, other))
+    assert json.dumps(notebook) == stored
+
+
+def test_choosing_beta_is_in_a_title():
+    """The search of the documentation puts pages whose title has the words first."""
+    titles = {re.search(r"^# (.+)", page.read_text("utf-8"), re.MULTILINE)[1] for page in PAGES}
+    words = [set(re.findall(r"\w+", title.lower())) for title in titles]
+    assert sum({"choose", "beta"} <= each for each in words) == 1
+
+
+def test_every_figure_has_a_picture():
+    """Of a notebook that calls it, or else of the example in its docstring."""
+    notebooks = "\n".join(path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    functions = [x for x in (getattr(kt.plot, name) for name in kt.plot.__all__) if callable(x)]
+    for function in functions:
+        examples = "\n".join(
+            x.source for x in doctest.DocTestParser().get_examples(function.__doc__)
+        )
+        called = rf"\bplot\.{function.__name__}\("
+        assert re.search(called, notebooks) or re.search(called, examples), function.__name__
+    assert len(functions) > 20

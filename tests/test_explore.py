@@ -1,16 +1,20 @@
 """The explorer: that a browser solves as Python does, and that both say where the sliders are."""
 
+import contextlib
 import html
+import io
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from traitlets import TraitError
@@ -204,6 +208,77 @@ def test_what_no_slider_can_say_is_refused(bimodal):
     assert bimodal.beta == 0.1
 
 
+_LABELS = [f"{k}, “é”\n<&" for k in range(70)]
+TAKEN = {
+    # Everything moved at once, on a dark page.
+    "shipped": (
+        "bimodal",
+        "#beta=0.2&divergence=forward-kl&reward_scale=3&odds=2&threshold=0.75",
+        {},
+    ),
+    "inline": (
+        {"answer": ["x", 'y" & <b>', "<"], "reward": [1, 0.5, -np.inf], "prob": [0.25, 0.5, 0.25]},
+        "#threshold=0.5",
+        {"beta": 0.3, "modes": [0, 1, -1]},
+    ),
+    "table": (
+        {"answer": _LABELS, "reward": np.arange(70) % 4 / 3, "count": range(1, 71)},
+        "#beta=0.4&odds=7",
+        {},
+    ),
+}
+
+
+@needs_browser
+@pytest.mark.quick_only("shipped", others="broad")
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_is_copied_and_saved_is_what_is_shown(case, tmp_path, monkeypatch):
+    problem, fragment, options = TAKEN[case]
+    page = pages.page(problem, **options)
+    if case == "shipped":
+        page = page.replace('content="light dark"', 'content="dark"')
+    script = """await (async () => {
+      const at = (id) => document.getElementById("explorer").shadowRoot.getElementById(id);
+      const files = {};
+      saved.download = (name, text) => { files[name] = text; };
+      ["save-svg", "save-csv", "copy"].forEach((id) => at(id).click());
+      return [files, at("code").textContent, at("numbers").innerText];
+    })()"""
+    (files, code, shown), _ = _shown(tmp_path, page, script, fragment)
+    name = {"shipped": "bimodal"}.get(case, "problem")
+    assert list(files) == [f"{name}.svg", f"{name}.csv"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.csv").write_text(files[f"{name}.csv"], encoding="utf-8")
+    names = {}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, names)
+    assert max(map(len, code.splitlines())) <= 88
+    printed = re.findall(r"(?:reward|modes|\)) (\S+)", said.getvalue())
+    rows = [line.split("\t")[-1] for line in shown.splitlines()][:4]
+    assert [float(x.replace("∞", "inf").replace("−", "-")) for x in rows] == pytest.approx(
+        [float(x) for x in printed], rel=2e-3
+    )
+    table = pd.read_csv(f"{name}.csv", keep_default_na=False)
+    task = names["task"]
+    assert table.outcome.astype(str).tolist() == list(map(str, task.labels))
+    assert table["mode"].tolist() == task.modes.tolist()
+    objective, eps = names["objective"], jnp.finfo(jnp.result_type(float)).eps
+    for column, here in [
+        ("reward", task.reward),
+        ("log_ref", task.log_ref),
+        ("asked_reward", objective.reward),
+        ("asked_log_ref", objective.log_ref),
+        ("log_prob", names["target"].log_probs),
+    ]:
+        np.testing.assert_allclose(table[column], here, rtol=100 * eps, atol=100 * eps)
+    picture = ElementTree.fromstring(files[f"{name}.svg"])
+    words = ["".join(x.itertext()) for x in picture.iter() if x.tag.endswith("}text")]
+    assert words[0] == name
+    assert "reference" in words
+    assert "var(" not in files[f"{name}.svg"]
+    assert ("rgb(20, 23, 27)" in files[f"{name}.svg"]) == (case == "shipped")
+
+
 class _Frontend:
     """The other end of a widget's comm."""
 
@@ -233,13 +308,16 @@ def test_the_state_goes_both_ways(bimodal):
     content = {"data": {"method": "update", "state": state, "buffer_paths": []}}
     frontend.receive({"content": content, "buffers": []})
     assert (bimodal.beta, bimodal.threshold, bimodal.odds) == (0.3, None, 2.0)
+    assert repr(bimodal) == "Explorer('bimodal', divergence='forward-kl', beta=0.3, odds=2.0)"
     assert bimodal.scene.log_ref[25] - bimodal.scene.log_ref[75] == pytest.approx(np.log(2))
 
 
 def test_the_widgets_module_needs_nothing(bimodal):
     module = bimodal._esm
     assert "export default { render };" in module
-    assert not re.search(r"https?:|\bimport\b|\bfetch\b|XMLHttpRequest|url\(|\bsrc=", module)
+    # What it writes in Python has imports too.
+    assert not re.search(r"\bimport\b(?! (?:kltarget|\$\{\{))", module)
+    assert not re.search(r"https?:|\bfetch\b|XMLHttpRequest|url\(|\bsrc=", module)
     json.dumps(bimodal.get_state("problem"), allow_nan=False)
 
 

@@ -17,7 +17,8 @@ def page(problem: Any, **options: Any) -> str:
 
     The page solves ``max_π E_π[reward] − β·D(π, π_ref)`` itself, by the closed forms in plain
     JavaScript; its sliders are those of :func:`explore`. Its address holds the settings
-    (``#beta=0.05&divergence=forward-kl``), so that a link can show one of them.
+    (``#beta=0.05&divergence=forward-kl``), so that a link can show one of them. Its buttons copy
+    the code that solves the same in Python, and save the pictures as SVG and the numbers as CSV.
 
     Args:
         problem: What is explored, in any form that ``kltarget.tasks.as_task`` takes, over at most
@@ -52,7 +53,7 @@ def page(problem: Any, **options: Any) -> str:
 def script() -> str:
     """The JavaScript that solves and draws, its style included: defines ``render({model, el})``."""
     style = f"const style = {json.dumps(_file('page.css'))};"
-    return "\n".join([_file("solve.js"), style, _file("page.js")])
+    return "\n".join([_file("solve.js"), style, _file("saved.js"), _file("page.js")])
 
 
 def _file(name: str) -> str:

@@ -17,7 +17,7 @@ from kltarget.divergences import Divergence
 from kltarget.divergences.names import CLASSES, named
 from kltarget.objectives import Objective
 from kltarget.plot._target_figure import counts_upwards
-from kltarget.tasks import Task, as_task
+from kltarget.tasks import Task, as_task, names
 
 MOST_OUTCOMES = 20_000
 """More cannot be solved and drawn anew as fast as a slider moves."""
@@ -93,7 +93,10 @@ class Setup:
             "positions": [float(label) for label in labels] if in_order else None,
             "beta_decades": self.beta_decades,
             "thresholds": _thresholds(task.reward[possible]),
-            "divergences": [(name, x.title, _table(x)) for name, x in self.divergences.items()],
+            "divergences": [
+                (name, x.title, _table(x), _code(x)) for name, x in self.divergences.items()
+            ],
+            "source": _source(task),
             "start": self.start,
             "most_bars": MOST_BARS,
         }
@@ -142,6 +145,23 @@ def setup_of(
         beta=float(beta),
         divergences=_choices(divergences, objective and objective.divergence),
     )
+
+
+def _source(task: Task) -> str | None:
+    """The code that has the task, where it is one that is shipped and nothing of it is changed."""
+    if task.name not in names():
+        return None
+    own = as_task(task.name)
+    fields = ("reward", "log_ref", "modes", "labels")
+    same = all(np.array_equal(getattr(task, field), getattr(own, field)) for field in fields)
+    return f"kt.tasks.as_task({task.name!r})".replace("'", '"') if same else None
+
+
+def _code(divergence: Divergence) -> str | None:
+    """What makes the divergence; None for one of the user's own."""
+    if type(divergence) not in CLASSES.values():
+        return None
+    return f"kt.{type(divergence).__name__}({divergence.slug.partition(':')[2]})"
 
 
 def _choices(

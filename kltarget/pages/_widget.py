@@ -67,6 +67,11 @@ class Explorer(anywidget.AnyWidget):
         self.set_trait("problem", setup.to_json())
         super().__init__(**setup.start)
 
+    def __repr__(self) -> str:
+        start, now = self._setup.start, {name: getattr(self, name) for name in self._setup.start}
+        shown = [f"{name}={x!r}" for name, x in now.items() if name == "beta" or x != start[name]]
+        return f"Explorer({', '.join([repr(self._setup.task.name), *shown])})"
+
     @traitlets.validate("beta", "reward_scale", "odds")
     def _positive(self, proposal: Any) -> Any:
         value = proposal["value"]

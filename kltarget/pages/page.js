@@ -67,7 +67,7 @@ function render({ model, el }) {
     const ref = pair && set.odds !== null ? kltarget.withOdds(logRef, ...members, set.odds) : logRef;
     const [r, q] = set.threshold === null ? [scaled, ref]
       : kltarget.mara(scaled, ref, beta, divergence[set.divergence], set.threshold * set.reward_scale);
-    return { ref, reward: r, logs: kltarget.solve(r, q, beta, divergence[set.divergence]) };
+    return { ref, asked: q, reward: r, logs: kltarget.solve(r, q, beta, divergence[set.divergence]) };
   }
   function groupMasses(logs) {
     const mass = [0, 0, 0, 0];
@@ -317,6 +317,7 @@ function render({ model, el }) {
     drawPath($("path"), set, found);
     sayPointed();
     $("verdict").innerHTML = verdict(set, found, now.logs);
+    if (!$("code").hidden) $("code").textContent = saved.python(problem, reward, logRef, set);
     const rows = [["expected reward", there.reward, here.reward], [`effective modes, of ${numModes}`, there.effective, here.effective],
       ["KL(π‖π<sub>ref</sub>), nats", 0, here.reverse], ["KL(π<sub>ref</sub>‖π), nats", 0, here.forward]].map(([name, a, b]) => [name, number(a, 4), number(b, 4)]);
     if (pair) rows.push([names.some((n) => n.length > 9) ? "odds of the two" : `odds ${names.map(escape).join(" : ")}`, odds(there.odds), odds(here.odds)],
@@ -342,18 +343,19 @@ function render({ model, el }) {
 <label for="reward_scale">Reward scale <output for="reward_scale"></output></label><input id="reward_scale" type="range">
 <div id="with-odds"><label for="odds"><span>Reference <b id="odds-name"></b></span> <output for="odds"></output></label><input id="odds" type="range"></div>
 <label for="threshold"><span>MARA: equalise from reward</span> <output for="threshold"></output></label><input id="threshold" type="range">
-<button type="reset">Reset</button></form>
+<p class="buttons"><button type="reset">Reset</button><button type="button" id="copy" aria-live="polite">Copy as Python</button>
+<button type="button" id="save-svg">SVG</button><button type="button" id="save-csv">CSV</button></p></form>
 <section aria-labelledby="path-heading"><h2 id="path-heading">Probability of the modes against β</h2>
 <svg id="path" role="img" aria-label="Probability of the modes against β"></svg></section>
 <section aria-labelledby="numbers-heading"><h2 id="numbers-heading">In numbers</h2>
 <table><thead><tr><th></th><th scope="col">reference</th><th scope="col">target</th></tr></thead><tbody id="numbers"></tbody></table></section>
-</div></main>`;
+</div><pre id="code" tabindex="0" aria-label="The same in Python" hidden></pre></main>`;
   for (const [name, { low, high }] of Object.entries(sliders)) Object.assign($(name), { min: low, max: high, step: 1 });
   $("divergence").innerHTML = problem.divergences.map(([value, title]) => `<option value="${escape(value)}">${escape(title)}</option>`).join("");
   $("with-odds").hidden = !pair;
   if (pair) $("odds-name").textContent = names.map((n) => short(n, 10)).join(" : ");
-  $("legend").innerHTML = `<span><i style="border:1.5px solid var(--reference)"></i>reference</span>`
-    + present.map((g) => `<span><i style="background:${color(g)}"></i>${escape(short(groupNames[g], 28))}</span>`).join("");
+  const legend = [["reference", "var(--reference)", true], ...present.map((g) => [escape(short(groupNames[g], 28)), color(g), false])];
+  $("legend").innerHTML = legend.map(([name, ink, outline]) => `<span><i style="${outline ? "border:1.5px solid" : "background:"} ${ink}"></i>${name}</span>`).join("");
   function move(values) {
     for (const [name, value] of Object.entries(values)) model.set(name, value);
     model.save_changes();
@@ -362,6 +364,22 @@ function render({ model, el }) {
   $("controls").addEventListener("input", ({ target: { id, value } }) => move({ [id]: id in sliders ? sliders[id].read(Number(value)) : value }));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("controls").addEventListener("reset", (event) => { event.preventDefault(); move(problem.start); });
+  // Where nothing may be copied the code is there to be selected.
+  $("copy").addEventListener("click", async () => {
+    $("code").hidden = false;
+    draw();
+    const copied = await navigator.clipboard?.writeText($("code").textContent).then(() => true, () => false);
+    $("copy").textContent = copied ? "Copied" : "Copy it below";
+    setTimeout(() => { $("copy").textContent = "Copy as Python"; }, 2000);
+  });
+  $("save-svg").addEventListener("click", () => {
+    const title = problem.divergences.find(([name]) => name === set.divergence)[1];
+    const says = [title, ...Object.entries(sliders).map(([name, { say }]) => [name, say(set[name])])
+      .filter(([name]) => name === "beta" || set[name] !== problem.start[name])
+      .map(([name, said]) => `${{ beta: "β =", reward_scale: "rewards", odds: "odds", threshold: "MARA from" }[name]} ${said}`)];
+    saved.download(`${saved.fileName(problem)}.svg`, saved.svg(root, escape(problem.name), escape(says.join(" · ")), legend), "image/svg+xml");
+  });
+  $("save-csv").addEventListener("click", () => saved.download(`${saved.fileName(problem)}.csv`, saved.csv(problem, reward, logRef, now), "text/csv"));
   $("target").addEventListener("pointermove", (event) => {
     pointed = event.clientX - $("target").getBoundingClientRect().left;
     sayPointed();
