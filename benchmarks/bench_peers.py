@@ -24,7 +24,7 @@ def test_entmax(benchmark, alpha: float, peer: str) -> None:
     torch = pytest.importorskip("torch")
     entmax = pytest.importorskip("entmax")
     shape = (64, 50_000)
-    _, reward, _ = problem(shape, "normal")
+    reward, _ = problem(shape, "normal")
     # entmax maximises p·z + H_α(p): the α family from a uniform reference, whose unit is A^(1−α).
     beta = shape[1] ** (1 - alpha)
     log_ref = jnp.full(shape[1], -np.log(shape[1]), jnp.float32)
@@ -49,7 +49,7 @@ def test_entmax(benchmark, alpha: float, peer: str) -> None:
 def test_cvxpy(benchmark, size: int) -> None:
     cp = pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
-    _, reward, log_ref = problem((1, size), "normal")
+    reward, log_ref = problem((1, size), "normal")
     objective = kt.Objective(reward[0], log_ref[0], 0.1, kt.ForwardKL())
     p, ref = cp.Variable(size), np.exp(np.asarray(log_ref[0], np.float64))
     value = cp.sum(cp.multiply(np.asarray(reward[0], np.float64), p)) - 0.1 * cp.sum(
@@ -74,7 +74,7 @@ def test_cvxpy(benchmark, size: int) -> None:
 
 def test_scipy_root_per_row(benchmark) -> None:
     shape = (512, 1024)
-    _, reward, log_ref = problem(shape, "normal")
+    reward, log_ref = problem(shape, "normal")
     objective = kt.Objective(reward, log_ref, jnp.full(shape[0], 0.1), kt.ForwardKL())
     r, ref = np.asarray(reward, np.float64), np.exp(np.asarray(log_ref, np.float64))
 
