@@ -110,8 +110,8 @@ def test_python_dash_m_is_the_same_command(capsys):
 
 @pytest.mark.broad
 def test_a_second_call_compiles_nothing(tmp_path):
-    def call(**settings):
-        asked = [sys.executable, "-m", "kltarget", "solve", "one-two", "--beta", "0.1"]
+    def call(*more, **settings):
+        asked = [sys.executable, "-m", "kltarget", "solve", "one-two", "--beta", "0.1", *more]
         bare = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
         # One per system: where users' caches are.
         places = ("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA")
@@ -125,6 +125,8 @@ def test_a_second_call_compiles_nothing(tmp_path):
         return {x: x.read_bytes() for x in files}
 
     page = call(JAX_ENABLE_COMPILATION_CACHE="false")
+    assert not kept()
+    assert call("--no-cache") == page
     assert not kept()
     assert call() == page
     first = kept()

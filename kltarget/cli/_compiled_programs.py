@@ -19,8 +19,8 @@ _MOST = 4000
 def keep_compiled_programs() -> None:
     """Has JAX keep compiled programs in the user's cache, unless its own settings say where.
 
-    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. For the command alone: a library leaves
-    the settings of its caller as they are.
+    ``--no-cache`` or ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. For the command alone: a
+    library leaves the settings of its caller as they are.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:

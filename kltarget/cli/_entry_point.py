@@ -36,5 +36,7 @@ def _run() -> int:
 
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, interrupt)
-    keep_compiled_programs()
+    # Before anything is compiled, thus before the arguments are read.
+    if "--no-cache" not in sys.argv[1:]:
+        keep_compiled_programs()
     return main()

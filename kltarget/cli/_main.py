@@ -7,6 +7,7 @@ where, 130 interrupted, with one line on stderr that says what is kept.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import shlex
@@ -16,21 +17,6 @@ from typing import Any, NoReturn
 
 from kltarget._core.page import Lines, Page
 from kltarget._core.words import wrapped
-from kltarget.cli import (
-    _compare_command,
-    _demo_command,
-    _diagnose_command,
-    _doctor_command,
-    _explore_command,
-    _forecast_command,
-    _prefer_command,
-    _recipe_command,
-    _score_command,
-    _solve_command,
-    _sweep_command,
-    _tasks_command,
-    _verify_command,
-)
 from kltarget.cli._interrupts import LINE, pressed
 from kltarget.cli._output import InputError, Stopped, say, written
 from kltarget.cli._standard_input import with_standard_input
@@ -53,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.ERROR)
     written.clear()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         # A page may say by which command it was made.
         given = sys.argv[1:] if argv is None else argv
         arguments.command_line = shlex.join(["kltarget", *given])
@@ -115,7 +101,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+_COMMANDS = (
+    "tasks", "solve", "sweep", "prefer", "explore", "verify", "recipe", "forecast", "compare",
+    "diagnose", "score", "demo", "doctor",
+)  # fmt: skip
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Of all commands, or of the one that is called: what others import takes half a second."""
     parser = _Parser(
         prog="kltarget",
         description="Exact targets of regularised reward maximisation, "
@@ -128,22 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(main=main)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    for command in (
-        _tasks_command,
-        _solve_command,
-        _sweep_command,
-        _prefer_command,
-        _explore_command,
-        _verify_command,
-        _recipe_command,
-        _forecast_command,
-        _compare_command,
-        _diagnose_command,
-        _score_command,
-        _demo_command,
-        _doctor_command,
-    ):
-        command.add_to(commands)
+    called = [x for x in argv[:1] if x in _COMMANDS]
+    for name in called or _COMMANDS:
+        importlib.import_module(f"kltarget.cli._{name}_command").add_to(commands)
+        commands.choices[name].add_argument(
+            "--no-cache",
+            action="store_true",
+            help="keep no compiled programs for the next call, and use none of an earlier one",
+        )
     return parser
 
 
