@@ -16,8 +16,6 @@ from hypothesis import given
 import kltarget as kt
 from kltarget import mixtures
 from kltarget.adapters import molecules
-from kltarget.recipes import Recipe
-from kltarget.training import fine_tune_on_texts
 
 Chem = pytest.importorskip("rdkit.Chem")
 Crippen = pytest.importorskip("rdkit.Chem.Crippen")
@@ -253,37 +251,3 @@ def test_the_reference_writes_molecules(drawn):
     real = policy.log_probs(params, molecules.encode(DRUGS)).sum(-1)
     mixed = policy.log_probs(params, molecules.encode(shuffled)).sum(-1)
     assert float(real.mean() - mixed.mean()) > 20
-
-
-@pytest.mark.slow
-def test_training_on_molecules_learns_them():
-    """From nothing to a few molecules, each of which is then drawn about as often as it occurs."""
-    few = ["CCO", "CCN", "CCO", "c1ccccc1"]
-    run = molecules.train_on_smiles(few, key=jax.random.key(0), num_steps=80)
-    policy, _ = molecules.smiles_reference()
-    shares = np.exp(policy.log_probs(run.of(()), molecules.encode(few[1:])).sum(-1))
-    assert np.allclose(shares, [0.25, 0.5, 0.25], atol=0.1)
-
-
-@pytest.mark.slow
-def test_fine_tuning_moves_towards_the_target():
-    """By sampled gradients that see nothing but rewards; two runs in one program."""
-    policy, params = molecules.smiles_reference()
-    reward = molecules.ScaffoldReward(SCAFFOLDS)
-    run = fine_tune_on_texts(
-        policy,
-        params,
-        reward,
-        Recipe(baseline="leave-one-out"),
-        beta=0.5,
-        batch_size=64,
-        key=jax.random.split(jax.random.key(1), 2),
-        learning_rate=1e-3,
-        num_steps=40,
-        history_every=40,
-        num_measured=512,
-    )
-    earned, error = run.history.expected_reward, run.history.expected_reward_error
-    gained = earned - run.history.reverse_kl * 0.5
-    assert (earned[:, 1] > earned[:, 0] + 4 * error[:, 1]).all()
-    assert (gained[:, 1] > gained[:, 0] + 4 * error[:, 1]).all()
