@@ -849,6 +849,14 @@ CONTRACTS: dict[str, Contract] = {
 
 NOT_OF_ARRAYS = {
     "ActionFlip": "a part of what action_flips returns",
+    "ScaffoldReward": "chemistry, asked of the host",
+    "canonical": "text",
+    "decode": "texts",
+    "encode": "texts",
+    "load_smiles": "files",
+    "scaffold": "text",
+    "smiles_reference": "files",
+    "train_on_smiles": "training of one policy",
     "AnchoredTarget": "what mara_on_automaton returns",
     "Automaton": "a table, as data",
     "AutomatonTarget": "what solve_on_automaton returns",
