@@ -47,13 +47,14 @@ class Parts:
         manifest = json.loads(json.dumps(manifest))
         # In this order: another process may write the manifest, and then parts, meanwhile.
         begun = any(self.folder.glob("part-*.npz"))
-        if path.exists():
-            _require_equal(json.loads(path.read_text("utf-8")), manifest, self.folder)
-        elif begun:
-            raise ValueError(f"folder {self.folder} has parts but no {_MANIFEST}: give another one")
-        else:
+        if begun and not path.exists():
+            raise ValueError(f"folder {folder} has parts but no {_MANIFEST}: give another one")
+        if not path.exists() and processes.is_mine(0):
             with open_whole(path) as file:
                 json.dump(manifest, file, indent=1)
+        while not path.exists():
+            time.sleep(_PAUSE)
+        _require_equal(json.loads(path.read_text("utf-8")), manifest, self.folder)
         for leftover in self.folder.glob(UNFINISHED):
             number = re.match(r"\.part-(\d+)", leftover.name)
             # What another process is writing is no leftover.
