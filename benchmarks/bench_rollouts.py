@@ -32,31 +32,50 @@ print(json.dumps({"seconds": seconds, "reading": read, "peak_gib": peak, "tier":
 """
 
 
-def make(path: Path, num_rollouts: int, num_prompts: int, group_size: int = 8) -> None:
-    """Rollouts whose log-probabilities are those of a target, over twenty answers a prompt."""
+def make(
+    path: Path, num_rollouts: int, num_prompts: int, group_size: int = 8, block: int = 1_000_000
+) -> None:
+    """Rollouts whose log-probabilities are those of a target, over twenty answers a prompt.
+
+    A million at a time, to a file of Parquet or of JSON Lines, as its name says.
+    """
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
-    num_groups, num_answers = num_rollouts // group_size, 20
+    num_answers, num_groups = 20, num_rollouts // group_size
     log_ref = np.log(rng.dirichlet(np.full(num_answers, 0.4) + 0.01, num_prompts))
     right = rng.random((num_prompts, num_answers)) < 0.15
     log_policy = log_ref + 2.0 * right
     log_policy -= np.logaddexp.reduce(log_policy, 1)[:, None]
-    prompt = np.repeat(np.arange(num_groups) % num_prompts, group_size)
-    levels = np.cumsum(np.exp(log_policy), 1)[prompt]
-    answer = (rng.random((len(prompt), 1)) > levels).sum(1).clip(max=num_answers - 1)
-    frame = pd.DataFrame(
-        {
-            "prompt": [f"question {i}: what is it?" for i in prompt],
-            "completion": [f"I think that it is {i}" for i in answer],
-            "reward": right[prompt, answer].astype(float),
-            "step": np.repeat(np.arange(num_groups) * 100 // num_groups, group_size),
-            "group_id": np.repeat(np.arange(num_groups), group_size),
-            "logp": log_policy[prompt, answer],
-            "ref_logp": log_ref[prompt, answer],
-        }
-    )
-    frame.to_parquet(path)
+    bounds = np.cumsum(np.exp(log_policy), 1)
+    writer = None
+    for start in range(0, num_groups, block // group_size):
+        groups = np.arange(start, min(start + block // group_size, num_groups))
+        group = np.repeat(groups, group_size)
+        prompt = group % num_prompts
+        levels = bounds[prompt]
+        answer = (rng.random((len(prompt), 1)) > levels).sum(1).clip(max=num_answers - 1)
+        frame = pd.DataFrame(
+            {
+                "prompt": [f"question {i}: what is it?" for i in prompt],
+                "completion": [f"I think that it is {i}" for i in answer],
+                "reward": right[prompt, answer].astype(float),
+                "step": group * 100 // num_groups,
+                "group_id": group,
+                "logp": log_policy[prompt, answer],
+                "ref_logp": log_ref[prompt, answer],
+            }
+        )
+        if path.suffix == ".jsonl":
+            frame.to_json(path, orient="records", lines=True, mode="a", double_precision=15)
+            continue
+        table = pa.Table.from_pandas(frame)
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def measure(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -127,8 +127,8 @@ class RowFile:
         size, number = self.path.stat().st_size, 0
         if not size:
             return
-        with _open_parquet(self.path) as file:
-            self.columns = names = _unique(self.path, file.schema_arrow.names)
+        with open_parquet(self.path) as file:
+            self.columns = names = unique_names(self.path, file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH):
                 columns = [column.to_pylist() for column in batch.columns]
                 for entries in zip(*columns, strict=True):
@@ -139,7 +139,7 @@ class RowFile:
     def _arrow(self) -> Iterator[tuple[int, None, Row]]:
         number = 0
         with _open_arrow(self.path) as reader:
-            self.columns = names = _unique(self.path, reader.schema.names)
+            self.columns = names = unique_names(self.path, reader.schema.names)
             for batch in _batches(reader):
                 columns = [column.to_pylist() for column in batch.columns]
                 for entries in zip(*columns, strict=True):
@@ -165,21 +165,7 @@ class RowFile:
                     told = read
 
     def _jsonl(self) -> Iterator[tuple[int, int, Row | Fault]]:
-        number = 0
-        # Only \n ends a record: JSON strings may contain what else separates lines.
-        for line, text in enumerate(self._lines("\n"), start=1):
-            if text.isspace():
-                continue
-            number += 1
-            fault = _encoding_fault(text)
-            if fault is not None:
-                yield number, line, fault
-                continue
-            try:
-                row = json.loads(text.strip())
-            except (json.JSONDecodeError, RecursionError) as error:
-                row = Fault(_not_json(error))
-            yield number, line, row if isinstance(row, dict | Fault) else NOT_A_RECORD
+        yield from json_lines(self._lines("\n"))
 
     def _csv(self, delimiter: str) -> Iterator[tuple[int, int, Row | Fault]]:
         undecoded: dict[int, Fault] = {}
@@ -221,7 +207,7 @@ class RowFile:
             if not self.columns:
                 if broken is not None:
                     raise FileError(f"{self.path}: line {broken}: {undecoded[broken].phrase}")
-                self.columns = _unique(self.path, [entry.strip() for entry in entries])
+                self.columns = unique_names(self.path, [entry.strip() for entry in entries])
                 continue
             number += 1
             if broken is not None:
@@ -232,6 +218,32 @@ class RowFile:
                 yield number, start, fault
             else:
                 yield number, start, dict(zip(self.columns, entries, strict=True))
+
+
+def json_lines(
+    lines: Iterable[str], number: int = 0, line: int = 0
+) -> Iterator[tuple[int, int, Row | Fault]]:
+    """The rows of JSON Lines, after so many rows and lines before them, as ``RowFile`` has them.
+
+    Args:
+        lines: texts that end with a line feed alone, decoded with ``surrogateescape``.
+        number: of the row before.
+        line: that of the line before.
+    """
+    # Only \n ends a record: JSON strings may contain what else separates lines.
+    for at, text in enumerate(lines, start=line + 1):
+        if text.isspace():
+            continue
+        number += 1
+        fault = _encoding_fault(text)
+        if fault is not None:
+            yield number, at, fault
+            continue
+        try:
+            row = json.loads(text.strip())
+        except (json.JSONDecodeError, RecursionError) as error:
+            row = Fault(_not_json(error))
+        yield number, at, row if isinstance(row, dict | Fault) else NOT_A_RECORD
 
 
 def _delimiter_of(header: str, usual: str) -> str:
@@ -248,10 +260,10 @@ def columns_in(path: pathlib.Path) -> list[str]:
     """The columns of a Parquet or Arrow file, which are in its schema."""
     with readable(path):
         if kind_of(path) == "parquet":
-            with _open_parquet(path) as file:
-                return _unique(path, file.schema_arrow.names)
+            with open_parquet(path) as file:
+                return unique_names(path, file.schema_arrow.names)
         with _open_arrow(path) as reader:
-            return _unique(path, reader.schema.names)
+            return unique_names(path, reader.schema.names)
 
 
 class JsonTable(NamedTuple):
@@ -394,17 +406,25 @@ def readable(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_parquet(path: pathlib.Path) -> Iterator[Any]:
+def open_parquet(path: pathlib.Path) -> Iterator[Any]:
+    """A Parquet file as pyarrow has it, whose errors become a ``FileError``."""
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ImportError(
             f'{path}: reading Parquet needs pyarrow: pip install "kltarget[parquet]"'
         ) from None
+    with readable_parquet(path), pyarrow.parquet.ParquetFile(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def readable_parquet(path: pathlib.Path) -> Iterator[None]:
+    """Turns what pyarrow says of a Parquet file into a ``FileError``."""
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
+        yield
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(f"{path}: not a readable Parquet file: {reason}") from None
@@ -449,7 +469,7 @@ def _long_entries() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _unique(path: pathlib.Path, columns: Sequence[str]) -> list[str]:
+def unique_names(path: pathlib.Path, columns: Sequence[str]) -> list[str]:
     for i, name in enumerate(columns):
         if name in columns[:i]:
             raise FileError(f"{path}: two columns are called {name!r}")

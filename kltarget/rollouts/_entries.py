@@ -22,6 +22,8 @@ _NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 ROW_ITSELF = "(row)"
 # What trainers write for tokens that do not count, such as those of an environment.
 PADDING = 1.0
+# Above this a float no longer has all integers.
+MOST_WHOLE = 2**53
 # Longer completions do not recur, so that their tokens say nothing of what else may follow.
 _MOST_TOKENS = 256
 
@@ -81,12 +83,12 @@ def numbers_among(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, f
 def whole_in(row: Mapping[str, Any], column: str) -> int | None:
     """A whole number of a row, None if it is missing."""
     entry = row.get(column)
-    if type(entry) is int:
+    if type(entry) is int and abs(entry) <= MOST_WHOLE:
         return entry
     value = number_in(row, column)
     if math.isnan(value):
         return None
-    if not value.is_integer() or abs(value) > 2**53:
+    if not value.is_integer() or abs(value) > MOST_WHOLE:
         raise BadRow(f"column {column!r}: {value:g} is not a whole number")
     return int(value)
 

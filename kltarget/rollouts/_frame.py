@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import operator
 from array import array
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core import processes
+from kltarget._core.words import abridged
 from kltarget.rollouts import _prompt_groups
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kltarget.rollouts._blocks import Block
 
 _NUMBERS = ("reward", "ref_logp", "logp", "num_tokens", "advantage")
 _NO_STEP = -(2**62)
@@ -40,6 +45,18 @@ class Texts:
             self.size += 0 if text is None else len(text)
         if len(self.texts[0]) >= _CHUNK or self.size >= _CHUNK_CHARACTERS:
             self._pack()
+
+    def append_all(self, *texts: list[str | None]) -> None:
+        """Adds many, each column as a list."""
+        for column, more in zip(self.texts, texts, strict=True):
+            column += more
+        self._pack()
+
+    def extend(self, other: Texts) -> None:
+        self._pack()
+        other._pack()
+        for chunks, more in zip(self.chunks, other.chunks, strict=True):
+            chunks += more
 
     def _pack(self) -> None:
         import pandas as pd
@@ -68,16 +85,29 @@ class Codes:
     def append(self, value: Hashable) -> None:
         self.codes.append(self.of.setdefault(value, len(self.of)))
 
+    def extend(self, values: Iterable[Hashable], codes: np.ndarray) -> None:
+        """Adds many: the different ones in the order in which they appear, and which each is."""
+        here = [self.of.setdefault(value, len(self.of)) for value in values]
+        self.codes.frombytes(np.array(here, np.intc)[codes].tobytes() if here else b"")
+
     def categorical(self) -> pd.Categorical:
         import pandas as pd
 
         return pd.Categorical.from_codes(np.array(self.codes), list(self.of))
 
 
+def stable_hash(text: str | None) -> int:
+    """A hash that all processes have of a text."""
+    digest = hashlib.blake2b((text or "").encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
 class Columns:
     """Columns that grow with every rollout."""
 
     def __init__(self) -> None:
+        # That of Python is another in every process.
+        self.hash: Callable[[Any], int] = stable_hash if processes.are_several() else hash
         self.prompt, self.source, self.group = Codes(), Codes(), Codes()
         self.step, self.position = array("q"), array("q")
         self.numbers = {name: array("d") for name in _NUMBERS}
@@ -121,8 +151,8 @@ class Columns:
         self.step.append(_NO_STEP if rollout.step is None else rollout.step)
         self.position.append(position if rollout.index is None else rollout.index)
         self.texts.append(*((said, answer) if texts is None else texts))
-        self.said.append(hash(said))
-        self.answered.append(hash(answer))
+        self.said.append(self.hash(said))
+        self.answered.append(self.hash(answer))
         self.session.append(rollout.session)
         self.run.append(run)
         self.turn.append(-1 if rollout.turn is None else rollout.turn)
@@ -133,6 +163,85 @@ class Columns:
         for name, values in self.numbers.items():
             value = getattr(rollout, name)
             values.append(NAN if value is None else value)
+
+    def takes(self, block: Block) -> bool:
+        """Whether groups are missing neither here nor there, or in both."""
+        return not len(self) or (block.group is not None) == bool(self.group.of)
+
+    def add_all(
+        self,
+        block: Block,
+        rule: Callable[[str], str | None],
+        source: str,
+        position: int,
+        step: int | None,
+        apart: bool,
+        run: tuple[tuple[str, str], ...],
+        full_text: bool,
+    ) -> None:
+        """Adds the rows of a block, which this ``takes``; the first of them has this position."""
+        size = len(block)
+        same = np.zeros(size, np.intp)
+        steps = np.where(block.step[1], _NO_STEP if step is None else step, block.step[0])
+        if block.group is not None:
+            names, group = block.group
+            times, time = np.unique(steps, return_inverse=True)
+            cells, first, cell = np.unique(
+                group * len(times) + time, return_index=True, return_inverse=True
+            )
+            order = np.argsort(first)
+            whole = [int(times[c % len(times)]) for c in cells]
+            keys = [
+                (None if apart else source, None if t == _NO_STEP else t, names[c // len(times)])
+                for c, t in zip(cells, whole, strict=True)
+            ]
+            self.group.extend([keys[i] for i in order], np.argsort(order)[cell])
+        for name in self.parts:
+            self.parts[name].extend(array("d", [NAN]) * size)
+        self.prompt.extend(*block.texts["prompt"])
+        self.source.extend([source], same)
+        self.session.extend([None], same)
+        self.run.extend([run], same)
+        self.step.frombytes(steps.astype(np.int64).tobytes())
+        self.position.extend(range(position, position + size))
+        self.turn.extend(array("q", [-1]) * size)
+        for name, values in self.numbers.items():
+            values.frombytes(np.asarray(block.numbers[name], np.float64).tobytes())
+        said, which = block.texts["completion"]
+        answers = [rule(text) for text in said]
+        for hashes, texts in ((self.said, said), (self.answered, answers)):
+            hashes.frombytes(np.array(list(map(self.hash, texts)), np.int64)[which].tobytes())
+        if not full_text:
+            kept = [abridged(text) for text in said]
+            pairs = zip(said, answers, kept, strict=True)
+            answers = [k if a is s else a and abridged(a) for s, a, k in pairs]
+            said = kept
+        self.texts.append_all(*(np.array(x, object)[which].tolist() for x in (said, answers)))
+
+    def extend(self, other: Columns) -> bool:
+        """Adds the rows of files that come next; False if they were not read as one after these."""
+        if len(self) and len(other) and bool(self.group.of) != bool(other.group.of):
+            return False
+        size = len(self)
+        self.tokens |= {size + row: tokens for row, tokens in other.tokens.items()}
+        for name in other.parts:
+            if name not in self.parts:
+                self.parts[name] = array("d", [NAN]) * size
+        for name, part in self.parts.items():
+            part.extend(other.parts.get(name, array("d", [NAN]) * len(other)))
+        for name in ("prompt", "source", "group", "session", "run"):
+            codes = getattr(other, name)
+            getattr(self, name).extend(codes.of, np.array(codes.codes))
+        for name in ("step", "said", "answered", "turn", "position"):
+            getattr(self, name).extend(getattr(other, name))
+        for name, values in self.numbers.items():
+            values.extend(other.numbers[name])
+        self.texts.extend(other.texts)
+        self.unrewarded += other.unrewarded
+        self.padding += other.padding
+        self.first_missing = self.first_missing or other.first_missing
+        self.in_rows |= other.in_rows
+        return True
 
     def group_ids(
         self, grouping: str, num_generations: int | None, whole: bool

@@ -26,6 +26,10 @@ from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._sample_archives import is_archive, samples_in
 
 
+def _nowhere(_: int) -> None:
+    """Moves no progress bar."""
+
+
 @dataclasses.dataclass
 class Reading:
     """What is kept from file to file.
@@ -46,7 +50,7 @@ class Reading:
     """
 
     skip_bad: bool = False
-    advance: Callable[[int], Any] = lambda _: None
+    advance: Callable[[int], Any] = _nowhere
     skipped: int = 0
     first: str = ""
     broken: list[str] = dataclasses.field(default_factory=list)
@@ -70,16 +74,31 @@ class Reading:
         count, first = self.unused.get(why, (0, f"{path}: {where}"))
         self.unused[why] = count + 1, first
 
+    def extend(self, other: Reading) -> None:
+        """Adds what was kept of the files that come next."""
+        self.skipped += other.skipped
+        self.first = self.first or other.first
+        self.broken += other.broken
+        self.repeated += other.repeated
+        self.seen |= other.seen
+        for why, (count, first) in other.unused.items():
+            known, earlier = self.unused.get(why, (0, first))
+            self.unused[why] = known + count, earlier
+        self.variants.update(other.variants)
+        self.metrics |= other.metrics
+        for model, path in other.models.items():
+            self.models.setdefault(model, path)
+
 
 def columns_of(path: pathlib.Path, reading: Reading) -> list[str]:
     """The columns of a file, or the names in its first row; none if it is empty."""
-    with _as_rollouts(), readable(path):
+    with as_rollouts(), readable(path):
         if not path.stat().st_size:
             return []
         if kind_of(path) in ("parquet", "arrow"):
             return columns_in(path)
     # What is skipped here is skipped, and counted, once more when the file is read.
-    scout = dataclasses.replace(reading, advance=lambda _: None, seen=set())
+    scout = dataclasses.replace(reading, advance=_nowhere, seen=set())
     return next((list(row) for _, _, row in rows_of(path, scout)), [])
 
 
@@ -93,7 +112,7 @@ def layout_of(path: pathlib.Path) -> str | None:
     kind = log_kind(path)
     if kind != "json":
         return kind
-    with _as_rollouts(), readable(path):
+    with as_rollouts(), readable(path):
         return "json" if is_tracked(path) else "jsonl"
 
 
@@ -104,7 +123,7 @@ def rows_of(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Ro
         The row's place among all rows, broken ones too, from 0; where it is as messages say it; its
         entries by name.
     """
-    with _as_rollouts():
+    with as_rollouts():
         if is_archive(path):
             for position, (where, row) in enumerate(samples_in(path, reading.advance)):
                 if isinstance(row, Fault):
@@ -124,7 +143,7 @@ def rows_of(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Ro
 
 
 @contextlib.contextmanager
-def _as_rollouts() -> Iterator[None]:
+def as_rollouts() -> Iterator[None]:
     try:
         yield
     except FileError as error:

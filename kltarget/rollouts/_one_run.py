@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,12 +106,43 @@ class Origin:
             validation = True
         return validation, tuple(run)
 
+    def of_block(
+        self, first: Row, steady: Collection[str], size: int, path: pathlib.Path, named: bool
+    ) -> tuple[bool, Run] | None:
+        """As ``of`` of so many rows, if the columns that say it do not vary; else None.
+
+        Args:
+            first: the first of the rows.
+            steady: the columns whose entries are those of the first in all rows.
+            size: how many rows there are.
+            path: the file that they are in.
+            named: whether that is called one of validation.
+        """
+        if self.only or any(_role(name) and name not in steady for name in first):
+            return None
+        for column in first:
+            role, entry = _role(column), first[column]
+            if role not in ("", "run", "perhaps") and _says_validation(role, entry):
+                self.held_out[column, _spelled(entry)] += size - 1
+        return self.of(first, path, named)
+
     def _named(self, column: str, entry: str) -> Run:
         """The column and its entry, unless it has too many to be those of runs."""
         seen = self._runs.setdefault(column, set())
         if len(seen) <= _MOST_RUNS:
             seen.add(entry)
         return ((column, entry),) if len(seen) <= _MOST_RUNS else ()
+
+    def extend(self, other: Origin) -> bool:
+        """Adds what the rows that come next say; False if they were not read as one after these."""
+        for column, seen in other.seen.items():
+            self.seen[column].update(seen)
+        self.held_out.update(other.held_out)
+        self.by_name |= other.by_name
+        self.first = other.first if self.first is None else self.first
+        for column, entries in other._runs.items():
+            self._runs.setdefault(column, set()).update(entries)
+        return all(len(entries) <= _MOST_RUNS for entries in self._runs.values())
 
     def check(self, where: str, kept: int) -> None:
         """Refuses what was asked for if no row has it."""

@@ -5,22 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._core.progress import progress_bar
 from kltarget._core.rows import Row, simple_name
-from kltarget._core.words import abridged, counted, number
+from kltarget._core.words import counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
-from kltarget.rollouts._entries import ROW_ITSELF
 from kltarget.rollouts._frame import ANSWERED, SAID, Columns
-from kltarget.rollouts._log_files import Reading, rows_of
+from kltarget.rollouts._gather import Asked
+from kltarget.rollouts._log_files import Reading
 from kltarget.rollouts._one_run import (
-    Origin,
     check_one_model,
     check_one_run,
     files_of_validation,
@@ -31,10 +28,9 @@ from kltarget.rollouts._one_run import (
 )
 from kltarget.rollouts._repeats import first_uses, merged, overlaps, unmixed, without_gaps
 from kltarget.rollouts._reward_weights import Weights, given_weights, told_weights
-from kltarget.rollouts._rollout import BadRow, Rollout, RolloutError, UnusedRow
+from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._select import Path, listed, metric_asked, select, some
-from kltarget.rollouts.formats._evaluation import Metric
-from kltarget.rollouts.formats._format import Format
+from kltarget.rollouts._shares import gathered_by_all
 from kltarget.rollouts.formats._reward_parts import NO_REWARDS
 
 if TYPE_CHECKING:
@@ -172,28 +168,15 @@ def read_rollouts(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files, ignored = select(listed(given), format, columns or {}, reading, some(given))
     found = next(iter(files.values()))
-    origin, parts = Origin(only or {}), (Columns(), Columns())
     # Logs of evaluations have nothing else, whatever their names say.
     apart = files_of_validation(files) if found.samples is None else set()
-    asked = metric_asked(columns or {})
     notes = [f"format {found.name!r}: {counted(len(files), 'file')}", *found.notes]
-    size = sum(path.stat().st_size for path in files)
-    with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="rollouts") as bar:
-        reading.advance = bar.update
-        for path, file_format in files.items():
-            try:
-                metric = None
-                if file_format.samples is not None:
-                    metric = Metric(file_format, asked, keeps_answers=rule_name == "text")
-                _gather(
-                    *(path, file_format, rule, reading, parts, origin, path in apart),
-                    *(full_text, metric),
-                )
-            except RolloutError as error:
-                # What remains under skip_bad is a file that breaks off, or never begins.
-                if not skip_bad or len(files) == 1:
-                    raise
-                reading.broken.append(str(error))
+    asked = Asked(
+        rule_name, rule, metric_asked(columns or {}), full_text, only or {}, apart, skip_bad
+    )
+    read = gathered_by_all(files, asked, progress)
+    parts, origin = read.parts, read.origin
+    reading.extend(read.reading)
     gathered, left = parts if len(parts[0]) else parts[::-1]
     origin.check(some(files), len(gathered))
     if not len(gathered):
@@ -320,105 +303,3 @@ def _own_rollouts(
         notes.append(f"{rows} have no reward and are left out, the first: {gathered.first_missing}")
         frame = frame[rewarded]
     return (frame if len(frame) == size else without_gaps(frame)), notes
-
-
-def _gather(
-    path: pathlib.Path,
-    format: Format,
-    rule: Rule,
-    reading: Reading,
-    parts: tuple[Columns, Columns],
-    origin: Origin,
-    apart: bool,
-    full_text: bool,
-    metric: Metric | None,
-) -> None:
-    """Adds the rows of a file to those of training, or to those of validation."""
-    source, step, more = str(path), format.step_of(path), 0
-    # Rows of another part are between those of a block as if they were not there.
-    count, unwanted, variant = [0, 0], 0, None
-    for place, where, whole in rows_of(path, reading):
-        if not origin.wants(whole):
-            unwanted += 1
-            continue
-        if format.variant is not None and format.variant in whole:
-            entry = str(whole[format.variant])
-            variant = entry if variant is None else variant
-            if entry != variant:
-                reading.variants[format.variant, variant] += 1
-                unwanted += 1
-                continue
-        held_out, run = origin.of(whole, path, apart)
-        part = int(held_out and metric is None)
-        rows = _rows(whole, place, format, metric, path, where, reading)
-        if rows is None:
-            count[part] += 1
-            continue
-        for position, row in enumerate(rows, start=place + more - unwanted - count[1 - part]):
-            try:
-                rollout = _with_scores(format.read(row, path), row)
-                rollout.check()
-            except BadRow as error:
-                reading.bad(path, where, str(error))
-                continue
-            except KeyError as error:
-                reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
-                continue
-            except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-                reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
-                continue
-            if rollout.step is None:
-                rollout.step = step
-            gathered = parts[part]
-            gathered.in_rows |= rollout.group is not None and rollout.group == row.get(ROW_ITSELF)
-            if rollout.reward is not None and math.isnan(rollout.reward):
-                gathered.first_missing = gathered.first_missing or f"{path}: {where}"
-            answer = rollout.answer if rollout.answered else rule(rollout.completion)
-            texts = None
-            # What further outputs of a session say is read again when they are joined.
-            if not full_text and not rollout.turn:
-                short = abridged(rollout.completion)
-                same = answer is rollout.completion or answer is None
-                texts = short, (None if answer is None else short if same else abridged(answer))
-            try:
-                gathered.add(rollout, answer, source, position, format.apart, run, texts)
-            except BadRow as error:
-                reading.bad(path, where, str(error))
-        more += len(rows) - 1
-        count[part] += len(rows)
-    if metric is not None:
-        metric.check(path)
-        reading.metrics |= dict.fromkeys(metric.notes())
-        reading.models.setdefault(metric.model, path)
-
-
-def _with_scores(rollout: Rollout, row: Row) -> Rollout:
-    """With what a model was asked later: the columns that ``kltarget score`` writes."""
-    for name in ("ref_logp", "logp"):
-        entry = row.get(name)
-        if isinstance(entry, float) and math.isnan(getattr(rollout, name)):
-            setattr(rollout, name, entry)
-    return rollout
-
-
-def _rows(
-    row: Row,
-    place: int,
-    format: Format,
-    metric: Metric | None,
-    path: pathlib.Path,
-    where: str,
-    reading: Reading,
-) -> list[Row] | None:
-    """A row for every completion of a row; None if there is none that can be read."""
-    try:
-        return format.rows(row, place) if metric is None else metric.rows(row, place)
-    except UnusedRow as why:
-        reading.leave_out(path, where, str(why))
-    except BadRow as error:
-        reading.bad(path, where, str(error))
-    except KeyError as error:
-        reading.bad(path, where, f"no {error.args[0]!r}, which {format.name!r} has")
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        reading.bad(path, where, f"not as {format.name!r} writes it: {error}")
-    return None

@@ -1,7 +1,8 @@
 """Long sweeps in a folder: a part per file, and a manifest that says what they are parts of.
 
-A file with a part's name is a whole part, whenever the process is killed. One process at a time may
-write to a folder.
+A file with a part's name is a whole part, whenever the process is killed. One job at a time may
+write to a folder; the processes of a job that ``jax.distributed`` has joined write parts of their
+own.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kltarget._core import processes
 from kltarget._core.files import UNFINISHED, open_whole
 from kltarget.sweeps._dataset import dataset
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 _MANIFEST = "manifest.json"
+_PAUSE = 0.05
+"""Seconds between two looks for a part of another process."""
 
 
 class Parts:
@@ -34,25 +40,42 @@ class Parts:
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
-        self.folder = pathlib.Path(folder)
+        self.folder, self.num_parts = pathlib.Path(folder), int(manifest["num_parts"])
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _MANIFEST
         # What JSON makes of it, tuples as lists, is what will be read again.
         manifest = json.loads(json.dumps(manifest))
-        if path.exists():
-            _require_equal(json.loads(path.read_text("utf-8")), manifest, self.folder)
-        elif any(self.folder.glob("part-*.npz")):
-            raise ValueError(f"folder {self.folder} has parts but no {_MANIFEST}: give another one")
-        else:
+        # In this order: another process may write the manifest, and then parts, meanwhile.
+        begun = any(self.folder.glob("part-*.npz"))
+        if begun and not path.exists():
+            raise ValueError(f"folder {folder} has parts but no {_MANIFEST}: give another one")
+        if not path.exists() and processes.is_mine(0):
             with open_whole(path) as file:
                 json.dump(manifest, file, indent=1)
+        while not path.exists():
+            time.sleep(_PAUSE)
+        _require_equal(json.loads(path.read_text("utf-8")), manifest, self.folder)
         for leftover in self.folder.glob(UNFINISHED):
-            leftover.unlink()
+            number = re.match(r"\.part-(\d+)", leftover.name)
+            # What another process is writing is no leftover.
+            if processes.is_mine(int(number[1]) if number else 0):
+                leftover.unlink(missing_ok=True)
+
+    def own_first(self) -> list[int]:
+        """The numbers of the parts: those for this process to write, then those of others."""
+        return sorted(range(self.num_parts), key=lambda number: not processes.is_mine(number))
 
     def get(self, number: int) -> Arrays | None:
-        """A part, if it has been written."""
+        """A part, if it has been written; one of another process is waited for.
+
+        JAX ends this process when it hears no more of one of the others.
+        """
         path = _part(self.folder, number)
-        return _read_arrays(path) if path.exists() else None
+        while not path.exists():
+            if processes.is_mine(number):
+                return None
+            time.sleep(_PAUSE)
+        return _read_arrays(path)
 
     def put(self, number: int, arrays: Arrays) -> None:
         """Writes a part."""

@@ -72,7 +72,9 @@ def sweep(
         fine_tune: also train policies at every point, and say how far from the target they end.
         chunk_rows: points solved at a time. By default as many as have 2^18 outcomes.
         folder: keep finished parts here. The same sweep with the same folder goes on where it was
-            killed, with the same result to the last bit. One process at a time.
+            killed, with the same result to the last bit. One process at a time, or those of one
+            job that ``jax.distributed`` has joined: each solves its share of the parts, and all
+            return the whole. Without a folder each solves everything.
         progress: show a tqdm bar.
         **training: with ``fine_tune``, the options of :func:`kltarget.fine_tune`, of which
             ``learning_rate`` and ``num_steps`` are needed; a ``key`` of shape ``[S]`` trains S
@@ -131,10 +133,13 @@ def sweep(
 
     with double_precision():
         solve_rows = _solver(grid)
-    found = []
+    found: dict[int, Arrays] = {}
     total = grid.num_rows * len(grid.divergences)
+    # What other processes solve is waited for when nothing is left to do here.
+    order = range(len(grid.parts)) if parts is None else parts.own_first()
     with progress_bar(progress, total=total, unit="point") as bar:
-        for number, (d, rows) in enumerate(grid.parts):
+        for number in order:
+            d, rows = grid.parts[number]
             part = None if parts is None else parts.get(number)
             if part is None:
                 part = solve_rows(d, rows)
@@ -142,9 +147,10 @@ def sweep(
                     part |= tuning.train(d, grid.rows(rows))
                 if parts is not None:
                     parts.put(number, part)
-            found.append(part)
+            found[number] = part
             bar.update(rows.stop - rows.start)
-    return dataset(named, settings, joined(found, len(grid.divergences)))
+    every = [found[number] for number in range(len(grid.parts))]
+    return dataset(named, settings, joined(every, len(grid.divergences)))
 
 
 def _solver(grid: Grid) -> Callable[[int, slice], Arrays]:

@@ -86,7 +86,9 @@ class Tuning:
 
     def train(self, d: int, columns: Mapping[str, np.ndarray]) -> Arrays:
         """What is measured of the policies trained at some rows, each ``[N]`` or ``[N, S]``."""
-        problem, used, options = self.grid.problem, self.grid.used, self.options
+        problem, used = self.grid.problem, self.grid.used
+        # Other processes have parts of their own to train.
+        options = {"devices": jax.local_devices(), **self.options}
         # A program of its own would be made for a reward or a reference of each row.
         alike = used.isdisjoint({"threshold", "entropy_weight"})
         with double_precision():

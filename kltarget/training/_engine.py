@@ -22,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from kltarget._core import processes
 from kltarget._core.checks import positive_if_given
 from kltarget._core.numerics import widest, working_dtype
 from kltarget._core.progress import progress_bar
@@ -155,7 +156,10 @@ class Plan:
         """This plan on the devices it can use, the runs of each chunk, and how many there are."""
         total = jax.tree.leaves(self.runs)[0].shape[0]
         chunk_runs = self.options.chunk_runs
-        devices = self.program.devices[: min(total, chunk_runs or total)]
+        devices = self.program.devices
+        # Processes without a device in it would not be told what the others' runs came to.
+        if not processes.are_shared(devices):
+            devices = devices[: min(total, chunk_runs or total)]
         each = _at_hand(self.program.outcomes, self.program.method.batch_size)
         each_device = max(1, chunk_runs // len(devices) if chunk_runs else _AT_ONCE // each)
         program = dataclasses.replace(self.program, devices=devices)
@@ -193,6 +197,10 @@ def _chunks_of(total: int, num_devices: int, each_device: int) -> list[np.ndarra
 def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
     """Final results per run, their history ``[R, H]`` and the steps at which it was taken."""
     plan, chunks, num_runs = plan.chunks()
+    devices = plan.program.devices
+    if processes.are_shared(devices):
+        params, shared = processes.dealt((plan.params, plan.shared), devices)
+        plan = dataclasses.replace(plan, params=params, shared=shared)
     times = [*range(0, plan.num_steps, plan.program.steps), plan.num_steps]
     measured = [plan.num_steps] if plan.only_last else times
     results, histories = [], []
@@ -224,35 +232,44 @@ def _train_chunk(
     plan: Plan, runs: Any, times: list[int], bar: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     program, shared = plan.program, plan.shared
+    known = _as_they_are
+    if processes.are_shared(program.devices):
+        runs, known = processes.dealt(runs, program.devices, "runs"), processes.gathered
     tol = np.asarray(plan.options.gradient_tol, runs["learning_rate"].dtype)
     num_steps = np.int32(plan.num_steps)
     state = _start(program, plan.params, runs)
     measured, taken = [], 0
     if not plan.only_last:
-        measured.append(_measure(program, state, shared, runs)[0])
+        measured.append(known(_measure(program, state, shared, runs)[0]))
     for begin, end in itertools.pairwise(times):
         state = _advance(program, state, shared, runs, tol, np.int32(begin), num_steps)
-        if end == plan.num_steps or not np.any(state["active"]):
+        if end == plan.num_steps or not np.any(known(state["active"])):
             break
         if not plan.only_last:
             # Of the distributions, which are large, only the last are kept.
-            measured.append(_measure(program, state, shared, runs)[0])
+            measured.append(known(_measure(program, state, shared, runs)[0]))
         show_progress(bar, end - begin, _of_runs(measured))
         taken = end
     metrics, log_probs = _measure(program, state, shared, runs)
-    measured.append(metrics)
+    measured.append(known(metrics))
     show_progress(bar, plan.num_steps - taken, _of_runs(measured))
     history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in measured[0]}
-    last = measured[-1]
+    norm = metrics["gradient_norm"]
     final = {
         "params": state["params"],
         "log_probs": log_probs,
-        "gradient_norm": last["gradient_norm"],
-        **({"gap": last["gap"]} if "gap" in last else {}),
-        "status": _status(program, state, last["gradient_norm"], log_probs, runs["scale"], tol),
+        "gradient_norm": norm,
+        **({"gap": metrics["gap"]} if "gap" in metrics else {}),
+        "status": _status(program, state, norm, log_probs, runs["scale"], tol),
         "num_steps": state["taken"],
     }
+    if known is processes.gathered:
+        final = jax.tree.map(jnp.asarray, known(final))
     return final, history
+
+
+def _as_they_are(tree: Any) -> Any:
+    return tree
 
 
 @functools.partial(jax.jit, static_argnums=0)

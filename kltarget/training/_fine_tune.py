@@ -101,7 +101,10 @@ def fine_tune(
             (times 1 where beta is 0). With exact gradients it then stops.
         chunk_runs: how many runs are trained at a time, to fit memory, at least one per device; by
             default as many as have 2^20 sequences at hand per device and step.
-        devices: the devices that the runs are dealt to, ``jax.devices()`` by default.
+        devices: the devices that the runs are dealt to, ``jax.devices()`` by default. Where
+            ``jax.distributed`` has joined several processes these are the devices of all: each has
+            to make the same call, trains its share and gets all runs. ``jax.local_devices()``
+            trains in one process alone.
         progress: show a tqdm bar with the time left and, as often as runs are measured, the mean
             reward and reverse KL of those in work.
 

@@ -38,6 +38,8 @@ _TOKENS = (
     *("token_ids", "completion_ids", "completion_token_ids", "response_ids"),
     *("response_token_ids", "output_ids", "tokens", "completion_tokens", "response_tokens"),
 )
+LISTED = frozenset({*_PER_TOKEN[0], *_PER_TOKEN[1], *_TOKENS})
+"""Columns of which lists are of a completion's tokens."""
 IDS_ALONE = "texts are token ids, separated by spaces: the file has no others"
 
 
@@ -63,6 +65,7 @@ class Format:
         samples: of logs of evaluations, what a row holds.
         variant: the column of which only the rows of one entry are read: the others are the same
             completions, judged in another way.
+        plain: the column of every role, if a row is no more than its entries in these.
         superseded: names of files, each with those of files beside it that say the same and more.
     """
 
@@ -82,6 +85,7 @@ class Format:
     renamed: tuple[tuple[str, str], ...] = ()
     samples: Callable[[Row], Any] | None = None
     variant: str | None = None
+    plain: Mapping[str, str] | None = None
     superseded: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def rows(self, row: Row, position: int) -> list[Row]:

@@ -57,6 +57,9 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
             columns["reward"] = accuracy
     session = "session_id" in present and "turn" in present
 
+    simple = not (chat or by_id or parts or logged or found or session or answered)
+    simple = simple and {prompt, completion, columns["reward"]} <= set(present)
+
     def read(row: Row, path: pathlib.Path) -> Rollout:
         if by_id:
             row[prompt] = str(row["prompt_id"])
@@ -101,6 +104,7 @@ def generic(names: Mapping[str, str | Sequence[str]], present: Collection[str]) 
         prompt=prompt,
         completion=completion,
         guessed=not parts,
+        plain=columns if simple else None,
         renamed=tuple(
             (role, column)
             for role, column in columns.items()
