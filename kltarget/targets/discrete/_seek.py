@@ -37,7 +37,7 @@ class Search:
     at_low: Array
     step: Array
     last: Array
-    """The step that is left, by Newton's rule: the next pass would find nothing more."""
+    """The step that is left, by Newton's rule."""
     levels: Levels
     low: Array
     high: Array
@@ -197,7 +197,7 @@ MANY = 8192
 """Beyond this number of outcomes, groups of them are levels of the model, at most this number."""
 
 GROUP = 12
-"""Outcomes to a level: of fewer the model is better, of more it is smaller."""
+"""Outcomes to a level. Of fewer the model is better, of more it is smaller."""
 
 _MODEL_TOL = 0.01
 _MODEL_STEPS = 20
