@@ -21,7 +21,7 @@ from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_m
 from kltarget.targets.discrete._root import Found, Solution, off_one, root
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def closed_form(
     divergence: Divergence,
     reward: Array,
@@ -29,6 +29,7 @@ def closed_form(
     beta: Array,
     mass_tolerance: float | None = None,
     measure: bool = False,
+    side: int | None = None,
 ) -> Solution:
     """The target, its multiplier and its status, NaN in failed rows.
 
@@ -39,6 +40,7 @@ def closed_form(
         beta: shape ``[*batch, 1]``.
         mass_tolerance: how far the reference mass may be from 1; None leaves it unchecked.
         measure: whether it is meant to be something else.
+        side: of a power divergence whose α is traced, where it is known to lie.
     """
     status = flag(~((beta > 0) & (beta < jnp.inf)), Status.INVALID_BETA)
     if mass_tolerance is not None:
@@ -52,7 +54,7 @@ def closed_form(
     if isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
-        found = root(divergence, reward, log_ref, beta, highest, measure)
+        found = root(divergence, reward, log_ref, beta, highest, measure, side)
     status = _not_converged(status | found.status, found.off)
     return _certified(found.log_probs, found.multiplier, status)
 

@@ -28,7 +28,7 @@ def _where(condition: Array, x: Array) -> Array:
     return jnp.where(condition, x, jnp.zeros_like(x))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
 def differentiable_closed_form(
     divergence: Divergence,
     reward: Array,
@@ -36,18 +36,20 @@ def differentiable_closed_form(
     beta: Array,
     mass_tolerance: float | None,
     measure: bool,
+    side: int | None = None,
 ) -> Solution:
     """:func:`closed_form` with its implicit derivatives."""
-    return closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure)
+    return closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure, side)
 
 
 @differentiable_closed_form.defjvp
 def _implicit(
-    mass_tolerance: float | None, measure: bool, primals: Any, tangents: Any
+    mass_tolerance: float | None, measure: bool, side: int | None, primals: Any, tangents: Any
 ) -> tuple[Solution, Solution]:
     divergence, reward, log_ref, beta = primals
     divergence_dot, reward_dot, log_ref_dot, beta_dot = tangents
-    out = differentiable_closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure)
+    given = (divergence, reward, log_ref, beta, mass_tolerance, measure, side)
+    out = differentiable_closed_form(*given)
     log_probs, multiplier, status = out
     status_dot: Any = np.zeros(status.shape, jax.dtypes.float0)
     if isinstance(divergence, ReverseKL):

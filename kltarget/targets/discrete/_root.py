@@ -59,36 +59,53 @@ def root(
     beta: Array,
     highest: Array,
     measure: bool,
+    side: int | None = None,
 ) -> Found:
-    """The coordinate of the best outcome at which ``Σπ = 1``, and the target there."""
+    """The coordinate of the best outcome at which ``Σπ = 1``, and the target there.
+
+    ``side`` is that of a traced α, if it is known (:func:`side_of`).
+    """
     # No ratio exceeds the best outcome's, which is thus at least 1 over the reference's mass.
     least = jnp.zeros_like(beta)
     if measure:
         least = -jnp.maximum(jax.nn.logsumexp(log_ref, axis=-1, keepdims=True), 0)
-    # Beyond this power the outcome next to truncation has more to say; from a reference of large
-    # mass all may be next to it.
-    steep = 0.5 if measure else 1.0
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
-        if gamma > steep:
+        if side_of(gamma, measure) == 2:
             return _steep(divergence, gamma, reward, log_ref, beta)
         return _search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
     # α is traced: it may lie on either side of reverse KL, where coordinates meet, or beyond χ².
-    def part(index: int, harmless: float) -> Found:
-        here = jnp.where(which == index, gamma, jnp.full_like(gamma, harmless))
+    def part(index: int, gamma: Array) -> Found:
         if index == 2:
-            return _steep(divergence, here, reward, log_ref, beta)
+            return _steep(divergence, gamma, reward, log_ref, beta)
         chosen = coordinate(divergence, below=index == 0)
-        chosen = dataclasses.replace(chosen, gamma=here)
-        return _search(chosen, reward, log_ref, beta, highest, least)
+        return _search(
+            dataclasses.replace(chosen, gamma=gamma), reward, log_ref, beta, highest, least
+        )
 
-    which = jnp.where(gamma < 0, 0, jnp.where(gamma <= steep, 1, 2))
-    parts = [functools.partial(part, *x) for x in enumerate((-1.0, 0.0, 2.0))]
+    if side is not None:
+        return part(side, gamma)
+    which = jnp.where(gamma < 0, 0, jnp.where(gamma <= _steepest_power(measure), 1, 2))
+    parts = [
+        functools.partial(part, k, jnp.where(which == k, gamma, jnp.full_like(gamma, harmless)))
+        for k, harmless in enumerate((-1.0, 0.0, 2.0))
+    ]
     if jnp.ndim(gamma) == 0:
         return lax.switch(which, parts)
     fields = zip(*(solved() for solved in parts), strict=True)
     return Found(*(lax.select_n(jnp.broadcast_to(which, x.shape), x, *y) for x, *y in fields))
+
+
+def side_of(gamma: float, measure: bool) -> int:
+    """Which of three ways the root of a power divergence is sought."""
+    return 0 if gamma < 0 else 1 if gamma <= _steepest_power(measure) else 2
+
+
+def _steepest_power(measure: bool) -> float:
+    # Beyond it the outcome next to truncation has more to say than the best one; from a reference
+    # of large mass all may be next to truncation.
+    return 0.5 if measure else 1.0
 
 
 def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Array) -> Found:

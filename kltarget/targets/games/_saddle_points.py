@@ -61,7 +61,7 @@ def log_answer(divergence: Divergence, faced: Array, log_ref: Array) -> Array:
     one = jnp.ones_like(faced[..., :1])
     # A divergence of finite slope at infinity must not find an action that nobody faces.
     faced = jnp.where(log_ref > -jnp.inf, faced, -jnp.inf)
-    return differentiable_closed_form(divergence, faced, log_ref, one, None, False).log_probs
+    return differentiable_closed_form(divergence, faced, log_ref, one, None, False, None).log_probs
 
 
 def _answer(divergence: Divergence, faced: Array, log_ref: Array) -> _Answer:
