@@ -93,6 +93,12 @@ class Sequential(abc.ABC):
         self, params: Any, *, key: PRNGKeyArray, num_samples: int
     ) -> Int[Array, "num_samples L"]:
         """Independent sequences from the policy, int32 ``[num_samples, L]``."""
+        return _sample(self, params, key, num_samples)[0]
+
+    def sample_and_log_probs(
+        self, params: Any, *, key: PRNGKeyArray, num_samples: int
+    ) -> tuple[Int[Array, "num_samples L"], Float[Array, "num_samples L"]]:
+        """What ``sample`` draws and its ``log_probs``, which are differentiable, in one pass."""
         return _sample(self, params, key, num_samples)
 
     def conditionals(self, params: Any, space: Any) -> tuple[Float[Array, "prefixes V"], ...]:
@@ -181,26 +187,29 @@ def _next_log_probs(policy: Any, params: Any, tokens: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> Array:
+def _sample(policy: Any, params: Any, key: PRNGKeyArray, num_samples: int) -> tuple[Array, Array]:
     start = policy._start(params)
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_samples, *x.shape[1:])), start)
 
-    def draw(state: Any, finished: Array, key: Any, depth: Any) -> tuple[Array, Array]:
+    def draw(state: Any, finished: Array, key: Any, depth: Any) -> tuple[Array, Array, Array]:
         logits = of_position(policy, policy._logits(params, state), depth)
         log_probs = next_token(policy, logits, finished)
-        token = jax.random.categorical(key, log_probs, axis=-1).astype(jnp.int32)
-        return token, finished if policy.eos is None else finished | (token == policy.eos)
+        token = jax.random.categorical(key, lax.stop_gradient(log_probs), axis=-1).astype(jnp.int32)
+        own = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+        return token, own, finished if policy.eos is None else finished | (token == policy.eos)
 
     def step(carry: Any, xs: Any) -> Any:
-        token, finished = draw(*carry, *xs)
-        return (policy._advance(params, carry[0], token, xs[1]), finished), token
+        token, own, finished = draw(*carry, *xs)
+        return (policy._advance(params, carry[0], token, xs[1]), finished), (token, own)
 
     keys = jax.random.split(key, policy.length)
     depths = jnp.arange(policy.length, dtype=jnp.int32)
     carry = (start, jnp.zeros(num_samples, bool))
     # Nothing reads the last token.
-    carry, tokens = lax.scan(step, carry, (keys[:-1], depths[:-1]))
-    return jnp.concatenate([tokens, draw(*carry, keys[-1], depths[-1])[0][None]]).T
+    carry, drawn = lax.scan(step, carry, (keys[:-1], depths[:-1]))
+    last = draw(*carry, keys[-1], depths[-1])[:2]
+    tokens, log_probs = (jnp.concatenate([x, y[None]]).T for x, y in zip(drawn, last, strict=True))
+    return tokens, log_probs
 
 
 @functools.partial(jax.jit, static_argnums=0)

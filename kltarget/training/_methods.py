@@ -37,10 +37,14 @@ class PolicyGradient(Method):
     def ascent(self, program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
         """See :class:`kltarget.training._engine.Method`."""
         recipe, outcomes = self.recipe, self._outcomes(program)
-        samples, known = None, facts
+        samples, log_probs, known = None, None, facts
+        fresh = self.updates_per_batch == 1
         shape: tuple[int, ...] = (-1,)
         if key is not None:
-            samples = outcomes.sample(lax.stop_gradient(sampler), key, self.batch_size)
+            if fresh:
+                samples, log_probs = outcomes.drawn(params, key, self.batch_size)
+            else:
+                samples = outcomes.sample(lax.stop_gradient(sampler), key, self.batch_size)
             known = outcomes.look_up(samples, facts)
             shape = (-1, recipe.group_size or self.batch_size or 0)
 
@@ -58,8 +62,7 @@ class PolicyGradient(Method):
             log_ref = lax.stop_gradient(table(facts["reference"]))
         elif not (self._by_token or samples is not None):
             log_ref = known["log_ref"][:, None]
-        log_probs = table(params)
-        fresh = self.updates_per_batch == 1
+        log_probs = table(params) if log_probs is None else log_probs
         log_sampler = lax.stop_gradient(log_probs if fresh else table(sampler))
         weights = jnp.exp(log_sampler.sum(-1)) if samples is None else None
         if weights is not None and isinstance(outcomes, Points):

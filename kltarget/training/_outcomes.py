@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from kltarget._core.numerics import as_float
@@ -123,6 +124,13 @@ class Sequences:
         """Samples of the policy, ``[S, L]``."""
         return self.policy.sample(params, key=key, num_samples=num_samples)
 
+    def drawn(self, params: Any, key: Any, num_samples: int | None) -> tuple[Array, Array]:
+        """Samples and the log-probabilities of their tokens, in one pass where the policy can."""
+        if hasattr(self.policy, "sample_and_log_probs"):
+            return self.policy.sample_and_log_probs(params, key=key, num_samples=num_samples)
+        samples = self.sample(lax.stop_gradient(params), key, num_samples)
+        return samples, self.log_probs_of(params, samples)
+
     def log_probs_of(self, params: Any, samples: Array) -> Array:
         """Log-probabilities of the tokens of samples, ``[S, L]``."""
         return self.policy.log_probs(params, samples)
@@ -197,6 +205,11 @@ class Points:
     def sample(self, params: Any, key: Any, num_samples: int | None) -> Array:
         """Samples of the policy, ``[S, d]``."""
         return self.policy.sample(params, key=key, num_samples=num_samples)
+
+    def drawn(self, params: Any, key: Any, num_samples: int | None) -> tuple[Array, Array]:
+        """Samples and their log-densities."""
+        samples = self.sample(lax.stop_gradient(params), key, num_samples)
+        return samples, self.log_probs_of(params, samples)
 
     def log_probs_of(self, params: Any, samples: Array) -> Array:
         """Log-densities of samples, ``[S, 1]``."""
