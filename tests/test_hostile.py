@@ -462,3 +462,20 @@ def test_flips_of_modes_that_are_both_cut_off_below():
     target = kt.solve(kt.Objective(reward, log_ref, beta, kt.Alpha(1.5)))
     below, above = np.asarray(kt.log_odds(target, 0, 1, modes=modes))
     assert below < 0 < above
+
+
+@pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "chi-squared", "total-variation"])
+def test_a_reward_that_is_no_number_is_seen_in_a_long_row(name):
+    reward = np.zeros((2, 8200), DTYPE)
+    reward[0, 3] = np.nan
+    log_ref = np.full((2, 8200), -np.log(8200), DTYPE)
+
+    @jax.jit
+    def solved(reward):
+        return kt.solve(kt.Objective(reward, log_ref, 1.0, divergence=kt.divergences.named(name)))
+
+    target = solved(reward)
+    assert int(target.status[0]) & int(kt.Status.INVALID_REWARD)
+    assert not int(target.status[1]) & FAILURES
+    assert np.isnan(target.log_probs[0]).all()
+    assert np.isfinite(target.log_probs[1]).all()

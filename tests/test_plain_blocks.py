@@ -171,3 +171,19 @@ def test_plain_rows_are_read_many_at_a_time(folder, odd):
     path.write_text("\n".join(map(json.dumps, made)))
     assert len(read_rollouts(path, answer=rule)) == 200
     assert 20 < len(asked) < 70
+
+
+TWICE_AND_MISSING = (
+    '{"prompt": "a", "completion": "b", "reward": 1, "reward": 0}',
+    r'{"prompt": "a", "completion": "b", "reward": 1, "re\u0077ard": 0}',
+)
+
+
+@pytest.mark.parametrize("first", TWICE_AND_MISSING, ids=["plain", "escaped"])
+def test_a_reward_given_twice_beside_a_row_without_one(folder, first):
+    path, packed = folder / "log.jsonl", folder / "log.jsonl.gz"
+    path.write_text(first + '\n{"prompt": "a", "completion": "c"}\n')
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    columns = ["reward", "completion"]
+    many, one_by_one = (read_rollouts(x, skip_bad=True)[columns] for x in (path, packed))
+    pd.testing.assert_frame_equal(many, one_by_one)

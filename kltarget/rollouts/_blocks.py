@@ -174,6 +174,9 @@ def _parsed(content: bytes, roles: Mapping[str, str], count: int) -> Any:
     """A table of JSON Lines, None where it might not say what Python's parser says."""
     import polars as pl
 
+    # A name may be spelled with escapes.
+    if re.search(rb"\\u00[4-7]", content):
+        return None
     # Of an entry that is given twice the last counts; texts that are the name of a column look
     # like one that is.
     for role, name in roles.items():
@@ -187,6 +190,12 @@ def _parsed(content: bytes, roles: Mapping[str, str], count: int) -> Any:
         frame = pl.read_ndjson(content)
     except (pl.exceptions.PolarsError, OSError):
         return None
+    # As many names as rows may be two in one and none in another.
+    for name in set(roles.values()) & set(frame.columns):
+        twice = re.escape(b'"%s"' % name.encode())
+        twice += rb"[^\n]*" + twice
+        if frame[name].null_count() and re.search(twice, content):
+            return None
     return frame if frame.height == count else None
 
 

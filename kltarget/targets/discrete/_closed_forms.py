@@ -50,7 +50,10 @@ def closed_form(
     if isinstance(divergence, ReverseKL):
         return _gibbs(reward, log_ref, beta, status)
     highest = jnp.max(reward, axis=-1, keepdims=True)
-    status = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
+    # The maximum of a long row can pass over NaN, which the constructor lets through if traced.
+    trusted = mass_tolerance is None and not measure
+    wrong = ~(highest < jnp.inf) if trusted else anywhere(~(reward < jnp.inf))
+    status = status | flag(wrong, Status.INVALID_REWARD)
     if isinstance(divergence, TotalVariation):
         found = total_variation(reward, log_ref, beta, highest, measure)
     else:
@@ -85,7 +88,14 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solutio
         score, low = two_sum(log_ref, v)
         shifted = (score - top) + (low + v_low)
         log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
-        return _certified(shifted - log_sum, beta * (top + log_sum), status)
+        # The maximum of a long row can pass over NaN; the sum does not.
+        wrong = lax.cond(
+            jnp.any(jnp.isnan(log_sum)),
+            lambda: anywhere(jnp.isnan(reward)),
+            lambda: jnp.zeros_like(log_sum, bool),
+        )
+        found = status | flag(wrong, Status.INVALID_REWARD)
+        return _certified(shifted - log_sum, beta * (top + log_sum), found)
 
     def compensated() -> Solution:
         # From the best reward, so that rewards far from 0 keep their differences.
