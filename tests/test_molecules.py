@@ -210,7 +210,11 @@ def listed(dtype):
     return molecules.encode(texts), modes, log_ref
 
 
-LAWS = [kt.ReverseKL(), kt.ForwardKL(), kt.JensenShannon()]
+LAWS = [
+    kt.ReverseKL(),
+    kt.ForwardKL(),
+    pytest.param(kt.JensenShannon(), marks=pytest.mark.broad),
+]
 
 
 @pytest.mark.precise
