@@ -38,7 +38,8 @@ def smiles_reference() -> tuple[GRUPolicy, dict[str, Array]]:
     like = jax.eval_shape(lambda: _POLICY.init(key=jax.random.key(0)))
     with resources.as_file(resources.files("kltarget") / "data" / "smiles.npz") as file:
         params = load_params(file, like)
-    return _POLICY, jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    # By NumPy: not every processor that JAX compiles for converts from float16.
+    return _POLICY, jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), params)
 
 
 def train_on_smiles(

@@ -26,7 +26,7 @@ from kltarget.targets.discrete._coordinates import Coordinate, coordinate
 from kltarget.targets.discrete._flat_pieces import several, shared_out
 from kltarget.targets.discrete._levels import between
 from kltarget.targets.discrete._marginal import marginal_root
-from kltarget.targets.discrete._seek import GROUP, MANY, Row
+from kltarget.targets.discrete._seek import GROUP, MANY, MODERATE, Row
 
 
 class Solution(NamedTuple):
@@ -161,7 +161,7 @@ def _search(
     no = jnp.zeros_like(empty)
     overwhelmed = ~(top < finfo.max)
     idle = empty | overwhelmed | ~(highest < jnp.inf) | ~(beta > 0)
-    row = Row(levels, log_mass, above, idle, 0.3 / eps**0.5 if by_slope else _QUICK)
+    row = Row(levels, log_mass, above, idle, 0.3 / eps**0.5 if by_slope else MODERATE)
     # Where there are many outcomes, some stand together for one level in the search's model.
     grouped = reward.shape[-1] > MANY and levels.has_gaps
 
@@ -326,9 +326,6 @@ def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
 
 _FINE = -32.0
 """Log ratios up to this size are rounded by no more than half of the accuracy that is promised."""
-
-_QUICK = 40.0
-"""Up to this log u_max, outcomes whose reference mass underflows count for nothing."""
 
 _MAX_POLISH = 4
 

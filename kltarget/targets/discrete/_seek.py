@@ -63,7 +63,9 @@ class Row:
 
     def moderate(self, at: Array) -> Array:
         """Whether short formulas do, in all rows."""
-        return jnp.all((jnp.abs(at) <= self.limit) & (self.above <= self.limit))
+        near = (jnp.abs(at) <= self.limit) & (self.above <= self.limit)
+        highest = self.coordinate.place(at, 0.0, self.above, 0.0)[0]
+        return jnp.all(near & (highest <= MODERATE))
 
     def rate(self, at: Array, u: Array, rate: Array | None = None) -> Array:
         """The derivative of ``log u``, from what ``Coordinate.quick`` gave."""
@@ -192,6 +194,9 @@ class Row:
         held = jnp.exp(self.log_mass.times(jnp.zeros_like(like)))
         return jnp.log(jnp.maximum(1 - held, 0))
 
+
+MODERATE = 40.0
+"""Up to this log ratio, outcomes whose reference mass underflows count for nothing."""
 
 MANY = 8192
 """Beyond this number of outcomes, groups of them are levels of the model, at most this number."""
