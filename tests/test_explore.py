@@ -258,9 +258,9 @@ def test_what_is_copied_and_saved_is_what_is_shown(case, tmp_path, monkeypatch):
     assert [float(x.replace("∞", "inf").replace("−", "-")) for x in rows] == pytest.approx(
         [float(x) for x in printed], rel=2e-3
     )
-    table = pd.read_csv(f"{name}.csv", keep_default_na=False)
+    table = pd.read_csv(f"{name}.csv", dtype={"outcome": str}, keep_default_na=False)
     task = names["task"]
-    assert table.outcome.astype(str).tolist() == list(map(str, task.labels))
+    assert table.outcome.tolist() == list(map(str, task.labels))
     assert table["mode"].tolist() == task.modes.tolist()
     objective, eps = names["objective"], jnp.finfo(jnp.result_type(float)).eps
     for column, here in [

@@ -156,7 +156,7 @@ class Featured:
         """Answers by the target's order, or by how often they were seen."""
         given = {"reference": self.reference, "target": self.target, "now": self.now}
         given = {name: x for name, x in given.items() if x is not None}
-        key = np.nan_to_num(self.target or self.now)[:-1]
+        key = np.array(self.target or self.now)[:-1]
         order = np.lexsort((-np.array(self.counts[:-1]), -key)).tolist()
         shown, hidden, paid = order[:_MOST_ROWS], order[_MOST_ROWS:], self.mara_reward
         rows = [["answer", "seen", "reward", *given]]

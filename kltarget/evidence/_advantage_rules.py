@@ -72,7 +72,7 @@ class LoggedAdvantages:
         whole = np.bincount(log.group, ~np.isfinite(log.advantage + reward)) == 0
         if 2 * (size == size.max()).sum() > len(size) or size.max() == usual:
             whole &= size == size.max()
-        scale = np.bincount(log.group, np.nan_to_num(np.abs(log.advantage)))
+        scale = np.bincount(log.group, np.abs(log.advantage))
         shown = np.flatnonzero(whole & (scale > 0) & (size > 1))
         if len(shown) > _MOST_GROUPS:
             shown = shown[np.linspace(0, len(shown) - 1, _MOST_GROUPS).astype(int)]

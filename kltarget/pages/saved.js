@@ -20,10 +20,10 @@ const saved = (() => {
   function task(problem, reward, logRef) {
     if (problem.source) return [`task = ${problem.source}`];
     if (reward.length > MOST_INLINE) return [
-      `table = pd.read_csv("${fileName(problem)}.csv", keep_default_na=False)  # saved by the button CSV`,
+      "# saved by the button CSV", `table = pd.read_csv("${fileName(problem)}.csv", dtype={"outcome": str}, keep_default_na=False)`,
       "task = kt.tasks.as_task(",
       "    (table.reward.to_numpy(), table.log_ref.to_numpy()),",
-      "    labels=table.outcome.astype(str).tolist(),", '    modes=table["mode"],', ")",
+      "    labels=table.outcome.tolist(),", '    modes=table["mode"],', ")",
     ];
     const arrays = [reward, logRef].map((x) => `        np.array(${list(x.map(number), "        ")}),`);
     return [

@@ -292,7 +292,7 @@ def _search(
         status = status | flag(ties & ~state.condensed, Status.NOT_UNIQUE)
     if by_slope or divergence._flats:
         lost = jnp.isneginf(log_probs) & (log_ref > -jnp.inf) & (reward > -jnp.inf)
-        status = status | flag(anywhere(lost), Status.TRUNCATED)
+        status = status | flag(anywhere(lost) & (beta > 0), Status.TRUNCATED)
     if not by_slope:
         count = lax.cond(jnp.any(state.condensed), count_atoms, lambda: jnp.ones_like(best))
         missing = jnp.where(state.condensed, 1 - state.total, jnp.ones_like(best))
@@ -308,7 +308,8 @@ def _search(
             | flag(state.condensed & (count > 1), Status.NOT_UNIQUE)
         )
     # Among many the last pass has seen it, and another would take its time.
-    return Found(log_probs, multiplier, status, no if grouped else off_one(log_probs))
+    off = jnp.isnan(state.total) if grouped else off_one(log_probs)
+    return Found(log_probs, multiplier, status, off)
 
 
 def _share_rounding(log_probs: Array, log_ref: Array) -> Array:
