@@ -113,48 +113,77 @@ def divide_exactly(a: Array, a_low: Array, b: Array) -> tuple[Array, Array]:
     return q, jnp.where(jnp.isfinite(low) & jnp.isfinite(q), low, jnp.zeros_like(low))
 
 
-def paired_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Sums of two arrays over the last axis, keeping it, in one pass over memory.
+def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tuple[Array, Array]:
+    """Sums of two terms over the last axis, keeping it, in one pass over memory.
 
     XLA fuses and vectorises one elementwise result per loop, and its variadic reductions run
-    several times slower and accumulate one by one. A complex number is one result with two parts,
-    and XLA sums it in blocks.
-    """
-    total = lax.complex(a, b).sum(-1, keepdims=True)
-    return total.real, total.imag
-
-
-def grouped_sums(
-    terms: Callable[..., tuple[Array, Array]], size: int, *arrays: Array
-) -> tuple[Array, Array]:
-    """Sums of two terms over groups of ``size`` entries far apart, ``[*batch, groups]``.
-
-    The last group is what is left, if anything. Compilers vectorise over groups, which takes half
-    of the time of one long sum; ``terms`` sees slices of the arrays, for slices of what it makes
-    would be cut from memory.
+    several times slower and accumulate one by one. A complex number is one result with two parts.
+    Of long rows groups of entries far apart are summed first, for compilers vectorise over groups;
+    ``terms`` sees slices of the arrays, since slices of what it makes would be cut from memory.
     """
     *batch, length = arrays[0].shape
     # In sixteen parts, which several cores share where there is a single row.
-    part = length // (16 * size)
-    left = length - part * 16 * size
-    full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
-    sums = full.reshape(*batch, size, 16, part).sum(-3).reshape(*batch, 16 * part)
-    if left:
-        last = lax.complex(*terms(*(x[..., -left:] for x in arrays))).sum(-1, keepdims=True)
-        sums = jnp.concatenate([sums, last], axis=-1)
-    return sums.real, sums.imag
+    part = length // (16 * _GROUP) if length > MANY else 0
+    left = length - part * 16 * _GROUP
+    total = lax.complex(*terms(*(x[..., length - left :] for x in arrays))).sum(-1, keepdims=True)
+    sums = total.real, total.imag
+    if part:
+        full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
+        groups = full.reshape(*batch, _GROUP, 16, part).sum(-3).reshape(*batch, 16 * part)
+        # One by one, or XLA would make both sums one.
+        parts = (x.sum(-1, keepdims=True) for x in (groups.real, groups.imag))
+        sums = tuple(x + y for x, y in zip(sums, parts, strict=True))
+    return sums
 
 
-def num_groups(length: int, size: int, most: int) -> tuple[int, int]:
-    """How many groups are left when :func:`grouped_sums` is applied until they are few enough.
+MANY = 8192
+"""Rows of more entries are long: passes over them are what counts."""
 
-    And how many entries have one of these in common.
+_GROUP = 12
+_PARTS = 16
+
+
+def in_parts(function: Callable[..., Array], *arrays: Array) -> Array:
+    """An elementwise function of one part of the last axis after the other.
+
+    What it holds on the way is then as small as a part.
     """
-    every = 1
-    while length > most:
-        part = length // (16 * size)
-        length, every = 16 * part + (length > 16 * size * part), every * size
-    return length, every
+
+    def place(part: Array, out: Array) -> Array:
+        start, _, entries = _part(part, arrays)
+        return lax.dynamic_update_slice_in_dim(out, function(*entries), start, -1)
+
+    return lax.fori_loop(0, _PARTS, place, jnp.zeros_like(arrays[0]))
+
+
+def paired_sums_in_parts(
+    terms: Callable[..., tuple[Array, Array]], *arrays: Array
+) -> tuple[Array, Array]:
+    """What :func:`paired_sums` gives, in less memory and more time."""
+
+    def add(part: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        start, first, entries = _part(part, arrays)
+        new = start + jnp.arange(entries[0].shape[-1]) >= first
+        new = jnp.broadcast_to(new, entries[0].shape)
+
+        def counted(*slices: Array) -> tuple[Array, Array]:
+            a, b = terms(*slices[:-1])
+            return jnp.where(slices[-1], a, 0.0), jnp.where(slices[-1], b, 0.0)
+
+        more = paired_sums(counted, *entries, new)
+        return sums[0] + more[0], sums[1] + more[1]
+
+    zero = jnp.zeros((*arrays[0].shape[:-1], 1), arrays[0].dtype)
+    return lax.fori_loop(0, _PARTS, add, (zero, zero))
+
+
+def _part(part: Array, arrays: tuple[Array, ...]) -> tuple[Array, Array, list[Array]]:
+    """Where a part of the last axis starts, its first new entry, and its entries of all arrays."""
+    length = arrays[0].shape[-1]
+    size = -(-length // _PARTS)
+    first = part * size
+    start = jnp.minimum(first, length - size)
+    return start, first, [lax.dynamic_slice_in_dim(x, start, size, -1) for x in arrays]
 
 
 def safe_exp_product(x: Array, log_weight: Array) -> Array:
@@ -169,11 +198,9 @@ def lambert(s: Array, steps: int) -> Array:
 
     Its relative error is 1e-4 without steps and rounding after one.
     """
-    deep = s < -40  # W(x) is x to the last bit there
-    given, s = s, jnp.where(deep, -40.0, s)
     low = s < 1
-    x = jnp.exp(jnp.where(low, s, jnp.zeros_like(s)))
-    high = jnp.where(low, jnp.ones_like(s), s)
+    x = jnp.exp(jnp.minimum(s, 1.0))
+    high = jnp.maximum(s, 1.0)
     log_high = jnp.log(high)
     near = jnp.minimum(high, 1e15)
     # Rational functions of x, and of s and log s in s − log s + c·log s/s, fitted to W.
@@ -185,21 +212,25 @@ def lambert(s: Array, steps: int) -> Array:
     bottom = jnp.where(
         low, 1 + x * (2.087803 + 0.682606 * x), near * (1.645665 - 0.599784 * log_high + near)
     )
-    w = jnp.where(low, jnp.zeros_like(s), high - log_high) + top / bottom
+    w = jnp.where(low, 0.0, high - log_high) + top / bottom
     for _ in range(steps):
-        # Fritsch, Shafer and Crowley's step, of fourth order.
-        z = s - w - jnp.log(w)
-        a = 2 * (1 + w) * (1 + w + (2 / 3) * z)
-        w = w * (1 + z / (1 + w) * (1 + z / (a - 2 * z)))
-    return jnp.where(deep, jnp.exp(given), w)
+        # W(x) is x to the last bit far below
+        # Fritsch, Shafer and Crowley's step, of fourth order; far below, W(x) is x.
+        deep = s < -40
+        given = jnp.where(deep, 1.0, w)
+        z = jnp.maximum(s, -40.0) - given - jnp.log(given)
+        a = 2 * (1 + given) * (1 + given + (2 / 3) * z)
+        w = jnp.where(deep, x, given * (1 + z / (1 + given) * (1 + z / (a - 2 * z))))
+    return w
 
 
 def log_lambert(s: Array) -> Array:
     """``log W(e^s)``, the ``x`` with ``e^x + x = s``."""
     near = (s > -20.0) & (s < jnp.inf)
-    w = lambert(jnp.where(near, s, jnp.zeros_like(s)), 1)
+    given = jnp.where(near, s, 0.0)
+    w = lambert(given, 1)
     # log w loses digits around w = 1, s − w around large w
-    log_w = jnp.where(w < 0.5, jnp.where(near, s, jnp.zeros_like(s)) - w, jnp.log(w))
+    log_w = jnp.where(w < 0.5, given - w, jnp.log(w))
     return jnp.where(near, log_w, jnp.where(s > 0, s, s - jnp.exp(jnp.minimum(s, 0))))
 
 

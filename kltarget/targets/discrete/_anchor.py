@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import divide_exactly, two_sum
+from kltarget._core.numerics import divide_exactly, paired_sums, two_sum
 from kltarget.targets.discrete._coordinates import Coordinate
 
 
@@ -62,10 +62,19 @@ class Anchor(NamedTuple):
 
 
 def find_anchor(
-    levels: Coordinate, reward: Array, log_ref: Array, beta: Array, highest: Array
+    levels: Coordinate,
+    reward: Array,
+    log_ref: Array,
+    weight: Array,
+    beta: Array,
+    highest: Array,
 ) -> Anchor:
     """The outcomes whose coordinate is searched: those of the best reward, if at all likely."""
-    plain = jnp.where((reward - highest) / beta >= 0, jnp.exp(log_ref), 0.0).sum(-1, keepdims=True)
+
+    def tied(reward: Array, weight: Array) -> tuple[Array, Array]:
+        return jnp.where((reward - highest) / beta >= 0, weight, 0.0), jnp.zeros_like(weight)
+
+    plain, _ = paired_sums(tied, reward, weight)
 
     def simple() -> tuple[Array, Array, Array, Array, Array]:
         endless = jnp.full_like(plain, jnp.inf)
@@ -84,13 +93,22 @@ def find_anchor(
                 lambda: (best, steepest),
                 lambda: (_nearest(levels, reward, log_ref, beta, best), bound),
             )
-        tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
-        pivot = jnp.max(tied, axis=-1, keepdims=True)
-        ties = lax.cond(
-            visible & jnp.all(anchor == highest),
-            lambda: plain * jnp.exp(-pivot),
-            lambda: jnp.exp(tied - pivot).sum(-1, keepdims=True),
-        )
+
+        def seen() -> tuple[Array, Array]:
+            pivot = jnp.log(plain)
+
+            def terms(reward: Array, log_ref: Array) -> tuple[Array, Array]:
+                mass = jnp.where((reward - highest) / beta >= 0, jnp.exp(log_ref - pivot), 0.0)
+                return mass, jnp.zeros_like(mass)
+
+            return pivot, paired_sums(terms, reward, log_ref)[0]
+
+        def unseen() -> tuple[Array, Array]:
+            tied = jnp.where((reward - anchor) / beta == 0, log_ref, -jnp.inf)
+            pivot = jnp.max(tied, axis=-1, keepdims=True)
+            return pivot, jnp.exp(tied - pivot).sum(-1, keepdims=True)
+
+        pivot, ties = lax.cond(visible & jnp.all(anchor == highest), seen, unseen)
         return best, anchor, bound, pivot, jnp.log(ties)
 
     likely = jnp.all(jnp.log(plain) >= COMFORTABLE)

@@ -18,7 +18,8 @@ from kltarget._core.numerics import divide_exactly, two_sum
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_max
-from kltarget.targets.discrete._root import Found, Solution, off_one, root
+from kltarget.targets.discrete._found import Found, Solution, off_one
+from kltarget.targets.discrete._root import root
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))

@@ -12,7 +12,7 @@ coordinate in which the other outcomes keep their digits:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,13 @@ class Coordinate:
     by_slope: bool
     """Whether the coordinate is the slope; otherwise it is ``log u_max``."""
 
+    prepares: ClassVar[bool] = False
+    """Whether :meth:`quick` takes :meth:`prepared` gaps."""
+
     @property
-    def has_gaps(self) -> bool:
-        """Whether ``gap`` knows."""
-        return type(self) is not Coordinate
+    def costly(self) -> bool:
+        """Whether what :meth:`quick` gives is worth an array."""
+        return True
 
     def of(self, log_u_max: Array) -> Array:
         """The coordinate at which the best outcome has a given log density ratio."""
@@ -69,18 +72,42 @@ class Coordinate:
         rho = jnp.exp(divergence._log_elasticity(log_u) - divergence._log_elasticity(finite))
         return _present(log_u, rho, log_u > -jnp.inf)
 
-    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
-        """``u`` and, unless :meth:`rate` tells it from that, the derivative of ``log u``.
+    def prepared(self, v: Array) -> Array:
+        """What :meth:`quick` takes in place of ``v``, 0 where that is 0."""
+        return v
+
+    def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
+        """``u`` and, unless :meth:`slope` tells it from that, its derivative.
 
         By the shortest way, for steps at moderate coordinates, where speed counts and neither
-        overflow nor cancellation threatens.
+        overflow nor cancellation threatens. ``x`` are :meth:`prepared` gaps.
         """
-        log_u, rate = self.place(at, 0.0, v, 0.0)
-        return jnp.exp(log_u), rate
+        log_u, rate = self.place(at, 0.0, x, 0.0)
+        u = jnp.exp(log_u)
+        return u, u * rate
 
-    def rate(self, at: Array, u: Array) -> Array:
-        """The derivative of ``log u`` in a moderate coordinate."""
-        raise NotImplementedError
+    def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
+        """The derivative of ``u``, from what :meth:`quick` gave."""
+        assert slope is not None
+        return slope
+
+    def log_ratio(self, s: Array) -> Array:
+        """``log u``, ``-inf`` where truncated, at a slope above f′(1)."""
+        return self.divergence._log_inverse(s + self._f_prime_one(s))
+
+    def kept(self, s: Array) -> Array:
+        """What is worth an array of ``u`` at a slope above f′(1)."""
+        return self.log_ratio(s)
+
+    def moved(self, s: Array, kept: Array, step: Array) -> Array:
+        """``log u`` a small step from the slope at which :meth:`kept` was taken."""
+        return self.log_ratio(s + step)
+
+    def ratio(self, kept: Array) -> Place:
+        """``u`` and its derivative, where the coordinate is the slope."""
+        u = jnp.exp(kept)
+        rate = self.rate_at(jnp.where(kept > -jnp.inf, kept, 0.0))
+        return u, u * rate
 
     def rate_at(self, log_u: Array) -> Array:
         """The derivative of ``log u`` in a coordinate that is the slope."""
@@ -121,16 +148,21 @@ class _PowerBelow(Coordinate):
         one = jnp.ones_like(rho)
         return jnp.where(tied, at, log_u), jnp.where(tied, one, rho)
 
-    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
-        gamma = self.gamma
-        powers = {-2: lax.rsqrt, -1: lambda z: 1 / z, -0.5: lambda z: 1 / (z * z)}
-        if isinstance(gamma, jax.Array) or gamma not in powers:
-            return super().quick(at, v)
-        return (powers[gamma](jnp.exp(gamma * at) + (gamma / self.scale) * v),)
+    @property
+    def costly(self) -> bool:
+        return isinstance(self.gamma, jax.Array) or self.gamma not in _SHORT
 
-    def rate(self, at: Array, u: Array) -> Array:
-        powers = {-2: jnp.square, -1: lambda u: u, -0.5: jnp.sqrt}
-        return jnp.exp(self.gamma * at) * powers[self.gamma](u)
+    def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
+        if self.costly:
+            return super().quick(at, x)
+        invert, _ = _SHORT[self.gamma]
+        return (invert(jnp.exp(self.gamma * at) + (self.gamma / self.scale) * x),)
+
+    def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
+        if slope is not None:
+            return slope
+        _, power = _SHORT[self.gamma]
+        return u * (jnp.exp(self.gamma * at) * power(u))
 
     def gap(self, at: Array, rate: Array) -> Array:
         return self.scale * jnp.exp(self.gamma * at) * (1 / rate - 1) / self.gamma
@@ -144,23 +176,51 @@ class _PowerAbove(Coordinate):
     scale: Any
 
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
-        s = _add(at, at_low, v, v_low) / self.scale
-        inside = (1 + self.gamma * s > 0) & (v > -jnp.inf)
+        s = _add(at, at_low, v, v_low)
+        log_u = self.log_ratio(s)
+        inside = log_u > -jnp.inf
+        return _present(log_u, 1 / (self.scale + self.gamma * jnp.where(inside, s, 0.0)), inside)
+
+    def log_ratio(self, s: Array) -> Array:
+        s = s / self.scale
+        inside = (1 + self.gamma * s > 0) & (s > -jnp.inf)
         s = jnp.where(inside, s, 0.0)
         if isinstance(self.gamma, jax.Array) or self.gamma < 0.5:
             log_u = s * log1p_ratio(self.gamma * s)
         else:
             log_u = jnp.log(1 + self.gamma * s) / self.gamma
-        return _present(log_u, 1 / (self.scale * (1 + self.gamma * s)), inside)
+        return jnp.where(inside, log_u, -jnp.inf)
 
-    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
-        if isinstance(self.gamma, jax.Array) or self.gamma != 1:
-            return super().quick(at, v)
-        return (jnp.maximum(1 + (at + v) / self.scale, 0),)
+    @property
+    def costly(self) -> bool:
+        return isinstance(self.gamma, jax.Array) or self.gamma != 1
 
-    def rate(self, at: Array, u: Array) -> Array:
-        rate = 1 / (self.scale * jnp.where(u > 0, u, jnp.ones_like(u)))
-        return jnp.where(u > 0, rate, jnp.zeros_like(rate))
+    def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
+        z = 1 + self.gamma * (at + x) / self.scale
+        if not self.costly:
+            return (jnp.maximum(z, 0),)
+
+        def power() -> Array:
+            return jnp.where(z > 0, jnp.exp(jnp.log(jnp.where(z > 0, z, 1.0)) / self.gamma), 0.0)
+
+        # Close to γ = 0 the logarithm of z is all rounding.
+        near = jnp.all(jnp.asarray(self.gamma) < 0.05)
+        return (lax.cond(near, lambda: jnp.exp(self.place(at, 0.0, x, 0.0)[0]), power),)
+
+    def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
+        if not self.costly:
+            return jnp.where(u > 0, 1 / self.scale, 0.0)
+        z = self.scale + self.gamma * (at + x)
+        return jnp.where(u > 0, u / jnp.where(u > 0, z, 1.0), 0.0)
+
+    def kept(self, s: Array) -> Array:
+        return self.log_ratio(s) if self.costly else s
+
+    def ratio(self, kept: Array) -> Place:
+        if self.costly:
+            return super().ratio(kept)
+        u = jnp.maximum(1 + kept / self.scale, 0)
+        return u, self.slope(kept, kept, u)
 
     def gap(self, at: Array, rate: Array) -> Array:
         flat = self.gamma == 0
@@ -176,17 +236,27 @@ class _JensenShannon(Coordinate):
         # A compiler may round v anew at each of its uses: the second `tied` need not be the first.
         gap = jnp.logaddexp(-at, jnp.zeros_like(at)) - v
         gap = jnp.where(tied & ~(gap > 0), 1.0, gap)
-        log_u = jnp.where(tied, at, -gap - jnp.log(-jnp.expm1(-gap)))
+        log_rest = jnp.log(-jnp.expm1(-gap))  # −log(1 + u)
         # (1 + u)/(1 + u_max), without overflow at either end
         finite = jnp.where(jnp.isposinf(at), jnp.zeros_like(at), at)
-        grown = jnp.logaddexp(log_u, jnp.zeros_like(log_u))
-        return log_u, jnp.exp(grown - jnp.logaddexp(finite, jnp.zeros_like(finite)))
+        rate = jnp.exp(-log_rest - jnp.logaddexp(finite, jnp.zeros_like(finite)))
+        return jnp.where(tied, at, -gap - log_rest), jnp.where(tied, 1.0, rate)
 
-    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
-        return (1 / jnp.expm1(log1p(jnp.exp(-at)) - v),)
+    prepares: ClassVar[bool] = True
 
-    def rate(self, at: Array, u: Array) -> Array:
-        return (1 + u) * (1 / (1 + jnp.exp(at)))
+    @property
+    def costly(self) -> bool:
+        return False
+
+    def prepared(self, v: Array) -> Array:
+        return -jnp.expm1(v)
+
+    def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
+        # 1/u + 1 = (1/u_max + 1) e^−v, all terms positive
+        return ((1 - x) / (jnp.exp(-at) + x),)
+
+    def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
+        return u * ((1 + u) * (1 / (1 + jnp.exp(at))))
 
     def gap(self, at: Array, rate: Array) -> Array:
         inverse = jnp.exp(-at)
@@ -197,15 +267,32 @@ class _JensenShannon(Coordinate):
 @dataclasses.dataclass(frozen=True)
 class _ChiSquaredKL(Coordinate):
     def place(self, at: Array, at_low: Array | float, v: Array, v_low: Array | float) -> Place:
-        log_u = log_lambert(1 + _add(at, at_low, v, v_low))
-        return _present(log_u, 1 / (1 + jnp.exp(log_u)), log_u > -jnp.inf)
+        log_u = self.log_ratio(_add(at, at_low, v, v_low))
+        return _present(log_u, self.rate_at(log_u), log_u > -jnp.inf)
 
-    def quick(self, at: Array, v: Array) -> tuple[Array, ...]:
+    def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
         # steps are polished later
-        return (lambert(1 + (at + v), 0 if v.dtype == jnp.float32 else 1),)
+        return (lambert(1 + (at + x), 0 if x.dtype == jnp.float32 else 1),)
 
-    def rate(self, at: Array, u: Array) -> Array:
-        return 1 / (1 + u)
+    def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
+        return u / (1 + u)
+
+    def log_ratio(self, s: Array) -> Array:
+        return log_lambert(1 + s)
+
+    def kept(self, s: Array) -> Array:
+        # log u where u counts for nothing
+        return jnp.where(s < -40, 1 + s, lambert(1 + s, 1))
+
+    def moved(self, s: Array, kept: Array, step: Array) -> Array:
+        u = jnp.maximum(kept, 0)
+        rate = 1 / (1 + u)
+        log_u = jnp.where(kept > 0, jnp.log(jnp.where(kept > 0, kept, 1.0)), kept)
+        return log_u + step * rate * (1 - 0.5 * step * u * rate * rate)
+
+    def ratio(self, kept: Array) -> Place:
+        u = jnp.maximum(kept, 0)
+        return u, u / (1 + u)
 
     def rate_at(self, log_u: Array) -> Array:
         return 1 / (1 + jnp.exp(log_u))
@@ -213,6 +300,14 @@ class _ChiSquaredKL(Coordinate):
     def gap(self, at: Array, rate: Array) -> Array:
         u = 1 / rate - 1
         return (u - 1) + jnp.log(u) - at
+
+
+_SHORT = {
+    -2: (lax.rsqrt, jnp.square),
+    -1: (lambda z: 1 / z, lambda u: u),
+    -0.5: (lambda z: 1 / (z * z), jnp.sqrt),
+}
+"""Powers γ whose roots z^{1/γ} take no logarithm, with u^{−γ}."""
 
 
 def coordinate(divergence: Divergence, *, below: bool | None = None) -> Coordinate:

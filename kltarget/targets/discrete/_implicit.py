@@ -21,7 +21,7 @@ from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import closed_form, total_variation
 from kltarget.targets.discrete._flat_pieces import on_flat_piece
-from kltarget.targets.discrete._root import Solution
+from kltarget.targets.discrete._found import Solution
 
 
 def _where(condition: Array, x: Array) -> Array:

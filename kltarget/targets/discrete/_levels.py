@@ -1,8 +1,8 @@
-"""A few levels of reward in place of many outcomes, and where their masses sum to 1.
+"""Two levels of reward in place of all outcomes, and where their masses sum to 1.
 
-At a coordinate the outcomes of a group have a mass and its derivative; one outcome that has both
-stands for them nearby. With all but the anchor's ties in one group this is the two-level model,
-which for two reward levels (verifiable rewards) is the problem itself.
+At a coordinate the outcomes besides the anchor's ties have a mass and its derivative; one outcome
+that has both stands for them nearby. For two reward levels (verifiable rewards) that is the problem
+itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from kltarget.targets.discrete._anchor import LogMass
 from kltarget.targets.discrete._coordinates import Coordinate, Place
 
 
-class Levels(NamedTuple):
-    """What groups of outcomes are taken for around a coordinate."""
+class Level(NamedTuple):
+    """What the other outcomes are taken for around a coordinate, all of shape ``[*batch, 1]``."""
 
     at: Array
-    """The coordinate, shape ``[*batch, 1]``."""
+    """The coordinate."""
     log_weight: Array
     """The log reference mass at ``gap``; where ``power`` is a number, the log target mass."""
     gap: Array
-    """``v``, the distance from the anchor's reward over β, shape ``[*batch, groups]``."""
+    """``v``, the distance from the anchor's reward over β."""
     power: Array
     """NaN, or the rate at which the mass grows exponentially with the coordinate."""
 
@@ -37,8 +37,8 @@ class Levels(NamedTuple):
         return jnp.where(lawful, log_u, grown), jnp.where(lawful, rate, self.power)
 
 
-def seen_from(coordinate: Coordinate, at: Array, mass: Array, slope: Array) -> Levels:
-    """The levels that have these masses and derivatives ``[*batch, groups]`` at a coordinate."""
+def seen_from(coordinate: Coordinate, at: Array, mass: Array, slope: Array) -> Level:
+    """The level that has this mass and derivative at a coordinate."""
     present = mass > 0
     some = jnp.where(present, mass, jnp.ones_like(mass))
     rate = jnp.where(present, slope / some, jnp.ones_like(mass))
@@ -46,12 +46,21 @@ def seen_from(coordinate: Coordinate, at: Array, mass: Array, slope: Array) -> L
     log_u, _ = coordinate.place(at, 0.0, v, 0.0)
     fits = jnp.isfinite(v) & jnp.isfinite(log_u) & ((v < 0) | coordinate.by_slope)
     log_weight = jnp.log(some) - jnp.where(fits, log_u, jnp.zeros_like(log_u))
-    return Levels(
+    return Level(
         at,
         jnp.where(present, log_weight, -jnp.inf),
         jnp.where(fits, v, -jnp.ones_like(v)),
         jnp.where(fits, jnp.full_like(rate, jnp.nan), rate),
     )
+
+
+def mean_level(log_mass: LogMass, gap: Array) -> Level:
+    """The others as one outcome at their mean distance from the anchor."""
+    far = jnp.isfinite(gap) & (gap < 0)
+    held = jnp.exp(log_mass.times(jnp.zeros_like(gap)))
+    log_weight = jnp.where(far, jnp.log(jnp.maximum(1 - held, 0)), -jnp.inf)
+    gap = jnp.where(far, gap, -1.0)
+    return Level(jnp.zeros_like(gap), log_weight, gap, jnp.full_like(gap, jnp.nan))
 
 
 def between(low: Array, high: Array, by_slope: bool) -> Array:
@@ -66,7 +75,7 @@ def between(low: Array, high: Array, by_slope: bool) -> Array:
 
 
 def two_level_step(
-    coordinate: Coordinate, log_mass: LogMass, at: Array, other: Levels, low: Array, high: Array
+    coordinate: Coordinate, log_mass: LogMass, at: Array, other: Level, low: Array, high: Array
 ) -> Array:
     """The step to where the anchor's outcomes and one other level have total mass 1.
 

@@ -26,8 +26,9 @@ from kltarget.objectives._objective import (
 from kltarget.targets._protocol import DiscreteTarget, Optimum
 from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import total_variation
+from kltarget.targets.discrete._found import Solution
 from kltarget.targets.discrete._implicit import differentiable_closed_form, optimal_value
-from kltarget.targets.discrete._root import Solution, side_of
+from kltarget.targets.discrete._root import side_of
 from kltarget.tasks import ProblemLike, as_task
 
 
