@@ -19,7 +19,7 @@ from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_max
 from kltarget.targets.discrete._found import Found, Solution, off_one
-from kltarget.targets.discrete._root import root
+from kltarget.targets.discrete._root import Side, root
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -30,7 +30,7 @@ def closed_form(
     beta: Array,
     mass_tolerance: float | None = None,
     measure: bool = False,
-    side: int | None = None,
+    side: Side | None = None,
 ) -> Solution:
     """The target, its multiplier and its status, NaN in failed rows.
 
@@ -41,7 +41,7 @@ def closed_form(
         beta: shape ``[*batch, 1]``.
         mass_tolerance: how far the reference mass may be from 1; None leaves it unchecked.
         measure: whether it is meant to be something else.
-        side: of a power divergence whose α is traced, where it is known to lie.
+        side: of a power divergence whose α is traced, what is known of it.
     """
     status = flag(~((beta > 0) & (beta < jnp.inf)), Status.INVALID_BETA)
     if mass_tolerance is not None:

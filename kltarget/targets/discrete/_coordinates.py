@@ -193,23 +193,19 @@ class _PowerAbove(Coordinate):
 
     @property
     def costly(self) -> bool:
-        return isinstance(self.gamma, jax.Array) or self.gamma != 1
+        return isinstance(self.gamma, jax.Array) or self.gamma not in (0.5, 1)
 
     def quick(self, at: Array, x: Array) -> tuple[Array, ...]:
-        z = 1 + self.gamma * (at + x) / self.scale
-        if not self.costly:
-            return (jnp.maximum(z, 0),)
-
-        def power() -> Array:
-            return jnp.where(z > 0, jnp.exp(jnp.log(jnp.where(z > 0, z, 1.0)) / self.gamma), 0.0)
-
-        # Close to γ = 0 the logarithm of z is all rounding.
-        near = jnp.all(jnp.asarray(self.gamma) < 0.05)
-        return (lax.cond(near, lambda: jnp.exp(self.place(at, 0.0, x, 0.0)[0]), power),)
+        if self.costly:
+            return (jnp.exp(self.log_ratio(at + x)),)
+        z = jnp.maximum(1 + self.gamma * (at + x) / self.scale, 0)
+        return (z if self.gamma == 1 else z * z,)
 
     def slope(self, at: Array, x: Array, u: Array, slope: Array | None = None) -> Array:
-        if not self.costly:
+        if not self.costly and self.gamma == 1:
             return jnp.where(u > 0, 1 / self.scale, 0.0)
+        if not self.costly:
+            return jnp.sqrt(u) / self.scale
         z = self.scale + self.gamma * (at + x)
         return jnp.where(u > 0, u / jnp.where(u > 0, z, 1.0), 0.0)
 
@@ -219,8 +215,8 @@ class _PowerAbove(Coordinate):
     def ratio(self, kept: Array) -> Place:
         if self.costly:
             return super().ratio(kept)
-        u = jnp.maximum(1 + kept / self.scale, 0)
-        return u, self.slope(kept, kept, u)
+        (u,) = self.quick(kept, jnp.zeros_like(kept))
+        return u, self.slope(kept, jnp.zeros_like(kept), u)
 
     def gap(self, at: Array, rate: Array) -> Array:
         flat = self.gamma == 0
@@ -310,10 +306,20 @@ _SHORT = {
 """Powers γ whose roots z^{1/γ} take no logarithm, with u^{−γ}."""
 
 
-def coordinate(divergence: Divergence, *, below: bool | None = None) -> Coordinate:
-    """The coordinate of a divergence; ``below`` says on which side of 0 an array γ lies."""
+SHORT_POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0)
+"""The γ at which a pass takes no logarithm."""
+
+
+def coordinate(
+    divergence: Divergence, *, below: bool | None = None, gamma: float | None = None
+) -> Coordinate:
+    """The coordinate of a divergence.
+
+    Of a power divergence whose γ is an array, ``below`` says on which side of 0 it lies, and
+    ``gamma`` its value if that is one of the short powers.
+    """
     if isinstance(divergence, PowerDivergence):
-        gamma, scale = divergence._gamma, divergence._scale
+        gamma, scale = divergence._gamma if gamma is None else gamma, divergence._scale
         if below is None:
             below = bool(gamma < 0)
         kind = _PowerBelow if below else _PowerAbove

@@ -22,6 +22,7 @@ from kltarget.targets.discrete._anchor import supported_max
 from kltarget.targets.discrete._closed_forms import closed_form, total_variation
 from kltarget.targets.discrete._flat_pieces import on_flat_piece
 from kltarget.targets.discrete._found import Solution
+from kltarget.targets.discrete._root import Side
 
 
 def _where(condition: Array, x: Array) -> Array:
@@ -36,7 +37,7 @@ def differentiable_closed_form(
     beta: Array,
     mass_tolerance: float | None,
     measure: bool,
-    side: int | None = None,
+    side: Side | None = None,
 ) -> Solution:
     """:func:`closed_form` with its implicit derivatives."""
     return closed_form(divergence, reward, log_ref, beta, mass_tolerance, measure, side)
@@ -44,7 +45,7 @@ def differentiable_closed_form(
 
 @differentiable_closed_form.defjvp
 def _implicit(
-    mass_tolerance: float | None, measure: bool, side: int | None, primals: Any, tangents: Any
+    mass_tolerance: float | None, measure: bool, side: Side | None, primals: Any, tangents: Any
 ) -> tuple[Solution, Solution]:
     divergence, reward, log_ref, beta = primals
     divergence_dot, reward_dot, log_ref_dot, beta_dot = tangents

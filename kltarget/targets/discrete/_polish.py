@@ -30,7 +30,7 @@ def polished(row: Row, at: Array, at_low: Array, rare: Array) -> Polished:
         rare: whether ratios of masses may not fit floats in some row.
     """
     if not row.long:
-        return _exact(row, at, at_low, _MAX_STEPS)
+        return _exact(row, at, at_low)
     # One outcome next to its truncation bends the equation; among many it counts for little, and
     # one step does. It takes each slope and each ratio once.
     levels, none = row.coordinate, jnp.full_like(at, jnp.nan)
@@ -51,16 +51,16 @@ def polished(row: Row, at: Array, at_low: Array, rare: Array) -> Polished:
     kept, total, slope = lax.cond(row.fits(at), measured, lambda s: (s, none, none), s)
     error = jnp.log(total)
     step = -error * total / slope
-    small = jnp.abs(error) <= float(jnp.finfo(at.dtype).eps) ** (1 / 3)
+    small = jnp.abs(error) <= 4 * float(jnp.finfo(at.dtype).eps) ** 0.5
 
     def moved() -> Polished:
         log_probs = row.log_ref + levels.moved(s, kept, step)
         return Polished(*two_sum(at, at_low + step), log_probs, jnp.abs(error))
 
-    return lax.cond(jnp.all(small | row.idle) & ~rare, moved, lambda: _exact(row, at, at_low, 1))
+    return lax.cond(jnp.all(small | row.idle) & ~rare, moved, lambda: _exact(row, at, at_low))
 
 
-def _exact(row: Row, at: Array, at_low: Array, max_steps: int) -> Polished:
+def _exact(row: Row, at: Array, at_low: Array) -> Polished:
     levels, eps = row.coordinate, float(jnp.finfo(at.dtype).eps)
     sums = paired_sums_in_parts if row.long else paired_sums
 
@@ -82,7 +82,7 @@ def _exact(row: Row, at: Array, at_low: Array, max_steps: int) -> Polished:
 
     start = Polished(at, at_low, row.place(at, at_low), jnp.full_like(at, jnp.inf))
     return lax.while_loop(
-        lambda state: jnp.any(~(state.done | row.idle)) & (state.steps < max_steps),
+        lambda state: jnp.any(~(state.done | row.idle)) & (state.steps < _MAX_STEPS),
         polish,
         _State(start, jnp.zeros_like(row.idle), jnp.int32(0)),
     ).last

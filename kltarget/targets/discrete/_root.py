@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array
 from kltarget._core.status import Status, flag
 from kltarget.divergences import Divergence
 from kltarget.targets.discrete._anchor import anywhere
-from kltarget.targets.discrete._coordinates import coordinate
+from kltarget.targets.discrete._coordinates import SHORT_POWERS, coordinate
 from kltarget.targets.discrete._found import Found, off_one, share_rounding
 from kltarget.targets.discrete._marginal import marginal_root
 from kltarget.targets.discrete._search import search
@@ -27,11 +27,11 @@ def root(
     beta: Array,
     highest: Array,
     measure: bool,
-    side: int | None = None,
+    side: Side | None = None,
 ) -> Found:
     """The coordinate of the best outcome at which ``Σπ = 1``, and the target there.
 
-    ``side`` is that of a traced α, if it is known (:func:`side_of`).
+    ``side`` is where a traced α lies, if that is known.
     """
     # No ratio exceeds the best outcome's, which is thus at least 1 over the reference's mass.
     least = jnp.zeros_like(beta)
@@ -39,7 +39,7 @@ def root(
         least = -jnp.maximum(jax.nn.logsumexp(log_ref, axis=-1, keepdims=True), 0)
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
-        if side_of(gamma, measure) == 2:
+        if Side.of(gamma, measure).index == 2:
             return _steep(divergence, gamma, reward, log_ref, beta)
         return search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
@@ -52,8 +52,11 @@ def root(
             dataclasses.replace(chosen, gamma=gamma), reward, log_ref, beta, highest, least
         )
 
+    if side is not None and side.gamma is not None:
+        chosen = coordinate(divergence, gamma=side.gamma)
+        return search(chosen, reward, log_ref, beta, highest, least)
     if side is not None:
-        return part(side, gamma)
+        return part(side.index, gamma)
     which = jnp.where(gamma < 0, 0, jnp.where(gamma <= _steepest_power(measure), 1, 2))
     parts = [
         functools.partial(part, k, jnp.where(which == k, gamma, jnp.full_like(gamma, harmless)))
@@ -65,9 +68,18 @@ def root(
     return Found(*(lax.select_n(jnp.broadcast_to(which, x.shape), x, *y) for x, *y in fields))
 
 
-def side_of(gamma: float, measure: bool) -> int:
-    """Which of three ways the root of a power divergence is sought."""
-    return 0 if gamma < 0 else 1 if gamma <= _steepest_power(measure) else 2
+class Side(NamedTuple):
+    """What is known of a power divergence before its α is traced."""
+
+    index: int
+    """Which of three ways its root is sought."""
+    gamma: float | None
+    """Its γ, if that is a short power."""
+
+    @classmethod
+    def of(cls, gamma: float, measure: bool) -> Side:
+        index = 0 if gamma < 0 else 1 if gamma <= _steepest_power(measure) else 2
+        return cls(index, gamma if gamma in SHORT_POWERS and index < 2 else None)
 
 
 def _steepest_power(measure: bool) -> float:
