@@ -532,7 +532,7 @@ def lambert(s):
 @dtypes
 @pytest.mark.parametrize("name", LOG_RATIOS)
 def test_many_outcomes_of_many_rewards(name, dtype):
-    """Where levels stand for a dozen outcomes each, against bisection in longer floats."""
+    """Rows so long that masses are summed in groups, against bisection in longer floats."""
     rng = np.random.default_rng(3)
     size = 8_201
     drawn = rng.normal(size=(6, size))

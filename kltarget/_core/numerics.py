@@ -125,15 +125,17 @@ def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tu
     # In sixteen parts, which several cores share where there is a single row.
     part = length // (16 * _GROUP) if length > MANY else 0
     left = length - part * 16 * _GROUP
-    total = lax.complex(*terms(*(x[..., length - left :] for x in arrays))).sum(-1, keepdims=True)
-    sums = total.real, total.imag
-    if part:
-        full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
-        groups = full.reshape(*batch, _GROUP, 16, part).sum(-3).reshape(*batch, 16 * part)
-        # One by one, or XLA would make both sums one.
-        parts = (x.sum(-1, keepdims=True) for x in (groups.real, groups.imag))
-        sums = tuple(x + y for x, y in zip(sums, parts, strict=True))
-    return sums
+    rest = lax.complex(*terms(*(x[..., length - left :] for x in arrays))).sum(-1, keepdims=True)
+    if not part:
+        return rest.real, rest.imag
+    full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
+    groups = full.reshape(*batch, _GROUP, 16, part).sum(-3).reshape(*batch, 16 * part)
+
+    # One by one, or XLA would make both sums one.
+    def total(groups: Array, rest: Array) -> Array:
+        return groups.sum(-1, keepdims=True) + rest
+
+    return total(groups.real, rest.real), total(groups.imag, rest.imag)
 
 
 MANY = 8192

@@ -319,11 +319,11 @@ def coordinate(
     ``gamma`` its value if that is one of the short powers.
     """
     if isinstance(divergence, PowerDivergence):
-        gamma, scale = divergence._gamma if gamma is None else gamma, divergence._scale
+        power: Any = divergence._gamma if gamma is None else gamma
         if below is None:
-            below = bool(gamma < 0)
+            below = bool(power < 0)
         kind = _PowerBelow if below else _PowerAbove
-        return kind(divergence, not below, gamma, scale)
+        return kind(divergence, not below, power, divergence._scale)
     if isinstance(divergence, JensenShannon):
         return _JensenShannon(divergence, by_slope=False)
     if isinstance(divergence, ChiSquaredKL):

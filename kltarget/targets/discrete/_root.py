@@ -39,7 +39,7 @@ def root(
         least = -jnp.maximum(jax.nn.logsumexp(log_ref, axis=-1, keepdims=True), 0)
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
-        if Side.of(gamma, measure).index == 2:
+        if Side.of(gamma, measure).way == 2:
             return _steep(divergence, gamma, reward, log_ref, beta)
         return search(coordinate(divergence), reward, log_ref, beta, highest, least)
 
@@ -56,7 +56,7 @@ def root(
         chosen = coordinate(divergence, gamma=side.gamma)
         return search(chosen, reward, log_ref, beta, highest, least)
     if side is not None:
-        return part(side.index, gamma)
+        return part(side.way, gamma)
     which = jnp.where(gamma < 0, 0, jnp.where(gamma <= _steepest_power(measure), 1, 2))
     parts = [
         functools.partial(part, k, jnp.where(which == k, gamma, jnp.full_like(gamma, harmless)))
@@ -71,15 +71,15 @@ def root(
 class Side(NamedTuple):
     """What is known of a power divergence before its α is traced."""
 
-    index: int
+    way: int
     """Which of three ways its root is sought."""
     gamma: float | None
     """Its γ, if that is a short power."""
 
     @classmethod
     def of(cls, gamma: float, measure: bool) -> Side:
-        index = 0 if gamma < 0 else 1 if gamma <= _steepest_power(measure) else 2
-        return cls(index, gamma if gamma in SHORT_POWERS and index < 2 else None)
+        way = 0 if gamma < 0 else 1 if gamma <= _steepest_power(measure) else 2
+        return cls(way, gamma if gamma in SHORT_POWERS and way < 2 else None)
 
 
 def _steepest_power(measure: bool) -> float:
