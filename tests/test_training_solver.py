@@ -201,6 +201,21 @@ def test_measuring_does_not_matter(sampled):
     assert_same(run.params, last.params, exactly=False)
 
 
+def test_nothing_has_to_be_measured(sampled):
+    arguments, options, run = sampled
+    bare = fine_tune(*arguments, **options, measure=False)
+    assert_same(run.params, bare.params, exactly=False)
+    assert_same((run.status, run.num_steps), (bare.status, bare.num_steps), exactly=True)
+    assert bare.log_probs.shape == (3, 2, 0)
+    assert bare.history.step.tolist() == []
+    assert bare.history.expected_reward.shape == (3, 2, 0)
+    assert np.isnan(bare.gap).all() and np.isnan(bare.gradient_norm).all()
+    with pytest.raises(ValueError, match="run measured nothing: .*measure=True"):
+        kt.plot.training(bare)
+    lost = fine_tune(*arguments, **{**options, "learning_rate": np.inf}, measure=False)
+    assert (lost.status == RunStatus.NON_FINITE).all()
+
+
 @pytest.mark.slow
 def test_what_is_measured_part_by_part_is_that_of_each_run():
     """More runs than a device measures at a time, 2²⁰ outcomes in all."""
@@ -489,6 +504,7 @@ def call(**changes):
         (call(log_ref=np.zeros((2, 27))), ValueError, "log_ref has shape"),
         (call(log_ref=np.zeros(27)), ValueError, "log_ref is not normalised"),
         (call(devices=[]), ValueError, "devices must name at least one"),
+        (call(measure=None), TypeError, "measure must be True or False"),
         (call(chunk_runs=True), ValueError, "chunk_runs must be an integer of 1 or more, got True"),
         (call(optimizer=optax.adam(0.1)), TypeError, "optimizer must be a function of a learning"),
         (call(policy=SPACE), TypeError, "has no log_probs"),

@@ -123,7 +123,8 @@ def training(
         The axes; ``ax.figure`` is the figure.
 
     Raises:
-        ValueError: there is no such metric or the targets do not fit the runs.
+        ValueError: there is no such metric, nothing was measured or the targets do not fit the
+            runs.
 
     Example:
         >>> import jax, jax.numpy as jnp, kltarget as kt
@@ -144,6 +145,8 @@ def training(
     if metric not in _METRICS:
         listed = ", ".join(map(repr, _METRICS))
         raise ValueError(f"metric must be one of {listed}, got {metric!r}")
+    if not len(run.history.step):
+        raise ValueError("run measured nothing: train with measure=True to see how it went")
     values = np.asarray(getattr(run.history, metric), float).reshape(-1, len(run.history.step))
     beta = np.asarray(run.beta, float).reshape(-1)
     ends = _asymptotes(run, target, metric)

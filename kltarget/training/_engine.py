@@ -48,6 +48,7 @@ class Options:
     chunk_runs: int | None = None
     devices: Any = None
     progress: bool = False
+    measure: bool = True
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
@@ -57,6 +58,8 @@ class Options:
             )
         positive_if_given("history_every", self.history_every)
         positive_if_given("chunk_runs", self.chunk_runs)
+        if not isinstance(self.measure, bool):
+            raise TypeError(f"measure must be True or False, got {self.measure!r}")
         if not self.gradient_tol >= 0:
             raise ValueError(f"gradient_tol must be 0 or more, got {self.gradient_tol}")
         if self.devices is not None and not len(self.devices):
@@ -149,8 +152,8 @@ class Plan:
 
     @property
     def only_last(self) -> bool:
-        """Whether the history is only what is measured at the end."""
-        return self.options.history_every is None
+        """Whether the history is at most what is measured at the end."""
+        return self.options.history_every is None or not self.options.measure
 
     def chunks(self) -> tuple[Plan, list[np.ndarray], int]:
         """This plan on the devices it can use, the runs of each chunk, and how many there are."""
@@ -203,6 +206,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
         plan = dataclasses.replace(plan, params=params, shared=shared)
     times = [*range(0, plan.num_steps, plan.program.steps), plan.num_steps]
     measured = [plan.num_steps] if plan.only_last else times
+    measured = measured if plan.options.measure else []
     results, histories = [], []
     total = plan.num_steps * len(chunks)
     with progress_bar(plan.options.progress, total=total, unit="step") as bar:
@@ -218,14 +222,14 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
             results.append(final)
             histories.append(history)
     # Runs that stop early stay as they are, and so does what is measured of them.
-    last = max(next(iter(h.values())).shape[1] for h in histories)
+    last = max((x.shape[1] for h in histories for x in h.values()), default=0)
 
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, 0), (0, last - x.shape[1])), mode="edge")
 
     history = {n: np.concatenate([padded(h[n]) for h in histories]) for n in histories[0]}
     final = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *results)
-    return final, history, np.array(measured[:last])
+    return final, history, np.array(measured[:last], int)
 
 
 def _train_chunk(
@@ -250,10 +254,16 @@ def _train_chunk(
             measured.append(known(_measure(program, state, shared, runs)[0]))
         show_progress(bar, end - begin, _of_runs(measured))
         taken = end
-    metrics, log_probs = _measure(program, state, shared, runs)
-    measured.append(known(metrics))
+    if plan.options.measure:
+        metrics, log_probs = _measure(program, state, shared, runs)
+        measured.append(known(metrics))
+    else:
+        unknown = jnp.full_like(runs["learning_rate"], jnp.nan)
+        gap = {} if isinstance(program.outcomes, Texts) else {"gap": unknown}
+        metrics, log_probs = {"gradient_norm": unknown, **gap}, unknown[:, None][:, :0]
     show_progress(bar, plan.num_steps - taken, _of_runs(measured))
-    history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in measured[0]}
+    names = measured[0] if measured else ()
+    history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in names}
     norm = metrics["gradient_norm"]
     final = {
         "params": state["params"],
@@ -278,6 +288,10 @@ def _status(
 ) -> Array:
     """How each run ended."""
     finite = jnp.isfinite(norm) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
+    if not log_probs.shape[-1]:  # unmeasured
+        leaves = jax.tree.leaves(state["params"])
+        each = [jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in leaves]
+        finite = functools.reduce(jnp.logical_and, each)
     at_rest = (norm <= tol * scale) & jnp.bool_(program.measured_exactly)
     status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
     status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))

@@ -51,6 +51,7 @@ def fine_tune(
     chunk_runs: int | None = None,
     devices: Any = None,
     progress: bool = False,
+    measure: bool = True,
 ) -> Run:
     """Fine-tunes copies of a policy on a reward with a regulariser, all in one compiled program.
 
@@ -107,6 +108,10 @@ def fine_tune(
             trains in one process alone.
         progress: show a tqdm bar with the time left and, as often as runs are measured, the mean
             reward and reverse KL of those in work.
+        measure: False leaves out every measurement, the last one too, which can take as long as a
+            hundred steps where there are many sequences: of what is returned the parameters count,
+            ``log_probs`` are of shape ``[*batch, 0]``, the history has no steps, gap and gradient
+            norm are NaN.
 
     Returns:
         The runs. A run depends on nothing but its own settings: not on its neighbours, on how often
@@ -159,7 +164,9 @@ def fine_tune(
         beta = 0.0
     if beta is None:
         raise ValueError("beta is needed: pass beta=0.1, for instance, or give it to the recipe")
-    options = Options(optimizer, history_every, gradient_tol, chunk_runs, devices, progress)
+    options = Options(
+        optimizer, history_every, gradient_tol, chunk_runs, devices, progress, measure
+    )
     # Recipes that differ in beta share a program.
     kind = _methods.Pathwise if gradient == "pathwise" else _methods.PolicyGradient
     method = kind(dataclasses.replace(recipe, beta=None), batch_size)
@@ -208,8 +215,8 @@ def sft(
         num_steps: number of gradient steps.
         key: random keys; needed with ``batch_size``.
         batch_size: sequences drawn from the target per step; None for the exact gradient.
-        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
-            and ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``,
+            ``progress`` and ``measure`` as in :func:`fine_tune`.
 
     Returns:
         The runs. In their history the reference of both KLs is the target, there is no reward, and
@@ -269,8 +276,8 @@ def f_dpg(
         num_steps: number of gradient steps.
         key: random keys; needed with ``batch_size``.
         batch_size: samples per step, at least 2; None for the exact gradient.
-        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
-            and ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``,
+            ``progress`` and ``measure`` as in :func:`fine_tune`.
 
     Returns:
         The runs. In their history the reference of both KLs is the target, there is no reward, and
@@ -371,8 +378,8 @@ def dpo(
         log_ref: reference log-probabilities over sequences, ``[V**L]``; by default the policy at
             ``params``.
         modes: mode labels for the history, as in :func:`fine_tune`.
-        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
-            and ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``,
+            ``progress`` and ``measure`` as in :func:`fine_tune`.
 
     Returns:
         The runs. The gap is that of the reward regularised by the divergence. With samples the

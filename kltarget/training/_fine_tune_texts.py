@@ -65,8 +65,8 @@ def fine_tune_on_texts(
         log_ref: log-probabilities of the tokens of texts ``[N, T]`` under the reference, such as
             ``kltarget.spaces.MarkovReference.log_probs``; by default the policy at ``params``.
         num_measured: texts that a measurement samples.
-        **options: ``optimizer``, ``history_every``, ``chunk_runs``, ``devices`` and ``progress`` as
-            in :func:`kltarget.fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``chunk_runs``, ``devices``, ``progress`` and
+            ``measure`` as in :func:`kltarget.fine_tune`.
 
     Returns:
         The runs. One that becomes NaN or infinite is stopped and says so in its status.

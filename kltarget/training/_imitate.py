@@ -48,8 +48,8 @@ def imitate(
             broadcasts against ``[S]``, so that ``[P, 1]`` is a sweep over P from every start.
         learning_rate: what the optimiser is called with.
         num_steps: number of gradient steps.
-        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``
-            and ``progress`` as in :func:`fine_tune`.
+        **options: ``optimizer``, ``history_every``, ``gradient_tol``, ``chunk_runs``, ``devices``,
+            ``progress`` and ``measure`` as in :func:`fine_tune`.
 
     Returns:
         The runs, of the batch shape of starts, targets and parameters together. In their history

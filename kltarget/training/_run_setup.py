@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -176,12 +177,21 @@ def train_runs(
     final, history, step = train(Plan(program, params, shared, runs, num_steps, options))
     settings = {name: runs[name] for name in numbers}
     back, settings = (final, settings) if len(batch) == 1 else _shaped((final, settings), batch)
-    series = {name: x.reshape(*batch, -1) for name, x in history.items()}
-    given = {**settings, "policy": outcomes.policy, "recipe": recipe}
+    kind = TextHistory if isinstance(outcomes, Texts) else History
+    if not options.measure:
+        names = [f.name for f in dataclasses.fields(kind) if f.name != "step"]
+        history = dict.fromkeys(names, np.zeros((*batch, 0), dtype))
+    series = {name: x.reshape(*batch, len(step)) for name, x in history.items()}
+    given = {
+        **settings,
+        "policy": outcomes.policy,
+        "recipe": recipe,
+        "history": kind(step=step, **series),
+    }
     if isinstance(outcomes, Texts):
         del back["log_probs"]
-        return TextRun(**back, **given, history=TextHistory(step=step, **series))
-    return Run(**back, **given, history=History(step=step, **series))
+        return TextRun(**back, **given)
+    return Run(**back, **given)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
