@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import divide_exactly, two_sum
+from kltarget._core.numerics import MANY, divide_exactly, paired_sums, two_sum
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_max
@@ -88,7 +88,7 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solutio
         v, v_low = divide_exactly(reward, jnp.zeros_like(beta), beta)
         score, low = two_sum(log_ref, v)
         shifted = (score - top) + (low + v_low)
-        log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+        log_sum = jnp.log(_sum_exp(shifted))
         # The maximum of a long row can pass over NaN; the sum does not.
         wrong = lax.cond(
             jnp.any(jnp.isnan(log_sum)),
@@ -115,6 +115,12 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solutio
     # The comparison is false for NaN, which rows without support and wrong values produce.
     near = jnp.all(jnp.abs(top) <= 0.1 / float(jnp.finfo(top.dtype).eps))
     return lax.cond(near, simple, compensated)
+
+
+def _sum_exp(x: Array) -> Array:
+    if x.shape[-1] <= MANY:
+        return jnp.exp(x).sum(-1, keepdims=True)
+    return paired_sums(lambda x: (jnp.exp(x), jnp.zeros_like(x)), x)[0]
 
 
 def total_variation(
