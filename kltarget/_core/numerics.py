@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -122,9 +123,7 @@ def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tu
     ``terms`` sees slices of the arrays, since slices of what it makes would be cut from memory.
     """
     *batch, length = arrays[0].shape
-    # In sixteen parts, which several cores share where there is a single row.
-    part = length // (16 * _GROUP) if length > MANY else 0
-    left = length - part * 16 * _GROUP
+    part, left = _groups(length)
     rest = lax.complex(*terms(*(x[..., length - left :] for x in arrays))).sum(-1, keepdims=True)
     if not part:
         return rest.real, rest.imag
@@ -136,6 +135,36 @@ def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tu
         return groups.sum(-1, keepdims=True) + rest
 
     return total(groups.real, rest.real), total(groups.imag, rest.imag)
+
+
+def long_max(function: Callable[..., Array], *arrays: Array) -> Array:
+    """The maximum of a function of the entries over the last axis, keeping it, in groups if long.
+
+    NaN may be passed over. XLA hands a plain maximum to a library which computes what it is of more
+    slowly than it would itself.
+    """
+    *batch, length = arrays[0].shape
+    part, left = _groups(length)
+    if not part:
+        return jnp.max(function(*arrays), axis=-1, keepdims=True)
+    full = function(*(x[..., : length - left] for x in arrays))
+    full = full.reshape(*batch, _GROUP, 16, part)
+    least = np.asarray(-np.inf, full.dtype)
+    groups = lax.reduce(full, least, lambda x, y: jnp.where(x > y, x, y), (full.ndim - 3,))
+    most = groups.reshape(*batch, 16 * part).max(-1, keepdims=True)
+    if not left:
+        return most
+    rest = function(*(x[..., length - left :] for x in arrays))
+    return jnp.maximum(most, rest.max(-1, keepdims=True))
+
+
+def _groups(length: int) -> tuple[int, int]:
+    """How many groups there are in each of sixteen parts of a row, and how many entries are left.
+
+    Several cores share the parts where there is a single row.
+    """
+    part = length // (16 * _GROUP) if length > MANY else 0
+    return part, length - part * 16 * _GROUP
 
 
 MANY = 8192

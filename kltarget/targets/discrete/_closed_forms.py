@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kltarget._core.numerics import MANY, divide_exactly, paired_sums, two_sum
+from kltarget._core.numerics import MANY, divide_exactly, long_max, paired_sums, two_sum
 from kltarget._core.status import FAILURES, Status, flag
 from kltarget.divergences import Divergence, ReverseKL, TotalVariation
 from kltarget.targets.discrete._anchor import anywhere, scaled_gaps, supported_max
@@ -79,7 +79,7 @@ def _certified(log_probs: Array, multiplier: Array, status: Array) -> Solution:
 
 
 def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solution:
-    top = jnp.max(log_ref + reward / beta, axis=-1, keepdims=True)
+    top = long_max(lambda reward, log_ref: log_ref + reward / beta, reward, log_ref)
 
     # Each branch writes its result whole: memory is what this costs. Σπ = 1 needs no check, for it
     # is what log_sum was made for.
