@@ -55,8 +55,11 @@ def seek(row: Row, bottom: Array, top: Array, capped: Array, tol: float) -> Sear
         step = two_level_step(
             coordinate, row.log_mass, state.at, state.others, state.low, state.high
         )
-        # At a kink (truncation) the model's steps can swing forever; bisection ends that.
-        swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & (state.steps > 3)
+        # At a kink (truncation) the model's steps can swing forever, and far from it all can be
+        # short; bisection ends that.
+        turns = (step > 0) != (state.step > 0)
+        patience = jnp.where(turns, 3, 8)
+        swings = (jnp.abs(step) > 0.5 * jnp.abs(state.step)) & (state.steps > patience)
         step = jnp.where(swings, between(state.low, state.high, by_slope) - state.at, step)
         at, at_low = two_sum(state.at, state.at_low + step)
         at_low = at_low if by_slope else zero
