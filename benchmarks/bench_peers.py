@@ -1,8 +1,8 @@
 """``solve`` against what a user would otherwise reach for, on the same problems in the same run.
 
 entmax solves two members of the α family with a uniform reference (sparsemax is α = 2, entmax-1.5
-is α = 1.5); cvxpy with Clarabel solves any convex objective; SciPy's ``brentq`` finds the
-multiplier of one row at a time. Peers that are not installed are skipped.
+is α = 1.5) and any by bisection; cvxpy with Clarabel solves any convex objective; SciPy's
+``brentq`` finds the multiplier of one row at a time. Peers that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from scipy.optimize import brentq
 import kltarget as kt
 
 
-@pytest.mark.parametrize(("alpha", "peer"), [(2.0, "sparsemax"), (1.5, "entmax15")])
+@pytest.mark.parametrize(
+    ("alpha", "peer"),
+    [(2.0, "sparsemax"), (1.5, "entmax15"), (1.5, "entmax_bisect"), (1.3, "entmax_bisect")],
+)
 def test_entmax(benchmark, alpha: float, peer: str) -> None:
     torch = pytest.importorskip("torch")
     entmax = pytest.importorskip("entmax")
@@ -30,17 +33,19 @@ def test_entmax(benchmark, alpha: float, peer: str) -> None:
     log_ref = jnp.full(shape[1], -np.log(shape[1]), jnp.float32)
     objective = kt.Objective(reward, log_ref, jnp.float32(beta), kt.Alpha(alpha))
     scores = torch.tensor(np.asarray(reward))
-    theirs = getattr(entmax, peer)(scores, dim=-1).numpy()
+    options = {"alpha": alpha} if peer == "entmax_bisect" else {}
+
+    def run() -> np.ndarray:
+        return getattr(entmax, peer)(scores, dim=-1, **options).numpy()
+
+    theirs = run()
     ours = np.asarray(kt.solve(objective).probs)
     benchmark.pedantic(lambda: jax.block_until_ready(kt.solve(objective).log_probs), rounds=3)
     benchmark.extra_info.update(
         peer=peer,
         shape="64x50000",
         dtype="float32",
-        ratio=paired_ratio(
-            lambda: kt.solve(objective).log_probs,
-            lambda: getattr(entmax, peer)(scores, dim=-1).numpy(),
-        ),
+        ratio=paired_ratio(lambda: kt.solve(objective).log_probs, run),
         total_variation=float(0.5 * np.abs(ours - theirs).sum(-1).max()),
     )
 

@@ -528,6 +528,34 @@ def lambert(s):
     return x
 
 
+@pytest.mark.quick_only("forward-kl")
+@dtypes
+@pytest.mark.parametrize("name", LOG_RATIOS)
+def test_a_long_reference_is_not_copied_for_each_row(name, dtype):
+    """With the same targets and derivatives as its copies have."""
+    rng = np.random.default_rng(4)
+    reward = rng.normal(size=(2, 3, 8_201)).astype(dtype)
+    log_ref = oracles.log_normalised(2 * rng.normal(size=8_201), dtype)
+    beta = np.array([0.1, 1e-3, 1e-7], dtype)
+
+    def solved(log_ref):
+        return kt.solve(kt.Objective.unchecked(reward, log_ref, beta, LOG_RATIOS[name][0]))
+
+    shared, copied = solved(log_ref), solved(np.broadcast_to(log_ref, reward.shape))
+    assert shared.log_probs.shape == reward.shape
+    np.testing.assert_array_equal(shared.status, copied.status)
+    held = np.asarray(copied.log_probs) > -30
+    scale = BAR * eps(dtype) * (1 + np.abs(np.asarray(copied.log_probs)[held]))
+    far = np.abs(np.asarray(shared.log_probs) - copied.log_probs)[held]
+    assert (far <= scale).mean() > 0.999
+    assert far.max() < 1e-3  # next to truncation
+    slope = jax.grad(lambda x: jnp.sum(solved(x).probs[..., :9] ** 2))(jnp.asarray(log_ref))
+    each = jax.grad(lambda x: jnp.sum(solved(x).probs[..., :9] ** 2))(
+        jnp.asarray(np.broadcast_to(log_ref, reward.shape))
+    )
+    np.testing.assert_allclose(slope, each.sum((0, 1)), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.quick_only("forward-kl", "alpha-1.5")
 @dtypes
 @pytest.mark.parametrize("name", LOG_RATIOS)

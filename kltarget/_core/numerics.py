@@ -122,12 +122,13 @@ def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tu
     Of long rows groups of entries far apart are summed first, for compilers vectorise over groups;
     ``terms`` sees slices of the arrays, since slices of what it makes would be cut from memory.
     """
-    *batch, length = arrays[0].shape
+    length = arrays[0].shape[-1]
     part, left = _groups(length)
     rest = lax.complex(*terms(*(x[..., length - left :] for x in arrays))).sum(-1, keepdims=True)
     if not part:
         return rest.real, rest.imag
     full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
+    batch = full.shape[:-1]
     groups = full.reshape(*batch, _GROUP, 16, part).sum(-3).reshape(*batch, 16 * part)
 
     # One by one, or XLA would make both sums one.
@@ -184,7 +185,8 @@ def in_parts(function: Callable[..., Array], *arrays: Array) -> Array:
         start, _, entries = _part(part, arrays)
         return lax.dynamic_update_slice_in_dim(out, function(*entries), start, -1)
 
-    return lax.fori_loop(0, _PARTS, place, jnp.zeros_like(arrays[0]))
+    shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
+    return lax.fori_loop(0, _PARTS, place, jnp.zeros(shape, arrays[0].dtype))
 
 
 def paired_sums_in_parts(
@@ -195,7 +197,7 @@ def paired_sums_in_parts(
     def add(part: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         start, first, entries = _part(part, arrays)
         new = start + jnp.arange(entries[0].shape[-1]) >= first
-        new = jnp.broadcast_to(new, entries[0].shape)
+        new = jnp.broadcast_to(new, shape[:-1] + new.shape)
 
         def counted(*slices: Array) -> tuple[Array, Array]:
             a, b = terms(*slices[:-1])
@@ -204,7 +206,8 @@ def paired_sums_in_parts(
         more = paired_sums(counted, *entries, new)
         return sums[0] + more[0], sums[1] + more[1]
 
-    zero = jnp.zeros((*arrays[0].shape[:-1], 1), arrays[0].dtype)
+    shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
+    zero = jnp.zeros((*shape[:-1], 1), arrays[0].dtype)
     return lax.fori_loop(0, _PARTS, add, (zero, zero))
 
 

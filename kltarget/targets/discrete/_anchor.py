@@ -72,7 +72,8 @@ def find_anchor(
     """The outcomes whose coordinate is searched: those of the best reward, if at all likely."""
 
     def tied(reward: Array, weight: Array) -> tuple[Array, Array]:
-        return jnp.where((reward - highest) / beta >= 0, weight, 0.0), jnp.zeros_like(weight)
+        mass = jnp.where((reward - highest) / beta >= 0, weight, 0.0)
+        return mass, jnp.zeros_like(mass)
 
     plain, _ = paired_sums(tied, reward, weight)
 

@@ -37,7 +37,7 @@ def closed_form(
     Args:
         divergence: parameters, if arrays, of shape ``[*batch, 1]``.
         reward: shape ``[*batch, A]``.
-        log_ref: shape ``[*batch, A]``.
+        log_ref: shape ``[*batch, A]``; batch axes that all rows share may be of size 1.
         beta: shape ``[*batch, 1]``.
         mass_tolerance: how far the reference mass may be from 1; None leaves it unchecked.
         measure: whether it is meant to be something else.
@@ -49,14 +49,15 @@ def closed_form(
         far = ~(jnp.abs(mass - 1) <= mass_tolerance)
         status = status | flag(far, Status.INVALID_REFERENCE)
     if isinstance(divergence, ReverseKL):
-        return _gibbs(reward, log_ref, beta, status)
+        return _gibbs(reward, jnp.broadcast_to(log_ref, reward.shape), beta, status)
     highest = jnp.max(reward, axis=-1, keepdims=True)
     # The maximum of a long row can pass over NaN, which the constructor lets through if traced.
     trusted = mass_tolerance is None and not measure
     wrong = ~(highest < jnp.inf) if trusted else anywhere(~(reward < jnp.inf))
     status = status | flag(wrong, Status.INVALID_REWARD)
     if isinstance(divergence, TotalVariation):
-        found = total_variation(reward, log_ref, beta, highest, measure)
+        full = jnp.broadcast_to(log_ref, reward.shape)
+        found = total_variation(reward, full, beta, highest, measure)
     else:
         found = root(divergence, reward, log_ref, beta, highest, measure, side)
     status = _not_converged(status | found.status, found.off)

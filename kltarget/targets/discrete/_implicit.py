@@ -52,6 +52,7 @@ def _implicit(
     given = (divergence, reward, log_ref, beta, mass_tolerance, measure, side)
     out = differentiable_closed_form(*given)
     log_probs, multiplier, status = out
+    log_ref, log_ref_dot = (jnp.broadcast_to(x, reward.shape) for x in (log_ref, log_ref_dot))
     status_dot: Any = np.zeros(status.shape, jax.dtypes.float0)
     if isinstance(divergence, ReverseKL):
         reward = rounded_once(reward)  # others have it so already

@@ -36,7 +36,8 @@ def root(
     # No ratio exceeds the best outcome's, which is thus at least 1 over the reference's mass.
     least = jnp.zeros_like(beta)
     if measure:
-        least = -jnp.maximum(jax.nn.logsumexp(log_ref, axis=-1, keepdims=True), 0)
+        mass = jax.nn.logsumexp(log_ref, axis=-1, keepdims=True)
+        least = jnp.broadcast_to(-jnp.maximum(mass, 0), beta.shape)
     gamma = getattr(divergence, "_gamma", 0.0)
     if not isinstance(gamma, jax.Array):
         if Side.of(gamma, measure).way == 2:
@@ -91,6 +92,7 @@ def _steepest_power(measure: bool) -> float:
 def _steep(divergence: Any, gamma: Any, reward: Array, log_ref: Array, beta: Array) -> Found:
     """The target of a power divergence with γ > 1, from the outcome next to truncation."""
     scale = jnp.asarray(divergence._scale, beta.dtype)
+    log_ref = jnp.broadcast_to(log_ref, reward.shape)
     found = marginal_root(reward, log_ref, beta * scale, gamma)
     usable = (log_ref > -jnp.inf) & (reward > -jnp.inf)
     log_probs = jnp.where(usable, share_rounding(log_ref + found.log_u, log_ref), -jnp.inf)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kltarget._core.checks import mass_tolerance
-from kltarget._core.numerics import rounded_once
+from kltarget._core.numerics import MANY, rounded_once
 from kltarget._core.pytrees import pytree
 from kltarget._core.status import Status, flag, unless_failed
 from kltarget.divergences import ReverseKL, TotalVariation
@@ -212,6 +212,10 @@ def _posed(given: Any, beta: ArrayLike | None, options: dict[str, Any]) -> Objec
 @functools.partial(jax.jit, static_argnames=("trusted", "side"))
 def _solve(objective: Objective, trusted: bool, side: Side | None = None) -> Solution:
     reward, log_ref, beta, divergence = broadcast_fields(objective)
+    if objective.log_ref.size < reward.size and reward.shape[-1] > MANY:
+        # Copies of a long reference would take as long as a pass.
+        given = objective.log_ref
+        log_ref = given.reshape((1,) * (reward.ndim - given.ndim) + given.shape).astype(beta.dtype)
     if not (trusted or isinstance(divergence, ReverseKL)):
         # It may be computed by the same program, and all but reverse KL ask which is the best.
         reward = rounded_once(reward)
