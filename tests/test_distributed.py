@@ -55,13 +55,26 @@ except RolloutError as wrong:
     error = str(wrong)
 kept = [column for column in rollouts if column != "tokens"]
 forecast = kt.forecast(logs.replace("logs", "base"), kt.Recipe(), beta=[0.5], num_draws=20)
-diagnosis = kt.diagnose(logs.replace("logs", "good"), kt.Recipe(beta=0.5), num_bootstrap=5)
+good = read_rollouts(logs.replace("logs", "good"))
+diagnosis = kt.diagnose(good, kt.Recipe(beta=0.5), num_bootstrap=5)
+levels = good.assign(step=0, reward=good["completion"].str[-1].astype(float))
+graded = kt.forecast(levels, kt.Recipe(), beta=np.geomspace(0.1, 5, 300), num_draws=250)
+refused = count == 1
+try:
+    kt.diagnose(good.iloc[index:], kt.Recipe(beta=0.5), num_bootstrap=5)
+except ValueError as different:
+    refused = "different rollouts" in str(different)
+assert refused
 told = {
     "rollouts": json.loads(rollouts[kept].to_json(orient="split")),
     "notes": rollouts.attrs["notes"],
     "error": error,
     "forecast": str(forecast),
     "diagnosis": str(diagnosis),
+    "statements": [[x.name, repr(x.value), repr(x.interval)] for x in diagnosis.statements],
+    "prompts": repr(diagnosis.prompts),
+    "featured": repr(diagnosis.featured),
+    "graded": repr(graded.curves) + repr(graded.of_patterns),
 }
 here = pathlib.Path(folder)
 (here / f"told-{index}.json").write_text(json.dumps(told))

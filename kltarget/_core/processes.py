@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,36 @@ def is_mine(number: int) -> bool:
 def are_shared(devices: Sequence[Any]) -> bool:
     """Whether some of the devices are another process's."""
     return any(device.process_index != jax.process_index() for device in devices)
+
+
+def shared(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """What ``work`` makes of each item: several processes do some each, and all get all.
+
+    Where there are several it is a collective, and what is raised of an item is raised in all.
+    """
+    if not are_several():
+        return [work(item) for item in items]
+    own: dict[int, tuple[Any, Exception | None]] = {}
+    for i, item in enumerate(items):
+        if is_mine(i):
+            try:
+                own[i] = work(item), None
+            except Exception as error:
+                own[i] = None, error
+    every = {i: found for share in exchanged(own) for i, found in share.items()}
+    for i in range(len(every)):
+        if (error := every[i][1]) is not None:
+            raise error
+    return [every[i][0] for i in range(len(every))]
+
+
+def require_same(value: Any, what: str) -> None:
+    """Refuses work to be shared of which the processes have been given different things."""
+    if are_several() and len(set(exchanged(value))) > 1:
+        raise ValueError(
+            f"the processes that jax.distributed has joined were given different {what}: "
+            "give all of them the same, or use one process"
+        )
 
 
 def dealt(tree: Any, devices: Sequence[Any], axis: str | None = None) -> Any:

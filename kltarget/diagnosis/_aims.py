@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from kltarget._core import processes
 from kltarget._core.distances import effective_number
 from kltarget._core.status import Status
 from kltarget.diagnosis._statement import FlipOfAnswers
@@ -89,6 +90,14 @@ def along_tokens(recipe: Recipe, prompt: Prompt) -> bool:
     return recipe.per_token and not prompt.at_once
 
 
+def _couples_prompts(recipe: Recipe) -> bool:
+    """Whether a prompt's target depends on the other prompts, or the way to it does."""
+    controlled = recipe.kl_target is not None or recipe.entropy_target is not None
+    moved = controlled or recipe.reference in ("copied", "averaged")
+    in_a_batch = "batch-std" in (recipe.normalize, recipe.renormalize)
+    return moved or in_a_batch or recipe.renormalize != "none" or recipe.kl_centre != "none"
+
+
 def _along(recipe: Recipe, prompt: Prompt, beta: float) -> Aim:
     target = _along_tree(recipe, prompt, beta)
     bits, size = Status(int(target.status)), len(prompt.names)
@@ -109,18 +118,35 @@ def _whole(recipe: Recipe, prompts: list[Prompt], beta: float) -> list[Aim]:
     if not prompts:
         return []
     rewards, log_refs = padded([x.reward for x in prompts], [x.log_ref for x in prompts])
-    # Searches for fixed points may step outside of what is possible and come back.
-    with np.errstate(invalid="ignore"):
-        target = implied_target(recipe, rewards, log_refs, beta=beta)
-    log_probs, status = np.asarray(target.log_probs), np.asarray(target.status)
-    coefficient = np.asarray(target.effective_beta)
-    shared = np.broadcast_to(np.asarray(target.objective.beta), coefficient.shape)
-    reward = np.broadcast_to(np.asarray(target.objective.reward), log_probs.shape)
-    plain = type(target.objective.divergence) is type(recipe.divergence)
+
+    def targets(rows: slice) -> tuple[np.ndarray, ...]:
+        # Searches for fixed points may step outside of what is possible and come back.
+        with np.errstate(invalid="ignore"):
+            target = implied_target(recipe, rewards[rows], log_refs[rows], beta=beta)
+        log_probs, coefficient = np.asarray(target.log_probs), np.asarray(target.effective_beta)
+        objective = target.objective
+        plain = type(objective.divergence) is type(recipe.divergence)
+        return (
+            log_probs,
+            np.broadcast_to(np.asarray(objective.reward), log_probs.shape),
+            coefficient,
+            np.broadcast_to(np.asarray(objective.beta), coefficient.shape),
+            np.asarray(target.status),
+            np.full(coefficient.shape, plain),
+        )
+
+    # Prompts that are easy and hard come in turn.
+    number = 1 if _couples_prompts(recipe) else min(processes.count(), len(prompts))
+    shares = [slice(i, None, number) for i in range(number)]
+    found = processes.shared(targets, shares)
+    order = np.argsort(np.concatenate([np.arange(len(prompts))[rows] for rows in shares]))
+    log_probs, reward, coefficient, shared, status, plain = (
+        np.concatenate(parts)[order] for parts in zip(*found, strict=True)
+    )
     aims = []
     for row, prompt in enumerate(prompts):
         size, bits = len(prompt.names), Status(int(status[row]))
-        held = plain and not bits & Status.NO_TARGET and coefficient[row] > 0
+        held = plain[row] and not bits & Status.NO_TARGET and coefficient[row] > 0
         x = reward[row, :size] / shared[row] if held else None
         aims.append(Aim(prompt, log_probs[row, :size], x, float(coefficient[row]), bits))
     return aims

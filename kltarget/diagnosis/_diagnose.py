@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from kltarget import evidence
+from kltarget._core import processes
 from kltarget._core.checks import ArgumentError
 from kltarget._core.numerics import double_precision
 from kltarget._core.words import counted
@@ -204,6 +205,10 @@ def diagnose(
         threshold = evidence.evident_threshold(log)
     # Without a threshold nothing is known to be right.
     threshold = math.inf if threshold is None else float(threshold)
+    columns = (log.prompt, log.answer, log.reward, log.logp, log.ref_logp)
+    given = [len(log), *(float(np.nansum(x)) for x in columns)]
+    given += [repr(recipe), beta, threshold, max_prompts, num_bootstrap]
+    processes.require_same(str(given), "rollouts or options")
     groups = evidence.groups_of(log, threshold, recipe.ddof)
     bits = jax.random.key_data(jax.random.key(0) if key is None else key)
     # NumPy's generator takes the low word first.

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from kltarget._core import processes
 from kltarget.evidence import LEVEL
 
 # One family has to miss by so much more than the other, in so many of the resamples.
 MARGIN, SHARE = 1.5, 0.95
 _ROUNDS = 8
 _MOST_BLOCKS = 10
-_MOST_AT_ONCE = 2**21
+_MOST_AT_ONCE, _MOST_IN_ALL = 2**18, 2**25
 # Beyond this log-ratios are those of a policy that has nothing to do with the reference.
 _MOST_NATS = 100.0
 # Log-probabilities are logged with seven digits.
@@ -117,14 +118,22 @@ def _resampled(
     cells: LogRatios, unit: np.ndarray, few: int, rng: np.random.Generator, number: int
 ) -> dict[str, np.ndarray]:
     """What both families miss by under random weights of the units, ``[R]`` each."""
-    at_once = max(1, _MOST_AT_ONCE // len(unit))
-    parts: dict[str, list[np.ndarray]] = {"reverse": [], "forward": []}
-    for start in range(0, number, at_once):
-        rows = min(at_once, number - start)
-        weight = cells.count * rng.exponential(size=(rows, few))[:, unit]
-        for name, values in parts.items():
-            values.append(_fit(name, cells, weight).miss)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    names = ("reverse", "forward")
+
+    def misses(drawn: np.ndarray) -> list[np.ndarray]:
+        weight = cells.count * drawn[:, unit]
+        return [_fit(name, cells, weight).miss for name in names]
+
+    sizes = _in_parts(number, len(unit))
+    drawn = (rng.exponential(size=(size, few)) for size in sizes)
+    parts = zip(*processes.shared(misses, drawn), strict=True)
+    return dict(zip(names, map(np.concatenate, parts), strict=True))
+
+
+def _in_parts(number: int, length: int) -> list[int]:
+    """How many rows of this length are taken at a time."""
+    at_once = max(1, _MOST_AT_ONCE // length)
+    return [min(at_once, number - start) for start in range(0, number, at_once)]
 
 
 def _half_width(cells: LogRatios, fit: _Fit, rng: np.random.Generator) -> float:
@@ -157,15 +166,18 @@ def _half_width(cells: LogRatios, fit: _Fit, rng: np.random.Generator) -> float:
         return slope, _squares(moved, completion), spread * _squares(moved, block)
 
     _, by_completions, by_blocks = (float(x[0]) for x in errors(fit.y))
-    most = min(_MOST_DRAWS, max(_LEAST_DRAWS, 16 * _MOST_AT_ONCE // len(completion)))
-    at_once, ratios = max(1, _MOST_AT_ONCE // len(completion)), []
-    for start in range(0, most, at_once):
-        deviations = rng.standard_normal((min(at_once, most - start), units))
+    most = min(_MOST_DRAWS, max(_LEAST_DRAWS, _MOST_IN_ALL // len(completion)))
+
+    def quotients(deviations: np.ndarray) -> np.ndarray:
         slope, one, other = errors(scale * deviations[:, completion])
         with np.errstate(divide="ignore"):
             # What remains of a fit through all points is rounding.
             exact = one <= _EXACT * slope**2
-            ratios.append(np.abs(slope) / np.sqrt(np.where(exact, 0, one + other)))
+            return np.abs(slope) / np.sqrt(np.where(exact, 0, one + other))
+
+    sizes = _in_parts(most, len(completion))
+    drawn = (rng.standard_normal((size, units)) for size in sizes)
+    ratios = processes.shared(quotients, drawn)
     times = float(np.quantile(np.concatenate(ratios), LEVEL, method="inverted_cdf"))
     total = by_completions + by_blocks
     if not np.isfinite(times):

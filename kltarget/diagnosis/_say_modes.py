@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
+from kltarget._core import processes
 from kltarget._core.status import Status
 from kltarget._core.words import number
 from kltarget.diagnosis._aims import Aim
@@ -65,7 +67,7 @@ def modes_statements(case: Case, aims: list[Aim], assumed: tuple[str, ...]) -> l
     now, interval, groups = modes_now(case, several)
     if not groups:
         return []
-    before, target = np.mean([_by_laws(case, aim) for aim in several], axis=0)
+    before, target = np.mean(processes.shared(functools.partial(_by_laws, case), several), axis=0)
     least = "at least " if interval is not None and math.isinf(interval[1]) else ""
     text = f"effective right answers per prompt: {least}{number(now, 3)} now, "
     text += f"{number(before, 3)} of the reference"
@@ -93,7 +95,7 @@ def modes_now(case: Case, aims: list[Aim]) -> tuple[float, Interval | None, int]
     if not wanted.any():
         return math.nan, None, 0
     groups = len(np.unique(log.group[wanted]))
-    found = [by_masses(case, aim) for aim in aims]
+    found = processes.shared(functools.partial(by_masses, case), aims)
     by_mass = [x for x in found if x is not None]
     rest = [aim.prompt.code for aim, x in zip(aims, found, strict=True) if x is None]
     rows = np.flatnonzero(wanted & np.isin(log.prompt, rest))
@@ -124,9 +126,9 @@ def modes_of(case: Case, aim: Aim) -> float:
     found = by_masses(case, aim)
     if found is not None:
         return found.modes
-    chosen = (case.log.prompt == aim.prompt.code) & case.log.late
-    chosen &= case.log.reward >= case.threshold
-    counts = np.unique(case.log.answer[chosen], return_counts=True)[1]
+    rows = case.log.rows_of(aim.prompt.code)
+    rows = rows[case.log.late[rows] & (case.log.reward[rows] >= case.threshold)]
+    counts = np.unique(case.log.answer[rows], return_counts=True)[1]
     return float(np.exp(entropy_of_counts(counts[None])[0])) if counts.size else math.nan
 
 
@@ -160,7 +162,8 @@ def by_masses(case: Case, aim: Aim) -> Estimate | None:
     known mass: were it one right answer, the entropy would be so much larger.
     """
     log, right = case.log, aim.prompt.right(case.threshold)
-    rows = np.flatnonzero((log.prompt == aim.prompt.code) & log.late & np.isfinite(log.logp))
+    rows = log.rows_of(aim.prompt.code)
+    rows = rows[log.late[rows] & np.isfinite(log.logp[rows])]
     # The latest of each answer, or of each way to write it.
     rows = rows[np.argsort(-log.time[rows], kind="stable")]
     apart = _told_apart(case, aim)
@@ -217,7 +220,8 @@ def _chances(case: Case, aim: Aim) -> np.ndarray | None:
     leave.
     """
     log, size = case.log, len(aim.prompt.answers)
-    rows = np.flatnonzero((log.prompt == aim.prompt.code) & np.isfinite(log.logp))
+    rows = log.rows_of(aim.prompt.code)
+    rows = rows[np.isfinite(log.logp[rows])]
     if not rows.size:
         return None
     place = np.searchsorted(aim.prompt.answers, log.answer[rows])
@@ -251,7 +255,7 @@ def _by_laws(case: Case, aim: Aim) -> tuple[float, float]:
 def _told_apart(case: Case, aim: Aim) -> bool:
     """Whether each right answer was written in one way, so that its mass is the completion's."""
     log = case.log
-    rows = np.flatnonzero(log.prompt == aim.prompt.code)
+    rows = log.rows_of(aim.prompt.code)
     pairs = np.unique(np.stack([log.answer[rows], log.completion[rows]]), axis=1)
     return pairs.shape[1] == len(np.unique(pairs[0]))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
+from kltarget._core import processes
 from kltarget._core.distances import kl, total_variation
 from kltarget._core.status import Status
 from kltarget._core.words import number
@@ -191,7 +194,8 @@ def _between(low: float, high: float) -> str:
 
 def _drift(log: Log, aim: Aim) -> float | None:
     """Total variation between a prompt's last two logged policies, over what both sampled."""
-    rows = np.flatnonzero((log.prompt == aim.prompt.code) & np.isfinite(log.logp))
+    rows = log.rows_of(aim.prompt.code)
+    rows = rows[np.isfinite(log.logp[rows])]
     times = np.unique(log.time[rows])
     if len(times) < 2:
         return None
@@ -211,7 +215,9 @@ def _path(case: Case, aims: list[Aim]) -> list[Statement]:
         return []
     several = [aim for aim in aims if aim.prompt.right(case.threshold).sum() > 1]
     several = [aim for aim in several if not aim.status & Status.NO_TARGET]
-    found = [(_modes.by_whole_log(case, aim), _modes.by_masses(case, aim)) for aim in several]
+    laws = processes.shared(functools.partial(_modes.by_whole_log, case), several)
+    now = processes.shared(functools.partial(_modes.by_masses, case), several)
+    found = zip(laws, now, strict=True)
     known = [(*laws, now) for laws, now in found if laws is not None and now is not None]
     if not known:
         return []

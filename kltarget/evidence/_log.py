@@ -99,6 +99,22 @@ class Log:
         """The rows of the first logged step."""
         return self.time == 0
 
+    def rows_of(self, prompt: int) -> np.ndarray:
+        """The rows of a prompt, ascending."""
+        order, starts = self._by_prompt
+        return order[starts[prompt] : starts[prompt + 1]]
+
+    @functools.cached_property
+    def _by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """All rows, those of a prompt together, and where these begin."""
+        counts = np.bincount(self.prompt, minlength=len(self.prompts))
+        return np.argsort(self.prompt, kind="stable"), np.append(0, counts.cumsum())
+
+    @functools.cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the largest reward."""
+        return float(self.reward.min()), float(self.reward.max())
+
     @property
     def late_span(self) -> str:
         """The last third of the logged steps in words."""
@@ -150,7 +166,7 @@ def log_of(frame: pd.DataFrame) -> Log:
             raise RolloutError(f"rollout {table.index[above[0]]}: {what}")
     prompt, prompts = _codes(table["prompt"])
     text, texts = _codes(table["answer"])
-    said, _ = _codes(table["completion"])
+    said, completions = _codes(table["completion"])
     pairs, width = crossed(prompt, text + 1)
     pair, answer = np.unique(pairs, return_inverse=True)
     _, completion = np.unique(crossed(prompt, said + 1)[0], return_inverse=True)
@@ -182,7 +198,7 @@ def log_of(frame: pd.DataFrame) -> Log:
         prompts=tuple(map(str, prompts)),
         answer_names=names[pair % width - 1],
         answer_prompt=pair // width,
-        tokens=tokens_of(table),
+        tokens=tokens_of(table, said, completions),
         notes=tuple(notes),
         parts={
             name.removeprefix("reward/"): table[name].to_numpy(np.float64)

@@ -99,10 +99,7 @@ def num_right(log: Log, threshold: float, late: bool = False) -> np.ndarray:
 
 def prompts_of(log: Log, codes: np.ndarray, reference: str) -> list[Prompt]:
     """The chosen prompts of which a reference over the answers is known."""
-    by_prompt = np.argsort(log.prompt, kind="stable")
-    ends = np.cumsum(np.bincount(log.prompt, minlength=len(log.prompts)))
-    rows = np.split(by_prompt, ends[:-1])
-    found = (_prompt(log, code, rows[code], reference) for code in codes.tolist())
+    found = (_prompt(log, code, log.rows_of(code), reference) for code in codes.tolist())
     return [prompt for prompt in found if prompt is not None]
 
 
@@ -115,8 +112,8 @@ def _prompt(log: Log, code: int, rows: np.ndarray, reference: str) -> Prompt | N
     )
     reward = np.bincount(place, log.reward[rows]) / counts[:-1]
     # A prompt whose rewards are all equal shows neither how bad its answers are nor how good.
-    shown = reward if np.ptp(reward) > 0 else log.reward
-    of_unseen = float(shown.min()), float(shown.max())
+    apart = np.ptp(reward) > 0
+    of_unseen = (float(reward.min()), float(reward.max())) if apart else log.reward_range
     unknown = np.zeros(size + 1, bool)
     varies = np.abs(log.reward[rows] - reward[place]).max() > 1e-6
     if reference == "first-step":

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kltarget._core.rows import FileError, RowFile
+from kltarget._core.file_kinds import FileError
+from kltarget._core.rows import RowFile
 from kltarget._core.words import counted
 from kltarget.evidence._answer_numbers import AnswerCounts
 from kltarget.evidence._counts import read_counts

@@ -43,19 +43,22 @@ class Tokens:
     ref_logps: np.ndarray
 
 
-def tokens_of(table: pd.DataFrame) -> Tokens:
-    """The tokens of rows that ``read_rollouts`` made."""
+def tokens_of(table: pd.DataFrame, said: np.ndarray, texts: list[str]) -> Tokens:
+    """The tokens of rows that ``read_rollouts`` made, whose completions are ``texts[said]``."""
     size, codes = len(table), {"": -1}
-    texts = table["completion"]
-    number, (ids, ref_logps) = np.full(size, np.nan), np.full((2, size), None, object)
+    number = np.full(size, np.nan)
+    # Nothing takes no memory.
+    ids = ref_logps = np.broadcast_to(np.array(None, object), size)
     if "num_tokens" in table:
         number = table["num_tokens"].to_numpy(np.float64)
     if "tokens" in table and "ref_token_logps" in table:
         ids, ref_logps = (table[name].to_numpy() for name in ("tokens", "ref_token_logps"))
     return Tokens(
         number=number,
-        initial=np.array([codes.setdefault(text[:1], len(codes)) for text in texts], np.int64),
-        single=np.array([len(text) < 2 for text in texts], bool),
+        initial=np.array([codes.setdefault(text[:1], len(codes)) for text in texts], np.int32)[
+            said
+        ],
+        single=np.array([len(text) < 2 for text in texts], bool)[said],
         ids=ids,
         ref_logps=ref_logps,
     )

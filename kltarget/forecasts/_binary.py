@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from scipy.special import expit, log_expit
 
+from kltarget._core import processes
 from kltarget.evidence import SampleCounts, success_rates
 from kltarget.forecasts._draws import QUANTILES, TRIES, Found, best_of_n
 from kltarget.implied.levels import has_saturation, saturation_betas
@@ -102,10 +103,13 @@ def binary(
 
 def _of_draws(log_odds: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Quantiles ``[U, B, 3]`` of what a table over ``NODES`` has at draws ``[D, U]``."""
-    each = np.array([np.interp(log_odds, NODES, row) for row in table])
-    # Nearest ones, for there is no number between a finite and an infinite one.
-    found = np.quantile(each, QUANTILES, axis=1, method="nearest")
-    return np.moveaxis(found, 0, 2).swapaxes(0, 1)
+
+    def quantiles(row: np.ndarray) -> np.ndarray:
+        # Nearest ones, for there is no number between a finite and an infinite one.
+        each = np.interp(log_odds, NODES, row)
+        return np.quantile(each, QUANTILES, axis=0, method="nearest")
+
+    return np.array(processes.shared(quantiles, table)).transpose(2, 0, 1)
 
 
 def _kl(target: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from kltarget._core import processes
 from kltarget._core.checks import worded
 from kltarget.evidence import counts_of
 from kltarget.forecasts._binary import binary
@@ -126,6 +127,10 @@ def forecast(
     # What is chosen must not hang on which β are shown.
     inner = _around(usual, betas[0], betas[-1])
     every = np.union1d(inner, betas)
+    processes.require_same(
+        (counts.by_level.tobytes(), rewards.tobytes(), every.tobytes(), repr(recipe), num_draws),
+        "samples or options",
+    )
     bits = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()
     rng = np.random.default_rng(bits[::-1])
     ks = tuple(int(x) for x in k)

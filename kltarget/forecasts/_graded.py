@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from kltarget._core import processes
 from kltarget.evidence import SampleCounts, level_masses
 from kltarget.forecasts._draws import TRIES, Found, best_of_n, quantiles_of_known
 from kltarget.forecasts._effective_answers import effective_answers, entropies
@@ -15,7 +16,7 @@ from kltarget.recipes import Recipe
 _ENOUGH_ROWS, _FEWEST_ROWS = 1000, 20
 _FEWEST_DRAWS, _MOST_DRAWS, _FEWEST_PROMPTS = 100, 250, 30
 _SURE = 1e-6
-_AT_ONCE = 2**21
+_AT_ONCE, _TOGETHER = 2**18, 256
 _NUMBERS = TRIES[::3]
 # Nanoseconds of a level at one coefficient, by how its target is found; a few seconds in all.
 _PLAIN, _DEVIATING, _BISECTED = 200, 800, 15_000
@@ -179,9 +180,9 @@ def _over_parts(
     shown: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """What is read off the targets of log-masses ``[R, K]``, ``[B, R]`` each."""
-    number = max(1, _AT_ONCE // (beta.size * rewards.size))
-    parts = []
-    for i in range(0, len(rows), number):
+    number = max(1, _AT_ONCE // (beta.size * rewards.size * _TOGETHER)) * _TOGETHER
+
+    def read(i: int) -> dict[str, np.ndarray]:
         log_ref = rows[i : i + number]
         log_probs, held = level_targets(recipe, rewards, log_ref, beta)
         probs = np.exp(log_probs)
@@ -197,7 +198,9 @@ def _over_parts(
         if "within" in shown:
             within = shown["within"][i : i + number]
             found["effective_answers"] = effective_answers(log_probs, within)
-        parts.append(found)
+        return found
+
+    parts = processes.shared(read, range(0, len(rows), number))
     return {x: np.concatenate([part[x] for part in parts], 1) for x in parts[0]}
 
 

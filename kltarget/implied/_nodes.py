@@ -219,9 +219,24 @@ def _hyperbolic(
     def log_policy(log_gap: np.ndarray) -> np.ndarray:
         return weight - np.log(np.exp(log_gap) + apart)
 
-    low = np.where(apart == 0, weight, -np.inf).max(-1, keepdims=True)
+    some = inside.any(-1, keepdims=True)
     crowd = np.log(np.maximum(inside.sum(-1, keepdims=True), 1))
-    return _normalised(log_policy, low, weight.max(-1, keepdims=True) + crowd, inside)
+    low = np.where(some, np.where(apart == 0, weight, -np.inf).max(-1, keepdims=True), 0.0)
+    high = np.where(some, weight.max(-1, keepdims=True) + crowd, 0.0)
+    at, eps = high, np.finfo(high.dtype).eps
+    for _ in range(_BISECTIONS):
+        probs = np.where(inside, np.exp(log_policy(at)), 0.0)
+        total = probs.sum(-1, keepdims=True)
+        low, high = np.where(total > 1, at, low), np.where(total > 1, high, at)
+        # Newton's step for the logarithm of the total, within the bounds; else half way.
+        fall = (probs / (1 + apart * np.exp(-at))).sum(-1, keepdims=True) / total
+        newton = at + np.log(total) / fall
+        there = ~some | (np.abs(newton - at) <= eps * np.maximum(np.abs(at), 1))
+        within = (newton > low) & (newton < high)
+        at = np.where(there, at, np.where(within, newton, low + (high - low) / 2))
+        if there.all():
+            break
+    return log_policy(at)
 
 
 def _hyperbolic_and_tilted(
@@ -276,10 +291,13 @@ def _level(
     some = inside.any(-1, keepdims=True)
     low, high = (np.where(some, x, 0.0) for x in (low, high))
     for _ in range(_BISECTIONS):
+        before = low, high
         middle = low + (high - low) / 2
         probs = np.where(inside, np.exp(log_policy(middle)), 0.0)
         more = probs.sum(-1, keepdims=True) > 1
         low, high = np.where(more, middle, low), np.where(more, high, middle)
+        if np.array_equal(low, before[0]) and np.array_equal(high, before[1]):
+            break
     room = apart * np.maximum(np.abs(high), 1)
     return low - room, high + room
 

@@ -19,16 +19,9 @@ from typing import Any
 import numpy as np
 from packaging.version import Version
 
-from kltarget._core.rows import (
-    Fault,
-    Row,
-    json_lines,
-    kind_of,
-    open_parquet,
-    readable,
-    readable_parquet,
-    unique_names,
-)
+from kltarget._core.file_kinds import Fault, Row, kind_of, readable
+from kltarget._core.json_rows import json_lines
+from kltarget._core.rows import open_parquet, readable_parquet, unique_names
 from kltarget.rollouts._entries import MOST_WHOLE
 from kltarget.rollouts._log_files import Reading, as_rollouts, rows_of
 from kltarget.rollouts._rollout import ROUNDING

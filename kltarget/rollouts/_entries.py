@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kltarget._core.rows import Row, as_number
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import as_number
 from kltarget.rollouts._rollout import NAN, ROUNDING, BadRow
 from kltarget.tasks._raw_table import as_reward
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kltarget._core.file_kinds import Row
 from kltarget._core.progress import progress_bar
-from kltarget._core.rows import Row
 from kltarget._core.words import abridged
 from kltarget.rollouts._answers import Rule
 from kltarget.rollouts._blocks import Stretch, stretches_of

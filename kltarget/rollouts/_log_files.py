@@ -11,17 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kltarget._core.rows import (
-    Fault,
-    FileError,
-    Row,
-    RowFile,
-    columns_in,
-    is_tracked,
-    json_table,
-    kind_of,
-    readable,
-)
+from kltarget._core.file_kinds import Fault, FileError, Row, kind_of, readable
+from kltarget._core.json_rows import is_tracked, json_table
+from kltarget._core.rows import RowFile, columns_in
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._sample_archives import is_archive, samples_in
 

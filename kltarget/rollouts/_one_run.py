@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kltarget._core.rows import Row, simple_name
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import simple_name
 from kltarget._core.words import counted, quoted
 from kltarget.rollouts._frame import SAID
 from kltarget.rollouts._rollout import RolloutError

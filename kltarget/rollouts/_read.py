@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kltarget._core.rows import Row, simple_name
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import simple_name
 from kltarget._core.words import counted, number
 from kltarget.rollouts._answers import Rule, answer_rule
 from kltarget.rollouts._frame import ANSWERED, SAID, Columns

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kltarget._core.rows import NOT_A_RECORD, Fault, FileError, Row, readable
+from kltarget._core.file_kinds import NOT_A_RECORD, Fault, FileError, Row, readable
 
 # Of a large sample, what is not its events and messages is a file in a folder of its own.
 _SAMPLE = re.compile(r"samples/.+_epoch_\d+(/sample)?\.json")

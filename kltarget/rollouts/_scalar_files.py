@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kltarget._core.column_names import CHAT_NAMES, COMPLETION_NAMES, PROMPT_NAMES, first_called
-from kltarget._core.rows import Fault, FileError, RowFile, columns_in, kind_of, readable
+from kltarget._core.file_kinds import Fault, FileError, kind_of, readable
+from kltarget._core.rows import RowFile, columns_in
 from kltarget.rollouts._rollout import RolloutError
 from kltarget.rollouts._scalar_names import STEP_NAMES, found_among
 

@@ -12,16 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from kltarget._core.column_names import first_called
-from kltarget._core.rows import (
-    Fault,
-    FileError,
-    Row,
-    RowFile,
-    as_number,
-    kind_of,
-    place,
-    simple_name,
-)
+from kltarget._core.file_kinds import Fault, FileError, Row, kind_of, place
+from kltarget._core.rows import RowFile, as_number, simple_name
 
 
 class TableError(ValueError):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kltarget._core import column_names as usual
 from kltarget._core.checks import ArgumentError
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget._core.words import counted
 from kltarget.rollouts._entries import assistant_text, content_text, is_chat, prompt_in
 from kltarget.rollouts._rollout import BadRow

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from kltarget._core.checks import ArgumentError
+from kltarget._core.file_kinds import Row
 from kltarget._core.progress import progress_bar
-from kltarget._core.rows import Row
 from kltarget._core.words import counted
 from kltarget.adapters.lm._kept_scores import KeptScores
 from kltarget.adapters.lm._language_model import Dtype, LanguageModel

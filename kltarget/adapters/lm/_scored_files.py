@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kltarget._core.checks import ArgumentError
+from kltarget._core.file_kinds import Row, kind_of
 from kltarget._core.files import open_whole, replacing
-from kltarget._core.rows import Row, kind_of
 from kltarget.rollouts._log_files import Reading, rows_of
 
 KINDS = (".parquet", ".jsonl")

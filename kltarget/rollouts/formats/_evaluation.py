@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from kltarget._core.rows import Row, shown
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import shown
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout, RolloutError, UnusedRow
 from kltarget.rollouts.formats._format import FORMATS, Format

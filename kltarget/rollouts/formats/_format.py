@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from kltarget._core.rows import Row, shown
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import shown
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import BadRow
 from kltarget.rollouts.formats._evaluation import Samples, texts_in, written_by_evaluator

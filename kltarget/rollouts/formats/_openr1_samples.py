@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts.formats._evaluation import Samples, texts_in, written_by_evaluator
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kltarget._core import column_names as usual
-from kltarget._core.rows import Row, simple_name
+from kltarget._core.file_kinds import Row
+from kltarget._core.rows import simple_name
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
 from kltarget.rollouts.formats._format import AS_CALLED, MADE_UP, Format, added_up, log_probs_in

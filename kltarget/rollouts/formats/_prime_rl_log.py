@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import NAN, BadRow, Rollout
 from kltarget.rollouts.formats._format import IDS_ALONE, added_up, ids_as_text, written_as

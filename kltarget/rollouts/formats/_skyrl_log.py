@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
 from kltarget.rollouts.formats._format import written_as

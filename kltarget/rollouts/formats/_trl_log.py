@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import pathlib
 
-from kltarget._core.rows import Row, kind_of, simple_name
+from kltarget._core.file_kinds import Row, kind_of
+from kltarget._core.rows import simple_name
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import Rollout
 from kltarget.rollouts.formats._format import MADE_UP, added_up, log_probs_in, written_as

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from kltarget._core.rows import Row
+from kltarget._core.file_kinds import Row
 from kltarget.rollouts import _entries as entries
 from kltarget.rollouts._rollout import BadRow, Rollout
 from kltarget.rollouts.formats._format import written_as
