@@ -1,5 +1,7 @@
 """A second call with the same shapes and divergence traces and compiles nothing."""
 
+import threading
+
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ def test_parameters_of_a_divergence_are_data():
     assert traces() == 0
 
 
-def fine_tuned(beta, learning_rate, steps=5):
+def fine_tuned(beta, learning_rate, steps=5, every=100):
     policy = kt.TabularPolicy(3, 1)
     params = policy.init(key=jax.random.key(0))
     recipe = kt.Recipe("loss", "k3")
@@ -73,6 +75,7 @@ def fine_tuned(beta, learning_rate, steps=5):
         beta=np.array(beta),
         learning_rate=learning_rate,
         num_steps=steps,
+        history_every=every,
         key=jax.random.key(1),
     )
 
@@ -82,6 +85,8 @@ def test_fine_tune_compiles_once_per_recipe():
     traces()
     fine_tuned([0.5, 2.0], 0.2)
     assert traces() == 0
+    fine_tuned([0.5, 2.0], 0.2, steps=9, every=4)
+    assert traces() == 0, "how long to train and how often to measure are data"
 
 
 def test_a_sweep_compiles_once_whatever_its_chunks():
@@ -103,4 +108,17 @@ def test_moves_of_the_explorer_compile_nothing():
         explorer.divergence, explorer.reward_scale = divergence, 3.0
         explorer.move(beta=0.7, odds=2, threshold=0.75)
     kt.explore("bimodal", divergences=choice).move(beta=0.2)
+    assert traces() == 0
+
+
+def test_scenes_of_an_explorer_that_is_shown_are_compiled_ahead():
+    choice = ("total-variation", "reverse-kl")
+    explorer = kt.explore((REWARD, LOG_REF), divergences=choice, beta=0.3)
+    explorer._repr_mimebundle_()
+    for thread in threading.enumerate():
+        if thread.name == "compile ahead":
+            thread.join()
+    traces()
+    for divergence in choice:
+        explorer.move(divergence=divergence)
     assert traces() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import traitlets
 from jaxtyping import Array
 
+from kltarget._core.ahead import compile_ahead
 from kltarget._core.distances import effective_number, kl, mode_masses
 from kltarget._core.numerics import double_precision
 from kltarget.divergences import Divergence, ReverseKL
@@ -62,7 +64,7 @@ class Explorer(anywidget.AnyWidget):
     problem = traitlets.Dict(read_only=True).tag(sync=True)
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+        self._setup, self._shown = setup, False
         self._esm = f"{script()}\nexport default {{ render }};\n"
         self.set_trait("problem", setup.to_json())
         super().__init__(**setup.start)
@@ -71,6 +73,16 @@ class Explorer(anywidget.AnyWidget):
         start, now = self._setup.start, {name: getattr(self, name) for name in self._setup.start}
         shown = [f"{name}={x!r}" for name, x in now.items() if name == "beta" or x != start[name]]
         return f"Explorer({', '.join([repr(self._setup.task.name), *shown])})"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        # Whoever looks at the picture may soon ask for a scene.
+        setup = self._setup
+        if not self._shown:
+            self._shown = True
+            numbers = (setup.task.reward, setup.log_ref, setup.beta)
+            each = setup.divergences.values()
+            compile_ahead(functools.partial(_solved, *numbers, divergence) for divergence in each)
+        return super()._repr_mimebundle_(**options)
 
     @traitlets.validate("beta", "reward_scale", "odds")
     def _positive(self, proposal: Any) -> Any:
@@ -107,15 +119,11 @@ class Explorer(anywidget.AnyWidget):
     def scene(self) -> Scene:
         """What the browser draws, solved anew in Python, as an independent check of the script."""
         setup, modes, own_reward = self._setup, self._setup.task.modes, self._setup.task.reward
-        log_ref = self._reference()
-        with double_precision():
-            divergence = setup.divergences[self.divergence]
-            beta, scale = np.float64(self.beta), np.float64(self.reward_scale)
-            # No reward reaches infinity: all stays as it is.
-            threshold = scale * (math.inf if self.threshold is None else self.threshold)
-            solved = _solved(scale * own_reward, log_ref, beta, divergence, threshold)
-            reward, log_probs = map(np.asarray, solved)
-
+        log_ref, divergence = self._reference(), setup.divergences[self.divergence]
+        posed = (self.reward_scale * own_reward, log_ref, self.beta, divergence)
+        # No reward reaches infinity: all stays as it is.
+        threshold = self.reward_scale * (math.inf if self.threshold is None else self.threshold)
+        reward, log_probs = _solved(*posed, threshold)
         possible = np.where(np.isfinite(own_reward), own_reward, 0)
 
         def measured(logs: np.ndarray) -> dict[str, float]:
@@ -145,11 +153,29 @@ class Explorer(anywidget.AnyWidget):
         return moved
 
 
-# One program per number of outcomes and divergence, for all explorers together.
-@jax.jit
 def _solved(
-    reward: Array, log_ref: Array, beta: Array, divergence: Divergence, threshold: Array
+    reward: np.ndarray,
+    log_ref: np.ndarray,
+    beta: float,
+    divergence: Divergence,
+    threshold: float = math.inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reward with MARA in it, and the target.
+
+    One program per number of outcomes and divergence, for all explorers together.
+    """
+    augments = isinstance(divergence, ReverseKL)
+    with double_precision():
+        method = "augment" if augments else "substitute"
+        at = np.float64(beta)
+        changed, anchored = _with_mara(reward, log_ref, at, np.float64(threshold), method)
+        problem = Objective(changed, anchored, at, divergence, measure=not augments)
+        return np.asarray(problem.reward), np.asarray(solve(problem).log_probs)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _with_mara(
+    reward: Array, log_ref: Array, beta: Array, threshold: Array, method: Any
 ) -> tuple[Array, Array]:
-    method = "augment" if isinstance(divergence, ReverseKL) else "substitute"
-    problem = mara(Objective(reward, log_ref, beta, divergence), threshold, method=method)
-    return problem.reward, solve(problem).log_probs
+    problem = mara(Objective(reward, log_ref, beta), threshold, method=method)
+    return problem.reward, problem.log_ref

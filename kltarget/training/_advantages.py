@@ -122,7 +122,7 @@ def in_expectation(
         return _tabulated(recipe, returns, share, groups)
     advantage = jnp.zeros_like(returns[0])
     for part, one in zip(_weights(recipe, returns), returns, strict=True):
-        mean = (weight * one).sum(-2, keepdims=True)
+        mean = _expected(one, share)
         centred = one if recipe.baseline == "none" else one - mean
         if recipe.baseline == "mean" and recipe.group_size is not None:
             # The sample's own share in its group's mean.
@@ -135,6 +135,17 @@ def in_expectation(
         advantage = advantage + part * centred
     ones = jnp.ones_like(advantage)
     return _once_more(recipe, advantage, ones, weight * ones, (advantage.ndim - 2,)), ones
+
+
+def _expected(returns: Array, share: Array) -> Array:
+    """The mean over outcomes, whose axis is kept."""
+    if returns.shape[-1] == 1:
+        mean = (share * returns[..., 0]).sum(-1, keepdims=True)[..., None]
+    else:
+        mean = (share[..., None] * returns).sum(-2, keepdims=True)
+    # Else XLA gives what follows a sum to its library for CPUs with it, which goes along the last
+    # axis, a few tokens at a time; it has no choices.
+    return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
 
 
 def _expected_std(returns: Array, share: Array) -> Array:

@@ -34,6 +34,10 @@ from kltarget.training._texts import Texts, estimated
 _AT_ONCE = 2**20
 """Outcomes of all runs together whose activations a device holds at a time."""
 _FEW_TOKENS = 8
+_MEASURED = (
+    "log_ref", "possible", "reward", "modes", "log_measure", "divergence", "beta", "reward_scale",
+)  # fmt: skip
+"""What the history asks of the facts."""
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -129,7 +133,6 @@ class Program:
     outcomes: _outcomes.Outcomes
     method: Method
     optimizer: Optimizer
-    steps: int
     num_modes: int
     devices: tuple[Any, ...]
 
@@ -137,6 +140,13 @@ class Program:
     def measured_exactly(self) -> bool:
         """Whether what is measured is a sum over all outcomes."""
         return self.method.measured_exactly and not isinstance(self.outcomes, Texts)
+
+    @property
+    def steps_exactly(self) -> bool:
+        """Whether a step follows the gradient whose norm is measured."""
+        method = self.method
+        alone = method.updates_per_batch == 1 and method.motion is None
+        return self.measured_exactly and method.batch_size is None and alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +158,7 @@ class Plan:
     shared: Any
     runs: Any
     num_steps: int
+    every: int
     options: Options
 
     @property
@@ -204,7 +215,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     if processes.are_shared(devices):
         params, shared = processes.dealt((plan.params, plan.shared), devices)
         plan = dataclasses.replace(plan, params=params, shared=shared)
-    times = [*range(0, plan.num_steps, plan.program.steps), plan.num_steps]
+    times = [*range(0, plan.num_steps, plan.every), plan.num_steps]
     measured = [plan.num_steps] if plan.only_last else times
     measured = measured if plan.options.measure else []
     results, histories = [], []
@@ -240,27 +251,30 @@ def _train_chunk(
     if processes.are_shared(program.devices):
         runs, known = processes.dealt(runs, program.devices, "runs"), processes.gathered
     tol = np.asarray(plan.options.gradient_tol, runs["learning_rate"].dtype)
-    num_steps = np.int32(plan.num_steps)
-    state = _start(program, plan.params, runs)
+    reused = program.method.updates_per_batch > 1
+    held = (program.optimizer, program.method.motion, reused, program.devices)
+    state = _start(*held, plan.params, runs)
     measured, taken = [], 0
     if not plan.only_last:
-        measured.append(known(_measure(program, state, shared, runs)[0]))
+        measured.append(known(_measured(program, state, shared, runs, tol)[0]))
     for begin, end in itertools.pairwise(times):
-        state = _advance(program, state, shared, runs, tol, np.int32(begin), num_steps)
+        state = _advance(program, state, shared, runs, tol, np.int32(begin), np.int32(end), True)
         if end == plan.num_steps or not np.any(known(state["active"])):
             break
         if not plan.only_last:
             # Of the distributions, which are large, only the last are kept.
-            measured.append(known(_measure(program, state, shared, runs)[0]))
+            measured.append(known(_measured(program, state, shared, runs, tol)[0]))
         show_progress(bar, end - begin, _of_runs(measured))
         taken = end
+    failed = state["failed"]
     if plan.options.measure:
-        metrics, log_probs = _measure(program, state, shared, runs)
+        metrics, log_probs = _measured(program, state, shared, runs, tol)
         measured.append(known(metrics))
     else:
         unknown = jnp.full_like(runs["learning_rate"], jnp.nan)
         gap = {} if isinstance(program.outcomes, Texts) else {"gap": unknown}
         metrics, log_probs = {"gradient_norm": unknown, **gap}, unknown[:, None][:, :0]
+        failed = failed | _lost(state["params"])
     show_progress(bar, plan.num_steps - taken, _of_runs(measured))
     names = measured[0] if measured else ()
     history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in names}
@@ -270,7 +284,7 @@ def _train_chunk(
         "log_probs": log_probs,
         "gradient_norm": norm,
         **({"gap": metrics["gap"]} if "gap" in metrics else {}),
-        "status": _status(program, state, norm, log_probs, runs["scale"], tol),
+        "status": _status(program.measured_exactly, norm, log_probs, failed, runs["scale"], tol),
         "num_steps": state["taken"],
     }
     if known is processes.gathered:
@@ -284,18 +298,22 @@ def _as_they_are(tree: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _status(
-    program: Program, state: Any, norm: Array, log_probs: Array, scale: Array, tol: Array
+    exactly: bool, norm: Array, log_probs: Array, failed: Array, scale: Array, tol: Array
 ) -> Array:
     """How each run ended."""
     finite = jnp.isfinite(norm) & ~jnp.any(jnp.isnan(log_probs), axis=-1)
-    if not log_probs.shape[-1]:  # unmeasured
-        leaves = jax.tree.leaves(state["params"])
-        each = [jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in leaves]
-        finite = functools.reduce(jnp.logical_and, each)
-    at_rest = (norm <= tol * scale) & jnp.bool_(program.measured_exactly)
+    finite = finite | (log_probs.shape[-1] == 0)  # nothing was measured
+    at_rest = (norm <= tol * scale) & jnp.bool_(exactly)
     status = jnp.where(at_rest, int(RunStatus.CONVERGED), int(RunStatus.OUT_OF_STEPS))
-    status = jnp.where(finite & ~state["failed"], status, int(RunStatus.NON_FINITE))
+    status = jnp.where(finite & ~failed, status, int(RunStatus.NON_FINITE))
     return status.astype(jnp.int32)
+
+
+@jax.jit
+def _lost(params: Any) -> Array:
+    """Runs with a parameter that is no number."""
+    finite = [jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in jax.tree.leaves(params)]
+    return ~functools.reduce(jnp.logical_and, finite)
 
 
 def show_progress(bar: Any, num_steps: int, numbers: dict[str, Any]) -> None:
@@ -321,7 +339,10 @@ def _of_runs(measured: list[dict[str, Array]]) -> dict[str, Array]:
 
 
 def _over_runs(
-    program: Program, function: Callable[..., Any], *arguments: Any, at_once: int | None = None
+    devices: tuple[Any, ...],
+    function: Callable[..., Any],
+    *arguments: Any,
+    at_once: int | None = None,
 ) -> Any:
     """``function`` of one run and what is shared, on all runs, which are dealt to the devices.
 
@@ -336,9 +357,9 @@ def _over_runs(
         size = max(n for n in range(1, at_once + 1) if own % n == 0)
         return lax.map(lambda x: function(*x, *rest), (first, second), batch_size=size)
 
-    if len(program.devices) == 1:
+    if len(devices) == 1:
         return mapped(*arguments)
-    mesh = Mesh(np.array(program.devices), ("runs",))
+    mesh = Mesh(np.array(devices), ("runs",))
     per_run, whole = PartitionSpec("runs"), PartitionSpec()
     specs = (per_run, per_run, *[whole] * (len(arguments) - 2))
     # The arguments are cut up as they are; every device then trains its runs by itself.
@@ -346,15 +367,21 @@ def _over_runs(
     return cut(*arguments)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(program: Program, params: Any, runs: Any) -> Any:
-    num_runs, motion = runs["learning_rate"].shape[0], program.method.motion
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(
+    optimizer: Optimizer,
+    motion: Motion | None,
+    reused: bool,
+    devices: tuple[Any, ...],
+    params: Any,
+    runs: Any,
+) -> Any:
+    num_runs = runs["learning_rate"].shape[0]
 
     def start(_: Any, run: Any, params: Any) -> Any:
         params = run.get("start", params)
         with jax.numpy_dtype_promotion("standard"):
-            opt_state = program.optimizer(run["learning_rate"]).init(params)
-        reused = program.method.updates_per_batch > 1
+            opt_state = optimizer(run["learning_rate"]).init(params)
         return {
             "params": params,
             "sampler": params if reused else None,
@@ -363,9 +390,10 @@ def _start(program: Program, params: Any, runs: Any) -> Any:
             "active": jnp.bool_(True),
             "failed": jnp.bool_(False),
             "taken": jnp.int32(0),
+            "norm": jnp.zeros_like(_norm(params)),
         }
 
-    return _over_runs(program, start, jnp.zeros(num_runs), runs, params)
+    return _over_runs(devices, start, jnp.zeros(num_runs), runs, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -376,15 +404,22 @@ def _advance(
     runs: Any,
     tol: Any,
     begin: Any,
-    num_steps: Any,
+    end: Any,
+    taken: Any,
 ) -> Any:
+    """Steps ``begin`` to ``end`` or, if they are not ``taken``, only the gradients they follow.
+
+    The numbers are traced: how often runs are measured is not compiled in.
+    """
     method, uses = program.method, program.method.updates_per_batch
     motion = method.motion
 
-    def advance(state: Any, run: Any, shared: Any, tol: Any, begin: Any, num_steps: Any) -> Any:
+    def advance(
+        state: Any, run: Any, shared: Any, tol: Any, begin: Any, end: Any, taken: Any
+    ) -> Any:
         optimizer, facts = program.optimizer(run["learning_rate"]), {**shared, **run}
 
-        def step(state: Any, time: Any) -> tuple[Any, None]:
+        def step(time: Any, state: Any) -> Any:
             params = sampler = state["params"]
             if uses > 1:
                 renewed = functools.partial(jnp.where, time % uses == 0)
@@ -403,7 +438,7 @@ def _advance(
             # What moves may still set a run that is at rest in motion again.
             rests = method.batch_size is None and motion is None
             at_rest = (norm <= tol * run["scale"]) & jnp.bool_(rests)
-            inside = state["active"] & (time < num_steps)
+            inside = state["active"] & taken
             go = inside & ~failed & ~at_rest
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer.update(gradient, state["opt_state"], params)
@@ -420,18 +455,45 @@ def _advance(
                 "active": jnp.where(inside, go, state["active"]),
                 "failed": state["failed"] | (inside & failed),
                 "taken": state["taken"] + go.astype(jnp.int32),
+                "norm": norm,
             }
-            return new_state, None
+            return new_state
 
-        times = begin + jnp.arange(program.steps, dtype=jnp.int32)
-        return lax.scan(step, state, times)[0]
+        return lax.fori_loop(begin, end, step, state)
 
-    return _over_runs(program, advance, state, runs, shared, tol, begin, num_steps)
+    return _over_runs(program.devices, advance, state, runs, shared, tol, begin, end, taken)
+
+
+def _measured(
+    program: Program, state: Any, shared: Any, runs: Any, tol: Any
+) -> tuple[dict[str, Array], Array]:
+    """What the history is made of, and the log-probabilities of all outcomes."""
+    if not program.steps_exactly:
+        return _measure(program, state, shared, runs)
+    # The program that steps has the gradient already, and the rest is the same for all methods.
+    zero, one = np.int32(0), np.int32(1)
+    norm = _advance(program, state, shared, runs, tol, zero, one, False)["norm"]
+    shared = {name: x for name, x in shared.items() if name in _MEASURED}
+    runs = {name: x for name, x in runs.items() if name in _MEASURED}
+    known = (program.outcomes, program.num_modes, program.devices)
+    metrics, log_probs = _measure_outcomes(*known, state["params"], shared, runs)
+    return {**metrics, "gradient_norm": norm}, log_probs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _measure_outcomes(
+    outcomes: Any, num_modes: int, devices: Any, params: Any, shared: Any, runs: Any
+) -> tuple[dict[str, Array], Array]:
+    def measure(params: Any, run: Any, shared: Any) -> Any:
+        log_probs = outcomes.log_probs(params)
+        return _metrics(num_modes, log_probs, {**shared, **run}), log_probs
+
+    at_once = max(1, _AT_ONCE // _at_hand(outcomes))
+    return _over_runs(devices, measure, params, runs, shared, at_once=at_once)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any, Array]:
-    """What the history is made of, and the log-probabilities of all outcomes."""
     method = program.method
 
     def measure(state: Any, run: Any, shared: Any) -> Any:
@@ -445,11 +507,11 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
             metrics, log_probs = estimated(program.outcomes, params, facts, key)
         else:
             log_probs = program.outcomes.log_probs(params)
-            metrics = _metrics(program, log_probs, facts)
+            metrics = _metrics(program.num_modes, log_probs, facts)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
     at_once = max(1, _AT_ONCE // _at_hand(program.outcomes))
-    return _over_runs(program, measure, state, runs, shared, at_once=at_once)
+    return _over_runs(program.devices, measure, state, runs, shared, at_once=at_once)
 
 
 def _loss(program: Program, params: Any, sampler: Any, facts: Any, key: Any) -> Array:
@@ -463,7 +525,7 @@ def _norm(gradient: Any) -> Array:
     return jnp.sqrt(functools.reduce(jnp.add, total))
 
 
-def _metrics(program: Program, log_probs: Array, facts: Any) -> dict[str, Array]:
+def _metrics(num_modes: int, log_probs: Array, facts: Any) -> dict[str, Array]:
     log_ref = facts["log_ref"].astype(log_probs.dtype)
     possible, reward = facts["possible"], facts["reward"]
     probs = jnp.exp(log_probs)
@@ -472,7 +534,7 @@ def _metrics(program: Program, log_probs: Array, facts: Any) -> dict[str, Array]
         masses = probs
     else:
         inside = jnp.where(modes >= 0, probs, jnp.zeros_like(probs))
-        masses = jnp.zeros(program.num_modes, probs.dtype).at[modes].add(inside, mode="drop")
+        masses = jnp.zeros(num_modes, probs.dtype).at[modes].add(inside, mode="drop")
         masses = masses / masses.sum()
     entropy = _entropy(probs)
     if facts["log_measure"] is not None:

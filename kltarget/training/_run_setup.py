@@ -171,10 +171,10 @@ def train_runs(
         given["log_ref"], leading["log_ref"] = log_target.astype(dtype), log_target.ndim - 1
     regularised = recipe is None or recipe.place != "none"
     runs = _of_each_run(given, tuple(leading.items()), batch, regularised)
-    steps = min(options.history_every or 100, num_steps)
+    every = min(options.history_every or 100, num_steps)
     devices = tuple(jax.devices() if options.devices is None else options.devices)
-    program = Program(outcomes, method, options.optimizer, steps, num_modes, devices)
-    final, history, step = train(Plan(program, params, shared, runs, num_steps, options))
+    program = Program(outcomes, method, options.optimizer, num_modes, devices)
+    final, history, step = train(Plan(program, params, shared, runs, num_steps, every, options))
     settings = {name: runs[name] for name in numbers}
     back, settings = (final, settings) if len(batch) == 1 else _shaped((final, settings), batch)
     kind = TextHistory if isinstance(outcomes, Texts) else History

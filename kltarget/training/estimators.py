@@ -239,7 +239,7 @@ def surrogate(
     beta = jnp.broadcast_to(beta.reshape(*beta.shape, *[1] * (cost.ndim - beta.ndim)), cost.shape)
     charged = jnp.where(beta == 0, jnp.zeros_like(cost), beta * cost)
 
-    toll = jnp.zeros_like(cost)
+    toll = jnp.zeros_like(cost[..., :1])
     if recipe.place == "reward":
         if recipe.kl_centre != "none" and lengths is not None:
             charged = _less_their_mean(charged, share, lengths)
@@ -249,7 +249,9 @@ def surrogate(
     earned = [reward]
     if recipe.combine != "sum" and rewards is not None:
         earned = [jnp.where(whole, shaped(recipe, x), zero) for x in jnp.moveaxis(rewards, -1, 0)]
-    returns = [jnp.broadcast_to(x[..., None], cost.shape) for x in earned]
+    # Unless tokens are charged each for itself, all of a sequence have the same returns.
+    width = cost.shape[-1] if recipe.place == "reward" else 1
+    returns = [jnp.broadcast_to(x[..., None], (*cost.shape[:-1], width)) for x in earned]
     returns = [lax.stop_gradient(x if before else x - toll) for x in returns]
     advantage, kept = _advantages(recipe, returns, share, weights, groups)
     if before:

@@ -154,11 +154,13 @@ def _projected(policy: Any, space: SequenceSpace, params: Any, pull: Array, mass
         flat = jnp.concatenate([x.ravel() for x in policy.conditionals(params, space)])
         return jnp.where(jnp.isneginf(flat), jnp.zeros_like(flat), flat)
 
-    _, back = jax.vjp(conditionals, params)
+    # What the policy computes at its parameters, every step finds ready.
+    _, forth = jax.linearize(conditionals, params)
+    back = jax.linear_transpose(forth, params)
     (gradient,) = back(pull)
 
     def fisher(direction: Any) -> Any:
-        return back(masses * jax.jvp(conditionals, (params,), (direction,))[1])[0]
+        return back(masses * forth(direction))[0]
 
     with jax.numpy_dtype_promotion("standard"):
         step, _ = jax.scipy.sparse.linalg.cg(fisher, gradient, maxiter=_NATURAL_STEPS, tol=1e-4)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int, PRNGKeyArray
 
+from kltarget._core.ahead import compiled_ahead
 from kltarget._core.progress import progress_bar
 from kltarget._core.words import counted as numbered
 from kltarget.policies import Policy, TabularPolicy
@@ -20,9 +22,9 @@ from kltarget.recipes import Recipe
 from kltarget.spaces import SequenceSpace
 from kltarget.spaces._sequences import counted
 from kltarget.tasks import ProblemLike, Task
-from kltarget.training import fine_tune
+from kltarget.training import Run, fine_tune
 from kltarget.verification._annealed_adam import annealed_adam
-from kltarget.verification._exact_targets import exact_targets
+from kltarget.verification._exact_targets import exact_targets, followable, own_target
 from kltarget.verification._judge import Judge, described
 from kltarget.verification._report import Check, Report, VerifiedRun
 from kltarget.verification._verified_problem import starting_policies, verified_task
@@ -181,52 +183,65 @@ def verify(
     sampled = batch_size is not None
     count = len(set(policies)) * len(recipes) * num_seeds * beta.size * reward_scale.size
     with progress_bar(progress, total=count, unit="run") as shown:
-        shown.set_postfix_str("targets")
-        task, space = verified_task(problem, space, modes)
-        targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale, recipes)
-        judge = Judge(task, space, targets, beta, reward_scale, bar, sampled)
         shown.set_postfix_str("policies")
+        task, space = verified_task(problem, space, modes)
         starts, notes = starting_policies(task, space, policies, policy_key)
         settings["policies"] = list(starts)
+        groups = list(itertools.product(starts, recipes))
 
-        def report(runs: list[VerifiedRun], *further: Check) -> Report:
-            description = _description(task, space, notes, settings)
-            checks = *further, *judge.checks(runs)
-            return Report(task.name, description, settings, tuple(runs), checks)
+        def trained(name: str, recipe: Recipe, seed: int, at_most: int | None = None) -> Run:
+            policy, params = starts[name]
+            tabular = isinstance(policy, TabularPolicy)
+            steps = int(_of(num_steps, name, 500 if tabular else 300))
+            keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
+            return fine_tune(
+                policy,
+                params if seed == 0 or sampled else _perturbed(params, keys[0]),
+                jnp.asarray(task.reward),
+                recipe,
+                beta=jnp.asarray(beta)[:, None],
+                reward_scale=jnp.asarray(reward_scale),
+                learning_rate=_of(learning_rate, name, 0.3 if tabular else 0.02),
+                num_steps=at_most or steps,
+                key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
+                optimizer=annealed_adam(steps),
+                batch_size=batch_size,
+                log_ref=jnp.asarray(task.log_ref),
+                history_every=max(1, steps // 10),
+                gradient_tol=1e-5,
+            )
 
-        runs: list[VerifiedRun] = []
-        try:
-            for (name, (policy, params)), recipe in itertools.product(starts.items(), recipes):
-                tabular = isinstance(policy, TabularPolicy)
-                steps = int(_of(num_steps, name, 500 if tabular else 300))
-                rate = _of(learning_rate, name, 0.3 if tabular else 0.02)
-                shown.set_postfix_str(f"{name}, {described(recipe)}")
-                for seed in range(num_seeds):
-                    keys = jax.random.split(jax.random.fold_in(run_key, seed), 2)
-                    run = fine_tune(
-                        policy,
-                        params if seed == 0 or sampled else _perturbed(params, keys[0]),
-                        jnp.asarray(task.reward),
-                        recipe,
-                        beta=jnp.asarray(beta)[:, None],
-                        reward_scale=jnp.asarray(reward_scale),
-                        learning_rate=rate,
-                        num_steps=steps,
-                        key=jax.random.split(keys[1], (beta.size, reward_scale.size)),
-                        optimizer=annealed_adam(steps),
-                        batch_size=batch_size,
-                        log_ref=jnp.asarray(task.log_ref),
-                        history_every=max(1, steps // 10),
-                        gradient_tol=1e-5,
-                    )
-                    runs += judge.verified(name, recipe, seed, run)
-                    shown.update(beta.size * reward_scale.size)
-            shown.set_postfix_str("")
-            return report(runs)
-        except KeyboardInterrupt:
-            made = f"stopped after {len(runs)} of {count}"
-            stopped = Check("all runs were made", len(runs) == count, made)
-            raise Interrupted(report(runs, stopped) if runs else None) from None
+        def first_steps() -> Iterator[Callable[[], Any]]:
+            for name, recipe in groups:
+                policy, params = starts[name]
+                yield functools.partial(trained, name, recipe, num_seeds - 1, at_most=1)
+                if not (sampled or own_target(recipe) is None or isinstance(policy, TabularPolicy)):
+                    numbers = (task.log_ref, task.log_ref, task.reward, 1.0)
+                    yield functools.partial(followable, policy, space, recipe, params, *numbers)
+
+        with compiled_ahead(first_steps()):
+            shown.set_postfix_str("targets")
+            targets = exact_targets(space, task.reward, task.log_ref, beta, reward_scale, recipes)
+            judge = Judge(task, space, targets, beta, reward_scale, bar, sampled)
+
+            def report(runs: list[VerifiedRun], *further: Check) -> Report:
+                description = _description(task, space, notes, settings)
+                checks = *further, *judge.checks(runs)
+                return Report(task.name, description, settings, tuple(runs), checks)
+
+            runs: list[VerifiedRun] = []
+            try:
+                for name, recipe in groups:
+                    shown.set_postfix_str(f"{name}, {described(recipe)}")
+                    for seed in range(num_seeds):
+                        runs += judge.verified(name, recipe, seed, trained(name, recipe, seed))
+                        shown.update(beta.size * reward_scale.size)
+                shown.set_postfix_str("")
+                return report(runs)
+            except KeyboardInterrupt:
+                made = f"stopped after {len(runs)} of {count}"
+                stopped = Check("all runs were made", len(runs) == count, made)
+                raise Interrupted(report(runs, stopped) if runs else None) from None
 
 
 def _of(setting: Any, name: str, default: Any) -> Any:
@@ -235,6 +250,7 @@ def _of(setting: Any, name: str, default: Any) -> Any:
     return default if setting is None else setting
 
 
+@jax.jit
 def _perturbed(params: Any, key: Any) -> Any:
     leaves, structure = jax.tree.flatten(params)
     noisy = []
