@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.append(str(ROOT / "tests"))  # whose docstrings state the published claims
 sys.path.append(str(HERE))
+from dark import with_dark_pictures, write_dark_pictures  # noqa: E402
 from page_of_notebook import explored, page_of  # noqa: E402
 from pictures import Figures, Gallery, first_sentence  # noqa: E402
 
@@ -236,6 +237,17 @@ def _explorers(app: Sphinx, exception: Exception | None) -> None:
             (folder / f"{task}.html").write_text(page(task))
 
 
+def _dark_twins(app, pagename, templatename, context, doctree) -> None:
+    """Lets a page show the dark twins of its pictures where it is dark."""
+    if "body" in context:
+        context["body"] = with_dark_pictures(context["body"])
+
+
+def _write_dark_twins(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.format == "html":
+        write_dark_pictures(Path(app.outdir) / "_images")
+
+
 def setup(app: Sphinx) -> None:
     """Brings the notebooks under this folder, where Sphinx looks for pages."""
     for stale in (HERE / "notebooks").glob("*.ipynb"):
@@ -253,4 +265,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("names-table", NamesTable)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon
     app.connect("missing-reference", _public_name)
+    app.connect("html-page-context", _dark_twins)
     app.connect("build-finished", _explorers)
+    app.connect("build-finished", _write_dark_twins)

@@ -41,7 +41,7 @@ def pictures_of(notebook: Path) -> tuple[str, list[Shown]]:
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            titles += re.findall(r"^#+ (.+)", source, re.MULTILINE)
+            titles += re.findall(r"^#+ (.+)", source.replace("*", ""), re.MULTILINE)
         stored = [output.get("data", {}).get("image/png") for output in cell.get("outputs", ())]
         found += [Shown(titles[-1], source, base64.b64decode(png)) for png in stored if png]
     return titles[0], found

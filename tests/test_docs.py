@@ -1,6 +1,7 @@
 """The documentation names everything that is public, and its examples run."""
 
 import ast
+import colorsys
 import doctest
 import functools
 import importlib
@@ -16,6 +17,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import matplotlib
 import numpy as np
 import pytest
 from claims import VERDICTS, read_claims
@@ -427,3 +429,38 @@ def test_every_figure_has_a_picture():
         called = rf"\bplot\.{function.__name__}\("
         assert re.search(called, notebooks) or re.search(called, examples), function.__name__
     assert len(functions) > 20
+
+
+def test_pictures_have_dark_twins_of_the_same_hues(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from dark import darkened, with_dark_pictures, write_dark_pictures
+
+    orange, green = [230, 159, 0], [0, 158, 115]
+    row = np.array([[[255] * 3, [0] * 3, orange, green]], np.uint8)
+    ground, ink, *hues = darkened(row)[0].astype(int)
+    assert ground.max() < 32
+    assert ink.min() > 208
+    for was, found in zip((orange, green), hues, strict=True):
+        assert np.argsort(was).tolist() == np.argsort(found).tolist()
+        assert colorsys.rgb_to_hsv(*found)[0] == pytest.approx(colorsys.rgb_to_hsv(*was)[0])
+        assert max(found) >= max(was)
+    # The rim of a line is between line and page, as it was.
+    rim = darkened((row + [[[255] * 3]] * 4).astype(float)[:, 2:3] / 2)[0, 0].astype(int)
+    between = np.sort([ground, hues[0]], axis=0)
+    assert (between[0] <= rim).all()
+    assert (rim <= between[1]).all()
+    # A map keeps its order, and what is written in it.
+    colors = 255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, 90))[:, :3]
+    heat = np.broadcast_to(colors.round().astype(np.uint8), (60, 90, 3)).copy()
+    heat[30, 40:50] = 255
+    np.testing.assert_array_equal(
+        darkened(np.pad(heat, ((9, 9), (9, 9), (0, 0))))[9:-9, 9:-9], heat
+    )
+
+    page = '<p><img alt="a" src="../_images/a.png" /><img src="_images/b.gif" /></p>'
+    both = with_dark_pictures(page)
+    assert both.count("<img") == 3
+    assert 'class="only-dark" alt="a" src="../_images/dark/a.png"' in both
+    Image.fromarray(row).save(tmp_path / "a.png")
+    write_dark_pictures(tmp_path)
+    assert np.asarray(Image.open(tmp_path / "dark" / "a.png").convert("RGB"))[0, 0].max() < 32

@@ -193,6 +193,7 @@ def test_divergences_side_by_side_are_told_apart():
     kinds = (kt.ReverseKL(), kt.ForwardKL())
     ax = plot.target([kt.solve(task.objective(0.1, divergence=d)) for d in kinds])
     assert _legend(ax) == ["reference", "β = 0.1, reverse KL", "β = 0.1, forward KL"]
+    assert [bars.patches[0].get_hatch() or None for bars in ax.containers] == [None, None, "///"]
     family = (kt.Alpha(0.5), kt.Alpha(2.0))
     ax = plot.target([kt.solve(task.objective(0.1, divergence=d)) for d in family])
     assert [name.split("(")[-1] for name in _legend(ax)[1:]] == ["0.5)", "2)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,6 +49,14 @@ def test_rates_are_divergences_from_the_equilibrium():
     start = 2 * (p * (np.log(p) - q)).sum()
     assert line.get_ydata()[0] == pytest.approx(start, rel=1e-4)
     np.testing.assert_allclose(bound.get_ydata(), start * 3.0 ** -np.arange(4), rtol=1e-4)
+    # What comes after a step at which all but rounding is gone is rounding too, and it is said.
+    there, first = found.row.log_probs, path.log_row[0]
+    rows = jnp.stack([first, there, first])
+    lost = plot.game_rates({"steps": GamePath(rows, rows, path.gap[:3])}, found)
+    assert np.isfinite(lost.lines[0].get_ydata()).tolist() == [True, False, False]
+    (said,) = [x for x in lost.get_legend_handles_labels()[1] if x.startswith("not shown")]
+    assert said.startswith("not shown: rounding, below")
+    assert not any(x.startswith("not shown") for x in ax.get_legend_handles_labels()[1])
     with pytest.raises(ValueError, match="paths is empty"):
         plot.game_rates({}, found)
     wide = GamePath(path.log_row[:, None], path.log_column[:, None], path.gap[:, None])

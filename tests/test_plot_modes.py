@@ -312,6 +312,8 @@ def test_recipes_stand_beside_the_reference():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["reference", *targets]
     assert legend(ax) == ["25", "75", "all others"]
     assert ax.yaxis_inverted()
+    hatches = [bars.patches[0].get_hatch() or None for bars in ax.containers]
+    assert hatches == [None, "///", None]  # grey and orange are alike without colours
     widths = np.array([[bar.get_width() for bar in group] for group in ax.containers])
     rows = np.vstack([np.exp(TASK.log_ref), probs])
     for k, mode in enumerate((0, 1, -1)):

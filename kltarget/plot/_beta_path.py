@@ -219,8 +219,9 @@ def ratio(
             seen += odds[np.isfinite(odds)].tolist()
         in_reference = _reference_odds(paths, pair)
         for level in in_reference:
-            dashes = {"color": look.GREY, "lw": 1.4, "ls": look.DASHED, "label": "reference"}
-            ax.axhline(10.0**level, zorder=2, **dashes)
+            dashes = {"color": look.ink(), "lw": 0.9, "ls": look.DASHED, "label": "reference"}
+            # Above the lines: with equal rewards they lie on it at every β.
+            ax.axhline(10.0**level, zorder=4, **dashes)
         ax.axhline(1.0, color=look.ink(), lw=0.8, zorder=1)
         kept = [0.0, *in_reference]
         low = max(min(seen), min(kept) - _MOST_DECADES) - 0.2
@@ -229,6 +230,7 @@ def ratio(
         high = max(high, low + 1)
         span = [min(path.beta[0] for path in paths), max(path.beta[-1] for path in paths)]
         ax.set(xscale="log", yscale="log", xlim=span, ylim=(10.0**low, 10.0**high))
+        look.plain_ticks(ax.yaxis)
         _mark_flips(ax, sorted(points), in_row=True)
         first, second = (look.short_label(paths[0].names[paths[0].column(key)], 16) for key in pair)
         ax.set(xlabel=BETA, ylabel=f"odds of {first} to {second}")

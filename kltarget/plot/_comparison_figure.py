@@ -77,7 +77,7 @@ def _prompts(ax: Axes, data: Comparison) -> None:
     places = _logit(rates)
     moved = np.array(data.moved)
     kinds = [
-        (moved == 0, look.GREY, "o", "not known"),
+        (moved == 0, look.GREY, "o", f"not known: {int((moved == 0).sum()):,}"),
         (moved > 0, look.color(0), "^", f"rose: {data.num_rose:,}"),
         (moved < 0, look.color(1), "v", f"fell: {data.num_fell:,}"),
     ]
@@ -91,7 +91,10 @@ def _prompts(ax: Axes, data: Comparison) -> None:
     _rates(ax, "y")
     first, second = data.labels
     ax.set(xlabel=f"success {first}", ylabel=f"success {second}")
-    ax.legend(loc="lower right")
+    # Framed, for its dots would be taken for prompts.
+    frame = {"frameon": True, "facecolor": look.paper(), "edgecolor": look.faint()}
+    key = ax.legend(loc="lower right", fontsize="small", handletextpad=0.3, **frame)
+    key.get_frame().set_linewidth(0.8)
 
 
 def _shifts(ax: Axes, data: Comparison, style: dict[str, Any]) -> None:

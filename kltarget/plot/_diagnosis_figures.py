@@ -49,13 +49,13 @@ def answers(diagnosis: Diagnosis, *, ax: Axes | None = None, **style: Any) -> Ax
             return ax
         shown = likeliest_first(featured)[:_MOST_ANSWERS]
         bars = [
-            ("reference", featured.reference, look.GREY),
-            ("target", featured.target, look.color(0)),
-            ("now", featured.now, look.color(1)),
+            ("reference", featured.reference, {"color": look.GREY}),
+            ("target", featured.target, look.filling(0)),
+            ("now", featured.now, look.filling(1)),
         ]
         known = [
-            (np.asarray(x)[shown], {"color": shade, "label": name, "zorder": 3, **style})
-            for name, x, shade in bars
+            (np.asarray(x)[shown], {**filling, "label": name, "zorder": 3, **style})
+            for name, x, filling in bars
             if x is not None
         ]
         look.grouped_bars(ax, known, 0.8)

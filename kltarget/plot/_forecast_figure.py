@@ -61,6 +61,8 @@ def _over_beta(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
         ax.plot(data.beta, middle, **{**look.series(i), "label": name, **style})
         ax.fill_between(data.beta, low, high, color=color, alpha=0.2, linewidth=0)
         ax.axhline(start[1], color=color, linestyle=":", linewidth=1)
+    ax.plot([], [], color=look.GREY, linestyle=":", linewidth=1, label="base model")
+    ax.fill_between([], [], color=look.GREY, alpha=0.3, linewidth=0, label="95 % intervals")
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05 * (high - low), None if data.graded else 1.02)
     chosen = data.recommended.beta
@@ -89,7 +91,7 @@ def _over_kl(ax: Axes, data: Forecast, style: dict[str, Any]) -> None:
     ax.plot(kl, gained[:, 1], **{"color": color, "label": "targets", **style})
     ax.fill_between(kl, gained[:, 0], gained[:, 2], color=color, alpha=0.2, linewidth=0)
     best = np.array(data.curves[f"best_of_n_{kind}"])[:, 1]
-    ax.plot(kl, best, color=look.color(3), linestyle=look.DASHED, label="best of n")
+    ax.plot(kl, best, color=look.ink(), linestyle=look.DASHED, label="best of n")
     top = None if data.graded else 1.02
     ax.set(xlabel="KL(π‖π_ref), nats a prompt", ylabel=kind, ylim=(None, top))
     _legend_above(ax)

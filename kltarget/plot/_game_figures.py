@@ -140,13 +140,15 @@ def game_rates(
     if np.ndim(equilibrium.value):
         raise ValueError("equilibrium has batch axes: give that of one game and one β")
     with look.drawing(ax) as ax:
-        first, longest = 0.0, 0
+        first, longest, hidden = 0.0, 0, False
         for k, (name, path) in enumerate(paths.items()):
             kl = _kl(equilibrium.row.log_probs, path.log_row)
             kl = kl + _kl(equilibrium.column.log_probs, path.log_column)
             if kl.ndim != 1:
                 raise ValueError(f"paths: {name!r} has batch axes: give that of one game and one β")
-            shown = np.where(kl > _floor(path), kl, np.nan)
+            # Once it is rounding, it stays so.
+            lost = np.logical_or.accumulate(kl <= _floor(path))
+            shown, hidden = np.where(lost, np.nan, kl), hidden or bool(lost.any())
             line = {**look.series(k), "label": name, "zorder": 3}
             ax.plot(np.arange(len(kl)), shown, **{**line, **style})
             first, longest = max(first, float(kl[0])), max(longest, len(kl))
@@ -156,6 +158,8 @@ def game_rates(
             kept = bound > max(map(_floor, paths.values()))
             dashes = {"color": look.GREY, "ls": look.DASHED, "lw": 1.4, "zorder": 2}
             ax.plot(steps[kept], bound[kept], label="bound of Mirror Prox", **dashes)
+        if hidden:
+            look.unseen(ax, f"not shown: rounding, below {max(map(_floor, paths.values())):.0e}")
         ax.set(yscale="log", xlabel="step", ylabel="KL(equilibrium‖policies), nats")
         ax.margins(x=0)
         look.legend_beside(ax)

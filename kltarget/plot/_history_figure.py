@@ -21,6 +21,7 @@ _PANELS = {
     "differ": "chance that two answers differ",
     "zero_std": "groups with equal rewards",
 }
+_SHARES = ("differ", "zero_std")
 
 
 def history(diagnosis: Diagnosis) -> Figure | None:
@@ -57,6 +58,8 @@ def history(diagnosis: Diagnosis) -> Figure | None:
     shown = [x for x in _PANELS if sum(map(math.isfinite, kept[x])) > 1]
     if len(steps) < 2 or not shown:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     # Curves know the target of a prompt that is as hard as the mean one.
     called = "target, if all alike:" if diagnosis.tier == 0 else "target"
     with look.in_style():
@@ -84,5 +87,9 @@ def history(diagnosis: Diagnosis) -> Figure | None:
                 )
             ax.set_title(_PANELS[name], color=look.ink())
             ax.set_xlabel("step")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.margins(y=0.12)
+            if name in _SHARES:
+                low, high = ax.get_ylim()
+                ax.set_ylim(max(low, -0.03), min(high, 1.03))
     return figure

@@ -67,7 +67,9 @@ def grid_policy(
     from matplotlib.patches import Rectangle
 
     with look.drawing(ax, figsize=(6.0, 3.7)) as ax:
-        shades = matplotlib.colormaps["viridis"].with_extremes(bad=look.faint())
+        # Walls are what the picture leaves open.
+        shades = matplotlib.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+        ax.patch.set(facecolor=look.faint(), hatch="////", edgecolor=look.paper())
         image = ax.imshow(seen, cmap=shades, vmin=min(0.0, float(np.nanmin(seen))), vmax=most)
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
         bar.set_label("value of the state", color=look.ink())
@@ -96,9 +98,11 @@ def grid_policy(
             name = task.states[goal].removeprefix("goal ")
             ax.text(j, i, name, ha="center", va="center", color="black", fontsize=13, zorder=4)
         i, j = places[int(np.asarray(task.mdp.start).argmax())]
-        circle = {"marker": "o", "ms": 30, "mfc": "none", "mec": look.color(1), "mew": 1.6}
+        ring = "black" if bright[int(np.asarray(task.mdp.start).argmax())] else "white"
+        circle = {"marker": "o", "ms": 30, "mfc": "none", "mec": ring, "mew": 1.6}
         ax.plot([j], [i], ls="", zorder=4, **circle)
-        ax.set(xticks=[], yticks=[])
+        walls = "" if len(places) == seen.size else "; hatched: wall"
+        ax.set(xticks=[], yticks=[], xlabel="circle: start" + walls)
         ax.grid(False)
         ax.set_title(f"β = {look.short_number(float(beta))}", color=look.ink())
     return ax

@@ -51,7 +51,8 @@ def proxy_gains(
 
     Returns:
         The axes. What is nearer to the reference than 0.01 is left out, and so is a β at which no
-        optimum was found; the bound leaves the axes where it promises less than anything loses.
+        optimum was found: the legend says how many are drawn. The bound leaves the axes where it
+        promises less than anything loses.
 
     Raises:
         ValueError: a horizon, a proxy of another shape or not positively correlated with the
@@ -64,8 +65,8 @@ def proxy_gains(
         >>> bonus = np.zeros((6, 2))
         >>> bonus[3, 1] = 0.1
         >>> ax = plot.proxy_gains(task, task.mdp.reward + bonus, beta=[0.01, 0.1])
-        >>> ax.get_ylabel()
-        'gain over the reference, its std'
+        >>> ax.get_legend().get_texts()[0].get_text()  # the other is too near to the reference
+        'χ² of occupancies, 1 of 2 β'
 
     References:
         Laidlaw, Singhal, Dragan, "Correlated Proxies: A New Definition and Improved Mitigation for
@@ -111,8 +112,12 @@ def proxy_gains(
             )
             promised = (proxied - slack * np.sqrt(chi)) / correlation
             color = {"color": look.color(k)}
+            if shown.size == 1:  # a line of one point is seen by its mark
+                color |= {"marker": "o", "ms": 4}
             ax.plot(far[shown], proxied[shown], ls=look.DASHED, lw=1.2, zorder=3, **color)
-            full = {**look.series(k), "label": name, "zorder": 4}
+            left_out = grid.size - shown.size
+            label = f"{name}, {shown.size} of {grid.size} β" if left_out else name
+            full = {**look.series(k), **color, "label": label, "zorder": 4}
             ax.plot(far[shown], earned[shown], **{**full, **style})
             ax.plot(far[shown], promised[shown], ls=_DOTTED, lw=1.4, zorder=2, **color)
             for line in (proxied[shown], earned[shown]):
@@ -127,7 +132,7 @@ def proxy_gains(
         for name, line in kinds.items():
             ax.plot([], [], color=look.GREY, label=name, **line)
         room = 0.06 * (highest - lowest)
-        ax.set(xscale="log", xlim=(_NEAR, farthest))
+        ax.set(xscale="log", xlim=(_NEAR, _NEAR * (farthest / _NEAR) ** 1.02))
         ax.set_ylim(lowest - 4 * room, highest + room)
         ax.set(xlabel=_FAR[against], ylabel="gain over the reference, its std")
         look.legend_beside(ax, title=f"correlation {look.short_number(correlation)}")

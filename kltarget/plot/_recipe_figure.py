@@ -75,7 +75,7 @@ def recipe_comparison(
     num_bars = chosen.size + show_rest
     with look.drawing(ax, figsize=(5.6, 0.9 + len(rows) * (0.2 + 0.1 * num_bars))) as ax:
         bars = [
-            (mass[:, k], {"color": look.color(c), "label": look.short_label(names[k], 16), **style})
+            (mass[:, k], {**look.filling(c), "label": look.short_label(names[k], 16), **style})
             for c, k in enumerate(chosen)
         ]
         if show_rest:

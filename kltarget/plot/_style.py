@@ -142,6 +142,17 @@ def named(names: list[str]) -> tuple[list[str], str]:
     return kept, f"{listed.size} of {len(names)} β named"
 
 
+def plain_ticks(axis: Any) -> None:
+    """Numbers as they are spoken on a logarithmic axis of few decades, where powers would crowd."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda x, _: short_number(x))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def unseen(ax: Axes, text: str) -> None:
     """A line of the legend about what is not drawn."""
     ax.plot([], [], ls="", label=text)
@@ -156,14 +167,17 @@ def shades(count: int) -> np.ndarray:
     """Colours of increasing numbers, without those that would vanish on the page."""
     import matplotlib
 
-    low, high = (0.25, 1.0) if _is_dark(None) else (0.0, 0.88)
+    low, high = (0.35, 1.0) if _is_dark(None) else (0.0, 0.88)
     return matplotlib.colormaps["viridis"](np.linspace(low, high, max(count, 2)))
 
 
 def note(ax: Axes, text: str, at: Any, offset: tuple[float, float], **options: Any) -> None:
-    """Small text beside a point, moved by so many typographical points."""
+    """Small text beside a point, moved by so many typographical points; lines do not cross it."""
+    from matplotlib.patheffects import withStroke
+
     usual = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
-    ax.annotate(text, at, offset, **{**usual, **options})
+    around = [withStroke(linewidth=2.5, foreground=paper())]
+    ax.annotate(text, at, offset, path_effects=around, **{**usual, **options})
 
 
 def grouped_bars(
@@ -205,7 +219,10 @@ def _below(ax: Axes, figure: Figure, names: Any) -> dict[str, Any]:
     across = figure.transFigure if alone else ax.transAxes
     place = blended_transform_factory(across, ax.transAxes)
     place += ScaledTranslation(0, -depth, figure.dpi_scale_trans)
-    columns = 2 if max(map(len, names), default=0) <= _LONGEST_LABEL - 2 else 1
+    lengths = list(map(len, names))
+    half = -(-len(lengths) // 2)
+    both = max(lengths[:half], default=0) + max(lengths[half:], default=0)
+    columns = 2 if both <= 2 * _LONGEST_LABEL - 4 else 1
     at = {"bbox_to_anchor": (0.02 * alone, 0.0), "bbox_transform": place}
     return {**at, "ncols": columns, "fontsize": "small", "title_fontsize": "small"}
 

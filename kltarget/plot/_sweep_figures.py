@@ -83,6 +83,8 @@ def phase(
             _survivors(ax, edges, values, style)
         ax.set(xlabel=BETA, xscale="log", xlim=edges[0][[0, -1]])
         ax.set(ylabel="reward scale", yscale="log", ylim=edges[1][[0, -1]])
+        look.plain_ticks(ax.xaxis)
+        look.plain_ticks(ax.yaxis)
         ax.grid(False)
         if lines is not None:
             _draw_boundaries(ax, lines)

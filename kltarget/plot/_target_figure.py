@@ -171,8 +171,13 @@ def _bars(
     flat = sum(max(map(len, tick.split("\n"))) + 2 for tick in ticks) > _MOST_TICK_CHARACTERS
     if flat:
         ticks = [f"{label} ({r})" for label, r in spelt]
-    bars = [(np.exp(log_ref), {"color": look.GREY, "label": "reference"})]
-    bars += [(np.exp(c.log_probs), {"color": c.color, "label": c.label, **style}) for c in curves]
+    bars: list[Any] = [(np.exp(log_ref), {"color": look.GREY, "label": "reference"})]
+    kinds = list(dict.fromkeys(c.marker for c in curves))
+    for c in curves:
+        # Shades tell β apart, hatches divergences.
+        hatch = look.HATCHES[kinds.index(c.marker) % len(look.HATCHES)]
+        filling = {"facecolor": c.color, "hatch": hatch, "edgecolor": look.paper()}
+        bars.append((np.exp(c.log_probs), {**filling, "label": c.label, **style}))
     look.grouped_bars(ax, bars, 0.84, lying=flat, share=0.92 if len(curves) < 7 else 1.0)
     outcome, mass = (ax.yaxis, ax.xaxis) if flat else (ax.xaxis, ax.yaxis)
     outcome.set_ticks(range(len(labels)), ticks)

@@ -90,7 +90,7 @@ def tree(
         ax.set(xticks=range(depth + 1), yticks=[], xlabel=_tokens(leaves, log_probs))
         ax.set(xlim=(-0.15, depth + 0.12), ylim=(len(leaves) - 0.4, -0.6))
         ax.grid(False)
-        ax.spines["left"].set_visible(False)
+        ax.spines[["left", "top", "right"]].set_visible(False)
     return ax
 
 

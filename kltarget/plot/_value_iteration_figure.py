@@ -57,7 +57,7 @@ def value_iterations(
     """
     if not paths:
         raise ValueError("paths is empty: give at least one")
-    top, longest = 0.0, 1
+    top, least, longest = 0.0, np.inf, 1
     with look.drawing(ax) as ax:
         for k, (name, path) in enumerate(paths.items()):
             lost = losses(path)[1:]
@@ -72,12 +72,16 @@ def value_iterations(
             line = {**look.series(k), "label": name, "zorder": 4}
             ax.plot(steps, shown, **{**line, **style})
             top, longest = max(top, float(mean[0])), max(longest, len(lost))
+            least = min(least, float(mean.min()))
         steps = np.arange(1, longest + 1)
         dots = {"color": look.GREY, "ls": (0, (1.2, 1.6)), "lw": 1.2, "zorder": 3}
         ax.plot(steps, top / np.sqrt(steps), label="as 1/√k", **dots)
         ax.set(xscale="log", yscale="log", xlim=(1, max(longest, 2)))
         ax.set_ylim(max(ax.get_ylim()[0], _SHOWN * top), 2 * top)
         ax.set(xlabel="step k", ylabel="loss of the policy, reward units")
+        look.plain_ticks(ax.yaxis)
+        if least < ax.get_ylim()[0]:
+            look.unseen(ax, f"not shown: below {look.short_number(_SHOWN * top, 1)}")
         look.legend_beside(ax)
     return ax
 
