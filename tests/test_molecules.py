@@ -9,17 +9,20 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 from hypothesis import given
 
 import kltarget as kt
-from kltarget import mixtures
+from kltarget import mixtures, training
 from kltarget.adapters import molecules
+from kltarget.recipes import Recipe
 
 Chem = pytest.importorskip("rdkit.Chem")
 Crippen = pytest.importorskip("rdkit.Chem.Crippen")
 
+PROMPT = "CCOC(=O)CN(C)C(=O)c1"
 LENGTH = molecules.smiles_reference()[0].length
 SCAFFOLDS = ["c1ccccc1", "c1ccncc1", "c1ccsc1"]
 
@@ -185,9 +188,25 @@ def test_new_rewards_are_not_compiled_anew():
     assert len(traces) == 1
 
 
+def test_a_prompt_is_what_every_text_begins_with():
+    """The law of what follows is the conditional one, and rewards read both."""
+    whole, params = molecules.smiles_reference()
+    policy, begun = molecules.smiles_reference(PROMPT)
+    ends = ["ccccc1", "ccsc1", "ccc(Cl)cc1", "ccc2ccccc2c1"]
+    texts = molecules.encode([PROMPT + end for end in ends])
+    rest = texts[:, whole.length - policy.length :]
+    assert molecules.decode(rest) == ends
+    log_probs = np.asarray(whole.log_probs(params, texts))[:, whole.length - policy.length :]
+    assert np.allclose(policy.log_probs(begun, rest), log_probs, atol=1e-4)
+    reward = molecules.ScaffoldReward(SCAFFOLDS, prompt=PROMPT)
+    assert reward.modes(rest).tolist() == [0, 2, 0, -1]
+    assert dataclasses.replace(reward, prompt="").modes(rest).tolist() == [-1] * 4
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (lambda: molecules.smiles_reference("C" * 36), "of all 36 tokens"),
         (lambda: molecules.ScaffoldReward(["c1ccccc1", "C1=CC=CC=C1"]), "twice"),
         (lambda: molecules.ScaffoldReward(["Cc1ccccc1"]), "scaffold of no molecule"),
         (lambda: molecules.ScaffoldReward(["CC"]), "scaffold of no molecule"),
@@ -255,3 +274,42 @@ def test_the_reference_writes_molecules(drawn):
     real = policy.log_probs(params, molecules.encode(DRUGS)).sum(-1)
     mixed = policy.log_probs(params, molecules.encode(shuffled)).sum(-1)
     assert float(real.mean() - mixed.mean()) > 20
+
+
+@pytest.mark.slow
+def test_runs_end_nearer_to_the_target_over_scaffolds():
+    """By samples of what was trained; rare scaffolds that are paid for come up."""
+    policy, params = molecules.smiles_reference(PROMPT)
+    reward = molecules.ScaffoldReward(SCAFFOLDS, prompt=PROMPT)
+    size = 2048
+    drawn = policy.sample(params, key=jax.random.key(0), num_samples=size)
+    masses = np.bincount(np.asarray(reward.modes(drawn)) % 4, minlength=4) / size
+    log_masses = kt.normalize(np.log(masses).astype(np.float32))
+    lifted = kt.mara(kt.Objective(reward.rewards.astype(np.float32), log_masses, 0.7), 1.0)
+    law = kt.solve(lifted)
+    run = training.fine_tune_on_texts(
+        policy,
+        params,
+        dataclasses.replace(reward, rewards=lifted.reward),
+        Recipe("reward", "k1", baseline="leave-one-out"),
+        beta=0.7,
+        batch_size=128,
+        key=jax.random.key(1),
+        learning_rate=0.03,
+        optimizer=clipped,
+        num_steps=20,
+        history_every=20,
+        num_measured=64,
+    )
+    own = policy.sample(run.of(()), key=jax.random.key(2), num_samples=size)
+    found = np.asarray(reward.modes(own))
+    log_ratio = policy.log_probs(run.of(()), own).sum(-1) - policy.log_probs(params, own).sum(-1)
+    distance = np.asarray(log_ratio) - np.asarray(law.log_probs - log_masses)[found]
+    error = distance.std() / size**0.5
+    assert distance.mean() + 6 * error < kt.kl(log_masses, law.log_probs)
+    rare = np.isin(found, [1, 2]).mean()
+    assert rare - masses[1:3].sum() > 6 * (rare * (1 - rare) / size) ** 0.5
+
+
+def clipped(rate):
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate, momentum=0.9))

@@ -35,6 +35,7 @@ class ScaffoldReward:
             in reward units. By default 1, and 0.
         accept: what else is asked of a molecule, a function of an RDKit molecule; of one that is
             refused the reward is that of everything else. A new function object is compiled anew.
+        prompt: what texts are read after, as of :func:`smiles_reference`.
 
     Raises:
         ValueError: a scaffold that is none or is given twice; rewards of another shape.
@@ -68,6 +69,7 @@ class ScaffoldReward:
     scaffolds: Sequence[str]
     rewards: Float[ArrayLike, "modes"] | Any = None
     accept: Callable[[Any], bool] | None = None
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         names = [canonical(smiles) for smiles in self.scaffolds]
@@ -90,7 +92,7 @@ class ScaffoldReward:
         """Which scaffold the molecule of each text has, int32; −1 for everything else."""
         tokens = jnp.asarray(tokens)
         like = jax.ShapeDtypeStruct(tokens.shape[:-1], np.int32)
-        known = functools.partial(_modes, tuple(self.scaffolds), self.accept)
+        known = functools.partial(_modes, tuple(self.scaffolds), self.accept, self.prompt)
         return jax.pure_callback(known, like, tokens, vmap_method="expand_dims")
 
     def __call__(self, tokens: Int[ArrayLike, "*batch T"]) -> Float[Array, "*batch"]:
@@ -98,13 +100,13 @@ class ScaffoldReward:
         return jnp.asarray(self.rewards)[self.modes(tokens)]
 
 
-register(ScaffoldReward, leaves=["rewards"], static=["scaffolds", "accept"])
+register(ScaffoldReward, leaves=["rewards"], static=["scaffolds", "accept", "prompt"])
 
 
-def _modes(scaffolds: tuple[str, ...], accept: Any, tokens: Any) -> np.ndarray:
+def _modes(scaffolds: tuple[str, ...], accept: Any, prompt: str, tokens: Any) -> np.ndarray:
     tokens = np.asarray(tokens)
     texts = decode(tokens.reshape(-1, tokens.shape[-1]))
-    numbers = [_mode(scaffolds, accept, text) for text in texts]
+    numbers = [_mode(scaffolds, accept, prompt + text) for text in texts]
     return np.array(numbers, np.int32).reshape(tokens.shape[:-1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from importlib import resources
 from typing import Any
@@ -19,13 +20,20 @@ from kltarget.training import TextRun, sft_on_texts
 _POLICY = GRUPolicy(len(VOCABULARY), LENGTH, width=160, eos=0)
 
 
-def smiles_reference() -> tuple[GRUPolicy, dict[str, Array]]:
+def smiles_reference(prompt: str = "") -> tuple[GRUPolicy, dict[str, Array]]:
     """A small model of drug-like molecules: a GRU that writes SMILES, and its parameters.
 
+    Args:
+        prompt: what every molecule begins with; the texts are what follows, and the first state is
+            that after the prompt.
+
     Returns:
-        The policy over texts of 36 tokens, and what :func:`train_on_smiles` made of 870,346
-        molecules of MOSES, in float32. ``data/README.md`` says how well it does; reading it needs
-        no RDKit.
+        The policy over texts of 36 tokens, less those of the prompt, and what
+        :func:`train_on_smiles` made of 870,346 molecules of MOSES, in float32. ``data/README.md``
+        says how well it does; reading it needs no RDKit.
+
+    Raises:
+        ValueError: a prompt that :func:`encode` refuses, or of all 36 tokens.
 
     Example:
         >>> import jax
@@ -34,12 +42,22 @@ def smiles_reference() -> tuple[GRUPolicy, dict[str, Array]]:
         >>> texts = policy.sample(params, key=jax.random.key(0), num_samples=4)
         >>> all(molecules.decode(texts))
         True
+        >>> molecules.smiles_reference("CCOC(=O)c1")[0].length
+        26
     """
     like = jax.eval_shape(lambda: _POLICY.init(key=jax.random.key(0)))
     with resources.as_file(resources.files("kltarget") / "data" / "smiles.npz") as file:
         params = load_params(file, like)
     # By NumPy: not every processor that JAX compiles for converts from float16.
-    return _POLICY, jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), params)
+    params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), params)
+    tokens = encode([prompt])[0]
+    tokens = tokens[tokens != 0]
+    if len(tokens) == LENGTH:
+        raise ValueError(f"prompt is {prompt!r}, of all {LENGTH} tokens: nothing can follow it")
+    state = params["start"][None]
+    for token in tokens:
+        state = _POLICY._advance(params, state, token[None], None)
+    return dataclasses.replace(_POLICY, length=LENGTH - len(tokens)), {**params, "start": state[0]}
 
 
 def train_on_smiles(
