@@ -359,7 +359,8 @@ def test_the_widget_shows_and_moves_its_model(tmp_path, bimodal):
       const marks = ["path", "legend"].map((id) => at("explorer", id).querySelectorAll("[d$=z]"));
       close.forEach((end) => end());
       const {{ divergence, odds }} = model.state;
-      return [start, asked, moved, [divergence, odds], marks.map(shapes), model.saved, model.heard.length];
+      const last = [divergence, odds];
+      return [start, asked, moved, last, marks.map(shapes), model.saved, model.heard.length];
     }})"""
     (start, asked, moved, said, marks, saved, listening), _ = _shown(tmp_path, page, script)
 
