@@ -355,17 +355,22 @@ def test_the_widget_shows_and_moves_its_model(tmp_path, bimodal):
       at("other", "odds").value = 30;
       at("other", "odds").dispatchEvent(new Event("input", {{ bubbles: true }}));
       const moved = at("explorer", "numbers").textContent;
+      const shapes = (x) => [...new Set([...x].map((y) => y.getAttribute("d")))].sort();
+      const marks = ["path", "legend"].map((id) => at("explorer", id).querySelectorAll("[d$=z]"));
       close.forEach((end) => end());
       const {{ divergence, odds }} = model.state;
-      return [start, asked, moved, [divergence, odds], model.saved, model.heard.length];
+      const last = [divergence, odds];
+      return [start, asked, moved, last, marks.map(shapes), model.saved, model.heard.length];
     }})"""
-    (start, asked, moved, said, saved, listening), _ = _shown(tmp_path, page, script)
+    (start, asked, moved, said, marks, saved, listening), _ = _shown(tmp_path, page, script)
 
     def row(text, scene):
         numbers = (f"{x:.4g}" for x in scene.measures["expected_reward"])
         return f"expected reward{''.join(numbers)}" in text
 
     assert row(start, bimodal.scene)
+    assert len(marks[0]) == 3  # two modes and the rest, told apart without colours
+    assert marks[0] == marks[1]
     assert asked[1] == "-130"
     assert row(asked[0], bimodal.move(beta=0.05))
     assert said == ["forward-kl", 2]

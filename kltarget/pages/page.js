@@ -269,6 +269,9 @@ function render({ model, el }) {
     return out + `<path class="reference" d="${steps(shown)}"/>`;
   }
 
+  // Square, triangle, diamond, bar: of the two modes, the others, and what is in none.
+  const marks = ["M-4.5-4.5h9v9h-9z", "M0-6l6 10h-12z", "M0-6.5l5 6.5l-5 6.5l-5-6.5z", "M-5-1.5h10v3h-10z"];
+
   function drawPath(svg, set, found) {
     const height = 230, left = 44, top = 20, bottom = height - 36, width = frame(svg, height), right = width - 10;
     const [low, high] = problem.beta_decades, x = (beta) => left + ((Math.log10(beta) - low) / (high - low)) * (right - left);
@@ -283,6 +286,9 @@ function render({ model, el }) {
       // Where the two modes coincide, dashes let the one behind be seen.
       const dashes = g === 0 && found.leads.every((v) => Math.abs(v) < 1e-6) ? 'stroke-dasharray="9 9"' : "";
       out += `<path d="${d}" fill="none" stroke="${color(g)}" stroke-width="2.4" stroke-linejoin="round" ${dashes}/>`;
+      // Without colours lines are told apart by their marks, which lie apart where lines coincide.
+      const gap = found.betas.length / 6;
+      for (let k = Math.round(gap * (0.2 + g / 4)); k < found.betas.length; k += Math.round(gap)) out += `<path transform="translate(${x(found.betas[k]).toFixed(1)} ${y(found.masses[k][g]).toFixed(1)})" d="${marks[g]}" fill="${color(g)}"/>`;
     }
     found.flips.forEach((flip, k) => {
       // Of several flips the labels lie on alternate sides.
@@ -354,8 +360,8 @@ function render({ model, el }) {
   $("divergence").innerHTML = problem.divergences.map(([value, title]) => `<option value="${escape(value)}">${escape(title)}</option>`).join("");
   $("with-odds").hidden = !pair;
   if (pair) $("odds-name").textContent = names.map((n) => short(n, 10)).join(" : ");
-  const legend = [["reference", "var(--reference)", true], ...present.map((g) => [escape(short(groupNames[g], 28)), color(g), false])];
-  $("legend").innerHTML = legend.map(([name, ink, outline]) => `<span><i style="${outline ? "border:1.5px solid" : "background:"} ${ink}"></i>${name}</span>`).join("");
+  const legend = [["reference", "var(--reference)", true], ...present.map((g) => [escape(short(groupNames[g], 28)), color(g), false, marks[g]])];
+  $("legend").innerHTML = legend.map(([name, ink, outline, mark]) => `<span>${outline ? `<i style="border:1.5px solid ${ink}"></i>` : `<svg viewBox="-7 -7 14 14" aria-hidden="true"><path d="${mark}" fill="${ink}"/></svg>`}${name}</span>`).join("");
   function move(values) {
     for (const [name, value] of Object.entries(values)) model.set(name, value);
     model.save_changes();

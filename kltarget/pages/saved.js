@@ -80,10 +80,10 @@ const saved = (() => {
     const sizes = pictures.map((x) => x.getAttribute("viewBox").split(" ").slice(2).map(Number));
     const margin = 14, width = Math.max(...sizes.map(([w]) => w)) + 2 * margin, entries = [];
     let x = margin, y = 62;
-    for (const [name, color, outline] of legend) {
+    for (const [name, color, outline, mark] of legend) {
       const wide = 26 + 7 * name.length;
       if (x > margin && x + wide > width - margin) [x, y] = [margin, y + 18];
-      entries.push(`<rect x="${x}" y="${y - 9}" width="10" height="10" ${outline ? `fill="none" stroke="${color}" stroke-width="1.5"` : `fill="${color}"`}/><text x="${x + 16}" y="${y}">${name}</text>`);
+      entries.push((outline ? `<rect x="${x}" y="${y - 9}" width="10" height="10" fill="none" stroke="${color}" stroke-width="1.5"/>` : `<path transform="translate(${x + 5} ${y - 4})" d="${mark}" fill="${color}"/>`) + `<text x="${x + 16}" y="${y}">${name}</text>`);
       x += wide;
     }
     const copies = pictures.map((picture, k) => {
