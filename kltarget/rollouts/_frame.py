@@ -93,7 +93,7 @@ class Codes:
     def categorical(self) -> pd.Categorical:
         import pandas as pd
 
-        return pd.Categorical.from_codes(np.array(self.codes), list(self.of))
+        return pd.Categorical.from_codes(np.asarray(self.codes), list(self.of))
 
 
 def stable_hash(text: str | None) -> int:
@@ -113,7 +113,7 @@ class Columns:
         self.numbers = {name: array("d") for name in _NUMBERS}
         self.parts: dict[str, array[float]] = {}
         self.texts, self.said, self.answered = Texts(2), array("q"), array("q")
-        self.session, self.turn, self.run = Codes(), array("q"), Codes()
+        self.session, self.turn, self.run = Codes(), array("i"), Codes()
         self.tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.unrewarded = self.padding = 0
         self.first_missing, self.in_rows = "", False
@@ -204,7 +204,7 @@ class Columns:
         self.run.extend([run], same)
         self.step.frombytes(steps.astype(np.int64).tobytes())
         self.position.extend(range(position, position + size))
-        self.turn.extend(array("q", [-1]) * size)
+        self.turn.extend(array("i", [-1]) * size)
         for name, values in self.numbers.items():
             values.frombytes(np.asarray(block.numbers[name], np.float64).tobytes())
         said, which = block.texts["completion"]
@@ -299,24 +299,25 @@ class Columns:
         self.numbers["reward"] = array("d", total.tolist())
 
     def frame(self, group_id: np.ndarray) -> pd.DataFrame:
+        """The columns so far, whose memory the frame shares: none can be added to any more."""
         import pandas as pd
 
-        step = np.array(self.step)
+        step = np.asarray(self.step)
         place = pd.Series(group_id).groupby(group_id).cumcount()
         completion, answer = self.texts.series()
         columns: dict[str, Any] = {
-            "prompt_id": np.array(self.prompt.codes),
+            "prompt_id": np.asarray(self.prompt.codes),
             "sample_id": place.to_numpy(np.int32),
             "step": pd.arrays.IntegerArray(step, step == _NO_STEP),
             "prompt": self.prompt.categorical(),
             "completion": completion,
             "answer": answer,
-            **{name: np.array(values) for name, values in self.numbers.items()},
+            **{name: np.asarray(values) for name, values in self.numbers.items()},
             "source": self.source.categorical(),
             "group_id": group_id,
-            **{f"reward/{name}": np.array(values) for name, values in self.parts.items()},
-            SAID: np.array(self.said),
-            ANSWERED: np.array(self.answered),
+            **{f"reward/{name}": np.asarray(values) for name, values in self.parts.items()},
+            SAID: np.asarray(self.said),
+            ANSWERED: np.asarray(self.answered),
         }
         if self.tokens:
             tokens, logps = np.full((2, len(self)), None, object)

@@ -73,8 +73,10 @@ def first_uses(frame: Any) -> tuple[np.ndarray, str]:
     folders = [os.path.dirname(source) for source in frame["source"].cat.categories]
     _, folder = np.unique(folders, return_inverse=True)
     run = folder[frame["source"].cat.codes.to_numpy()]
-    cells, cell = np.unique(np.stack([run, step]), axis=1, return_inverse=True)
-    cell = cell.reshape(-1)
+    # By codes of pairs, for sorting the pairs takes several times as much memory.
+    times, time = np.unique(step, return_inverse=True)
+    codes, cell = np.unique(run * len(times) + time, return_inverse=True)
+    cells = np.stack([codes // len(times), times[codes % len(times)]])
     rough = np.stack([np.bincount(cell), np.bincount(cell, frame["reward"].fillna(0).to_numpy())])
     if not _equal_to_last(rough, cells[0]).any():
         return every, ""
