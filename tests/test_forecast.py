@@ -463,6 +463,7 @@ def test_the_figure_and_the_page():
         "success",
         "pass@16",
         "pass@256",
+        "base model",
     ]
     assert right.get_xlabel().startswith("KL")
     page = pages.forecast(found)
@@ -477,7 +478,8 @@ def test_the_recommended_beta_is_named_below_all_lines():
     (word,) = left.texts
     left.get_figure(root=True).draw_without_rendering()
     top = left.transData.inverted().transform(word.get_window_extent())[1, 1]
-    curves = [line for line in left.get_lines() if line.get_linestyle() in ("-", ":")]
+    drawn = [line for line in left.get_lines() if len(line.get_xdata())]  # not those of the legend
+    curves = [line for line in drawn if line.get_linestyle() in ("-", ":")]
     assert len(curves) == 6
     assert all(top < np.min(line.get_ydata()) for line in curves)
 

@@ -169,7 +169,7 @@ def _groups(length: int) -> tuple[int, int]:
 
 
 MANY = 8192
-"""Rows of more entries are long: passes over them are what counts."""
+"""Rows of more entries are long, and passes over them are what counts."""
 
 _GROUP = 12
 _PARTS = 16

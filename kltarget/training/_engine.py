@@ -259,7 +259,7 @@ def _train_chunk(
         measured.append(known(_measured(program, state, shared, runs, tol)[0]))
     for begin, end in itertools.pairwise(times):
         state = _advance(program, state, shared, runs, tol, np.int32(begin), np.int32(end), True)
-        if end == plan.num_steps or not np.any(known(state["active"])):
+        if end == plan.num_steps or not np.asarray(known(state["active"])).any():
             break
         if not plan.only_last:
             # Of the distributions, which are large, only the last are kept.
