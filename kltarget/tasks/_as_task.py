@@ -20,10 +20,7 @@ from kltarget.objectives import Objective
 from kltarget.objectives._objective import objective_over_states
 from kltarget.spaces import SequenceSpace
 from kltarget.tasks._any_table import Frame
-from kltarget.tasks._kinds import KINDS, kind_of
 from kltarget.tasks._raw_table import RawTable, TableError
-from kltarget.tasks._shipped import load, names
-from kltarget.tasks._tables import OUTCOME_NAMES, read_table, table_of
 from kltarget.tasks._task import Task, one_mode_each, right_outcomes
 
 ProblemLike: TypeAlias = (
@@ -127,6 +124,11 @@ def as_task(
 
 
 def _named_or_read(problem: str | os.PathLike[str], columns: Mapping[str, Any]) -> Task:
+    # Who solves objectives need not load what reads files and builds tasks.
+    from kltarget.tasks._kinds import KINDS, kind_of
+    from kltarget.tasks._shipped import load, names
+    from kltarget.tasks._tables import read_table
+
     if isinstance(problem, str) and problem in names():
         if columns:
             raise TypeError(f"columns are for a table, but problem is the task {problem!r}")
@@ -147,6 +149,8 @@ def _named_or_read(problem: str | os.PathLike[str], columns: Mapping[str, Any]) 
 
 
 def _of_frame(frame: Frame, roles: Mapping[str, Any]) -> Task:
+    from kltarget.tasks._tables import OUTCOME_NAMES
+
     columns = {str(name): frame[name] for name in frame.columns}
     if not roles.get("outcome") and not {x.strip().lower() for x in columns} & set(OUTCOME_NAMES):
         # pandas' own numbers of rows are no names.
@@ -159,6 +163,8 @@ def _of_frame(frame: Frame, roles: Mapping[str, Any]) -> Task:
 
 def _of_columns(given: Mapping[str, Any], roles: Mapping[str, Any], origin: str) -> Task:
     """The problem of a table in memory, in which the outcomes may be without names."""
+    from kltarget.tasks._tables import OUTCOME_NAMES, table_of
+
     columns = {str(name): np.asarray(x) for name, x in given.items()}
     for name, entries in columns.items():
         if entries.ndim != 1:
