@@ -99,7 +99,7 @@ def _one_or_more(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from kltarget import plot, sweeps
+    from kltarget import sweeps
 
     _check_outputs(arguments)
     task, read = load_problem(arguments)
@@ -120,7 +120,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise Stopped(kept) from None
     took = time.monotonic() - began
     _save(data, arguments.out)
-    wrote = write((arguments.plot, lambda: plot.phase(data, boundaries=boundaries[0]).figure))
+
+    def drawn() -> Any:
+        from kltarget import plot
+
+        return plot.phase(data, boundaries=boundaries[0]).figure
+
+    wrote = write((arguments.plot, drawn))
     report = [*(f"{task.name}: {note}" for note in read), *_report(task, data, boundaries, took)]
     say(Page([Lines(report)]))
     say([f"wrote {arguments.out}", *wrote])
