@@ -466,16 +466,22 @@ def test_flips_of_modes_that_are_both_cut_off_below():
 
 @pytest.mark.parametrize("name", ["reverse-kl", "forward-kl", "chi-squared", "total-variation"])
 def test_a_reward_that_is_no_number_is_seen_in_a_long_row(name):
-    reward = np.zeros((2, 8200), DTYPE)
-    reward[0, 3] = np.nan
-    log_ref = np.full((2, 8200), -np.log(8200), DTYPE)
+    """Wherever it stands, and where the reference has no mass."""
+    wrong = [(3, np.nan), (8199, np.nan), (3, np.inf), (8199, np.inf)]
+    reward = np.zeros((2 * len(wrong) + 1, 8200), DTYPE)
+    log_ref = np.full(reward.shape, -np.log(8199), DTYPE)
+    log_ref[:, 0] = -np.inf
+    for i, (at, value) in enumerate(2 * wrong):
+        reward[i, at] = value
+        if i >= len(wrong):
+            log_ref[i, [0, at]] = log_ref[i, [at, 0]]
 
     @jax.jit
     def solved(reward):
         return kt.solve(kt.Objective(reward, log_ref, 1.0, divergence=kt.divergences.named(name)))
 
     target = solved(reward)
-    assert int(target.status[0]) & int(kt.Status.INVALID_REWARD)
-    assert not int(target.status[1]) & FAILURES
-    assert np.isnan(target.log_probs[0]).all()
-    assert np.isfinite(target.log_probs[1]).all()
+    assert (np.asarray(target.status)[:-1] & int(kt.Status.INVALID_REWARD)).all()
+    assert not int(target.status[-1]) & FAILURES
+    assert np.isnan(target.log_probs[:-1]).all()
+    assert np.isfinite(target.log_probs[-1, 1:]).all()

@@ -23,10 +23,12 @@ def compile_ahead(calls: Iterable[Callable[[], Any]]) -> Callable[[], None]:
     stopped, main = threading.Event(), threading.main_thread()
 
     def work() -> None:
-        for call in calls:
-            if stopped.is_set() or not main.is_alive():
-                return
+        left = iter(calls)
+        while not stopped.is_set() and main.is_alive():
             with contextlib.suppress(Exception):
+                call = next(left, None)
+                if call is None:
+                    return
                 call()
 
     if not processes.are_several():

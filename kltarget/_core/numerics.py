@@ -129,7 +129,7 @@ def paired_sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array) -> tu
         return rest.real, rest.imag
     full = lax.complex(*terms(*(x[..., : length - left] for x in arrays)))
     batch = full.shape[:-1]
-    groups = full.reshape(*batch, _GROUP, 16, part).sum(-3).reshape(*batch, 16 * part)
+    groups = full.reshape(*batch, _GROUP, _SHARES, part).sum(-3).reshape(*batch, _SHARES * part)
 
     # One by one, or XLA would make both sums one.
     def total(groups: Array, rest: Array) -> Array:
@@ -149,10 +149,10 @@ def long_max(function: Callable[..., Array], *arrays: Array) -> Array:
     if not part:
         return jnp.max(function(*arrays), axis=-1, keepdims=True)
     full = function(*(x[..., : length - left] for x in arrays))
-    full = full.reshape(*batch, _GROUP, 16, part)
+    full = full.reshape(*batch, _GROUP, _SHARES, part)
     least = np.asarray(-np.inf, full.dtype)
     groups = lax.reduce(full, least, lambda x, y: jnp.where(x > y, x, y), (full.ndim - 3,))
-    most = groups.reshape(*batch, 16 * part).max(-1, keepdims=True)
+    most = groups.reshape(*batch, _SHARES * part).max(-1, keepdims=True)
     if not left:
         return most
     rest = function(*(x[..., length - left :] for x in arrays))
@@ -160,18 +160,19 @@ def long_max(function: Callable[..., Array], *arrays: Array) -> Array:
 
 
 def _groups(length: int) -> tuple[int, int]:
-    """How many groups there are in each of sixteen parts of a row, and how many entries are left.
+    """How many groups there are in each share of a row, and how many entries are left.
 
-    Several cores share the parts where there is a single row.
+    Several cores have shares where there is a single row.
     """
-    part = length // (16 * _GROUP) if length > MANY else 0
-    return part, length - part * 16 * _GROUP
+    part = length // (_SHARES * _GROUP) if length > MANY else 0
+    return part, length - part * _SHARES * _GROUP
 
 
 MANY = 8192
 """Rows of more entries are long, and passes over them are what counts."""
 
 _GROUP = 12
+_SHARES = 16
 _PARTS = 16
 
 
@@ -248,7 +249,6 @@ def lambert(s: Array, steps: int) -> Array:
     )
     w = jnp.where(low, 0.0, high - log_high) + top / bottom
     for _ in range(steps):
-        # W(x) is x to the last bit far below
         # Fritsch, Shafer and Crowley's step, of fourth order; far below, W(x) is x.
         deep = s < -40
         given = jnp.where(deep, 1.0, w)

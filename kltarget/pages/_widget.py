@@ -162,7 +162,7 @@ def _solved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reward with MARA in it, and the target.
 
-    One program per number of outcomes and divergence, for all explorers together.
+    Two programs per number of outcomes and divergence at most, for all explorers together.
     """
     augments = isinstance(divergence, ReverseKL)
     with double_precision():

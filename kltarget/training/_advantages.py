@@ -143,8 +143,9 @@ def _expected(returns: Array, share: Array) -> Array:
         mean = (share * returns[..., 0]).sum(-1, keepdims=True)[..., None]
     else:
         mean = (share[..., None] * returns).sum(-2, keepdims=True)
-    # Else XLA gives what follows a sum to its library for CPUs with it, which goes along the last
-    # axis, a few tokens at a time; it has no choices.
+    # XLA gives a sum and what follows it to its library for CPUs, which goes along the last axis, a
+    # few tokens at a time. A choice, which the library does not know, ends that; what is not finite
+    # is lost all the same.
     return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
 
 

@@ -91,24 +91,22 @@ def _gibbs(reward: Array, log_ref: Array, beta: Array, status: Array) -> Solutio
         shifted = (score - top) + (low + v_low)
         log_sum = jnp.log(_sum_exp(shifted))
         # The maximum of a long row can pass over NaN; the sum does not.
+        off = jnp.isnan(log_sum)
         wrong = lax.cond(
-            jnp.any(jnp.isnan(log_sum)),
-            lambda: anywhere(jnp.isnan(reward)),
-            lambda: jnp.zeros_like(log_sum, bool),
+            jnp.any(off), lambda: anywhere(~(reward < jnp.inf)), lambda: jnp.zeros_like(off)
         )
-        found = status | flag(wrong, Status.INVALID_REWARD)
+        found = _not_converged(status | flag(wrong, Status.INVALID_REWARD), off)
         return _certified(shifted - log_sum, beta * (top + log_sum), found)
 
     def compensated() -> Solution:
         # From the best reward, so that rewards far from 0 keep their differences.
-        highest = jnp.max(reward, axis=-1, keepdims=True)
         best = supported_max(reward, log_ref)
         v, v_low = scaled_gaps(reward, best, beta)
         score, low = two_sum(log_ref, v)
         top = jnp.max(score, axis=-1, keepdims=True)
         shifted = (score - top) + (low + v_low)
         log_sum = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
-        found = status | flag(~(highest < jnp.inf), Status.INVALID_REWARD)
+        found = status | flag(anywhere(~(reward < jnp.inf)), Status.INVALID_REWARD)
         found = found | flag(jnp.isneginf(best), Status.EMPTY_SUPPORT)
         found = _not_converged(found, ~jnp.isfinite(log_sum))
         return _certified(shifted - log_sum, best + beta * (top + log_sum), found)

@@ -31,8 +31,8 @@ def polished(row: Row, at: Array, at_low: Array, rare: Array) -> Polished:
     """
     if not row.long:
         return _exact(row, at, at_low)
-    # One outcome next to its truncation bends the equation; among many it counts for little, and
-    # one step does. It takes each slope and each ratio once.
+    # One step from where the masses add up to 1 within √eps does: it leaves an error of about the
+    # square. It takes each slope and each ratio once.
     levels, none = row.coordinate, jnp.full_like(at, jnp.nan)
 
     def summed(kept: Array) -> Sums:

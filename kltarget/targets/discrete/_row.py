@@ -24,7 +24,7 @@ Sums = tuple[Array, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is known before the root is sought; but for the first three, ``[*batch, 1]``."""
+    """What is known before the root is sought, ``[*batch, 1]`` but for arrays over outcomes."""
 
     coordinate: Coordinate
     reward: Array
