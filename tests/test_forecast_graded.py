@@ -260,7 +260,7 @@ def test_the_page_the_figure_and_the_command(capsys, tmp_path):
     found = forecast(log, GROUPS, beta=np.geomspace(0.05, 5, 5), num_draws=100)
     left, right = plot.forecast(found).axes
     labels = [x.get_label() for x in left.get_lines() if x.get_label()[0] != "_"]
-    assert labels == ["reward"]
+    assert labels == ["reward", "base model"]
     assert right.get_ylabel() == "reward"
     page = " ".join(pages.forecast(found).split())
     assert "of rewards in 4 levels from 0 to 1" in page
