@@ -46,14 +46,14 @@ def told_weights(
     """
     ones = dict.fromkeys(parts, 1.0)
     values = np.stack(list(parts.values()), 1)
-    kept = np.isfinite(advantage) & ~np.isnan(values).all(1) & ~np.isneginf(values).any(1)
+    kept = np.isfinite(advantage) & ~np.isnan(values).all(1) & ~np.isinf(values).any(1)
     if len(parts) < 2:
         return ones, []
     if not advantage[kept].any():
         return ones, ["each reward counts as 1, as no advantages tell their weights"]
     _, code = np.unique(group[kept], return_inverse=True)
     # A part that says nothing of a row adds nothing to its reward.
-    values, target = np.nan_to_num(values[kept]), advantage[kept]
+    values, target = np.where(np.isnan(values), 0.0, values)[kept], advantage[kept]
     values = values - _means(values, code)[code]
     level = _means(target[:, None], code)[:, 0]
     balanced = np.abs(level) <= _BALANCED * _means(np.abs(target)[:, None], code)[:, 0]
