@@ -26,8 +26,8 @@ from kltarget._core import processes
 from kltarget._core.checks import positive_if_given
 from kltarget._core.numerics import widest, working_dtype
 from kltarget._core.progress import progress_bar
-from kltarget.divergences import Divergence, kl
 from kltarget.training import _outcomes
+from kltarget.training._run_metrics import metrics_of, show_progress, shown_of_runs
 from kltarget.training._runs import RunStatus
 from kltarget.training._texts import Texts, estimated
 
@@ -264,7 +264,7 @@ def _train_chunk(
         if not plan.only_last:
             # Of the distributions, which are large, only the last are kept.
             measured.append(known(_measured(program, state, shared, runs, tol)[0]))
-        show_progress(bar, end - begin, _of_runs(measured))
+        show_progress(bar, end - begin, shown_of_runs(measured))
         taken = end
     failed = state["failed"]
     if plan.options.measure:
@@ -275,7 +275,7 @@ def _train_chunk(
         gap = {} if isinstance(program.outcomes, Texts) else {"gap": unknown}
         metrics, log_probs = {"gradient_norm": unknown, **gap}, unknown[:, None][:, :0]
         failed = failed | _lost(state["params"])
-    show_progress(bar, plan.num_steps - taken, _of_runs(measured))
+    show_progress(bar, plan.num_steps - taken, shown_of_runs(measured))
     names = measured[0] if measured else ()
     history = {n: np.stack([np.asarray(m[n]) for m in measured], axis=1) for n in names}
     norm = metrics["gradient_norm"]
@@ -314,28 +314,6 @@ def _lost(params: Any) -> Array:
     """Runs with a parameter that is no number."""
     finite = [jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in jax.tree.leaves(params)]
     return ~functools.reduce(jnp.logical_and, finite)
-
-
-def show_progress(bar: Any, num_steps: int, numbers: dict[str, Any]) -> None:
-    """Moves a bar on and shows means over the runs where they are finite."""
-    if bar.disable:
-        return
-    shown = {}
-    for name, x in numbers.items():
-        finite = np.asarray(x)[np.isfinite(x)]
-        shown[name] = f"{finite.mean():.4g}" if finite.size else "nan"
-    bar.set_postfix(shown, refresh=False)
-    bar.update(num_steps)
-
-
-def _of_runs(measured: list[dict[str, Array]]) -> dict[str, Array]:
-    """What a progress bar says of training, as far as it has been measured."""
-    return {
-        label: metrics[name]
-        for metrics in measured[-1:]
-        for label, name in (("reward", "expected_reward"), ("KL", "reverse_kl"))
-        if name in metrics
-    }
 
 
 def _over_runs(
@@ -486,7 +464,7 @@ def _measure_outcomes(
 ) -> tuple[dict[str, Array], Array]:
     def measure(params: Any, run: Any, shared: Any) -> Any:
         log_probs = outcomes.log_probs(params)
-        return _metrics(num_modes, log_probs, {**shared, **run}), log_probs
+        return metrics_of(num_modes, log_probs, {**shared, **run}), log_probs
 
     at_once = max(1, _AT_ONCE // _at_hand(outcomes))
     return _over_runs(devices, measure, params, runs, shared, at_once=at_once)
@@ -507,7 +485,7 @@ def _measure(program: Program, state: Any, shared: Any, runs: Any) -> tuple[Any,
             metrics, log_probs = estimated(program.outcomes, params, facts, key)
         else:
             log_probs = program.outcomes.log_probs(params)
-            metrics = _metrics(program.num_modes, log_probs, facts)
+            metrics = metrics_of(program.num_modes, log_probs, facts)
         return {**metrics, "gradient_norm": _norm(jax.grad(loss)(params))}, log_probs
 
     at_once = max(1, _AT_ONCE // _at_hand(program.outcomes))
@@ -523,41 +501,3 @@ def _norm(gradient: Any) -> Array:
     dtype = working_dtype(widest(*(x.dtype for x in leaves)))
     total = [jnp.sum(jnp.square(x.astype(dtype))) for x in leaves]
     return jnp.sqrt(functools.reduce(jnp.add, total))
-
-
-def _metrics(num_modes: int, log_probs: Array, facts: Any) -> dict[str, Array]:
-    log_ref = facts["log_ref"].astype(log_probs.dtype)
-    possible, reward = facts["possible"], facts["reward"]
-    probs = jnp.exp(log_probs)
-    modes = facts["modes"]
-    if modes is None:
-        masses = probs
-    else:
-        inside = jnp.where(modes >= 0, probs, jnp.zeros_like(probs))
-        masses = jnp.zeros(num_modes, probs.dtype).at[modes].add(inside, mode="drop")
-        masses = masses / masses.sum()
-    entropy = _entropy(probs)
-    if facts["log_measure"] is not None:
-        entropy = entropy + jnp.sum(probs * facts["log_measure"])
-    metrics = {
-        "expected_reward": jnp.sum(probs * reward),
-        "reverse_kl": kl(log_probs, log_ref),
-        "forward_kl": kl(log_ref, log_probs),
-        "entropy": entropy,
-        "effective_modes": jnp.exp(_entropy(masses)),
-    }
-    gain = reward * facts["reward_scale"]
-    divergence: Divergence | None = facts["divergence"]
-    if divergence is not None:
-        cost = facts["beta"] * divergence._slope(log_probs, log_ref)
-        gain = gain - jnp.where(facts["beta"] == 0, jnp.zeros_like(cost), cost)
-    best = jnp.max(jnp.where(possible, gain, -jnp.inf))
-    missing = jnp.where(probs > 0, best - gain, jnp.zeros_like(gain))
-    metrics["gap"] = jnp.sum(probs * missing)
-    return metrics
-
-
-def _entropy(probs: Array) -> Array:
-    present = probs > 0
-    log_probs = jnp.log(jnp.where(present, probs, jnp.ones_like(probs)))
-    return -jnp.sum(probs * log_probs)

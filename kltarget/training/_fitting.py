@@ -19,8 +19,9 @@ from kltarget._core.progress import progress_bar
 from kltarget._core.pytrees import pytree
 from kltarget.policies import Policy
 from kltarget.spaces._sequences import require_tokens
-from kltarget.training._engine import Optimizer, show_progress
+from kltarget.training._engine import Optimizer
 from kltarget.training._outcomes import sequences_of
+from kltarget.training._run_metrics import show_progress
 
 
 @pytree
